@@ -1,0 +1,2 @@
+//! The `signflash` command.
+fn main() {}

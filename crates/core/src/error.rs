@@ -1,0 +1,142 @@
+//! Why a problem cannot be run.
+
+use std::fmt;
+
+/// The tensor that an error is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+#[allow(missing_docs)] // each variant is the tensor of that name
+pub enum TensorName {
+    Q,
+    K,
+    V,
+    Out,
+    Lse,
+    Probs,
+    Dout,
+    Dq,
+    Dk,
+    Dv,
+}
+
+impl fmt::Display for TensorName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Q => "q",
+            Self::K => "k",
+            Self::V => "v",
+            Self::Out => "out",
+            Self::Lse => "lse",
+            Self::Probs => "probs",
+            Self::Dout => "dout",
+            Self::Dq => "dq",
+            Self::Dk => "dk",
+            Self::Dv => "dv",
+        })
+    }
+}
+
+/// Why a problem or its tensors were refused. Every message names the argument, what was expected, what came and,
+/// where there is one, the remedy.
+///
+/// ```
+/// use signflash_core::Dropout;
+/// let refused = Dropout::new(1.0, 0, 0).unwrap_err();
+/// assert_eq!(refused.to_string(), "dropout_p must be in [0, 1), got 1; it is the probability of dropping");
+/// ```
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProblemError {
+    /// dropout_p outside [0, 1) or NaN.
+    #[error("dropout_p must be in [0, 1), got {got}; it is the probability of dropping")]
+    DropoutP {
+        /// What came.
+        got: f32,
+    },
+    /// softmax_scale that is infinite or NaN.
+    #[error("softmax_scale must be finite, got {got}; leave it out for 1 / sqrt(head_dim)")]
+    SoftmaxScale {
+        /// What came.
+        got: f64,
+    },
+    /// head_dim outside 1..=256.
+    #[error("head_dim must be from 1 to {max}, got {got}", max = crate::MAX_HEAD_DIM)]
+    HeadDim {
+        /// What came.
+        got: usize,
+    },
+    /// num_heads is no multiple of num_heads_k, or one of them is 0.
+    #[error(
+        "num_heads must be a positive multiple of num_heads_k, got num_heads {num_heads} and num_heads_k \
+         {num_heads_k}; each key head serves num_heads / num_heads_k query heads"
+    )]
+    HeadGroups {
+        /// Query heads.
+        num_heads: usize,
+        /// Key heads.
+        num_heads_k: usize,
+    },
+    /// A size so large that its index arithmetic would overflow.
+    #[error("{argument} is {got}, more than the {max} that can be addressed")]
+    TooLarge {
+        /// Which size.
+        argument: &'static str,
+        /// What came.
+        got: usize,
+        /// The largest accepted value.
+        max: usize,
+    },
+    /// The shard lies outside the whole that it names.
+    #[error(
+        "shard.num_heads_total is {total}, but the shard holds heads {first} to {end}; give the number of query \
+         heads of the whole problem"
+    )]
+    ShardHeads {
+        /// Heads of the whole.
+        total: usize,
+        /// First head of the shard.
+        first: usize,
+        /// One past its last head.
+        end: usize,
+    },
+    /// A tensor of the wrong shape.
+    #[error("{tensor} has shape {got:?}, expected {expected:?} {meaning}")]
+    Shape {
+        /// Which tensor.
+        tensor: TensorName,
+        /// What the problem asks for.
+        expected: Vec<usize>,
+        /// What came.
+        got: Vec<usize>,
+        /// The names of the dimensions.
+        meaning: &'static str,
+    },
+    /// The last dimension is not dense.
+    #[error("{tensor} must have stride 1 in its last dimension, got {got}; make it contiguous there")]
+    LastStride {
+        /// Which tensor.
+        tensor: TensorName,
+        /// What came.
+        got: usize,
+    },
+    /// Shape and strides reach beyond the storage.
+    #[error("{tensor} needs {needed} elements of storage by its shape and strides, got {got}")]
+    Storage {
+        /// Which tensor.
+        tensor: TensorName,
+        /// What shape and strides address; `usize::MAX` if it cannot be counted.
+        needed: usize,
+        /// What came.
+        got: usize,
+    },
+    /// Two indices of an output name the same element.
+    #[error("{tensor} is written, but strides {strides:?} for shape {shape:?} let indices share elements")]
+    Overlap {
+        /// Which tensor.
+        tensor: TensorName,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Its strides.
+        strides: Vec<usize>,
+    },
+}

@@ -1,0 +1,38 @@
+//! Attention with dropout whose mask lives in the sign bit: what is computed, without saying where.
+//!
+//! This crate knows no GPU, no framework and no SIMD. It holds
+//! - [`Problem`]: sizes, causality, scale, dropout and shard position, validated once;
+//! - [`TensorRef`] and [`TensorMut`]: borrowed, strided tensors, judged against a problem by [`Inputs`],
+//!   [`Outputs`], [`GradInputs`] and [`Gradients`];
+//! - [`dropout`]: the mask as a pure function of position, equal to FlashAttention-2's bit for bit;
+//! - [`sign_bit`]: the codec that lets one tensor carry probability and mask;
+//! - [`oracle`]: forward and backward in f64, written like the formulas;
+//! - `suite` (feature `suite`): the named cases that every implementation must pass.
+//!
+//! The formulas (natural logarithm, all sums over the keys that a query may see):
+//!
+//! ```text
+//! s[i,j] = softmax_scale <q[i], k[j]>      lse[i] = log sum_j exp(s[i,j])      p[i,j] = exp(s[i,j] - lse[i])
+//! out[i] = keep_scale sum_{j kept} p[i,j] v[j]
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod dropout;
+mod dtype;
+mod error;
+mod operands;
+pub mod oracle;
+mod problem;
+pub mod sign_bit;
+#[cfg(feature = "suite")]
+pub mod suite;
+mod tensor;
+
+pub use dropout::{Dropout, DropoutGenerator, GeneratorState, KeepMask, KeepRule, ScaleRule};
+pub use dtype::{Dtype, Element};
+pub use error::{ProblemError, TensorName};
+pub use half::{bf16, f16};
+pub use operands::{GradInputs, Gradients, Inputs, Outputs};
+pub use problem::{MAX_HEAD_DIM, Problem, ProblemBuilder, Shape, Shard};
+pub use sign_bit::{Probs, SignBit};
+pub use tensor::{TensorMut, TensorRef, contiguous_strides};

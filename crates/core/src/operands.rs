@@ -1,0 +1,166 @@
+//! The tensors of one call, judged by name against the problem.
+
+use crate::Element;
+use crate::error::{ProblemError, TensorName};
+use crate::problem::Problem;
+use crate::tensor::{TensorMut, TensorRef, extent, may_overlap};
+
+/// What the forward reads: q (batch, seqlen_q, num_heads, head_dim), k and v (batch, seqlen_k, num_heads_k,
+/// head_dim).
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub struct Inputs<'a, T> {
+    pub q: TensorRef<'a, T>,
+    pub k: TensorRef<'a, T>,
+    pub v: TensorRef<'a, T>,
+}
+
+/// What the forward writes.
+#[derive(Debug)]
+pub struct Outputs<'a, T> {
+    /// (batch, seqlen_q, num_heads, head_dim).
+    pub out: TensorMut<'a, T>,
+    /// (batch, num_heads, seqlen_q), dense, natural logarithm; -inf where a query sees no key.
+    pub lse: &'a mut [f32],
+    /// (batch, num_heads, seqlen_q, seqlen_k), if asked for: normalised probabilities with the mask in the sign bit.
+    pub probs: Option<TensorMut<'a, T>>,
+}
+
+/// What the backward reads: the forward's inputs and results, and the gradient of `out`.
+#[derive(Clone, Copy, Debug)]
+pub struct GradInputs<'a, T> {
+    /// The forward's inputs.
+    pub inputs: Inputs<'a, T>,
+    /// The forward's `out`.
+    pub out: TensorRef<'a, T>,
+    /// The forward's `lse`: (batch, num_heads, seqlen_q), dense.
+    pub lse: &'a [f32],
+    /// The gradient of `out`, of its shape.
+    pub dout: TensorRef<'a, T>,
+}
+
+/// What the backward writes: the gradients, each of its tensor's shape.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub struct Gradients<'a, T> {
+    pub dq: TensorMut<'a, T>,
+    pub dk: TensorMut<'a, T>,
+    pub dv: TensorMut<'a, T>,
+}
+
+impl<T: Element> Inputs<'_, T> {
+    /// Judges shapes, strides and storage. An implementation calls this once and then trusts its indices.
+    ///
+    /// # Errors
+    /// The first [`ProblemError`], naming the tensor.
+    pub fn check(&self, problem: &Problem) -> Result<(), ProblemError> {
+        let shape = problem.shape();
+        check_read(TensorName::Q, &self.q, shape.q())?;
+        check_read(TensorName::K, &self.k, shape.k())?;
+        check_read(TensorName::V, &self.v, shape.k())
+    }
+}
+
+impl<T: Element> Outputs<'_, T> {
+    /// Judges shapes, strides and storage, and that no two indices share an element.
+    ///
+    /// # Errors
+    /// The first [`ProblemError`], naming the tensor.
+    pub fn check(&self, problem: &Problem) -> Result<(), ProblemError> {
+        let shape = problem.shape();
+        check_write(TensorName::Out, &self.out, shape.q())?;
+        check_lse(problem, self.lse.len())?;
+        self.probs.as_ref().map_or(Ok(()), |probs| check_write(TensorName::Probs, probs, shape.probs()))
+    }
+}
+
+impl<T: Element> GradInputs<'_, T> {
+    /// As [`Inputs::check`].
+    ///
+    /// # Errors
+    /// The first [`ProblemError`], naming the tensor.
+    pub fn check(&self, problem: &Problem) -> Result<(), ProblemError> {
+        self.inputs.check(problem)?;
+        check_read(TensorName::Out, &self.out, problem.shape().q())?;
+        check_lse(problem, self.lse.len())?;
+        check_read(TensorName::Dout, &self.dout, problem.shape().q())
+    }
+}
+
+impl<T: Element> Gradients<'_, T> {
+    /// As [`Outputs::check`].
+    ///
+    /// # Errors
+    /// The first [`ProblemError`], naming the tensor.
+    pub fn check(&self, problem: &Problem) -> Result<(), ProblemError> {
+        let shape = problem.shape();
+        check_write(TensorName::Dq, &self.dq, shape.q())?;
+        check_write(TensorName::Dk, &self.dk, shape.k())?;
+        check_write(TensorName::Dv, &self.dv, shape.k())
+    }
+}
+
+const QKV_DIMS: &str = "(batch, seqlen, num_heads, head_dim)";
+const PROBS_DIMS: &str = "(batch, num_heads, seqlen_q, seqlen_k)";
+
+/// What a tensor claims about itself, whoever owns it.
+struct Claim {
+    tensor: TensorName,
+    shape: [usize; 4],
+    strides: [usize; 4],
+    storage: usize,
+}
+
+pub(crate) fn check_read<T>(
+    tensor: TensorName,
+    x: &TensorRef<'_, T>,
+    expected: [usize; 4],
+) -> Result<(), ProblemError> {
+    check(&Claim { tensor, shape: x.shape, strides: x.strides, storage: x.data.len() }, expected)
+}
+
+fn check_write<T>(
+    tensor: TensorName,
+    x: &TensorMut<'_, T>,
+    expected: [usize; 4],
+) -> Result<(), ProblemError> {
+    check(&Claim { tensor, shape: x.shape, strides: x.strides, storage: x.data.len() }, expected)?;
+    if may_overlap(x.shape, x.strides) {
+        return Err(ProblemError::Overlap { tensor, shape: x.shape.to_vec(), strides: x.strides.to_vec() });
+    }
+    Ok(())
+}
+
+fn check(claim: &Claim, expected: [usize; 4]) -> Result<(), ProblemError> {
+    let Claim { tensor, shape, strides, storage } = *claim;
+    if shape != expected {
+        let meaning = if tensor == TensorName::Probs { PROBS_DIMS } else { QKV_DIMS };
+        return Err(ProblemError::Shape {
+            tensor,
+            expected: expected.to_vec(),
+            got: shape.to_vec(),
+            meaning,
+        });
+    }
+    if shape[3] > 1 && strides[3] != 1 {
+        return Err(ProblemError::LastStride { tensor, got: strides[3] });
+    }
+    let needed = extent(shape, strides).unwrap_or(usize::MAX);
+    if needed > storage {
+        return Err(ProblemError::Storage { tensor, needed, got: storage });
+    }
+    Ok(())
+}
+
+fn check_lse(problem: &Problem, len: usize) -> Result<(), ProblemError> {
+    let shape = problem.shape();
+    if len == shape.lse_len() {
+        return Ok(());
+    }
+    Err(ProblemError::Shape {
+        tensor: TensorName::Lse,
+        expected: vec![shape.batch, shape.num_heads, shape.seqlen_q],
+        got: vec![len],
+        meaning: "(batch, num_heads, seqlen_q), dense",
+    })
+}

@@ -1,0 +1,1 @@
+//! Attention in f64, written like the formulas: slow, and right.

@@ -1,0 +1,272 @@
+//! What is to be computed, validated once.
+
+use crate::dropout::{Dropout, KeepRule};
+use crate::error::ProblemError;
+use std::ops::Range;
+
+/// The largest head_dim of any implementation.
+pub const MAX_HEAD_DIM: usize = 256;
+
+/// The largest seqlen, batch and head count: indices must survive being doubled and multiplied by a head_dim.
+const MAX_SIZE: usize = (u32::MAX / 2) as usize;
+
+/// The sizes of an attention problem.
+///
+/// q, out, dout, dq are (batch, seqlen_q, num_heads, head_dim); k, v, dk, dv are (batch, seqlen_k, num_heads_k,
+/// head_dim). Query head h reads key head `h / (num_heads / num_heads_k)`. batch and the lengths may be 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Shape {
+    /// Number of independent sequences.
+    pub batch: usize,
+    /// Queries per sequence.
+    pub seqlen_q: usize,
+    /// Keys per sequence.
+    pub seqlen_k: usize,
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key and value heads; divides num_heads.
+    pub num_heads_k: usize,
+    /// Elements of one query, key or value; 1 to 256.
+    pub head_dim: usize,
+}
+
+impl Shape {
+    /// Query heads per key head.
+    pub const fn group_size(&self) -> usize {
+        self.num_heads / self.num_heads_k
+    }
+
+    /// The shape of q, out, dout and dq.
+    pub const fn q(&self) -> [usize; 4] {
+        [self.batch, self.seqlen_q, self.num_heads, self.head_dim]
+    }
+
+    /// The shape of k, v, dk and dv.
+    pub const fn k(&self) -> [usize; 4] {
+        [self.batch, self.seqlen_k, self.num_heads_k, self.head_dim]
+    }
+
+    /// The shape of probs.
+    pub const fn probs(&self) -> [usize; 4] {
+        [self.batch, self.num_heads, self.seqlen_q, self.seqlen_k]
+    }
+
+    /// Elements of lse, which is (batch, num_heads, seqlen_q), dense.
+    pub const fn lse_len(&self) -> usize {
+        self.batch * self.num_heads * self.seqlen_q
+    }
+}
+
+/// Where this problem lies in a larger one, so that a piece draws the dropout mask of the whole.
+///
+/// Only the dropout mask depends on it: causality stays relative to the tensors given. The default is the whole.
+///
+/// ```
+/// use signflash_core::{Dropout, Problem, Shape, Shard};
+/// let shape = Shape { batch: 1, seqlen_q: 8, seqlen_k: 8, num_heads: 4, num_heads_k: 4, head_dim: 16 };
+/// let dropout = Dropout::new(0.5, 7, 0)?;
+/// let whole = Problem::builder(shape).dropout(dropout).build()?;
+/// // Heads 2 and 3 of the same four, on another device:
+/// let shard = Shard { first_head: 2, num_heads_total: Some(4), ..Shard::default() };
+/// let half = Problem::builder(Shape { num_heads: 2, num_heads_k: 2, ..shape }).dropout(dropout).shard(shard).build()?;
+/// let (whole, half) = (whole.keep_rule().unwrap(), half.keep_rule().unwrap());
+/// assert_eq!(whole.keep(0, 3, 5, 6), half.keep(0, 1, 5, 6));
+/// # Ok::<(), signflash_core::ProblemError>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Shard {
+    /// Index in the whole of this problem's batch 0.
+    pub first_batch: usize,
+    /// Index in the whole of this problem's query head 0.
+    pub first_head: usize,
+    /// Index in the whole of this problem's query 0.
+    pub first_row: usize,
+    /// Index in the whole of this problem's key 0.
+    pub first_column: usize,
+    /// Query heads of the whole; `None` means this problem's num_heads.
+    pub num_heads_total: Option<usize>,
+}
+
+/// A validated attention problem: sizes, visibility, scale, dropout, position in a larger whole.
+///
+/// Built by [`Problem::builder`]; what joins later (packed sequences, windows, softcap, ALiBi) becomes another method
+/// of the builder, so callers do not break.
+///
+/// ```
+/// use signflash_core::{Dropout, Problem, Shape};
+/// let shape = Shape { batch: 2, seqlen_q: 100, seqlen_k: 120, num_heads: 8, num_heads_k: 2, head_dim: 64 };
+/// let problem = Problem::builder(shape).causal(true).dropout(Dropout::new(0.1, 42, 0)?).build()?;
+/// assert_eq!(problem.softmax_scale(), 0.125);
+/// assert_eq!(problem.visible_keys(0), 0..21); // bottom-right aligned: the last query sees every key
+/// assert_eq!(problem.visible_keys(99), 0..120);
+/// # Ok::<(), signflash_core::ProblemError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Problem {
+    shape: Shape,
+    causal: bool,
+    softmax_scale: f64,
+    dropout: Option<Dropout>,
+    shard: Shard,
+}
+
+/// Collects the settings of a [`Problem`]; [`build`](Self::build) judges them.
+#[derive(Clone, Debug)]
+pub struct ProblemBuilder {
+    shape: Shape,
+    causal: bool,
+    softmax_scale: Option<f64>,
+    dropout: Option<Dropout>,
+    shard: Shard,
+}
+
+impl ProblemBuilder {
+    /// Whether query i sees only keys `j <= i + seqlen_k - seqlen_q`. Default: it sees all.
+    pub const fn causal(mut self, causal: bool) -> Self {
+        self.causal = causal;
+        self
+    }
+
+    /// The factor of the scores. Default: `1 / sqrt(head_dim)`.
+    pub const fn softmax_scale(mut self, scale: f64) -> Self {
+        self.softmax_scale = Some(scale);
+        self
+    }
+
+    /// Dropout on the probabilities. Default: none.
+    pub const fn dropout(mut self, dropout: Dropout) -> Self {
+        self.dropout = Some(dropout);
+        self
+    }
+
+    /// The position in a larger whole. Default: this is the whole.
+    pub const fn shard(mut self, shard: Shard) -> Self {
+        self.shard = shard;
+        self
+    }
+
+    /// The problem, if it makes sense.
+    ///
+    /// # Errors
+    /// A [`ProblemError`] naming the first argument that does not.
+    pub fn build(self) -> Result<Problem, ProblemError> {
+        let Self { shape, causal, softmax_scale, dropout, shard } = self;
+        check_sizes(&shape)?;
+        check_shard(&shape, &shard)?;
+        let softmax_scale = softmax_scale.unwrap_or_else(|| 1.0 / (shape.head_dim as f64).sqrt());
+        if !softmax_scale.is_finite() || !(softmax_scale as f32).is_finite() {
+            return Err(ProblemError::SoftmaxScale { got: softmax_scale });
+        }
+        Ok(Problem { shape, causal, softmax_scale, dropout, shard })
+    }
+}
+
+fn check_sizes(shape: &Shape) -> Result<(), ProblemError> {
+    let Shape { batch, seqlen_q, seqlen_k, num_heads, num_heads_k, head_dim } = *shape;
+    if !(1..=MAX_HEAD_DIM).contains(&head_dim) {
+        return Err(ProblemError::HeadDim { got: head_dim });
+    }
+    if num_heads == 0 || num_heads_k == 0 || !num_heads.is_multiple_of(num_heads_k) {
+        return Err(ProblemError::HeadGroups { num_heads, num_heads_k });
+    }
+    let sizes = [("batch", batch), ("seqlen_q", seqlen_q), ("seqlen_k", seqlen_k), ("num_heads", num_heads)];
+    for (argument, got) in sizes {
+        if got > MAX_SIZE {
+            return Err(ProblemError::TooLarge { argument, got, max: MAX_SIZE });
+        }
+    }
+    let rows = batch.checked_mul(num_heads).and_then(|x| x.checked_mul(seqlen_q.max(seqlen_k).max(1)));
+    match rows.and_then(|x| x.checked_mul(MAX_HEAD_DIM * 4)) {
+        Some(_) => Ok(()),
+        None => Err(ProblemError::TooLarge {
+            argument: "batch * num_heads * seqlen",
+            got: usize::MAX,
+            max: usize::MAX / (MAX_HEAD_DIM * 4),
+        }),
+    }
+}
+
+fn check_shard(shape: &Shape, shard: &Shard) -> Result<(), ProblemError> {
+    let named = [
+        ("shard.first_batch", shard.first_batch),
+        ("shard.first_head", shard.first_head),
+        ("shard.first_row", shard.first_row),
+        ("shard.first_column", shard.first_column),
+        ("shard.num_heads_total", shard.num_heads_total.unwrap_or(0)),
+    ];
+    for (argument, got) in named {
+        if got > MAX_SIZE {
+            return Err(ProblemError::TooLarge { argument, got, max: MAX_SIZE });
+        }
+    }
+    let (first, end) = (shard.first_head, shard.first_head + shape.num_heads);
+    match shard.num_heads_total {
+        Some(total) if total < end => Err(ProblemError::ShardHeads { total, first, end }),
+        None if first > 0 => Err(ProblemError::ShardHeads { total: shape.num_heads, first, end }),
+        _ => Ok(()),
+    }
+}
+
+impl Problem {
+    /// Starts a problem of this shape; see [`ProblemBuilder`] for what can be set.
+    pub const fn builder(shape: Shape) -> ProblemBuilder {
+        ProblemBuilder {
+            shape,
+            causal: false,
+            softmax_scale: None,
+            dropout: None,
+            shard: Shard {
+                first_batch: 0,
+                first_head: 0,
+                first_row: 0,
+                first_column: 0,
+                num_heads_total: None,
+            },
+        }
+    }
+
+    /// The sizes.
+    pub const fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// Whether later keys are hidden from earlier queries.
+    pub const fn causal(&self) -> bool {
+        self.causal
+    }
+
+    /// The factor of the scores.
+    pub const fn softmax_scale(&self) -> f64 {
+        self.softmax_scale
+    }
+
+    /// The dropout setting, as given.
+    pub const fn dropout(&self) -> Option<&Dropout> {
+        self.dropout.as_ref()
+    }
+
+    /// The position in a larger whole.
+    pub const fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
+    /// The keys that query `row` sees, as a range that always lies within `0..seqlen_k`; empty if it sees none.
+    pub fn visible_keys(&self, row: usize) -> Range<usize> {
+        let Shape { seqlen_q, seqlen_k, .. } = self.shape;
+        let end =
+            if self.causal { (row + 1 + seqlen_k).saturating_sub(seqlen_q).min(seqlen_k) } else { seqlen_k };
+        0..end
+    }
+
+    /// Which entries survive dropout; `None` if there is no dropout (none was set, or dropout_p is 0).
+    pub fn keep_rule(&self) -> Option<KeepRule> {
+        self.dropout
+            .filter(Dropout::is_active)
+            .map(|dropout| KeepRule::new(dropout, &self.shape, &self.shard))
+    }
+
+    /// The factor of kept probabilities: 1 without dropout.
+    pub fn keep_scale(&self) -> f64 {
+        self.dropout.map_or(1.0, |dropout| dropout.keep_scale())
+    }
+}

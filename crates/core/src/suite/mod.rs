@@ -1,0 +1,1 @@
+//! The suite of named cases that every implementation runs.
