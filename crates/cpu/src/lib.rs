@@ -2,8 +2,23 @@
 //!
 //! [`CpuEngine`] is all there is to call.
 
+mod backward;
+mod buffer;
+mod call;
 mod engine;
+mod entry;
+mod finite;
+mod forward;
+mod gemm;
 mod isa;
+mod pack;
+mod partial;
+pub mod peak;
+mod philox;
+mod schedule;
+mod simd;
+mod turnstile;
+mod view;
 
 pub use engine::CpuEngine;
 pub use isa::{Isa, IsaError};

@@ -1,0 +1,75 @@
+//! Where code enters an instruction set: the only functions with `#[target_feature]`. All kernels are inlined here.
+
+use crate::isa::Isa;
+use crate::simd::portable::Portable;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{avx2::Avx2, avx512::Avx512};
+use crate::{backward, forward};
+use signflash_core::Dtype;
+
+/// The kernels of one instruction set.
+///
+/// # Safety of the functions
+/// The instruction set must be available; the rest as [`forward::tile`] and [`backward::unit`].
+#[derive(Clone, Copy)]
+pub(crate) struct Kernels {
+    pub(crate) forward_scratch: fn(&forward::Forward<'_>) -> forward::Scratch,
+    pub(crate) forward: unsafe fn(&forward::Forward<'_>, forward::Unit, &mut forward::Scratch),
+    pub(crate) backward_scratch: fn(&backward::Backward<'_>) -> backward::Scratch,
+    pub(crate) backward: unsafe fn(&backward::Backward<'_>, backward::Unit<'_>, &mut backward::Scratch),
+}
+
+macro_rules! kernels {
+    ($name:ident, $simd:ty, $mr:literal $(, $features:literal)?) => {
+        mod $name {
+            use super::*;
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn forward(call: &forward::Forward<'_>, unit: forward::Unit, scratch: &mut forward::Scratch) {
+                // SAFETY: this function's features are those that $simd needs; the rest is the caller's promise.
+                unsafe { forward::tile::<$simd, $mr>(call, unit, scratch) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn backward(
+                call: &backward::Backward<'_>,
+                unit: backward::Unit<'_>,
+                scratch: &mut backward::Scratch,
+            ) {
+                // SAFETY: as above.
+                unsafe { backward::unit::<$simd, $mr>(call, unit, scratch) }
+            }
+
+            pub(super) const KERNELS: Kernels = Kernels {
+                forward_scratch: forward::Scratch::new::<$simd>,
+                forward,
+                backward_scratch: backward::Scratch::new::<$simd>,
+                backward,
+            };
+        }
+    };
+}
+
+kernels!(portable, Portable, 4);
+#[cfg(target_arch = "x86_64")]
+kernels!(avx2, Avx2, 4, "avx2,fma,f16c");
+#[cfg(target_arch = "x86_64")]
+kernels!(avx512, Avx512<false>, 8, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
+#[cfg(target_arch = "x86_64")]
+kernels!(avx512bf16, Avx512<true>, 8, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c");
+
+/// The kernels for tensors of `dtype`. Products of bf16 pairs are for bf16 tensors, and for finite ones: `careful`
+/// calls convert to f32.
+pub(crate) fn kernels(isa: Isa, dtype: Dtype, careful: bool) -> Kernels {
+    match isa {
+        Isa::Portable => portable::KERNELS,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => avx2::KERNELS,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bf16 if dtype == Dtype::Bf16 && !careful => avx512bf16::KERNELS,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Bf16 => avx512::KERNELS,
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => portable::KERNELS,
+    }
+}

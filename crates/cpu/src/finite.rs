@@ -1,0 +1,42 @@
+//! Whether tensors hold an infinity or a NaN.
+
+use crate::schedule;
+use signflash_core::{Dtype, Element, TensorRef};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Whether every element is finite. One pass over the tensor: nothing beside attention's quadratic work.
+pub(crate) fn all_finite<T: Element>(threads: usize, x: &TensorRef<'_, T>) -> bool {
+    let [batch, seqlen, heads, dim] = x.shape;
+    let found = AtomicBool::new(false);
+    schedule::run(
+        threads,
+        batch * heads,
+        || (),
+        |(), unit| {
+            let (b, h) = (unit / heads, unit % heads);
+            let finite = (0..seqlen).all(|s| {
+                let row = x.row_offset(b, s, h);
+                row_is_finite(&x.data[row..row + dim])
+            });
+            if !finite {
+                found.store(true, Ordering::Relaxed);
+            }
+        },
+    );
+    !found.into_inner()
+}
+
+/// An exponent of all ones is an infinity or a NaN. Without early exit, so that it vectorises.
+fn row_is_finite<T: Element>(row: &[T]) -> bool {
+    match T::DTYPE {
+        Dtype::F32 => {
+            let bits: &[u32] = bytemuck::cast_slice(row);
+            bits.iter().fold(0, |found, x| found | u32::from(x & 0x7f80_0000 == 0x7f80_0000)) == 0
+        }
+        dtype => {
+            let exponent = if dtype == Dtype::F16 { 0x7c00 } else { 0x7f80 };
+            let bits: &[u16] = bytemuck::cast_slice(row);
+            bits.iter().fold(0, |found, x| found | u16::from(x & exponent == exponent)) == 0
+        }
+    }
+}

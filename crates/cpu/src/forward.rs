@@ -1,0 +1,459 @@
+//! The forward kernel: one tile of queries against all keys it sees, with online softmax (Milakov and Gimelshein,
+//! 2018; Dao et al., "FlashAttention", 2022).
+//!
+//! ```text
+//! for each block of 64 keys                         k, v rows: in place, or copied to scratch
+//!     for each panel of 2 vectors of queries        lanes = queries, so everything per row is per lane
+//!         s^T  = K q^T                              micro-kernel; invisible scores become -inf
+//!         m'   = max(m, max s);  a = 2^(m - m')     scores in base 2
+//!         p^T  = 2^(s - m');  l = l a + sum p       of all visible keys, dropped or not
+//!         p^T  sign set where dropped               Philox: one bit a row, 16 rows a block
+//!         p^T  = max(p, 0)                          the sign bit drops: relu
+//!         out^T = out^T a + V^T p^T                 micro-kernel
+//! out = out^T keep_scale / l,  lse = ln 2 m + ln l
+//! ```
+//!
+//! Scores, sums and out are f32; with bf16 pairs p is rounded to bf16 for the second product.
+#![allow(unsafe_op_in_unsafe_fn)]
+
+use crate::buffer::Buffer;
+use crate::call::{BLOCK_KEYS, Call, Tile, Visible};
+use crate::gemm::{Left, NV, Right, Weight, product, product_of_weights};
+use crate::pack::{self, Rows, Span, padded_dim, panel_width};
+use crate::philox::DropTile;
+use crate::simd::Simd;
+use crate::view::{FloatsMut, View, ViewMut};
+
+/// A forward call.
+#[derive(Clone, Copy)]
+pub(crate) struct Forward<'a> {
+    pub(crate) call: Call<'a>,
+    pub(crate) q: View<'a>,
+    pub(crate) k: View<'a>,
+    pub(crate) v: View<'a>,
+    pub(crate) out: ViewMut<'a>,
+    pub(crate) lse: FloatsMut<'a>,
+    pub(crate) probs: Option<ViewMut<'a>>,
+    /// Lanes of a tile.
+    pub(crate) tile_rows: usize,
+}
+
+/// One tile of one (batch, query head).
+#[derive(Clone, Copy)]
+pub(crate) struct Unit {
+    pub(crate) batch: usize,
+    pub(crate) head: usize,
+    pub(crate) tile: usize,
+}
+
+/// What a worker needs, for tile after tile.
+pub(crate) struct Scratch {
+    q_rows: Buffer,
+    /// Panels of q^T: `[panel][word of head_dim][lane]`.
+    q: Buffer,
+    /// Panels of out^T: `[panel][head_dim][lane]`.
+    out: Buffer,
+    k: Buffer,
+    v_rows: Buffer,
+    v: Buffer,
+    /// One panel of s^T, then p^T: `[key][lane]`.
+    weights: Buffer,
+    /// One panel of p^T as the lane operand, where that differs from `weights`.
+    pairs: Buffer,
+    row_max: Buffer,
+    row_sum: Buffer,
+    drop: Option<DropTile>,
+}
+
+impl Scratch {
+    pub(crate) fn new<S: Simd>(forward: &Forward<'_>) -> Self {
+        let (rows, dim) = (forward.tile_rows, padded_dim::<S>(forward.call.problem.shape().head_dim));
+        let width = panel_width::<S>();
+        Self {
+            q_rows: Buffer::new(rows * dim),
+            q: Buffer::new(rows * dim),
+            out: Buffer::new(rows * dim),
+            k: Buffer::new(BLOCK_KEYS * dim),
+            v_rows: Buffer::new(BLOCK_KEYS * dim),
+            v: Buffer::new(BLOCK_KEYS * dim),
+            weights: Buffer::new(BLOCK_KEYS * width.max(dim)),
+            pairs: Buffer::new(BLOCK_KEYS * width),
+            row_max: Buffer::new(rows),
+            row_sum: Buffer::new(rows),
+            drop: forward.call.rule.map(|rule| DropTile::new(&rule, rows, BLOCK_KEYS)),
+        }
+    }
+}
+
+/// The tile at hand.
+struct Work<'a> {
+    forward: &'a Forward<'a>,
+    unit: Unit,
+    tile: Tile,
+    head_k: usize,
+    head_dim: usize,
+    /// head_dim, padded.
+    dim: usize,
+}
+
+/// Computes one tile: out and lse, and probs if asked for.
+///
+/// # Safety
+/// As [`Simd`]; the operands were checked against the problem, `scratch` was made for `forward`, and no other thread
+/// has this unit.
+#[inline(always)]
+pub(crate) unsafe fn tile<S: Simd, const MR: usize>(
+    forward: &Forward<'_>,
+    unit: Unit,
+    scratch: &mut Scratch,
+) {
+    let shape = forward.call.problem.shape();
+    let work = Work {
+        forward,
+        unit,
+        tile: forward.call.tile(unit.tile, forward.tile_rows, panel_width::<S>()),
+        head_k: unit.head / shape.group_size(),
+        head_dim: shape.head_dim,
+        dim: padded_dim::<S>(shape.head_dim),
+    };
+    work.start::<S>(scratch);
+    for first_key in (0..work.tile.key_end(forward.call.problem)).step_by(BLOCK_KEYS) {
+        work.block::<S, MR>(scratch, first_key);
+    }
+    if let Some(probs) = forward.probs {
+        for first_key in (0..shape.seqlen_k).step_by(BLOCK_KEYS) {
+            work.probs_block::<S, MR>(scratch, &probs, first_key);
+        }
+    }
+    work.finish::<S>(scratch);
+}
+
+/// What turns the scores of one vector of rows into weights.
+struct Weigh<S: Simd> {
+    scale: S::V,
+    minus_shift: S::V,
+    /// The dropped rows of each key, and the bit of the first lane.
+    bits: Option<(*const u16, u32)>,
+}
+
+impl<S: Simd> Weigh<S> {
+    /// One key's weights; added to `sum` dropped or not.
+    #[inline(always)]
+    unsafe fn weight(&self, s: S::V, key: usize, sum: &mut S::V) -> S::V {
+        let p = S::exp2(S::fma(s, self.scale, self.minus_shift));
+        *sum = S::add(*sum, p);
+        match self.bits {
+            // Dropped weights are negative; relu makes them 0 and keeps NaN.
+            Some((bits, shift)) => {
+                S::max(S::splat(0.0), S::sign_where(p, u32::from(*bits.add(key)) >> shift))
+            }
+            None => p,
+        }
+    }
+}
+
+impl Work<'_> {
+    fn panels<S: Simd>(&self) -> usize {
+        self.tile.rows / panel_width::<S>()
+    }
+
+    fn span_of_keys(&self, first_key: usize, total: usize) -> Span {
+        let count = (self.forward.call.problem.shape().seqlen_k - first_key).min(BLOCK_KEYS);
+        Span { batch: self.unit.batch, head: self.head_k, first: first_key, before: 0, count, total }
+    }
+
+    /// Transposes q, clears the running state and the mask's row part.
+    #[inline(always)]
+    unsafe fn start<S: Simd>(&self, scratch: &mut Scratch) {
+        let Tile { first, before, count, rows, block_row } = self.tile;
+        let span = Span { batch: self.unit.batch, head: self.unit.head, first, before, count, total: rows };
+        let q = pack::rows::<S>(&self.forward.q, self.head_dim, span, scratch.q_rows.words());
+        let flip = if self.forward.call.negative_scale { pack::sign_flip::<S>() } else { 0 };
+        pack::transpose_panels::<S>(q, self.panels::<S>(), self.dim / S::UNIT, flip, scratch.q.words());
+        scratch.out.words().write_bytes(0, rows * self.dim);
+        scratch.row_sum.words().write_bytes(0, rows);
+        std::slice::from_raw_parts_mut(scratch.row_max.floats(), rows).fill(f32::NEG_INFINITY);
+        if let (Some(rule), Some(drop)) = (&self.forward.call.rule, &mut scratch.drop) {
+            drop.start::<S>(rule, self.unit.batch, self.unit.head, block_row, rows);
+        }
+    }
+
+    /// One block of keys against every panel of the tile.
+    #[inline(always)]
+    unsafe fn block<S: Simd, const MR: usize>(&self, scratch: &mut Scratch, first_key: usize) {
+        let span = self.span_of_keys(first_key, BLOCK_KEYS);
+        // Rows are computed in whole micro-tiles and pairs: a ragged block is padded with zeros.
+        let total = span.count.next_multiple_of(16);
+        let span = Span { total, ..span };
+        let k = pack::rows::<S>(&self.forward.k, self.head_dim, span, scratch.k.words());
+        let v = pack::rows::<S>(&self.forward.v, self.head_dim, span, scratch.v_rows.words());
+        let v = pack::steps::<S>(v, total, self.dim / S::UNIT, scratch.v.words());
+        if let Some(drop) = &mut scratch.drop {
+            drop.draw::<S>(first_key, span.count);
+        }
+        for panel in 0..self.panels::<S>() {
+            let lane = panel * panel_width::<S>();
+            let problem = self.forward.call.problem;
+            let Some(visible) = Visible::new::<MR>(problem, &self.tile, lane, panel_width::<S>(), first_key)
+            else {
+                continue;
+            };
+            let block_max = self.scores::<S, MR>(scratch, k, panel, visible);
+            let rescale = if scratch.drop.is_some() {
+                self.weigh::<S, true>(scratch, panel, visible.keys, block_max)
+            } else {
+                self.weigh::<S, false>(scratch, panel, visible.keys, block_max)
+            };
+            self.accumulate::<S, MR>(scratch, v, panel, visible.keys, rescale);
+        }
+    }
+
+    /// `s^T = K q^T` of one panel into `weights`, -inf where invisible. Returns each lane's maximum.
+    #[inline(always)]
+    unsafe fn scores<S: Simd, const MR: usize>(
+        &self,
+        scratch: &mut Scratch,
+        k: Rows,
+        panel: usize,
+        visible: Visible,
+    ) -> [S::V; NV] {
+        let (width, depth) = (panel_width::<S>(), self.dim / S::UNIT);
+        let q = Right { p: scratch.q.words().add(panel * depth * width), step: width };
+        let weights = scratch.weights.floats();
+        let hidden = S::splat(f32::NEG_INFINITY);
+        let ends =
+            if visible.all { [hidden; NV] } else { visible.ends::<S>(self.forward.call.problem, &self.tile) };
+        let mut max = [hidden; NV];
+        for key in (0..visible.keys).step_by(MR) {
+            let a = Left { p: k.p.add(key * k.ld), row: k.ld, step: 1 };
+            let mut s = product::<S, MR, NV>(depth, a, q);
+            if !visible.all {
+                for (m, s) in s.iter_mut().enumerate() {
+                    let index = S::splat((key + m) as f32);
+                    for (s, end) in s.iter_mut().zip(ends) {
+                        *s = S::where_less(index, end, *s, hidden);
+                    }
+                }
+            }
+            for (m, s) in s.into_iter().enumerate() {
+                for (n, s) in s.into_iter().enumerate() {
+                    max[n] = S::max(s, max[n]);
+                    S::store(weights.add((key + m) * width + n * S::LANES), s);
+                }
+            }
+        }
+        max
+    }
+
+    /// Turns one panel's scores into weights: moves the running maximum and sum, drops by sign and relu. Returns the
+    /// factor of what was accumulated before.
+    #[inline(always)]
+    unsafe fn weigh<S: Simd, const DROP: bool>(
+        &self,
+        scratch: &mut Scratch,
+        panel: usize,
+        keys: usize,
+        block_max: [S::V; NV],
+    ) -> [S::V; NV] {
+        let width = panel_width::<S>();
+        let scale = S::splat(self.forward.call.scale_log2);
+        let (weights, pairs) = (scratch.weights.floats(), scratch.pairs.words());
+        let (hidden, zero) = (S::splat(f32::NEG_INFINITY), S::splat(0.0));
+        let mut rescale = [zero; NV];
+        for (n, block_max) in block_max.into_iter().enumerate() {
+            let lane = panel * width + n * S::LANES;
+            let (row_max, row_sum) = (scratch.row_max.floats().add(lane), scratch.row_sum.floats().add(lane));
+            let old_max = S::load(row_max);
+            let new_max = S::max(S::mul(block_max, scale), old_max);
+            S::store(row_max, new_max);
+            // A row that has seen nothing yet must not make -inf - -inf.
+            let shift = S::where_less(hidden, new_max, new_max, zero);
+            rescale[n] = S::exp2(S::sub(old_max, shift));
+            let minus_shift = S::sub(zero, shift);
+            let bits = if DROP { scratch.drop.as_ref().map(|drop| drop.lanes(lane)) } else { None };
+            let mut sum = zero;
+            let softmax = Weigh::<S> { scale, minus_shift, bits };
+            if S::PAIRS {
+                for key in (0..keys).step_by(2) {
+                    let at = weights.add(key * width + n * S::LANES);
+                    let even = softmax.weight(S::load(at), key, &mut sum);
+                    let odd = softmax.weight(S::load(at.add(width)), key + 1, &mut sum);
+                    S::store_pair(pairs.add(key / 2 * width + n * S::LANES), even, odd);
+                }
+            } else {
+                for key in 0..keys {
+                    let at = weights.add(key * width + n * S::LANES);
+                    S::store(at, softmax.weight(S::load(at), key, &mut sum));
+                }
+            }
+            S::store(row_sum, S::fma(S::load(row_sum), rescale[n], sum));
+        }
+        rescale
+    }
+
+    /// `out^T = out^T rescale + V^T p^T` of one panel.
+    #[inline(always)]
+    unsafe fn accumulate<S: Simd, const MR: usize>(
+        &self,
+        scratch: &mut Scratch,
+        v: Rows,
+        panel: usize,
+        keys: usize,
+        rescale: [S::V; NV],
+    ) {
+        let width = panel_width::<S>();
+        let out = scratch.out.floats().add(panel * self.dim * width);
+        let p = if S::PAIRS { scratch.pairs.words() } else { scratch.weights.words() };
+        let p = Right { p, step: width };
+        for d in (0..self.dim).step_by(MR) {
+            let a = Left { p: v.p.add(d), row: 1, step: v.ld };
+            let sum = if self.forward.call.careful {
+                product_of_weights::<S, MR, NV>(keys / S::UNIT, a, p, Weight::Right)
+            } else {
+                product::<S, MR, NV>(keys / S::UNIT, a, p)
+            };
+            for (m, sum) in sum.into_iter().enumerate() {
+                for (n, sum) in sum.into_iter().enumerate() {
+                    let at = out.add((d + m) * width + n * S::LANES);
+                    S::store(at, S::fma(S::load(at), rescale[n], sum));
+                }
+            }
+        }
+    }
+
+    /// Normalises and writes out and lse.
+    #[inline(always)]
+    unsafe fn finish<S: Simd>(&self, scratch: &mut Scratch) {
+        let shape = self.forward.call.problem.shape();
+        let keep_scale = self.forward.call.keep_scale;
+        let (row_max, row_sum) = (scratch.row_max.floats(), scratch.row_sum.floats());
+        let lse_row = (self.unit.batch * shape.num_heads + self.unit.head) * shape.seqlen_q;
+        for lane in 0..self.tile.rows {
+            let (max, sum) = (f64::from(*row_max.add(lane)), f64::from(*row_sum.add(lane)));
+            if self.tile.is_real(lane) {
+                *self.forward.lse.at(lse_row + self.tile.row_of(lane)) = if sum == 0.0 {
+                    f32::NEG_INFINITY
+                } else {
+                    (max * std::f64::consts::LN_2 + sum.ln()) as f32
+                };
+            }
+            // From here on the factor of the row; a row that saw no key has gathered 0 and stays 0.
+            *row_sum.add(lane) = if sum == 0.0 { 0.0 } else { (keep_scale / sum) as f32 };
+        }
+        self.write_out::<S>(scratch);
+    }
+
+    #[inline(always)]
+    unsafe fn write_out<S: Simd>(&self, scratch: &mut Scratch) {
+        let (width, dim) = (panel_width::<S>(), self.dim);
+        let rows = scratch.q_rows.floats(); // q is no longer needed
+        for lane in (0..self.tile.rows).step_by(S::LANES) {
+            let factor = S::load(scratch.row_sum.floats().add(lane));
+            let panel = scratch.out.floats().add(lane / width * dim * width + lane % width);
+            for d in 0..dim {
+                let at = panel.add(d * width);
+                S::store(at, S::mul(S::load(at), factor));
+            }
+            for d in (0..dim).step_by(S::LANES) {
+                S::transpose(panel.add(d * width).cast(), width, rows.add(lane * dim + d).cast(), dim);
+            }
+        }
+        let out = &self.forward.out;
+        for r in 0..self.tile.count {
+            let row = rows.add((self.tile.before + r) * dim);
+            let dst = out.row([self.unit.batch, self.tile.first + r, self.unit.head]);
+            pack::store_row::<S>(out.dtype, row, self.head_dim, dst);
+        }
+    }
+
+    /// Writes one block of keys of `probs`, once the rows' maxima and sums are known.
+    #[inline(always)]
+    unsafe fn probs_block<S: Simd, const MR: usize>(
+        &self,
+        scratch: &mut Scratch,
+        probs: &ViewMut<'_>,
+        first_key: usize,
+    ) {
+        let span = self.span_of_keys(first_key, BLOCK_KEYS);
+        let span = Span { total: span.count.next_multiple_of(16), ..span };
+        let k = pack::rows::<S>(&self.forward.k, self.head_dim, span, scratch.k.words());
+        if let Some(drop) = &mut scratch.drop {
+            drop.draw::<S>(first_key, span.count);
+        }
+        for panel in 0..self.panels::<S>() {
+            let lane = panel * panel_width::<S>();
+            let problem = self.forward.call.problem;
+            let visible = Visible::new::<MR>(problem, &self.tile, lane, panel_width::<S>(), first_key);
+            let keys = visible.map_or(0, |visible| visible.keys);
+            if let Some(visible) = visible {
+                self.scores::<S, MR>(scratch, k, panel, visible);
+                self.sign_encode::<S>(scratch, panel, visible);
+            }
+            let rest = BLOCK_KEYS - keys;
+            scratch.weights.floats().add(keys * panel_width::<S>()).write_bytes(0, rest * panel_width::<S>());
+            self.write_probs::<S>(scratch, probs, panel, span);
+        }
+    }
+
+    /// Turns one panel's scores into normalised probabilities with the mask in the sign; +0.0 where invisible.
+    #[inline(always)]
+    unsafe fn sign_encode<S: Simd>(&self, scratch: &mut Scratch, panel: usize, visible: Visible) {
+        let width = panel_width::<S>();
+        let (scale, zero) = (S::splat(self.forward.call.scale_log2), S::splat(0.0));
+        let weights = scratch.weights.floats();
+        let ends = visible.ends::<S>(self.forward.call.problem, &self.tile);
+        for (n, end) in ends.into_iter().enumerate() {
+            let lane = panel * width + n * S::LANES;
+            let (mut minus_max, mut factor) = ([0.0f32; 16], [0.0f32; 16]);
+            for i in 0..S::LANES {
+                let (max, sum) =
+                    (*scratch.row_max.floats().add(lane + i), *scratch.row_sum.floats().add(lane + i));
+                minus_max[i] = if max == f32::NEG_INFINITY { 0.0 } else { -max };
+                factor[i] = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+            }
+            let (minus_max, factor) = (S::load(minus_max.as_ptr()), S::load(factor.as_ptr()));
+            let bits = scratch.drop.as_ref().map(|drop| drop.lanes(lane));
+            for key in 0..visible.keys {
+                let at = weights.add(key * width + n * S::LANES);
+                let mut p = S::mul(S::exp2(S::fma(S::load(at), scale, minus_max)), factor);
+                if let Some((bits, lane_shift)) = bits {
+                    p = S::sign_where(p, u32::from(*bits.add(key)) >> lane_shift);
+                }
+                S::store(at, S::where_less(S::splat(key as f32), end, p, zero));
+            }
+        }
+    }
+
+    /// Transposes one panel of probabilities and writes its rows.
+    #[inline(always)]
+    unsafe fn write_probs<S: Simd>(
+        &self,
+        scratch: &mut Scratch,
+        probs: &ViewMut<'_>,
+        panel: usize,
+        span: Span,
+    ) {
+        let width = panel_width::<S>();
+        let weights = scratch.weights.words();
+        let mut rows = [0u32; 16 * BLOCK_KEYS];
+        for first in (0..width).step_by(S::LANES) {
+            for key in (0..BLOCK_KEYS).step_by(S::LANES) {
+                let block = weights.add(key * width + first);
+                S::transpose(block, width, rows.as_mut_ptr().add(key), BLOCK_KEYS);
+            }
+            for lane in 0..S::LANES {
+                let tile_lane = panel * width + first + lane;
+                if self.tile.is_real(tile_lane) {
+                    let row = probs.row([self.unit.batch, self.unit.head, self.tile.row_of(tile_lane)]);
+                    let dst = row.add(span.first * probs.dtype.size_bytes());
+                    pack::store_row::<S>(
+                        probs.dtype,
+                        rows.as_ptr().add(lane * BLOCK_KEYS).cast(),
+                        span.count,
+                        dst,
+                    );
+                }
+            }
+        }
+    }
+}

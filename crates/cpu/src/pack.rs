@@ -1,0 +1,201 @@
+//! Rows of tensors as matrix operands: in place where that is fast, else copied, converted and padded with zeros.
+#![allow(unsafe_op_in_unsafe_fn)]
+
+use crate::gemm::NV;
+use crate::simd::Simd;
+use crate::view::View;
+use half::{bf16, f16};
+use signflash_core::Dtype;
+
+/// Rows of words: row r begins at `p[r * ld]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows {
+    pub(crate) p: *const u32,
+    pub(crate) ld: usize,
+}
+
+/// Which rows of one (batch, head) an operand takes.
+#[derive(Clone, Copy)]
+pub(crate) struct Span {
+    pub(crate) batch: usize,
+    pub(crate) head: usize,
+    /// Sequence index of the first real row.
+    pub(crate) first: usize,
+    /// Rows of zeros before it.
+    pub(crate) before: usize,
+    /// Real rows.
+    pub(crate) count: usize,
+    /// All rows, zeros before and after included.
+    pub(crate) total: usize,
+}
+
+/// head_dim rounded up so that rows are whole transposable blocks of words.
+pub(crate) fn padded_dim<S: Simd>(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(16 * S::UNIT)
+}
+
+/// Rows further apart than this share few sets of the first-level cache: they are copied (measured in
+/// `shared/research/cpu.md`, 3.2: 4 KiB apart in place runs at half speed).
+const FAR_BYTES: usize = 1024;
+
+/// The rows of `span` as words, in place if possible, else copied to `buffer`, which must hold
+/// `span.total * padded_dim / UNIT` words.
+///
+/// # Safety
+/// As [`Simd`]; `span` must lie inside `x`, whose rows have `head_dim` elements.
+#[inline(always)]
+pub(crate) unsafe fn rows<S: Simd>(x: &View<'_>, head_dim: usize, span: Span, buffer: *mut u32) -> Rows {
+    let native = if S::PAIRS { Dtype::Bf16 } else { Dtype::F32 };
+    let stride = x.row_stride_bytes();
+    let whole = span.count == span.total && head_dim == padded_dim::<S>(head_dim);
+    let near = stride.is_multiple_of(4) && stride <= FAR_BYTES && stride >= head_dim * x.dtype.size_bytes();
+    if x.dtype == native && whole && near {
+        return Rows { p: x.row([span.batch, span.first, span.head]).cast(), ld: stride / 4 };
+    }
+    copy_rows::<S>(x, head_dim, span, buffer)
+}
+
+/// As [`rows`], always copied.
+///
+/// # Safety
+/// As [`rows`].
+#[inline(always)]
+pub(crate) unsafe fn copy_rows<S: Simd>(x: &View<'_>, head_dim: usize, span: Span, buffer: *mut u32) -> Rows {
+    let ld = padded_dim::<S>(head_dim) / S::UNIT;
+    buffer.write_bytes(0, span.before * ld);
+    for r in 0..span.count {
+        let src = x.row([span.batch, span.first + r, span.head]);
+        copy_row::<S>(x.dtype, src, head_dim, buffer.add((span.before + r) * ld), ld);
+    }
+    let end = span.before + span.count;
+    buffer.add(end * ld).write_bytes(0, (span.total - end) * ld);
+    Rows { p: buffer, ld }
+}
+
+/// One row as words, zeros up to `ld`.
+#[inline(always)]
+unsafe fn copy_row<S: Simd>(dtype: Dtype, src: *const u8, head_dim: usize, dst: *mut u32, ld: usize) {
+    if S::PAIRS || dtype == Dtype::F32 {
+        let bytes = head_dim * dtype.size_bytes();
+        src.copy_to_nonoverlapping(dst.cast(), bytes);
+        dst.cast::<u8>().add(bytes).write_bytes(0, 4 * ld - bytes);
+    } else {
+        load_row::<S>(dtype, src, head_dim, dst.cast());
+        dst.add(head_dim).write_bytes(0, ld - head_dim);
+    }
+}
+
+/// `n` elements of any type as f32.
+///
+/// # Safety
+/// As [`Simd`]; `src` must hold `n` elements, `dst` must have room for them.
+#[inline(always)]
+pub(crate) unsafe fn load_row<S: Simd>(dtype: Dtype, src: *const u8, n: usize, dst: *mut f32) {
+    let whole = n - n % S::LANES;
+    let half: *const u16 = src.cast();
+    match dtype {
+        Dtype::F16 => {
+            for i in (0..whole).step_by(S::LANES) {
+                S::store(dst.add(i), S::load_f16(half.add(i)));
+            }
+            for i in whole..n {
+                *dst.add(i) = f16::from_bits(*half.add(i)).to_f32();
+            }
+        }
+        Dtype::Bf16 => {
+            for i in (0..whole).step_by(S::LANES) {
+                S::store(dst.add(i), S::load_bf16(half.add(i)));
+            }
+            for i in whole..n {
+                *dst.add(i) = bf16::from_bits(*half.add(i)).to_f32();
+            }
+        }
+        _ => src.cast::<f32>().copy_to_nonoverlapping(dst, n),
+    }
+}
+
+/// `n` f32 as elements of any type, rounded to nearest even.
+///
+/// # Safety
+/// As [`Simd`]; `src` must hold `n` floats, `dst` must have room for `n` elements.
+#[inline(always)]
+pub(crate) unsafe fn store_row<S: Simd>(dtype: Dtype, src: *const f32, n: usize, dst: *mut u8) {
+    let whole = n - n % S::LANES;
+    let half: *mut u16 = dst.cast();
+    match dtype {
+        Dtype::F16 => {
+            for i in (0..whole).step_by(S::LANES) {
+                S::store_f16(half.add(i), S::load(src.add(i)));
+            }
+            for i in whole..n {
+                *half.add(i) = f16::from_f32(*src.add(i)).to_bits();
+            }
+        }
+        Dtype::Bf16 => {
+            for i in (0..whole).step_by(S::LANES) {
+                S::store_bf16(half.add(i), S::load(src.add(i)));
+            }
+            for i in whole..n {
+                *half.add(i) = bf16::from_f32(*src.add(i)).to_bits();
+            }
+        }
+        _ => src.copy_to_nonoverlapping(dst.cast(), n),
+    }
+}
+
+/// Queries that a panel of the lane operand holds.
+pub(crate) const fn panel_width<S: Simd>() -> usize {
+    NV * S::LANES
+}
+
+/// Transposes `panels` panels of rows: word k of lane r of panel p goes to `dst[(p * depth + k) * width + r]`.
+/// `flip` is added to every word without carry: it turns signs.
+///
+/// # Safety
+/// As [`Simd`]; `src` must hold all rows of the panels, `depth` words each, a multiple of 16; `dst` must have room.
+#[inline(always)]
+pub(crate) unsafe fn transpose_panels<S: Simd>(
+    src: Rows,
+    panels: usize,
+    depth: usize,
+    flip: u32,
+    dst: *mut u32,
+) {
+    let width = panel_width::<S>();
+    for r in (0..panels * width).step_by(S::LANES) {
+        let panel = dst.add(r / width * depth * width + r % width);
+        for k in (0..depth).step_by(S::LANES) {
+            S::transpose(src.p.add(r * src.ld + k), src.ld, panel.add(k * width), width);
+        }
+    }
+    if flip != 0 {
+        for word in std::slice::from_raw_parts_mut(dst, panels * depth * width) {
+            *word ^= flip;
+        }
+    }
+}
+
+/// The bits that turn the sign of each element of a word.
+pub(crate) const fn sign_flip<S: Simd>() -> u32 {
+    if S::PAIRS { 0x8000_8000 } else { 0x8000_0000 }
+}
+
+/// Rows as the *steps* of a product that sums over rows: themselves if words are f32; if words are pairs, two
+/// neighbouring rows woven into one of twice the words, in `buffer`.
+///
+/// # Safety
+/// As [`Simd`]; `src` must hold `count` rows, an even number, of `words` words, a multiple of 16; `buffer` must have
+/// room for as many.
+#[inline(always)]
+pub(crate) unsafe fn steps<S: Simd>(src: Rows, count: usize, words: usize, buffer: *mut u32) -> Rows {
+    if !S::PAIRS {
+        return src;
+    }
+    for r in 0..count / 2 {
+        let (even, odd) = (src.p.add(2 * r * src.ld), src.p.add((2 * r + 1) * src.ld));
+        for c in (0..words).step_by(16) {
+            S::weave(even.add(c), odd.add(c), buffer.add(2 * (r * words + c)));
+        }
+    }
+    Rows { p: buffer, ld: 2 * words }
+}

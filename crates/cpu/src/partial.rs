@@ -1,0 +1,49 @@
+//! Partial sums of dq for gradients of 16 bits: f32 rows of the heads being worked on, and of no others.
+
+use crate::view::FloatsMut;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The buffers of all heads. A head takes one when its first unit begins and gives it back when its last one ends.
+pub(crate) struct Partials {
+    floats: usize,
+    units_per_head: usize,
+    heads: Vec<Mutex<Head>>,
+    free: Mutex<Vec<Vec<f32>>>,
+}
+
+#[derive(Default)]
+struct Head {
+    buffer: Option<Vec<f32>>,
+    units_done: usize,
+}
+
+impl Partials {
+    pub(crate) fn new(heads: usize, units_per_head: usize, floats: usize) -> Self {
+        let heads = (0..heads).map(|_| Mutex::default()).collect();
+        Self { floats, units_per_head, heads, free: Mutex::default() }
+    }
+
+    /// The head's buffer, its contents arbitrary at first. Valid until the head's last unit has called
+    /// [`done`](Self::done).
+    pub(crate) fn get(&self, head: usize) -> FloatsMut<'_> {
+        let mut head = lock(&self.heads[head]);
+        let buffer = head
+            .buffer
+            .get_or_insert_with(|| lock(&self.free).pop().unwrap_or_else(|| vec![0.0; self.floats]));
+        FloatsMut::from_raw(buffer.as_mut_ptr())
+    }
+
+    /// One unit of the head has ended.
+    pub(crate) fn done(&self, head: usize) {
+        let mut head = lock(&self.heads[head]);
+        head.units_done += 1;
+        if head.units_done == self.units_per_head {
+            lock(&self.free).extend(head.buffer.take());
+        }
+    }
+}
+
+/// A panic elsewhere leaves nothing half-done behind these locks.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
