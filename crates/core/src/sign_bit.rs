@@ -53,7 +53,8 @@ macro_rules! sign_bit {
     )*};
 }
 
-sign_bit!(f32: u32, f16: u16, bf16: u16);
+// f64 is the oracle's; tensors hold the others.
+sign_bit!(f64: u64, f32: u32, f16: u16, bf16: u16);
 
 /// A `probs` tensor, read through the codec: (batch, num_heads, seqlen_q, seqlen_k), normalised probabilities whose
 /// sign bit says dropped. Entries that a query does not see are +0.0.
