@@ -665,7 +665,7 @@ impl<S: Simd> Row<S> {
     #[inline(always)]
     unsafe fn sign(&self, p: S::V, key: usize) -> S::V {
         match self.bits {
-            Some((bits, shift)) => S::sign_where(p, u32::from(*bits.add(key)) >> shift),
+            Some((bits, shift)) => S::sign_where(p, bits.add(key), shift),
             None => p,
         }
     }

@@ -144,9 +144,7 @@ impl<S: Simd> Weigh<S> {
         *sum = S::add(*sum, p);
         match self.bits {
             // Dropped weights are negative; relu makes them 0 and keeps NaN.
-            Some((bits, shift)) => {
-                S::max(S::splat(0.0), S::sign_where(p, u32::from(*bits.add(key)) >> shift))
-            }
+            Some((bits, shift)) => S::max(S::splat(0.0), S::sign_where(p, bits.add(key), shift)),
             None => p,
         }
     }
@@ -417,7 +415,7 @@ impl Work<'_> {
                 let at = weights.add(key * width + n * S::LANES);
                 let mut p = S::mul(S::exp2(S::fma(S::load(at), scale, minus_max)), factor);
                 if let Some((bits, lane_shift)) = bits {
-                    p = S::sign_where(p, u32::from(*bits.add(key)) >> lane_shift);
+                    p = S::sign_where(p, bits.add(key), lane_shift);
                 }
                 S::store(at, S::where_less(S::splat(key as f32), end, p, zero));
             }

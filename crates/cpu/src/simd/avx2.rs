@@ -1,6 +1,6 @@
 //! AVX2, FMA and F16C: eight lanes.
 
-use super::{EXP2_DEGREE_6, Simd};
+use super::{EXP2_DEGREE_6, EXP2_LEAST, EXP2_SHIFT, Simd};
 use crate::philox::{RowPhilox, WEYL};
 use signflash_core::dropout::philox::{MUL_0, MUL_2};
 use std::arch::x86_64::*;
@@ -59,27 +59,23 @@ impl Simd for Avx2 {
         _mm256_max_ps(a, b)
     }
 
-    /// Scaled by 2^n in two steps, so that subnormal results round once, as `vscalefps` of AVX-512 does.
     #[inline(always)]
     unsafe fn exp2(x: __m256) -> __m256 {
-        // The order of operands keeps NaN. Below -252 both steps scale by 2^-126: zero.
-        let x = _mm256_max_ps(_mm256_set1_ps(-252.0), x);
-        let n = _mm256_round_ps::<NEAREST>(x);
-        let f = _mm256_sub_ps(x, n);
+        // In this order of operands the maximum keeps NaN.
+        let x = _mm256_max_ps(_mm256_set1_ps(EXP2_LEAST), x);
+        let shifted = _mm256_add_ps(x, _mm256_set1_ps(EXP2_SHIFT));
+        let f = _mm256_sub_ps(x, _mm256_sub_ps(shifted, _mm256_set1_ps(EXP2_SHIFT)));
         let mut y = _mm256_set1_ps(EXP2_DEGREE_6[0]);
         for &c in &EXP2_DEGREE_6[1..] {
             y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(c));
         }
-        let n = _mm256_cvtps_epi32(n);
-        let first = _mm256_srai_epi32::<1>(n);
-        let second = _mm256_sub_epi32(n, first);
-        _mm256_mul_ps(_mm256_mul_ps(y, power_of_two(first)), power_of_two(second))
+        _mm256_mul_ps(y, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(shifted))))
     }
 
     #[inline(always)]
-    unsafe fn sign_where(x: __m256, drop: u32) -> __m256 {
+    unsafe fn sign_where(x: __m256, drop: *const u16, first: u32) -> __m256 {
         let lane_bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-        let set = _mm256_and_si256(_mm256_set1_epi32(drop as i32), lane_bit);
+        let set = _mm256_and_si256(_mm256_set1_epi32(i32::from(*drop) >> first), lane_bit);
         let dropped = _mm256_cmpeq_epi32(set, lane_bit);
         let sign = _mm256_slli_epi32::<31>(dropped);
         _mm256_or_ps(x, _mm256_castsi256_ps(sign))
@@ -180,12 +176,6 @@ impl Simd for Avx2 {
             }
         }
     }
-}
-
-/// 2^n for n from -126 to 127.
-#[inline(always)]
-unsafe fn power_of_two(n: __m256i) -> __m256 {
-    _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n, _mm256_set1_epi32(127))))
 }
 
 /// Rounds 2 to 7 of four calls.

@@ -1,6 +1,6 @@
 //! AVX-512 F, BW, DQ, VL; and, with `BF16`, dot products of bf16 pairs.
 
-use super::{EXP2_DEGREE_5, EXP2_DEGREE_6, Simd};
+use super::{EXP2_DEGREE_5, EXP2_DEGREE_6, EXP2_LEAST, EXP2_SHIFT, Simd};
 use crate::philox::{RowPhilox, WEYL};
 use signflash_core::dropout::philox::{MUL_0, MUL_2};
 use std::arch::x86_64::*;
@@ -64,23 +64,24 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         _mm512_max_ps(a, b)
     }
 
-    /// `vreduceps` gives x - round(x), and 0 for -inf, so that scaling by 2^-inf then gives 0.
     #[inline(always)]
     unsafe fn exp2(x: __m512) -> __m512 {
-        let f = _mm512_reduce_ps::<NEAREST>(x);
-        let n = _mm512_sub_ps(x, f);
+        // In this order of operands the maximum keeps NaN.
+        let x = _mm512_max_ps(_mm512_set1_ps(EXP2_LEAST), x);
+        let shifted = _mm512_add_ps(x, _mm512_set1_ps(EXP2_SHIFT));
+        let f = _mm512_sub_ps(x, _mm512_sub_ps(shifted, _mm512_set1_ps(EXP2_SHIFT)));
         let coefficients: &[f32] = if BF16 { &EXP2_DEGREE_5 } else { &EXP2_DEGREE_6 };
         let mut y = _mm512_set1_ps(coefficients[0]);
         for &c in &coefficients[1..] {
             y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(c));
         }
-        _mm512_scalef_ps(y, n)
+        _mm512_mul_ps(y, _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(shifted))))
     }
 
     #[inline(always)]
-    unsafe fn sign_where(x: __m512, drop: u32) -> __m512 {
+    unsafe fn sign_where(x: __m512, drop: *const u16, _: u32) -> __m512 {
         let x = _mm512_castps_si512(x);
-        _mm512_castsi512_ps(_mm512_mask_or_epi32(x, drop as __mmask16, x, _mm512_set1_epi32(i32::MIN)))
+        _mm512_castsi512_ps(_mm512_mask_or_epi32(x, *drop, x, _mm512_set1_epi32(i32::MIN)))
     }
     #[inline(always)]
     unsafe fn by_sign(sign: __m512, plus: __m512, minus: __m512) -> __m512 {
@@ -188,14 +189,10 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         let (m0, m2) = (_mm512_set1_epi64(MUL_0 as i64), _mm512_set1_epi64(MUL_2 as i64));
         let column = _mm512_set1_epi64(i64::from(block_column));
         let limit = _mm512_set1_epi8(threshold as i8);
-        // Byte n of two neighbouring rows side by side, in every 128-bit lane ...
-        let beside =
-            _mm512_broadcast_i32x4(_mm_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15));
-        // ... then by word, column parity, row half and row pair: 16 rows of each of four columns.
-        let gathered = _mm512_cvtepi8_epi16(_mm256_setr_epi8(
-            0, 8, 16, 24, 2, 10, 18, 26, 1, 9, 17, 25, 3, 11, 19, 27, 4, 12, 20, 28, 6, 14, 22, 30, 5, 13,
-            21, 29, 7, 15, 23, 31,
-        ));
+        // Behind `black_box`, because LLVM would merge the two shuffles into a chain of twelve.
+        let order = std::hint::black_box(&ORDER);
+        let beside = _mm512_broadcast_i32x4(_mm_loadu_si128(order.beside.as_ptr().cast()));
+        let gathered = _mm512_loadu_si512(order.gathered.as_ptr().cast());
         for t in 0..4 {
             let a2 = _mm512_xor_si512(eight(&row.a2, t), column);
             let p2 = _mm512_mul_epu32(m2, a2);
@@ -214,9 +211,9 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
                 (c1, c3) = (p2, p0);
             }
             for (half, low, high) in [(0, c0, c1), (1, c2, c3)] {
-                let both = _mm512_mask_blend_epi32(0xaaaa, low, _mm512_slli_epi64::<32>(high));
-                let bytes = _mm512_permutexvar_epi16(gathered, _mm512_shuffle_epi8(both, beside));
-                let drop: u64 = _mm512_cmpgt_epu8_mask(bytes, limit);
+                let both = _mm512_shuffle_ps::<0x88>(_mm512_castsi512_ps(low), _mm512_castsi512_ps(high));
+                let bytes = _mm512_shuffle_epi8(_mm512_castps_si512(both), beside);
+                let drop: u64 = _mm512_cmpgt_epu8_mask(_mm512_permutexvar_epi16(gathered, bytes), limit);
                 let columns = out.add(16 * half + 2 * t);
                 columns.cast::<u32>().write_unaligned(drop as u32);
                 columns.add(8).cast::<u32>().write_unaligned((drop >> 32) as u32);
@@ -224,6 +221,22 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         }
     }
 }
+
+/// How the bytes of two words of eight calls become the bits of four columns: two shuffles.
+struct Order {
+    /// Rows r and r + 1 share a 128-bit lane: each of their bytes side by side.
+    beside: [u8; 16],
+    /// Then by word, column parity, row half and row pair: 16 rows of each of four columns.
+    gathered: [u16; 32],
+}
+
+static ORDER: Order = Order {
+    beside: [0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15],
+    gathered: [
+        0, 8, 16, 24, 2, 10, 18, 26, 1, 9, 17, 25, 3, 11, 19, 27, 4, 12, 20, 28, 6, 14, 22, 30, 5, 13, 21,
+        29, 7, 15, 23, 31,
+    ],
+};
 
 /// Eight calls' share of a row's state.
 #[inline(always)]

@@ -1,6 +1,6 @@
 //! Plain Rust over four lanes, which compilers turn into whatever the target guarantees (SSE2, NEON, ...).
 
-use super::{EXP2_DEGREE_6, Simd};
+use super::{EXP2_DEGREE_6, EXP2_LEAST, EXP2_SHIFT, Simd};
 use crate::philox::RowPhilox;
 use half::{bf16, f16};
 
@@ -70,24 +70,22 @@ impl Simd for Portable {
 
     #[inline(always)]
     unsafe fn exp2(x: V) -> V {
-        /// Adding and subtracting 1.5 * 2^23 rounds to a whole number, which the low bits of the sum then hold.
-        const ROUND: f32 = 12_582_912.0;
         lanes(|i| {
-            let x = if -252.0 > x[i] { -252.0 } else { x[i] };
-            let shifted = x + ROUND;
-            let n = shifted.to_bits() as i32 - ROUND.to_bits() as i32;
-            let f = x - (shifted - ROUND);
+            // Written so that NaN stays.
+            let x = if EXP2_LEAST > x[i] { EXP2_LEAST } else { x[i] };
+            let shifted = x + EXP2_SHIFT;
+            let f = x - (shifted - EXP2_SHIFT);
             let mut y = EXP2_DEGREE_6[0];
             for &c in &EXP2_DEGREE_6[1..] {
                 y = fma(y, f, c);
             }
-            let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
-            y * power(n >> 1) * power(n - (n >> 1))
+            y * f32::from_bits(shifted.to_bits() << 23)
         })
     }
 
     #[inline(always)]
-    unsafe fn sign_where(x: V, drop: u32) -> V {
+    unsafe fn sign_where(x: V, drop: *const u16, first: u32) -> V {
+        let drop = u32::from(*drop) >> first;
         lanes(|i| f32::from_bits(x[i].to_bits() | (drop >> i & 1) << 31))
     }
     #[inline(always)]
