@@ -73,6 +73,9 @@ pub(crate) fn extent(shape: [usize; 4], strides: [usize; 4]) -> Option<usize> {
 /// Whether two different indices may address the same element. Nested strides never do; exotic interleavings that
 /// happen not to overlap are refused as well.
 pub(crate) fn may_overlap(shape: [usize; 4], strides: [usize; 4]) -> bool {
+    if shape.contains(&0) {
+        return false; // without elements, whatever the strides
+    }
     let mut dims: Vec<(usize, usize)> =
         strides.into_iter().zip(shape).filter(|&(_, size)| size > 1).collect();
     dims.sort_unstable();

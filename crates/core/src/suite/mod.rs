@@ -1,1 +1,37 @@
-//! The suite of named cases that every implementation runs.
+//! The suite of named cases that every implementation runs (feature `suite`).
+//!
+//! Implement [`Implementation`], then add one line to a test:
+//! [`signflash_core::test_implementation!(Mine)`](crate::test_implementation) makes a `#[test]` of every case. Or call
+//! [`run`] for a [`Report`] of all, [`check`] for one.
+//!
+//! Each case runs with each of its dtypes: the forward without and with probs, and the backward. Required are
+//! - results within the contract's [`Tolerance`] of the f64 [oracle](crate::oracle) on the same rounded operands, with
+//!   NaNs and infinities at its very places, and exact zeros where nothing contributes;
+//! - the sign bit of every visible probability equal to the mask, +0.0 where a query does not see a key;
+//! - every element written: results start as poison;
+//! - nothing else written, and nothing read beside a row: guards and gaps between rows hold poison;
+//! - the same bits from a second run.
+
+mod adjust;
+mod case;
+mod cases;
+mod compare;
+mod implementation;
+mod inputs;
+mod layout;
+mod part;
+mod report;
+mod run;
+mod storage;
+mod tolerance;
+mod truth;
+pub mod vectors;
+
+pub use case::{Adjust, Case, Cuts};
+pub use cases::{NAMES, case};
+pub use implementation::{Implementation, Reference, RunError};
+pub use inputs::Values;
+pub use layout::Layout;
+pub use report::{Entry, Failure, Finding, Report};
+pub use run::{check, run, run_case};
+pub use tolerance::Tolerance;

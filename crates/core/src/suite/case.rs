@@ -1,0 +1,190 @@
+//! One named case: a problem, its operands, and how they lie in memory and are cut.
+
+use super::inputs::Values;
+use super::layout::Layout;
+use super::vectors::Vector;
+use crate::{Dropout, Dtype, Problem, ScaleRule, Shape, Shard};
+
+/// Where a problem is cut into pieces that are computed one by one; every list holds inner positions, in order.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[allow(missing_docs)]
+pub struct Cuts {
+    pub batches: Vec<usize>,
+    /// Query heads; at whole groups.
+    pub heads: Vec<usize>,
+    pub rows: Vec<usize>,
+    /// Not in causal problems, whose pieces take the keys that their rows see.
+    pub columns: Vec<usize>,
+}
+
+/// Changes the operands of a case, to put a NaN where it belongs.
+pub type Adjust = fn(&Problem, &mut Values);
+
+/// A named case. Built up from the defaults of [`Case::new`].
+///
+/// ```
+/// use signflash_core::suite::{Case, Layout};
+/// let case = Case::new(17, 33).heads(4, 2).causal().dropout(0.1).layout(Layout::Bhsd);
+/// assert_eq!(case.problem().shape().num_heads_k, 2);
+/// ```
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub(super) dtypes: Vec<Dtype>,
+    pub(super) layout: Layout,
+    pub(super) cuts: Cuts,
+    shape: Shape,
+    causal: bool,
+    softmax_scale: Option<f64>,
+    dropout: Option<(f32, u64, u64)>,
+    scale_rule: ScaleRule,
+    shard: Shard,
+    std: (f64, f64),
+    adjust: Option<Adjust>,
+    vector: Option<&'static str>,
+}
+
+impl Case {
+    /// All dtypes; batch 1, 2 heads, head_dim 64; no causality, no dropout; operands normal with a standard deviation
+    /// of 1.
+    pub fn new(seqlen_q: usize, seqlen_k: usize) -> Self {
+        Self {
+            dtypes: vec![Dtype::F32, Dtype::F16, Dtype::Bf16],
+            layout: Layout::Bshd,
+            cuts: Cuts::default(),
+            shape: Shape { batch: 1, seqlen_q, seqlen_k, num_heads: 2, num_heads_k: 2, head_dim: 64 },
+            causal: false,
+            softmax_scale: None,
+            dropout: None,
+            scale_rule: ScaleRule::Unbiased,
+            shard: Shard::default(),
+            std: (1.0, 1.0),
+            adjust: None,
+            vector: None,
+        }
+    }
+
+    /// A file of FlashAttention-2's results, whose inputs are the case's.
+    pub fn vector(file: &'static str, dtype: Dtype) -> Self {
+        Self { dtypes: vec![dtype], vector: Some(file), ..Self::new(0, 0) }
+    }
+
+    /// Only some dtypes.
+    pub fn dtypes(self, dtypes: &[Dtype]) -> Self {
+        Self { dtypes: dtypes.to_vec(), ..self }
+    }
+
+    /// Another batch size.
+    pub fn batch(mut self, batch: usize) -> Self {
+        self.shape.batch = batch;
+        self
+    }
+
+    /// Other numbers of query and key heads.
+    pub fn heads(mut self, num_heads: usize, num_heads_k: usize) -> Self {
+        (self.shape.num_heads, self.shape.num_heads_k) = (num_heads, num_heads_k);
+        self
+    }
+
+    /// Another head_dim.
+    pub fn head_dim(mut self, head_dim: usize) -> Self {
+        self.shape.head_dim = head_dim;
+        self
+    }
+
+    /// Causal, bottom-right aligned.
+    pub fn causal(self) -> Self {
+        Self { causal: true, ..self }
+    }
+
+    /// Another factor of the scores.
+    pub fn softmax_scale(self, scale: f64) -> Self {
+        Self { softmax_scale: Some(scale), ..self }
+    }
+
+    /// Dropout at a seed of the suite's.
+    pub fn dropout(self, p: f32) -> Self {
+        self.dropout_at(p, 0x51_67f1_a54e, 0)
+    }
+
+    /// Dropout at a random state.
+    pub fn dropout_at(self, p: f32, seed: u64, offset: u64) -> Self {
+        Self { dropout: Some((p, seed, offset)), ..self }
+    }
+
+    /// FlashAttention-2's scale of kept probabilities.
+    pub fn nominal(self) -> Self {
+        Self { scale_rule: ScaleRule::Nominal, ..self }
+    }
+
+    /// The problem is itself a piece.
+    pub fn shard(self, shard: Shard) -> Self {
+        Self { shard, ..self }
+    }
+
+    /// Other standard deviations of q and k.
+    pub fn std(self, q: f64, k: f64) -> Self {
+        Self { std: (q, k), ..self }
+    }
+
+    /// Another order of storage.
+    pub fn layout(self, layout: Layout) -> Self {
+        Self { layout, ..self }
+    }
+
+    /// Computed in pieces, which together must give the whole.
+    pub fn cut(self, cuts: Cuts) -> Self {
+        Self { cuts, ..self }
+    }
+
+    /// With operands of its own.
+    pub fn adjust(self, adjust: Adjust) -> Self {
+        Self { adjust: Some(adjust), ..self }
+    }
+
+    /// The whole problem.
+    ///
+    /// # Panics
+    /// If the case's numbers make no problem, or its file cannot be read.
+    pub fn problem(&self) -> Problem {
+        if let Some(vector) = self.load() {
+            return vector.problem;
+        }
+        let problem = Problem::builder(self.shape).causal(self.causal).shard(self.shard);
+        let problem = match self.softmax_scale {
+            Some(scale) => problem.softmax_scale(scale),
+            None => problem,
+        };
+        let problem = match self.dropout {
+            Some((p, seed, offset)) => {
+                let dropout = Dropout::new(p, seed, offset).expect("a case's p is in [0, 1)");
+                problem.dropout(dropout.with_scale_rule(self.scale_rule))
+            }
+            None => problem,
+        };
+        problem.build().expect("a case is a valid problem")
+    }
+
+    /// Its operands, not yet rounded to a dtype.
+    ///
+    /// # Panics
+    /// As [`problem`](Self::problem).
+    pub fn values(&self) -> Values {
+        if let Some(vector) = self.load() {
+            return vector.inputs;
+        }
+        let (q_std, k_std) = self.std;
+        let seed = (self.shape.seqlen_q * 1009 + self.shape.seqlen_k) as u64; // cases of one shape share operands
+        let mut values = Values::normal(&self.shape, seed, q_std, k_std);
+        self.layout.tie(&self.shape, &mut values);
+        if let Some(adjust) = self.adjust {
+            adjust(&self.problem(), &mut values);
+        }
+        values
+    }
+
+    fn load(&self) -> Option<Vector> {
+        self.vector.map(|file| {
+            Vector::load(&super::vectors::directory().join(file)).unwrap_or_else(|error| panic!("{error}"))
+        })
+    }
+}

@@ -1,0 +1,226 @@
+//! The cases, and the macro that makes a test of each.
+
+use super::adjust;
+use super::case::{Case, Cuts};
+use super::layout::Layout;
+use crate::{Dtype, Shard};
+
+/// Takes the list of cases; makes of it [`NAMES`], [`case`] and the macro [`test_implementation`].
+macro_rules! named_cases {
+    ($dollar:tt $($name:ident => $case:expr,)*) => {
+        /// The names of all cases.
+        pub const NAMES: &[&str] = &[$(stringify!($name)),*];
+
+        /// The case of a name.
+        ///
+        /// ```
+        /// use signflash_core::suite::{NAMES, case};
+        /// assert!(NAMES.iter().all(|name| case(name).is_some()));
+        /// ```
+        pub fn case(name: &str) -> Option<Case> {
+            match name {
+                $(stringify!($name) => Some($case),)*
+                _ => None,
+            }
+        }
+
+        /// Makes one `#[test]` of every case of the suite, run on the [`Implementation`] that the expression gives.
+        ///
+        /// ```
+        /// use signflash_core::suite::{Implementation, Reference, RunError};
+        /// use signflash_core::{Element, GradInputs, Gradients, Inputs, Outputs, Problem};
+        ///
+        /// struct Mine;
+        ///
+        /// impl Implementation for Mine {
+        ///     fn name(&self) -> String {
+        ///         "mine".to_string()
+        ///     }
+        ///     fn forward<T: Element>(
+        ///         &self,
+        ///         problem: &Problem,
+        ///         inputs: &Inputs<'_, T>,
+        ///         outputs: &mut Outputs<'_, T>,
+        ///     ) -> Result<(), RunError> {
+        ///         Reference.forward(problem, inputs, outputs) // yours here
+        ///     }
+        ///     fn backward<T: Element>(
+        ///         &self,
+        ///         problem: &Problem,
+        ///         inputs: &GradInputs<'_, T>,
+        ///         gradients: &mut Gradients<'_, T>,
+        ///     ) -> Result<(), RunError> {
+        ///         Reference.backward(problem, inputs, gradients)
+        ///     }
+        /// }
+        ///
+        /// mod mine {
+        ///     signflash_core::test_implementation!(super::Mine);
+        /// }
+        /// ```
+        ///
+        /// [`Implementation`]: crate::suite::Implementation
+        #[macro_export]
+        macro_rules! test_implementation {
+            ($dollar implementation:expr) => {
+                $(
+                    #[test]
+                    fn $name() {
+                        $crate::suite::check(stringify!($name), &$dollar implementation);
+                    }
+                )*
+            };
+        }
+    };
+}
+
+named_cases! { $
+    // Every head_dim, most of them no multiple of a vector.
+    head_dim_1 => Case::new(33, 50).head_dim(1).dropout(0.1),
+    head_dim_7 => Case::new(65, 70).head_dim(7).causal().dropout(0.1),
+    head_dim_32 => Case::new(65, 113).head_dim(32).dropout(0.1),
+    head_dim_40 => Case::new(65, 113).head_dim(40).causal().dropout(0.1),
+    head_dim_64 => Case::new(65, 113).head_dim(64).dropout(0.1),
+    head_dim_80 => Case::new(65, 113).head_dim(80).causal(),
+    head_dim_96 => Case::new(65, 113).head_dim(96).dropout(0.1),
+    head_dim_128 => Case::new(65, 113).head_dim(128).causal().dropout(0.1),
+    head_dim_192 => Case::new(65, 113).head_dim(192).dropout(0.1),
+    head_dim_256 => Case::new(65, 113).head_dim(256).causal().dropout(0.1),
+
+    // Lengths around the sizes of blocks, squares and thin ones.
+    length_1 => Case::new(1, 1).batch(3).heads(4, 4).dropout(0.5),
+    length_2 => Case::new(2, 2).batch(3).heads(4, 4).dropout(0.125),
+    length_15 => Case::new(15, 15).batch(2).dropout(0.125),
+    length_16 => Case::new(16, 16).batch(2).causal().dropout(0.125),
+    length_17 => Case::new(17, 17).batch(2).dropout(0.125),
+    length_113 => Case::new(113, 113).batch(2).causal().dropout(0.125),
+    length_128 => Case::new(128, 128).batch(2).dropout(0.125),
+    length_203 => Case::new(203, 203).dropout(0.125),
+    length_257 => Case::new(257, 257).causal().dropout(0.125),
+    length_1024 => Case::new(1024, 1024).heads(1, 1).dropout(0.1),
+    length_1024_causal => Case::new(1024, 1024).heads(2, 1).head_dim(32).causal().dropout(0.1),
+    length_1024_without_dropout => Case::new(1024, 1024).heads(1, 1).head_dim(128).causal(),
+    one_query_of_many_keys => Case::new(1, 1024).heads(4, 2).causal().dropout(0.1),
+    many_queries_of_one_key => Case::new(257, 1).dropout(0.1),
+    few_queries_of_many_keys => Case::new(17, 257).batch(2).dropout(0.1),
+    many_queries_of_few_keys => Case::new(257, 17).batch(2).dropout(0.1),
+
+    // Causal, bottom-right aligned.
+    causal_square => Case::new(128, 128).causal(),
+    causal_fewer_queries_than_keys => Case::new(113, 203).causal().dropout(0.1),
+    causal_rows_that_see_no_key => Case::new(203, 113).causal().dropout(0.1),
+    causal_one_row_sees_one_key => Case::new(67, 1).causal().dropout(0.5),
+
+    // Nothing at all.
+    no_keys => Case::new(17, 0).dropout(0.1),
+    no_keys_causal => Case::new(17, 0).causal(),
+    no_queries => Case::new(0, 17).dropout(0.1),
+    no_batch => Case::new(17, 17).batch(0).dropout(0.1),
+
+    // Head groups.
+    one_key_head_for_8 => Case::new(50, 70).batch(2).heads(8, 1).dropout(0.1),
+    one_key_head_for_2 => Case::new(50, 70).batch(2).heads(4, 2).causal().dropout(0.1),
+    one_key_head_for_8_of_16 => Case::new(40, 70).heads(16, 2).causal().dropout(0.1),
+    one_key_head_for_3 => Case::new(40, 70).heads(6, 2),
+
+    // Dropout.
+    p_0 => Case::new(70, 70).dropout(0.0),
+    p_0_nominal => Case::new(70, 70).dropout(0.0).nominal(),
+    p_0_001 => Case::new(70, 70).dropout(1e-3),
+    p_0_1 => Case::new(70, 70).dropout(0.1),
+    p_0_1_nominal => Case::new(70, 70).dropout(0.1).nominal(),
+    p_0_125 => Case::new(70, 70).dropout(0.125).nominal(),
+    p_0_5 => Case::new(70, 70).causal().dropout(0.5),
+    p_0_9 => Case::new(70, 70).dropout(0.9),
+    p_0_9_nominal => Case::new(70, 70).dropout(0.9).nominal(),
+    p_0_999 => Case::new(170, 170).dropout(0.999),
+    p_0_999_nominal => Case::new(170, 170).dropout(0.999).nominal(),
+    seed_of_64_bits => Case::new(70, 70).dropout_at(0.3, 0xdead_beef_0bad_cafe, 5),
+    offset_low_word_overflows_within_a_block => Case::new(70, 70).dropout_at(0.3, 1, 0xffff_fff0),
+    offset_wraps_around => Case::new(70, 70).batch(2).dropout_at(0.3, 1, u64::MAX - 7),
+    offset_of_an_advanced_generator => Case::new(70, 70).dropout_at(0.3, 1, (3 << 32) + 12345),
+
+    // Scales of the scores.
+    softmax_scale_0 => Case::new(50, 70).softmax_scale(0.0).dropout(0.1),
+    softmax_scale_negative => Case::new(50, 70).softmax_scale(-0.1).causal().dropout(0.1),
+    softmax_scale_1 => Case::new(50, 70).head_dim(32).softmax_scale(1.0).dropout(0.1),
+
+    // Storage.
+    layout_bhsd => Case::new(50, 70).batch(2).heads(4, 2).layout(Layout::Bhsd).dropout(0.1),
+    layout_sbhd => Case::new(50, 70).batch(2).heads(4, 2).layout(Layout::Sbhd).causal().dropout(0.1),
+    layout_padded_rows =>
+        Case::new(50, 70).batch(2).heads(4, 2).head_dim(40).layout(Layout::PaddedRows).dropout(0.1),
+    layout_padded_rows_of_head_dim_1 =>
+        Case::new(50, 70).batch(2).head_dim(1).layout(Layout::PaddedRows).dropout(0.1),
+    layout_packed_qkv => Case::new(70, 70).batch(2).layout(Layout::PackedQkv).causal().dropout(0.1),
+    layout_broadcast_heads => Case::new(50, 70).heads(4, 4).layout(Layout::BroadcastHeads).dropout(0.1),
+    layout_broadcast_batch => Case::new(50, 70).batch(3).layout(Layout::BroadcastBatch).dropout(0.1),
+
+    // Shards: one whose mask is that of a place in a larger problem, and pieces that make the whole.
+    shard_draws_the_mask_of_its_place => Case::new(50, 70).batch(2).dropout(0.3).shard(Shard {
+        first_batch: 3,
+        first_head: 2,
+        first_row: 5,
+        first_column: 13,
+        num_heads_total: Some(7),
+    }),
+    shard_far_down_a_long_sequence => Case::new(50, 70).causal().dropout(0.3).shard(Shard {
+        first_row: 1_000_003,
+        first_column: 2_000_017,
+        ..Shard::default()
+    }),
+    pieces_of_the_batch =>
+        Case::new(50, 70).batch(3).dropout(0.1).cut(Cuts { batches: vec![1], ..Cuts::default() }),
+    pieces_of_the_heads =>
+        Case::new(50, 70).heads(8, 4).causal().dropout(0.1).cut(Cuts { heads: vec![2, 6], ..Cuts::default() }),
+    pieces_of_the_rows =>
+        Case::new(80, 70).dropout(0.1).cut(Cuts { rows: vec![16, 64], ..Cuts::default() }),
+    pieces_of_the_rows_inside_blocks =>
+        Case::new(80, 70).dropout(0.1).cut(Cuts { rows: vec![5, 37, 42], ..Cuts::default() }),
+    pieces_of_the_columns =>
+        Case::new(50, 140).dropout(0.1).cut(Cuts { columns: vec![32, 96], ..Cuts::default() }),
+    pieces_of_the_columns_inside_blocks =>
+        Case::new(50, 140).dropout(0.1).cut(Cuts { columns: vec![13, 77], ..Cuts::default() }),
+    pieces_of_causal_rows =>
+        Case::new(90, 120).causal().dropout(0.1).cut(Cuts { rows: vec![31, 64], ..Cuts::default() }),
+    pieces_of_causal_rows_that_see_no_key =>
+        Case::new(120, 70).causal().dropout(0.1).cut(Cuts { rows: vec![20, 64], ..Cuts::default() }),
+    pieces_of_everything => Case::new(50, 70).batch(2).heads(4, 2).dropout(0.1).cut(Cuts {
+        batches: vec![1],
+        heads: vec![2],
+        rows: vec![23],
+        columns: vec![35],
+    }),
+
+    // Large scores: weights underflow, dropped ones to -0.0.
+    large_scores => Case::new(128, 203).std(5.0, 3.0).dropout(0.1),
+    large_scores_causal => Case::new(203, 203).head_dim(128).std(5.0, 3.0).causal().dropout(0.1),
+    large_scores_without_dropout => Case::new(113, 113).std(5.0, 3.0),
+
+    // NaN and infinity, only where they belong.
+    nan_in_one_query => Case::new(40, 50).causal().dropout(0.3).adjust(adjust::nan_in_one_query),
+    nan_in_one_dout => Case::new(40, 50).causal().dropout(0.3).adjust(adjust::nan_in_one_dout),
+    nan_in_queries_that_see_no_key =>
+        Case::new(90, 40).causal().dropout(0.3).adjust(adjust::nan_in_blind_queries),
+    nan_in_a_value_that_some_rows_do_not_see =>
+        Case::new(40, 40).causal().adjust(adjust::nan_in_one_value),
+    nan_in_a_value_that_some_rows_drop => Case::new(40, 40).dropout(0.5).adjust(adjust::nan_in_one_value),
+    nan_in_values_that_every_row_drops =>
+        Case::new(8, 70).dropout(0.9).adjust(adjust::nan_in_dropped_values),
+    nan_in_a_key_that_some_rows_do_not_see =>
+        Case::new(40, 40).causal().dropout(0.3).adjust(adjust::nan_in_one_key),
+    inf_in_a_value_that_some_rows_do_not_see =>
+        Case::new(40, 40).causal().adjust(adjust::inf_in_one_value),
+    inf_in_a_value_that_some_rows_drop => Case::new(40, 40).dropout(0.5).adjust(adjust::inf_in_one_value),
+    minus_inf_scores => Case::new(50, 70).dropout(0.3).adjust(adjust::minus_inf_scores),
+    minus_inf_scores_in_whole_rows => Case::new(40, 40).causal().dropout(0.3).adjust(adjust::minus_inf_rows),
+    plus_inf_score => Case::new(40, 40).causal().dropout(0.3).adjust(adjust::plus_inf_score),
+
+    // FlashAttention-2's inputs on an H200; what it made of them is compared in the core's own tests.
+    vector_a => Case::vector("a_f16_d64_p10.safetensors", Dtype::F16),
+    vector_b => Case::vector("b_bf16_d128_p30_ragged.safetensors", Dtype::Bf16),
+    vector_c => Case::vector("c_f16_d64_p20_causal.safetensors", Dtype::F16),
+    vector_d => Case::vector("d_bf16_d64_p17_cross.safetensors", Dtype::Bf16),
+    vector_e => Case::vector("e_f16_d32_p50_causal.safetensors", Dtype::F16),
+    vector_f => Case::vector("f_f16_d128_p00.safetensors", Dtype::F16),
+}

@@ -1,0 +1,113 @@
+//! What the suite asks of an implementation, and the slowest one.
+
+use crate::{
+    Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, SignBit, TensorMut, TensorRef, oracle,
+};
+
+/// Why a call failed, in the implementation's own words.
+pub type RunError = Box<dyn std::error::Error>;
+
+/// Something that computes attention. See [`test_implementation`](crate::test_implementation) for a whole one.
+pub trait Implementation {
+    /// Its name in failures.
+    fn name(&self) -> String;
+
+    /// Whether it takes this problem, and if not why. A case that is not supported is skipped, and says so.
+    ///
+    /// # Errors
+    /// The reason.
+    fn supports(&self, dtype: Dtype, problem: &Problem) -> Result<(), String> {
+        let _ = (dtype, problem);
+        Ok(())
+    }
+
+    /// Whether two backwards of the same operands are the same to the bit; the forward always is.
+    fn has_deterministic_backward(&self) -> bool {
+        true
+    }
+
+    /// Writes every element of `outputs`, and nothing else of their storage.
+    ///
+    /// # Errors
+    /// Any is a failure of the case.
+    fn forward<T: Element>(
+        &self,
+        problem: &Problem,
+        inputs: &Inputs<'_, T>,
+        outputs: &mut Outputs<'_, T>,
+    ) -> Result<(), RunError>;
+
+    /// Writes every element of `gradients`, and nothing else of their storage.
+    ///
+    /// # Errors
+    /// Any is a failure of the case.
+    fn backward<T: Element>(
+        &self,
+        problem: &Problem,
+        inputs: &GradInputs<'_, T>,
+        gradients: &mut Gradients<'_, T>,
+    ) -> Result<(), RunError>;
+}
+
+/// The oracle, its results rounded to the dtype: no implementation of that dtype can be closer.
+///
+/// ```
+/// use signflash_core::suite::{self, Reference};
+/// suite::check("length_2", &Reference);
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reference;
+
+impl Implementation for Reference {
+    fn name(&self) -> String {
+        "reference".to_string()
+    }
+
+    fn forward<T: Element>(
+        &self,
+        problem: &Problem,
+        inputs: &Inputs<'_, T>,
+        outputs: &mut Outputs<'_, T>,
+    ) -> Result<(), RunError> {
+        outputs.check(problem)?;
+        let oracle::Forward { out, lse } = oracle::forward(problem, inputs)?;
+        if let Some(probs) = &mut outputs.probs {
+            write(probs, &oracle::probs(problem, inputs, &lse)?);
+        }
+        write(&mut outputs.out, &out);
+        for (to, from) in outputs.lse.iter_mut().zip(lse) {
+            *to = from as f32;
+        }
+        Ok(())
+    }
+
+    fn backward<T: Element>(
+        &self,
+        problem: &Problem,
+        inputs: &GradInputs<'_, T>,
+        gradients: &mut Gradients<'_, T>,
+    ) -> Result<(), RunError> {
+        inputs.check(problem)?;
+        gradients.check(problem)?;
+        let forward = oracle::Forward::of_inputs(inputs);
+        let oracle::Gradients { dq, dk, dv } =
+            oracle::backward(problem, &inputs.inputs, &inputs.dout, &forward)?;
+        write(&mut gradients.dq, &dq);
+        write(&mut gradients.dk, &dk);
+        write(&mut gradients.dv, &dv);
+        Ok(())
+    }
+}
+
+/// Rounds dense elements into a tensor, signs of zeros and NaNs included.
+fn write<T: Element>(tensor: &mut TensorMut<'_, T>, dense: &[f64]) {
+    for (n, &x) in dense.iter().enumerate() {
+        let index = super::storage::index_of(n, tensor.shape);
+        *tensor.at_mut(index) = T::from_f32(x.probability() as f32).encode(x.is_dropped());
+    }
+}
+
+/// The elements of a tensor in the order of its dimensions.
+pub(super) fn read<T: Element>(tensor: &TensorRef<'_, T>) -> Vec<f64> {
+    oracle::dense(tensor)
+}

@@ -1,0 +1,45 @@
+//! The operands of a case.
+
+use crate::Shape;
+use crate::dropout::philox::philox4x32;
+
+/// Dense operands: q and dout (batch, seqlen_q, num_heads, head_dim), k and v (batch, seqlen_k, num_heads_k,
+/// head_dim). Not yet rounded to the dtype.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Values {
+    pub q: Vec<f64>,
+    pub k: Vec<f64>,
+    pub v: Vec<f64>,
+    pub dout: Vec<f64>,
+}
+
+impl Values {
+    /// Normal variates: q and k of these standard deviations, v and dout of 1. The same on every machine up to the
+    /// last bits of its logarithm and cosine.
+    pub fn normal(shape: &Shape, seed: u64, q_std: f64, k_std: f64) -> Self {
+        let (q_len, k_len) = (shape.q().into_iter().product(), shape.k().into_iter().product());
+        Self {
+            q: normals(seed, 0, q_len, q_std),
+            k: normals(seed, 1, k_len, k_std),
+            v: normals(seed, 2, k_len, 1.0),
+            dout: normals(seed, 3, q_len, 1.0),
+        }
+    }
+}
+
+/// Philox with its published 10 rounds, made normal by Box and Muller.
+fn normals(seed: u64, stream: u32, len: usize, std: f64) -> Vec<f64> {
+    let key = [seed as u32, (seed >> 32) as u32];
+    let uniform = |word: u32| (f64::from(word) + 0.5) / 2f64.powi(32); // never 0
+    let fours = (0..len.div_ceil(4) as u64).flat_map(|n| {
+        let [a, b, c, d] = philox4x32::<10>(key, [n as u32, (n >> 32) as u32, stream, 0]).map(uniform);
+        let pair = |radius: f64, turn: f64| {
+            let (sin, cos) = (turn * std::f64::consts::TAU).sin_cos();
+            let radius = std * (-2.0 * radius.ln()).sqrt();
+            [radius * cos, radius * sin]
+        };
+        pair(a, b).into_iter().chain(pair(c, d))
+    });
+    fours.take(len).collect()
+}

@@ -1,0 +1,263 @@
+//! Runs cases and collects what is wrong.
+
+use super::case::Case;
+use super::compare::{self, Found};
+use super::implementation::Implementation;
+use super::inputs::Values;
+use super::layout::Layout;
+use super::part::{ForwardResults, Part, add_gradient, combine, parts};
+use super::report::{Failure, Finding, Report};
+use super::storage::Storage;
+use super::truth::Truth;
+use crate::{
+    Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Shape, TensorName, bf16,
+    contiguous_strides, f16, oracle,
+};
+use std::io::Write;
+
+/// Runs one case and panics with everything that is wrong. What is not supported is skipped, and says so on stderr.
+///
+/// # Panics
+/// If the case fails, or there is none of that name.
+pub fn check(name: &str, implementation: &impl Implementation) {
+    let case = super::case(name).unwrap_or_else(|| panic!("the suite has no case named {name:?}"));
+    let report = run_case(name, &case, implementation);
+    for (case, dtype, reason) in &report.skipped {
+        // Not by eprintln!, which tests that pass do not show.
+        let _ = writeln!(std::io::stderr(), "skipped {case} {dtype} on {}: {reason}", implementation.name());
+    }
+    assert!(report.failures.is_empty(), "{}: {report}", implementation.name());
+}
+
+/// Runs every case.
+///
+/// ```no_run
+/// use signflash_core::suite::{self, Reference};
+/// let report = suite::run(&Reference);
+/// assert!(report.failures.is_empty(), "{report}");
+/// ```
+pub fn run(implementation: &impl Implementation) -> Report {
+    let mut report = Report::default();
+    for name in super::NAMES {
+        let case = super::case(name).expect("every name has its case");
+        let Report { ran, skipped, failures } = run_case(name, &case, implementation);
+        report.ran += ran;
+        report.skipped.extend(skipped);
+        report.failures.extend(failures);
+    }
+    report
+}
+
+/// Runs a case of your own.
+///
+/// ```
+/// use signflash_core::suite::{self, Case, Reference};
+/// let report = suite::run_case("mine", &Case::new(3, 5).causal().dropout(0.2), &Reference);
+/// assert_eq!((report.ran, report.failures.len()), (3, 0)); // three dtypes
+/// ```
+pub fn run_case(name: &str, case: &Case, implementation: &impl Implementation) -> Report {
+    let mut report = Report::default();
+    for &dtype in &case.dtypes {
+        let problem = case.problem();
+        let mut pieces = parts(&problem, &case.cuts).into_iter();
+        let refusal = pieces.find_map(|part| implementation.supports(dtype, &part.problem(&problem)).err());
+        if let Some(reason) = refusal {
+            report.skipped.push((name.to_string(), dtype, reason));
+            continue;
+        }
+        let found = match dtype {
+            Dtype::F32 => run_dtype::<f32>(case, implementation),
+            Dtype::F16 => run_dtype::<f16>(case, implementation),
+            Dtype::Bf16 => run_dtype::<bf16>(case, implementation),
+        };
+        report.ran += 1;
+        report.failures.extend(found.into_iter().map(|(tensor, finding)| Failure {
+            case: name.to_string(),
+            dtype,
+            tensor,
+            finding,
+        }));
+    }
+    report
+}
+
+fn run_dtype<T: Element>(case: &Case, implementation: &impl Implementation) -> Vec<Found> {
+    let (problem, values) = (case.problem(), case.values());
+    let truth = Truth::of::<T>(&problem, &values);
+    let parts = parts(&problem, &case.cuts);
+    let run = Run { implementation, problem: &problem, values: &values, truth: &truth, layout: case.layout };
+    let mut found = Vec::new();
+    for with_probs in [false, true] {
+        match run.forward::<T>(&parts, with_probs) {
+            Ok(results) => found.extend(compare::forward(&problem, T::DTYPE, &truth, &results)),
+            Err(failed) => found.push(failed),
+        }
+    }
+    match run.backward::<T>(&parts) {
+        Ok(gradients) => found.extend(compare::backward(&problem, T::DTYPE, &truth, &gradients)),
+        Err(failed) => found.push(failed),
+    }
+    found
+}
+
+/// A case on an implementation.
+struct Run<'a, I> {
+    implementation: &'a I,
+    problem: &'a Problem,
+    values: &'a Values,
+    truth: &'a Truth,
+    layout: Layout,
+}
+
+impl<I: Implementation> Run<'_, I> {
+    fn forward<T: Element>(&self, parts: &[Part], with_probs: bool) -> Result<ForwardResults, Found> {
+        let mut pieces = Vec::new();
+        for part in parts {
+            let piece = Piece::<T>::new(self, part);
+            let first = piece.forward(self.implementation, self.layout, with_probs)?;
+            let second = piece.forward(self.implementation, self.layout, with_probs)?;
+            same_bits(first.out.bytes(), second.out.bytes(), TensorName::Out)?;
+            same_bits(first.lse.bytes(), second.lse.bytes(), TensorName::Lse)?;
+            let probs = [&first, &second].map(|x| x.probs.as_ref().map_or(&[][..], Storage::bytes));
+            same_bits(probs[0], probs[1], TensorName::Probs)?;
+            pieces.push((part, first.results()));
+        }
+        Ok(combine(self.problem, pieces))
+    }
+
+    /// From the oracle's rounded out and lse of the whole, so that an error of the forward stays the forward's.
+    fn backward<T: Element>(&self, parts: &[Part]) -> Result<oracle::Gradients, Found> {
+        let shape = self.problem.shape();
+        let zeros = |shape: [usize; 4]| vec![0.0; shape.into_iter().product()];
+        let mut sums = oracle::Gradients { dq: zeros(shape.q()), dk: zeros(shape.k()), dv: zeros(shape.k()) };
+        for part in parts {
+            let piece = Piece::<T>::new(self, part);
+            let first = piece.backward(self.implementation, self.layout)?;
+            if self.implementation.has_deterministic_backward() {
+                let second = piece.backward(self.implementation, self.layout)?;
+                same_bits(first.dq.bytes(), second.dq.bytes(), TensorName::Dq)?;
+                same_bits(first.dk.bytes(), second.dk.bytes(), TensorName::Dk)?;
+                same_bits(first.dv.bytes(), second.dv.bytes(), TensorName::Dv)?;
+            }
+            let (q, k) = (part.q(self.problem), part.k(self.problem));
+            add_gradient(&mut sums.dq, shape.q(), &q, &first.dq.to_dense());
+            add_gradient(&mut sums.dk, shape.k(), &k, &first.dk.to_dense());
+            add_gradient(&mut sums.dv, shape.k(), &k, &first.dv.to_dense());
+        }
+        Ok(sums)
+    }
+}
+
+/// The operands of one call.
+struct Piece<T> {
+    problem: Problem,
+    q: Storage<T>,
+    k: Storage<T>,
+    v: Storage<T>,
+    dout: Storage<T>,
+    out: Storage<T>,
+    lse: Vec<f32>,
+}
+
+struct ForwardBuffers<T> {
+    out: Storage<T>,
+    lse: Storage<f32>,
+    probs: Option<Storage<T>>,
+}
+
+struct BackwardBuffers<T> {
+    dq: Storage<T>,
+    dk: Storage<T>,
+    dv: Storage<T>,
+}
+
+impl<T: Element> Piece<T> {
+    fn new<I>(run: &Run<'_, I>, part: &Part) -> Self {
+        let problem = part.problem(run.problem);
+        let values = part.values(run.problem, run.values);
+        let oracle::Forward { out, lse } = &run.truth.forward;
+        let (out, lse) = part.forward(run.problem, out, lse);
+        let (q, k) = (problem.shape().q(), problem.shape().k());
+        let (q_strides, k_strides) = (run.layout.strides(q), run.layout.key_strides(k));
+        Self {
+            q: Storage::holding(q, q_strides, &values.q),
+            k: Storage::holding(k, k_strides, &values.k),
+            v: Storage::holding(k, k_strides, &values.v),
+            dout: Storage::holding(q, q_strides, &values.dout),
+            out: Storage::holding(q, q_strides, &out),
+            lse: lse.into_iter().map(|x| x as f32).collect(),
+            problem,
+        }
+    }
+
+    fn inputs(&self) -> Inputs<'_, T> {
+        Inputs { q: self.q.tensor(), k: self.k.tensor(), v: self.v.tensor() }
+    }
+
+    fn forward(
+        &self,
+        implementation: &impl Implementation,
+        layout: Layout,
+        with_probs: bool,
+    ) -> Result<ForwardBuffers<T>, Found> {
+        let shape = self.problem.shape();
+        let Shape { batch, num_heads, seqlen_q, .. } = *shape;
+        let lse_shape = [batch, num_heads, seqlen_q, 1];
+        let mut out = Storage::poisoned(shape.q(), layout.strides(shape.q()));
+        let mut lse = Storage::poisoned(lse_shape, contiguous_strides(lse_shape));
+        let mut probs =
+            with_probs.then(|| Storage::poisoned(shape.probs(), layout.probs_strides(shape.probs())));
+        let mut outputs = Outputs {
+            out: out.tensor_mut(),
+            lse: lse.tensor_mut().data,
+            probs: probs.as_mut().map(Storage::tensor_mut),
+        };
+        implementation.forward(&self.problem, &self.inputs(), &mut outputs).map_err(call_failed)?;
+        written(&out, TensorName::Out)?;
+        written(&lse, TensorName::Lse)?;
+        probs.iter().try_for_each(|probs| written(probs, TensorName::Probs))?;
+        Ok(ForwardBuffers { out, lse, probs })
+    }
+
+    fn backward(
+        &self,
+        implementation: &impl Implementation,
+        layout: Layout,
+    ) -> Result<BackwardBuffers<T>, Found> {
+        let (q, k) = (self.problem.shape().q(), self.problem.shape().k());
+        let mut dq = Storage::poisoned(q, layout.strides(q));
+        let mut dk = Storage::poisoned(k, layout.strides(k));
+        let mut dv = Storage::poisoned(k, layout.strides(k));
+        let inputs = GradInputs {
+            inputs: self.inputs(),
+            out: self.out.tensor(),
+            lse: &self.lse,
+            dout: self.dout.tensor(),
+        };
+        let mut gradients = Gradients { dq: dq.tensor_mut(), dk: dk.tensor_mut(), dv: dv.tensor_mut() };
+        implementation.backward(&self.problem, &inputs, &mut gradients).map_err(call_failed)?;
+        written(&dq, TensorName::Dq)?;
+        written(&dk, TensorName::Dk)?;
+        written(&dv, TensorName::Dv)?;
+        Ok(BackwardBuffers { dq, dk, dv })
+    }
+}
+
+impl<T: Element> ForwardBuffers<T> {
+    fn results(&self) -> ForwardResults {
+        let probs = self.probs.as_ref().map(Storage::to_dense).unwrap_or_default();
+        ForwardResults { out: self.out.to_dense(), lse: self.lse.to_dense(), probs }
+    }
+}
+
+fn call_failed(error: super::RunError) -> Found {
+    (None, Finding::Call { message: error.to_string() })
+}
+
+fn written<T: Element>(storage: &Storage<T>, tensor: TensorName) -> Result<(), Found> {
+    storage.check_written().map_err(|finding| (Some(tensor), finding))
+}
+
+fn same_bits(first: &[u8], second: &[u8], tensor: TensorName) -> Result<(), Found> {
+    if first == second { Ok(()) } else { Err((Some(tensor), Finding::NotReproducible)) }
+}

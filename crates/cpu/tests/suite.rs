@@ -1,0 +1,172 @@
+//! The suite of named cases on every instruction set, and what must be the same to the bit.
+
+use signflash_core::suite::{Case, Implementation, Layout, RunError, Values};
+use signflash_core::{
+    Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, TensorMut, TensorRef, bf16, f16,
+};
+use signflash_cpu::{CpuEngine, Isa};
+
+/// The engine on one instruction set.
+struct On(Isa);
+
+impl On {
+    fn engine(&self) -> Result<CpuEngine, RunError> {
+        Ok(CpuEngine::new().with_isa(self.0)?)
+    }
+}
+
+impl Implementation for On {
+    fn name(&self) -> String {
+        format!("cpu {}", self.0)
+    }
+
+    fn supports(&self, _: Dtype, _: &Problem) -> Result<(), String> {
+        self.0.require().map(drop).map_err(|error| error.to_string())
+    }
+
+    fn forward<T: Element>(
+        &self,
+        problem: &Problem,
+        inputs: &Inputs<'_, T>,
+        outputs: &mut Outputs<'_, T>,
+    ) -> Result<(), RunError> {
+        Ok(self.engine()?.forward(problem, inputs, outputs)?)
+    }
+
+    fn backward<T: Element>(
+        &self,
+        problem: &Problem,
+        inputs: &GradInputs<'_, T>,
+        gradients: &mut Gradients<'_, T>,
+    ) -> Result<(), RunError> {
+        Ok(self.engine()?.backward(problem, inputs, gradients)?)
+    }
+}
+
+mod portable {
+    signflash_core::test_implementation!(super::On(super::Isa::Portable));
+}
+
+mod avx2 {
+    signflash_core::test_implementation!(super::On(super::Isa::Avx2));
+}
+
+mod avx512 {
+    signflash_core::test_implementation!(super::On(super::Isa::Avx512));
+}
+
+mod avx512bf16 {
+    signflash_core::test_implementation!(super::On(super::Isa::Avx512Bf16));
+}
+
+#[test]
+fn every_instruction_set_runs_the_suite() {
+    let tested = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+    assert_eq!(tested, Isa::ALL, "add a module above for the new instruction set");
+}
+
+/// The bytes of out, lse, probs, dq, dk and dv.
+type Bits = Vec<(&'static str, Vec<u8>)>;
+
+/// Forward with probs, then backward from its results.
+fn run<T: Element>(engine: CpuEngine, case: &Case) -> Bits {
+    let (problem, values) = (case.problem(), case.values());
+    let shape = problem.shape();
+    let rounded = |x: &[f64]| x.iter().map(|&x| T::from_f32(x as f32)).collect::<Vec<_>>();
+    let zeros = |shape: [usize; 4]| vec![T::default(); shape.into_iter().product()];
+    let Values { q, k, v, dout } = &values;
+    let (q, k, v, dout) = (rounded(q), rounded(k), rounded(v), rounded(dout));
+    let (mut out, mut lse, mut probs) = (zeros(shape.q()), vec![0.0; shape.lse_len()], zeros(shape.probs()));
+    let inputs = Inputs {
+        q: TensorRef::bshd(&q, shape.q()),
+        k: TensorRef::bshd(&k, shape.k()),
+        v: TensorRef::bshd(&v, shape.k()),
+    };
+    let mut outputs = Outputs {
+        out: TensorMut::bshd(&mut out, shape.q()),
+        lse: &mut lse,
+        probs: Some(TensorMut::bshd(&mut probs, shape.probs())),
+    };
+    engine.forward(&problem, &inputs, &mut outputs).expect("the operands fit");
+    let (mut dq, mut dk, mut dv) = (zeros(shape.q()), zeros(shape.k()), zeros(shape.k()));
+    let grad_inputs = GradInputs {
+        inputs,
+        out: TensorRef::bshd(&out, shape.q()),
+        lse: &lse,
+        dout: TensorRef::bshd(&dout, shape.q()),
+    };
+    let mut gradients = Gradients {
+        dq: TensorMut::bshd(&mut dq, shape.q()),
+        dk: TensorMut::bshd(&mut dk, shape.k()),
+        dv: TensorMut::bshd(&mut dv, shape.k()),
+    };
+    engine.backward(&problem, &grad_inputs, &mut gradients).expect("the operands fit");
+    let bytes = |x: &[T]| bytemuck::cast_slice(x).to_vec();
+    let lse = bytemuck::cast_slice(&lse).to_vec();
+    let results = [("out", &out), ("probs", &probs), ("dq", &dq), ("dk", &dk), ("dv", &dv)];
+    results.into_iter().map(|(name, x)| (name, bytes(x))).chain([("lse", lse)]).collect()
+}
+
+fn assert_same_bits(got: &Bits, expected: &Bits, what: &str) {
+    for ((name, got), (_, expected)) in got.iter().zip(expected) {
+        let different = got.iter().zip(expected).position(|(got, expected)| got != expected);
+        assert_eq!(different, None, "{what}: {name} differs first at this byte");
+    }
+}
+
+/// Large enough for several threads, tiles and chunks of keys.
+fn cases() -> Vec<Case> {
+    vec![
+        Case::new(300, 1100).batch(2).heads(4, 2).dropout(0.1),
+        Case::new(515, 515).heads(3, 3).head_dim(128).causal().dropout(0.3),
+        Case::new(400, 700).heads(4, 1).head_dim(40).layout(Layout::Bhsd).causal(),
+    ]
+}
+
+/// A pool of its own, so that more threads run than this machine has cores.
+fn with_pool<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads start").install(work)
+}
+
+fn threads_do_not_matter<T: Element>() {
+    for isa in Isa::available() {
+        for case in cases() {
+            let engine = CpuEngine::new().with_isa(isa).expect("it is available");
+            let one = run::<T>(engine.with_threads(1), &case);
+            for threads in [2, 3, 8] {
+                let some = with_pool(threads, || run::<T>(engine.with_threads(threads), &case));
+                assert_same_bits(&some, &one, &format!("{isa} {} {threads} threads", T::DTYPE));
+            }
+        }
+    }
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits_f32() {
+    threads_do_not_matter::<f32>();
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits_f16() {
+    threads_do_not_matter::<f16>();
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits_bf16() {
+    threads_do_not_matter::<bf16>();
+}
+
+#[test]
+fn f32_is_the_same_to_the_bit_on_avx2_and_avx512() {
+    let engines: Vec<CpuEngine> = [Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16]
+        .into_iter()
+        .filter_map(|isa| CpuEngine::new().with_isa(isa).ok())
+        .collect();
+    for case in cases() {
+        for pair in engines.windows(2) {
+            let (first, second) = (run::<f32>(pair[0], &case), run::<f32>(pair[1], &case));
+            let what = format!("{} against {}", pair[1].isa(), pair[0].isa());
+            assert_same_bits(&second, &first, &what);
+        }
+    }
+}
