@@ -1,2 +1,6 @@
-//! The `signflash` command.
-fn main() {}
+//! The `signflash` command; see the library part for everything.
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    signflash_cli::main()
+}

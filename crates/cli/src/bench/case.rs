@@ -1,0 +1,236 @@
+//! One row: make inputs, check a result, time the rest.
+
+use super::{Dropout, check};
+use crate::cli::Pass;
+use crate::errors::Error;
+use crate::files::FileElement;
+use crate::memory;
+use signflash_core::{Dtype, GradInputs, Gradients, Inputs, Outputs, Problem, Shape, TensorMut, TensorRef};
+use signflash_cpu::CpuEngine;
+use std::fmt;
+use std::time::Instant;
+
+/// Without --reps: so long, and so many.
+const SECONDS: f64 = 1.0;
+const REPS: std::ops::RangeInclusive<usize> = 3..=30;
+
+/// What a row measures.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Case {
+    pub(super) dtype: Dtype,
+    pub(super) pass: Pass,
+    pub(super) batch: usize,
+    pub(super) heads: usize,
+    pub(super) heads_k: usize,
+    pub(super) head_dim: usize,
+    pub(super) seqlen: usize,
+    pub(super) causal: bool,
+    pub(super) dropout_p: f32,
+}
+
+/// What was measured.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Measured {
+    /// Median of the timed calls.
+    pub(super) median_ms: f64,
+    /// The fastest of them.
+    pub(super) min_ms: f64,
+    /// How many there were.
+    pub(super) reps: usize,
+    /// Growth of the peak resident memory during the first call.
+    pub(super) extra_bytes: Option<u64>,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { dtype, head_dim, seqlen, causal, dropout_p, .. } = self;
+        write!(
+            f,
+            "{dtype} {} head_dim {head_dim} seqlen {seqlen} causal {causal} dropout_p {dropout_p}",
+            self.pass_name()
+        )
+    }
+}
+
+impl Case {
+    /// The pass's name.
+    pub(super) fn pass_name(&self) -> &'static str {
+        match self.pass {
+            Pass::Fwd => "fwd",
+            Pass::Bwd => "bwd",
+        }
+    }
+
+    /// Whether it can be run at all.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let sizes = [("--batch", self.batch), ("--seqlen", self.seqlen)];
+        for (argument, got) in sizes {
+            if got == 0 {
+                return Err(Error::Argument { argument, expected: "at least 1".into(), got: "0".into() });
+            }
+        }
+        let shape = *self.problem()?.shape();
+        let elements = |shape: [usize; 4]| shape.into_iter().fold(1u64, |n, x| n.saturating_mul(x as u64));
+        let tensors = elements(shape.q()).saturating_add(elements(shape.k())).saturating_mul(4);
+        let bytes = tensors.saturating_mul(self.dtype.size_bytes() as u64);
+        memory::check(&format!("bench {self}"), bytes, "choose a shorter --seqlen or fewer --heads")
+    }
+
+    /// The problem.
+    pub(super) fn problem(&self) -> Result<Problem, Error> {
+        let shape = Shape {
+            batch: self.batch,
+            seqlen_q: self.seqlen,
+            seqlen_k: self.seqlen,
+            num_heads: self.heads,
+            num_heads_k: self.heads_k,
+            head_dim: self.head_dim,
+        };
+        let dropout = Dropout::new(self.dropout_p, 42, 0)?;
+        Ok(Problem::builder(shape).causal(self.causal).dropout(dropout).build()?)
+    }
+
+    /// By the field's convention.
+    pub(super) fn flops(&self) -> f64 {
+        let Self { batch, heads, seqlen, head_dim, .. } = *self;
+        let forward =
+            4.0 * [batch, heads, seqlen, seqlen, head_dim].map(|x| x as f64).into_iter().product::<f64>();
+        let seen = if self.causal { forward / 2.0 } else { forward };
+        match self.pass {
+            Pass::Fwd => seen,
+            Pass::Bwd => 2.5 * seen,
+        }
+    }
+
+    /// Runs it.
+    pub(super) fn measure<T: FileElement>(
+        &self,
+        engine: &CpuEngine,
+        reps: Option<usize>,
+    ) -> Result<Measured, Error> {
+        let problem = self.problem()?;
+        let mut tensors = Tensors::<T>::random(problem.shape());
+        if self.pass == Pass::Bwd {
+            tensors.forward(engine, &problem)?;
+        }
+        memory::reset_peak();
+        let before = memory::resident();
+        tensors.call(engine, &problem, self.pass)?;
+        let extra_bytes = before.and_then(|before| Some(memory::peak()?.saturating_sub(before)));
+        check::check(self, &problem, &tensors)?;
+        let mut times = Vec::new();
+        let begin = Instant::now();
+        while match reps {
+            Some(reps) => times.len() < reps.max(1),
+            None => {
+                times.len() < *REPS.start()
+                    || (times.len() < *REPS.end() && begin.elapsed().as_secs_f64() < SECONDS)
+            }
+        } {
+            let start = Instant::now();
+            tensors.call(engine, &problem, self.pass)?;
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+        times.sort_by(f64::total_cmp);
+        let (median_ms, min_ms) = (times[times.len() / 2], times[0]);
+        Ok(Measured { median_ms, min_ms, reps: times.len(), extra_bytes })
+    }
+}
+
+/// Operands and results, stored as (batch, heads, seqlen, head_dim). All pages are touched, so that memory measured
+/// later is the engine's.
+pub(super) struct Tensors<T> {
+    pub(super) q: Vec<T>,
+    pub(super) k: Vec<T>,
+    pub(super) v: Vec<T>,
+    pub(super) dout: Vec<T>,
+    pub(super) out: Vec<T>,
+    pub(super) lse: Vec<f32>,
+    pub(super) dq: Vec<T>,
+    pub(super) dk: Vec<T>,
+    pub(super) dv: Vec<T>,
+}
+
+impl<T: FileElement> Tensors<T> {
+    fn random(shape: &Shape) -> Self {
+        let mut normal = Normal { state: 0x5eed };
+        let (len_q, len_k) = (shape.q().into_iter().product(), shape.k().into_iter().product());
+        let mut tensor = |len: usize| (0..len).map(|_| T::from_f32(normal.next())).collect::<Vec<T>>();
+        let touched = |len: usize| vec![T::from_f32(1.0); len];
+        Self {
+            q: tensor(len_q),
+            k: tensor(len_k),
+            v: tensor(len_k),
+            dout: tensor(len_q),
+            out: touched(len_q),
+            lse: vec![1.0; shape.lse_len()],
+            dq: touched(len_q),
+            dk: touched(len_k),
+            dv: touched(len_k),
+        }
+    }
+
+    /// The forward's operands.
+    pub(super) fn inputs(&self, shape: &Shape) -> Inputs<'_, T> {
+        inputs(shape, &self.q, &self.k, &self.v)
+    }
+
+    fn call(&mut self, engine: &CpuEngine, problem: &Problem, pass: Pass) -> Result<(), Error> {
+        match pass {
+            Pass::Fwd => self.forward(engine, problem),
+            Pass::Bwd => self.backward(engine, problem),
+        }
+    }
+
+    fn forward(&mut self, engine: &CpuEngine, problem: &Problem) -> Result<(), Error> {
+        let shape = problem.shape();
+        let inputs = inputs(shape, &self.q, &self.k, &self.v);
+        let out = TensorMut::bhsd(&mut self.out, shape.q());
+        Ok(engine.forward(problem, &inputs, &mut Outputs { out, lse: &mut self.lse, probs: None })?)
+    }
+
+    fn backward(&mut self, engine: &CpuEngine, problem: &Problem) -> Result<(), Error> {
+        let shape = problem.shape();
+        let inputs = GradInputs {
+            inputs: inputs(shape, &self.q, &self.k, &self.v),
+            out: TensorRef::bhsd(&self.out, shape.q()),
+            lse: &self.lse,
+            dout: TensorRef::bhsd(&self.dout, shape.q()),
+        };
+        let mut gradients = Gradients {
+            dq: TensorMut::bhsd(&mut self.dq, shape.q()),
+            dk: TensorMut::bhsd(&mut self.dk, shape.k()),
+            dv: TensorMut::bhsd(&mut self.dv, shape.k()),
+        };
+        Ok(engine.backward(problem, &inputs, &mut gradients)?)
+    }
+}
+
+fn inputs<'a, T>(shape: &Shape, q: &'a [T], k: &'a [T], v: &'a [T]) -> Inputs<'a, T> {
+    Inputs {
+        q: TensorRef::bhsd(q, shape.q()),
+        k: TensorRef::bhsd(k, shape.k()),
+        v: TensorRef::bhsd(v, shape.k()),
+    }
+}
+
+/// About normal numbers, the same every time: the sum of twelve uniform ones.
+struct Normal {
+    state: u64,
+}
+
+impl Normal {
+    fn next(&mut self) -> f32 {
+        let mut sum = -6.0;
+        for _ in 0..3 {
+            // splitmix64 (Steele, Lea and Flood 2014); four 16-bit numbers of each output.
+            self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = self.state;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^= z >> 31;
+            sum += (0..4).map(|i| ((z >> (16 * i)) & 0xffff) as f32 / 65536.0).sum::<f32>();
+        }
+        sum
+    }
+}

@@ -1,0 +1,97 @@
+//! `signflash bench`.
+
+mod case;
+mod check;
+mod report;
+
+use crate::cli::BenchArgs;
+use crate::errors::Error;
+use crate::machine;
+use crate::progress::Progress;
+use case::Case;
+use report::Row;
+use signflash_core::{Dropout, Dtype, bf16, f16};
+use signflash_cpu::{CpuEngine, peak};
+use std::io::Write;
+use std::time::Duration;
+
+/// How long the multiply-add rate is measured.
+const PEAK_TIME: Duration = Duration::from_millis(300);
+
+/// Measures each combination of the lists.
+///
+/// # Errors
+/// [`Error::Argument`], [`Error::Problem`]; [`Error::WrongResult`] where there would be nothing worth timing.
+pub fn run(args: &BenchArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(), Error> {
+    let cases = cases(args)?;
+    let engine = machine::engine(&args.engine)?;
+    let mut peaks = Peaks { engine: &engine, known: Vec::new() };
+    let progress = Progress::bar("bench", cases.len() as u64, quiet);
+    let mut rows = Vec::new();
+    for case in &cases {
+        let measured = match case.dtype {
+            Dtype::F16 => case.measure::<f16>(&engine, args.reps)?,
+            Dtype::Bf16 => case.measure::<bf16>(&engine, args.reps)?,
+            _ => case.measure::<f32>(&engine, args.reps)?,
+        };
+        let row = Row::new(case, &measured, &engine, peaks.of(case.dtype));
+        if args.json {
+            writeln!(stdout, "{}", row.json()).and_then(|()| stdout.flush()).map_err(Error::Stdout)?;
+        } else {
+            rows.push(row);
+        }
+        progress.advance(1);
+    }
+    drop(progress);
+    if args.json { Ok(()) } else { report::print(&rows, &engine, stdout).map_err(Error::Stdout) }
+}
+
+/// All combinations, judged before the first is measured.
+fn cases(args: &BenchArgs) -> Result<Vec<Case>, Error> {
+    let mut cases = Vec::new();
+    for &dtype in &args.dtype {
+        for &head_dim in &args.head_dim {
+            for &seqlen in &args.seqlen {
+                for &causal in &args.causal {
+                    for &dropout_p in &args.dropout_p {
+                        for &pass in &args.pass {
+                            let (batch, heads) = (args.batch, args.heads);
+                            let heads_k = args.heads_k.unwrap_or(heads);
+                            let case = Case {
+                                dtype,
+                                pass,
+                                batch,
+                                heads,
+                                heads_k,
+                                head_dim,
+                                seqlen,
+                                causal,
+                                dropout_p,
+                            };
+                            case.check()?;
+                            cases.push(case);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok(cases)
+}
+
+/// Peak rates, each measured once.
+struct Peaks<'a> {
+    engine: &'a CpuEngine,
+    known: Vec<(Dtype, f64)>,
+}
+
+impl Peaks<'_> {
+    fn of(&mut self, dtype: Dtype) -> f64 {
+        if let Some(&(_, gflops)) = self.known.iter().find(|(known, _)| *known == dtype) {
+            return gflops;
+        }
+        let gflops = peak::fma_gflops(self.engine.isa(), dtype, self.engine.threads(), PEAK_TIME);
+        self.known.push((dtype, gflops));
+        gflops
+    }
+}

@@ -1,0 +1,388 @@
+//! The command line.
+
+use crate::settings::{Layout, Overrides};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use signflash_core::{Dtype, ScaleRule};
+use std::path::PathBuf;
+
+/// Version and commit.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("SIGNFLASH_COMMIT"), ")");
+
+const ABOUT: &str = "\
+Exact attention with dropout whose mask lives in the sign bit of the probabilities.
+
+The softmax of a score is never negative, so its sign bit is free: signflash lets it say \"dropped\". One tensor then
+carries probability and mask, and the mask itself is never stored: it is a function of (seed, offset, position), the
+same as FlashAttention-2's, bit for bit.";
+
+const EXAMPLES: &str = "\
+Examples:
+  signflash attend in.safetensors -o out.safetensors --dropout-p 0.1 --seed 42 --probs
+  signflash attend reference.safetensors --verify --plot map.png
+  signflash plot out.safetensors --head 3 -o head3.png
+  signflash mask --seqlen-q 4096 --seqlen-k 4096 --heads 8 -p 0.1 --seed 42 -o keep.npy
+  signflash bench --seqlen 1024,4096 --dropout-p 0,0.1 --pass fwd,bwd
+
+Exit codes:
+  0    done
+  1    a result is beyond its bounds (attend --verify, bench)
+  2    bad usage or a bad file: the message says what was expected
+  3    the system refused to read or write
+  4    not enough memory
+  101  internal error, please report it";
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(name = "signflash", version = VERSION, about = ABOUT, after_help = EXAMPLES, max_term_width = 110)]
+pub struct Cli {
+    /// No progress and no notes; results and errors only.
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run attention on the tensors of a file.
+    Attend(Box<AttendArgs>),
+    /// Write a dropout mask, and count it.
+    Mask(MaskArgs),
+    /// Draw the attention map of a head.
+    Plot(PlotArgs),
+    /// Measure speed and memory.
+    Bench(Box<BenchArgs>),
+    /// Show what this machine offers.
+    Info,
+}
+
+const ATTEND: &str = "\
+Run attention on the tensors of a file.
+
+INPUT holds q, k, v and, for gradients, dout:
+  q, dout  (batch, num_heads, seqlen_q, head_dim)      f32, f16 or bf16
+  k, v     (batch, num_heads_k, seqlen_k, head_dim)    the same; num_heads_k divides num_heads
+With --layout bshd, the second and third dimensions are exchanged. Results keep the layout:
+  out, dq, dk, dv   like q, q, k, v
+  lse               (batch, num_heads, seqlen_q) f32, natural log; -inf where a query sees no key
+  probs             (batch, num_heads, seqlen_q, seqlen_k), with --probs: probability, sign bit set = dropped
+
+A setting not given here is taken from the file's metadata, else its default. Results are the same to the bit for any
+number of threads.";
+
+const ATTEND_MORE: &str = "\
+Files:
+  .safetensors  settings are the file's metadata, all text: layout, causal, dropout_p, seed, offset, softmax_scale,
+                scale_rule
+  .npz          settings are an entry `settings`, a JSON object as text:
+                  np.savez('in.npz', q=q, k=k, v=v, settings=json.dumps({'dropout_p': 0.1, 'causal': True}))
+                numpy has no bf16: store its bits as uint16 and add 'dtype': 'bf16' to the settings. Results are
+                written in the same way.
+
+What --verify compares:
+  ours vs f64    our results against the formulas in f64 on the same rounded inputs. This is the contract: relative
+                 Frobenius error of out, gradients, lse at most 1e-6, 3e-6, 1e-6 (f32), 4e-4, 5e-4, 1e-6 (f16),
+                 3e-3, 4e-3, 1e-6 (bf16).
+  file vs f64    the tensors that the file holds (out lse dq dk dv), in the same way: how good the other
+                 implementation is. Shown, and judged only to say who is wrong.
+  ours vs file   the two against each other. Each is rounded, so they may differ by both errors: twice the bound.
+  wrong mask bits  `signbit` (batch, num_heads, seqlen_q, seqlen_k), u8 or bool, nonzero = dropped, against the sign
+                 bits of the probs that the engine really wrote. Only visible entries count. Must be 0.
+The f64 side takes about as long as one core takes for 30 operations a score and head_dim; --verify=file leaves it out.
+
+Examples:
+  signflash attend in.safetensors                                  a summary
+  signflash attend in.safetensors -o out.npz --causal --dropout-p 0.1 --seed 42 --offset 0 --probs
+  signflash attend reference.safetensors --verify --plot map.png --head 1";
+
+/// Arguments of `attend`.
+#[derive(Args, Debug)]
+#[command(long_about = ATTEND, after_long_help = ATTEND_MORE)]
+pub struct AttendArgs {
+    /// The file that holds q, k, v [.safetensors, .npz].
+    pub input: PathBuf,
+    /// Where to write the results [.safetensors, .npz].
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Settings.
+    #[command(flatten)]
+    pub settings: SettingArgs,
+    /// Write the sign-encoded probabilities as well: seqlen_q x seqlen_k a head.
+    #[arg(long)]
+    pub probs: bool,
+    /// Compare with the formulas in f64 and with the results that INPUT holds; exit 1 beyond the bounds.
+    #[arg(long, value_name = "AGAINST", num_args = 0..=1, require_equals = true, default_missing_value = "both")]
+    pub verify: Option<Against>,
+    /// Draw the attention map of one head [.png].
+    #[arg(long, value_name = "PICTURE")]
+    pub plot: Option<PathBuf>,
+    /// What to draw with --plot.
+    #[command(flatten)]
+    pub view: ViewArgs,
+    /// Where and how to compute.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// What `--verify` compares with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Against {
+    /// The formulas in f64 and the file's own results.
+    Both,
+    /// Only the file's own results.
+    File,
+}
+
+/// Settings of the problem; each defaults to the file's metadata.
+#[derive(Args, Debug, Default)]
+#[command(next_help_heading = "Settings (default: the file's, else as said)")]
+pub struct SettingArgs {
+    /// Order of dimensions in the file: (batch, heads, seqlen, dim) or (batch, seqlen, heads, dim) [default: bhsd].
+    #[arg(long, value_enum)]
+    pub layout: Option<Layout>,
+    /// Query i sees only keys j <= i + seqlen_k - seqlen_q [default: false].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub causal: Option<bool>,
+    /// Probability of dropping, in [0, 1) [default: 0].
+    #[arg(long, value_name = "P")]
+    pub dropout_p: Option<f32>,
+    /// Random seed [default: 0].
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Random offset; add batch * num_heads * 32 after each call to draw a new mask [default: 0].
+    #[arg(long)]
+    pub offset: Option<u64>,
+    /// By what kept probabilities are multiplied: `unbiased` 256 / (threshold + 1), exact in expectation, or `nominal`
+    /// 1 / (1 - p), as FlashAttention-2 and PyTorch [default: unbiased].
+    #[arg(long, value_name = "RULE", value_parser = parse_scale_rule)]
+    pub scale_rule: Option<ScaleRule>,
+    /// Factor of the scores [default: 1 / sqrt(head_dim)].
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub softmax_scale: Option<f64>,
+}
+
+impl SettingArgs {
+    /// As the settings that they override.
+    pub fn overrides(&self) -> Overrides {
+        Overrides {
+            layout: self.layout,
+            causal: self.causal,
+            dropout_p: self.dropout_p,
+            seed: self.seed,
+            offset: self.offset,
+            scale_rule: self.scale_rule,
+            softmax_scale: self.softmax_scale,
+        }
+    }
+}
+
+fn parse_scale_rule(text: &str) -> Result<ScaleRule, String> {
+    crate::settings::scale_rule(text).ok_or_else(|| "expected unbiased or nominal".to_string())
+}
+
+/// Where and how to compute.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Where to compute")]
+pub struct EngineArgs {
+    /// The device; `signflash info` lists those there are.
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Instruction set [default: the fastest; `signflash info` lists them].
+    #[arg(long)]
+    pub isa: Option<String>,
+    /// Number of threads [default: all cores].
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// Which head to draw and how.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "What to draw")]
+pub struct ViewArgs {
+    /// Query head.
+    #[arg(long, default_value_t = 0)]
+    pub head: usize,
+    /// Batch.
+    #[arg(long, default_value_t = 0)]
+    pub batch: usize,
+    /// Only queries FROM..TO.
+    #[arg(long, value_name = "FROM..TO", value_parser = parse_range)]
+    pub queries: Option<(usize, usize)>,
+    /// Only keys FROM..TO.
+    #[arg(long, value_name = "FROM..TO", value_parser = parse_range)]
+    pub keys: Option<(usize, usize)>,
+    /// What a pixel shows if it covers several entries.
+    #[arg(long, value_enum, default_value = "mean")]
+    pub bin: Bin,
+}
+
+/// What a pixel shows of the magnitudes that it covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Bin {
+    /// Their mean over the visible entries.
+    Mean,
+    /// The largest.
+    Max,
+}
+
+fn parse_range(text: &str) -> Result<(usize, usize), String> {
+    let bad = || "expected FROM..TO with FROM < TO, for example 0..128".to_string();
+    let (from, to) = text.split_once("..").ok_or_else(bad)?;
+    let (from, to) = (from.trim().parse().map_err(|_| bad())?, to.trim().parse().map_err(|_| bad())?);
+    if from < to { Ok((from, to)) } else { Err(bad()) }
+}
+
+const MASK: &str = "\
+Write a dropout mask, and count it.
+
+The mask is a function of (seed, offset, batch, head, row, column) alone, equal to FlashAttention-2's. It is computed
+block by block, so any size fits in memory. Statistics go to stdout: the kept fraction, its exact expectation
+(threshold + 1) / 256 with threshold = floor(255 * (1 - p)), and how many standard deviations lie between (z).";
+
+const MASK_MORE: &str = "\
+Files:
+  .npy   bool (batch, heads, seqlen_q, seqlen_k), True = kept
+  .bits  the same entries in the same order, one bit each, 1 = kept, least significant bit first, without gaps:
+         numpy.unpackbits(numpy.fromfile('keep.bits', numpy.uint8), bitorder='little')
+
+Example:
+  signflash mask --batch 2 --heads 3 --seqlen-q 256 --seqlen-k 256 -p 0.1 --seed 123 --offset 0 -o keep.npy";
+
+/// Arguments of `mask`.
+#[derive(Args, Debug)]
+#[command(long_about = MASK, after_long_help = MASK_MORE)]
+pub struct MaskArgs {
+    /// Number of sequences.
+    #[arg(long, default_value_t = 1)]
+    pub batch: usize,
+    /// Number of query heads.
+    #[arg(long, default_value_t = 1)]
+    pub heads: usize,
+    /// Number of rows.
+    #[arg(long)]
+    pub seqlen_q: usize,
+    /// Number of columns.
+    #[arg(long)]
+    pub seqlen_k: usize,
+    /// Probability of dropping, in [0, 1).
+    #[arg(long, short = 'p', value_name = "P")]
+    pub dropout_p: f32,
+    /// Random seed.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Random offset.
+    #[arg(long, default_value_t = 0)]
+    pub offset: u64,
+    /// Where to write the mask [.npy, .bits]; without it, only the statistics are printed.
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Number of threads [default: all cores].
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+const PLOT: &str = "\
+Draw the attention map of a head.
+
+FILE is what `attend --probs` wrote. Rows are queries, columns are keys. Brightness is the probability, on a scale that
+the legend shows; dropped entries have another hue. If the map has more entries than the picture has pixels, each pixel
+covers a block of them: its brightness is their mean (or largest) probability, its hue the share that was dropped, and
+the title says how many entries it covers. Nothing is cut off.";
+
+const PLOT_MORE: &str = "\
+Examples:
+  signflash attend in.safetensors --probs -o out.safetensors
+  signflash plot out.safetensors --head 1 -o head1.png
+  signflash plot out.safetensors --queries 0..64 --keys 0..64 -o corner.png
+`attend --plot` draws without storing the probabilities.";
+
+/// Arguments of `plot`.
+#[derive(Args, Debug)]
+#[command(long_about = PLOT, after_long_help = PLOT_MORE)]
+pub struct PlotArgs {
+    /// The file that holds probs [.safetensors, .npz].
+    pub file: PathBuf,
+    /// The picture [.png].
+    #[arg(long, short, value_name = "PICTURE")]
+    pub output: PathBuf,
+    /// What to draw.
+    #[command(flatten)]
+    pub view: ViewArgs,
+}
+
+const BENCH: &str = "\
+Measure speed and memory.
+
+A row for each combination of the lists. Before it is timed, each is checked against the f64 formulas on a few rows.
+Operations are counted as the field does: 4 * batch * heads * seqlen^2 * head_dim for the forward, half of it if causal,
+2.5 times for the backward. `% of peak` is of the multiply-adds that the same threads do in registers with the same
+instruction set, measured here. `extra memory` is how much the peak resident memory grew beyond inputs and results during
+the first call (Linux).";
+
+const BENCH_MORE: &str = "\
+Examples:
+  signflash bench
+  signflash bench --head-dim 64,128 --seqlen 1024,4096 --causal false,true --dropout-p 0,0.1 --dtype f32,bf16 --pass fwd,bwd
+  signflash bench --seqlen 32768 --heads 1 --dropout-p 0.1 --pass fwd,bwd --json";
+
+/// Arguments of `bench`.
+#[derive(Args, Debug)]
+#[command(long_about = BENCH, after_long_help = BENCH_MORE)]
+pub struct BenchArgs {
+    /// One JSON object a row instead of a table.
+    #[arg(long)]
+    pub json: bool,
+    /// Sizes of a head.
+    #[arg(long, value_delimiter = ',', default_values_t = [64, 128])]
+    pub head_dim: Vec<usize>,
+    /// Numbers of queries and of keys.
+    #[arg(long, value_delimiter = ',', default_values_t = [1024, 4096])]
+    pub seqlen: Vec<usize>,
+    /// Whether later keys are hidden.
+    #[arg(long, value_delimiter = ',', num_args = 0..=1, default_values_t = [false], default_missing_value = "true")]
+    pub causal: Vec<bool>,
+    /// Probabilities of dropping.
+    #[arg(long, value_delimiter = ',', default_values_t = [0.0, 0.1])]
+    pub dropout_p: Vec<f32>,
+    /// Element types: f32, f16, bf16.
+    #[arg(long, value_delimiter = ',', default_value = "f32", value_parser = parse_dtype)]
+    pub dtype: Vec<Dtype>,
+    /// Forward (fwd), backward (bwd).
+    #[arg(long, value_delimiter = ',', value_enum, default_value = "fwd")]
+    pub pass: Vec<Pass>,
+    /// Number of sequences.
+    #[arg(long, default_value_t = 1)]
+    pub batch: usize,
+    /// Query heads.
+    #[arg(long, default_value_t = 8)]
+    pub heads: usize,
+    /// Key heads [default: as many as query heads].
+    #[arg(long)]
+    pub heads_k: Option<usize>,
+    /// Timed calls a row, at least; the median counts [default: as many as fit in a second, 3 to 30].
+    #[arg(long, value_name = "N")]
+    pub reps: Option<usize>,
+    /// Where and how to compute.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// Which half of training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Pass {
+    /// out and lse.
+    Fwd,
+    /// dq, dk, dv.
+    Bwd,
+}
+
+fn parse_dtype(text: &str) -> Result<Dtype, String> {
+    match text {
+        "f32" => Ok(Dtype::F32),
+        "f16" => Ok(Dtype::F16),
+        "bf16" => Ok(Dtype::Bf16),
+        _ => Err("expected f32, f16 or bf16".to_string()),
+    }
+}

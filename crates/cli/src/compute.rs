@@ -1,0 +1,223 @@
+//! One call of the engine, from operands in a file's layout to results in the same layout.
+
+use crate::errors::Error;
+use crate::files::{FileElement, Tensor};
+use crate::input::Operands;
+use crate::memory;
+use crate::progress::Progress;
+use crate::settings::Layout;
+use signflash_core::{
+    GradInputs, Gradients, Inputs, Outputs, Problem, Shape, Shard, TensorMut, TensorRef, contiguous_strides,
+};
+use signflash_cpu::CpuEngine;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// What attention gave, in the file's layout.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct Results<T> {
+    pub out: Vec<T>,
+    pub lse: Vec<f32>,
+    pub probs: Option<Vec<T>>,
+    pub gradients: Option<Grads<T>>,
+}
+
+/// The gradients, in the file's layout.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct Grads<T> {
+    pub dq: Vec<T>,
+    pub dk: Vec<T>,
+    pub dv: Vec<T>,
+}
+
+/// An engine and how it is to be used.
+#[derive(Clone, Copy, Debug)]
+pub struct Compute<'a> {
+    /// The engine.
+    pub engine: &'a CpuEngine,
+    /// What to compute.
+    pub problem: &'a Problem,
+    /// How operands and results are stored.
+    pub layout: Layout,
+    /// Whether to show no progress.
+    pub quiet: bool,
+}
+
+impl Compute<'_> {
+    /// The forward, and the backward if there is a dout.
+    ///
+    /// # Errors
+    /// [`Error::Problem`], [`Error::Memory`].
+    pub fn run<T: FileElement>(&self, operands: &Operands<T>, probs: bool) -> Result<Results<T>, Error> {
+        let Self { engine, problem, layout, quiet } = *self;
+        let shape = problem.shape();
+        let (len_q, len_k, len_probs) = (len(shape.q()), len(shape.k()), len(shape.probs()));
+        if probs {
+            let bytes = len_probs.saturating_mul(size_of::<T>()) as u64;
+            memory::check(
+                "probs (--probs, or signbit to --verify)",
+                bytes,
+                "leave it out, or use a larger machine",
+            )?;
+        }
+        let mut out = vec![T::default(); len_q];
+        let mut lse = vec![0.0; shape.lse_len()];
+        let mut probs = probs.then(|| vec![T::default(); len_probs]);
+        let inputs = operands.inputs(problem, layout);
+        let progress = Progress::spinner("forward", quiet);
+        let mut outputs = Outputs {
+            out: layout.view_mut(&mut out, shape.q()),
+            lse: &mut lse,
+            probs: probs.as_mut().map(|probs| TensorMut::bshd(probs, shape.probs())),
+        };
+        engine.forward(problem, &inputs, &mut outputs)?;
+        drop(progress);
+        let gradients = match operands.dout(problem, layout) {
+            None => None,
+            Some(dout) => {
+                let _progress = Progress::spinner("backward", quiet);
+                let mut grads = Grads {
+                    dq: vec![T::default(); len_q],
+                    dk: vec![T::default(); len_k],
+                    dv: vec![T::default(); len_k],
+                };
+                let out = layout.view(&out, shape.q());
+                engine.backward(
+                    problem,
+                    &GradInputs { inputs, out, lse: &lse, dout },
+                    &mut Gradients {
+                        dq: layout.view_mut(&mut grads.dq, shape.q()),
+                        dk: layout.view_mut(&mut grads.dk, shape.k()),
+                        dv: layout.view_mut(&mut grads.dv, shape.k()),
+                    },
+                )?;
+                Some(grads)
+            }
+        };
+        Ok(Results { out, lse, probs, gradients })
+    }
+
+    /// The sign-encoded probabilities of some rows of one head, (rows, seqlen_k), without computing the others.
+    ///
+    /// A problem of these queries and the keys up to what the last of them may see is causal in the same way, and a
+    /// shard at (batch, head, first row) draws the same mask.
+    ///
+    /// # Errors
+    /// [`Error::Problem`].
+    pub fn probs_rows<T: FileElement>(
+        &self,
+        operands: &Operands<T>,
+        (batch, head): (usize, usize),
+        rows: Range<usize>,
+    ) -> Result<Vec<T>, Error> {
+        let seqlen_k = self.problem.shape().seqlen_k;
+        let mut probs = vec![T::default(); rows.len() * seqlen_k];
+        let seen = rows.clone().next_back().map_or(0, |last| self.problem.visible_keys(last).end);
+        if seen == 0 {
+            return Ok(probs);
+        }
+        let part = part(self.problem, (batch, head), 1, rows, seen)?;
+        let inputs = part_inputs(self.problem, &operands.inputs(self.problem, self.layout), &part);
+        let shape = part.shape();
+        let (mut out, mut lse) = (vec![T::default(); len(shape.q())], vec![0.0; shape.lse_len()]);
+        let strides = contiguous_strides([1, 1, shape.seqlen_q, seqlen_k]);
+        let mut outputs = Outputs {
+            out: TensorMut::bshd(&mut out, shape.q()),
+            lse: &mut lse,
+            probs: Some(TensorMut::strided(&mut probs, shape.probs(), strides)),
+        };
+        self.engine.forward(&part, &inputs, &mut outputs)?;
+        Ok(probs)
+    }
+}
+
+/// Elements of a shape.
+pub fn len(shape: [usize; 4]) -> usize {
+    shape.into_iter().product()
+}
+
+/// The part of a problem that is `heads` query heads from (batch, head), some rows, and the first `seqlen_k` keys.
+/// `heads` is 1 or whole groups. Where the problem is causal, `seqlen_k` must be what the last of the rows sees, so
+/// that the part's lower right corner is the whole's.
+///
+/// # Errors
+/// [`Error::Problem`].
+pub fn part(
+    whole: &Problem,
+    (batch, head): (usize, usize),
+    heads: usize,
+    rows: Range<usize>,
+    seqlen_k: usize,
+) -> Result<Problem, Error> {
+    let shape = whole.shape();
+    let builder = Problem::builder(Shape {
+        batch: 1,
+        seqlen_q: rows.len(),
+        seqlen_k,
+        num_heads: heads,
+        num_heads_k: heads.div_ceil(shape.group_size()),
+        head_dim: shape.head_dim,
+    });
+    let shard = Shard {
+        first_batch: batch,
+        first_head: head,
+        first_row: rows.start,
+        first_column: 0,
+        num_heads_total: Some(shape.num_heads),
+    };
+    let builder = builder.causal(whole.causal()).softmax_scale(whole.softmax_scale()).shard(shard);
+    let builder = match whole.dropout() {
+        Some(&dropout) => builder.dropout(dropout),
+        None => builder,
+    };
+    Ok(builder.build()?)
+}
+
+/// The operands of a [`part`], as views into those of the whole.
+pub fn part_inputs<'a, T>(whole: &Problem, inputs: &Inputs<'a, T>, part: &Problem) -> Inputs<'a, T> {
+    let (shape, shard) = (part.shape(), part.shard());
+    let at = (shard.first_batch, shard.first_head);
+    let at_k = (at.0, at.1 / whole.shape().group_size());
+    Inputs {
+        q: sub(&inputs.q, at, shard.first_row, shape.q()),
+        k: sub(&inputs.k, at_k, 0, shape.k()),
+        v: sub(&inputs.v, at_k, 0, shape.k()),
+    }
+}
+
+/// The part of a tensor that starts at (batch, head) and row.
+pub fn sub<'a, T>(
+    whole: &TensorRef<'a, T>,
+    (batch, head): (usize, usize),
+    row: usize,
+    shape: [usize; 4],
+) -> TensorRef<'a, T> {
+    // An empty tensor has no element to start at.
+    let start = whole.row_offset(batch, row, head).min(whole.data.len());
+    TensorRef::strided(&whole.data[start..], shape, whole.strides)
+}
+
+impl<T: FileElement> Results<T> {
+    /// As tensors of a file.
+    pub fn into_tensors(self, problem: &Problem, layout: Layout) -> BTreeMap<String, Tensor> {
+        let shape = problem.shape();
+        let (q, k) = (layout.reorder(shape.q()).to_vec(), layout.reorder(shape.k()).to_vec());
+        let lse_shape = vec![shape.batch, shape.num_heads, shape.seqlen_q];
+        let mut tensors = BTreeMap::from([
+            ("out".to_string(), Tensor { shape: q.clone(), data: T::wrap(self.out) }),
+            ("lse".to_string(), Tensor { shape: lse_shape, data: f32::wrap(self.lse) }),
+        ]);
+        if let Some(probs) = self.probs {
+            let probs = Tensor { shape: shape.probs().to_vec(), data: T::wrap(probs) };
+            tensors.insert("probs".into(), probs);
+        }
+        if let Some(Grads { dq, dk, dv }) = self.gradients {
+            for (name, shape, data) in [("dq", &q, dq), ("dk", &k, dk), ("dv", &k, dv)] {
+                tensors.insert(name.into(), Tensor { shape: shape.clone(), data: T::wrap(data) });
+            }
+        }
+        tensors
+    }
+}

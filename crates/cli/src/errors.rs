@@ -1,0 +1,176 @@
+//! Everything that can go wrong, as one sentence each, and the exit code of each.
+
+use crate::files::FileError;
+use signflash_core::ProblemError;
+use signflash_cpu::IsaError;
+use std::io;
+use std::path::PathBuf;
+
+/// Why a command stopped. Its `Display` is one line: what is wrong, what was expected, what came, what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The verification found errors beyond the bounds; the table on stdout says which.
+    #[error(
+        "verification failed: {failed} of {checks} checks are beyond their bounds (see the table): {names}"
+    )]
+    BeyondBounds {
+        /// Checks that failed.
+        failed: usize,
+        /// Checks that ran.
+        checks: usize,
+        /// The names of those that failed.
+        names: String,
+    },
+    /// A file could be opened but not understood.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: FileError,
+    },
+    /// The operating system refused.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// What was attempted: "open", "write", ...
+        action: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Standard output could not be written.
+    #[error("standard output: cannot write: {0}")]
+    Stdout(#[source] io::Error),
+    /// A file name whose extension says nothing known.
+    #[error("{argument} {}: expected a file name ending in {expected}, got {got}", path.display())]
+    Extension {
+        /// Which argument.
+        argument: &'static str,
+        /// Its value.
+        path: PathBuf,
+        /// The extensions that are understood.
+        expected: &'static str,
+        /// The extension that came.
+        got: String,
+    },
+    /// The output would replace the input.
+    #[error("--output {}: is the input itself; choose another name, the input's q, k and v would be lost", path.display())]
+    OutputIsInput {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A setting in a file's metadata that does not parse.
+    #[error("metadata `{name}`: expected {expected}, got {got:?}; correct the file or pass {flag}")]
+    Setting {
+        /// The key.
+        name: &'static str,
+        /// What it must look like.
+        expected: &'static str,
+        /// What it is.
+        got: String,
+        /// The flag that overrides it.
+        flag: &'static str,
+    },
+    /// An argument outside what it may be.
+    #[error("{argument} must be {expected}, got {got}")]
+    Argument {
+        /// Which argument.
+        argument: &'static str,
+        /// What it may be.
+        expected: String,
+        /// What it is.
+        got: String,
+    },
+    /// A tensor that the command needs and the file lacks.
+    #[error("{tensor} is missing; the file holds {present}; {remedy}")]
+    MissingTensor {
+        /// Which tensor.
+        tensor: &'static str,
+        /// What the file holds.
+        present: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A tensor of the wrong shape, in the file's order of dimensions.
+    #[error("{tensor} has shape {got:?}, expected {expected} = {meaning}")]
+    TensorShape {
+        /// Which tensor.
+        tensor: &'static str,
+        /// Its shape.
+        got: Vec<usize>,
+        /// The shape it must have, `*` where anything goes.
+        expected: String,
+        /// The names of the dimensions.
+        meaning: &'static str,
+    },
+    /// A tensor of the wrong element type.
+    #[error("{tensor} has dtype {got}, expected {expected}; convert it before saving")]
+    TensorDtype {
+        /// Which tensor.
+        tensor: &'static str,
+        /// Its dtype.
+        got: &'static str,
+        /// What it must be.
+        expected: String,
+    },
+    /// The problem itself makes no sense.
+    #[error(transparent)]
+    Problem(#[from] ProblemError),
+    /// The instruction set cannot be used.
+    #[error("--isa: {0}")]
+    Isa(#[from] IsaError),
+    /// More memory than the machine has left.
+    #[error("{what} needs {needed}, this machine has {available} available; {remedy}")]
+    Memory {
+        /// What needs it.
+        what: String,
+        /// How much.
+        needed: String,
+        /// How much there is.
+        available: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The picture could not be drawn.
+    #[error("--output {}: cannot draw: {why}", path.display())]
+    Draw {
+        /// Which picture.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// The engine returned something that it must not.
+    #[error(
+        "bench {case}: the result is wrong, {tensor} is {error:.1e} from the f64 oracle (bound {bound:.1e}); its time means nothing, please report this"
+    )]
+    WrongResult {
+        /// The row.
+        case: String,
+        /// The tensor.
+        tensor: &'static str,
+        /// Relative Frobenius error.
+        error: f64,
+        /// What it may be.
+        bound: f64,
+    },
+}
+
+impl Error {
+    /// The process's exit code: see `signflash --help`.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::BeyondBounds { .. } | Self::WrongResult { .. } => 1,
+            Self::File { source, .. } if source.is_io() => 3,
+            Self::Io { .. } | Self::Stdout(_) => 3,
+            Self::Memory { .. } => 4,
+            _ => 2,
+        }
+    }
+
+    /// Whether the reader of our output simply went away (`signflash ... | head`), which is nobody's fault.
+    pub fn is_closed_pipe(&self) -> bool {
+        matches!(self, Self::Stdout(source) if source.kind() == io::ErrorKind::BrokenPipe)
+    }
+}

@@ -1,0 +1,131 @@
+//! The tensors of a file as the operands of a problem.
+
+use crate::errors::Error;
+use crate::files::{Archive, Data, FileElement, Tensor, listing};
+use crate::settings::{Layout, Settings};
+use signflash_core::{Inputs, Problem, Shape, TensorRef};
+
+/// What attention reads, in the file's layout.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct Operands<T> {
+    pub q: Vec<T>,
+    pub k: Vec<T>,
+    pub v: Vec<T>,
+    pub dout: Option<Vec<T>>,
+}
+
+impl<T: FileElement> Operands<T> {
+    /// Takes the tensors out of `archive`; [`problem`] has judged their shapes.
+    ///
+    /// # Errors
+    /// [`Error::TensorDtype`] if they are not all of type `T`.
+    pub fn take(archive: &mut Archive) -> Result<Self, Error> {
+        let mut take = |name: &'static str| match archive.tensors.remove(name) {
+            Some(tensor) => elements(name, tensor.data).map(Some),
+            None => Ok(None),
+        };
+        let (q, k, v, dout) = (take("q")?, take("k")?, take("v")?, take("dout")?);
+        let (q, k, v) = (q.unwrap_or_default(), k.unwrap_or_default(), v.unwrap_or_default());
+        Ok(Self { q, k, v, dout })
+    }
+
+    /// As views of the problem's shapes.
+    pub fn inputs(&self, problem: &Problem, layout: Layout) -> Inputs<'_, T> {
+        let shape = problem.shape();
+        Inputs {
+            q: layout.view(&self.q, shape.q()),
+            k: layout.view(&self.k, shape.k()),
+            v: layout.view(&self.v, shape.k()),
+        }
+    }
+
+    /// dout as a view, if there is one.
+    pub fn dout(&self, problem: &Problem, layout: Layout) -> Option<TensorRef<'_, T>> {
+        self.dout.as_deref().map(|dout| layout.view(dout, problem.shape().q()))
+    }
+}
+
+fn elements<T: FileElement>(tensor: &'static str, data: Data) -> Result<Vec<T>, Error> {
+    T::take(data).map_err(|other| Error::TensorDtype {
+        tensor,
+        got: other.name(),
+        expected: format!("{}, that of q", T::DTYPE),
+    })
+}
+
+/// The problem that a file and settings describe. Judges every tensor's shape, in the file's order of dimensions, so
+/// that messages say what the file's author sees.
+///
+/// # Errors
+/// [`Error::MissingTensor`], [`Error::TensorShape`], [`Error::Problem`].
+pub fn problem(archive: &Archive, settings: &Settings) -> Result<Problem, Error> {
+    let layout = settings.layout;
+    let q = dims(archive, "q", layout)?;
+    let k = dims(archive, "k", layout)?;
+    let [batch, seqlen_q, num_heads, head_dim] = q;
+    let [_, seqlen_k, num_heads_k, _] = k;
+    let expected_k = [batch, seqlen_k, num_heads_k, head_dim];
+    expect_shape(archive, "k", layout, expected_k, "same batch and head_dim as q")?;
+    expect_shape(archive, "v", layout, expected_k, "that of k")?;
+    expect_shape(archive, "dout", layout, q, "that of q")?;
+    settings.problem(Shape { batch, seqlen_q, seqlen_k, num_heads, num_heads_k, head_dim })
+}
+
+/// The tensor, or a sentence.
+///
+/// # Errors
+/// [`Error::MissingTensor`].
+pub fn tensor<'a>(
+    archive: &'a Archive,
+    name: &'static str,
+    remedy: &'static str,
+) -> Result<&'a Tensor, Error> {
+    archive.tensors.get(name).ok_or_else(|| Error::MissingTensor {
+        tensor: name,
+        present: listing(&archive.present),
+        remedy,
+    })
+}
+
+/// (batch, seqlen, heads, head_dim) of a tensor that must be there.
+fn dims(archive: &Archive, name: &'static str, layout: Layout) -> Result<[usize; 4], Error> {
+    let tensor = tensor(archive, name, "attention needs q, k and v")?;
+    let shape: [usize; 4] = tensor.shape.as_slice().try_into().map_err(|_| Error::TensorShape {
+        tensor: name,
+        got: tensor.shape.clone(),
+        expected: "four dimensions".into(),
+        meaning: meaning(layout),
+    })?;
+    Ok(layout.reorder(shape))
+}
+
+/// `expected` is (batch, seqlen, heads, head_dim). A tensor that is not there has no wrong shape, except v.
+fn expect_shape(
+    archive: &Archive,
+    name: &'static str,
+    layout: Layout,
+    expected: [usize; 4],
+    why: &str,
+) -> Result<(), Error> {
+    if name != "dout" {
+        dims(archive, name, layout)?;
+    }
+    let expected = layout.reorder(expected);
+    match archive.tensors.get(name) {
+        Some(tensor) if tensor.shape != expected => Err(Error::TensorShape {
+            tensor: name,
+            got: tensor.shape.clone(),
+            expected: format!("{expected:?} ({why})"),
+            meaning: meaning(layout),
+        }),
+        _ => Ok(()),
+    }
+}
+
+const fn meaning(layout: Layout) -> &'static str {
+    match layout {
+        Layout::Bhsd => "(batch, heads, seqlen, head_dim); if seqlen comes before heads, pass --layout bshd",
+        Layout::Bshd => "(batch, seqlen, heads, head_dim); if heads come before seqlen, pass --layout bhsd",
+    }
+}

@@ -1,0 +1,96 @@
+//! The `signflash` command: exact attention with sign-bit dropout on files, pictures of it, and its benchmark.
+//!
+//! [`main`] is the whole program. The readers of [`files`] are public for tests and fuzzing: they must survive any
+//! input.
+#![forbid(unsafe_code)]
+
+pub mod attend;
+pub mod bench;
+pub mod cli;
+pub mod compute;
+pub mod errors;
+pub mod files;
+pub mod info;
+pub mod input;
+pub mod machine;
+pub mod mask;
+pub mod memory;
+pub mod output;
+pub mod plot;
+pub mod progress;
+pub mod settings;
+pub mod table;
+pub mod verify;
+
+pub use errors::Error;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use cli::{Cli, Command};
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+/// Parses the command line, runs the command, reports at most one line of error.
+pub fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(|panic| {
+        let what = panic.to_string().replace('\n', ": ");
+        complain(&format!("internal error, please report it: {what}"));
+    }));
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(refused) => return usage(&refused),
+    };
+    match std::panic::catch_unwind(|| run(cli)) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) if error.is_closed_pipe() => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            complain(&error.to_string());
+            ExitCode::from(error.exit_code())
+        }
+        Err(_) => ExitCode::from(101),
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Error> {
+    let mut stdout = io::stdout().lock();
+    match cli.command {
+        Command::Attend(args) => attend::run(&args, cli.quiet, &mut stdout),
+        Command::Mask(args) => mask::run(&args, cli.quiet, &mut stdout),
+        Command::Plot(args) => plot::run(&args, cli.quiet, &mut stdout),
+        Command::Bench(args) => bench::run(&args, cli.quiet, &mut stdout),
+        Command::Info => info::run(&mut stdout),
+    }?;
+    stdout.flush().map_err(Error::Stdout)
+}
+
+/// clap's several lines as one, except where they are what was asked for.
+fn usage(refused: &clap::Error) -> ExitCode {
+    match refused.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            // A reader that went away is no failure.
+            let _ = write!(io::stdout(), "{refused}");
+            ExitCode::SUCCESS
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = write!(io::stderr(), "{refused}");
+            ExitCode::from(2)
+        }
+        _ => {
+            complain(&one_line(&refused.to_string()));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// `error: A\n\n  tip: B\n\nUsage: ...` becomes `A; tip: B; see --help`.
+fn one_line(text: &str) -> String {
+    let body = text.trim_start_matches("error: ").split("\nUsage:").next().unwrap_or(text);
+    let lines = body.lines().map(str::trim).filter(|line| !line.is_empty());
+    let kept: Vec<&str> = lines.filter(|line| !line.starts_with("For more information")).collect();
+    format!("{}; see --help", kept.join(" "))
+}
+
+fn complain(message: &str) {
+    // If even stderr is closed there is nobody left to tell.
+    let _ = writeln!(io::stderr(), "signflash: error: {}", message.replace('\n', " "));
+}

@@ -1,0 +1,60 @@
+//! The device, instruction set and threads that a command runs with, and what the machine is called.
+
+use crate::cli::EngineArgs;
+use crate::errors::Error;
+use signflash_cpu::{CpuEngine, Isa};
+use std::fs;
+
+/// The devices that `--device` understands.
+pub const DEVICES: [&str; 1] = ["cpu"];
+
+/// More threads than any machine this runs on; a typing error beyond.
+const MAX_THREADS: usize = 4096;
+
+/// The engine that the arguments ask for. Sets the size of the process's thread pool, so call it once.
+///
+/// # Errors
+/// [`Error::Argument`] or [`Error::Isa`].
+pub fn engine(args: &EngineArgs) -> Result<CpuEngine, Error> {
+    if !DEVICES.contains(&args.device.as_str()) {
+        return Err(Error::Argument {
+            argument: "--device",
+            expected: DEVICES.join(", "),
+            got: format!("{:?}", args.device),
+        });
+    }
+    let isa = args.isa.as_deref().map_or_else(|| Ok(Isa::best()), |name| name.parse::<Isa>()?.require())?;
+    set_threads(args.threads)?;
+    Ok(CpuEngine::new().with_isa(isa)?)
+}
+
+/// Sets the size of the process's thread pool; `None` leaves it at one thread a core.
+///
+/// # Errors
+/// [`Error::Argument`].
+pub fn set_threads(threads: Option<usize>) -> Result<(), Error> {
+    let Some(threads) = threads else { return Ok(()) };
+    let refuse =
+        |expected: String| Error::Argument { argument: "--threads", expected, got: threads.to_string() };
+    if !(1..=MAX_THREADS).contains(&threads) {
+        return Err(refuse(format!("from 1 to {MAX_THREADS}")));
+    }
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .map_err(|error| refuse(format!("what the system allows ({error})")))
+}
+
+/// The CPU's name, or its architecture where the system does not tell.
+pub fn cpu_model() -> String {
+    let named = fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
+        let line = text.lines().find(|line| line.starts_with("model name"))?;
+        Some(line.split_once(':')?.1.trim().to_string())
+    });
+    named.unwrap_or_else(|| format!("{} ({})", std::env::consts::ARCH, std::env::consts::OS))
+}
+
+/// Hardware threads that this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
