@@ -9,7 +9,7 @@
 //!   NaNs and infinities at its very places, and exact zeros where nothing contributes;
 //! - the sign bit of every visible probability equal to the mask, +0.0 where a query does not see a key;
 //! - every element written: results start as poison;
-//! - nothing else written, and nothing read beside a row: guards and gaps between rows hold poison;
+//! - nothing else written, and nothing read beside a row: guards and gaps between rows hold NaNs;
 //! - the same bits from a second run.
 
 mod adjust;

@@ -8,8 +8,8 @@ use crate::{Dtype, Element, TensorMut, TensorRef};
 /// Elements before and after a tensor that nothing may touch. Odd, so that tensors lie at no comfortable address.
 const GUARD: usize = 33;
 
-/// A tensor of which every element, addressed or not, starts as poison: a NaN that no computation gives. As an input
-/// it spreads into the results of whoever reads beyond a row; as an output it shows what was not written.
+/// A tensor and its surroundings. Around an input lie NaNs, which spread into the results of whoever reads them.
+/// Outputs are poisoned, in and around them: with a NaN that no computation gives, to show what was written.
 pub(super) struct Storage<T> {
     data: Vec<T>,
     shape: [usize; 4],
@@ -17,14 +17,19 @@ pub(super) struct Storage<T> {
 }
 
 impl<T: Element> Storage<T> {
+    /// To be written.
     pub(super) fn poisoned(shape: [usize; 4], strides: [usize; 4]) -> Self {
-        let len = extent(shape, strides).expect("the suite's tensors are small");
-        Self { data: vec![poison(); len + 2 * GUARD], shape, strides }
+        Self::full_of(poison(), shape, strides)
     }
 
-    /// Holding dense elements, rounded to T.
+    fn full_of(x: T, shape: [usize; 4], strides: [usize; 4]) -> Self {
+        let len = extent(shape, strides).expect("the suite's tensors are small");
+        Self { data: vec![x; len + 2 * GUARD], shape, strides }
+    }
+
+    /// To be read: dense elements, rounded to T.
     pub(super) fn holding(shape: [usize; 4], strides: [usize; 4], dense: &[f64]) -> Self {
-        let mut storage = Self::poisoned(shape, strides);
+        let mut storage = Self::full_of(T::from_f32(f32::NAN), shape, strides);
         let mut tensor = storage.tensor_mut();
         for (n, &x) in dense.iter().enumerate() {
             *tensor.at_mut(index_of(n, shape)) = T::from_f32(x as f32);

@@ -1,0 +1,358 @@
+//! The suite fails for implementations that are broken in one way each.
+
+use signflash_core::suite::{Finding, Implementation, Reference, Report, RunError, case, run_case};
+use signflash_core::{
+    Dropout, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Shard, TensorMut, TensorName, bf16,
+};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// What is wrong with [`Broken`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    OneMaskBit,
+    /// Reads the mask as `x >= 0`: a dropped -0.0 counts as kept.
+    SignByComparison,
+    MagnitudeOfOneProbability,
+    MinusZeroWhereInvisible,
+    TinyWhereInvisible,
+    NoKeepScale,
+    KeepScaleOfTheOtherRule,
+    RoundsLikeBf16,
+    LseOfBase2,
+    ForgetsTheLastElement,
+    ForgetsOneProbability,
+    WritesBesideARow,
+    ReadsBesideARow,
+    IgnoresTheShard,
+    IgnoresTheHighWordOfTheOffset,
+    TopLeftCausality,
+    NanInBlindRows,
+    GarbageInBlindRows,
+    InfinityForNan,
+    NotReproducible,
+    GradientsWithoutScale,
+    GradientsWithoutMask,
+    DvOfHalfTheGroup,
+    Fails,
+}
+
+#[derive(Debug)]
+struct Broken {
+    fault: Fault,
+    calls: AtomicUsize,
+}
+
+fn report(fault: Fault, name: &str) -> Report {
+    let case = case(name).expect("the suite has it");
+    run_case(name, &case, &Broken { fault, calls: AtomicUsize::new(0) })
+}
+
+/// The faulty implementation fails the case in every dtype, and on that tensor.
+fn assert_detected(fault: Fault, name: &str, tensor: TensorName, expected: impl Fn(&Finding) -> bool) {
+    let report = report(fault, name);
+    let case = case(name).expect("the suite has it");
+    assert!(run_case(name, &case, &Reference).failures.is_empty(), "{name} is passed by what is right");
+    let on_tensor = |tensor_of: Option<TensorName>, finding| tensor_of == Some(tensor) && expected(finding);
+    let detected =
+        report.failures.iter().filter(|failure| on_tensor(failure.tensor, &failure.finding)).count();
+    assert!(report.ran > 0 && detected >= report.ran, "{fault:?} in {name} {tensor}: {report}");
+}
+
+impl Broken {
+    fn problem(&self, problem: &Problem) -> Problem {
+        let mut shard = *problem.shard();
+        let mut dropout = *problem.dropout().expect("the faults are tried with dropout");
+        let rule = dropout.scale_rule();
+        let fault_is = |fault| self.fault == fault;
+        if fault_is(Fault::IgnoresTheShard) {
+            shard = Shard { num_heads_total: Some(problem.shape().num_heads), ..Shard::default() };
+        }
+        if fault_is(Fault::IgnoresTheHighWordOfTheOffset) {
+            let low = u64::from(dropout.offset() as u32);
+            dropout = Dropout::new(dropout.p(), dropout.seed(), low).expect("as valid").with_scale_rule(rule);
+        }
+        Problem::builder(*problem.shape())
+            .causal(problem.causal())
+            .softmax_scale(problem.softmax_scale())
+            .dropout(dropout)
+            .shard(shard)
+            .build()
+            .expect("as valid as it came")
+    }
+}
+
+/// Every element, with its index.
+fn each<T: Element>(tensor: &mut TensorMut<'_, T>, change: impl Fn([usize; 4], T) -> T) {
+    let [na, nb, nc, nd] = tensor.shape;
+    for a in 0..na {
+        for b in 0..nb {
+            for c in 0..nc {
+                for d in 0..nd {
+                    let x = tensor.at_mut([a, b, c, d]);
+                    *x = change([a, b, c, d], *x);
+                }
+            }
+        }
+    }
+}
+
+fn scaled<T: Element>(x: T, factor: f64) -> T {
+    T::from_f32((x.to_f64() * factor) as f32)
+}
+
+impl Implementation for Broken {
+    fn name(&self) -> String {
+        format!("{:?}", self.fault)
+    }
+
+    fn forward<T: Element>(
+        &self,
+        problem: &Problem,
+        inputs: &Inputs<'_, T>,
+        outputs: &mut Outputs<'_, T>,
+    ) -> Result<(), RunError> {
+        let calls = self.calls.fetch_add(1, Ordering::Relaxed);
+        let last = outputs.out.shape.map(|size| size - 1);
+        let before = *outputs.out.at_mut(last);
+        let probs_before = outputs.probs.as_mut().map(|probs| *probs.at_mut([0, 1, 3, 2]));
+        Reference.forward(&self.problem(problem), inputs, outputs)?;
+        let out = &mut outputs.out;
+        let blind = |i: usize| problem.visible_keys(i).is_empty();
+        match self.fault {
+            Fault::NoKeepScale => each(out, |_, x| scaled(x, 1.0 / problem.keep_scale())),
+            Fault::KeepScaleOfTheOtherRule => {
+                let nominal = 1.0 / (1.0 - f64::from(problem.dropout().expect("it has dropout").p()));
+                each(out, |_, x| scaled(x, nominal / problem.keep_scale()));
+            }
+            Fault::RoundsLikeBf16 => each(out, |_, x| T::from_f32(bf16::from_f32(x.to_f32()).to_f32())),
+            Fault::LseOfBase2 => outputs.lse.iter_mut().for_each(|x| *x *= std::f32::consts::LOG2_E),
+            Fault::ForgetsTheLastElement => *out.at_mut(last) = before,
+            Fault::WritesBesideARow => out.data[out.shape[3]] = T::default(),
+            Fault::ReadsBesideARow => {
+                let beside = inputs.v.data[inputs.v.shape[3]].to_f32() * 0.0; // "padding, it cannot matter"
+                each(out, |_, x| T::from_f32(x.to_f32() + beside));
+            }
+            Fault::NanInBlindRows => {
+                each(out, |[_, i, ..], x| if blind(i) { T::from_f32(f32::NAN) } else { x });
+            }
+            Fault::GarbageInBlindRows => {
+                each(out, |[_, i, ..], x| if blind(i) { T::from_f32(1e-6) } else { x });
+            }
+            Fault::InfinityForNan => {
+                each(out, |_, x| if x.to_f32().is_nan() { T::from_f32(f32::INFINITY) } else { x });
+            }
+            Fault::NotReproducible if calls % 2 == 1 => {
+                *out.at_mut(last) = scaled(*out.at_mut(last), 1.01);
+            }
+            Fault::Fails => return Err("out of luck".into()),
+            _ => {}
+        }
+        let Some(probs) = &mut outputs.probs else { return Ok(()) };
+        let visible = |i, j| problem.visible_keys(i).contains(&j);
+        match self.fault {
+            Fault::OneMaskBit => {
+                each(probs, |index, x| if index == [0, 1, 3, 2] { x.encode(!x.is_dropped()) } else { x })
+            }
+            Fault::SignByComparison => each(probs, |_, x| x.encode(x.to_f32() < 0.0)),
+            Fault::MagnitudeOfOneProbability => {
+                each(probs, |index, x| if index == [0, 1, 3, 2] { scaled(x, 1.03) } else { x })
+            }
+            Fault::MinusZeroWhereInvisible => {
+                each(probs, |[_, _, i, j], x| if visible(i, j) { x } else { x.encode(true) });
+            }
+            Fault::TinyWhereInvisible => {
+                each(probs, |[_, _, i, j], x| if visible(i, j) { x } else { T::from_f32(1e-7) });
+            }
+            Fault::ForgetsOneProbability => {
+                *probs.at_mut([0, 1, 3, 2]) = probs_before.expect("there are probs");
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn backward<T: Element>(
+        &self,
+        problem: &Problem,
+        inputs: &GradInputs<'_, T>,
+        gradients: &mut Gradients<'_, T>,
+    ) -> Result<(), RunError> {
+        let problem = self.problem(problem);
+        let problem = match self.fault {
+            Fault::GradientsWithoutMask => {
+                Problem::builder(*problem.shape()).causal(problem.causal()).build()?
+            }
+            Fault::TopLeftCausality => {
+                Problem::builder(*problem.shape()).dropout(*problem.dropout().unwrap()).build()?
+            }
+            _ => problem,
+        };
+        Reference.backward(&problem, inputs, gradients)?;
+        match self.fault {
+            Fault::GradientsWithoutScale => {
+                each(&mut gradients.dk, |_, x| scaled(x, 1.0 / problem.softmax_scale()))
+            }
+            Fault::DvOfHalfTheGroup => each(&mut gradients.dv, |_, x| scaled(x, 0.5)),
+            Fault::ForgetsTheLastElement => {
+                let last = gradients.dk.shape.map(|size| size - 1);
+                *gradients.dk.at_mut(last) = T::from_f32(0.0);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+const MASK: fn(&Finding) -> bool = |finding| matches!(finding, Finding::Mask { .. });
+const ERROR: fn(&Finding) -> bool = |finding| matches!(finding, Finding::Error { .. });
+const SPECIAL: fn(&Finding) -> bool = |finding| matches!(finding, Finding::Special { .. });
+const UNWRITTEN: fn(&Finding) -> bool = |finding| matches!(finding, Finding::Unwritten { .. });
+
+#[test]
+fn one_wrong_mask_bit() {
+    let one = |finding: &Finding| matches!(finding, Finding::Mask { count: 1, first } if first.index == [0, 1, 3, 2]);
+    assert_detected(Fault::OneMaskBit, "p_0_1", TensorName::Probs, one);
+}
+
+#[test]
+fn reading_the_mask_as_not_negative() {
+    // Only where weights underflow does it matter, and only a case that has such weights can tell.
+    let report = report(Fault::SignByComparison, "large_scores_causal");
+    assert!(report.failures.iter().any(|failure| MASK(&failure.finding)), "{report}");
+}
+
+#[test]
+fn one_wrong_magnitude() {
+    assert_detected(Fault::MagnitudeOfOneProbability, "p_0_1", TensorName::Probs, ERROR);
+}
+
+#[test]
+fn something_where_nothing_is_visible() {
+    assert_detected(Fault::MinusZeroWhereInvisible, "p_0_5", TensorName::Probs, MASK);
+    assert_detected(Fault::TinyWhereInvisible, "p_0_5", TensorName::Probs, SPECIAL);
+}
+
+#[test]
+fn a_missing_keep_scale() {
+    assert_detected(Fault::NoKeepScale, "p_0_001", TensorName::Out, ERROR);
+    assert_detected(Fault::KeepScaleOfTheOtherRule, "p_0_9", TensorName::Out, ERROR);
+}
+
+#[test]
+fn too_few_bits() {
+    let report = report(Fault::RoundsLikeBf16, "p_0_1");
+    let dtypes: Vec<String> = report.failures.iter().map(|failure| failure.dtype.to_string()).collect();
+    assert_eq!(dtypes, ["f32", "f32", "f16", "f16"], "{report}"); // without and with probs; bf16 may
+}
+
+#[test]
+fn a_logarithm_of_another_base() {
+    assert_detected(Fault::LseOfBase2, "p_0_1", TensorName::Lse, ERROR);
+}
+
+#[test]
+fn an_element_that_was_not_written() {
+    assert_detected(Fault::ForgetsTheLastElement, "layout_padded_rows", TensorName::Out, UNWRITTEN);
+    assert_detected(Fault::ForgetsOneProbability, "layout_bhsd", TensorName::Probs, UNWRITTEN);
+}
+
+#[test]
+fn a_write_beside_a_row() {
+    let outside = |finding: &Finding| *finding == Finding::WrittenOutside { at: 40 };
+    assert_detected(Fault::WritesBesideARow, "layout_padded_rows", TensorName::Out, outside);
+}
+
+#[test]
+fn a_read_beside_a_row() {
+    assert_detected(Fault::ReadsBesideARow, "layout_padded_rows", TensorName::Out, SPECIAL);
+}
+
+#[test]
+fn a_mask_of_another_place() {
+    let moved = "shard_draws_the_mask_of_its_place";
+    assert_detected(Fault::IgnoresTheShard, moved, TensorName::Probs, MASK);
+    assert_detected(Fault::IgnoresTheShard, "pieces_of_the_rows_inside_blocks", TensorName::Probs, MASK);
+    let carry = "offset_of_an_advanced_generator";
+    assert_detected(Fault::IgnoresTheHighWordOfTheOffset, carry, TensorName::Probs, MASK);
+}
+
+#[test]
+fn another_causality() {
+    assert_detected(Fault::TopLeftCausality, "causal_fewer_queries_than_keys", TensorName::Dq, |_| true);
+}
+
+#[test]
+fn rows_that_see_no_key() {
+    let blind = "causal_rows_that_see_no_key";
+    assert_detected(Fault::NanInBlindRows, blind, TensorName::Out, SPECIAL);
+    assert_detected(Fault::GarbageInBlindRows, blind, TensorName::Out, SPECIAL);
+}
+
+#[test]
+fn an_infinity_where_a_nan_belongs() {
+    assert_detected(Fault::InfinityForNan, "nan_in_one_query", TensorName::Out, SPECIAL);
+}
+
+#[test]
+fn results_that_change_from_run_to_run() {
+    let changes = |finding: &Finding| *finding == Finding::NotReproducible;
+    assert_detected(Fault::NotReproducible, "p_0_1", TensorName::Out, changes);
+}
+
+#[test]
+fn wrong_gradients() {
+    assert_detected(Fault::GradientsWithoutScale, "p_0_1", TensorName::Dk, ERROR);
+    assert_detected(Fault::GradientsWithoutMask, "p_0_1", TensorName::Dv, ERROR);
+    assert_detected(Fault::DvOfHalfTheGroup, "one_key_head_for_2", TensorName::Dv, ERROR);
+    assert_detected(Fault::ForgetsTheLastElement, "p_0_1", TensorName::Dk, ERROR);
+}
+
+#[test]
+fn a_call_that_fails() {
+    let report = report(Fault::Fails, "p_0_1");
+    let message = report.failures[0].to_string();
+    assert_eq!(message, "p_0_1 f32: out of luck");
+}
+
+#[test]
+fn failures_say_what_where_and_by_how_much() {
+    let report = report(Fault::NoKeepScale, "p_0_5");
+    let message = report.to_string();
+    for part in
+        ["3 ran, 0 skipped, 6 failures", "p_0_5 f16 out: error 5.0", "exceeds 4.00e-4", "worst at [0, "]
+    {
+        assert!(message.contains(part), "{part:?} in {message}");
+    }
+}
+
+#[test]
+fn what_is_not_supported_is_skipped_with_its_reason() {
+    struct Half;
+    impl Implementation for Half {
+        fn name(&self) -> String {
+            "half".to_string()
+        }
+        fn supports(&self, dtype: signflash_core::Dtype, _: &Problem) -> Result<(), String> {
+            if dtype == signflash_core::Dtype::F32 { Err("no f32 here".to_string()) } else { Ok(()) }
+        }
+        fn forward<T: Element>(
+            &self,
+            problem: &Problem,
+            inputs: &Inputs<'_, T>,
+            outputs: &mut Outputs<'_, T>,
+        ) -> Result<(), RunError> {
+            Reference.forward(problem, inputs, outputs)
+        }
+        fn backward<T: Element>(
+            &self,
+            problem: &Problem,
+            inputs: &GradInputs<'_, T>,
+            gradients: &mut Gradients<'_, T>,
+        ) -> Result<(), RunError> {
+            Reference.backward(problem, inputs, gradients)
+        }
+    }
+    let report = run_case("p_0_1", &case("p_0_1").expect("the suite has it"), &Half);
+    assert_eq!((report.ran, report.skipped.len(), report.failures.len()), (2, 1, 0), "{report}");
+    assert!(report.to_string().contains("skipped p_0_1 f32: no f32 here"), "{report}");
+}
