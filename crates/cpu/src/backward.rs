@@ -426,7 +426,10 @@ impl Work<'_> {
             for (m, p) in p.iter_mut().enumerate() {
                 let index = S::splat((key + m) as f32);
                 for (n, p) in p.iter_mut().enumerate() {
-                    let weight = S::exp2(S::fma(*p, scale, rows[n].minus_lse));
+                    let mut weight = S::exp2(S::fma(*p, scale, rows[n].minus_lse));
+                    if call.careful {
+                        weight = S::abs(weight); // the NaN that arithmetic makes has its sign bit set
+                    }
                     let weight =
                         if visible.all { weight } else { S::where_less(index, ends[n], weight, zero) };
                     *p = if DROP { rows[n].sign(weight, key + m) } else { weight };
@@ -442,7 +445,7 @@ impl Work<'_> {
                         *ds = S::where_nonzero(*p, *ds, zero);
                     }
                     if DROP {
-                        *p = S::max(zero, *p);
+                        *p = if call.careful { S::by_sign(*p, *p, zero) } else { S::max(zero, *p) };
                     }
                 }
             }

@@ -120,8 +120,10 @@ impl Visible {
         width: usize,
         first_key: usize,
     ) -> Option<Self> {
-        // Visibility ends later for later rows, so the first and the last lane bound the others.
-        let least = problem.visible_keys(tile.row_of(lane)).end;
+        // Visibility ends later for later rows, so the first and the last lane bound the others. Lanes that stand for
+        // no row see nothing: their zeros would make NaN of an infinite key.
+        let real = tile.is_real(lane) && tile.is_real(lane + width - 1);
+        let least = if real { problem.visible_keys(tile.row_of(lane)).end } else { 0 };
         let most = problem.visible_keys(tile.row_of(lane + width - 1)).end;
         if most <= first_key {
             return None;
@@ -143,8 +145,10 @@ impl Visible {
     pub(crate) unsafe fn ends<S: Simd>(&self, problem: &Problem, tile: &Tile) -> [S::V; NV] {
         let mut ends = [0.0f32; 64];
         for (lane, end) in ends[..NV * S::LANES].iter_mut().enumerate() {
-            let visible = problem.visible_keys(tile.row_of(self.lane + lane)).end;
-            *end = visible.saturating_sub(self.first_key).min(BLOCK_KEYS) as f32;
+            if tile.is_real(self.lane + lane) {
+                let visible = problem.visible_keys(tile.row_of(self.lane + lane)).end;
+                *end = visible.saturating_sub(self.first_key).min(BLOCK_KEYS) as f32;
+            }
         }
         // SAFETY: `ends` has room for NV vectors of at most 16 lanes.
         std::array::from_fn(|n| unsafe { S::load(ends.as_ptr().add(n * S::LANES)) })

@@ -413,7 +413,8 @@ impl Work<'_> {
             let bits = scratch.drop.as_ref().map(|drop| drop.lanes(lane));
             for key in 0..visible.keys {
                 let at = weights.add(key * width + n * S::LANES);
-                let mut p = S::mul(S::exp2(S::fma(S::load(at), scale, minus_max)), factor);
+                // The NaN that arithmetic makes has its sign bit set; here that bit is the mask's.
+                let mut p = S::abs(S::mul(S::exp2(S::fma(S::load(at), scale, minus_max)), factor));
                 if let Some((bits, lane_shift)) = bits {
                     p = S::sign_where(p, bits.add(key), lane_shift);
                 }

@@ -73,6 +73,10 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn abs(x: __m256) -> __m256 {
+        _mm256_andnot_ps(_mm256_set1_ps(-0.0), x)
+    }
+    #[inline(always)]
     unsafe fn sign_where(x: __m256, drop: *const u16, first: u32) -> __m256 {
         let lane_bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
         let set = _mm256_and_si256(_mm256_set1_epi32(i32::from(*drop) >> first), lane_bit);

@@ -79,6 +79,10 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    unsafe fn abs(x: __m512) -> __m512 {
+        _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(i32::MAX)))
+    }
+    #[inline(always)]
     unsafe fn sign_where(x: __m512, drop: *const u16, _: u32) -> __m512 {
         let x = _mm512_castps_si512(x);
         _mm512_castsi512_ps(_mm512_mask_or_epi32(x, *drop, x, _mm512_set1_epi32(i32::MIN)))

@@ -48,6 +48,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     /// 2^x for x up to 127; 0 below -126.5 and for -inf, NaN for NaN. Relative error below 1e-7, 2e-7 for pairs.
     unsafe fn exp2(x: Self::V) -> Self::V;
+    /// `x` with the sign bit cleared, NaN or not.
+    unsafe fn abs(x: Self::V) -> Self::V;
     /// `x` with the sign bit set in the lanes whose bit of `drop` is set, counted from bit `first`, a multiple of
     /// `LANES`.
     unsafe fn sign_where(x: Self::V, drop: *const u16, first: u32) -> Self::V;

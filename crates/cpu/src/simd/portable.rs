@@ -84,6 +84,10 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn abs(x: V) -> V {
+        lanes(|i| x[i].abs())
+    }
+    #[inline(always)]
     unsafe fn sign_where(x: V, drop: *const u16, first: u32) -> V {
         let drop = u32::from(*drop) >> first;
         lanes(|i| f32::from_bits(x[i].to_bits() | (drop >> i & 1) << 31))
