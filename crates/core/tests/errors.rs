@@ -1,0 +1,223 @@
+//! Every refusal names the argument, what was expected, what came and, where there is one, the remedy.
+
+use signflash_core::{
+    Dropout, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError, Probs, Shape, Shard, TensorMut,
+    TensorRef,
+};
+
+const SHAPE: Shape = Shape { batch: 2, seqlen_q: 3, seqlen_k: 5, num_heads: 4, num_heads_k: 2, head_dim: 8 };
+
+fn refused(shape: Shape) -> String {
+    Problem::builder(shape).build().unwrap_err().to_string()
+}
+
+#[test]
+fn dropout_p() {
+    for (p, shown) in [(1.0, "1"), (-0.5, "-0.5"), (f32::NAN, "NaN"), (f32::INFINITY, "inf")] {
+        let message = Dropout::new(p, 0, 0).unwrap_err().to_string();
+        let expected = format!("dropout_p must be in [0, 1), got {shown}; it is the probability of dropping");
+        assert_eq!(message, expected);
+    }
+    assert!(Dropout::new(0.0, 0, 0).is_ok() && Dropout::new(1.0 - f32::EPSILON / 2.0, 0, 0).is_ok());
+}
+
+#[test]
+fn softmax_scale() {
+    for (scale, shown) in
+        [(f64::NAN, "NaN"), (f64::INFINITY, "inf"), (1e39, "1000000000000000000000000000000000000000")]
+    {
+        let message = Problem::builder(SHAPE).softmax_scale(scale).build().unwrap_err().to_string();
+        let expected =
+            format!("softmax_scale must be finite, got {shown}; leave it out for 1 / sqrt(head_dim)");
+        assert_eq!(message, expected);
+    }
+    assert!(Problem::builder(SHAPE).softmax_scale(-2.0).build().is_ok());
+}
+
+#[test]
+fn head_dim() {
+    assert_eq!(refused(Shape { head_dim: 0, ..SHAPE }), "head_dim must be from 1 to 256, got 0");
+    assert_eq!(refused(Shape { head_dim: 257, ..SHAPE }), "head_dim must be from 1 to 256, got 257");
+}
+
+#[test]
+fn head_groups() {
+    for (num_heads, num_heads_k) in [(4, 3), (4, 0), (0, 2), (2, 4)] {
+        assert_eq!(
+            refused(Shape { num_heads, num_heads_k, ..SHAPE }),
+            format!(
+                "num_heads must be a positive multiple of num_heads_k, got num_heads {num_heads} and num_heads_k \
+                 {num_heads_k}; each key head serves num_heads / num_heads_k query heads"
+            )
+        );
+    }
+}
+
+#[test]
+fn too_large() {
+    let max = (u32::MAX / 2) as usize;
+    for (shape, argument) in [
+        (Shape { batch: max + 1, ..SHAPE }, "batch"),
+        (Shape { seqlen_q: max + 1, ..SHAPE }, "seqlen_q"),
+        (Shape { seqlen_k: usize::MAX, ..SHAPE }, "seqlen_k"),
+    ] {
+        let message = refused(shape);
+        assert!(message.starts_with(&format!("{argument} is ")), "{message}");
+        assert!(message.ends_with(&format!("more than the {max} that can be addressed")), "{message}");
+    }
+    let product = refused(Shape { batch: max, seqlen_q: max, ..SHAPE });
+    assert!(product.starts_with("batch * num_heads * seqlen is "), "{product}");
+}
+
+#[test]
+fn shard() {
+    let build =
+        |shard| Problem::builder(SHAPE).shard(shard).build().map(drop).map_err(|error| error.to_string());
+    let whole = Some(16);
+    assert_eq!(build(Shard { first_head: 12, num_heads_total: whole, ..Shard::default() }), Ok(()));
+    assert_eq!(
+        build(Shard { first_head: 13, num_heads_total: whole, ..Shard::default() }).unwrap_err(),
+        "shard.num_heads_total is 16, but the shard holds heads 13 to 17; give the number of query heads of the \
+         whole problem"
+    );
+    let without_total = build(Shard { first_head: 4, ..Shard::default() }).unwrap_err();
+    assert!(without_total.contains("but the shard holds heads 4 to 8"), "{without_total}");
+    let far = build(Shard { first_row: usize::MAX, ..Shard::default() }).unwrap_err();
+    assert!(far.starts_with("shard.first_row is "), "{far}");
+}
+
+/// Storage for any tensor of SHAPE.
+const STORAGE: [f32; 512] = [0.0; 512];
+
+fn good() -> Inputs<'static, f32> {
+    Inputs {
+        q: TensorRef::bshd(&STORAGE, SHAPE.q()),
+        k: TensorRef::bshd(&STORAGE, SHAPE.k()),
+        v: TensorRef::bhsd(&STORAGE, SHAPE.k()),
+    }
+}
+
+fn problem() -> Problem {
+    Problem::builder(SHAPE).build().unwrap()
+}
+
+#[test]
+fn shapes_of_inputs() {
+    assert_eq!(good().check(&problem()), Ok(()));
+    let k_like_q = Inputs { k: TensorRef::bshd(&STORAGE, SHAPE.q()), ..good() };
+    assert_eq!(
+        k_like_q.check(&problem()).unwrap_err().to_string(),
+        "k has shape [2, 3, 4, 8], expected [2, 5, 2, 8] (batch, seqlen, num_heads, head_dim)"
+    );
+    let transposed = Inputs { v: TensorRef::bshd(&STORAGE, [2, 2, 5, 8]), ..good() };
+    assert!(transposed.check(&problem()).unwrap_err().to_string().starts_with("v has shape [2, 2, 5, 8]"));
+}
+
+#[test]
+fn the_last_stride() {
+    let q = TensorRef::strided(&STORAGE, SHAPE.q(), [96, 32, 1, 4]);
+    assert_eq!(
+        Inputs { q, ..good() }.check(&problem()).unwrap_err().to_string(),
+        "q must have stride 1 in its last dimension, got 4; make it contiguous there"
+    );
+    let one = Problem::builder(Shape { head_dim: 1, ..SHAPE }).build().unwrap();
+    let (q, k) = (one.shape().q(), one.shape().k());
+    let x = TensorRef::bshd(&STORAGE, k);
+    let inputs = Inputs { q: TensorRef::strided(&STORAGE, q, [12, 4, 1, 99]), k: x, v: x };
+    assert_eq!(inputs.check(&one), Ok(()), "a dimension of one element has no stride");
+}
+
+#[test]
+fn storage() {
+    let q = TensorRef::bshd(&STORAGE[..191], SHAPE.q());
+    assert_eq!(
+        Inputs { q, ..good() }.check(&problem()).unwrap_err().to_string(),
+        "q needs 192 elements of storage by its shape and strides, got 191"
+    );
+    let q = TensorRef::strided(&STORAGE, SHAPE.q(), [usize::MAX, 32, 8, 1]);
+    let overflow = Inputs { q, ..good() }.check(&problem()).unwrap_err();
+    assert!(matches!(overflow, ProblemError::Storage { needed: usize::MAX, got: 512, .. }), "{overflow}");
+    let broadcast = TensorRef::strided(&STORAGE[..40], SHAPE.k(), [0, 8, 0, 1]);
+    assert_eq!(Inputs { k: broadcast, ..good() }.check(&problem()), Ok(()));
+}
+
+fn check_outputs(
+    out_shape: [usize; 4],
+    out_strides: [usize; 4],
+    lse_len: usize,
+    probs_shape: [usize; 4],
+) -> Result<(), String> {
+    let (mut out, mut lse, mut probs) = (STORAGE, vec![0.0; lse_len], STORAGE);
+    let outputs = Outputs {
+        out: TensorMut::strided(&mut out, out_shape, out_strides),
+        lse: &mut lse,
+        probs: Some(TensorMut::bshd(&mut probs, probs_shape)),
+    };
+    outputs.check(&problem()).map_err(|error| error.to_string())
+}
+
+#[test]
+fn outputs() {
+    let (q, strides, probs) = (SHAPE.q(), [96, 32, 8, 1], SHAPE.probs());
+    assert_eq!(check_outputs(q, strides, 24, probs), Ok(()));
+    assert_eq!(
+        check_outputs(q, strides, 23, probs).unwrap_err(),
+        "lse has shape [23], expected [2, 4, 3] (batch, num_heads, seqlen_q), dense"
+    );
+    assert_eq!(
+        check_outputs(q, strides, 24, [2, 3, 4, 5]).unwrap_err(),
+        "probs has shape [2, 3, 4, 5], expected [2, 4, 3, 5] (batch, num_heads, seqlen_q, seqlen_k)"
+    );
+    assert_eq!(
+        check_outputs(q, [0, 32, 8, 1], 24, probs).unwrap_err(),
+        "out is written, but strides [0, 32, 8, 1] for shape [2, 3, 4, 8] let indices share elements"
+    );
+    assert!(check_outputs(q, [96, 32, 7, 1], 24, probs).unwrap_err().starts_with("out is written"));
+}
+
+#[test]
+fn an_empty_output_shares_no_elements() {
+    let empty = Problem::builder(Shape { seqlen_k: 0, ..SHAPE }).build().unwrap();
+    let (mut out, mut lse, mut probs) = (STORAGE, [0.0; 24], []);
+    let outputs = Outputs {
+        out: TensorMut::bshd(&mut out, SHAPE.q()),
+        lse: &mut lse,
+        probs: Some(TensorMut::bshd(&mut probs, empty.shape().probs())),
+    };
+    assert_eq!(outputs.check(&empty), Ok(()));
+}
+
+#[test]
+fn what_the_backward_reads_and_writes() {
+    let (q, k) = (SHAPE.q(), SHAPE.k());
+    let x = TensorRef::bshd(&STORAGE, q);
+    let inputs = GradInputs { inputs: good(), out: x, lse: &STORAGE[..24], dout: x };
+    assert_eq!(inputs.check(&problem()), Ok(()));
+    let name = |inputs: GradInputs<'_, f32>| inputs.check(&problem()).unwrap_err().to_string();
+    assert!(name(GradInputs { out: TensorRef::bshd(&STORAGE, k), ..inputs }).starts_with("out has shape"));
+    assert!(name(GradInputs { dout: TensorRef::bshd(&STORAGE, k), ..inputs }).starts_with("dout has shape"));
+    assert!(name(GradInputs { lse: &STORAGE[..25], ..inputs }).starts_with("lse has shape [25]"));
+
+    let refused = |dq: [usize; 4], dk: [usize; 4], dv: [usize; 4]| {
+        let (mut a, mut b, mut c) = (STORAGE, STORAGE, STORAGE);
+        let gradients = Gradients {
+            dq: TensorMut::bshd(&mut a, dq),
+            dk: TensorMut::bshd(&mut b, dk),
+            dv: TensorMut::bshd(&mut c, dv),
+        };
+        gradients.check(&problem()).map_err(|error| error.to_string())
+    };
+    assert_eq!(refused(q, k, k), Ok(()));
+    assert!(refused(k, k, k).unwrap_err().starts_with("dq has shape"));
+    assert!(refused(q, q, k).unwrap_err().starts_with("dk has shape"));
+    assert!(refused(q, k, q).unwrap_err().starts_with("dv has shape"));
+}
+
+#[test]
+fn probs_of_another_problem() {
+    let refused = Probs::new(&problem(), TensorRef::bshd(&STORAGE, SHAPE.q())).unwrap_err().to_string();
+    assert_eq!(
+        refused,
+        "probs has shape [2, 3, 4, 8], expected [2, 4, 3, 5] (batch, num_heads, seqlen_q, seqlen_k)"
+    );
+}

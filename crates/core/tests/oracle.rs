@@ -1,0 +1,203 @@
+//! The oracle against what can be known without it: finite differences, closed forms, and its own rules for infinities.
+
+use signflash_core::suite::{Case, Values};
+use signflash_core::{Inputs, Problem, Shape, SignBit, TensorRef, oracle};
+
+/// f32 operands of which the oracle's results are wanted.
+#[derive(Clone)]
+struct Operands {
+    problem: Problem,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    dout: Vec<f32>,
+}
+
+impl Operands {
+    fn of(case: &Case) -> Self {
+        let Values { q, k, v, dout } = case.values();
+        let round = |x: Vec<f64>| x.into_iter().map(|x| x as f32).collect();
+        Self { problem: case.problem(), q: round(q), k: round(k), v: round(v), dout: round(dout) }
+    }
+
+    fn shape(&self) -> &Shape {
+        self.problem.shape()
+    }
+
+    fn inputs(&self) -> Inputs<'_, f32> {
+        let (q, k) = (self.shape().q(), self.shape().k());
+        Inputs {
+            q: TensorRef::bshd(&self.q, q),
+            k: TensorRef::bshd(&self.k, k),
+            v: TensorRef::bshd(&self.v, k),
+        }
+    }
+
+    fn forward(&self) -> oracle::Forward {
+        oracle::forward(&self.problem, &self.inputs()).unwrap()
+    }
+
+    fn backward(&self) -> oracle::Gradients {
+        let dout = TensorRef::bshd(&self.dout, self.shape().q());
+        oracle::backward(&self.problem, &self.inputs(), &dout, &self.forward()).unwrap()
+    }
+
+    /// `<out, dout>`, of which the backward gives the gradients.
+    fn loss(&self) -> f64 {
+        self.forward().out.iter().zip(&self.dout).map(|(out, dout)| out * f64::from(*dout)).sum()
+    }
+}
+
+/// Central differences of every element of one operand. The seed is the operand's own, so the mask is frozen.
+fn differences(operands: &Operands, of: fn(&mut Operands) -> &mut Vec<f32>) -> Vec<f64> {
+    let len = of(&mut operands.clone()).len();
+    (0..len)
+        .map(|n| {
+            let step = |sign: f32| {
+                let mut moved = operands.clone();
+                let x = &mut of(&mut moved)[n];
+                *x += sign * 2f32.powi(-10);
+                let moved_to = f64::from(*x); // rounded, so not exactly by the step
+                (moved.loss(), moved_to)
+            };
+            let ((above, x_above), (below, x_below)) = (step(1.0), step(-1.0));
+            (above - below) / (x_above - x_below)
+        })
+        .collect()
+}
+
+fn assert_gradients_are_the_differences(case: Case) {
+    let operands = Operands::of(&case);
+    let gradients = operands.backward();
+    let all: [(&str, &Vec<f64>, fn(&mut Operands) -> &mut Vec<f32>); 3] = [
+        ("dq", &gradients.dq, |x| &mut x.q),
+        ("dk", &gradients.dk, |x| &mut x.k),
+        ("dv", &gradients.dv, |x| &mut x.v),
+    ];
+    for (name, gradient, of) in all {
+        for (n, (got, expected)) in gradient.iter().zip(differences(&operands, of)).enumerate() {
+            let bound = 2e-5 * (1.0 + expected.abs());
+            assert!((got - expected).abs() < bound, "{name}[{n}] is {got}, differences say {expected}");
+        }
+    }
+}
+
+#[test]
+fn gradients_are_finite_differences() {
+    assert_gradients_are_the_differences(Case::new(5, 7).head_dim(4));
+}
+
+#[test]
+fn gradients_are_finite_differences_with_the_mask_frozen() {
+    assert_gradients_are_the_differences(Case::new(5, 7).head_dim(4).dropout(0.4));
+    assert_gradients_are_the_differences(Case::new(5, 7).head_dim(4).dropout(0.4).nominal());
+}
+
+#[test]
+fn gradients_are_finite_differences_of_causal_head_groups() {
+    let groups = Case::new(4, 6).batch(2).heads(4, 2).head_dim(3).causal();
+    assert_gradients_are_the_differences(groups.clone().dropout(0.3));
+    assert_gradients_are_the_differences(groups.softmax_scale(-0.7));
+    assert_gradients_are_the_differences(Case::new(7, 4).head_dim(3).causal().dropout(0.3));
+}
+
+#[test]
+fn equal_scores_give_the_mean_of_the_kept_values() {
+    let operands = Operands::of(&Case::new(3, 64).softmax_scale(0.0).dropout(0.5));
+    let (shape, rule) = (*operands.shape(), operands.problem.keep_rule().unwrap());
+    let forward = operands.forward();
+    assert!(forward.lse.iter().all(|lse| (lse - 64f64.ln()).abs() < 1e-14));
+    for h in 0..2 {
+        let kept = (0..64).filter(|&j| rule.keep(0, h, 2, j));
+        let sum: f64 = kept.map(|j| f64::from(operands.inputs().v.at([0, j, h, 5]))).sum();
+        let out = forward.out[(2 * shape.num_heads + h) * shape.head_dim + 5];
+        assert!((out - 2.0 * sum / 64.0).abs() < 1e-14); // keep_scale is 2
+    }
+}
+
+#[test]
+fn probs_are_normalised_and_carry_the_mask() {
+    let operands = Operands::of(&Case::new(20, 30).causal().dropout(0.3));
+    let probs = oracle::probs(&operands.problem, &operands.inputs(), &operands.forward().lse).unwrap();
+    let rule = operands.problem.keep_rule().unwrap();
+    for (row, probs) in probs.chunks(30).enumerate() {
+        let (h, i) = (row / 20, row % 20);
+        let sum: f64 = probs.iter().map(|p| p.probability()).sum();
+        assert!((sum - 1.0).abs() < 1e-14, "row {row} sums to {sum}");
+        for (j, p) in probs.iter().enumerate() {
+            let visible = operands.problem.visible_keys(i).contains(&j);
+            assert_eq!(p.is_dropped(), visible && !rule.keep(0, h, i, j), "row {row}, column {j}");
+            assert!(visible || p.to_bits() == 0, "row {row}, column {j} is not visible, but {p}");
+        }
+    }
+}
+
+#[test]
+fn scores_far_apart_overflow_nothing() {
+    let mut operands = Operands::of(&Case::new(2, 3).heads(1, 1).head_dim(1).softmax_scale(1.0));
+    operands.q = vec![1e4, -1e4];
+    operands.k = vec![3.0, 0.0, -3.0];
+    operands.v = vec![1.0, 10.0, 100.0];
+    let forward = operands.forward();
+    assert_eq!((&forward.out[..], &forward.lse[..]), (&[1.0, 100.0][..], &[3e4, 3e4][..]));
+}
+
+#[test]
+fn a_row_without_weights_is_zero_and_its_lse_minus_infinity() {
+    // Seven queries of three keys: the first four see none.
+    let operands = Operands::of(&Case::new(7, 3).head_dim(4).causal().dropout(0.2));
+    let (forward, gradients) = (operands.forward(), operands.backward());
+    let row = 2 * 4; // heads times head_dim
+    assert!(
+        forward.out[..4 * row].iter().all(|&x| x == 0.0) && forward.out[4 * row..].iter().any(|&x| x != 0.0)
+    );
+    assert!(gradients.dq[..4 * row].iter().all(|&x| x == 0.0));
+    for (n, lse) in forward.lse.iter().enumerate() {
+        assert_eq!(*lse == f64::NEG_INFINITY, n % 7 < 4, "row {n} has lse {lse}");
+    }
+    let without_keys = Operands::of(&Case::new(2, 0).dropout(0.2));
+    assert!(without_keys.forward().out.iter().all(|&x| x == 0.0));
+    assert!(without_keys.backward().dq.iter().all(|&x| x == 0.0));
+}
+
+#[test]
+fn a_score_of_minus_infinity_is_a_key_that_is_not_there() {
+    let mut operands = Operands::of(&Case::new(2, 3).heads(1, 1).head_dim(1).softmax_scale(1.0));
+    operands.q = vec![1.0, 2.0];
+    operands.k = vec![0.5, f32::NEG_INFINITY, 0.25];
+    operands.v = vec![1.0, f32::NAN, 3.0];
+    let mut without = Operands::of(&Case::new(2, 2).heads(1, 1).head_dim(1).softmax_scale(1.0));
+    (without.q, without.k, without.v) = (operands.q.clone(), vec![0.5, 0.25], vec![1.0, 3.0]);
+    without.dout = operands.dout.clone();
+    assert_eq!(operands.forward(), without.forward());
+    let (with, without) = (operands.backward(), without.backward());
+    assert_eq!(with.dq, without.dq);
+    assert_eq!((with.dk[1], with.dv[1]), (0.0, 0.0));
+    assert_eq!((with.dk[2], with.dv[2]), (without.dk[1], without.dv[1]));
+}
+
+#[test]
+fn a_nan_stays_in_the_rows_that_keep_it() {
+    let mut operands = Operands::of(&Case::new(16, 16).heads(1, 1).head_dim(1).dropout(0.5));
+    operands.v[3] = f32::NAN;
+    let rule = operands.problem.keep_rule().unwrap();
+    let (forward, gradients) = (operands.forward(), operands.backward());
+    for i in 0..16 {
+        let keeps = rule.keep(0, 0, i, 3);
+        assert_eq!(forward.out[i].is_nan(), keeps, "out[{i}]");
+        assert_eq!(gradients.dq[i].is_nan(), keeps, "dq[{i}]");
+    }
+    assert!(forward.lse.iter().all(|x| x.is_finite()) && gradients.dv.iter().all(|x| x.is_finite()));
+}
+
+#[test]
+fn tensors_that_do_not_fit_are_refused_by_name() {
+    let operands = Operands::of(&Case::new(4, 4));
+    let wrong = TensorRef::bshd(&operands.dout, [1, 4, 1, 128]);
+    let refused =
+        oracle::backward(&operands.problem, &operands.inputs(), &wrong, &operands.forward()).unwrap_err();
+    assert!(refused.to_string().starts_with("dout has shape [1, 4, 1, 128]"), "{refused}");
+    let inputs = Inputs { k: wrong, ..operands.inputs() };
+    let refused = oracle::forward(&operands.problem, &inputs).unwrap_err();
+    assert!(refused.to_string().starts_with("k has shape"), "{refused}");
+}
