@@ -42,7 +42,7 @@ impl fmt::Display for Dtype {
     }
 }
 
-/// A type that tensors can hold: `f32`, [`f16`] or [`bf16`]. Sealed.
+/// A type that tensors can hold: `f32`, [`f16`](struct@f16) or [`bf16`]. Sealed: kernels know these three.
 ///
 /// Conversions round to nearest, ties to even, and keep the sign of zero and of NaN.
 ///
@@ -51,7 +51,7 @@ impl fmt::Display for Dtype {
 /// assert!(f16::from_f32(-1e-30).is_sign_negative()); // underflows to -0.0, not to 0.0
 /// ```
 pub trait Element:
-    SignBit + bytemuck::Pod + Default + Send + Sync + fmt::Debug + PartialEq + 'static
+    sealed::Sealed + SignBit + bytemuck::Pod + Default + Send + Sync + fmt::Debug + PartialEq + 'static
 {
     /// Which type this is.
     const DTYPE: Dtype;
@@ -63,6 +63,13 @@ pub trait Element:
     fn to_f64(self) -> f64 {
         f64::from(self.to_f32())
     }
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::f16 {}
+    impl Sealed for half::bf16 {}
 }
 
 impl Element for f32 {

@@ -77,7 +77,7 @@ pub enum ProblemError {
         num_heads_k: usize,
     },
     /// A size so large that its index arithmetic would overflow.
-    #[error("{argument} is {got}, more than the {max} that can be addressed")]
+    #[error("{argument} must be at most {max} to be addressable, got {got}; cut the problem into shards")]
     TooLarge {
         /// Which size.
         argument: &'static str,
@@ -120,7 +120,10 @@ pub enum ProblemError {
         got: usize,
     },
     /// Shape and strides reach beyond the storage.
-    #[error("{tensor} needs {needed} elements of storage by its shape and strides, got {got}")]
+    #[error(
+        "{tensor} needs {needed} elements of storage by its shape and strides, got {got}; pass all of its storage, or \
+         the strides it was stored with"
+    )]
     Storage {
         /// Which tensor.
         tensor: TensorName,
@@ -130,7 +133,10 @@ pub enum ProblemError {
         got: usize,
     },
     /// Two indices of an output name the same element.
-    #[error("{tensor} is written, but strides {strides:?} for shape {shape:?} let indices share elements")]
+    #[error(
+        "{tensor} is written, so its strides must give every index an element of its own, got strides {strides:?} for \
+         shape {shape:?}; write to a tensor that is not broadcast"
+    )]
     Overlap {
         /// Which tensor.
         tensor: TensorName,

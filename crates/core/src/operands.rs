@@ -7,6 +7,21 @@ use crate::tensor::{TensorMut, TensorRef, extent, may_overlap};
 
 /// What the forward reads: q (batch, seqlen_q, num_heads, head_dim), k and v (batch, seqlen_k, num_heads_k,
 /// head_dim).
+///
+/// ```
+/// use signflash_core::{Inputs, Problem, Shape, TensorRef};
+/// let shape = Shape { batch: 1, seqlen_q: 2, seqlen_k: 3, num_heads: 4, num_heads_k: 2, head_dim: 8 };
+/// let problem = Problem::builder(shape).build()?;
+/// let (q, k) = ([0.0f32; 64], [0.0f32; 48]);
+/// let v = TensorRef::bhsd(&k, shape.k()); // each tensor has strides of its own
+/// let inputs = Inputs { q: TensorRef::bshd(&q, shape.q()), k: TensorRef::bshd(&k, shape.k()), v };
+/// inputs.check(&problem)?;
+///
+/// let refused = Inputs { k: inputs.q, ..inputs }.check(&problem).unwrap_err();
+/// let why = "k has shape [1, 2, 4, 8], expected [1, 3, 2, 8] (batch, seqlen, num_heads, head_dim)";
+/// assert_eq!(refused.to_string(), why);
+/// # Ok::<(), signflash_core::ProblemError>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
 pub struct Inputs<'a, T> {
@@ -15,7 +30,21 @@ pub struct Inputs<'a, T> {
     pub v: TensorRef<'a, T>,
 }
 
-/// What the forward writes.
+/// What the forward writes: every element of these, and nothing else of their storage.
+///
+/// ```
+/// use signflash_core::{Outputs, Problem, Shape, TensorMut};
+/// let shape = Shape { batch: 1, seqlen_q: 2, seqlen_k: 3, num_heads: 4, num_heads_k: 2, head_dim: 8 };
+/// let problem = Problem::builder(shape).build()?;
+/// let (mut out, mut lse, mut probs) = ([0.0f32; 64], vec![0.0; shape.lse_len()], [0.0f32; 24]);
+/// let outputs = Outputs {
+///     out: TensorMut::bshd(&mut out, shape.q()),
+///     lse: &mut lse,
+///     probs: Some(TensorMut::bshd(&mut probs, shape.probs())), // or None: then nothing is quadratic
+/// };
+/// outputs.check(&problem)?;
+/// # Ok::<(), signflash_core::ProblemError>(())
+/// ```
 #[derive(Debug)]
 pub struct Outputs<'a, T> {
     /// (batch, seqlen_q, num_heads, head_dim).
@@ -26,7 +55,18 @@ pub struct Outputs<'a, T> {
     pub probs: Option<TensorMut<'a, T>>,
 }
 
-/// What the backward reads: the forward's inputs and results, and the gradient of `out`.
+/// What the backward reads: the forward's inputs and results, and the gradient of `out`. The mask is not among them:
+/// it is drawn again from the problem's seed.
+///
+/// ```
+/// use signflash_core::{GradInputs, Inputs, Problem, Shape, TensorRef};
+/// let shape = Shape { batch: 1, seqlen_q: 2, seqlen_k: 2, num_heads: 4, num_heads_k: 4, head_dim: 8 };
+/// let problem = Problem::builder(shape).build()?;
+/// let (stored, lse) = ([0.0f32; 64], vec![0.0; shape.lse_len()]);
+/// let x = TensorRef::bshd(&stored, shape.q());
+/// GradInputs { inputs: Inputs { q: x, k: x, v: x }, out: x, lse: &lse, dout: x }.check(&problem)?;
+/// # Ok::<(), signflash_core::ProblemError>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct GradInputs<'a, T> {
     /// The forward's inputs.
@@ -39,7 +79,26 @@ pub struct GradInputs<'a, T> {
     pub dout: TensorRef<'a, T>,
 }
 
-/// What the backward writes: the gradients, each of its tensor's shape.
+/// What the backward writes: the gradients, each of its tensor's shape; every element of them, and nothing else of
+/// their storage. dk and dv of a key head sum over its query heads.
+///
+/// ```
+/// use signflash_core::{Gradients, Problem, Shape, TensorMut};
+/// let shape = Shape { batch: 1, seqlen_q: 2, seqlen_k: 3, num_heads: 4, num_heads_k: 2, head_dim: 8 };
+/// let problem = Problem::builder(shape).build()?;
+/// let (mut dq, mut dk, mut dv) = ([0.0f32; 64], [0.0f32; 48], [0.0f32; 48]);
+/// let gradients = Gradients {
+///     dq: TensorMut::bshd(&mut dq, shape.q()),
+///     dk: TensorMut::bshd(&mut dk, shape.k()),
+///     dv: TensorMut::bshd(&mut dv, shape.k()),
+/// };
+/// gradients.check(&problem)?;
+///
+/// let mut one_head = [0.0f32; 24];
+/// let shared = Gradients { dk: TensorMut::strided(&mut one_head, shape.k(), [24, 8, 0, 1]), ..gradients };
+/// assert!(shared.check(&problem).is_err()); // read through a stride of 0, but never write
+/// # Ok::<(), signflash_core::ProblemError>(())
+/// ```
 #[derive(Debug)]
 #[allow(missing_docs)]
 pub struct Gradients<'a, T> {

@@ -56,17 +56,14 @@ fn head_groups() {
 #[test]
 fn too_large() {
     let max = (u32::MAX / 2) as usize;
-    for (shape, argument) in [
-        (Shape { batch: max + 1, ..SHAPE }, "batch"),
-        (Shape { seqlen_q: max + 1, ..SHAPE }, "seqlen_q"),
-        (Shape { seqlen_k: usize::MAX, ..SHAPE }, "seqlen_k"),
-    ] {
-        let message = refused(shape);
-        assert!(message.starts_with(&format!("{argument} is ")), "{message}");
-        assert!(message.ends_with(&format!("more than the {max} that can be addressed")), "{message}");
-    }
+    let message = |argument, got| {
+        format!("{argument} must be at most {max} to be addressable, got {got}; cut the problem into shards")
+    };
+    assert_eq!(refused(Shape { batch: max + 1, ..SHAPE }), message("batch", max + 1));
+    assert_eq!(refused(Shape { seqlen_q: max + 1, ..SHAPE }), message("seqlen_q", max + 1));
+    assert_eq!(refused(Shape { seqlen_k: usize::MAX, ..SHAPE }), message("seqlen_k", usize::MAX));
     let product = refused(Shape { batch: max, seqlen_q: max, ..SHAPE });
-    assert!(product.starts_with("batch * num_heads * seqlen is "), "{product}");
+    assert!(product.starts_with("batch * num_heads * seqlen must be at most "), "{product}");
 }
 
 #[test]
@@ -83,7 +80,7 @@ fn shard() {
     let without_total = build(Shard { first_head: 4, ..Shard::default() }).unwrap_err();
     assert!(without_total.contains("but the shard holds heads 4 to 8"), "{without_total}");
     let far = build(Shard { first_row: usize::MAX, ..Shard::default() }).unwrap_err();
-    assert!(far.starts_with("shard.first_row is "), "{far}");
+    assert!(far.starts_with("shard.first_row must be at most "), "{far}");
 }
 
 /// Storage for any tensor of SHAPE.
@@ -132,7 +129,8 @@ fn storage() {
     let q = TensorRef::bshd(&STORAGE[..191], SHAPE.q());
     assert_eq!(
         Inputs { q, ..good() }.check(&problem()).unwrap_err().to_string(),
-        "q needs 192 elements of storage by its shape and strides, got 191"
+        "q needs 192 elements of storage by its shape and strides, got 191; pass all of its storage, or the strides it \
+         was stored with"
     );
     let q = TensorRef::strided(&STORAGE, SHAPE.q(), [usize::MAX, 32, 8, 1]);
     let overflow = Inputs { q, ..good() }.check(&problem()).unwrap_err();
@@ -170,7 +168,8 @@ fn outputs() {
     );
     assert_eq!(
         check_outputs(q, [0, 32, 8, 1], 24, probs).unwrap_err(),
-        "out is written, but strides [0, 32, 8, 1] for shape [2, 3, 4, 8] let indices share elements"
+        "out is written, so its strides must give every index an element of its own, got strides [0, 32, 8, 1] for \
+         shape [2, 3, 4, 8]; write to a tensor that is not broadcast"
     );
     assert!(check_outputs(q, [96, 32, 7, 1], 24, probs).unwrap_err().starts_with("out is written"));
 }

@@ -1,7 +1,7 @@
 //! The mask as a random variable: how much is kept, and that no two places know of each other.
 //!
-//! Seeds are fixed, so nothing here is a matter of luck. Bounds are 4 standard deviations, which chance alone passes
-//! 16 000 times out of 16 001.
+//! Seeds are fixed, so nothing here is a matter of luck. Bounds are 4 standard deviations, which chance alone keeps
+//! all but once in 16 000 times.
 
 use signflash_core::{Dropout, DropoutGenerator, KeepRule, Problem, Shape};
 

@@ -66,10 +66,13 @@ fn differences(operands: &Operands, of: fn(&mut Operands) -> &mut Vec<f32>) -> V
         .collect()
 }
 
+/// An operand, to be moved.
+type Of = fn(&mut Operands) -> &mut Vec<f32>;
+
 fn assert_gradients_are_the_differences(case: Case) {
     let operands = Operands::of(&case);
     let gradients = operands.backward();
-    let all: [(&str, &Vec<f64>, fn(&mut Operands) -> &mut Vec<f32>); 3] = [
+    let all: [(&str, &Vec<f64>, Of); 3] = [
         ("dq", &gradients.dq, |x| &mut x.q),
         ("dk", &gradients.dk, |x| &mut x.k),
         ("dv", &gradients.dv, |x| &mut x.v),

@@ -25,7 +25,7 @@ enum Fault {
     ReadsBesideARow,
     IgnoresTheShard,
     IgnoresTheHighWordOfTheOffset,
-    TopLeftCausality,
+    SeesTheFuture,
     NanInBlindRows,
     GarbageInBlindRows,
     InfinityForNan,
@@ -182,7 +182,7 @@ impl Implementation for Broken {
             Fault::GradientsWithoutMask => {
                 Problem::builder(*problem.shape()).causal(problem.causal()).build()?
             }
-            Fault::TopLeftCausality => {
+            Fault::SeesTheFuture => {
                 Problem::builder(*problem.shape()).dropout(*problem.dropout().unwrap()).build()?
             }
             _ => problem,
@@ -277,8 +277,8 @@ fn a_mask_of_another_place() {
 }
 
 #[test]
-fn another_causality() {
-    assert_detected(Fault::TopLeftCausality, "causal_fewer_queries_than_keys", TensorName::Dq, |_| true);
+fn missing_causality() {
+    assert_detected(Fault::SeesTheFuture, "causal_fewer_queries_than_keys", TensorName::Dq, |_| true);
 }
 
 #[test]

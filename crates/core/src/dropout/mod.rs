@@ -252,7 +252,19 @@ impl KeepRule {
     }
 }
 
-/// A block of the mask, one bit an entry.
+/// A block of the mask, one bit an entry: an eighth of a byte where a mask of bools takes one.
+///
+/// ```
+/// use signflash_core::{Dropout, Problem, Shape};
+/// let shape = Shape { batch: 1, seqlen_q: 100, seqlen_k: 200, num_heads: 1, num_heads_k: 1, head_dim: 8 };
+/// let dropout = Dropout::new(0.25, 1, 0)?;
+/// let rule = Problem::builder(shape).dropout(dropout).build()?.keep_rule().expect("p is not 0");
+/// let mask = rule.keep_mask(0, 0, 0..100, 0..200);
+/// let fraction = mask.kept() as f64 / 20_000.0;
+/// assert!((fraction - dropout.keep_probability()).abs() < 0.01);
+/// assert_eq!(mask.to_packed_bits().len(), 2500);
+/// # Ok::<(), signflash_core::ProblemError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeepMask {
     rows: usize,

@@ -6,6 +6,13 @@ use super::vectors::Vector;
 use crate::{Dropout, Dtype, Problem, ScaleRule, Shape, Shard};
 
 /// Where a problem is cut into pieces that are computed one by one; every list holds inner positions, in order.
+///
+/// ```
+/// use signflash_core::suite::{Case, Cuts, Reference, run_case};
+/// let cuts = Cuts { rows: vec![5, 16], columns: vec![13], ..Cuts::default() }; // six pieces
+/// let report = run_case("mine", &Case::new(20, 30).dropout(0.2).cut(cuts), &Reference);
+/// assert!(report.failures.is_empty(), "{report}");
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 #[allow(missing_docs)]
 pub struct Cuts {

@@ -17,6 +17,13 @@ pub struct Values {
 impl Values {
     /// Normal variates: q and k of these standard deviations, v and dout of 1. The same on every machine up to the
     /// last bits of its logarithm and cosine.
+    ///
+    /// ```
+    /// use signflash_core::{Shape, suite::Values};
+    /// let shape = Shape { batch: 2, seqlen_q: 3, seqlen_k: 5, num_heads: 4, num_heads_k: 2, head_dim: 8 };
+    /// let values = Values::normal(&shape, 1, 5.0, 3.0);
+    /// assert_eq!((values.q.len(), values.k.len()), (192, 160));
+    /// ```
     pub fn normal(shape: &Shape, seed: u64, q_std: f64, k_std: f64) -> Self {
         let (q_len, k_len) = (shape.q().into_iter().product(), shape.k().into_iter().product());
         Self {

@@ -30,7 +30,7 @@ impl Tolerance {
     /// ```
     /// use signflash_core::{Dtype, suite::Tolerance};
     /// assert_eq!(Tolerance::of(Dtype::F32, 3.0).out, 1e-6);
-    /// assert_eq!(Tolerance::of(Dtype::F32, 80.0).out, 1e-5);
+    /// assert_eq!(Tolerance::of(Dtype::F32, 32.0).out, 4e-6);
     /// assert_eq!(Tolerance::of(Dtype::F16, 80.0).out, 4e-4);
     /// ```
     pub fn of(dtype: Dtype, max_score: f64) -> Self {
