@@ -15,8 +15,8 @@ use std::sync::atomic::AtomicUsize;
 
 /// Attention on this machine's CPU.
 ///
-/// Results are the same to the bit for any number of threads. Extra memory is a few hundred KiB a thread (up to about
-/// 1.5 MiB for the backward), whatever the lengths; see [`backward`](Self::backward) for its one addition.
+/// Results are the same to the bit for any number of threads. Extra memory is up to 1 MiB a thread in the forward and
+/// 2 MiB in the backward, whatever the lengths; see [`backward`](Self::backward) for its one addition.
 ///
 /// ```
 /// use signflash_core::{Dropout, Inputs, Outputs, Problem, Shape, TensorMut, TensorRef};
@@ -40,6 +40,7 @@ use std::sync::atomic::AtomicUsize;
 pub struct CpuEngine {
     isa: Isa,
     threads: Option<usize>,
+    partial_bytes: usize,
 }
 
 impl Default for CpuEngine {
@@ -48,7 +49,7 @@ impl Default for CpuEngine {
     }
 }
 
-/// Most bytes of partial sums of dq that a head may take; beyond, dq gets a pass of its own.
+/// The default of [`CpuEngine::with_partial_bytes`].
 const PARTIAL_BYTES: usize = 16 << 20;
 
 /// Below this many floating-point operations waking other threads takes longer than the work.
@@ -57,7 +58,7 @@ const SERIAL_FLOPS: f64 = 5e6;
 impl CpuEngine {
     /// The fastest instruction set of this machine, all threads of the current rayon pool.
     pub fn new() -> Self {
-        Self { isa: Isa::best(), threads: None }
+        Self { isa: Isa::best(), threads: None, partial_bytes: PARTIAL_BYTES }
     }
 
     /// The same with another instruction set.
@@ -71,6 +72,12 @@ impl CpuEngine {
     /// The same with at most so many threads.
     pub fn with_threads(self, threads: usize) -> Self {
         Self { threads: Some(threads.max(1)), ..self }
+    }
+
+    /// The same with another limit for the partial sums of dq, in bytes a key head; see [`backward`](Self::backward).
+    /// The default is 16 MiB. dq may differ in its last bits between one side of the limit and the other.
+    pub fn with_partial_bytes(self, partial_bytes: usize) -> Self {
+        Self { partial_bytes, ..self }
     }
 
     /// The instruction set.
@@ -143,9 +150,9 @@ impl CpuEngine {
     /// Weights are recomputed from q, k and lse, the mask from the seed. Every entry of the gradients is written.
     /// Relative errors against the f64 oracle are within the contract's: 3e-6 (f32), 5e-4 (f16), 4e-3 (bf16).
     ///
-    /// For dtypes of 16 bits and more than one chunk of keys (512 at head_dim 64), each head being worked on also
-    /// holds its dq in f32, up to 16 MiB; where that would not do, dq is computed in a pass of its own, which takes
-    /// about 1.4 times as long and no memory.
+    /// For dtypes of 16 bits and more than one chunk of keys (512 at head_dim 64), each key head being worked on also
+    /// holds the dq of its query heads in f32, at most 16 MiB (see [`with_partial_bytes`](Self::with_partial_bytes));
+    /// where they take more, dq is computed in a pass of its own, with 7 products in place of 5 and no such memory.
     ///
     /// # Errors
     /// A [`ProblemError`] naming the tensor that does not fit `problem`; the gradients are then untouched.
@@ -180,7 +187,7 @@ impl CpuEngine {
         let partial_floats = shape.group_size() * shape.seqlen_q * padded_dim;
         if T::DTYPE == Dtype::F32 || chunks == 1 {
             run_chunks(&backward, kernels, threads, chunks, None);
-        } else if partial_floats * size_of::<f32>() <= PARTIAL_BYTES {
+        } else if partial_floats * size_of::<f32>() <= self.partial_bytes {
             let partials = Partials::new(shape.batch * shape.num_heads_k, chunks, partial_floats);
             run_chunks(&backward, kernels, threads, chunks, Some(&partials));
         } else {

@@ -20,21 +20,21 @@ pub(crate) const WEYL: [[u32; 2]; DROPOUT_ROUNDS] = {
     weyl
 };
 
-/// Philox on one row of blocks. Words are zero-extended; element `8 * t + x` is lane `4 * PHILOX_ORDER[x] + t`, so
+/// Philox on one row of blocks. Element `8 * t + x` is lane `4 * PHILOX_ORDER[x] + t`, so
 /// that eight neighbours are the eight rows of one column pair.
 #[derive(Clone)]
 pub(crate) struct RowPhilox {
     pub(crate) key: [u32; 2],
     /// Counter word 2 after round 1, before the block column is mixed in.
-    pub(crate) a2: [u64; LANES],
+    pub(crate) a2: [u32; LANES],
     /// What round 2 mixes into counter word 0.
     pub(crate) b0: u32,
     /// Counter word 0 after round 3, before round 2's word 1 is mixed in.
-    pub(crate) c0: [u64; LANES],
+    pub(crate) c0: [u32; LANES],
     /// Counter word 1 after round 3.
-    pub(crate) c1: [u64; LANES],
+    pub(crate) c1: [u32; LANES],
     /// What round 3 mixes into counter word 2.
-    pub(crate) c2: [u64; LANES],
+    pub(crate) c2: [u32; LANES],
 }
 
 fn product(a: u32, b: u32) -> (u32, u32) {
@@ -61,13 +61,13 @@ impl RowPhilox {
             let o = counter.wrapping_add(lane as u64);
             let (hi0, lo0) = product(MUL_0, o as u32);
             let a0 = hi2 ^ (o >> 32) as u32 ^ k0;
-            row.a2[index] = u64::from(hi0 ^ k1);
+            row.a2[index] = hi0 ^ k1;
             let (hi0, lo0_second) = product(MUL_0, a0);
             let b2 = hi0 ^ lo0 ^ k1.wrapping_add(WEYL[1][1]);
             let (hi2, lo2) = product(MUL_2, b2);
-            row.c0[index] = u64::from(hi2 ^ k0.wrapping_add(WEYL[2][0]));
-            row.c1[index] = u64::from(lo2);
-            row.c2[index] = u64::from(lo0_second ^ k1.wrapping_add(WEYL[2][1]));
+            row.c0[index] = hi2 ^ k0.wrapping_add(WEYL[2][0]);
+            row.c1[index] = lo2;
+            row.c2[index] = lo0_second ^ k1.wrapping_add(WEYL[2][1]);
         }
         row
     }
@@ -76,10 +76,9 @@ impl RowPhilox {
     pub(crate) fn words(&self, block_column: u32) -> [[u32; 4]; LANES] {
         let mut words = [[0; 4]; LANES];
         for (index, words) in words.iter_mut().enumerate() {
-            let (hi2, lo2) = product(MUL_2, self.a2[index] as u32 ^ block_column);
+            let (hi2, lo2) = product(MUL_2, self.a2[index] ^ block_column);
             let (hi0, lo0) = product(MUL_0, hi2 ^ self.b0);
-            let mut c =
-                [self.c0[index] as u32 ^ lo2, self.c1[index] as u32, hi0 ^ self.c2[index] as u32, lo0];
+            let mut c = [self.c0[index] ^ lo2, self.c1[index], hi0 ^ self.c2[index], lo0];
             for weyl in &WEYL[3..] {
                 let ((hi0, lo0), (hi2, lo2)) = (product(MUL_0, c[0]), product(MUL_2, c[2]));
                 c = [

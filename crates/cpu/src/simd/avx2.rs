@@ -9,8 +9,6 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2;
 
-const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-
 impl Simd for Avx2 {
     const LANES: usize = 8;
     const PAIRS: bool = false;
@@ -207,6 +205,6 @@ unsafe fn rounds(row: &RowPhilox, first: usize, block_column: u32) -> [__m256i; 
 
 /// Four calls' share of a row's state.
 #[inline(always)]
-unsafe fn four(words: &[u64; 32], first: usize) -> __m256i {
-    _mm256_loadu_si256(words.as_ptr().add(first).cast())
+unsafe fn four(words: &[u32; 32], first: usize) -> __m256i {
+    _mm256_cvtepu32_epi64(_mm_loadu_si128(words.as_ptr().add(first).cast()))
 }

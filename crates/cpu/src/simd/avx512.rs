@@ -244,6 +244,6 @@ static ORDER: Order = Order {
 
 /// Eight calls' share of a row's state.
 #[inline(always)]
-unsafe fn eight(words: &[u64; 32], t: usize) -> __m512i {
-    _mm512_loadu_si512(words.as_ptr().add(8 * t).cast())
+unsafe fn eight(words: &[u32; 32], t: usize) -> __m512i {
+    _mm512_cvtepu32_epi64(_mm256_loadu_si256(words.as_ptr().add(8 * t).cast()))
 }

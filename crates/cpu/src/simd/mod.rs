@@ -12,6 +12,8 @@ pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
 pub(crate) mod portable;
+#[cfg(test)]
+mod tests;
 
 use crate::philox::RowPhilox;
 
@@ -98,5 +100,6 @@ pub(crate) const EXP2_DEGREE_6: [f32; 7] =
     [1.5353362e-4, 1.3398875e-3, 9.618437e-3, 5.5503324e-2, 2.4022648e-1, 6.931472e-1, 1.0];
 
 /// The same of degree 5: 9.1e-8, 1.6e-7 in f32; enough where probabilities are rounded to bf16.
+#[allow(clippy::approx_constant)] // fitted, not ln 2
 pub(crate) const EXP2_DEGREE_5: [f32; 6] =
     [1.3264727e-3, 9.671513e-3, 5.5507336e-2, 2.4022242e-1, 6.93147e-1, 1.0];

@@ -1,0 +1,80 @@
+//! Extra memory does not grow with the sequence length. Counted by the allocator, so the numbers do not depend on the
+//! machine's mood. One test, because the count is the process's.
+
+use peak_alloc::PeakAlloc;
+use signflash_core::{
+    Dropout, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Shape, TensorMut, TensorRef, bf16,
+};
+use signflash_cpu::CpuEngine;
+
+#[global_allocator]
+static ALLOCATED: PeakAlloc = PeakAlloc;
+
+const MIB: usize = 1 << 20;
+
+/// Bytes beyond the tensors that the forward and the backward of one head took at most.
+fn extra_bytes<T: Element>(seqlen: usize, engine: CpuEngine) -> [usize; 2] {
+    let shape =
+        Shape { batch: 1, seqlen_q: seqlen, seqlen_k: seqlen, num_heads: 1, num_heads_k: 1, head_dim: 64 };
+    let dropout = Dropout::new(0.1, 7, 0).expect("p is below 1");
+    let problem = Problem::builder(shape).dropout(dropout).build().expect("a valid problem");
+    let len = seqlen * shape.head_dim;
+    let tensor = |step: usize| -> Vec<T> {
+        (0..len).map(|i| T::from_f32((i * step % 1009) as f32 / 504.0 - 1.0)).collect()
+    };
+    let (q, k, v, dout) = (tensor(7919), tensor(104_729), tensor(1_299_709), tensor(15_485_863));
+    let (mut out, mut lse) = (vec![T::default(); len], vec![0.0; seqlen]);
+    let [mut dq, mut dk, mut dv] = [(); 3].map(|()| vec![T::default(); len]);
+    let inputs = Inputs {
+        q: TensorRef::bhsd(&q, shape.q()),
+        k: TensorRef::bhsd(&k, shape.k()),
+        v: TensorRef::bhsd(&v, shape.k()),
+    };
+
+    let before = start_counting();
+    let mut outputs = Outputs { out: TensorMut::bhsd(&mut out, shape.q()), lse: &mut lse, probs: None };
+    engine.forward(&problem, &inputs, &mut outputs).expect("the tensors fit");
+    let forward = ALLOCATED.peak_usage() - before;
+
+    let before = start_counting();
+    let grad_inputs = GradInputs {
+        inputs,
+        out: TensorRef::bhsd(&out, shape.q()),
+        lse: &lse,
+        dout: TensorRef::bhsd(&dout, shape.q()),
+    };
+    let mut gradients = Gradients {
+        dq: TensorMut::bhsd(&mut dq, shape.q()),
+        dk: TensorMut::bhsd(&mut dk, shape.k()),
+        dv: TensorMut::bhsd(&mut dv, shape.k()),
+    };
+    engine.backward(&problem, &grad_inputs, &mut gradients).expect("the tensors fit");
+    [forward, ALLOCATED.peak_usage() - before]
+}
+
+fn start_counting() -> usize {
+    ALLOCATED.reset_peak_usage();
+    ALLOCATED.current_usage()
+}
+
+#[test]
+fn a_sequence_of_32768_takes_no_more_memory_than_one_of_4096() {
+    let threads = rayon::current_num_threads();
+    let engine = CpuEngine::new();
+    extra_bytes::<f32>(256, engine); // rayon's own start
+    for (name, [forward, backward]) in [
+        ("f32 4096", extra_bytes::<f32>(4096, engine)),
+        ("f32 32768", extra_bytes::<f32>(32768, engine)),
+        ("bf16 4096", extra_bytes::<bf16>(4096, engine)),
+        ("bf16 32768 in two passes", extra_bytes::<bf16>(32768, engine.with_partial_bytes(0))),
+    ] {
+        println!("{name}: forward {} KiB, backward {} KiB, {threads} threads", forward >> 10, backward >> 10);
+        assert!(forward <= threads * MIB, "{name}: the forward took {forward} bytes");
+        assert!(backward <= 2 * threads * MIB, "{name}: the backward took {backward} bytes");
+    }
+    // With partial sums of dq: one f32 per element of q on top, of one head.
+    let [_, backward] = extra_bytes::<bf16>(32768, engine);
+    println!("bf16 32768: backward {} KiB", backward >> 10);
+    assert!(backward <= 2 * threads * MIB + 32768 * 64 * 4, "the backward took {backward} bytes");
+    assert!(backward < 64 * MIB);
+}
