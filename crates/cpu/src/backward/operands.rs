@@ -1,0 +1,134 @@
+//! The operands of a unit: a chunk of keys, a tile of queries.
+#![allow(unsafe_op_in_unsafe_fn)]
+
+use super::{Scratch, Work};
+use crate::call::Tile;
+use crate::pack::{self, Rows, Span, panel_width};
+use crate::simd::Simd;
+use crate::view::View;
+
+/// The keys at hand: one chunk, or one block of it, of one (batch, key head).
+#[derive(Clone, Copy)]
+pub(super) struct Keys {
+    pub(super) batch: usize,
+    pub(super) head: usize,
+    pub(super) first: usize,
+    pub(super) count: usize,
+    /// Rows for the products that sum over head_dim.
+    pub(super) k: Rows,
+    pub(super) v: Rows,
+    /// Steps for the product that sums over keys.
+    pub(super) k_steps: Rows,
+}
+
+/// The queries at hand: one tile of one query head.
+#[derive(Clone, Copy)]
+pub(super) struct Queries {
+    pub(super) head: usize,
+    pub(super) tile: Tile,
+    pub(super) q_steps: Rows,
+    pub(super) dout_steps: Rows,
+}
+
+impl Work<'_> {
+    /// Packs a chunk of keys.
+    #[inline(always)]
+    pub(super) unsafe fn keys<S: Simd>(
+        &self,
+        scratch: &mut Scratch,
+        batch: usize,
+        head: usize,
+        chunk: usize,
+    ) -> Keys {
+        let first = chunk * self.backward.chunk_keys;
+        let count = (self.backward.call.problem.shape().seqlen_k - first).min(self.backward.chunk_keys);
+        let span = Span { batch, head, first, before: 0, count, total: count.next_multiple_of(16) };
+        let k = pack::rows::<S>(&self.backward.k, self.head_dim, span, scratch.k_rows.words());
+        let v = pack::rows::<S>(&self.backward.v, self.head_dim, span, scratch.v_rows.words());
+        let k_steps = pack::steps::<S>(k, span.total, self.dim / S::UNIT, scratch.k_steps.words());
+        Keys { batch, head, first, count, k, v, k_steps }
+    }
+
+    /// Packs a tile of queries: rows, panels, lse, delta, the row part of the mask. Clears dq^T.
+    #[inline(always)]
+    pub(super) unsafe fn queries<S: Simd>(
+        &self,
+        scratch: &mut Scratch,
+        batch: usize,
+        head: usize,
+        tile: usize,
+    ) -> Queries {
+        let call = &self.backward.call;
+        let tile = self.tile::<S>(tile);
+        let Tile { first, before, count, rows, block_row } = tile;
+        let span = Span { batch, head, first, before, count, total: rows };
+        let words = self.dim / S::UNIT;
+        let panels = rows / panel_width::<S>();
+        let q = pack::rows::<S>(&self.backward.q, self.head_dim, span, scratch.q_rows.words());
+        let dout = pack::rows::<S>(&self.backward.dout, self.head_dim, span, scratch.dout_rows.words());
+        let flip = if call.negative_scale { pack::sign_flip::<S>() } else { 0 };
+        pack::transpose_panels::<S>(q, panels, words, flip, scratch.q.words());
+        pack::transpose_panels::<S>(dout, panels, words, 0, scratch.dout.words());
+        let q_steps = pack::steps::<S>(q, rows, words, scratch.q_steps.words());
+        let dout_steps = pack::steps::<S>(dout, rows, words, scratch.dout_steps.words());
+        scratch.dq.words().write_bytes(0, rows * self.dim);
+        if let (Some(rule), Some(drop)) = (&call.rule, &mut scratch.drop) {
+            drop.start::<S>(rule, batch, head, block_row, rows);
+        }
+        let queries = Queries { head, tile, q_steps, dout_steps };
+        self.row_terms::<S>(scratch, batch, &queries);
+        queries
+    }
+
+    /// -lse in base 2 and delta / keep_scale of each lane. A row that saw no key, or no row, gets lse = +inf: its
+    /// weights are then 0.
+    #[inline(always)]
+    pub(super) unsafe fn row_terms<S: Simd>(&self, scratch: &mut Scratch, batch: usize, queries: &Queries) {
+        let shape = self.backward.call.problem.shape();
+        let lse = &self.backward.lse[(batch * shape.num_heads + queries.head) * shape.seqlen_q..];
+        let (minus_lse_log2, delta) = (scratch.minus_lse_log2.floats(), scratch.delta.floats());
+        let (dout_row, out_row) = (scratch.floats.floats(), scratch.floats.floats().add(self.dim));
+        for lane in 0..queries.tile.rows {
+            let (mut shift, mut sum) = (f32::NEG_INFINITY, 0.0);
+            if queries.tile.is_real(lane) {
+                let row = queries.tile.row_of(lane);
+                let lse = f64::from(lse[row]);
+                if lse != f64::NEG_INFINITY {
+                    shift = (-lse * std::f64::consts::LOG2_E) as f32;
+                }
+                let index = [batch, row, queries.head];
+                self.load_padded::<S>(&self.backward.dout, index, dout_row);
+                self.load_padded::<S>(&self.backward.out, index, out_row);
+                sum = dot::<S>(dout_row, out_row, self.dim);
+            }
+            *minus_lse_log2.add(lane) = shift;
+            *delta.add(lane) = (f64::from(sum) / self.backward.call.keep_scale) as f32;
+        }
+    }
+
+    /// One row as f32, zeros up to the padded head_dim.
+    #[inline(always)]
+    pub(super) unsafe fn load_padded<S: Simd>(&self, x: &View<'_>, index: [usize; 3], dst: *mut f32) {
+        pack::load_row::<S>(x.dtype, x.row(index), self.head_dim, dst);
+        dst.add(self.head_dim).write_bytes(0, self.dim - self.head_dim);
+    }
+}
+
+/// A dot product of `n` floats, a multiple of 16, in an order that does not depend on the width of the vectors.
+#[inline(always)]
+unsafe fn dot<S: Simd>(a: *const f32, b: *const f32, n: usize) -> f32 {
+    let mut sums = [0.0f32; 16];
+    for part in (0..16).step_by(S::LANES) {
+        let mut sum = S::splat(0.0);
+        for i in (part..n).step_by(16) {
+            sum = S::fma(S::load(a.add(i)), S::load(b.add(i)), sum);
+        }
+        S::store(sums.as_mut_ptr().add(part), sum);
+    }
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            sums[i] += sums[i + half];
+        }
+    }
+    sums[0]
+}

@@ -1,0 +1,145 @@
+//! p and ds of one tile of queries and one block of keys: where the sign bit is mask and choice.
+#![allow(unsafe_op_in_unsafe_fn)]
+
+use super::operands::{Keys, Queries};
+use super::{Scratch, TILE_ROWS, Work};
+use crate::call::Visible;
+use crate::gemm::{Left, NV, Right, product};
+use crate::pack::panel_width;
+use crate::simd::Simd;
+
+/// What the weights of one vector of rows depend on.
+#[derive(Clone, Copy)]
+struct Row<S: Simd> {
+    minus_lse: S::V,
+    delta: S::V,
+    /// The dropped rows of each key, and the bit of the first lane.
+    bits: Option<(*const u16, u32)>,
+}
+
+impl<S: Simd> Row<S> {
+    /// The weights with their sign bit set where the key is dropped.
+    #[inline(always)]
+    pub(super) unsafe fn sign(&self, p: S::V, key: usize) -> S::V {
+        match self.bits {
+            Some((bits, shift)) => S::sign_where(p, bits.add(key), shift),
+            None => p,
+        }
+    }
+}
+
+impl Work<'_> {
+    /// p and ds of one block. Returns the first panel that sees any of it, and how many keys were computed.
+    #[inline(always)]
+    pub(super) unsafe fn weights<S: Simd, const MR: usize>(
+        &self,
+        scratch: &mut Scratch,
+        block: Keys,
+        queries: Queries,
+    ) -> (usize, usize) {
+        let problem = self.backward.call.problem;
+        let width = panel_width::<S>();
+        let panels = queries.tile.rows / width;
+        // All panels compute as many keys as the last, which sees the most; what one of them does not see gets 0.
+        let seen = (queries.tile.key_end(problem) - block.first).min(block.count);
+        let depth = seen.next_multiple_of(MR.max(S::UNIT));
+        let mut first_panel = panels;
+        for panel in (0..panels).rev() {
+            let visible = Visible::new::<MR>(problem, &queries.tile, panel * width, width, block.first);
+            let Some(visible) = visible else { break };
+            first_panel = panel;
+            let visible = visible.computing(depth);
+            if scratch.drop.is_some() {
+                self.panel_weights::<S, MR, true>(scratch, block, queries, panel, visible);
+            } else {
+                self.panel_weights::<S, MR, false>(scratch, block, queries, panel, visible);
+            }
+        }
+        (first_panel, depth)
+    }
+
+    #[inline(always)]
+    pub(super) unsafe fn panel_weights<S: Simd, const MR: usize, const DROP: bool>(
+        &self,
+        scratch: &mut Scratch,
+        block: Keys,
+        queries: Queries,
+        panel: usize,
+        visible: Visible,
+    ) {
+        let call = &self.backward.call;
+        let (width, words) = (panel_width::<S>(), self.dim / S::UNIT);
+        let lane = panel * width;
+        let q = Right { p: scratch.q.words().add(panel * words * width), step: width };
+        let dout = Right { p: scratch.dout.words().add(panel * words * width), step: width };
+        let (scale, zero) = (S::splat(call.scale_log2), S::splat(0.0));
+        let ends = if visible.all { [zero; NV] } else { visible.ends::<S>(call.problem, &queries.tile) };
+        let mut rows = [Row::<S> { minus_lse: zero, delta: zero, bits: None }; NV];
+        for (n, row) in rows.iter_mut().enumerate() {
+            let lane = lane + n * S::LANES;
+            row.minus_lse = S::load(scratch.minus_lse_log2.floats().add(lane));
+            row.delta = S::load(scratch.delta.floats().add(lane));
+            row.bits = if DROP { scratch.drop.as_ref().map(|drop| drop.lanes(lane)) } else { None };
+        }
+        for key in (0..visible.keys).step_by(MR) {
+            let a = Left { p: block.k.p.add(key * block.k.ld), row: block.k.ld, step: 1 };
+            let mut p = product::<S, MR, NV>(words, a, q);
+            for (m, p) in p.iter_mut().enumerate() {
+                let index = S::splat((key + m) as f32);
+                for (n, p) in p.iter_mut().enumerate() {
+                    let mut weight = S::exp2(S::fma(*p, scale, rows[n].minus_lse));
+                    if call.careful {
+                        weight = S::abs(weight); // the NaN that arithmetic makes has its sign bit set
+                    }
+                    let weight =
+                        if visible.all { weight } else { S::where_less(index, ends[n], weight, zero) };
+                    *p = if DROP { rows[n].sign(weight, key + m) } else { weight };
+                }
+            }
+            let a = Left { p: block.v.p.add(key * block.v.ld), row: block.v.ld, step: 1 };
+            let mut ds = product::<S, MR, NV>(words, a, dout);
+            for (p, ds) in p.iter_mut().zip(&mut ds) {
+                for ((p, ds), row) in p.iter_mut().zip(ds).zip(&rows) {
+                    let kept = S::sub(*ds, row.delta);
+                    *ds = S::mul(*p, if DROP { S::by_sign(*p, kept, row.delta) } else { kept });
+                    if call.careful {
+                        *ds = S::where_nonzero(*p, *ds, zero);
+                    }
+                    if DROP {
+                        *p = if call.careful { S::by_sign(*p, *p, zero) } else { S::max(zero, *p) };
+                    }
+                }
+            }
+            self.store_weights::<S, MR>(scratch, key, lane, &p, &ds);
+        }
+    }
+
+    /// Puts MR keys of relu(p) and ds where the products want them.
+    #[inline(always)]
+    pub(super) unsafe fn store_weights<S: Simd, const MR: usize>(
+        &self,
+        scratch: &mut Scratch,
+        key: usize,
+        lane: usize,
+        p: &[[S::V; NV]; MR],
+        ds: &[[S::V; NV]; MR],
+    ) {
+        let (p_rows, ds_rows) = (scratch.p.words(), scratch.ds.words());
+        for m in 0..MR {
+            for n in 0..NV {
+                let at = ((key + m) * TILE_ROWS + lane + n * S::LANES) / S::UNIT;
+                if S::PAIRS {
+                    S::store_weights(p_rows.add(at).cast(), p[m][n]);
+                    S::store_weights(ds_rows.add(at).cast(), ds[m][n]);
+                    if m % 2 == 0 {
+                        let at = (key + m) / 2 * TILE_ROWS + lane + n * S::LANES;
+                        S::store_pair(scratch.ds_pairs.words().add(at), ds[m][n], ds[m + 1][n]);
+                    }
+                } else {
+                    S::store(p_rows.add(at).cast(), p[m][n]);
+                    S::store(ds_rows.add(at).cast(), ds[m][n]);
+                }
+            }
+        }
+    }
+}
