@@ -4,24 +4,31 @@ use signflash_core::suite::{Case, Implementation, Layout, RunError, Values};
 use signflash_core::{
     Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, TensorMut, TensorRef, bf16, f16,
 };
-use signflash_cpu::{CpuEngine, Isa};
+use signflash_cpu::{CpuEngine, Isa, IsaError};
 
-/// The engine on one instruction set.
-struct On(Isa);
+/// The engine as one of these tests sets it up.
+enum Engine {
+    On(Isa),
+    /// The fastest, its dq of 16 bits always in a pass of its own.
+    InTwoPasses,
+}
 
-impl On {
-    fn engine(&self) -> Result<CpuEngine, RunError> {
-        Ok(CpuEngine::new().with_isa(self.0)?)
+impl Engine {
+    fn engine(&self) -> Result<CpuEngine, IsaError> {
+        match self {
+            Self::On(isa) => CpuEngine::new().with_isa(*isa),
+            Self::InTwoPasses => Ok(CpuEngine::new().with_partial_bytes(0)),
+        }
     }
 }
 
-impl Implementation for On {
+impl Implementation for Engine {
     fn name(&self) -> String {
-        format!("cpu {}", self.0)
+        self.engine().map_or_else(|error| error.to_string(), |engine| format!("{engine:?}"))
     }
 
     fn supports(&self, _: Dtype, _: &Problem) -> Result<(), String> {
-        self.0.require().map(drop).map_err(|error| error.to_string())
+        self.engine().map(drop).map_err(|error| error.to_string())
     }
 
     fn forward<T: Element>(
@@ -44,19 +51,23 @@ impl Implementation for On {
 }
 
 mod portable {
-    signflash_core::test_implementation!(super::On(super::Isa::Portable));
+    signflash_core::test_implementation!(super::Engine::On(super::Isa::Portable));
 }
 
 mod avx2 {
-    signflash_core::test_implementation!(super::On(super::Isa::Avx2));
+    signflash_core::test_implementation!(super::Engine::On(super::Isa::Avx2));
 }
 
 mod avx512 {
-    signflash_core::test_implementation!(super::On(super::Isa::Avx512));
+    signflash_core::test_implementation!(super::Engine::On(super::Isa::Avx512));
 }
 
 mod avx512bf16 {
-    signflash_core::test_implementation!(super::On(super::Isa::Avx512Bf16));
+    signflash_core::test_implementation!(super::Engine::On(super::Isa::Avx512Bf16));
+}
+
+mod in_two_passes {
+    signflash_core::test_implementation!(super::Engine::InTwoPasses);
 }
 
 #[test]
@@ -154,6 +165,21 @@ fn any_number_of_threads_gives_the_same_bits_f16() {
 #[test]
 fn any_number_of_threads_gives_the_same_bits_bf16() {
     threads_do_not_matter::<bf16>();
+}
+
+/// dk and dv are summed alike; dq is summed over all keys at once instead of chunk by chunk.
+#[test]
+fn two_passes_give_the_same_dk_and_dv_to_the_bit() {
+    for case in cases() {
+        let (one, two) = (CpuEngine::new(), CpuEngine::new().with_partial_bytes(0));
+        let but_dq = |bits: Bits| bits.into_iter().filter(|(name, _)| *name != "dq").collect::<Bits>();
+        assert_same_bits(
+            &but_dq(run::<bf16>(two, &case)),
+            &but_dq(run::<bf16>(one, &case)),
+            "two passes, bf16",
+        );
+        assert_same_bits(&but_dq(run::<f16>(two, &case)), &but_dq(run::<f16>(one, &case)), "two passes, f16");
+    }
 }
 
 #[test]
