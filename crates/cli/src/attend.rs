@@ -102,6 +102,11 @@ impl Run<'_> {
             }
             .run(stdout)
         });
+        // Results beyond their bounds are worth looking at; those of a run that could not be judged are not kept.
+        let verified = match verified {
+            Some(Err(error)) if !matches!(error, Error::BeyondBounds { .. }) => return Err(error),
+            other => other,
+        };
         if let Some(mut output) = output {
             let mut results = results;
             if !args.probs {

@@ -5,15 +5,17 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use signflash_core::{Dtype, ScaleRule};
 use std::path::PathBuf;
 
+/// The commit that was built.
+pub const COMMIT: &str = env!("SIGNFLASH_COMMIT");
 /// Version and commit.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("SIGNFLASH_COMMIT"), ")");
 
 const ABOUT: &str = "\
 Exact attention with dropout whose mask lives in the sign bit of the probabilities.
 
-The softmax of a score is never negative, so its sign bit is free: signflash lets it say \"dropped\". One tensor then
-carries probability and mask, and the mask itself is never stored: it is a function of (seed, offset, position), the
-same as FlashAttention-2's, bit for bit.";
+A softmax is never negative, so its sign bit is free: signflash lets it say \"dropped\". One
+tensor then carries probability and mask, and the mask itself is never stored: it is a function
+of (seed, offset, position), the same as FlashAttention-2's, bit for bit.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -33,7 +35,7 @@ Exit codes:
 
 /// The command line.
 #[derive(Debug, Parser)]
-#[command(name = "signflash", version = VERSION, about = ABOUT, after_help = EXAMPLES, max_term_width = 110)]
+#[command(name = "signflash", version = VERSION, about = ABOUT, after_help = EXAMPLES, max_term_width = 100)]
 pub struct Cli {
     /// No progress and no notes; results and errors only.
     #[arg(long, short, global = true)]
@@ -47,12 +49,16 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run attention on the tensors of a file.
+    #[command(allow_negative_numbers = true, long_about = ATTEND, after_long_help = ATTEND_MORE)]
     Attend(Box<AttendArgs>),
     /// Write a dropout mask, and count it.
+    #[command(allow_negative_numbers = true, long_about = MASK, after_long_help = MASK_MORE)]
     Mask(MaskArgs),
     /// Draw the attention map of a head.
+    #[command(allow_negative_numbers = true, long_about = PLOT, after_long_help = PLOT_MORE)]
     Plot(PlotArgs),
     /// Measure speed and memory.
+    #[command(allow_negative_numbers = true, long_about = BENCH, after_long_help = BENCH_MORE)]
     Bench(Box<BenchArgs>),
     /// Show what this machine offers.
     Info,
@@ -66,40 +72,47 @@ INPUT holds q, k, v and, for gradients, dout:
   k, v     (batch, num_heads_k, seqlen_k, head_dim)    the same; num_heads_k divides num_heads
 With --layout bshd, the second and third dimensions are exchanged. Results keep the layout:
   out, dq, dk, dv   like q, q, k, v
-  lse               (batch, num_heads, seqlen_q) f32, natural log; -inf where a query sees no key
-  probs             (batch, num_heads, seqlen_q, seqlen_k), with --probs: probability, sign bit set = dropped
+  lse               (batch, num_heads, seqlen_q) f32, natural log; -inf where no key is seen
+  probs             (batch, num_heads, seqlen_q, seqlen_k), with --probs: probability; its sign
+                    bit is set where the entry was dropped
 
-A setting not given here is taken from the file's metadata, else its default. Results are the same to the bit for any
-number of threads.";
+A setting not given here is taken from the file's metadata, else it has its default. Results are
+the same to the bit for any number of threads.";
 
 const ATTEND_MORE: &str = "\
 Files:
-  .safetensors  settings are the file's metadata, all text: layout, causal, dropout_p, seed, offset, softmax_scale,
-                scale_rule
+  .safetensors  settings are the file's metadata, all text: layout, causal, dropout_p, seed,
+                offset, softmax_scale, scale_rule
   .npz          settings are an entry `settings`, a JSON object as text:
-                  np.savez('in.npz', q=q, k=k, v=v, settings=json.dumps({'dropout_p': 0.1, 'causal': True}))
-                numpy has no bf16: store its bits as uint16 and add 'dtype': 'bf16' to the settings. Results are
-                written in the same way.
+                  numpy.savez('in.npz', q=q, k=k, v=v,
+                              settings=json.dumps({'dropout_p': 0.1, 'causal': True}))
+                numpy has no bf16: store its bits as uint16 and add 'dtype': 'bf16' to the
+                settings. Results are written in the same way.
 
 What --verify compares:
-  ours vs f64    our results against the formulas in f64 on the same rounded inputs. This is the contract: relative
-                 Frobenius error of out, gradients, lse at most 1e-6, 3e-6, 1e-6 (f32), 4e-4, 5e-4, 1e-6 (f16),
-                 3e-3, 4e-3, 1e-6 (bf16).
-  file vs f64    the tensors that the file holds (out lse dq dk dv), in the same way: how good the other
-                 implementation is. Shown, and judged only to say who is wrong.
-  ours vs file   the two against each other. Each is rounded, so they may differ by both errors: twice the bound.
-  wrong mask bits  `signbit` (batch, num_heads, seqlen_q, seqlen_k), u8 or bool, nonzero = dropped, against the sign
-                 bits of the probs that the engine really wrote. Only visible entries count. Must be 0.
-The f64 side takes about as long as one core takes for 30 operations a score and head_dim; --verify=file leaves it out.
+  ours vs f64     our results with the formulas in f64 on the same rounded inputs. This is the
+                  contract: relative Frobenius error at most
+                          out    dq dk dv   lse
+                    f32   1e-6   3e-6       1e-6
+                    f16   4e-4   5e-4       1e-6
+                    bf16  3e-3   4e-3       1e-6
+  file vs f64     the tensors that the file holds (out lse dq dk dv), in the same way: how good
+                  the other implementation is. Not judged, but it says who is to blame.
+  ours vs file    the two with each other. Each is rounded, so they may differ by the sum of
+                  both errors: twice the bound.
+  wrong mask bits `signbit` (batch, num_heads, seqlen_q, seqlen_k), u8 or bool, nonzero =
+                  dropped, with the sign bits of the probs that the engine really wrote. Only
+                  visible entries count. Must be 0.
+The f64 side is slow, some seconds a head of seqlen 4096; --verify=file leaves it out. Results
+are written even if the verification fails.
 
 Examples:
-  signflash attend in.safetensors                                  a summary
-  signflash attend in.safetensors -o out.npz --causal --dropout-p 0.1 --seed 42 --offset 0 --probs
+  signflash attend in.safetensors
+  signflash attend in.npz -o out.npz --causal --dropout-p 0.1 --seed 42 --probs
   signflash attend reference.safetensors --verify --plot map.png --head 1";
 
 /// Arguments of `attend`.
 #[derive(Args, Debug)]
-#[command(long_about = ATTEND, after_long_help = ATTEND_MORE)]
 pub struct AttendArgs {
     /// The file that holds q, k, v [.safetensors, .npz].
     pub input: PathBuf,
@@ -159,7 +172,7 @@ pub struct SettingArgs {
     #[arg(long, value_name = "RULE", value_parser = parse_scale_rule)]
     pub scale_rule: Option<ScaleRule>,
     /// Factor of the scores [default: 1 / sqrt(head_dim)].
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X")]
     pub softmax_scale: Option<f64>,
 }
 
@@ -237,22 +250,22 @@ fn parse_range(text: &str) -> Result<(usize, usize), String> {
 const MASK: &str = "\
 Write a dropout mask, and count it.
 
-The mask is a function of (seed, offset, batch, head, row, column) alone, equal to FlashAttention-2's. It is computed
-block by block, so any size fits in memory. Statistics go to stdout: the kept fraction, its exact expectation
-(threshold + 1) / 256 with threshold = floor(255 * (1 - p)), and how many standard deviations lie between (z).";
+The mask is a function of (seed, offset, batch, head, row, column) alone, FlashAttention-2's bit
+for bit. It is computed block by block, so any size fits in memory. Statistics go to stdout: the
+kept fraction, its exact expectation (threshold + 1) / 256 with threshold = floor(255 * (1 - p)),
+and how many standard deviations lie between (z).";
 
 const MASK_MORE: &str = "\
 Files:
   .npy   bool (batch, heads, seqlen_q, seqlen_k), True = kept
-  .bits  the same entries in the same order, one bit each, 1 = kept, least significant bit first, without gaps:
-         numpy.unpackbits(numpy.fromfile('keep.bits', numpy.uint8), bitorder='little')
+  .bits  the same entries in the same order, a bit each, 1 = kept, least significant bit first,
+         without gaps: numpy.unpackbits(numpy.fromfile(FILE, 'u1'), bitorder='little')
 
 Example:
-  signflash mask --batch 2 --heads 3 --seqlen-q 256 --seqlen-k 256 -p 0.1 --seed 123 --offset 0 -o keep.npy";
+  signflash mask --heads 3 --seqlen-q 256 --seqlen-k 256 -p 0.1 --seed 123 -o keep.npy";
 
 /// Arguments of `mask`.
 #[derive(Args, Debug)]
-#[command(long_about = MASK, after_long_help = MASK_MORE)]
 pub struct MaskArgs {
     /// Number of sequences.
     #[arg(long, default_value_t = 1)]
@@ -286,10 +299,11 @@ pub struct MaskArgs {
 const PLOT: &str = "\
 Draw the attention map of a head.
 
-FILE is what `attend --probs` wrote. Rows are queries, columns are keys. Brightness is the probability, on a scale that
-the legend shows; dropped entries have another hue. If the map has more entries than the picture has pixels, each pixel
-covers a block of them: its brightness is their mean (or largest) probability, its hue the share that was dropped, and
-the title says how many entries it covers. Nothing is cut off.";
+FILE is what `attend --probs` wrote. Rows are queries, columns are keys. Brightness is the
+probability, on the logarithmic scale that the legend shows; dropped entries have another hue. If
+the map has more entries than the picture has pixels, each pixel covers a block of them: its
+brightness is their mean (or largest) probability, its hue the share that was dropped, and the
+title says how many entries it covers. Nothing is cut off unless --queries or --keys say so.";
 
 const PLOT_MORE: &str = "\
 Examples:
@@ -300,7 +314,6 @@ Examples:
 
 /// Arguments of `plot`.
 #[derive(Args, Debug)]
-#[command(long_about = PLOT, after_long_help = PLOT_MORE)]
 pub struct PlotArgs {
     /// The file that holds probs [.safetensors, .npz].
     pub file: PathBuf,
@@ -315,21 +328,21 @@ pub struct PlotArgs {
 const BENCH: &str = "\
 Measure speed and memory.
 
-A row for each combination of the lists. Before it is timed, each is checked against the f64 formulas on a few rows.
-Operations are counted as the field does: 4 * batch * heads * seqlen^2 * head_dim for the forward, half of it if causal,
-2.5 times for the backward. `% of peak` is of the multiply-adds that the same threads do in registers with the same
-instruction set, measured here. `extra memory` is how much the peak resident memory grew beyond inputs and results during
-the first call (Linux).";
+A row for each combination of the lists. Each is checked on a few rows against the f64 formulas
+before it is timed. Operations are counted as the field does: 4 * batch * heads * seqlen^2 *
+head_dim for the forward, half of it if causal, 2.5 times for the backward. `% of peak` is of the
+multiply-adds that the same threads do in registers with the same instruction set, measured here.
+`extra MiB` is how much the peak resident memory grew beyond inputs and results during the first
+call (Linux).";
 
 const BENCH_MORE: &str = "\
 Examples:
   signflash bench
-  signflash bench --head-dim 64,128 --seqlen 1024,4096 --causal false,true --dropout-p 0,0.1 --dtype f32,bf16 --pass fwd,bwd
+  signflash bench --seqlen 1024,4096 --causal false,true --dtype f32,bf16 --pass fwd,bwd
   signflash bench --seqlen 32768 --heads 1 --dropout-p 0.1 --pass fwd,bwd --json";
 
 /// Arguments of `bench`.
 #[derive(Args, Debug)]
-#[command(long_about = BENCH, after_long_help = BENCH_MORE)]
 pub struct BenchArgs {
     /// One JSON object a row instead of a table.
     #[arg(long)]

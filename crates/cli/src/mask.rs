@@ -3,9 +3,9 @@
 use crate::cli::MaskArgs;
 use crate::errors::Error;
 use crate::files::{extension, npy, wrong_extension};
-use crate::machine;
 use crate::output::Pending;
 use crate::progress::Progress;
+use crate::{machine, memory};
 use rayon::prelude::*;
 use signflash_core::dropout::{BLOCK_COLUMNS, BLOCK_ROWS};
 use signflash_core::{Dropout, KeepRule, Problem, Shape};
@@ -40,6 +40,8 @@ pub fn run(args: &MaskArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(), E
     let problem = Problem::builder(shape).dropout(dropout).build()?;
     machine::set_threads(args.threads)?;
     let total = count(&shape)?;
+    let band = (BLOCK_ROWS * shape.seqlen_k) as u64;
+    memory::check("a band of 16 rows (--seqlen-k)", 2 * band, "choose a smaller --seqlen-k")?;
     let kept = match args.output.as_deref() {
         None => walk(&problem, Format::Bits, &mut io::sink(), quiet).map_err(Error::Stdout)?,
         Some(path) => {

@@ -39,7 +39,12 @@ impl Pending {
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
         // tempfile's error names the temporary file; only the cause is of interest.
-        let file = builder.tempfile_in(directory).map_err(|error| failed(error.kind().into()))?;
+        let file = builder.tempfile_in(directory).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                failed(io::Error::new(error.kind(), "its directory does not exist, create it first"))
+            }
+            kind => failed(kind.into()),
+        })?;
         Ok(Self { path: path.to_path_buf(), file })
     }
 

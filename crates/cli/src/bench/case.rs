@@ -113,8 +113,7 @@ impl Case {
         if self.pass == Pass::Bwd {
             tensors.forward(engine, &problem)?;
         }
-        memory::reset_peak();
-        let before = memory::resident();
+        let before = memory::reset_peak().and_then(|()| memory::resident());
         tensors.call(engine, &problem, self.pass)?;
         let extra_bytes = before.and_then(|before| Some(memory::peak()?.saturating_sub(before)));
         check::check(self, &problem, &tensors)?;

@@ -1,7 +1,7 @@
 //! Rows for people and for programs.
 
 use super::case::{Case, Measured};
-use crate::cli::VERSION;
+use crate::cli::{COMMIT, VERSION};
 use crate::machine;
 use crate::table::table;
 use serde_json::{Value, json};
@@ -46,7 +46,8 @@ impl Row {
             "machine": machine::cpu_model(),
             "isa": self.isa,
             "threads": self.threads,
-            "version": VERSION,
+            "version": env!("CARGO_PKG_VERSION"),
+            "commit": COMMIT,
             "dtype": dtype.to_string(),
             "pass": self.case.pass_name(),
             "batch": batch,

@@ -1,13 +1,14 @@
 //! The cells of the picture: each covers a block of entries, all of which count.
 
+use super::color::Scale;
 use crate::cli::Bin;
 use signflash_core::Element;
 use std::ops::Range;
 
 /// Pixels that a side of the map may have; more entries than this are binned.
-pub(super) const MAX_PIXELS: usize = 880;
+pub(super) const MAX_PIXELS: usize = 1600;
 /// Pixels that a side should have at least, so that a single query is more than a line.
-const MIN_PIXELS: usize = 48;
+const MIN_PIXELS: usize = 96;
 
 /// One cell.
 #[derive(Clone, Copy, Debug, Default)]
@@ -113,18 +114,18 @@ impl Grid {
         &self.cells[row * self.keys.cells() + column]
     }
 
-    /// The magnitude that is shown brightest: all but the largest 0.2 % lie below it, so that one outlier does not
-    /// darken the map.
-    pub(super) fn brightest(&self, bin: Bin) -> f32 {
+    /// From what magnitude to what the brightness ranges: all but the largest and the smallest 0.5 % lie between, at
+    /// most four decades, so that outliers do not take the contrast from the rest.
+    pub(super) fn scale(&self, bin: Bin) -> Scale {
+        let usable = |x: &f32| x.is_finite() && *x > 0.0;
         let mut magnitudes: Vec<f32> =
-            self.cells.iter().filter_map(|cell| cell.magnitude(bin)).filter(|x| x.is_finite()).collect();
-        if magnitudes.is_empty() {
-            return 1.0;
-        }
-        let rank = (magnitudes.len() as f64 * 0.998) as usize;
-        let rank = rank.min(magnitudes.len() - 1);
-        let (_, &mut brightest, _) = magnitudes.select_nth_unstable_by(rank, f32::total_cmp);
-        if brightest > 0.0 { brightest } else { 1.0 }
+            self.cells.iter().filter_map(|cell| cell.magnitude(bin)).filter(usable).collect();
+        magnitudes.sort_unstable_by(f32::total_cmp);
+        let Some(last) = magnitudes.len().checked_sub(1) else { return Scale { dark: 1e-4, bright: 1.0 } };
+        let bright = magnitudes[last - last / 200];
+        let dark = magnitudes[last / 200].max(bright * 1e-4);
+        // Equal magnitudes (one key, say) still need a scale to stand on.
+        Scale::rounded(dark.min(bright / 10.0), bright)
     }
 }
 
@@ -138,7 +139,7 @@ mod tests {
         let mut grid = Grid::new(0..queries, 0..keys);
         let row: Vec<f32> = (0..keys).map(|j| if j % 4 == 0 { -0.5 } else { 0.25 }).collect();
         (0..queries).for_each(|i| grid.add_row(i, &row, 0..keys));
-        assert_eq!((grid.queries.bin, grid.keys.bin), (4, 3));
+        assert_eq!((grid.queries.bin, grid.keys.bin), (2, 2));
         assert_eq!(grid.counts, (3001 * 1999, 3001 * 500));
         let visible: u64 = grid.cells.iter().map(|cell| u64::from(cell.visible)).sum();
         assert_eq!(visible, 3001 * 1999);
