@@ -19,8 +19,8 @@ pub struct Progress {
 impl Progress {
     /// A bar of `steps` steps.
     pub fn bar(label: &str, steps: u64, quiet: bool) -> Self {
-        let style = ProgressStyle::with_template("{msg} [{bar:40}] {percent:>3} %  {elapsed}, {eta} left");
-        Self::start(label, Some(steps), style.ok(), quiet)
+        let style = ProgressStyle::with_template("{msg} [{bar:40}] {pos} of {len}, {elapsed}");
+        Self::start(label, Some(steps), style.ok().map(|style| style.progress_chars("=> ")), quiet)
     }
 
     /// A sign of life, for work that cannot be counted.

@@ -26,7 +26,7 @@ pub fn run(args: &BenchArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(), 
     let cases = cases(args)?;
     let engine = machine::engine(&args.engine)?;
     let mut peaks = Peaks { engine: &engine, known: Vec::new() };
-    let progress = Progress::bar("bench", cases.len() as u64, quiet);
+    let progress = Progress::bar("bench", cases.len() as u64, quiet || args.json);
     let mut rows = Vec::new();
     for case in &cases {
         let measured = match case.dtype {

@@ -25,6 +25,8 @@ const TOP: i32 = 212;
 const BOTTOM: i32 = 150;
 const RIGHT: i32 = 420;
 const TICK: i32 = 12;
+/// What the legend needs, even beside a map of one query.
+const MIN_HEIGHT: i32 = 620;
 /// Width of a bar of the legend, and the gap between the two.
 const BAR: i32 = 48;
 const BAR_GAP: i32 = 6;
@@ -69,7 +71,7 @@ impl Layout {
     fn new(grid: &Grid) -> Self {
         let map = (grid.keys.len_pixels() as i32, grid.queries.len_pixels() as i32);
         // The legend and the title need room even beside a small map.
-        let (width, height) = (map.0.max(800), map.1.max(800));
+        let (width, height) = (map.0.max(800), map.1.max(MIN_HEIGHT));
         Self { map, size: ((LEFT + width + RIGHT) as u32, (TOP + height + BOTTOM) as u32) }
     }
 
@@ -79,7 +81,7 @@ impl Layout {
     }
 
     fn bar_len(&self) -> i32 {
-        (self.map.1.max(800) * 45 / 100).clamp(360, 680)
+        (self.map.1 * 45 / 100).clamp(360, 680)
     }
 }
 
@@ -95,7 +97,11 @@ fn title(area: &Area<'_>, subject: &Subject<'_>, grid: &Grid) -> Drawn {
     let mut facts = vec![subject.name.clone(), subject.dtype.to_string()];
     let shape = problem.shape();
     facts.push(match (subject.view.queries, subject.view.keys) {
-        (None, None) => format!("{} queries × {} keys", shape.seqlen_q, shape.seqlen_k),
+        (None, None) => format!(
+            "{} × {}",
+            counted(shape.seqlen_q, "query", "queries"),
+            counted(shape.seqlen_k, "key", "keys")
+        ),
         _ => {
             let (queries, keys) = (&grid.queries.entries, &grid.keys.entries);
             format!("queries {queries:?} of {}, keys {keys:?} of {}", shape.seqlen_q, shape.seqlen_k)
@@ -111,6 +117,10 @@ fn title(area: &Area<'_>, subject: &Subject<'_>, grid: &Grid) -> Drawn {
     area.draw_text(&facts.join("  ·  "), &style(SMALL_PX, &FAINT, HPos::Left, VPos::Top), (LEFT, 94))?;
     area.draw_text(&coverage(subject, grid), &style(SMALL_PX, &FAINT, HPos::Left, VPos::Top), (LEFT, 138))?;
     Ok(())
+}
+
+fn counted(number: usize, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
 }
 
 /// How many entries a pixel covers: never left unsaid.
