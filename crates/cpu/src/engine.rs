@@ -209,7 +209,7 @@ impl CpuEngine {
 fn forward_tile_rows(shape: &Shape, threads: usize) -> usize {
     let units = |rows: usize| shape.batch * shape.num_heads * shape.seqlen_q.div_ceil(rows);
     let mut rows = 256;
-    while rows > 64 && units(rows) < 4 * threads {
+    while rows > 64 && (units(rows) < 4 * threads || rows / 2 >= shape.seqlen_q) {
         rows /= 2;
     }
     rows
@@ -218,7 +218,8 @@ fn forward_tile_rows(shape: &Shape, threads: usize) -> usize {
 /// Keys per unit of the backward: what keeps the f32 sums of dk and dv within a quarter of a MiB, which with the
 /// packed operands fits the second-level cache. By the shape alone, since dq is summed chunk by chunk.
 fn chunk_keys(shape: &Shape) -> usize {
-    (32768 / shape.head_dim.next_multiple_of(32)).clamp(128, 512) / BLOCK_KEYS * BLOCK_KEYS
+    let most = (32768 / shape.head_dim.next_multiple_of(32)).clamp(128, 512) / BLOCK_KEYS * BLOCK_KEYS;
+    most.min(shape.seqlen_k.next_multiple_of(BLOCK_KEYS)).max(BLOCK_KEYS)
 }
 
 /// The single pass: each chunk of keys gives its dk and dv and adds its share of dq in turn.
