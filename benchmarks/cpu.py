@@ -346,8 +346,8 @@ longer than {SLOW_SECONDS} s {SLOW_ROUNDS}. {disturbed[0].upper() + disturbed[1:
 `% of peak` counts 4 * batch * heads * seqlen^2 * head_dim operations for the forward, half of them if causal, 2.5 times
 for the backward, against the multiply-add rate above of the dtype (f16 is computed in f32). `our dropout costs` is the
 time at p = {DROPOUT[1]:g} against p = 0. Extra memory is the growth of the peak resident memory beyond operands and
-results; PyTorch's includes what its forward keeps for the backward. On the CPU PyTorch has no fused kernel with dropout:
-it stores the score matrix.
+results; PyTorch's includes what its forward keeps for the backward. On the CPU PyTorch has no fused kernel
+with dropout: it stores the score matrix.
 
 {markdown(COLUMNS, [cells(row) for row in rows], 6)}
 """
