@@ -22,3 +22,8 @@ mod view;
 
 pub use engine::CpuEngine;
 pub use isa::{Isa, IsaError};
+
+/// README's example, so that it compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
