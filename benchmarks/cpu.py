@@ -186,9 +186,10 @@ class Peer:
     def __init__(self, torch, dtype, head_dim, seqlen, causal, p):
         self.torch, self.p, self.causal = torch, p, causal
         self.q, self.k, self.v, self.dout = torch_operands(torch, dtype, head_dim, seqlen)
+        self.seconds = {"fwd": 0.0, "bwd": 0.0}  # a call's, as last measured
         start = time.perf_counter()
         self.out = self.forward()
-        self.seconds = time.perf_counter() - start
+        self.seconds["fwd"] = time.perf_counter() - start
 
     def forward(self):
         attention = self.torch.nn.functional.scaled_dot_product_attention
@@ -201,24 +202,24 @@ class Peer:
     def backward(self):
         self.torch.autograd.grad(self.out, (self.q, self.k, self.v), self.dout, retain_graph=True)
 
-    @property
-    def is_slow(self):
-        return self.seconds > SLOW_SECONDS
+    def round(self, first_rounds):
+        """{pass: ms}; slow passes only in the first rounds."""
+        calls = {"fwd": self.forward_alone, "bwd": self.backward}
+        due = [name for name in PASSES if first_rounds or self.seconds[name] <= SLOW_SECONDS]
+        return {name: self.time(name, calls[name]) for name in due}
 
-    def round(self):
-        """{pass: ms}."""
-        return {"fwd": self.time(self.forward_alone), "bwd": self.time(self.backward)}
+    def time(self, name, call):
+        if self.seconds[name] < 0.3:
+            self.seconds[name] = self.once(call)
+        reps = max(1, min(9, int(0.3 / self.seconds[name])))
+        self.seconds[name] = statistics.median(self.once(call) for _ in range(reps))
+        return self.seconds[name] * 1e3
 
-    def time(self, call):
-        if not self.is_slow:
-            call()
-        reps = max(1, min(9, int(0.3 / self.seconds)))
-        times = []
-        for _ in range(reps):
-            start = time.perf_counter()
-            call()
-            times.append((time.perf_counter() - start) * 1e3)
-        return statistics.median(times)
+    @staticmethod
+    def once(call):
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
 
 
 # ---------------------------------------------------------------------------------------------------- measuring
@@ -239,8 +240,7 @@ class Run:
         peers = [Peer(self.torch, *shape, p) for p in DROPOUT]
         rounds, repeated, begin = [], 0, time.monotonic()
         while not self.enough(len(rounds), time.monotonic() - begin):
-            due = [peer for peer in peers if not peer.is_slow or len(rounds) < SLOW_ROUNDS]
-            round_, why = self.round(shape, due)
+            round_, why = self.round(shape, peers, first_rounds=len(rounds) < SLOW_ROUNDS)
             if why and repeated < MAX_REPEATED:
                 repeated += 1
                 print(f"# round repeated: {why}", flush=True)
@@ -255,12 +255,12 @@ class Run:
             return rounds >= 1
         return rounds >= MAX_ROUNDS or rounds >= MIN_ROUNDS and spent > self.seconds
 
-    def round(self, shape, peers):
+    def round(self, shape, peers, first_rounds):
         """(ours, PyTorch's), and what disturbed it."""
         dtype, _, seqlen, _ = shape
         foreign = Foreign()
         ours = self.ours.round(*shape, reps=max(1, 8192 // seqlen - 1))
-        theirs = {(peer.p, pass_): ms for peer in peers for pass_, ms in peer.round().items()}
+        theirs = {(peer.p, pass_): ms for peer in peers for pass_, ms in peer.round(first_rounds).items()}
         peak = next(iter(ours.values()))["peak_gflops"]
         best = self.best_peak[dtype] = max(peak, self.best_peak.get(dtype, 0.0))
         why = None
@@ -303,6 +303,10 @@ def milliseconds(ms):
     return f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" if ms < 100 else f"{ms:.0f}"
 
 
+def ratio(x):
+    return f"{x:.2f}" if x < 10 else f"{x:.1f}"
+
+
 def mebibytes(mib):
     return "-" if mib is None else f"{mib:.1f}" if mib < 10 else f"{mib:.0f}"
 
@@ -311,7 +315,7 @@ def cells(row):
     overhead = f"{100 * row['dropout_overhead']:+.1f} %" if row["dropout_p"] else ""
     return [
         row["pass"], row["dtype"], str(row["head_dim"]), str(row["seqlen"]), "yes" if row["causal"] else "no",
-        f"{row['dropout_p']:g}", milliseconds(row["ms"]), milliseconds(row["torch_ms"]), f"{row['ratio']:.2f}",
+        f"{row['dropout_p']:g}", milliseconds(row["ms"]), milliseconds(row["torch_ms"]), ratio(row["ratio"]),
         f"{row['percent_of_peak']:.0f}", f"{row['torch_percent_of_peak']:.0f}", overhead,
         mebibytes(row["extra_mib"]), mebibytes(row["torch_extra_mib"]),
     ]  # fmt: skip
@@ -340,8 +344,8 @@ def report(about, rows):
 {heading(about)}
 
 Made by `{about['command']}`: batch {BATCH}, heads {HEADS}. Times are medians of rounds in which ours
-(`signflash bench`) and PyTorch's (`scaled_dot_product_attention`) take turns: {about['rounds']}, for PyTorch rows
-longer than {SLOW_SECONDS} s {SLOW_ROUNDS}. {disturbed[0].upper() + disturbed[1:]}.
+(`signflash bench`) and PyTorch's (`scaled_dot_product_attention`) take turns: {about['rounds']} rounds,
+{SLOW_ROUNDS} where a call takes PyTorch longer than {SLOW_SECONDS} s. {disturbed[0].upper() + disturbed[1:]}.
 
 `% of peak` counts 4 * batch * heads * seqlen^2 * head_dim operations for the forward, half of them if causal, 2.5 times
 for the backward, against the multiply-add rate above of the dtype (f16 is computed in f32). `our dropout costs` is the
@@ -366,12 +370,14 @@ def selection(about, rows):
         line = [pass_, dtype, str(head_dim)]
         for p in DROPOUT:
             row = chosen[pass_, dtype, head_dim, p]
-            line += [milliseconds(row["ms"]), milliseconds(row["torch_ms"]), f"{row['ratio']:.1f}"]
+            line += [milliseconds(row["ms"]), milliseconds(row["torch_ms"]), ratio(row["ratio"])]
         lines.append(line + [mebibytes(row["extra_mib"]), mebibytes(row["torch_extra_mib"])])
-    columns = ["pass", "dtype", "head_dim", "ours ms", "torch ms", "torch / ours"]
-    columns += [f"ours, p = {DROPOUT[1]:g}", "torch", "torch / ours", "ours extra MiB", "torch extra MiB"]
+    columns = ["pass", "dtype", "head_dim"]
+    columns += [f"p = {p:g}: {name}" for p in DROPOUT for name in ("ours ms", "torch ms", "ratio")]
+    columns += ["ours extra MiB", "torch extra MiB"]
     return f"""{heading(about)}
-Batch {BATCH}, {HEADS} heads, sequences of {seqlen}, not causal; the last two columns at p = {DROPOUT[1]:g}. All rows:
+Batch {BATCH}, {HEADS} heads, sequences of {seqlen}, not causal. Ratio is PyTorch's time over ours; extra memory, beyond
+operands and results, is that at p = {DROPOUT[1]:g}. All rows:
 [benchmarks/cpu.md](benchmarks/cpu.md).
 
 {markdown(columns, lines, 3)}"""
@@ -393,7 +399,7 @@ def fill_readme(text):
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
-    parser.add_argument("--seconds", type=float, default=8.0, help="per shape, after the first rounds [8]")
+    parser.add_argument("--seconds", type=float, default=6.0, help="per shape, once every row has its rounds [6]")
     parser.add_argument("--quick", action="store_true", help="one round of a few small shapes; writes nothing")
     parser.add_argument("--signflash", type=pathlib.Path, help="the binary [default: built here by cargo]")
     parser.add_argument("--render", action="store_true", help="only write the tables again, from cpu.json")
