@@ -165,7 +165,7 @@ impl Work<'_> {
     unsafe fn start<S: Simd>(&self, scratch: &mut Scratch) {
         let Tile { first, before, count, rows, block_row } = self.tile;
         let span = Span { batch: self.unit.batch, head: self.unit.head, first, before, count, total: rows };
-        let q = pack::rows::<S>(&self.forward.q, self.head_dim, span, scratch.q_rows.words());
+        let q = pack::rows::<S>(&self.forward.q, self.head_dim, span, &mut scratch.q_rows);
         let flip = if self.forward.call.negative_scale { pack::sign_flip::<S>() } else { 0 };
         pack::transpose_panels::<S>(q, self.panels::<S>(), self.dim / S::UNIT, flip, scratch.q.words());
         scratch.out.words().write_bytes(0, rows * self.dim);
@@ -183,8 +183,8 @@ impl Work<'_> {
         // Rows are computed in whole micro-tiles and pairs: a ragged block is padded with zeros.
         let total = span.count.next_multiple_of(16);
         let span = Span { total, ..span };
-        let k = pack::rows::<S>(&self.forward.k, self.head_dim, span, scratch.k.words());
-        let v = pack::rows::<S>(&self.forward.v, self.head_dim, span, scratch.v_rows.words());
+        let k = pack::rows::<S>(&self.forward.k, self.head_dim, span, &mut scratch.k);
+        let v = pack::rows::<S>(&self.forward.v, self.head_dim, span, &mut scratch.v_rows);
         let v = pack::steps::<S>(v, total, self.dim / S::UNIT, scratch.v.words());
         if let Some(drop) = &mut scratch.drop {
             drop.draw::<S>(first_key, span.count);
@@ -374,7 +374,7 @@ impl Work<'_> {
     ) {
         let span = self.span_of_keys(first_key, BLOCK_KEYS);
         let span = Span { total: span.count.next_multiple_of(16), ..span };
-        let k = pack::rows::<S>(&self.forward.k, self.head_dim, span, scratch.k.words());
+        let k = pack::rows::<S>(&self.forward.k, self.head_dim, span, &mut scratch.k);
         if let Some(drop) = &mut scratch.drop {
             drop.draw::<S>(first_key, span.count);
         }

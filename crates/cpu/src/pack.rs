@@ -1,6 +1,7 @@
 //! Rows of tensors as matrix operands: in place where that is fast, else copied, converted and padded with zeros.
 #![allow(unsafe_op_in_unsafe_fn)]
 
+use crate::buffer::Buffer;
 use crate::gemm::NV;
 use crate::simd::Simd;
 use crate::view::View;
@@ -34,8 +35,8 @@ pub(crate) fn padded_dim<S: Simd>(head_dim: usize) -> usize {
     head_dim.next_multiple_of(16 * S::UNIT)
 }
 
-/// Rows further apart than this share few sets of the first-level cache: they are copied (measured in
-/// `shared/research/cpu.md`, 3.2: 4 KiB apart in place runs at half speed).
+/// Rows further apart than this share few sets of the first-level cache: they are copied. (In a prototype on Zen 4, rows
+/// 4 KiB apart ran at 43 to 47 % of the peak in place and at 81 to 83 % copied.)
 const FAR_BYTES: usize = 1024;
 
 /// The rows of `span` as words, in place if possible, else copied to `buffer`, which must hold
@@ -44,7 +45,7 @@ const FAR_BYTES: usize = 1024;
 /// # Safety
 /// As [`Simd`]; `span` must lie inside `x`, whose rows have `head_dim` elements.
 #[inline(always)]
-pub(crate) unsafe fn rows<S: Simd>(x: &View<'_>, head_dim: usize, span: Span, buffer: *mut u32) -> Rows {
+pub(crate) unsafe fn rows<S: Simd>(x: &View<'_>, head_dim: usize, span: Span, buffer: &mut Buffer) -> Rows {
     let native = if S::PAIRS { Dtype::Bf16 } else { Dtype::F32 };
     let stride = x.row_stride_bytes();
     let whole = span.count == span.total && head_dim == padded_dim::<S>(head_dim);
@@ -52,7 +53,7 @@ pub(crate) unsafe fn rows<S: Simd>(x: &View<'_>, head_dim: usize, span: Span, bu
     if x.dtype == native && whole && near {
         return Rows { p: x.row([span.batch, span.first, span.head]).cast(), ld: stride / 4 };
     }
-    copy_rows::<S>(x, head_dim, span, buffer)
+    copy_rows::<S>(x, head_dim, span, buffer.words())
 }
 
 /// As [`rows`], always copied.
@@ -60,7 +61,7 @@ pub(crate) unsafe fn rows<S: Simd>(x: &View<'_>, head_dim: usize, span: Span, bu
 /// # Safety
 /// As [`rows`].
 #[inline(always)]
-pub(crate) unsafe fn copy_rows<S: Simd>(x: &View<'_>, head_dim: usize, span: Span, buffer: *mut u32) -> Rows {
+unsafe fn copy_rows<S: Simd>(x: &View<'_>, head_dim: usize, span: Span, buffer: *mut u32) -> Rows {
     let ld = padded_dim::<S>(head_dim) / S::UNIT;
     buffer.write_bytes(0, span.before * ld);
     for r in 0..span.count {

@@ -70,11 +70,11 @@ fn a_sequence_of_32768_takes_no_more_memory_than_one_of_4096() {
     ] {
         println!("{name}: forward {} KiB, backward {} KiB, {threads} threads", forward >> 10, backward >> 10);
         assert!(forward <= threads * MIB, "{name}: the forward took {forward} bytes");
-        assert!(backward <= 2 * threads * MIB, "{name}: the backward took {backward} bytes");
+        assert!(backward <= 3 * threads * MIB, "{name}: the backward took {backward} bytes");
     }
     // With partial sums of dq: one f32 per element of q on top, of one head.
     let [_, backward] = extra_bytes::<bf16>(32768, engine);
     println!("bf16 32768: backward {} KiB", backward >> 10);
-    assert!(backward <= 2 * threads * MIB + 32768 * 64 * 4, "the backward took {backward} bytes");
+    assert!(backward <= 3 * threads * MIB + 32768 * 64 * 4, "the backward took {backward} bytes");
     assert!(backward < 64 * MIB);
 }

@@ -43,8 +43,8 @@ impl Work<'_> {
         let first = chunk * self.backward.chunk_keys;
         let count = (self.backward.call.problem.shape().seqlen_k - first).min(self.backward.chunk_keys);
         let span = Span { batch, head, first, before: 0, count, total: count.next_multiple_of(16) };
-        let k = pack::rows::<S>(&self.backward.k, self.head_dim, span, scratch.k_rows.words());
-        let v = pack::rows::<S>(&self.backward.v, self.head_dim, span, scratch.v_rows.words());
+        let k = pack::rows::<S>(&self.backward.k, self.head_dim, span, &mut scratch.k_rows);
+        let v = pack::rows::<S>(&self.backward.v, self.head_dim, span, &mut scratch.v_rows);
         let k_steps = pack::steps::<S>(k, span.total, self.dim / S::UNIT, scratch.k_steps.words());
         Keys { batch, head, first, count, k, v, k_steps }
     }
@@ -64,8 +64,8 @@ impl Work<'_> {
         let span = Span { batch, head, first, before, count, total: rows };
         let words = self.dim / S::UNIT;
         let panels = rows / panel_width::<S>();
-        let q = pack::rows::<S>(&self.backward.q, self.head_dim, span, scratch.q_rows.words());
-        let dout = pack::rows::<S>(&self.backward.dout, self.head_dim, span, scratch.dout_rows.words());
+        let q = pack::rows::<S>(&self.backward.q, self.head_dim, span, &mut scratch.q_rows);
+        let dout = pack::rows::<S>(&self.backward.dout, self.head_dim, span, &mut scratch.dout_rows);
         let flip = if call.negative_scale { pack::sign_flip::<S>() } else { 0 };
         pack::transpose_panels::<S>(q, panels, words, flip, scratch.q.words());
         pack::transpose_panels::<S>(dout, panels, words, 0, scratch.dout.words());
