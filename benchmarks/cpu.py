@@ -12,8 +12,9 @@ than 5 % of the cores, or the multiply-add rate that signflash measures beside e
 best one seen.
 
 Operations are counted as the field does: 4 * batch * heads * seqlen^2 * head_dim for the forward, half of it if causal,
-2.5 times for the backward. Extra memory is the growth of the peak resident memory beyond operands and results, in a
-fresh process for each row. PyTorch's is measured in a training step: what its forward keeps for the backward counts.
+2.5 times for the backward. Extra memory is what a call takes beyond operands and results: ours as its allocator
+counts it, PyTorch's as the growth of the peak resident memory of a fresh process for each row, in a training step: what
+its forward keeps for the backward counts.
 """
 
 import argparse
@@ -349,9 +350,9 @@ Made by `{about['command']}`: batch {BATCH}, heads {HEADS}. Times are medians of
 
 `% of peak` counts 4 * batch * heads * seqlen^2 * head_dim operations for the forward, half of them if causal, 2.5 times
 for the backward, against the multiply-add rate above of the dtype (f16 is computed in f32). `our dropout costs` is the
-time at p = {DROPOUT[1]:g} against p = 0. Extra memory is the growth of the peak resident memory beyond operands and
-results; PyTorch's includes what its forward keeps for the backward. On the CPU PyTorch has no fused kernel
-with dropout: it stores the score matrix.
+time at p = {DROPOUT[1]:g} against p = 0. Extra memory is what a call takes beyond operands and results: ours as its
+allocator counts it, PyTorch's as the growth of its process's peak resident memory, with what its forward keeps for the
+backward. On the CPU PyTorch has no fused kernel with dropout: it stores the score matrix.
 
 {markdown(COLUMNS, [cells(row) for row in rows], 6)}
 """

@@ -332,8 +332,7 @@ A row for each combination of the lists. Each is checked on a few rows against t
 before it is timed. Operations are counted as the field does: 4 * batch * heads * seqlen^2 *
 head_dim for the forward, half of it if causal, 2.5 times for the backward. `% of peak` is of the
 multiply-adds that the same threads do in registers with the same instruction set, measured here.
-`extra MiB` is how much the peak resident memory grew beyond inputs and results during the first
-call (Linux).";
+`extra MiB` is what the first call allocated at most, beyond inputs and results.";
 
 const BENCH_MORE: &str = "\
 Examples:

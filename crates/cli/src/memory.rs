@@ -2,7 +2,12 @@
 
 use crate::errors::Error;
 use crate::files::{FileError, listing};
+use peak_alloc::PeakAlloc;
 use std::fs;
+
+/// The program's allocator: the system's, counted.
+#[global_allocator]
+static ALLOCATED: PeakAlloc = PeakAlloc;
 
 /// Bytes in a unit that reads well.
 pub fn readable(bytes: u64) -> String {
@@ -15,24 +20,17 @@ pub fn readable(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
+/// How many bytes more than before were allocated at some time during `work`.
+pub fn extra_bytes<R>(work: impl FnOnce() -> R) -> (R, usize) {
+    ALLOCATED.reset_peak_usage();
+    let before = ALLOCATED.current_usage();
+    let result = work();
+    (result, ALLOCATED.peak_usage().saturating_sub(before))
+}
+
 /// Memory that could be had without swapping; `None` where the system does not tell.
 pub fn available() -> Option<u64> {
     kib_field("/proc/meminfo", "MemAvailable:")
-}
-
-/// Resident memory of this process.
-pub fn resident() -> Option<u64> {
-    kib_field("/proc/self/status", "VmRSS:")
-}
-
-/// The largest resident memory of this process since [`reset_peak`].
-pub fn peak() -> Option<u64> {
-    kib_field("/proc/self/status", "VmHWM:")
-}
-
-/// Starts a new measurement of [`peak`]; `None` where the system cannot.
-pub fn reset_peak() -> Option<()> {
-    fs::write("/proc/self/clear_refs", "5").ok()
 }
 
 fn kib_field(path: &str, field: &str) -> Option<u64> {

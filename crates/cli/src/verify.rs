@@ -14,7 +14,7 @@ use crate::settings::Layout;
 use crate::table::table;
 use rayon::prelude::*;
 use signflash_core::oracle;
-use signflash_core::{Dtype, Problem, TensorRef, contiguous_strides};
+use signflash_core::{Bounds, Dtype, Problem, TensorRef, contiguous_strides};
 use std::io::Write;
 
 /// The tensors that a file may hold to be compared with.
@@ -24,14 +24,11 @@ pub const SIGNBIT: &str = "signbit";
 
 /// The contract's bound on the relative Frobenius error of a tensor against f64.
 pub fn bound(tensor: &str, dtype: Dtype) -> f64 {
-    match (tensor, dtype) {
-        ("lse", _) => 1e-6,
-        ("out", Dtype::F16) => 4e-4,
-        ("out", Dtype::Bf16) => 3e-3,
-        ("out", _) => 1e-6,
-        (_, Dtype::F16) => 5e-4,
-        (_, Dtype::Bf16) => 4e-3,
-        _ => 3e-6,
+    let Bounds { out, gradients, lse } = Bounds::of(dtype);
+    match tensor {
+        "lse" => lse,
+        "out" => out,
+        _ => gradients,
     }
 }
 

@@ -17,6 +17,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod accuracy;
 pub mod dropout;
 mod dtype;
 mod error;
@@ -28,6 +29,7 @@ pub mod sign_bit;
 pub mod suite;
 mod tensor;
 
+pub use accuracy::Bounds;
 pub use dropout::{Dropout, DropoutGenerator, GeneratorState, KeepMask, KeepRule, ScaleRule};
 pub use dtype::{Dtype, Element};
 pub use error::{ProblemError, TensorName};

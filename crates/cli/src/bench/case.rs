@@ -38,7 +38,7 @@ pub(super) struct Measured {
     /// How many there were.
     pub(super) reps: usize,
     /// Growth of the peak resident memory during the first call.
-    pub(super) extra_bytes: Option<u64>,
+    pub(super) extra_bytes: usize,
 }
 
 impl fmt::Display for Case {
@@ -113,9 +113,8 @@ impl Case {
         if self.pass == Pass::Bwd {
             tensors.forward(engine, &problem)?;
         }
-        let before = memory::reset_peak().and_then(|()| memory::resident());
-        tensors.call(engine, &problem, self.pass)?;
-        let extra_bytes = before.and_then(|before| Some(memory::peak()?.saturating_sub(before)));
+        let (called, extra_bytes) = memory::extra_bytes(|| tensors.call(engine, &problem, self.pass));
+        called?;
         check::check(self, &problem, &tensors)?;
         let mut times = Vec::new();
         let begin = Instant::now();

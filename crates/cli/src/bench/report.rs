@@ -34,8 +34,8 @@ impl Row {
         100.0 * self.gflops() / self.peak_gflops
     }
 
-    fn extra_mib(&self) -> Option<f64> {
-        self.measured.extra_bytes.map(|bytes| bytes as f64 / MIB)
+    fn extra_mib(&self) -> f64 {
+        self.measured.extra_bytes as f64 / MIB
     }
 
     /// For programs.
@@ -79,7 +79,7 @@ impl Row {
             format!("{:.2}", self.measured.median_ms),
             format!("{:.1}", self.gflops()),
             format!("{:.0}", self.percent_of_peak()),
-            self.extra_mib().map_or_else(|| "-".to_string(), |mib| format!("{mib:.1}")),
+            format!("{:.1}", self.extra_mib()),
         ]
     }
 }

@@ -1,6 +1,6 @@
 //! How far from the oracle is right.
 
-use crate::Dtype;
+use crate::{Bounds, Dtype};
 
 /// Scores of this magnitude and below are what the contract's bounds of f32 were measured on.
 const ORDINARY_SCORE: f64 = 8.0;
@@ -35,26 +35,27 @@ impl Tolerance {
     /// ```
     pub fn of(dtype: Dtype, max_score: f64) -> Self {
         let stretch = (max_score / ORDINARY_SCORE).max(1.0);
+        let Bounds { out, gradients, lse } = Bounds::of(dtype);
         let f32_entry = 8e-6 * stretch;
         match dtype {
             Dtype::F32 => Self {
-                out: 1e-6 * stretch,
-                gradients: 3e-6 * stretch,
-                lse: 1e-6,
+                out: out * stretch,
+                gradients: gradients * stretch,
+                lse,
                 probability: f32_entry,
                 smallest_probability: f64::from(f32::MIN_POSITIVE),
             },
             Dtype::F16 => Self {
-                out: 4e-4,
-                gradients: 5e-4,
-                lse: 1e-6,
+                out,
+                gradients,
+                lse,
                 probability: 2f64.powi(-11) + f32_entry,
                 smallest_probability: 2f64.powi(-24),
             },
             Dtype::Bf16 => Self {
-                out: 3e-3,
-                gradients: 4e-3,
-                lse: 1e-6,
+                out,
+                gradients,
+                lse,
                 probability: 2f64.powi(-8) + f32_entry,
                 smallest_probability: f64::from(f32::MIN_POSITIVE),
             },
