@@ -69,7 +69,7 @@ impl CpuEngine {
         Ok(Self { isa: isa.require()?, ..self })
     }
 
-    /// The same with at most so many threads.
+    /// The same with at most so many threads, of those that the current rayon pool has; 0 counts as 1.
     pub fn with_threads(self, threads: usize) -> Self {
         Self { threads: Some(threads.max(1)), ..self }
     }

@@ -76,7 +76,7 @@ impl Scratch {
             k: Buffer::new(BLOCK_KEYS * dim),
             v_rows: Buffer::new(BLOCK_KEYS * dim),
             v: Buffer::new(BLOCK_KEYS * dim),
-            weights: Buffer::new(BLOCK_KEYS * width.max(dim)),
+            weights: Buffer::new(BLOCK_KEYS * width),
             pairs: Buffer::new(BLOCK_KEYS * width),
             row_max: Buffer::new(rows),
             row_sum: Buffer::new(rows),
@@ -185,7 +185,7 @@ impl Work<'_> {
         let span = Span { total, ..span };
         let k = pack::rows::<S>(&self.forward.k, self.head_dim, span, &mut scratch.k);
         let v = pack::rows::<S>(&self.forward.v, self.head_dim, span, &mut scratch.v_rows);
-        let v = pack::steps::<S>(v, total, self.dim / S::UNIT, scratch.v.words());
+        let v = pack::steps::<S>(v, total, self.dim / S::UNIT, &mut scratch.v);
         if let Some(drop) = &mut scratch.drop {
             drop.draw::<S>(first_key, span.count);
         }
@@ -255,7 +255,7 @@ impl Work<'_> {
     ) -> [S::V; NV] {
         let width = panel_width::<S>();
         let scale = S::splat(self.forward.call.scale_log2);
-        let (weights, pairs) = (scratch.weights.floats(), scratch.pairs.words());
+        let weights = scratch.weights.floats();
         let (hidden, zero) = (S::splat(f32::NEG_INFINITY), S::splat(0.0));
         let mut rescale = [zero; NV];
         for (n, block_max) in block_max.into_iter().enumerate() {
@@ -272,6 +272,7 @@ impl Work<'_> {
             let mut sum = zero;
             let softmax = Weigh::<S> { scale, minus_shift, bits };
             if S::PAIRS {
+                let pairs = scratch.pairs.words();
                 for key in (0..keys).step_by(2) {
                     let at = weights.add(key * width + n * S::LANES);
                     let even = softmax.weight(S::load(at), key, &mut sum);

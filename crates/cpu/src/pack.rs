@@ -188,10 +188,11 @@ pub(crate) const fn sign_flip<S: Simd>() -> u32 {
 /// As [`Simd`]; `src` must hold `count` rows, an even number, of `words` words, a multiple of 16; `buffer` must have
 /// room for as many.
 #[inline(always)]
-pub(crate) unsafe fn steps<S: Simd>(src: Rows, count: usize, words: usize, buffer: *mut u32) -> Rows {
+pub(crate) unsafe fn steps<S: Simd>(src: Rows, count: usize, words: usize, buffer: &mut Buffer) -> Rows {
     if !S::PAIRS {
         return src;
     }
+    let buffer = buffer.words();
     for r in 0..count / 2 {
         let (even, odd) = (src.p.add(2 * r * src.ld), src.p.add((2 * r + 1) * src.ld));
         for c in (0..words).step_by(16) {

@@ -97,6 +97,7 @@ pub(crate) struct Scratch {
     /// Per query of the tile.
     minus_lse_log2: Buffer,
     delta: Buffer,
+    /// Rows of f32 on their way in (dout, out) or out (dq).
     floats: Buffer,
     drop: Option<DropTile>,
 }
@@ -108,23 +109,23 @@ impl Scratch {
         let weights = BLOCK_KEYS * TILE_ROWS;
         Self {
             k_rows: Buffer::new(chunk),
-            k_steps: Buffer::new(if S::PAIRS { chunk } else { 0 }),
+            k_steps: Buffer::new(chunk),
             v_rows: Buffer::new(chunk),
             dk: Buffer::new(chunk),
             dv: Buffer::new(chunk),
             q_rows: Buffer::new(tile),
-            q_steps: Buffer::new(if S::PAIRS { tile } else { 0 }),
+            q_steps: Buffer::new(tile),
             dout_rows: Buffer::new(tile),
-            dout_steps: Buffer::new(if S::PAIRS { tile } else { 0 }),
+            dout_steps: Buffer::new(tile),
             q: Buffer::new(tile),
             dout: Buffer::new(tile),
             dq: Buffer::new(tile),
             p: Buffer::new(weights),
             ds: Buffer::new(weights),
-            ds_pairs: Buffer::new(if S::PAIRS { weights } else { 0 }),
+            ds_pairs: Buffer::new(weights),
             minus_lse_log2: Buffer::new(TILE_ROWS),
             delta: Buffer::new(TILE_ROWS),
-            floats: Buffer::new(tile + 2 * dim),
+            floats: Buffer::new(tile),
             drop: backward.call.rule.map(|rule| DropTile::new(&rule, TILE_ROWS, BLOCK_KEYS)),
         }
     }

@@ -45,7 +45,7 @@ impl Work<'_> {
         let span = Span { batch, head, first, before: 0, count, total: count.next_multiple_of(16) };
         let k = pack::rows::<S>(&self.backward.k, self.head_dim, span, &mut scratch.k_rows);
         let v = pack::rows::<S>(&self.backward.v, self.head_dim, span, &mut scratch.v_rows);
-        let k_steps = pack::steps::<S>(k, span.total, self.dim / S::UNIT, scratch.k_steps.words());
+        let k_steps = pack::steps::<S>(k, span.total, self.dim / S::UNIT, &mut scratch.k_steps);
         Keys { batch, head, first, count, k, v, k_steps }
     }
 
@@ -69,8 +69,8 @@ impl Work<'_> {
         let flip = if call.negative_scale { pack::sign_flip::<S>() } else { 0 };
         pack::transpose_panels::<S>(q, panels, words, flip, scratch.q.words());
         pack::transpose_panels::<S>(dout, panels, words, 0, scratch.dout.words());
-        let q_steps = pack::steps::<S>(q, rows, words, scratch.q_steps.words());
-        let dout_steps = pack::steps::<S>(dout, rows, words, scratch.dout_steps.words());
+        let q_steps = pack::steps::<S>(q, rows, words, &mut scratch.q_steps);
+        let dout_steps = pack::steps::<S>(dout, rows, words, &mut scratch.dout_steps);
         scratch.dq.words().write_bytes(0, rows * self.dim);
         if let (Some(rule), Some(drop)) = (&call.rule, &mut scratch.drop) {
             drop.start::<S>(rule, batch, head, block_row, rows);

@@ -87,7 +87,8 @@ pub(crate) trait Simd: Copy + 'static {
 }
 
 /// Adding it rounds to a whole number n and leaves n + 127 in the lowest bits of the sum: shifted up by 23 they are 2^n,
-/// and 0 for n = -127. Cheaper than `vreduceps` and `vscalefps`, which take a cycle each on Zen 5 and two on Zen 4.
+/// and 0 for n = -127. Cheaper than `vreduceps` and `vscalefps`, which take a cycle each on Zen 5 (`vscalefps`
+/// two on Zen 4).
 pub(crate) const EXP2_SHIFT: f32 = 12_582_912.0 + 127.0;
 
 /// Where 2^x is 0 already.
