@@ -1,0 +1,214 @@
+//! Hopper's barriers in shared memory, and the ring of stages between bulk copies and their readers. Stages, phases,
+//! full and empty barriers live here and nowhere else.
+use super::memory::{GlobalAddr, SmemAddr};
+use super::scope::{Cta, Thread, Warp};
+use super::value::{Operand, Val, Var};
+use crate::ops::barrier::ProxyFence;
+use crate::ops::bulk::{BulkGroup, BulkLoad, BulkStore};
+use crate::ops::mbarrier::{MbarrierArrive, MbarrierInit, MbarrierWait};
+use crate::types::{Src, U32, Width};
+
+/// A barrier that counts arrivals and bytes. A phase ends when both have come; parities of phases alternate from 0.
+#[derive(Clone, Copy, Debug)]
+pub struct Mbarrier<'k> {
+    at: SmemAddr<'k>,
+}
+
+impl<'k> Cta<'k> {
+    /// `count` barriers that expect so many arrivals a phase. The block must [`sync`](Cta::sync) before anyone uses
+    /// them.
+    #[track_caller]
+    pub fn mbarriers(self, name: &str, count: u32, arrivals: u32) -> Mbarrier<'k> {
+        let at = self.smem(name, 8 * count, 8);
+        let t = self.threads();
+        t.when(t.index().eq(0), |_| {
+            for i in 0..count {
+                self.0.emit(MbarrierInit { barrier: at.at(8 * i).address(), arrivals });
+            }
+        });
+        Mbarrier { at }
+    }
+
+    /// `stages` pieces of shared memory, filled by one thread with bulk copies and read by `readers` warps.
+    #[track_caller]
+    pub fn bulk_ring(self, name: &str, stages: u32, stage_bytes: u32, readers: u32) -> BulkRing<'k> {
+        assert!(stage_bytes.is_multiple_of(16), "bulk copies are of 16 bytes");
+        BulkRing {
+            data: self.smem(name, stages * stage_bytes, 1024),
+            full: self.mbarriers(&format!("{name}_full"), stages, 1),
+            empty: self.mbarriers(&format!("{name}_empty"), stages, readers),
+            stages,
+            stage_bytes,
+        }
+    }
+}
+
+impl<'k> Mbarrier<'k> {
+    /// Number `i` of several that were made together.
+    #[track_caller]
+    pub fn nth(self, i: Val<'k, U32>) -> Self {
+        Mbarrier { at: self.at.plus(i * 8) }
+    }
+
+    /// Each active thread arrives.
+    #[track_caller]
+    pub fn arrive(self, t: Thread<'k>) {
+        t.0.emit(MbarrierArrive { barrier: self.at.address(), bytes: 0 });
+    }
+
+    /// Each active thread arrives and announces bytes that copies will bring.
+    #[track_caller]
+    pub fn arrive_expecting(self, t: Thread<'k>, bytes: u32) {
+        t.0.emit(MbarrierArrive { barrier: self.at.address(), bytes });
+    }
+
+    /// Waits until the phase of this parity is over.
+    #[track_caller]
+    pub fn wait(self, t: Thread<'k>, parity: impl Operand<'k, U32>) {
+        let number = t.0.register(Width::Pred).index; // any number that is used once
+        t.0.emit(MbarrierWait { barrier: self.at.address(), parity: parity.src(), number });
+    }
+}
+
+/// Stages between bulk copies and readers: [`producer`](BulkRing::producer), [`consumer`](BulkRing::consumer).
+#[derive(Clone, Copy, Debug)]
+pub struct BulkRing<'k> {
+    data: SmemAddr<'k>,
+    full: Mbarrier<'k>,
+    empty: Mbarrier<'k>,
+    stages: u32,
+    stage_bytes: u32,
+}
+
+/// A place in the ring: the stage, and the parity that flips whenever the stages have been gone through.
+#[derive(Debug)]
+struct Position<'k> {
+    stage: Var<'k, U32>,
+    parity: Var<'k, U32>,
+}
+
+impl<'k> Position<'k> {
+    #[track_caller]
+    fn new(t: Thread<'k>, parity: u32) -> Self {
+        let start = |x: u32| Val::new(t.0, Src::Imm(x.into())).var();
+        Position { stage: start(0), parity: start(parity) }
+    }
+
+    #[track_caller]
+    fn advance(&self, stages: u32) {
+        let next = self.stage.get() + 1;
+        let wrap = next.eq(stages);
+        self.parity.set(self.parity.get() ^ wrap.select(1u32, 0u32));
+        self.stage.set(wrap.select(0u32, next));
+    }
+}
+
+impl<'k> BulkRing<'k> {
+    /// For the one thread that fills.
+    #[track_caller]
+    pub fn producer(self, t: Thread<'k>) -> BulkRingProducer<'k> {
+        // A fresh barrier has "just finished" parity 1: the first round of stages is empty.
+        BulkRingProducer { ring: self, position: Position::new(t, 1) }
+    }
+
+    /// For each warp that reads.
+    #[track_caller]
+    pub fn consumer(self, warp: Warp<'k>) -> BulkRingConsumer<'k> {
+        BulkRingConsumer { ring: self, position: Position::new(warp.threads(), 0) }
+    }
+}
+
+/// Fills stages in turn.
+#[derive(Debug)]
+pub struct BulkRingProducer<'k> {
+    ring: BulkRing<'k>,
+    position: Position<'k>,
+}
+
+impl<'k> BulkRingProducer<'k> {
+    /// Waits until the next stage is empty and starts to fill it from one contiguous piece of memory, 16-byte aligned.
+    #[track_caller]
+    pub fn fill(&mut self, t: Thread<'k>, from: GlobalAddr<'k>) {
+        let (ring, stage) = (self.ring, self.position.stage.get());
+        ring.empty.nth(stage).wait(t, self.position.parity.get());
+        let full = ring.full.nth(stage);
+        full.arrive_expecting(t, ring.stage_bytes);
+        let to = ring.data.plus(stage * ring.stage_bytes).address();
+        t.0.emit(BulkLoad { to, from: from.address(), bytes: ring.stage_bytes, barrier: full.at.address() });
+        self.position.advance(ring.stages);
+    }
+}
+
+/// Reads stages in turn.
+#[derive(Debug)]
+pub struct BulkRingConsumer<'k> {
+    ring: BulkRing<'k>,
+    position: Position<'k>,
+}
+
+impl<'k> BulkRingConsumer<'k> {
+    /// Waits until the next stage is full. It borrows the ring: one stage is read at a time.
+    #[track_caller]
+    pub fn wait(&mut self, warp: Warp<'k>) -> FullStage<'_, 'k> {
+        let stage = self.position.stage.get();
+        self.ring.full.nth(stage).wait(warp.threads(), self.position.parity.get());
+        FullStage {
+            at: self.ring.data.plus(stage * self.ring.stage_bytes),
+            stage,
+            consumer: self,
+            released: false,
+        }
+    }
+}
+
+/// A stage whose data is there. It must be released.
+#[must_use = "a stage must be released"]
+#[derive(Debug)]
+pub struct FullStage<'r, 'k> {
+    consumer: &'r mut BulkRingConsumer<'k>,
+    stage: Val<'k, U32>,
+    at: SmemAddr<'k>,
+    released: bool,
+}
+
+impl<'k> FullStage<'_, 'k> {
+    /// Where the data is.
+    pub fn address(&self) -> SmemAddr<'k> {
+        self.at
+    }
+
+    /// This warp has read all it wants.
+    #[track_caller]
+    pub fn release(mut self, warp: Warp<'k>) {
+        self.released = true;
+        warp.sync(); // every lane has read
+        let (t, empty) = (warp.threads(), self.consumer.ring.empty.nth(self.stage));
+        t.when(t.lane().eq(0), |t| empty.arrive(t));
+        self.consumer.position.advance(self.consumer.ring.stages);
+    }
+}
+
+impl Drop for FullStage<'_, '_> {
+    fn drop(&mut self) {
+        if !self.released && !std::thread::panicking() {
+            panic!("a stage was waited for and never released");
+        }
+    }
+}
+
+impl<'k> Thread<'k> {
+    /// This thread's ordinary stores to shared memory can be read by bulk copies and by wgmma, by whoever meets this
+    /// thread at a barrier afterwards.
+    #[track_caller]
+    pub fn fence_proxy_async(self) {
+        self.0.emit(ProxyFence);
+    }
+
+    /// Copies contiguous bytes, a multiple of 16, from shared to global memory, and waits until that is done.
+    #[track_caller]
+    pub fn bulk_store(self, to: GlobalAddr<'k>, from: SmemAddr<'k>, bytes: u32) {
+        self.0.emit(BulkStore { to: to.address(), from: from.address(), bytes });
+        self.0.emit(BulkGroup::Commit);
+        self.0.emit(BulkGroup::Wait);
+    }
+}

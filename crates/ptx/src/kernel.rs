@@ -1,0 +1,194 @@
+//! A finished kernel: printed for the driver, or run by the interpreter.
+use crate::instruction::{Label, Line, Printer};
+use crate::interp::{self, Fault, Global, Launch, Profile, Region, Rule, Trap};
+use crate::target::Needs;
+use std::fmt::Write;
+
+/// A value for one kernel parameter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Arg {
+    /// A size, an index.
+    U32(u32),
+    /// A pointer, a stride, a seed.
+    U64(u64),
+    /// A scale.
+    F32(f32),
+}
+
+impl Arg {
+    /// As PTX calls its type.
+    pub fn type_name(self) -> &'static str {
+        match self {
+            Arg::U32(_) => "u32",
+            Arg::U64(_) => "u64",
+            Arg::F32(_) => "f32",
+        }
+    }
+
+    pub(crate) fn bits(self) -> u64 {
+        match self {
+            Arg::U32(value) => value.into(),
+            Arg::U64(value) => value,
+            Arg::F32(value) => value.to_bits().into(),
+        }
+    }
+}
+
+/// A declared parameter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Param {
+    /// Its name in the Rust source and in the PTX.
+    pub name: &'static str,
+    /// As PTX calls its type: `u32`, `u64` or `f32`.
+    pub ty: &'static str,
+}
+
+/// Code, shared memory and parameters of one kernel, built by [`Builder`](crate::Builder).
+#[derive(Debug)]
+pub struct Kernel {
+    pub(crate) name: String,
+    pub(crate) block_threads: u32,
+    pub(crate) min_blocks_per_sm: u32,
+    pub(crate) params: Vec<Param>,
+    pub(crate) regions: Vec<Region>,
+    pub(crate) smem_bytes: u32,
+    pub(crate) registers: [u32; 3],
+    pub(crate) lines: Vec<Line>,
+    pub(crate) labels: Vec<usize>,
+}
+
+impl Kernel {
+    /// The PTX entry.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Threads a block, along x.
+    pub fn block_threads(&self) -> u32 {
+        self.block_threads
+    }
+
+    /// Dynamic shared memory a block.
+    pub fn smem_bytes(&self) -> u32 {
+        self.smem_bytes
+    }
+
+    /// What the shared memory holds, by name.
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    /// Its parameters in order.
+    pub fn params(&self) -> &[Param] {
+        &self.params
+    }
+
+    /// The least PTX version and GPU that run it.
+    pub fn needs(&self) -> Needs {
+        self.lines.iter().fold(Needs::SM80, |needs, line| needs.and(line.instruction.needs()))
+    }
+
+    /// Runs it on the CPU.
+    ///
+    /// # Errors
+    /// The first [`Trap`]: the rule that the kernel broke, where and under which schedule.
+    pub fn interpret(&self, launch: &Launch<'_>, global: &mut Global) -> Result<Profile, Box<Trap>> {
+        interp::run(self, launch, global)
+    }
+
+    /// Its text, for ptxas or the driver. Every instruction carries the Rust line that made it.
+    pub fn ptx(&self) -> String {
+        let Needs { ptx: (major, minor), target } = self.needs();
+        let mut out = Printer::default();
+        let text = &mut out.text;
+        let mut head = || -> std::fmt::Result {
+            writeln!(
+                text,
+                "// signflash: {}\n.version {major}.{minor}\n.target {target}\n.address_size 64\n",
+                self.name
+            )?;
+            if self.smem_bytes > 0 {
+                writeln!(text, "// shared memory, {} bytes", self.smem_bytes)?;
+                for Region { name, offset, bytes } in &self.regions {
+                    writeln!(text, "//   {offset:>6} + {bytes:<6} {name}")?;
+                }
+                writeln!(text, ".extern .shared .align 1024 .b8 smem[];\n")?;
+            }
+            let params: Vec<String> =
+                self.params.iter().map(|p| format!("\t.param .{} {}", p.ty, p.name)).collect();
+            writeln!(text, ".visible .entry {}(\n{}\n)", self.name, params.join(",\n"))?;
+            writeln!(
+                text,
+                ".maxntid {}, 1, 1\n.minnctapersm {}",
+                self.block_threads, self.min_blocks_per_sm
+            )?;
+            let [r32, r64, pred] = self.registers;
+            writeln!(text, "{{\n\t.reg .b32 %r<{r32}>;\n\t.reg .b64 %rd<{r64}>;\n\t.reg .pred %p<{pred}>;")
+        };
+        head().expect("writing to a string");
+        self.print_body(&mut out);
+        out.text.push_str("\tret;\n}\n");
+        let files = self.files();
+        for (number, file) in files.iter().enumerate() {
+            writeln!(out.text, ".file {} \"{file}\"", number + 1).expect("writing to a string");
+        }
+        out.text
+    }
+
+    fn files(&self) -> Vec<&'static str> {
+        let mut files: Vec<&str> = self.lines.iter().map(|line| line.at.file()).collect();
+        files.sort_unstable();
+        files.dedup();
+        files
+    }
+
+    fn print_body(&self, out: &mut Printer) {
+        let files = self.files();
+        let mut labels: Vec<(usize, usize)> =
+            self.labels.iter().copied().enumerate().map(|(l, at)| (at, l)).collect();
+        labels.sort_unstable();
+        let mut labels = labels.into_iter().peekable();
+        let mut last = None;
+        for (index, line) in self.lines.iter().enumerate() {
+            while let Some((_, label)) = labels.next_if(|(at, _)| *at == index) {
+                out.label(Label(label as u32));
+            }
+            let file = files.binary_search(&line.at.file()).expect("collected above") + 1;
+            if last != Some((file, line.at.line())) {
+                last = Some((file, line.at.line()));
+                writeln!(out.text, "\t.loc {file} {} {}", line.at.line(), line.at.column())
+                    .expect("writing to a string");
+            }
+            line.instruction.print(out);
+        }
+        for (_, label) in labels {
+            out.label(Label(label as u32));
+        }
+    }
+
+    pub(crate) fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+
+    pub(crate) fn registers(&self) -> [u32; 3] {
+        self.registers
+    }
+
+    /// The index of the instruction that a label stands before.
+    pub(crate) fn place(&self, label: Label) -> usize {
+        self.labels[label.0 as usize]
+    }
+
+    pub(crate) fn check_args(&self, args: &[Arg]) -> Result<(), Fault> {
+        let wrong = |what: String| Err(Fault::new(Rule::Launch, what));
+        if args.len() != self.params.len() {
+            return wrong(format!("{} arguments for {} parameters", args.len(), self.params.len()));
+        }
+        match args.iter().zip(&self.params).find(|(arg, param)| arg.type_name() != param.ty) {
+            Some((arg, param)) => {
+                wrong(format!("parameter {} is a {}, not a {}", param.name, param.ty, arg.type_name()))
+            }
+            None => Ok(()),
+        }
+    }
+}

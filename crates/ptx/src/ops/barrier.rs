@@ -1,0 +1,63 @@
+//! Where threads wait for each other.
+use crate::instruction::{Flow, Instruction, Printer};
+use crate::interp::{Fault, Machine};
+
+/// `bar.sync` and `bar.arrive`: one of sixteen barriers by number.
+#[derive(Debug)]
+pub(crate) struct NamedBarrier {
+    pub(crate) id: u32,
+    pub(crate) threads: u32,
+    /// `false`: arrives and goes on.
+    pub(crate) waits: bool,
+}
+
+impl Instruction for NamedBarrier {
+    fn print(&self, ptx: &mut Printer) {
+        let verb = if self.waits { "sync" } else { "arrive" };
+        ptx.line(format_args!("bar.{verb} {}, {}", self.id, self.threads));
+    }
+
+    fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
+        machine.whole_warp("a barrier")?;
+        machine.named_barrier(self.id, self.threads, self.waits)
+    }
+}
+
+/// `bar.warp.sync`: the lanes of one warp see each other's stores.
+#[derive(Debug)]
+pub(crate) struct WarpBarrier;
+
+impl Instruction for WarpBarrier {
+    fn print(&self, ptx: &mut Printer) {
+        ptx.line("bar.warp.sync 0xFFFFFFFF");
+    }
+
+    fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
+        machine.whole_warp("bar.warp.sync")?;
+        machine.warp.tick();
+        Ok(Flow::Next)
+    }
+}
+
+/// `fence.proxy.async`: this thread's ordinary stores to shared memory are visible to asynchronous copies and products
+/// that are issued by whoever learns of it.
+#[derive(Debug)]
+pub(crate) struct ProxyFence;
+
+impl Instruction for ProxyFence {
+    fn needs(&self) -> crate::Needs {
+        crate::Needs::sm90(8, 0)
+    }
+
+    fn print(&self, ptx: &mut Printer) {
+        ptx.line("fence.proxy.async.shared::cta");
+    }
+
+    fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
+        machine.whole_warp("fence.proxy.async")?;
+        let warp = &mut *machine.warp;
+        warp.fenced.0[warp.index] = warp.now();
+        warp.tick();
+        Ok(Flow::Next)
+    }
+}

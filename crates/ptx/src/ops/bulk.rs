@@ -1,0 +1,120 @@
+//! Hopper's bulk copies: one thread moves many bytes, by the asynchronous proxy.
+use crate::instruction::{Flow, Instruction, Printer};
+use crate::interp::mbarrier::BulkCopy;
+use crate::interp::{Fault, Machine, Rule};
+use crate::ops::memory::Address;
+use crate::target::Needs;
+
+/// `cp.async.bulk` from global to shared memory; an mbarrier counts its bytes.
+#[derive(Debug)]
+pub(crate) struct BulkLoad {
+    pub(crate) to: Address,
+    pub(crate) from: Address,
+    pub(crate) bytes: u32,
+    pub(crate) barrier: Address,
+}
+
+impl Instruction for BulkLoad {
+    fn needs(&self) -> Needs {
+        Needs::sm90(8, 0)
+    }
+
+    fn print(&self, ptx: &mut Printer) {
+        let (to, from, barrier) = (self.to.text(), self.from.text(), self.barrier.text());
+        ptx.line(format_args!(
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes {to}, {from}, {}, {barrier}",
+            self.bytes
+        ));
+    }
+
+    fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
+        let (to, from) = (self.to.read_shared(machine)?, self.from.read_global(machine)?);
+        let barriers = self.barrier.read_shared(machine)?;
+        for lane in machine.warp.lanes() {
+            let mut bytes = vec![0; self.bytes as usize];
+            for (i, chunk) in bytes.chunks_mut(16).enumerate() {
+                machine.load_global(from[lane] + 16 * i as u64, chunk)?;
+            }
+            let flight = machine.block.shared.depart(true, machine.at);
+            machine.block.shared.hold_for_write(machine.warp, flight, to[lane], bytes)?;
+            let offset = machine.block.shared.locate(barriers[lane], 8, "mbarrier")? as u32;
+            let barrier = (offset, i64::from(self.bytes));
+            machine.block.mbarriers.issue(BulkCopy { at: machine.at, flight, barrier });
+        }
+        Ok(Flow::Next)
+    }
+}
+
+/// `cp.async.bulk` from shared to global memory. The data must be fenced for the asynchronous proxy, and may not be
+/// overwritten before the group was waited for.
+#[derive(Debug)]
+pub(crate) struct BulkStore {
+    pub(crate) to: Address,
+    pub(crate) from: Address,
+    pub(crate) bytes: u32,
+}
+
+impl Instruction for BulkStore {
+    fn needs(&self) -> Needs {
+        Needs::sm90(8, 0)
+    }
+
+    fn print(&self, ptx: &mut Printer) {
+        let (to, from) = (self.to.text(), self.from.text());
+        ptx.line(format_args!("cp.async.bulk.global.shared::cta.bulk_group {to}, {from}, {}", self.bytes));
+    }
+
+    fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
+        let (to, from) = (self.to.read_global(machine)?, self.from.read_shared(machine)?);
+        for lane in machine.warp.lanes() {
+            let flight = machine.block.shared.depart(false, machine.at);
+            let bytes =
+                machine.block.shared.hold_for_read(machine.warp, flight, from[lane], self.bytes as usize)?;
+            for (i, chunk) in bytes.chunks(16).enumerate() {
+                machine.store_global(to[lane] + 16 * i as u64, chunk)?;
+            }
+            machine.warp.bulk_uncommitted.push(flight);
+        }
+        Ok(Flow::Next)
+    }
+}
+
+/// `cp.async.bulk.commit_group`, and `wait_group` for all.
+#[derive(Debug)]
+pub(crate) enum BulkGroup {
+    /// What was issued since the last one is a group.
+    Commit,
+    /// The sources of all groups may be overwritten, and what they wrote is there.
+    Wait,
+}
+
+impl Instruction for BulkGroup {
+    fn needs(&self) -> Needs {
+        Needs::sm90(8, 0)
+    }
+
+    fn print(&self, ptx: &mut Printer) {
+        ptx.line(match self {
+            BulkGroup::Commit => "cp.async.bulk.commit_group",
+            BulkGroup::Wait => "cp.async.bulk.wait_group 0",
+        });
+    }
+
+    fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
+        let warp = &mut *machine.warp;
+        match self {
+            BulkGroup::Commit => warp.bulk_groups.push_back(std::mem::take(&mut warp.bulk_uncommitted)),
+            BulkGroup::Wait if !warp.bulk_uncommitted.is_empty() => {
+                let text = "bulk stores are waited for before they are committed";
+                return Err(Fault::new(Rule::InFlight, text));
+            }
+            BulkGroup::Wait => {
+                let groups = std::mem::take(&mut warp.bulk_groups);
+                for flight in groups.into_iter().flatten() {
+                    machine.block.shared.land(flight, warp.index, warp.now(), warp.meeting, false);
+                }
+            }
+        }
+        Ok(Flow::Next)
+    }
+}

@@ -1,0 +1,93 @@
+//! Barriers in shared memory that count arrivals and bytes.
+use crate::instruction::{Flow, Instruction, Printer};
+use crate::interp::{Fault, Machine, Rule};
+use crate::ops::memory::Address;
+use crate::target::Needs;
+use crate::types::{Src, U32};
+
+/// `mbarrier.init`, by one lane.
+#[derive(Debug)]
+pub(crate) struct MbarrierInit {
+    pub(crate) barrier: Address,
+    pub(crate) arrivals: u32,
+}
+
+impl Instruction for MbarrierInit {
+    fn print(&self, ptx: &mut Printer) {
+        ptx.line(format_args!("mbarrier.init.shared.b64 {}, {}", self.barrier.text(), self.arrivals));
+    }
+
+    fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
+        let addresses = self.barrier.read_shared(machine)?;
+        for lane in machine.warp.lanes() {
+            machine.mbarrier_init(addresses[lane], self.arrivals)?;
+        }
+        Ok(Flow::Next)
+    }
+}
+
+/// `mbarrier.arrive`, an arrival for each active lane; with `bytes`, `mbarrier.arrive.expect_tx`.
+#[derive(Debug)]
+pub(crate) struct MbarrierArrive {
+    pub(crate) barrier: Address,
+    pub(crate) bytes: u32,
+}
+
+impl Instruction for MbarrierArrive {
+    fn needs(&self) -> Needs {
+        Needs::sm90(8, 0)
+    }
+
+    fn print(&self, ptx: &mut Printer) {
+        let at = self.barrier.text();
+        match self.bytes {
+            0 => ptx.line(format_args!("mbarrier.arrive.shared::cta.b64 _, {at}")),
+            bytes => ptx.line(format_args!("mbarrier.arrive.expect_tx.shared::cta.b64 _, {at}, {bytes}")),
+        }
+    }
+
+    fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
+        let addresses = self.barrier.read_shared(machine)?;
+        for lane in machine.warp.lanes() {
+            machine.mbarrier_arrive(addresses[lane], 1, self.bytes.into())?;
+        }
+        Ok(Flow::Next)
+    }
+}
+
+/// `mbarrier.try_wait.parity` until the phase of that parity is over.
+#[derive(Debug)]
+pub(crate) struct MbarrierWait {
+    pub(crate) barrier: Address,
+    pub(crate) parity: Src,
+    /// Makes the loop's label unique.
+    pub(crate) number: u32,
+}
+
+impl Instruction for MbarrierWait {
+    fn needs(&self) -> Needs {
+        Needs::sm90(7, 8)
+    }
+
+    fn print(&self, ptx: &mut Printer) {
+        let (at, parity, n) = (self.barrier.text(), self.parity.text::<U32>(), self.number);
+        ptx.text.push_str("\t{\n\t.reg .pred %passed;\n");
+        ptx.label(format_args!("$wait{n}"));
+        ptx.line(format_args!("mbarrier.try_wait.parity.shared::cta.b64 %passed, {at}, {parity}"));
+        ptx.line(format_args!("@!%passed bra $wait{n}"));
+        ptx.text.push_str("\t}\n");
+    }
+
+    fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
+        let (addresses, parity) = (self.barrier.read_shared(machine)?, machine.read32(self.parity)?);
+        let address = machine.uniform(&addresses, "which mbarrier they wait for")?;
+        let parity = machine.uniform(&parity, "the parity they wait for")?;
+        if parity > 1 {
+            return Err(Fault::new(Rule::Barrier, format!("a parity is 0 or 1, not {parity}")));
+        }
+        match machine.mbarrier_passed(address, parity)? {
+            true => Ok(Flow::Next),
+            false => Ok(Flow::Park(format!("{} with parity {parity}", machine.mbarrier_name(address)))),
+        }
+    }
+}

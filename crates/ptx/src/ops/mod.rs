@@ -1,0 +1,15 @@
+//! The instructions, one family a file: what it prints and what it does.
+
+pub mod alu;
+pub(crate) mod atomic;
+pub(crate) mod barrier;
+pub(crate) mod bulk;
+pub(crate) mod control;
+pub(crate) mod cp_async;
+pub(crate) mod ldmatrix;
+pub(crate) mod mbarrier;
+pub(crate) mod memory;
+pub(crate) mod mma;
+pub(crate) mod movmatrix;
+pub(crate) mod param;
+pub(crate) mod shuffle;
