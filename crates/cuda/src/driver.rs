@@ -44,3 +44,12 @@ pub(crate) fn driver_version() -> Result<(u32, u32), CudaError> {
     let version = version.max(0) as u32;
     Ok((version / 1000, version % 1000 / 10))
 }
+
+/// The driver's own build, which may change while its CUDA version stays; empty where the system does not say.
+pub(crate) fn driver_build() -> &'static str {
+    static BUILD: OnceLock<String> = OnceLock::new();
+    BUILD.get_or_init(|| {
+        let text = std::fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
+        text.lines().next().unwrap_or_default().to_owned()
+    })
+}

@@ -53,7 +53,7 @@ struct Used {
 }
 
 impl Function {
-    /// Compiles and loads `program`, past all caches.
+    /// Compiles and loads `program`, past all caches; see [`ModuleCache`](crate::ModuleCache).
     ///
     /// # Errors
     /// [`CudaError::NoEntry`], [`CudaError::Compile`] with the compiler's log, [`CudaError::SharedMemory`],
@@ -231,9 +231,12 @@ struct Module {
 impl Module {
     /// Loads `cubin` in the device's context, which must be current.
     fn load(device: &Device, cubin: &[u8], doing: impl Fn() -> Doing) -> Result<Self, CudaError> {
+        if !cubin.starts_with(b"\x7fELF") {
+            check(CUresult::CUDA_ERROR_INVALID_IMAGE, &doing)?;
+        }
         let mut handle: CUmodule = std::ptr::null_mut();
-        // SAFETY: the context is current; `cubin` came whole from the driver's linker or from the store, which checks
-        // that (its ELF header holds the length that the driver reads); `handle` is valid for a write.
+        // SAFETY: the context is current; `cubin` begins as an ELF file does, and is whole: it came from the driver's linker,
+        // now or through the store, which checks its length and checksum. `handle` is valid for a write.
         check(unsafe { sys::cuModuleLoadData(&mut handle, cubin.as_ptr().cast()) }, &doing)?;
         Ok(Self { device: device.clone(), handle })
     }

@@ -1,0 +1,65 @@
+//! Opening a GPU, and what it does to the thread.
+
+use crate::support::{gpu, say};
+use cudarc::driver::sys::{CUcontext, CUresult, cuCtxGetCurrent};
+use signflash_cuda::{CudaError, Device, DeviceBuffer, Stream};
+
+#[test]
+fn without_a_driver_opening_is_a_sentence() {
+    match Device::open(0) {
+        Err(error @ CudaError::NoDriver) => {
+            assert!(error.to_string().starts_with("this machine has no CUDA driver: "), "{error}");
+        }
+        _ => say("skipped: this machine has a CUDA driver"),
+    }
+}
+
+#[test]
+fn a_gpu_says_what_it_is() {
+    let Some(device) = gpu() else { return };
+    let info = device.info();
+    say(&format!("{info:?}"));
+    assert!(!info.name.is_empty());
+    assert!(info.compute_capability >= (8, 0));
+    assert!(info.driver_version >= (11, 4));
+    assert!(info.sm_count > 0 && info.memory_bytes > 1 << 30 && info.l2_bytes > 1 << 20);
+    assert!(info.smem_per_block_optin_bytes >= 99 << 10);
+    assert!(info.smem_per_sm_bytes >= info.smem_per_block_optin_bytes);
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_a_sentence() {
+    if gpu().is_none() {
+        return;
+    }
+    let error = Device::open(1000).unwrap_err().to_string();
+    assert!(error.starts_with("there is no GPU 1000: this process sees "), "{error}");
+}
+
+#[test]
+fn a_gpu_opened_twice_is_one_context() {
+    let Some(first) = gpu() else { return };
+    let second = Device::open(0).unwrap();
+    let stream = Stream::new(&first).unwrap();
+    let buffer = DeviceBuffer::from_host(&stream, b"shared").unwrap();
+    // SAFETY: the stream is of the same GPU and outlives this use.
+    let same_stream = unsafe { Stream::from_raw(&second, stream.raw()) };
+    drop(first);
+    assert_eq!(buffer.to_host(&same_stream).unwrap(), b"shared");
+}
+
+#[test]
+fn calls_from_any_thread_work_and_leave_its_context_alone() {
+    let Some(device) = gpu() else { return };
+    let stream = Stream::new(&device).unwrap();
+    let buffer = DeviceBuffer::from_host(&stream, b"bytes").unwrap();
+    std::thread::spawn(move || {
+        let mut context: CUcontext = std::ptr::dangling_mut();
+        assert_eq!(buffer.to_host(&stream).unwrap(), b"bytes");
+        // SAFETY: the driver is loaded and initialised; `context` is valid for a write.
+        assert_eq!(unsafe { cuCtxGetCurrent(&mut context) }, CUresult::CUDA_SUCCESS);
+        assert!(context.is_null(), "a new thread has no context, and keeps none");
+    })
+    .join()
+    .unwrap();
+}
