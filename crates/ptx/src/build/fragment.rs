@@ -72,7 +72,7 @@ impl<'k> Warp<'k> {
         row: u32,
         col16: u32,
     ) -> [Val<'k, B32>; 4] {
-        self.ldmatrix(lanes, tile, row, col16, false)
+        self.load_matrices_at(lanes.matrices(tile, row, col16), false)
     }
 
     /// The same four, each transposed. As b-operands of a tile that holds k as rows: `[m[0], m[1]]` and `[m[2], m[3]]`.
@@ -85,20 +85,14 @@ impl<'k> Warp<'k> {
         row: u32,
         col16: u32,
     ) -> [Val<'k, B32>; 4] {
-        self.ldmatrix(lanes, tile, row, col16, true)
+        self.load_matrices_at(lanes.matrices(tile, row, col16), true)
     }
 
+    /// The four matrices of each lane's own address.
     #[track_caller]
-    fn ldmatrix(
-        self,
-        lanes: &TileLanes<'k>,
-        tile: SmemAddr<'k>,
-        row: u32,
-        col16: u32,
-        transposed: bool,
-    ) -> [Val<'k, B32>; 4] {
+    pub fn load_matrices_at(self, from: SmemAddr<'k>, transposed: bool) -> [Val<'k, B32>; 4] {
         let dst = [(); 4].map(|()| self.0.register(Width::W32));
-        let from = lanes.matrices(tile, row, col16).address();
+        let from = from.address();
         self.0.emit(LoadMatrices { dst, from, transposed });
         dst.map(|reg| Val::new(self.0, Src::Reg(reg)))
     }

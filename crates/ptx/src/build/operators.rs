@@ -156,6 +156,8 @@ methods! { B32:
     choose(b: B32, mask: B32) -> B32 CHOOSE;
     /// Each bit that at least two of the three have.
     majority(b: B32, c: B32) -> B32 MAJORITY;
+    /// The f16 number in the low half.
+    f16_to_f32() -> F32 F16_F32;
     /// In each half all ones where self <= b as f16 numbers, subnormals included.
     le_f16x2(b: B32) -> B32 LE_F16X2;
 }
@@ -165,6 +167,17 @@ impl<'k> Val<'k, U32> {
     #[track_caller]
     pub fn modulo(self, divisor: u32) -> Val<'k, U32> {
         if divisor.is_power_of_two() { self & (divisor - 1) } else { self - self / divisor * divisor }
+    }
+}
+
+impl<'k> Val<'k, B32> {
+    /// The 16-bit float in the low half.
+    #[track_caller]
+    pub fn half_to_f32(self, half: Half) -> Val<'k, F32> {
+        match half {
+            Half::Bf16 => (self << 16u32).cast(),
+            Half::F16 => self.f16_to_f32(),
+        }
     }
 }
 

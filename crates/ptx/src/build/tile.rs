@@ -48,6 +48,12 @@ impl TileLayout {
         (8 / self.group()).trailing_zeros()
     }
 
+    /// Where a chunk of a row is, on the device: bytes from the tile's start.
+    #[track_caller]
+    pub fn chunk<'k>(self, row: Val<'k, U32>, chunk: u32) -> Val<'k, U32> {
+        row * self.row_bytes() + (self.swizzle(row) ^ chunk) * CHUNK_BYTES
+    }
+
     #[track_caller]
     fn swizzle<'k>(self, row: Val<'k, U32>) -> Val<'k, U32> {
         (row >> self.shift()) & (self.group() - 1)
@@ -85,6 +91,14 @@ impl<'k> Warp<'k> {
 }
 
 impl<'k> TileLanes<'k> {
+    /// The lane's part of addresses of 16 columns that are chosen on the GPU, for [`Warp::load_matrices_at`]. Rows
+    /// further down are [`TileLayout::bytes`] further.
+    #[track_caller]
+    pub fn column(&self, warp: Warp<'k>, col16: Val<'k, U32>) -> Val<'k, U32> {
+        let lane = warp.threads().lane();
+        own_offset(self.layout, lane & 15, col16 * 2 + (lane >> 4))
+    }
+
     #[track_caller]
     pub(crate) fn matrices(&self, tile: SmemAddr<'k>, row: u32, col16: u32) -> SmemAddr<'k> {
         assert!(
@@ -128,6 +142,11 @@ impl<'k> Thread<'k> {
     }
 }
 
+#[track_caller]
+fn own_offset<'k>(layout: TileLayout, row: Val<'k, U32>, chunk: Val<'k, U32>) -> Val<'k, U32> {
+    row * layout.row_bytes() + (chunk ^ layout.swizzle(row)) * CHUNK_BYTES
+}
+
 impl<'k> TileThread<'k> {
     /// How many chunks of each row the thread has; the next is [`col_step`](Self::col_step) columns further.
     pub fn chunks(&self) -> u32 {
@@ -143,7 +162,10 @@ impl<'k> TileThread<'k> {
     #[track_caller]
     pub fn at(&self, tile: SmemAddr<'k>, pass: u32, chunk: u32) -> SmemAddr<'k> {
         let rows = pass * self.rows_at_once;
-        assert!(pass == 0 || self.rows_at_once.is_multiple_of(8), "passes keep the permutation");
-        tile.plus(self.offset).at(self.layout.bytes(rows) + 2 * chunk * self.col_step())
+        let further = 2 * chunk * self.col_step();
+        if rows.is_multiple_of(8) {
+            return tile.plus(self.offset).at(self.layout.bytes(rows) + further); // the same permutation
+        }
+        tile.plus(own_offset(self.layout, self.row + rows, self.col / CHUNK)).at(further)
     }
 }

@@ -60,6 +60,17 @@ impl Global {
         Pointer(base)
     }
 
+    /// Zeroes `len` bytes, as a memset between launches would.
+    ///
+    /// # Panics
+    /// Unless they are inside one buffer.
+    pub fn zero(&mut self, address: u64, len: usize) {
+        let buffer = self.buffers.iter_mut().rev().find(|b| b.base <= address).expect("an address of this memory");
+        let at = (address - buffer.base) as usize;
+        buffer.bytes[at..at + len].fill(0);
+        buffer.written[at..at + len].fill(true);
+    }
+
     /// What a buffer holds. `pointer` is one that [`upload`](Self::upload) or [`reserve`](Self::reserve) gave.
     pub fn bytes(&self, pointer: Pointer) -> &[u8] {
         &self.at_base(pointer).bytes

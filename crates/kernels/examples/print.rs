@@ -1,0 +1,40 @@
+//! Prints a kernel's PTX, for looking at what ptxas makes of it:
+//! `cargo run -p signflash-kernels --example print -- forward bf16 128 drop causal w4 r2 n64 s2 b2 reg`.
+use signflash_kernels::{Access, Common, Config, Outputs, Tiles};
+use signflash_ptx::Half;
+
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let has = |word: &str| words.iter().any(|w| w == word);
+    let number = |letter: char, default: u32| {
+        words.iter().find_map(|w| w.strip_prefix(letter)?.parse().ok()).unwrap_or(default)
+    };
+    let common = Common {
+        half: if has("f16") { Half::F16 } else { Half::Bf16 },
+        head_dim: words.iter().find_map(|w| w.parse().ok()).unwrap_or(128),
+        full_width: !has("ragged"),
+        access: if has("narrow") { Access::Narrow } else { Access::Wide },
+        causal: has("causal"),
+        dropout: has("drop"),
+        negative_scale: has("neg"),
+    };
+    let tiles = Tiles {
+        warps: number('w', 4),
+        row_tiles: number('r', 2),
+        step: number('n', 64),
+        slots: number('s', 2),
+        blocks_per_sm: number('b', 2),
+        in_registers: has("reg"),
+    };
+    let outputs =
+        Outputs { dk: !has("nodk"), dv: !has("nodv"), dq: !has("nodq"), wide_add: has("wide") };
+    let config = match words.first().map(String::as_str) {
+        Some("probs") => Config::Probs(common, tiles),
+        Some("delta") => Config::Delta(common),
+        Some("keys") => Config::Keys(common, tiles, outputs),
+        Some("queries") => Config::Queries(common, tiles),
+        Some("convert") => Config::ConvertDq(common, tiles, has("wide")),
+        _ => Config::Forward(common, tiles),
+    };
+    print!("{}", config.kernel().ptx());
+}

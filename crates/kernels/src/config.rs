@@ -1,0 +1,152 @@
+//! Everything that is chosen while building a kernel. Two equal configurations are the same kernel.
+use crate::parts::copy::Access;
+use signflash_ptx::Half;
+use std::fmt;
+
+/// What all kernels of one problem have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Common {
+    /// Format of q, k, v and the results.
+    pub half: Half,
+    /// Columns a head in shared memory: head_dim, rounded up to a multiple of 16.
+    pub head_dim: u32,
+    /// Whether head_dim is that already, so that no column needs a check.
+    pub full_width: bool,
+    /// How rows are moved.
+    pub access: Access,
+    /// Whether a query sees only some keys.
+    pub causal: bool,
+    /// Whether probabilities are dropped.
+    pub dropout: bool,
+    /// Whether softmax_scale is negative: scores then change their sign.
+    pub negative_scale: bool,
+}
+
+/// The shape of a block of threads and of its tiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tiles {
+    /// Warps a block.
+    pub warps: u32,
+    /// Tiles of 16 rows that each warp owns.
+    pub row_tiles: u32,
+    /// Rows of the other operand a step: keys in kernels whose warps own queries, and the other way round.
+    pub step: u32,
+    /// Steps that shared memory holds at once.
+    pub slots: u32,
+    /// Blocks a multiprocessor should hold at once.
+    pub blocks_per_sm: u32,
+    /// Whether the rows that a warp owns stay in registers (all of them, or only in shared memory).
+    pub in_registers: bool,
+}
+
+impl Tiles {
+    /// Rows that a block owns.
+    pub fn rows(&self) -> u32 {
+        16 * self.warps * self.row_tiles
+    }
+
+    /// Threads a block.
+    pub fn threads(&self) -> u32 {
+        32 * self.warps
+    }
+}
+
+/// Which gradients a pass over the key tiles computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Outputs {
+    /// dk.
+    pub dk: bool,
+    /// dv.
+    pub dv: bool,
+    /// dq, added up in f32 in global memory by all blocks, in no fixed order.
+    pub dq: bool,
+    /// Whether the GPU can add four floats at once (Hopper).
+    pub wide_add: bool,
+}
+
+/// A kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Config {
+    /// out and lse.
+    Forward(Common, Tiles),
+    /// The normalised, sign-encoded probabilities.
+    Probs(Common, Tiles),
+    /// delta, and lse in base 2.
+    Delta(Common),
+    /// dk and dv, and dq in pieces, by blocks that own keys.
+    Keys(Common, Tiles, Outputs),
+    /// dq by blocks that own queries: the same bits in every run.
+    Queries(Common, Tiles),
+    /// dq from its sums, whose order depends on whether they were added four at once.
+    ConvertDq(Common, Tiles, bool),
+}
+
+impl fmt::Display for Common {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}_d{}", self.half.name(), self.head_dim)?;
+        let flags = [
+            (!self.full_width, "_ragged"),
+            (self.access == Access::Narrow, "_narrow"),
+            (self.causal, "_causal"),
+            (self.dropout, "_drop"),
+            (self.negative_scale, "_neg"),
+        ];
+        flags.into_iter().filter(|(on, _)| *on).try_for_each(|(_, text)| f.write_str(text))
+    }
+}
+
+impl fmt::Display for Tiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Tiles { warps, row_tiles, step, slots, blocks_per_sm, in_registers } = self;
+        write!(f, "_w{warps}r{}n{step}s{slots}b{blocks_per_sm}{}", 16 * row_tiles, if *in_registers { "r" } else { "" })
+    }
+}
+
+/// The kernel's name: it says every choice.
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Config::Forward(common, tiles) => write!(f, "sf_fwd_{common}{tiles}"),
+            Config::Probs(common, tiles) => write!(f, "sf_probs_{common}{tiles}"),
+            Config::Delta(common) => write!(f, "sf_delta_{common}"),
+            Config::Keys(common, tiles, outputs) => {
+                write!(f, "sf_bwd_keys_{common}{tiles}")?;
+                let Outputs { dk, dv, dq, wide_add } = *outputs;
+                let flags = [(dk, "_dk"), (dv, "_dv"), (dq, "_dq"), (dq && wide_add, "4")];
+                flags.into_iter().filter(|(on, _)| *on).try_for_each(|(_, text)| f.write_str(text))
+            }
+            Config::Queries(common, tiles) => write!(f, "sf_bwd_queries_{common}{tiles}"),
+            Config::ConvertDq(common, tiles, wide) => {
+                write!(f, "sf_convert_dq_{common}{tiles}{}", if *wide { "_4" } else { "" })
+            }
+        }
+    }
+}
+
+impl Config {
+    /// The shape of its blocks, if it has a choice.
+    pub fn tiles(&self) -> Option<&Tiles> {
+        match self {
+            Config::Delta(_) => None,
+            Config::Forward(_, tiles)
+            | Config::Probs(_, tiles)
+            | Config::Keys(_, tiles, _)
+            | Config::Queries(_, tiles)
+            | Config::ConvertDq(_, tiles, _) => Some(tiles),
+        }
+    }
+
+    /// Builds the kernel.
+    pub fn kernel(&self) -> signflash_ptx::Kernel {
+        use crate::sm80;
+        let name = self.to_string();
+        match self {
+            Config::Forward(common, tiles) => sm80::forward::kernel(&name, common, tiles),
+            Config::Probs(common, tiles) => sm80::probs::kernel(&name, common, tiles),
+            Config::Delta(common) => sm80::delta::kernel(&name, common),
+            Config::Keys(common, tiles, outputs) => sm80::backward_keys::kernel(&name, common, tiles, outputs),
+            Config::Queries(common, tiles) => sm80::backward_queries::kernel(&name, common, tiles),
+            Config::ConvertDq(common, tiles, wide) => sm80::convert_dq::kernel(&name, common, tiles, *wide),
+        }
+    }
+}

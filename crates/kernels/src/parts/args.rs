@@ -1,0 +1,198 @@
+//! Kernel arguments, declared once: a host struct that makes [`Arg`]s and a device struct that reads them.
+use signflash_ptx::{Arg, Cta, F32, GlobalAddr, U32, U64, Val};
+
+/// How a field of this type is passed and read.
+pub(crate) trait Passed {
+    type Device<'k>;
+    fn push(self, args: &mut Vec<Arg>);
+    fn declare<'k>(cta: Cta<'k>, names: &[&'static str]) -> Self::Device<'k>;
+}
+
+impl Passed for u32 {
+    type Device<'k> = Val<'k, U32>;
+    fn push(self, args: &mut Vec<Arg>) {
+        args.push(Arg::U32(self));
+    }
+    fn declare<'k>(cta: Cta<'k>, names: &[&'static str]) -> Self::Device<'k> {
+        cta.param_u32(names[0])
+    }
+}
+
+impl Passed for u64 {
+    type Device<'k> = Val<'k, U64>;
+    fn push(self, args: &mut Vec<Arg>) {
+        args.push(Arg::U64(self));
+    }
+    fn declare<'k>(cta: Cta<'k>, names: &[&'static str]) -> Self::Device<'k> {
+        cta.param_u64(names[0])
+    }
+}
+
+impl Passed for f32 {
+    type Device<'k> = Val<'k, F32>;
+    fn push(self, args: &mut Vec<Arg>) {
+        args.push(Arg::F32(self));
+    }
+    fn declare<'k>(cta: Cta<'k>, names: &[&'static str]) -> Self::Device<'k> {
+        cta.param_f32(names[0])
+    }
+}
+
+/// A tensor (batch, seqlen, heads, columns) in device memory, its last stride 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceTensor {
+    /// Address of its first element.
+    pub ptr: u64,
+    /// Elements from one batch to the next.
+    pub batch_stride: u64,
+    /// Elements from one row (query, key) to the next.
+    pub row_stride: u64,
+    /// Elements from one head to the next.
+    pub head_stride: u64,
+}
+
+impl DeviceTensor {
+    /// Whether every row starts at a multiple of 16 bytes, for elements of 2 bytes.
+    pub fn is_aligned(&self) -> bool {
+        let strides = [self.batch_stride, self.row_stride, self.head_stride];
+        self.ptr.is_multiple_of(16) && strides.iter().all(|stride| stride.is_multiple_of(8))
+    }
+}
+
+/// The same on the device; strides in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TensorVals<'k> {
+    pub(crate) ptr: Val<'k, U64>,
+    pub(crate) batch: Val<'k, U64>,
+    pub(crate) row: Val<'k, U64>,
+    pub(crate) head: Val<'k, U64>,
+}
+
+impl Passed for DeviceTensor {
+    type Device<'k> = TensorVals<'k>;
+    fn push(self, args: &mut Vec<Arg>) {
+        args.push(Arg::U64(self.ptr));
+        args.extend([self.batch_stride, self.row_stride, self.head_stride].map(|stride| Arg::U64(2 * stride)));
+    }
+    fn declare<'k>(cta: Cta<'k>, names: &[&'static str]) -> Self::Device<'k> {
+        TensorVals {
+            ptr: cta.param_u64(names[1]),
+            batch: cta.param_u64(names[2]),
+            row: cta.param_u64(names[3]),
+            head: cta.param_u64(names[4]),
+        }
+    }
+}
+
+impl<'k> TensorVals<'k> {
+    /// Row 0 of one head.
+    pub(crate) fn head(&self, batch: Val<'k, U32>, head: Val<'k, U32>) -> Rows<'k> {
+        let start = head.widen().mul_add(self.head, batch.widen().mul_add(self.batch, self.ptr));
+        Rows { start, stride: self.row }
+    }
+}
+
+/// The rows of one head of a tensor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rows<'k> {
+    start: Val<'k, U64>,
+    /// Bytes from one row to the next.
+    pub(crate) stride: Val<'k, U64>,
+}
+
+impl<'k> Rows<'k> {
+    /// One row.
+    pub(crate) fn row(&self, row: Val<'k, U32>) -> GlobalAddr<'k> {
+        GlobalAddr::new(row.widen().mul_add(self.stride, self.start))
+    }
+}
+
+/// Makes the two structs. The order of the fields is the order of the kernel's parameters.
+macro_rules! kernel_args {
+    ($(#[$doc:meta])* $host:ident / $device:ident { $($(#[$field_doc:meta])* $field:ident: $ty:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq)]
+        pub(crate) struct $host {
+            $($(#[$field_doc])* pub(crate) $field: $ty,)*
+        }
+
+        impl $host {
+            pub(crate) fn push(self, args: &mut Vec<signflash_ptx::Arg>) {
+                $($crate::parts::args::Passed::push(self.$field, args);)*
+            }
+        }
+
+        #[derive(Clone, Copy, Debug)]
+        #[allow(dead_code)]
+        pub(crate) struct $device<'k> {
+            $(pub(crate) $field: <$ty as $crate::parts::args::Passed>::Device<'k>,)*
+        }
+
+        impl<'k> $device<'k> {
+            pub(crate) fn declare(cta: signflash_ptx::Cta<'k>) -> Self {
+                $(let $field = <$ty as $crate::parts::args::Passed>::declare(cta, &[
+                    stringify!($field),
+                    concat!(stringify!($field), "_ptr"),
+                    concat!(stringify!($field), "_batch_bytes"),
+                    concat!(stringify!($field), "_row_bytes"),
+                    concat!(stringify!($field), "_head_bytes"),
+                ]);)*
+                $device { $($field),* }
+            }
+        }
+    };
+}
+pub(crate) use kernel_args;
+
+kernel_args! {
+    /// What every kernel knows of the problem.
+    ProblemArgs / ProblemVals {
+        /// Queries.
+        seqlen_q: u32,
+        /// Keys.
+        seqlen_k: u32,
+        /// Query heads.
+        num_heads: u32,
+        /// Key heads.
+        num_heads_k: u32,
+        /// Query heads a key head.
+        group: u32,
+        /// Real columns of a head.
+        head_dim: u32,
+        /// softmax_scale with its sign.
+        scale: f32,
+        /// |softmax_scale| * log2(e).
+        scale_log2: f32,
+        /// The first query's row in the whole, modulo 16: tiles start so many rows before it.
+        row_shift: u32,
+        /// The first key's column in the whole, modulo 32: tiles start so many columns before it.
+        column_shift: u32,
+        /// Rows of a head in the statistics (`sm80/delta.rs`), which start `row_shift` rows before the first query.
+        stat_rows: u32,
+    }
+}
+
+kernel_args! {
+    /// The dropout mask's place in its random stream.
+    DropoutArgs / DropoutVals {
+        /// Key of the generator.
+        seed: u64,
+        /// Counter of the generator.
+        offset: u64,
+        /// Address of a seed and an offset (u64 each) to be read instead, or 0. So a captured graph draws a new mask
+        /// at each replay.
+        seed_and_offset_ptr: u64,
+        /// Index of (batch 0, head 0) among the (batch, head) pairs of the whole.
+        first_stream: u64,
+        /// Query heads of the whole.
+        num_heads_total: u64,
+        /// The first query's row in the whole, divided by 16.
+        first_row16: u32,
+        /// The first key's column in the whole, divided by 32.
+        first_column32: u32,
+        /// A byte up to this is kept.
+        threshold: u32,
+        /// Factor of what is kept.
+        keep_scale: f32,
+    }
+}

@@ -1,0 +1,130 @@
+//! Tiles between global and shared memory. Rows outside the tensor, and columns beyond head_dim, are zeros.
+use super::args::Rows;
+use crate::config::Common;
+use signflash_ptx::{B32, GlobalAddr, Pred, SmemAddr, Thread, TileLayout, TileThread, U32, Val};
+
+/// How 16-bit rows are moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// 16 bytes at a time, asynchronously: every row starts at a multiple of 16 bytes, head_dim is a multiple of 8.
+    Wide,
+    /// Element by element: any row.
+    Narrow,
+}
+
+/// The rows of a tile in global memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TileRows<'k> {
+    pub(crate) rows: Rows<'k>,
+    /// The first row of the tile. Rows before 0 are taken for huge ones, and so are outside too.
+    pub(crate) first: Val<'k, U32>,
+    /// Rows of the tensor.
+    pub(crate) seqlen: Val<'k, U32>,
+    /// Columns of the tensor.
+    pub(crate) head_dim: Val<'k, U32>,
+}
+
+/// One thread's share of copying tiles of one size.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TileCopy<'k> {
+    pub(crate) thread: Thread<'k>,
+    pub(crate) share: TileThread<'k>,
+    pub(crate) access: Access,
+    /// Whether head_dim is the tile's width, so that no column needs a check.
+    pub(crate) full_width: bool,
+}
+
+impl<'k> TileCopy<'k> {
+    /// Thread `index` of `threads`, for tiles of a head's width.
+    #[track_caller]
+    pub(crate) fn new(thread: Thread<'k>, common: &Common, index: Val<'k, U32>, threads: u32) -> Self {
+        let share = thread.tile_thread(TileLayout::new(common.head_dim), index, threads);
+        TileCopy { thread, share, access: common.access, full_width: common.full_width }
+    }
+
+    /// Starts to bring `count` rows to `tile`. They are there once the group of copies has been waited for.
+    #[track_caller]
+    pub(crate) fn load(&self, tile: SmemAddr<'k>, source: TileRows<'k>, count: u32) {
+        self.each_row(source, count, |pass, row, real| {
+            for chunk in 0..self.share.chunks() {
+                let to = self.share.at(tile, pass, chunk);
+                let from = row.at(2 * i64::from(chunk * self.share.col_step()));
+                let col = self.share.col + chunk * self.share.col_step();
+                match self.access {
+                    Access::Wide => {
+                        let real = if self.full_width { real } else { real & col.lt(source.head_dim) };
+                        self.thread.copy_async(to, from, real);
+                    }
+                    Access::Narrow => self.load_elements(to, from, real, source.head_dim, col),
+                }
+            }
+        });
+    }
+
+    /// Writes `count` rows of `tile` to global memory, as far as they are in the tensor.
+    #[track_caller]
+    pub(crate) fn store(&self, tile: SmemAddr<'k>, target: TileRows<'k>, count: u32) {
+        self.each_row(target, count, |pass, row, real| {
+            for chunk in 0..self.share.chunks() {
+                let words: [Val<'k, B32>; 4] = self.thread.load(self.share.at(tile, pass, chunk));
+                let to = row.at(2 * i64::from(chunk * self.share.col_step()));
+                let col = self.share.col + chunk * self.share.col_step();
+                match self.access {
+                    Access::Wide => {
+                        let real = if self.full_width { real } else { real & col.lt(target.head_dim) };
+                        self.thread.when(real, |t| t.store(to, words));
+                    }
+                    Access::Narrow => self.store_elements(to, words, real, target.head_dim, col),
+                }
+            }
+        });
+    }
+
+    fn each_row(&self, tile: TileRows<'k>, count: u32, mut body: impl FnMut(u32, GlobalAddr<'k>, Val<'k, Pred>)) {
+        let at_once = self.share.rows_at_once;
+        assert!(count.is_multiple_of(at_once), "{count} rows, {at_once} at a time");
+        let first = tile.first + self.share.row;
+        let mut address = tile.rows.row(first).plus((self.share.col * 2).widen());
+        let step = tile.rows.stride * u64::from(at_once);
+        for pass in 0..count / at_once {
+            if pass > 0 {
+                address = address.plus(step);
+            }
+            body(pass, address, (first + pass * at_once).lt(tile.seqlen));
+        }
+    }
+
+    fn load_elements(
+        &self,
+        to: SmemAddr<'k>,
+        from: GlobalAddr<'k>,
+        real: Val<'k, Pred>,
+        head_dim: Val<'k, U32>,
+        col: Val<'k, U32>,
+    ) {
+        let words = [0, 2, 4, 6].map(|i| {
+            let [low, high] = [i, i + 1].map(|i| {
+                let element = self.thread.u32(0).cast::<B32>().var();
+                self.thread.when(real & (col + i).lt(head_dim), |t| element.set(t.load_half(from.at(2 * i64::from(i)))));
+                element.get()
+            });
+            low | high << 16u32
+        });
+        self.thread.store(to, words);
+    }
+
+    fn store_elements(
+        &self,
+        to: GlobalAddr<'k>,
+        words: [Val<'k, B32>; 4],
+        real: Val<'k, Pred>,
+        head_dim: Val<'k, U32>,
+        col: Val<'k, U32>,
+    ) {
+        for i in 0..8u32 {
+            let word = words[i as usize / 2];
+            let element = if i % 2 == 0 { word } else { word >> 16u32 };
+            self.thread.when(real & (col + i).lt(head_dim), |t| t.store_half(to.at(2 * i64::from(i)), element));
+        }
+    }
+}

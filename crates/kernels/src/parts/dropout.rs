@@ -1,0 +1,141 @@
+//! The mask on the GPU: Philox where FlashAttention-2 draws it, and what is done with its bytes.
+//!
+//! One call gives a lane 16 bytes, which are its 16 entries of a block of 16 rows and 32 columns. With g = lane / 4 and
+//! c = lane % 4, byte e of word w is row g + 8 * (e / 2), column 8 w + 2 c + e % 2: just the order of a tensor-core
+//! accumulator, so that words need no exchange between lanes when rows are queries.
+use super::args::DropoutVals;
+use signflash_core::dropout::philox::{DROPOUT_ROUNDS, MUL_0, MUL_2, WEYL_0, WEYL_1};
+use signflash_ptx::{B32, F32, GlobalAddr, Thread, U32, U64, Val, Warp};
+
+type Word<'k> = Val<'k, U32>;
+
+/// The generator, keyed.
+#[derive(Clone, Debug)]
+pub(crate) struct Philox<'k> {
+    /// A pair for each round.
+    keys: Vec<[Word<'k>; 2]>,
+    offset: Val<'k, U64>,
+    first_stream: Val<'k, U64>,
+    num_heads_total: Val<'k, U64>,
+}
+
+/// The random stream of one (batch, head), for one lane.
+#[derive(Debug)]
+pub(crate) struct Stream<'k> {
+    keys: Vec<[Word<'k>; 2]>,
+    counter: [Word<'k>; 2],
+}
+
+/// Both halves of a product.
+fn split<'k>(product: Val<'k, U64>) -> (Word<'k>, Word<'k>) {
+    ((product >> 32u32).low(), product.low())
+}
+
+impl<'k> Philox<'k> {
+    /// Reads the seed where it is, and derives the keys of all rounds.
+    #[track_caller]
+    pub(crate) fn new(t: Thread<'k>, args: &DropoutVals<'k>) -> Self {
+        let words = |x: Val<'k, U64>| [x.low().var(), (x >> 32u32).low().var()];
+        let (seed, offset) = (words(args.seed), words(args.offset));
+        t.when(args.seed_and_offset_ptr.ne(0u64), |t| {
+            let [a, b] = t.load::<U32, 2>(GlobalAddr::new(args.seed_and_offset_ptr));
+            let [c, d] = t.load::<U32, 2>(GlobalAddr::new(args.seed_and_offset_ptr).at(8));
+            (seed[0].set(a), seed[1].set(b), offset[0].set(c), offset[1].set(d));
+        });
+        let key = |round: u32| [0, 1].map(|i| seed[i].get() + [WEYL_0, WEYL_1][i].wrapping_mul(round));
+        Philox {
+            keys: (0..DROPOUT_ROUNDS as u32).map(key).collect(),
+            offset: offset[1].get().mul_wide(0x1_0000u32) * 0x1_0000u64 + offset[0].get().widen(),
+            first_stream: args.first_stream,
+            num_heads_total: args.num_heads_total,
+        }
+    }
+
+    /// The stream of a (batch, head) of this problem.
+    #[track_caller]
+    pub(crate) fn stream(&self, t: Thread<'k>, batch: Val<'k, U32>, head: Val<'k, U32>) -> Stream<'k> {
+        let stream = batch.widen().mul_add(self.num_heads_total, head.widen() + self.first_stream);
+        let counter = stream.mul_add(32u64, self.offset) + t.lane().widen();
+        Stream { keys: self.keys.clone(), counter: [counter.low(), (counter >> 32u32).low()] }
+    }
+}
+
+impl<'k> Stream<'k> {
+    /// The lane's 16 bytes of a block.
+    ///
+    /// All rounds are written out here; those parts of the first three that depend only on the lane and on the row are
+    /// moved out of a loop over columns by ptxas, which leaves 10 of 14 products a call (counted in its output).
+    #[track_caller]
+    pub(crate) fn block(&self, row16: Word<'k>, column32: Word<'k>) -> [Val<'k, B32>; 4] {
+        let mut x = [self.counter[0], self.counter[1], row16, column32];
+        for [k0, k1] in &self.keys {
+            let (high0, low0) = split(x[0].mul_wide(MUL_0));
+            let (high1, low1) = split(x[2].mul_wide(MUL_2));
+            let mix = |a: Word<'k>, b: Word<'k>, c: Word<'k>| a.cast::<B32>().xor3(b.cast(), c.cast()).cast::<U32>();
+            x = [mix(high1, x[1], *k0), low1, mix(high0, x[3], *k1), low0];
+        }
+        x.map(|word| word.cast())
+    }
+}
+
+/// What keeps or drops, in packed 16-bit form.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PackedMask<'k> {
+    /// The threshold in both halves.
+    threshold: Val<'k, B32>,
+}
+
+impl<'k> PackedMask<'k> {
+    #[track_caller]
+    pub(crate) fn new(args: &DropoutVals<'k>) -> Self {
+        PackedMask { threshold: (args.threshold | args.threshold << 16u32).cast() }
+    }
+
+    /// All ones in the halves whose entry is kept, of a pair of columns: of row g, or (`lower`) of row g + 8.
+    ///
+    /// Bytes, as 16-bit numbers, are subnormal f16; comparing those does not flush them, so this is exact.
+    #[track_caller]
+    pub(crate) fn keep(&self, word: Val<'k, B32>, lower: bool) -> Val<'k, B32> {
+        let selector = if lower { 0x4342u32 } else { 0x4140 };
+        word.permute(0u32, selector).le_f16x2(self.threshold)
+    }
+}
+
+/// Writes the mask into sign bits of f32 probabilities whose rows are keys: the transposed accumulator.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SignMask<'k> {
+    /// 255 - threshold in each byte, and its low seven bits.
+    excess: Val<'k, B32>,
+    excess_low: Val<'k, B32>,
+}
+
+impl<'k> SignMask<'k> {
+    #[track_caller]
+    pub(crate) fn new(t: Thread<'k>, args: &DropoutVals<'k>) -> Self {
+        let excess = (t.u32(255) - args.threshold) * 0x0101_0101u32;
+        SignMask { excess: excess.cast(), excess_low: (excess & 0x7F7F_7F7Fu32).cast() }
+    }
+
+    /// Bit 7 of each byte: dropped. A byte x exceeds the threshold exactly if x + (255 - threshold) carries out of 8
+    /// bits, and the carry out of bit 7 is the majority of both operands' bit 7 and the carry into it.
+    #[track_caller]
+    pub(crate) fn dropped(&self, bytes: Val<'k, B32>) -> Val<'k, B32> {
+        let sum = (bytes & 0x7F7F_7F7Fu32).cast::<U32>() + self.excess_low.cast::<U32>();
+        bytes.majority(self.excess, sum.cast::<B32>())
+    }
+
+    /// The flags of a word for the transposed accumulator: lane (g, c) gets those of key g and queries 2 c, 2 c + 8,
+    /// 2 c + 1, 2 c + 9 in bytes 0 to 3.
+    #[track_caller]
+    pub(crate) fn transposed(&self, warp: Warp<'k>, word: Val<'k, B32>) -> Val<'k, B32> {
+        // A pair of queries (g, g + 8) becomes one 16-bit element, so that 8x8 elements are transposed at once.
+        warp.transpose(self.dropped(word).permute(0u32, 0x3120u32))
+    }
+
+    /// `p` with bit 7 of byte `byte` of `flags` as its sign.
+    #[track_caller]
+    pub(crate) fn sign(p: Val<'k, F32>, flags: Val<'k, B32>, byte: u32) -> Val<'k, F32> {
+        let flag = if byte == 3 { flags } else { flags << (24 - 8 * byte) };
+        p.cast::<B32>().choose(flag, 0x7FFF_FFFFu32).cast()
+    }
+}

@@ -1,0 +1,9 @@
+//! What several kernels share, one concept a file.
+
+pub(crate) mod args;
+pub(crate) mod copy;
+pub(crate) mod dropout;
+pub(crate) mod epilogue;
+pub(crate) mod product;
+pub(crate) mod softmax;
+pub(crate) mod work;

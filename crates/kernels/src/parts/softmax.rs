@@ -1,0 +1,110 @@
+//! Online softmax over the rows of a warp's accumulators (Milakov, Gimelshein 2018; as in FlashAttention).
+use signflash_ptx::{Acc, F32, Thread, U32, Val, Var, Warp};
+use std::array::from_fn;
+
+/// Rows of a 16-row accumulator that one thread holds parts of: g and g + 8.
+pub(crate) const THREAD_ROWS: usize = 2;
+
+/// Combines a value over the four lanes that share a row.
+#[track_caller]
+pub(crate) fn over_row<'k>(
+    warp: Warp<'k>,
+    value: Val<'k, F32>,
+    combine: impl Fn(Val<'k, F32>, Val<'k, F32>) -> Val<'k, F32>,
+) -> Val<'k, F32> {
+    [1, 2].into_iter().fold(value, |value, lanes| combine(value, warp.shuffle_xor(value, lanes)))
+}
+
+/// What is not visible gets the score -inf. `limits` are how many keys each of the thread's rows sees; `first` is the
+/// key of the accumulator's column 0.
+#[track_caller]
+pub(crate) fn hide<'k>(t: Thread<'k>, s: &Acc<'k>, limits: [Val<'k, U32>; THREAD_ROWS], first: Val<'k, U32>) {
+    let own = first + (t.index() & 3) * 2;
+    for group in 0..s.groups() {
+        for register in 0..4 {
+            // A column before 0 is a huge unsigned number.
+            let key = own + (8 * group + register % 2) as u32;
+            let score = s.at(group, register);
+            let seen = key.lt(limits[register / 2]);
+            score.set(seen.select(score.get(), t.f32(f32::NEG_INFINITY)));
+        }
+    }
+}
+
+/// The running maximum and sum of a thread's two rows.
+#[derive(Debug)]
+pub(crate) struct OnlineSoftmax<'k> {
+    warp: Warp<'k>,
+    scale_log2: Val<'k, F32>,
+    /// Of unscaled scores.
+    max: [Var<'k, F32>; THREAD_ROWS],
+    /// Of this thread's columns only; added up at the end.
+    sum: [Var<'k, F32>; THREAD_ROWS],
+}
+
+/// A thread's two rows at the end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowResult<'k> {
+    /// 1 / (sum of exponentials), or 0 for a row without keys.
+    pub(crate) inverse: [Val<'k, F32>; THREAD_ROWS],
+    /// Natural logarithm of the sum of exponentials, or -inf.
+    pub(crate) lse: [Val<'k, F32>; THREAD_ROWS],
+}
+
+impl<'k> OnlineSoftmax<'k> {
+    #[track_caller]
+    pub(crate) fn new(warp: Warp<'k>, scale_log2: Val<'k, F32>) -> Self {
+        let fill = |x: f32| from_fn(|_| warp.threads().f32(x).var());
+        OnlineSoftmax { warp, scale_log2, max: fill(f32::NEG_INFINITY), sum: fill(0.0) }
+    }
+
+    /// Turns scores into exponentials relative to the new maximum, adds them to the sums, and returns by what the
+    /// output so far is to be multiplied.
+    #[track_caller]
+    pub(crate) fn step(&self, s: &Acc<'k>) -> [Val<'k, F32>; THREAD_ROWS] {
+        from_fn(|row| {
+            let cells = || (0..s.groups()).flat_map(move |group| [2 * row, 2 * row + 1].map(|r| s.at(group, r)));
+            let old = self.max[row].get();
+            let own = cells().fold(old, |max, x| max.max(x.get()));
+            let max = over_row(self.warp, own, |a, b| a.max(b));
+            // A row that has seen no key yet must not compute -inf - -inf.
+            let finite = max.eq(f32::NEG_INFINITY).select(self.warp.threads().f32(0.0), max);
+            let shift = -(finite * self.scale_log2);
+            let correction = old.mul_add(self.scale_log2, shift).ex2();
+            let mut sum = self.sum[row].get() * correction;
+            for x in cells() {
+                let p = x.get().mul_add(self.scale_log2, shift).ex2();
+                x.set(p);
+                sum = sum + p;
+            }
+            self.max[row].set(max);
+            self.sum[row].set(sum);
+            correction
+        })
+    }
+
+    /// The rows' sums and logarithms.
+    #[track_caller]
+    pub(crate) fn finish(&self) -> RowResult<'k> {
+        let t = self.warp.threads();
+        let sum: [_; THREAD_ROWS] = from_fn(|row| over_row(self.warp, self.sum[row].get(), |a, b| a + b));
+        RowResult {
+            inverse: sum.map(|sum| sum.eq(0.0).select(t.f32(0.0), sum.rcp())),
+            lse: from_fn(|row| {
+                let log2 = self.max[row].get().mul_add(self.scale_log2, sum[row].lg2());
+                sum[row].eq(0.0).select(t.f32(f32::NEG_INFINITY), log2 * std::f32::consts::LN_2)
+            }),
+        }
+    }
+}
+
+/// Multiplies each row of an accumulator.
+#[track_caller]
+pub(crate) fn scale_rows<'k>(acc: &Acc<'k>, factors: [Val<'k, F32>; THREAD_ROWS]) {
+    for group in 0..acc.groups() {
+        for register in 0..4 {
+            let cell = acc.at(group, register);
+            cell.set(cell.get() * factors[register / 2]);
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! What one call does on a GPU: launches with their arguments. The interpreter and the driver run the same plan.
+use crate::config::Config;
+use crate::parts::args::{DeviceTensor, DropoutArgs, ProblemArgs};
+use crate::parts::copy::Access;
+use crate::select::{Gpu, Select};
+use crate::sm80::backward_keys::KeysArgs;
+use crate::sm80::backward_queries::QueriesArgs;
+use crate::sm80::convert_dq::ConvertDqArgs;
+use crate::sm80::delta::DeltaArgs;
+use crate::sm80::forward::ForwardArgs;
+use crate::sm80::probs::ProbsArgs;
+use signflash_core::Problem;
+use signflash_ptx::{Arg, Half};
+
+/// One thing that a stream does.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Runs a kernel.
+    Launch {
+        /// Which.
+        config: Config,
+        /// Blocks, along x.
+        grid: u32,
+        /// One value a parameter.
+        args: Vec<Arg>,
+    },
+    /// Zeroes memory.
+    Zero {
+        /// Its first byte.
+        ptr: u64,
+        /// How many.
+        bytes: u64,
+    },
+}
+
+/// A forward, its tensors in device memory.
+#[derive(Clone, Copy, Debug)]
+pub struct ForwardCall<'a> {
+    /// Sizes, scale, dropout.
+    pub problem: &'a Problem,
+    /// Format of all tensors but lse.
+    pub half: Half,
+    /// (batch, seqlen_q, num_heads, head_dim).
+    pub q: DeviceTensor,
+    /// (batch, seqlen_k, num_heads_k, head_dim).
+    pub k: DeviceTensor,
+    /// As k.
+    pub v: DeviceTensor,
+    /// As q; written.
+    pub out: DeviceTensor,
+    /// (batch, num_heads, seqlen_q) f32, dense; written.
+    pub lse: u64,
+    /// (batch, num_heads, seqlen_q, seqlen_k), if asked for; written. Of its strides, the row's is that from query to
+    /// query.
+    pub probs: Option<DeviceTensor>,
+    /// Address of a seed and an offset (u64 each) that replace the problem's when the kernel runs, or 0.
+    pub seed_and_offset_ptr: u64,
+}
+
+/// A backward, its tensors in device memory.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub struct BackwardCall<'a> {
+    pub problem: &'a Problem,
+    pub half: Half,
+    pub q: DeviceTensor,
+    pub k: DeviceTensor,
+    pub v: DeviceTensor,
+    pub out: DeviceTensor,
+    /// (batch, num_heads, seqlen_q) f32, dense.
+    pub lse: u64,
+    pub dout: DeviceTensor,
+    /// Written.
+    pub dq: DeviceTensor,
+    /// Written.
+    pub dk: DeviceTensor,
+    /// Written.
+    pub dv: DeviceTensor,
+    /// Of [`backward_workspace_bytes`], a multiple of 16 as its address.
+    pub workspace: u64,
+    /// The same bits in every run, at about 1.3 times the time.
+    pub deterministic: bool,
+    /// As in [`ForwardCall`].
+    pub seed_and_offset_ptr: u64,
+}
+
+/// Why no kernel can be launched: the grid would have too many blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooManyBlocks {
+    /// How many it would need.
+    pub blocks: u64,
+}
+
+impl std::fmt::Display for TooManyBlocks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the call needs {} blocks, a launch takes 2147483647; split the batch or the heads", self.blocks)
+    }
+}
+
+impl std::error::Error for TooManyBlocks {}
+
+/// The steps of a forward. None if there is nothing to write.
+///
+/// # Errors
+/// [`TooManyBlocks`].
+pub fn forward(call: &ForwardCall<'_>, gpu: Gpu) -> Result<Vec<Step>, TooManyBlocks> {
+    let ForwardCall { problem, half, q, k, v, out, lse, probs, seed_and_offset_ptr } = *call;
+    let select = Select { gpu, access: access(&[q, k, v, out]) };
+    let common = select.common(problem, half);
+    let (args, dropout) = (problem_args(problem), dropout_args(problem, seed_and_offset_ptr));
+    let list = |own: &dyn Fn(&mut Vec<Arg>)| argument_list(args, own, dropout);
+    let mut steps = vec![];
+    let forward = select.forward(common);
+    launch(&mut steps, forward, query_blocks(problem, &forward), list(&|l| ForwardArgs { q, k, v, out, lse }.push(l)))?;
+    if let Some(probs) = probs {
+        let config = select.probs(common);
+        let own = |l: &mut Vec<Arg>| ProbsArgs { q, k, lse, probs }.push(l);
+        launch(&mut steps, config, query_blocks(problem, &config), list(&own))?;
+    }
+    Ok(steps)
+}
+
+/// Bytes of device memory that a backward needs besides its tensors: delta and lse of every row, and dq in f32 unless
+/// deterministic or head_dim is above 128.
+pub fn backward_workspace_bytes(problem: &Problem, gpu: Gpu, deterministic: bool) -> u64 {
+    Workspace::plan(problem, gpu, deterministic).bytes
+}
+
+/// The steps of a backward.
+///
+/// # Errors
+/// [`TooManyBlocks`].
+pub fn backward(call: &BackwardCall<'_>, gpu: Gpu) -> Result<Vec<Step>, TooManyBlocks> {
+    let BackwardCall { problem, half, q, k, v, out, lse, dout, dq, dk, dv, .. } = *call;
+    let select = Select { gpu, access: access(&[q, k, v, out, dout, dq, dk, dv]) };
+    let configs = select.backward(select.common(problem, half), call.deterministic);
+    let space = Workspace::plan(problem, gpu, call.deterministic);
+    let (stats, dq_sums) = (call.workspace, call.workspace + space.dq_sums);
+    let (args, dropout) = (problem_args(problem), dropout_args(problem, call.seed_and_offset_ptr));
+    let list = |own: &dyn Fn(&mut Vec<Arg>)| argument_list(args, own, dropout);
+    let mut steps = vec![];
+
+    let keep_scale = dropout.map_or(1.0, |d| d.keep_scale);
+    let own = |l: &mut Vec<Arg>| DeltaArgs { out, dout, lse, stats, keep_scale }.push(l);
+    let rows = heads(problem) * stat_rows(problem);
+    let blocks = rows.div_ceil(crate::sm80::delta::ROWS_PER_BLOCK.into());
+    launch(&mut steps, configs.delta, blocks, argument_list(args, &own, None))?;
+    let converts = matches!(configs.dq, Config::ConvertDq(..));
+    if converts && space.bytes > space.dq_sums {
+        steps.push(Step::Zero { ptr: dq_sums, bytes: space.bytes - space.dq_sums });
+    }
+    for config in configs.keys {
+        let own = |l: &mut Vec<Arg>| KeysArgs { q, k, v, dout, dk, dv, stats, dq_sums }.push(l);
+        launch(&mut steps, config, key_blocks(problem, &config), list(&own))?;
+    }
+    if converts {
+        let own = |l: &mut Vec<Arg>| ConvertDqArgs { dq, dq_sums, keep_scale }.push(l);
+        launch(&mut steps, configs.dq, dq_blocks(problem, &configs.dq), argument_list(args, &own, None))?;
+    } else {
+        let own = |l: &mut Vec<Arg>| QueriesArgs { q, k, v, dout, dq, stats }.push(l);
+        launch(&mut steps, configs.dq, query_blocks(problem, &configs.dq), list(&own))?;
+    }
+    Ok(steps)
+}
+
+fn access(tensors: &[DeviceTensor]) -> Access {
+    if tensors.iter().all(DeviceTensor::is_aligned) { Access::Wide } else { Access::Narrow }
+}
+
+fn argument_list(problem: ProblemArgs, own: &dyn Fn(&mut Vec<Arg>), dropout: Option<DropoutArgs>) -> Vec<Arg> {
+    let mut list = Vec::new();
+    problem.push(&mut list);
+    own(&mut list);
+    if let Some(dropout) = dropout {
+        dropout.push(&mut list);
+    }
+    list
+}
+
+fn launch(steps: &mut Vec<Step>, config: Config, blocks: u64, args: Vec<Arg>) -> Result<(), TooManyBlocks> {
+    let grid = i32::try_from(blocks).map_err(|_| TooManyBlocks { blocks })? as u32;
+    if grid > 0 {
+        steps.push(Step::Launch { config, grid, args });
+    }
+    Ok(())
+}
+
+/// Rows before the tensor in its first tile of 16.
+fn row_shift(problem: &Problem) -> u32 {
+    problem.keep_rule().map_or(0, |rule| (rule.first_row() % 16) as u32)
+}
+
+/// Columns before the tensor in its first tile of 32.
+fn column_shift(problem: &Problem) -> u32 {
+    problem.keep_rule().map_or(0, |rule| (rule.first_column() % 32) as u32)
+}
+
+fn heads(problem: &Problem) -> u64 {
+    (problem.shape().batch * problem.shape().num_heads) as u64
+}
+
+/// Rows that one of its blocks owns.
+fn rows_of(config: &Config) -> u32 {
+    config.tiles().expect("its blocks own rows").rows()
+}
+
+fn query_blocks(problem: &Problem, config: &Config) -> u64 {
+    let shape = problem.shape();
+    if shape.seqlen_q == 0 {
+        return 0;
+    }
+    heads(problem) * (shape.seqlen_q as u64 + u64::from(row_shift(problem))).div_ceil(rows_of(config).into())
+}
+
+fn key_blocks(problem: &Problem, config: &Config) -> u64 {
+    let shape = problem.shape();
+    if shape.seqlen_k == 0 {
+        return 0;
+    }
+    let tiles = (shape.seqlen_k as u64 + u64::from(column_shift(problem))).div_ceil(rows_of(config).into());
+    (shape.batch * shape.num_heads_k) as u64 * tiles
+}
+
+/// Query tiles as the kernel of the keys walks over them.
+fn dq_blocks(problem: &Problem, config: &Config) -> u64 {
+    heads(problem) * query_steps(problem, config.tiles().expect("it has a step").step)
+}
+
+/// Rows of a head's statistics: whole steps of any kernel.
+fn stat_rows(problem: &Problem) -> u64 {
+    (problem.shape().seqlen_q as u64 + u64::from(row_shift(problem))).next_multiple_of(crate::sm80::delta::STEP.into())
+}
+
+fn query_steps(problem: &Problem, step: u32) -> u64 {
+    (problem.shape().seqlen_q as u64 + u64::from(row_shift(problem))).div_ceil(step.into())
+}
+
+fn problem_args(problem: &Problem) -> ProblemArgs {
+    let shape = problem.shape();
+    // A scale of 0 times a score of -inf, which hides a key, must stay -inf.
+    let scale = (problem.softmax_scale().abs() as f32).max(f32::MIN_POSITIVE);
+    ProblemArgs {
+        seqlen_q: shape.seqlen_q as u32,
+        seqlen_k: shape.seqlen_k as u32,
+        num_heads: shape.num_heads as u32,
+        num_heads_k: shape.num_heads_k as u32,
+        group: shape.group_size() as u32,
+        head_dim: shape.head_dim as u32,
+        scale: problem.softmax_scale() as f32,
+        scale_log2: ((problem.softmax_scale().abs() * std::f64::consts::LOG2_E) as f32).max(scale),
+        row_shift: row_shift(problem),
+        column_shift: column_shift(problem),
+        stat_rows: stat_rows(problem) as u32,
+    }
+}
+
+fn dropout_args(problem: &Problem, seed_and_offset_ptr: u64) -> Option<DropoutArgs> {
+    let rule = problem.keep_rule()?;
+    let shard = problem.shard();
+    let [low, high] = rule.key().map(u64::from);
+    let num_heads_total = shard.num_heads_total.unwrap_or(problem.shape().num_heads) as u64;
+    let first_stream = (shard.first_batch as u64).wrapping_mul(num_heads_total).wrapping_add(shard.first_head as u64);
+    Some(DropoutArgs {
+        seed: high << 32 | low,
+        offset: rule.head_counter(0, 0).wrapping_sub(first_stream.wrapping_mul(32)),
+        seed_and_offset_ptr,
+        first_stream,
+        num_heads_total,
+        first_row16: (rule.first_row() / 16) as u32,
+        first_column32: (rule.first_column() / 32) as u32,
+        threshold: rule.threshold().into(),
+        keep_scale: problem.keep_scale() as f32,
+    })
+}
+
+/// Where things lie in a backward's workspace, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Workspace {
+    dq_sums: u64,
+    bytes: u64,
+}
+
+impl Workspace {
+    fn plan(problem: &Problem, gpu: Gpu, deterministic: bool) -> Self {
+        let stats = 8 * heads(problem) * stat_rows(problem);
+        // Alignment of the tensors changes how rows are read, not how work is shared out.
+        let select = Select { gpu, access: Access::Wide };
+        let configs = select.backward(select.common(problem, Half::Bf16), deterministic);
+        let sums = match configs.dq {
+            Config::ConvertDq(common, tiles, _) => {
+                heads(problem) * query_steps(problem, tiles.step) * u64::from(4 * tiles.step * common.head_dim)
+            }
+            _ => 0,
+        };
+        Workspace { dq_sums: stats, bytes: stats + sums }
+    }
+}

@@ -1,0 +1,169 @@
+//! (problem, device) -> configuration: tables, first fitting row wins.
+//!
+//! Rows say what a block owns and what it walks over. They were chosen by measurement on an H200 for head_dim 64 and
+//! 128 (see `benchmarks/gpu.md`); other rows are bounded by registers (255 a thread) and by shared memory, which is why
+//! the last row of each head_dim is one that fits the 99 KiB of the smallest GPUs since Ampere.
+use crate::config::{Common, Config, Outputs, Tiles};
+use crate::parts::copy::Access;
+use signflash_core::{Dtype, Problem};
+use signflash_ptx::Half;
+use std::fmt;
+
+/// What a GPU offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Gpu {
+    /// Major and minor.
+    pub compute_capability: (u32, u32),
+    /// Dynamic shared memory that one block may ask for.
+    pub smem_per_block_bytes: u32,
+}
+
+impl Gpu {
+    /// An H100 or H200.
+    pub const HOPPER: Gpu = Gpu { compute_capability: (9, 0), smem_per_block_bytes: 232_448 };
+    /// An A100.
+    pub const AMPERE: Gpu = Gpu { compute_capability: (8, 0), smem_per_block_bytes: 166_912 };
+    /// The least that runs these kernels: Ada, and Ampere's consumer GPUs.
+    pub const SMALL: Gpu = Gpu { compute_capability: (8, 6), smem_per_block_bytes: 101_376 };
+}
+
+/// A row of a table: for padded head_dims up to `head_dim`.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    head_dim: u32,
+    tiles: Tiles,
+}
+
+const fn row(head_dim: u32, [warps, row_tiles, step, slots, blocks_per_sm]: [u32; 5], in_registers: bool) -> Row {
+    Row { head_dim, tiles: Tiles { warps, row_tiles, step, slots, blocks_per_sm, in_registers } }
+}
+
+/// Columns: head_dim up to, [warps, 16-row tiles a warp, keys a step, slots, blocks an SM], q in registers.
+const FORWARD: &[Row] = &[
+    row(32, [4, 2, 64, 2, 2], true),
+    row(64, [4, 2, 64, 2, 2], false),
+    row(96, [4, 2, 64, 2, 2], false),
+    row(128, [4, 2, 64, 2, 2], false),
+    row(128, [4, 2, 32, 2, 2], false),
+    row(192, [8, 1, 64, 2, 1], false),
+    row(192, [4, 1, 32, 2, 2], false),
+    row(256, [8, 1, 64, 2, 1], false),
+    row(256, [8, 1, 32, 2, 1], false),
+    row(256, [4, 1, 32, 2, 1], false),
+];
+
+/// The same columns: warps own queries, and walk over keys.
+const QUERIES: &[Row] = &[
+    row(64, [4, 1, 64, 2, 2], false),
+    row(128, [4, 1, 64, 2, 1], false),
+    row(128, [4, 1, 32, 2, 1], false),
+    row(192, [4, 1, 32, 2, 1], false),
+    row(192, [4, 1, 32, 1, 1], false),
+    row(256, [4, 1, 32, 2, 1], false),
+    row(256, [4, 1, 32, 1, 1], false),
+    row(256, [2, 1, 32, 1, 1], false),
+];
+
+/// Warps own keys, and walk over queries.
+const KEYS: &[Row] = &[
+    row(64, [8, 1, 64, 2, 1], false),
+    row(128, [8, 1, 64, 2, 1], false),
+    row(128, [4, 1, 32, 2, 1], false),
+    row(192, [8, 1, 32, 1, 1], false),
+    row(192, [4, 1, 32, 1, 1], false),
+    row(256, [8, 1, 32, 1, 1], false),
+    row(256, [4, 1, 16, 1, 1], false),
+];
+
+/// Above this head_dim dk and dv of 16 keys do not fit a warp's registers together.
+const TOGETHER_HEAD_DIM: u32 = 128;
+
+/// The kernels of one backward.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackwardConfigs {
+    /// delta and base-2 lse.
+    pub delta: Config,
+    /// dk and dv (in one pass or two), and pieces of dq.
+    pub keys: Vec<Config>,
+    /// dq: from its pieces, or by a pass of its own.
+    pub dq: Config,
+}
+
+/// Chooses kernels.
+#[derive(Clone, Copy, Debug)]
+pub struct Select {
+    /// For this GPU.
+    pub gpu: Gpu,
+    /// Rows of 16 bytes can be read and written at once.
+    pub access: Access,
+}
+
+impl Select {
+    /// What all kernels of a problem share.
+    pub fn common(&self, problem: &Problem, half: Half) -> Common {
+        let head_dim = problem.shape().head_dim as u32;
+        let padded = head_dim.next_multiple_of(16);
+        let access = if head_dim.is_multiple_of(8) { self.access } else { Access::Narrow };
+        Common {
+            half,
+            head_dim: padded,
+            full_width: head_dim == padded,
+            access,
+            causal: problem.causal(),
+            dropout: problem.keep_rule().is_some(),
+            negative_scale: problem.softmax_scale() < 0.0,
+        }
+    }
+
+    fn tiles(&self, table: &[Row], head_dim: u32, smem_bytes: impl Fn(&Tiles) -> u32) -> Tiles {
+        let fits = |row: &&Row| row.head_dim >= head_dim && smem_bytes(&row.tiles) <= self.gpu.smem_per_block_bytes;
+        table.iter().find(fits).expect("the last row fits every GPU since Ampere").tiles
+    }
+
+    /// The forward's kernel.
+    pub fn forward(&self, common: Common) -> Config {
+        let smem = |t: &Tiles| 2 * common.head_dim * (t.rows() + 2 * t.slots * t.step);
+        Config::Forward(common, self.tiles(FORWARD, common.head_dim, smem))
+    }
+
+    /// The kernel that writes probs.
+    pub fn probs(&self, common: Common) -> Config {
+        let smem = |t: &Tiles| 2 * common.head_dim * (t.rows() + 2 * t.slots * t.step);
+        Config::Probs(common, self.tiles(QUERIES, common.head_dim, smem))
+    }
+
+    /// The backward's kernels.
+    pub fn backward(&self, common: Common, deterministic: bool) -> BackwardConfigs {
+        let width = common.head_dim;
+        let tiles = self.tiles(KEYS, width, |t| {
+            2 * width * (2 * t.rows() + 2 * t.slots * t.step) + 2 * t.rows() * t.step * 2 + 8 * t.slots * t.step
+        });
+        let together = width <= TOGETHER_HEAD_DIM;
+        let added = together && !deterministic;
+        let wide_add = self.gpu.compute_capability >= (9, 0);
+        let outputs = |dk, dv| Config::Keys(common, tiles, Outputs { dk, dv, dq: added, wide_add: added && wide_add });
+        let smem = |t: &Tiles| 2 * width * (2 * t.rows() + 2 * t.slots * t.step);
+        let dq = match added {
+            true => Config::ConvertDq(common, tiles, wide_add),
+            false => Config::Queries(common, self.tiles(QUERIES, width, smem)),
+        };
+        let keys = if together { vec![outputs(true, true)] } else { vec![outputs(true, false), outputs(false, true)] };
+        BackwardConfigs { delta: Config::Delta(common), keys, dq }
+    }
+}
+
+/// The 16-bit format of a dtype, if it is one.
+pub fn half_of(dtype: Dtype) -> Option<Half> {
+    match dtype {
+        Dtype::F16 => Some(Half::F16),
+        Dtype::Bf16 => Some(Half::Bf16),
+        _ => None,
+    }
+}
+
+impl fmt::Display for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (major, minor) = self.compute_capability;
+        write!(f, "compute capability {major}.{minor}, {} KiB of shared memory a block", self.smem_per_block_bytes / 1024)
+    }
+}

@@ -1,0 +1,502 @@
+//! Backward by blocks that own keys: dk, dv, and dq's pieces.
+//!
+//! ```text
+//! k, v -> smem                      once
+//! q, dout, statistics -> ring       a step of queries ahead of the products; all query heads of the key head in turn
+//! every warp, every step, with 16 * row_tiles keys of its own:
+//!   s^T = k q^T    dp^T = v dout^T            accumulators whose rows are keys
+//!   p = exp2(s - lse), its sign bit: dropped
+//!   dv += max(p, 0)^T dout                    packing with relu: the dropped are negative, and become 0
+//!   ds = |p| * (dp where kept - delta)        max(p, 0) * dp - |p| * delta
+//!   dk += ds^T q
+//!   ds -> smem, barrier, dq += ds k           the warps share rows and columns of dq; sums in f32 in global memory
+//! ```
+//! With keys as rows, accumulators of s^T and ds^T are operands of dv and dk as they are. Random words come in the
+//! order of s, so their flags are transposed between lanes (`movmatrix`) before they become signs. The keep scale and
+//! softmax_scale are applied at the end.
+//!
+//! Grid: key tiles x key heads x batches, along x. Block: 32 * warps threads.
+use super::convert_dq::SumsTile;
+use super::forward::negate;
+use crate::config::{Common, Outputs, Tiles};
+use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_args};
+use crate::parts::copy::{TileCopy, TileRows};
+use crate::parts::dropout::{Philox, SignMask};
+use crate::parts::epilogue::{stage, store_rows};
+use crate::parts::product::{FragmentA, Operand, mma_ab, mma_abt, pack};
+use crate::parts::softmax::scale_rows;
+use crate::parts::work::Work;
+use signflash_ptx::{
+    Acc, B32, Builder, CopyRing, Cta, F32, GlobalAddr, Kernel, Pred, S32, Shape, SmemAddr, Thread, TileLanes,
+    TileLayout, U32, Val, Var, Warp,
+};
+
+kernel_args! {
+    /// Arguments of the pass over keys.
+    KeysArgs / KeysVals {
+        /// Queries.
+        q: DeviceTensor,
+        /// Keys.
+        k: DeviceTensor,
+        /// Values.
+        v: DeviceTensor,
+        /// Gradient of the output.
+        dout: DeviceTensor,
+        /// Written.
+        dk: DeviceTensor,
+        /// Written.
+        dv: DeviceTensor,
+        /// Of `sm80/delta.rs`.
+        stats: u64,
+        /// Sums of dq, see `sm80/convert_dq.rs`; zeroed before.
+        dq_sums: u64,
+    }
+}
+
+/// Bytes of a query's statistics: -lse in base 2, and delta.
+const STAT_BYTES: u32 = 8;
+
+/// The kernel of a configuration.
+pub(crate) fn kernel(name: &str, common: &Common, tiles: &Tiles, outputs: &Outputs) -> Kernel {
+    let shape = Shape { block_threads: tiles.threads(), min_blocks_per_sm: tiles.blocks_per_sm };
+    Builder::build(name, shape, |cta| {
+        let problem = ProblemVals::declare(cta);
+        let args = KeysVals::declare(cta);
+        let dropout = common.dropout.then(|| Dropout::new(cta.threads(), DropoutVals::declare(cta)));
+        let smem = Smem::plan(cta, common, tiles, outputs);
+        let work = Work::locate(cta, problem.key_tiles(tiles.rows()), problem.num_heads_k, false);
+        Keys { cta, common, tiles, outputs, problem, args, dropout, smem, work }.run();
+    })
+}
+
+/// What is drawn in every step.
+struct Dropout<'k> {
+    args: DropoutVals<'k>,
+    philox: Philox<'k>,
+    mask: SignMask<'k>,
+}
+
+impl<'k> Dropout<'k> {
+    fn new(t: Thread<'k>, args: DropoutVals<'k>) -> Self {
+        Dropout { philox: Philox::new(t, &args), mask: SignMask::new(t, &args), args }
+    }
+}
+
+/// Everything the block keeps in shared memory.
+struct Smem<'k> {
+    /// The block's keys and values; in the end dk and dv on their way out.
+    k: SmemAddr<'k>,
+    v: SmemAddr<'k>,
+    /// `tiles.step` rows of q, as many of dout, and their statistics.
+    queries: CopyRing<'k>,
+    /// ds of a step, its rows keys: read by all warps for dq.
+    ds: Option<SmemAddr<'k>>,
+    layout: TileLayout,
+    ds_layout: TileLayout,
+}
+
+impl<'k> Smem<'k> {
+    fn plan(cta: Cta<'k>, common: &Common, tiles: &Tiles, outputs: &Outputs) -> Self {
+        let (layout, ds_layout) = (TileLayout::new(common.head_dim), TileLayout::new(tiles.step));
+        let slot = 2 * layout.bytes(tiles.step) + tiles.step * STAT_BYTES;
+        Smem {
+            k: cta.smem("k", layout.bytes(tiles.rows()), 1024),
+            v: cta.smem("v", layout.bytes(tiles.rows()), 1024),
+            queries: cta.copy_ring("queries", tiles.slots, slot.next_multiple_of(1024)),
+            ds: outputs.dq.then(|| cta.smem("ds", ds_layout.bytes(tiles.rows()), 1024)),
+            layout,
+            ds_layout,
+        }
+    }
+}
+
+struct Keys<'a, 'k> {
+    cta: Cta<'k>,
+    common: &'a Common,
+    tiles: &'a Tiles,
+    outputs: &'a Outputs,
+    problem: ProblemVals<'k>,
+    args: KeysVals<'k>,
+    dropout: Option<Dropout<'k>>,
+    smem: Smem<'k>,
+    work: Work<'k>,
+}
+
+/// Where the walk over queries is: all steps of a head, then the next head of the group.
+struct Cursor<'k> {
+    first: Val<'k, U32>,
+    end: Val<'k, U32>,
+    step: Var<'k, U32>,
+    /// Heads of the group that are done.
+    member: Var<'k, U32>,
+}
+
+impl<'k> Cursor<'k> {
+    fn new(t: Thread<'k>, first: Val<'k, U32>, end: Val<'k, U32>) -> Self {
+        Cursor { first, end, step: first.var(), member: t.u32(0).var() }
+    }
+
+    fn advance(&self) {
+        let next = self.step.get() + 1;
+        let wraps = next.eq(self.end);
+        self.step.set(wraps.select(self.first, next));
+        self.member.set(self.member.get() + wraps.select(1u32, 0u32));
+    }
+}
+
+/// What a warp has at hand in every step.
+struct Own<'a, 'k> {
+    lanes: &'a TileLanes<'k>,
+    ds_lanes: &'a TileLanes<'k>,
+    /// The warp's rows of k and v.
+    k: SmemAddr<'k>,
+    v: SmemAddr<'k>,
+    /// The first of its keys: of its tile, and of the thread.
+    first_key: Val<'k, U32>,
+    row: Val<'k, U32>,
+}
+
+impl<'k> Keys<'_, 'k> {
+    fn run(&self) {
+        let Keys { cta, common, tiles, problem, .. } = self;
+        let (warp, t) = (cta.warps(), cta.threads());
+        let first_key = self.work.block * tiles.rows() - problem.column_shift;
+        let kv = cta.copy_group(|| self.load_keys(first_key));
+        let (first, end) = self.query_steps(first_key);
+        let ahead = Cursor::new(t, first, end);
+        let more = |cursor: &Cursor<'k>| cursor.member.get().lt(problem.group) & first.lt(end);
+        self.fill(&ahead, more(&ahead));
+
+        let row = warp.index() * (16 * tiles.row_tiles);
+        let (lanes, ds_lanes) = (warp.tile_lanes(self.smem.layout), warp.tile_lanes(self.smem.ds_layout));
+        let own = |tile: SmemAddr<'k>| tile.plus(row * self.smem.layout.row_bytes());
+        let own =
+            Own { lanes: &lanes, ds_lanes: &ds_lanes, k: own(self.smem.k), v: own(self.smem.v), first_key, row };
+        let cleared = |wanted: bool| -> Vec<Acc<'k>> {
+            let acc: Vec<_> = (0..tiles.row_tiles * u32::from(wanted)).map(|_| warp.acc(common.head_dim)).collect();
+            acc.iter().for_each(Acc::clear);
+            acc
+        };
+        let (mut dk, mut dv) = (cleared(self.outputs.dk), cleared(self.outputs.dv));
+        kv.wait(*cta);
+        let now = Cursor::new(t, first, end);
+        cta.while_(
+            || more(&now),
+            |cta| {
+                let queries = self.smem.queries.take(cta);
+                ahead.advance();
+                if tiles.slots > 1 {
+                    self.fill(&ahead, more(&ahead));
+                }
+                self.step(&own, queries.address(), &now, &mut dk, &mut dv);
+                queries.release();
+                if tiles.slots == 1 {
+                    cta.sync();
+                    self.fill(&ahead, more(&ahead));
+                }
+                now.advance();
+            },
+        );
+        self.smem.queries.take(*cta).release(); // the last fill: of nothing
+        self.finish(&own, &dk, &dv);
+    }
+
+    /// The steps of queries that see a key of the block.
+    fn query_steps(&self, first_key: Val<'k, U32>) -> (Val<'k, U32>, Val<'k, U32>) {
+        let Keys { problem, tiles, .. } = self;
+        let end = problem.query_tiles(tiles.step);
+        if !self.common.causal {
+            return (self.cta.threads().u32(0), end);
+        }
+        // Query i sees key j from i = j - (seqlen_k - seqlen_q) on.
+        let first_key = first_key.cast::<S32>().max(0);
+        let first_row = (first_key + problem.seqlen_q.cast::<S32>() - problem.seqlen_k.cast::<S32>()).max(0);
+        let step = (first_row.cast::<U32>() + problem.row_shift) / tiles.step;
+        (step.min(end), end)
+    }
+
+    fn tile_of(&self, rows: Rows<'k>, first: Val<'k, U32>, seqlen: Val<'k, U32>) -> TileRows<'k> {
+        TileRows { rows, first, seqlen, head_dim: self.problem.head_dim }
+    }
+
+    fn load_keys(&self, first_key: Val<'k, U32>) {
+        let t = self.cta.threads();
+        let copy = TileCopy::new(t, self.common, t.index(), self.tiles.threads());
+        let (k, v) = (self.args.k, self.args.v).map_heads(&self.work);
+        let tile = |rows| self.tile_of(rows, first_key, self.problem.seqlen_k);
+        copy.load(self.smem.k, tile(k), self.tiles.rows());
+        copy.load(self.smem.v, tile(v), self.tiles.rows());
+    }
+
+    /// Starts to bring a step of queries, if there is one.
+    fn fill(&self, at: &Cursor<'k>, real: Val<'k, Pred>) {
+        let Keys { cta, tiles, problem, work, .. } = self;
+        let (ring, step) = (&self.smem.queries, tiles.step);
+        let slot = ring.next_fill();
+        let (m, head) = (at.step.get(), work.head * problem.group + at.member.get());
+        ring.fill(*cta, || {
+            cta.when(real, |cta| {
+                let t = cta.threads();
+                let copy = TileCopy::new(t, self.common, t.index(), tiles.threads());
+                let tile = |rows| self.tile_of(rows, m * step - problem.row_shift, problem.seqlen_q);
+                copy.load(slot, tile(self.args.q.head(work.batch, head)), step);
+                let dout = slot.at(self.smem.layout.bytes(step));
+                copy.load(dout, tile(self.args.dout.head(work.batch, head)), step);
+                // Two queries' statistics are 16 bytes.
+                t.when(t.index().lt(step / 2), |t| {
+                    let row = (work.batch * problem.num_heads + head).mul_wide(problem.stat_rows) + (m * step).widen();
+                    let from = GlobalAddr::new(row * u64::from(STAT_BYTES) + self.args.stats);
+                    let own = t.index() * 16;
+                    let to = slot.at(2 * self.smem.layout.bytes(step)).plus(own);
+                    t.copy_async(to, from.plus(own.widen()), t.index().lt(step));
+                });
+            });
+        });
+    }
+
+    fn step(
+        &self,
+        own: &Own<'_, 'k>,
+        slot: SmemAddr<'k>,
+        at: &Cursor<'k>,
+        dk: &mut [Acc<'k>],
+        dv: &mut [Acc<'k>],
+    ) {
+        let Keys { common, tiles, smem, .. } = self;
+        let (warp, half) = (self.cta.warps(), common.half);
+        let (q, dout) = (slot, slot.at(smem.layout.bytes(tiles.step)));
+        let (q, dout) = (Operand { lanes: own.lanes, tile: q }, Operand { lanes: own.lanes, tile: dout });
+        let m = at.step.get();
+        let head = self.work.head * self.problem.group + at.member.get();
+
+        let flags = self.dropout.as_ref().map(|dropout| self.draw(dropout, own, m, head));
+        let s = self.product(own, own.k, q);
+        if common.negative_scale {
+            s.iter().for_each(negate);
+        }
+        let needs_ds = self.outputs.dk || self.outputs.dq;
+        let dp = if needs_ds { self.product(own, own.v, dout) } else { vec![] };
+        self.probabilities(&s, &dp, slot.at(2 * smem.layout.bytes(tiles.step)), flags.as_deref());
+        let hidden = Hidden::new(self, own, m);
+        self.cta.when(hidden.any, |_| hidden.zero(&s, &dp));
+
+        if self.outputs.dv {
+            let p: Vec<Vec<FragmentA<'k>>> = s.iter().map(|s| pack(s, half, common.dropout)).collect();
+            mma_ab(warp, dv, tiles.step, half, |i, k16| p[i][k16 as usize], dout);
+        }
+        if let Some(ds) = smem.ds {
+            stage(warp, &dp, half, ds.plus(own.row * smem.ds_layout.row_bytes()), smem.ds_layout);
+        }
+        if self.outputs.dk {
+            let ds: Vec<Vec<FragmentA<'k>>> = dp.iter().map(|dp| pack(dp, half, false)).collect();
+            mma_ab(warp, dk, tiles.step, half, |i, k16| ds[i][k16 as usize], q);
+        }
+        if let Some(ds) = smem.ds {
+            self.cta.sync();
+            self.add_dq(own, ds, m, head);
+        }
+    }
+
+    /// This warp's rows of a tile in shared memory, times a step of queries transposed.
+    fn product(&self, own: &Own<'_, 'k>, rows: SmemAddr<'k>, queries: Operand<'_, 'k>) -> Vec<Acc<'k>> {
+        let warp = self.cta.warps();
+        let mut acc: Vec<Acc<'k>> = (0..self.tiles.row_tiles).map(|_| warp.acc(self.tiles.step)).collect();
+        acc.iter().for_each(Acc::clear);
+        let rows = Operand { lanes: own.lanes, tile: rows };
+        let a = |i: usize, k16: u32| rows.a(warp, 16 * i as u32, k16);
+        mma_abt(warp, &mut acc, self.common.head_dim, self.common.half, a, queries);
+        acc
+    }
+
+    /// s becomes p, its sign bit saying what is dropped; dp becomes ds.
+    fn probabilities(&self, s: &[Acc<'k>], dp: &[Acc<'k>], stats: SmemAddr<'k>, flags: Option<&[Flags<'k>]>) {
+        let t = self.cta.threads();
+        for group in 0..s[0].groups() {
+            // Of queries 2 c and 2 c + 1 of the group.
+            let own = stats.plus((t.lane() & 3) * (2 * STAT_BYTES)).at(8 * STAT_BYTES * group as u32);
+            let [lse0, delta0, lse1, delta1] = t.load::<F32, 4>(own);
+            let (negative_lse, delta) = ([lse0, lse1], [delta0, delta1]);
+            for (i, s) in s.iter().enumerate() {
+                for register in 0..4 {
+                    let (h, x) = (register / 2, register % 2);
+                    let cell = s.at(group, register);
+                    let p = cell.get().mul_add(self.problem.scale_log2, negative_lse[x]).ex2();
+                    let p = match flags {
+                        Some(flags) => SignMask::sign(p, flags[i][group / 2][h], (2 * x + group % 2) as u32),
+                        None => p,
+                    };
+                    cell.set(p);
+                    let Some(dp) = dp.get(i).map(|dp| dp.at(group, register)) else { continue };
+                    dp.set(match flags {
+                        // The dropped p is negative: max(p, 0) is what dp counts for, |p| what delta counts for.
+                        Some(_) => p.max(0.0).mul_add(dp.get(), -(p.abs() * delta[x])),
+                        None => p * (dp.get() - delta[x]),
+                    });
+                }
+            }
+        }
+    }
+
+    /// The flags of this warp's keys and a step of queries.
+    fn draw(&self, dropout: &Dropout<'k>, own: &Own<'_, 'k>, m: Val<'k, U32>, head: Val<'k, U32>) -> Vec<Flags<'k>> {
+        let (warp, t, tiles) = (self.cta.warps(), self.cta.threads(), self.tiles);
+        let Dropout { args, philox, mask } = dropout;
+        let philox = philox.stream(t, self.work.batch, head);
+        let (row16, rows16) = (args.first_row16 + m * (tiles.step / 16), tiles.step / 16);
+        let column32 = args.first_column32 + ((self.work.block * tiles.rows() + own.row) >> 5u32);
+        let transposed = |words: [Val<'k, B32>; 2]| words.map(|word| mask.transposed(warp, word));
+        if tiles.row_tiles.is_multiple_of(2) {
+            // Two tiles of 16 keys are the two halves of a block of 32 columns.
+            let mut flags: Vec<Flags<'k>> = vec![vec![]; tiles.row_tiles as usize];
+            for (pair, r) in (0..tiles.row_tiles / 2).flat_map(|pair| (0..rows16).map(move |r| (pair, r))) {
+                let [a, b, c, d] = philox.block(row16 + r, column32 + pair);
+                flags[2 * pair as usize].push(transposed([a, b]));
+                flags[2 * pair as usize + 1].push(transposed([c, d]));
+            }
+            return flags;
+        }
+        assert_eq!(tiles.row_tiles, 1, "one tile of 16 keys a warp, or pairs");
+        let right = (own.row & 16).ne(0);
+        let of_row = |r: u32| {
+            let [a, b, c, d] = philox.block(row16 + r, column32);
+            transposed([right.select(c, a), right.select(d, b)])
+        };
+        vec![(0..rows16).map(of_row).collect()]
+    }
+
+    /// dq += ds k: each warp takes some rows and some columns, over all keys of the block.
+    fn add_dq(&self, own: &Own<'_, 'k>, ds: SmemAddr<'k>, m: Val<'k, U32>, head: Val<'k, U32>) {
+        let (warp, t, tiles, layout) = (self.cta.warps(), self.cta.threads(), self.tiles, self.smem.layout);
+        let share = DqShare::new(tiles, self.common.head_dim);
+        let bh = self.work.batch * self.problem.num_heads + head;
+        let tile = bh * self.problem.query_tiles(tiles.step) + m;
+        let sums = SumsTile::new(t, self.args.dq_sums, tile, [tiles.step, self.common.head_dim], self.outputs.wide_add);
+        let index = warp.index();
+        let (part, column) = (index.modulo(share.row_parts), index / share.row_parts);
+        let row_tile = |i: u32| part * share.row_tiles + i;
+        let rows: Vec<SmemAddr<'k>> =
+            (0..share.row_tiles).map(|i| ds.plus(own.ds_lanes.column(warp, row_tile(i)))).collect();
+        for piece in 0..share.pieces {
+            let col16 = column + piece * share.column_parts;
+            let add = |warp: Warp<'k>| {
+                let k = self.smem.k.plus(own.lanes.column(warp, col16));
+                let mut acc: Vec<Acc<'k>> = rows.iter().map(|_| warp.acc(16)).collect();
+                acc.iter().for_each(Acc::clear);
+                for key in (0..tiles.rows()).step_by(16) {
+                    let b = warp.load_matrices_at(k.at(layout.bytes(key)), true);
+                    for (acc, rows) in acc.iter_mut().zip(&rows) {
+                        let a = warp.load_matrices_at(rows.at(self.smem.ds_layout.bytes(key)), true);
+                        let a = [a[0], a[2], a[1], a[3]];
+                        warp.mma(acc, 0, a, [b[0], b[1]], self.common.half);
+                        warp.mma(acc, 1, a, [b[2], b[3]], self.common.half);
+                    }
+                }
+                for (i, group) in (0..share.row_tiles).flat_map(|i| [(i, 0), (i, 1)]) {
+                    let place = sums.place(row_tile(i), col16 * 2 + group);
+                    let values = [0, 1, 2, 3].map(|r| acc[i as usize].at(group as usize, r).get());
+                    sums.add(t, place, values);
+                }
+            };
+            if share.is_even {
+                add(warp);
+            } else {
+                warp.when(col16.lt(self.common.head_dim / 16), add);
+            }
+        }
+    }
+
+    /// Scales and writes dk and dv.
+    fn finish(&self, own: &Own<'_, 'k>, dk: &[Acc<'k>], dv: &[Acc<'k>]) {
+        let (warp, t) = (self.cta.warps(), self.cta.threads());
+        let keep_scale = self.dropout.as_ref().map_or(t.f32(1.0), |d| d.args.keep_scale);
+        let (dk_rows, dv_rows) = (self.args.dk, self.args.dv).map_heads(&self.work);
+        let copy = TileCopy::new(t, self.common, t.lane(), 32);
+        let targets = [(dk, dk_rows, own.k, self.problem.scale * keep_scale), (dv, dv_rows, own.v, keep_scale)];
+        for (acc, rows, staging, factor) in targets.into_iter().filter(|(acc, ..)| !acc.is_empty()) {
+            acc.iter().for_each(|acc| scale_rows(acc, [factor, factor]));
+            let target = self.tile_of(rows, own.first_key + own.row, self.problem.seqlen_k);
+            store_rows(warp, acc, self.common.half, staging, &copy, target);
+        }
+    }
+}
+
+/// For each 16 queries: flags of keys g and g + 8 of a tile.
+type Flags<'k> = Vec<[Val<'k, B32>; 2]>;
+
+/// How the warps share a step's dq out.
+struct DqShare {
+    /// Tiles of 16 rows that a warp takes.
+    row_tiles: u32,
+    row_parts: u32,
+    /// Warps side by side; each takes every so-many-th piece of 16 columns.
+    column_parts: u32,
+    pieces: u32,
+    is_even: bool,
+}
+
+impl DqShare {
+    fn new(tiles: &Tiles, head_dim: u32) -> Self {
+        let row_tiles = if tiles.step >= 32 { 2 } else { 1 };
+        let row_parts = tiles.step / 16 / row_tiles;
+        assert!(tiles.warps.is_multiple_of(row_parts), "{} warps for {row_parts} parts of rows", tiles.warps);
+        let (column_parts, columns) = (tiles.warps / row_parts, head_dim / 16);
+        let pieces = columns.div_ceil(column_parts);
+        DqShare { row_tiles, row_parts, column_parts, pieces, is_even: columns.is_multiple_of(column_parts) }
+    }
+}
+
+/// Which entries of a step are hidden: beyond the keys, or by the causal mask.
+struct Hidden<'k> {
+    any: Val<'k, Pred>,
+    /// For each of the thread's keys, the first column of an accumulator (from the thread's first) that sees it.
+    seen_from: Vec<[Val<'k, S32>; 2]>,
+}
+
+impl<'k> Hidden<'k> {
+    fn new(keys: &Keys<'_, 'k>, own: &Own<'_, 'k>, m: Val<'k, U32>) -> Self {
+        let (t, problem, tiles) = (keys.cta.threads(), &keys.problem, keys.tiles);
+        let causal = keys.common.causal;
+        let first_row = m * tiles.step - problem.row_shift;
+        let behind = own.first_key + tiles.rows();
+        let beyond = problem.seqlen_k.cast::<S32>().lt(behind.cast::<S32>()) | own.first_key.cast::<S32>().lt(0);
+        let fewest = problem.visible(first_row, causal);
+        let own_row = first_row + (t.lane() & 3) * 2;
+        let seen_from = |i: u32, h: u32| {
+            let key = own.first_key + own.row + (t.lane() >> 2) + (16 * i + 8 * h);
+            let from = match causal {
+                true => (key + problem.seqlen_q - problem.seqlen_k - own_row).cast::<S32>(),
+                false => t.u32(0).cast(),
+            };
+            key.lt(problem.seqlen_k).select(from, t.u32(i32::MAX as u32).cast())
+        };
+        Hidden {
+            any: beyond | fewest.cast::<S32>().lt(behind.cast::<S32>()),
+            seen_from: (0..tiles.row_tiles).map(|i| [seen_from(i, 0), seen_from(i, 1)]).collect(),
+        }
+    }
+
+    /// Zeroes what is hidden, whatever it became.
+    fn zero(&self, s: &[Acc<'k>], dp: &[Acc<'k>]) {
+        for (i, from) in self.seen_from.iter().enumerate() {
+            for (group, register) in (0..s[i].groups()).flat_map(|group| (0..4).map(move |r| (group, r))) {
+                let column = (8 * group + register % 2) as i32;
+                let hidden = from[register / 2].le(column);
+                for acc in [s.get(i), dp.get(i)].into_iter().flatten() {
+                    let cell = acc.at(group, register);
+                    cell.set(hidden.select(cell.get(), 0.0f32));
+                }
+            }
+        }
+    }
+}
+
+/// Key heads of two tensors.
+trait MapHeads<'k> {
+    fn map_heads(self, work: &Work<'k>) -> (Rows<'k>, Rows<'k>);
+}
+
+impl<'k> MapHeads<'k> for (crate::parts::args::TensorVals<'k>, crate::parts::args::TensorVals<'k>) {
+    fn map_heads(self, work: &Work<'k>) -> (Rows<'k>, Rows<'k>) {
+        (self.0.head(work.batch, work.head), self.1.head(work.batch, work.head))
+    }
+}

@@ -1,0 +1,268 @@
+//! Backward by blocks that own queries: dq, the same bits in every run.
+//!
+//! ```text
+//! q, dout, statistics               once
+//! k, v -> ring                      a step ahead of the products
+//! every warp, every step:
+//!   s = q k^T    dp = dout v^T    p = exp2(s - lse), its sign bit: dropped
+//!   ds = |p| * (dp where kept - delta)
+//!   dq += ds k                      an accumulator of ds is an operand as it is
+//! ```
+//! s and dp are computed a second time here: 7 products in all instead of the 5 of a backward whose blocks add to dq in
+//! whatever order they come.
+//!
+//! Grid: query tiles x heads x batches, along x. Block: 32 * warps threads.
+use super::forward::negate;
+use crate::config::{Common, Tiles};
+use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_args};
+use crate::parts::copy::{TileCopy, TileRows};
+use crate::parts::dropout::{Philox, SignMask, Stream};
+use crate::parts::epilogue::store_rows;
+use crate::parts::product::{FragmentA, Operand, mma_ab, mma_abt, pack};
+use crate::parts::softmax::{THREAD_ROWS, scale_rows};
+use crate::parts::work::{KeyTiles, Work};
+use signflash_ptx::{
+    Acc, Builder, CopyRing, Cta, F32, GlobalAddr, Kernel, Shape, SmemAddr, TileLanes, TileLayout, U32, Val,
+};
+
+kernel_args! {
+    /// Arguments of the pass over queries.
+    QueriesArgs / QueriesVals {
+        /// Queries.
+        q: DeviceTensor,
+        /// Keys.
+        k: DeviceTensor,
+        /// Values.
+        v: DeviceTensor,
+        /// Gradient of the output.
+        dout: DeviceTensor,
+        /// Written.
+        dq: DeviceTensor,
+        /// Of `sm80/delta.rs`.
+        stats: u64,
+    }
+}
+
+/// The kernel of a configuration.
+pub(crate) fn kernel(name: &str, common: &Common, tiles: &Tiles) -> Kernel {
+    let shape = Shape { block_threads: tiles.threads(), min_blocks_per_sm: tiles.blocks_per_sm };
+    Builder::build(name, shape, |cta| {
+        let problem = ProblemVals::declare(cta);
+        let args = QueriesVals::declare(cta);
+        let dropout = common.dropout.then(|| DropoutVals::declare(cta));
+        let smem = Smem::plan(cta, common, tiles);
+        let work = Work::locate(cta, problem.query_tiles(tiles.rows()), problem.num_heads, common.causal);
+        Queries { cta, common, tiles, problem, args, dropout, smem, work }.run();
+    })
+}
+
+/// Everything the block keeps in shared memory.
+struct Smem<'k> {
+    /// The block's rows; each warp reads its own. q's become dq in the end.
+    q: SmemAddr<'k>,
+    dout: SmemAddr<'k>,
+    /// `tiles.step` rows of k, then as many of v.
+    kv: CopyRing<'k>,
+    layout: TileLayout,
+}
+
+impl<'k> Smem<'k> {
+    fn plan(cta: Cta<'k>, common: &Common, tiles: &Tiles) -> Self {
+        let layout = TileLayout::new(common.head_dim);
+        Smem {
+            q: cta.smem("q", layout.bytes(tiles.rows()), 1024),
+            dout: cta.smem("dout", layout.bytes(tiles.rows()), 1024),
+            kv: cta.copy_ring("kv", tiles.slots, 2 * layout.bytes(tiles.step)),
+            layout,
+        }
+    }
+}
+
+struct Queries<'a, 'k> {
+    cta: Cta<'k>,
+    common: &'a Common,
+    tiles: &'a Tiles,
+    problem: ProblemVals<'k>,
+    args: QueriesVals<'k>,
+    dropout: Option<DropoutVals<'k>>,
+    smem: Smem<'k>,
+    work: Work<'k>,
+}
+
+/// A warp's rows.
+struct Own<'a, 'k> {
+    lanes: &'a TileLanes<'k>,
+    q: SmemAddr<'k>,
+    dout: SmemAddr<'k>,
+    first_row: Val<'k, U32>,
+    /// For each tile of 16 rows and each of the thread's two in it: -lse in base 2, and delta.
+    stats: Vec<[[Val<'k, F32>; 2]; THREAD_ROWS]>,
+    limits: Vec<[Val<'k, U32>; THREAD_ROWS]>,
+    stream: Option<(Stream<'k>, SignMask<'k>)>,
+}
+
+impl<'k> Queries<'_, 'k> {
+    fn run(&self) {
+        let Queries { cta, common, tiles, problem, work, .. } = self;
+        let (warp, t) = (cta.warps(), cta.threads());
+        let first_row = work.block * tiles.rows() - problem.row_shift;
+        let keys = KeyTiles::of_rows(problem, first_row, tiles.rows(), tiles.step, common.causal);
+        let head_k = work.head / problem.group;
+        let (k, v) = (self.args.k.head(work.batch, head_k), self.args.v.head(work.batch, head_k));
+        let queries = cta.copy_group(|| self.load_queries(first_row));
+        self.fill(k, v, t.u32(0), keys.end);
+
+        let lanes = warp.tile_lanes(self.smem.layout);
+        let own = self.own(&lanes, first_row);
+        let mut dq: Vec<Acc<'k>> = (0..tiles.row_tiles).map(|_| warp.acc(common.head_dim)).collect();
+        dq.iter().for_each(Acc::clear);
+        queries.wait(*cta);
+        let n = t.u32(0).var();
+        cta.while_(
+            || n.get().lt(keys.end),
+            |cta| {
+                let tile = n.get();
+                let kv = self.smem.kv.take(cta);
+                if tiles.slots > 1 {
+                    self.fill(k, v, tile + 1, keys.end);
+                }
+                let ds = self.ds(&own, kv.address(), tile, &keys);
+                let keys_tile = Operand { lanes: &lanes, tile: kv.address() };
+                mma_ab(warp, &mut dq, tiles.step, common.half, |i, k16| ds[i][k16 as usize], keys_tile);
+                kv.release();
+                if tiles.slots == 1 {
+                    cta.sync();
+                    self.fill(k, v, tile + 1, keys.end);
+                }
+                n.set(tile + 1);
+            },
+        );
+        self.smem.kv.take(*cta).release(); // the last fill: of nothing
+
+        let keep_scale = self.dropout.map_or(t.f32(1.0), |d| d.keep_scale);
+        let factor = problem.scale * keep_scale;
+        dq.iter().for_each(|dq| scale_rows(dq, [factor, factor]));
+        let target = self.tile_of(self.args.dq.head(work.batch, work.head), own.first_row, problem.seqlen_q);
+        store_rows(warp, &dq, common.half, own.q, &TileCopy::new(t, common, t.lane(), 32), target);
+    }
+
+    fn tile_of(&self, rows: Rows<'k>, first: Val<'k, U32>, seqlen: Val<'k, U32>) -> TileRows<'k> {
+        TileRows { rows, first, seqlen, head_dim: self.problem.head_dim }
+    }
+
+    fn copy(&self) -> TileCopy<'k> {
+        let t = self.cta.threads();
+        TileCopy::new(t, self.common, t.index(), self.tiles.threads())
+    }
+
+    fn load_queries(&self, first_row: Val<'k, U32>) {
+        let tile = |rows| self.tile_of(rows, first_row, self.problem.seqlen_q);
+        let Work { batch, head, .. } = self.work;
+        self.copy().load(self.smem.q, tile(self.args.q.head(batch, head)), self.tiles.rows());
+        self.copy().load(self.smem.dout, tile(self.args.dout.head(batch, head)), self.tiles.rows());
+    }
+
+    /// Starts to bring a tile of keys and values, if there is one.
+    fn fill(&self, k: Rows<'k>, v: Rows<'k>, tile: Val<'k, U32>, end: Val<'k, U32>) {
+        let (ring, step) = (&self.smem.kv, self.tiles.step);
+        let slot = ring.next_fill();
+        ring.fill(self.cta, || {
+            self.cta.when(tile.lt(end), |_| {
+                let source = |rows| self.tile_of(rows, tile * step - self.problem.column_shift, self.problem.seqlen_k);
+                self.copy().load(slot, source(k), step);
+                self.copy().load(slot.at(self.smem.layout.bytes(step)), source(v), step);
+            });
+        });
+    }
+
+    fn own<'a>(&self, lanes: &'a TileLanes<'k>, first_row: Val<'k, U32>) -> Own<'a, 'k> {
+        let Queries { tiles, problem, work, .. } = self;
+        let (warp, t) = (self.cta.warps(), self.cta.threads());
+        let row = warp.index() * (16 * tiles.row_tiles);
+        let own = |tile: SmemAddr<'k>| tile.plus(row * self.smem.layout.row_bytes());
+        let in_tile = |i: u32, h: u32| row + (t.lane() >> 2) + (16 * i + 8 * h);
+        let head = (work.batch * problem.num_heads + work.head).mul_wide(problem.stat_rows);
+        let stat = |i: u32, h: u32| {
+            // Statistics start where the first tile does. Tiles may reach behind them.
+            let at = work.block * tiles.rows() + in_tile(i, h);
+            let from = (head + at.min(problem.stat_rows - 1).widen()) * 8u64 + self.args.stats;
+            t.load_constant::<F32, 2>(GlobalAddr::new(from))
+        };
+        let limit = |i: u32, h: u32| problem.visible(first_row + in_tile(i, h), self.common.causal);
+        Own {
+            lanes,
+            q: own(self.smem.q),
+            dout: own(self.smem.dout),
+            first_row: first_row + row,
+            stats: (0..tiles.row_tiles).map(|i| [stat(i, 0), stat(i, 1)]).collect(),
+            limits: (0..tiles.row_tiles).map(|i| [limit(i, 0), limit(i, 1)]).collect(),
+            stream: self.dropout.as_ref().map(|args| {
+                (Philox::new(t, args).stream(t, work.batch, work.head), SignMask::new(t, args))
+            }),
+        }
+    }
+
+    /// ds of this warp's rows and a tile of keys, as operands.
+    fn ds(&self, own: &Own<'_, 'k>, slot: SmemAddr<'k>, tile: Val<'k, U32>, keys: &KeyTiles<'k>) -> Vec<Vec<FragmentA<'k>>> {
+        let (k, v) = (slot, slot.at(self.smem.layout.bytes(self.tiles.step)));
+        let s = self.product(own, own.q, k);
+        if self.common.negative_scale {
+            s.iter().for_each(negate);
+        }
+        let dp = self.product(own, own.dout, v);
+        for (i, (s, dp)) in s.iter().zip(&dp).enumerate() {
+            self.gradients(own, i, s, dp, tile);
+        }
+        self.cta.when(keys.is_edge(tile), |_| self.zero_hidden(own, &dp, tile));
+        dp.iter().map(|dp| pack(dp, self.common.half, false)).collect()
+    }
+
+    fn product(&self, own: &Own<'_, 'k>, rows: SmemAddr<'k>, columns: SmemAddr<'k>) -> Vec<Acc<'k>> {
+        let warp = self.cta.warps();
+        let mut acc: Vec<Acc<'k>> = (0..self.tiles.row_tiles).map(|_| warp.acc(self.tiles.step)).collect();
+        acc.iter().for_each(Acc::clear);
+        let (rows, columns) = (Operand { lanes: own.lanes, tile: rows }, Operand { lanes: own.lanes, tile: columns });
+        let a = |i: usize, k16: u32| rows.a(warp, 16 * i as u32, k16);
+        mma_abt(warp, &mut acc, self.common.head_dim, self.common.half, a, columns);
+        acc
+    }
+
+    /// dp becomes ds, for 16 rows.
+    fn gradients(&self, own: &Own<'_, 'k>, i: usize, s: &Acc<'k>, dp: &Acc<'k>, tile: Val<'k, U32>) {
+        let row16 = self.dropout.map(|args| {
+            args.first_row16 + ((own.first_row + self.problem.row_shift) >> 4u32) + i as u32
+        });
+        for block in 0..s.groups().div_ceil(4) {
+            let flags = own.stream.as_ref().zip(row16).zip(self.dropout).map(|(((stream, mask), row16), args)| {
+                assert!(self.tiles.step.is_multiple_of(32), "random words come for 32 columns at once");
+                let column32 = args.first_column32 + tile * (self.tiles.step / 32) + block as u32;
+                stream.block(row16, column32).map(|word| mask.dropped(word))
+            });
+            for (group, register) in (0..4).flat_map(|group| (0..4).map(move |r| (4 * block + group, r))) {
+                let [negative_lse, delta] = own.stats[i][register / 2];
+                let p = s.at(group, register).get().mul_add(self.problem.scale_log2, negative_lse).ex2();
+                let cell = dp.at(group, register);
+                cell.set(match flags {
+                    Some(flags) => {
+                        // The dropped p is negative: max(p, 0) is what dp counts for, |p| what delta counts for.
+                        let p = SignMask::sign(p, flags[group % 4], register as u32);
+                        p.max(0.0).mul_add(cell.get(), -(p.abs() * delta))
+                    }
+                    None => p * (cell.get() - delta),
+                });
+            }
+        }
+    }
+
+    fn zero_hidden(&self, own: &Own<'_, 'k>, dp: &[Acc<'k>], tile: Val<'k, U32>) {
+        let t = self.cta.threads();
+        let first = tile * self.tiles.step - self.problem.column_shift + (t.lane() & 3) * 2;
+        for (dp, limits) in dp.iter().zip(&own.limits) {
+            for (group, register) in (0..dp.groups()).flat_map(|group| (0..4).map(move |r| (group, r))) {
+                let key = first + (8 * group + register % 2) as u32;
+                let cell = dp.at(group, register);
+                cell.set(key.lt(limits[register / 2]).select(cell.get(), 0.0f32));
+            }
+        }
+    }
+}

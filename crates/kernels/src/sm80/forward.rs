@@ -1,0 +1,309 @@
+//! Forward: out and lse. Blocks own query rows and walk over the keys.
+//!
+//! ```text
+//! q -> smem                         once, each warp its own 16 * row_tiles rows of it
+//! k, v -> ring of `slots` tiles     a step ahead of the products
+//! every warp, every step:           s = q k^T  ->  hide, exp2  ->  round, drop  ->  out += p v
+//! ```
+//! s and out are f32 in registers, p is 16-bit in registers: an accumulator of s is an operand of p v as it is. A step
+//! costs one barrier. Random bytes come in the order of the accumulator, so a dropped p becomes 0 by one `and` with its
+//! neighbour, after rounding. The sum of a row counts what is dropped; 1 / sum and the keep scale are applied at the end.
+//!
+//! Grid: query tiles x heads x batches, along x. Block: 32 * warps threads.
+use crate::config::{Common, Tiles};
+use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_args};
+use crate::parts::copy::{TileCopy, TileRows};
+use crate::parts::dropout::{PackedMask, Philox, Stream};
+use crate::parts::epilogue::store_rows;
+use crate::parts::product::{FragmentA, Operand, mma_ab, mma_abt, pack};
+use crate::parts::softmax::{OnlineSoftmax, RowResult, THREAD_ROWS, hide, scale_rows};
+use crate::parts::work::{KeyTiles, Work};
+use signflash_ptx::{
+    Acc, B32, Builder, CopyRing, Cta, F32, GlobalAddr, Kernel, Shape, SmemAddr, TileLanes, TileLayout, U32, Val, Warp,
+};
+
+kernel_args! {
+    /// Arguments of the forward, in the order of the kernel's parameters.
+    ForwardArgs / ForwardVals {
+        /// Queries.
+        q: DeviceTensor,
+        /// Keys.
+        k: DeviceTensor,
+        /// Values.
+        v: DeviceTensor,
+        /// Output.
+        out: DeviceTensor,
+        /// (batch, num_heads, seqlen_q) f32, dense.
+        lse: u64,
+    }
+}
+
+/// The kernel of a configuration.
+pub(crate) fn kernel(name: &str, common: &Common, tiles: &Tiles) -> Kernel {
+    let shape = Shape { block_threads: tiles.threads(), min_blocks_per_sm: tiles.blocks_per_sm };
+    Builder::build(name, shape, |cta| {
+        let problem = ProblemVals::declare(cta);
+        let args = ForwardVals::declare(cta);
+        let dropout = common.dropout.then(|| DropoutVals::declare(cta));
+        let smem = Smem::plan(cta, common, tiles);
+        let work = Work::locate(cta, problem.query_tiles(tiles.rows()), problem.num_heads, common.causal);
+        Forward { cta, common, tiles, problem, args, smem, work }.run(dropout);
+    })
+}
+
+/// Everything the block keeps in shared memory.
+struct Smem<'k> {
+    /// `tiles.rows()` rows; each warp reads its own, and leaves its output there in the end.
+    q: SmemAddr<'k>,
+    /// `tiles.step` rows of k, then as many of v.
+    kv: CopyRing<'k>,
+    layout: TileLayout,
+}
+
+impl<'k> Smem<'k> {
+    fn plan(cta: Cta<'k>, common: &Common, tiles: &Tiles) -> Self {
+        let layout = TileLayout::new(common.head_dim);
+        Smem {
+            q: cta.smem("q", layout.bytes(tiles.rows()), 1024),
+            kv: cta.copy_ring("kv", tiles.slots, 2 * layout.bytes(tiles.step)),
+            layout,
+        }
+    }
+}
+
+struct Forward<'a, 'k> {
+    cta: Cta<'k>,
+    common: &'a Common,
+    tiles: &'a Tiles,
+    problem: ProblemVals<'k>,
+    args: ForwardVals<'k>,
+    smem: Smem<'k>,
+    work: Work<'k>,
+}
+
+impl<'k> Forward<'_, 'k> {
+    fn run(&self, dropout: Option<DropoutVals<'k>>) {
+        let Forward { cta, tiles, problem, work, .. } = self;
+        let (warp, t) = (cta.warps(), cta.threads());
+        let first_row = work.block * tiles.rows() - problem.row_shift;
+        let keys = KeyTiles::of_rows(problem, first_row, tiles.rows(), tiles.step, self.common.causal);
+        let head_k = work.head / problem.group;
+        let (k, v) = (self.args.k.head(work.batch, head_k), self.args.v.head(work.batch, head_k));
+        let q = cta.copy_group(|| self.load_q(first_row));
+        self.fill(k, v, t.u32(0), keys.end);
+
+        // This warp's rows and what they need throughout.
+        let own_row = warp.index() * (16 * tiles.row_tiles);
+        let lanes = warp.tile_lanes(self.smem.layout);
+        let own_q = self.smem.q.plus(own_row * self.smem.layout.row_bytes());
+        let rows = Rows16::new(self, first_row + own_row);
+        let mask = dropout.as_ref().map(|args| Mask::new(self, args, first_row + own_row));
+        let mut out: Vec<Acc<'k>> = (0..tiles.row_tiles).map(|_| warp.acc(self.common.head_dim)).collect();
+        out.iter().for_each(Acc::clear);
+        q.wait(*cta);
+        let q = QueryFragments::new(warp, self, &lanes, own_q);
+
+        let n = t.u32(0).var();
+        cta.while_(
+            || n.get().lt(keys.end),
+            |cta| {
+                let tile = n.get();
+                let kv = self.smem.kv.take(cta);
+                self.fill(k, v, tile + 1, keys.end);
+                let drawn = mask.as_ref().map(|mask| mask.draw(tile));
+                let mut s = self.scores(warp, &q, Operand { lanes: &lanes, tile: kv.address() });
+                cta.when(keys.is_edge(tile), |_| {
+                    rows.hide(&s, tile * tiles.step - problem.column_shift);
+                });
+                let mut p = Vec::new();
+                for (i, s) in s.iter_mut().enumerate() {
+                    scale_rows(&out[i], rows.softmax[i].step(s));
+                    p.push(pack(s, self.common.half, false));
+                    if let (Some(mask), Some(drawn)) = (&mask, &drawn) {
+                        mask.drop(&mut p[i], &drawn[i]);
+                    }
+                }
+                let v_tile = kv.address().at(self.smem.layout.bytes(tiles.step));
+                let a = |i: usize, k16: u32| p[i][k16 as usize];
+                mma_ab(warp, &mut out, tiles.step, self.common.half, a, Operand { lanes: &lanes, tile: v_tile });
+                kv.release();
+                n.set(tile + 1);
+            },
+        );
+        self.smem.kv.take(*cta).release(); // the last fill: of nothing
+        self.finish(&rows, &out, own_q, first_row + own_row, dropout.map(|d| d.keep_scale));
+    }
+
+    /// All threads bring a tile.
+    fn copy(&self) -> TileCopy<'k> {
+        let t = self.cta.threads();
+        TileCopy::new(t, self.common, t.index(), self.tiles.threads())
+    }
+
+    fn tile_of(&self, rows: Rows<'k>, first: Val<'k, U32>, seqlen: Val<'k, U32>) -> TileRows<'k> {
+        TileRows { rows, first, seqlen, head_dim: self.problem.head_dim }
+    }
+
+    fn load_q(&self, first_row: Val<'k, U32>) {
+        let rows = self.args.q.head(self.work.batch, self.work.head);
+        let copy = self.copy();
+        copy.load(self.smem.q, self.tile_of(rows, first_row, self.problem.seqlen_q), self.tiles.rows());
+    }
+
+    /// Starts to bring a tile of keys and values, if there is one.
+    fn fill(&self, k: Rows<'k>, v: Rows<'k>, tile: Val<'k, U32>, end: Val<'k, U32>) {
+        let (ring, step, seqlen) = (&self.smem.kv, self.tiles.step, self.problem.seqlen_k);
+        let slot = ring.next_fill();
+        ring.fill(self.cta, || {
+            self.cta.when(tile.lt(end), |_| {
+                let first = tile * step - self.problem.column_shift;
+                let copy = self.copy();
+                copy.load(slot, self.tile_of(k, first, seqlen), step);
+                copy.load(slot.at(self.smem.layout.bytes(step)), self.tile_of(v, first, seqlen), step);
+            });
+        });
+    }
+
+    /// s = q k^T of this warp's rows and a tile of keys.
+    fn scores(&self, warp: Warp<'k>, q: &QueryFragments<'_, 'k>, k: Operand<'_, 'k>) -> Vec<Acc<'k>> {
+        let mut s: Vec<Acc<'k>> = (0..self.tiles.row_tiles).map(|_| warp.acc(self.tiles.step)).collect();
+        s.iter().for_each(Acc::clear);
+        mma_abt(warp, &mut s, self.common.head_dim, self.common.half, |i, k16| q.get(warp, i, k16), k);
+        if self.common.negative_scale {
+            s.iter().for_each(negate);
+        }
+        s
+    }
+
+    /// Normalises and writes out and lse.
+    fn finish(
+        &self,
+        rows: &Rows16<'_, 'k>,
+        out: &[Acc<'k>],
+        staging: SmemAddr<'k>,
+        first_row: Val<'k, U32>,
+        keep_scale: Option<Val<'k, F32>>,
+    ) {
+        let (warp, t) = (self.cta.warps(), self.cta.threads());
+        for (i, out) in out.iter().enumerate() {
+            let RowResult { inverse, lse } = rows.softmax[i].finish();
+            scale_rows(out, inverse.map(|inverse| keep_scale.map_or(inverse, |scale| inverse * scale)));
+            let head = self.work.batch * self.problem.num_heads + self.work.head;
+            let start = head.mul_wide(self.problem.seqlen_q);
+            for (lower, lse) in lse.into_iter().enumerate() {
+                let row = first_row + (t.lane() >> 2) + (16 * i + 8 * lower) as u32;
+                let real = row.lt(self.problem.seqlen_q) & (t.lane() & 3).eq(0);
+                let to = GlobalAddr::new((start + row.widen()) * 4u64 + self.args.lse);
+                t.when(real, |t| t.store(to, [lse]));
+            }
+        }
+        let target = self.args.out.head(self.work.batch, self.work.head);
+        let target = self.tile_of(target, first_row, self.problem.seqlen_q);
+        store_rows(warp, out, self.common.half, staging, &TileCopy::new(t, self.common, t.lane(), 32), target);
+    }
+}
+
+/// Changes all signs.
+pub(crate) fn negate(s: &Acc<'_>) {
+    for (group, register) in (0..s.groups()).flat_map(|group| (0..4).map(move |register| (group, register))) {
+        let x = s.at(group, register);
+        x.set(-x.get());
+    }
+}
+
+/// This warp's part of q: in registers for the whole walk, or read from shared memory whenever it is needed.
+struct QueryFragments<'a, 'k> {
+    operand: Operand<'a, 'k>,
+    kept: Vec<Vec<FragmentA<'k>>>,
+}
+
+impl<'a, 'k> QueryFragments<'a, 'k> {
+    fn new(warp: Warp<'k>, forward: &Forward<'_, 'k>, lanes: &'a TileLanes<'k>, tile: SmemAddr<'k>) -> Self {
+        let operand = Operand { lanes, tile };
+        let pieces = |i: u32| (0..forward.common.head_dim / 16).map(|k16| operand.a(warp, 16 * i, k16)).collect();
+        let tiles = if forward.tiles.in_registers { forward.tiles.row_tiles } else { 0 };
+        QueryFragments { operand, kept: (0..tiles).map(pieces).collect() }
+    }
+
+    fn get(&self, warp: Warp<'k>, tile: usize, k16: u32) -> FragmentA<'k> {
+        match self.kept.get(tile) {
+            Some(pieces) => pieces[k16 as usize],
+            None => self.operand.a(warp, 16 * tile as u32, k16),
+        }
+    }
+}
+
+/// What a warp knows of its rows, 16 at a time.
+struct Rows16<'a, 'k> {
+    forward: &'a Forward<'a, 'k>,
+    softmax: Vec<OnlineSoftmax<'k>>,
+    /// How many keys each of the thread's rows sees.
+    limits: Vec<[Val<'k, U32>; THREAD_ROWS]>,
+}
+
+impl<'a, 'k> Rows16<'a, 'k> {
+    fn new(forward: &'a Forward<'a, 'k>, first_row: Val<'k, U32>) -> Self {
+        let (warp, t) = (forward.cta.warps(), forward.cta.threads());
+        let limit = |i: u32, lower: u32| {
+            let row = first_row + (t.lane() >> 2) + (16 * i + 8 * lower);
+            forward.problem.visible(row, forward.common.causal)
+        };
+        Rows16 {
+            forward,
+            softmax: (0..forward.tiles.row_tiles)
+                .map(|_| OnlineSoftmax::new(warp, forward.problem.scale_log2))
+                .collect(),
+            limits: (0..forward.tiles.row_tiles).map(|i| [limit(i, 0), limit(i, 1)]).collect(),
+        }
+    }
+
+    fn hide(&self, s: &[Acc<'k>], first_key: Val<'k, U32>) {
+        for (s, limits) in s.iter().zip(&self.limits) {
+            hide(self.forward.cta.threads(), s, *limits, first_key);
+        }
+    }
+}
+
+/// Random words of a step, for 16 rows: four for every 32 columns.
+type Drawn<'k> = Vec<[Val<'k, B32>; 4]>;
+
+/// Dropout of a warp's rows.
+struct Mask<'k> {
+    stream: Stream<'k>,
+    packed: PackedMask<'k>,
+    row16: Val<'k, U32>,
+    column32: Val<'k, U32>,
+    row_tiles: u32,
+    columns32: u32,
+}
+
+impl<'k> Mask<'k> {
+    fn new(forward: &Forward<'_, 'k>, args: &DropoutVals<'k>, first_row: Val<'k, U32>) -> Self {
+        let (t, work) = (forward.cta.threads(), &forward.work);
+        assert!(forward.tiles.step.is_multiple_of(32), "random words come for 32 columns at once");
+        Mask {
+            stream: Philox::new(t, args).stream(t, work.batch, work.head),
+            packed: PackedMask::new(args),
+            row16: args.first_row16 + ((first_row + forward.problem.row_shift) >> 4u32),
+            column32: args.first_column32,
+            row_tiles: forward.tiles.row_tiles,
+            columns32: forward.tiles.step / 32,
+        }
+    }
+
+    fn draw(&self, tile: Val<'k, U32>) -> Vec<Drawn<'k>> {
+        let first = self.column32 + tile * self.columns32;
+        let words = |i: u32| (0..self.columns32).map(|j| self.stream.block(self.row16 + i, first + j)).collect();
+        (0..self.row_tiles).map(words).collect()
+    }
+
+    /// Makes dropped probabilities zero.
+    fn drop(&self, p: &mut [FragmentA<'k>], drawn: &Drawn<'k>) {
+        for (k16, fragment) in p.iter_mut().enumerate() {
+            for (register, p) in fragment.iter_mut().enumerate() {
+                let word = drawn[k16 / 2][2 * (k16 % 2) + register / 2];
+                *p = *p & self.packed.keep(word, register % 2 == 1);
+            }
+        }
+    }
+}

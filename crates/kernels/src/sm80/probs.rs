@@ -1,0 +1,173 @@
+//! Probabilities for those who want to see them: normalised, the mask in the sign bit, every entry written.
+//!
+//! A second kernel after the forward: p = exp2(s - lse) from the forward's own lse. Blocks own query rows and walk over
+//! all keys, hidden ones too, whose entries are +0. Entry by entry stores: this is for looking, not for speed.
+//!
+//! Grid: query tiles x heads x batches, along x. Block: 32 * warps threads.
+use super::forward::negate;
+use crate::config::{Common, Tiles};
+use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_args};
+use crate::parts::copy::{TileCopy, TileRows};
+use crate::parts::dropout::{Philox, SignMask, Stream};
+use crate::parts::product::{Operand, mma_abt};
+use crate::parts::softmax::THREAD_ROWS;
+use crate::parts::work::Work;
+use signflash_ptx::{
+    Acc, B32, Builder, CopyRing, Cta, F32, GlobalAddr, Kernel, Pred, Shape, SmemAddr, TileLayout, U32, Val, Var,
+};
+use std::array::from_fn;
+use std::f32::consts::LOG2_E;
+
+kernel_args! {
+    /// Arguments of the pass that writes probs.
+    ProbsArgs / ProbsVals {
+        /// Queries.
+        q: DeviceTensor,
+        /// Keys.
+        k: DeviceTensor,
+        /// Of the forward: (batch, num_heads, seqlen_q) f32, dense.
+        lse: u64,
+        /// Written: (batch, num_heads, seqlen_q, seqlen_k).
+        probs: DeviceTensor,
+    }
+}
+
+/// The kernel of a configuration.
+pub(crate) fn kernel(name: &str, common: &Common, tiles: &Tiles) -> Kernel {
+    let shape = Shape { block_threads: tiles.threads(), min_blocks_per_sm: 1 };
+    Builder::build(name, shape, |cta| {
+        let problem = ProblemVals::declare(cta);
+        let args = ProbsVals::declare(cta);
+        let dropout = common.dropout.then(|| DropoutVals::declare(cta));
+        let layout = TileLayout::new(common.head_dim);
+        let q = cta.smem("q", layout.bytes(tiles.rows()), 1024);
+        let k = cta.copy_ring("k", 2, layout.bytes(tiles.step));
+        let work = Work::locate(cta, problem.query_tiles(tiles.rows()), problem.num_heads, false);
+        ProbsKernel { cta, common, tiles, problem, args, dropout, q, k, work }.run();
+    })
+}
+
+struct ProbsKernel<'a, 'k> {
+    cta: Cta<'k>,
+    common: &'a Common,
+    tiles: &'a Tiles,
+    problem: ProblemVals<'k>,
+    args: ProbsVals<'k>,
+    dropout: Option<DropoutVals<'k>>,
+    q: SmemAddr<'k>,
+    k: CopyRing<'k>,
+    work: Work<'k>,
+}
+
+/// One of a thread's rows.
+struct Row<'k> {
+    real: Val<'k, Pred>,
+    /// lse in base 2; +inf for rows without keys.
+    lse_log2: Val<'k, F32>,
+    visible: Val<'k, U32>,
+    to: GlobalAddr<'k>,
+}
+
+impl<'k> ProbsKernel<'_, 'k> {
+    fn run(&self) {
+        let ProbsKernel { cta, common, tiles, problem, work, .. } = self;
+        let (warp, t) = (cta.warps(), cta.threads());
+        let first_row = work.block * tiles.rows() - problem.row_shift;
+        let rows = |rows: Rows<'k>, first, seqlen| TileRows { rows, first, seqlen, head_dim: problem.head_dim };
+        let copy = TileCopy::new(t, common, t.index(), tiles.threads());
+        let q = rows(self.args.q.head(work.batch, work.head), first_row, problem.seqlen_q);
+        let q = cta.copy_group(|| copy.load(self.q, q, tiles.rows()));
+        let (k, end) = (self.args.k.head(work.batch, work.head / problem.group), problem.key_tiles(tiles.step));
+        let fill = |tile: Val<'k, U32>| {
+            let slot = self.k.next_fill();
+            let source = rows(k, tile * tiles.step - problem.column_shift, problem.seqlen_k);
+            self.k.fill(*cta, || cta.when(tile.lt(end), |_| copy.load(slot, source, tiles.step)));
+        };
+        fill(t.u32(0));
+
+        let lanes = warp.tile_lanes(TileLayout::new(common.head_dim));
+        let own_row = warp.index() * (16 * tiles.row_tiles);
+        let own_q = Operand { lanes: &lanes, tile: self.q.plus(own_row * TileLayout::new(common.head_dim).row_bytes()) };
+        let own: Vec<_> = (0..tiles.row_tiles).map(|i| self.rows(first_row + own_row + 16 * i)).collect();
+        let drawn = self.dropout.as_ref().map(|args| {
+            (Philox::new(t, args).stream(t, work.batch, work.head), SignMask::new(t, args), args)
+        });
+        q.wait(*cta);
+        let n: Var<'k, U32> = t.u32(0).var();
+        cta.while_(
+            || n.get().lt(end),
+            |cta| {
+                let tile = n.get();
+                let k = self.k.take(cta);
+                fill(tile + 1);
+                let mut s: Vec<Acc<'k>> = own.iter().map(|_| warp.acc(tiles.step)).collect();
+                s.iter().for_each(Acc::clear);
+                let b = Operand { lanes: &lanes, tile: k.address() };
+                let a = |i: usize, k16: u32| own_q.a(warp, 16 * i as u32, k16);
+                mma_abt(warp, &mut s, common.head_dim, common.half, a, b);
+                k.release();
+                for (i, (s, own)) in s.iter().zip(&own).enumerate() {
+                    if common.negative_scale {
+                        negate(s);
+                    }
+                    let row16 = (first_row + own_row + problem.row_shift) >> 4u32;
+                    let flags = drawn.as_ref().map(|(stream, mask, args)| {
+                        self.flags(stream, mask, args.first_row16 + row16 + i as u32, args.first_column32, tile)
+                    });
+                    self.write(s, own, tile, flags.as_deref());
+                }
+                n.set(tile + 1);
+            },
+        );
+        self.k.take(*cta).release(); // the last fill: of nothing
+    }
+
+    fn rows(&self, first: Val<'k, U32>) -> [Row<'k>; THREAD_ROWS] {
+        let (t, problem, work) = (self.cta.threads(), &self.problem, &self.work);
+        from_fn(|lower| {
+            let row = first + (t.lane() >> 2) + 8 * lower as u32;
+            let real = row.lt(problem.seqlen_q);
+            let lse = t.f32(f32::INFINITY).var();
+            t.when(real, |t| {
+                let head = (work.batch * problem.num_heads + work.head).mul_wide(problem.seqlen_q);
+                let [own] = t.load::<F32, 1>(GlobalAddr::new((head + row.widen()) * 4u64 + self.args.lse));
+                lse.set(own.eq(f32::NEG_INFINITY).select(t.f32(f32::INFINITY), own));
+            });
+            Row {
+                real,
+                lse_log2: lse.get() * LOG2_E,
+                visible: problem.visible(row, self.common.causal),
+                to: self.args.probs.head(work.batch, work.head).row(row),
+            }
+        })
+    }
+
+    /// For each 32 columns of a tile, the flags in the order of the accumulator.
+    fn flags(
+        &self,
+        stream: &Stream<'k>,
+        mask: &SignMask<'k>,
+        row16: Val<'k, U32>,
+        first_column32: Val<'k, U32>,
+        tile: Val<'k, U32>,
+    ) -> Vec<[Val<'k, B32>; 4]> {
+        let first = first_column32 + tile * (self.tiles.step / 32);
+        let block = |j: u32| stream.block(row16, first + j).map(|word| mask.dropped(word));
+        (0..self.tiles.step / 32).map(block).collect()
+    }
+
+    fn write(&self, s: &Acc<'k>, rows: &[Row<'k>; THREAD_ROWS], tile: Val<'k, U32>, flags: Option<&[[Val<'k, B32>; 4]]>) {
+        let (t, problem) = (self.cta.threads(), &self.problem);
+        let first = tile * self.tiles.step - problem.column_shift + (t.lane() & 3) * 2;
+        for (group, register) in (0..s.groups()).flat_map(|group| (0..4).map(move |r| (group, r))) {
+            let row = &rows[register / 2];
+            let key = first + (8 * group + register % 2) as u32;
+            let p = s.at(group, register).get().mul_add(problem.scale_log2, -row.lse_log2).ex2();
+            let p = flags.map_or(p, |flags| SignMask::sign(p, flags[group / 4][group % 4], register as u32));
+            let p = key.lt(row.visible).select::<F32>(p, 0.0);
+            t.when(row.real & key.lt(problem.seqlen_k), |t| {
+                t.store_half(row.to.plus(key.widen() * 2u64), p.pack(p, self.common.half, false));
+            });
+        }
+    }
+}

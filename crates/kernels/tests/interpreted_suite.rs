@@ -1,0 +1,45 @@
+//! The suite of named cases on the GPU's kernels, run by the interpreter.
+
+use signflash_core::suite::{Implementation, RunError};
+use signflash_core::{Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem};
+use signflash_kernels::{Gpu, Interpreted};
+
+/// The interpreter as one of these tests sets it up.
+struct On(Interpreted);
+
+impl Implementation for On {
+    fn name(&self) -> String {
+        format!("{:?}", self.0)
+    }
+
+    fn supports(&self, dtype: Dtype, _: &Problem) -> Result<(), String> {
+        if dtype == Dtype::F32 { Err("the kernels are of 16-bit formats".into()) } else { Ok(()) }
+    }
+
+    fn has_deterministic_backward(&self) -> bool {
+        self.0.deterministic
+    }
+
+    fn forward<T: Element>(
+        &self,
+        problem: &Problem,
+        inputs: &Inputs<'_, T>,
+        outputs: &mut Outputs<'_, T>,
+    ) -> Result<(), RunError> {
+        Ok(self.0.forward(problem, inputs, outputs)?)
+    }
+
+    fn backward<T: Element>(
+        &self,
+        problem: &Problem,
+        inputs: &GradInputs<'_, T>,
+        gradients: &mut Gradients<'_, T>,
+    ) -> Result<(), RunError> {
+        Ok(self.0.backward(problem, inputs, gradients)?)
+    }
+}
+
+mod hopper {
+    use super::{Gpu, Interpreted, On};
+    signflash_core::test_implementation!(On(Interpreted::new(Gpu::HOPPER)));
+}
