@@ -26,8 +26,7 @@ fn main() {
         blocks_per_sm: number('b', 2),
         in_registers: has("reg"),
     };
-    let outputs =
-        Outputs { dk: !has("nodk"), dv: !has("nodv"), dq: !has("nodq"), wide_add: has("wide") };
+    let outputs = Outputs { dk: !has("nodk"), dv: !has("nodv"), dq: !has("nodq"), wide_add: has("wide") };
     let config = match words.first().map(String::as_str) {
         Some("probs") => Config::Probs(common, tiles),
         Some("delta") => Config::Delta(common),

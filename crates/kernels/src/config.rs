@@ -98,7 +98,12 @@ impl fmt::Display for Common {
 impl fmt::Display for Tiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Tiles { warps, row_tiles, step, slots, blocks_per_sm, in_registers } = self;
-        write!(f, "_w{warps}r{}n{step}s{slots}b{blocks_per_sm}{}", 16 * row_tiles, if *in_registers { "r" } else { "" })
+        write!(
+            f,
+            "_w{warps}r{}n{step}s{slots}b{blocks_per_sm}{}",
+            16 * row_tiles,
+            if *in_registers { "r" } else { "" }
+        )
     }
 }
 
@@ -144,7 +149,9 @@ impl Config {
             Config::Forward(common, tiles) => sm80::forward::kernel(&name, common, tiles),
             Config::Probs(common, tiles) => sm80::probs::kernel(&name, common, tiles),
             Config::Delta(common) => sm80::delta::kernel(&name, common),
-            Config::Keys(common, tiles, outputs) => sm80::backward_keys::kernel(&name, common, tiles, outputs),
+            Config::Keys(common, tiles, outputs) => {
+                sm80::backward_keys::kernel(&name, common, tiles, outputs)
+            }
             Config::Queries(common, tiles) => sm80::backward_queries::kernel(&name, common, tiles),
             Config::ConvertDq(common, tiles, wide) => sm80::convert_dq::kernel(&name, common, tiles, *wide),
         }

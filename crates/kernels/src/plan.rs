@@ -93,7 +93,11 @@ pub struct TooManyBlocks {
 
 impl std::fmt::Display for TooManyBlocks {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "the call needs {} blocks, a launch takes 2147483647; split the batch or the heads", self.blocks)
+        write!(
+            f,
+            "the call needs {} blocks, a launch takes 2147483647; split the batch or the heads",
+            self.blocks
+        )
     }
 }
 
@@ -111,7 +115,12 @@ pub fn forward(call: &ForwardCall<'_>, gpu: Gpu) -> Result<Vec<Step>, TooManyBlo
     let list = |own: &dyn Fn(&mut Vec<Arg>)| argument_list(args, own, dropout);
     let mut steps = vec![];
     let forward = select.forward(common);
-    launch(&mut steps, forward, query_blocks(problem, &forward), list(&|l| ForwardArgs { q, k, v, out, lse }.push(l)))?;
+    launch(
+        &mut steps,
+        forward,
+        query_blocks(problem, &forward),
+        list(&|l| ForwardArgs { q, k, v, out, lse }.push(l)),
+    )?;
     if let Some(probs) = probs {
         let config = select.probs(common);
         let own = |l: &mut Vec<Arg>| ProbsArgs { q, k, lse, probs }.push(l);
@@ -167,7 +176,11 @@ fn access(tensors: &[DeviceTensor]) -> Access {
     if tensors.iter().all(DeviceTensor::is_aligned) { Access::Wide } else { Access::Narrow }
 }
 
-fn argument_list(problem: ProblemArgs, own: &dyn Fn(&mut Vec<Arg>), dropout: Option<DropoutArgs>) -> Vec<Arg> {
+fn argument_list(
+    problem: ProblemArgs,
+    own: &dyn Fn(&mut Vec<Arg>),
+    dropout: Option<DropoutArgs>,
+) -> Vec<Arg> {
     let mut list = Vec::new();
     problem.push(&mut list);
     own(&mut list);
@@ -228,7 +241,8 @@ fn dq_blocks(problem: &Problem, config: &Config) -> u64 {
 
 /// Rows of a head's statistics: whole steps of any kernel.
 fn stat_rows(problem: &Problem) -> u64 {
-    (problem.shape().seqlen_q as u64 + u64::from(row_shift(problem))).next_multiple_of(crate::sm80::delta::STEP.into())
+    (problem.shape().seqlen_q as u64 + u64::from(row_shift(problem)))
+        .next_multiple_of(crate::sm80::delta::STEP.into())
 }
 
 fn query_steps(problem: &Problem, step: u32) -> u64 {
@@ -259,7 +273,8 @@ fn dropout_args(problem: &Problem, seed_and_offset_ptr: u64) -> Option<DropoutAr
     let shard = problem.shard();
     let [low, high] = rule.key().map(u64::from);
     let num_heads_total = shard.num_heads_total.unwrap_or(problem.shape().num_heads) as u64;
-    let first_stream = (shard.first_batch as u64).wrapping_mul(num_heads_total).wrapping_add(shard.first_head as u64);
+    let first_stream =
+        (shard.first_batch as u64).wrapping_mul(num_heads_total).wrapping_add(shard.first_head as u64);
     Some(DropoutArgs {
         seed: high << 32 | low,
         offset: rule.head_counter(0, 0).wrapping_sub(first_stream.wrapping_mul(32)),
@@ -288,7 +303,9 @@ impl Workspace {
         let configs = select.backward(select.common(problem, Half::Bf16), deterministic);
         let sums = match configs.dq {
             Config::ConvertDq(common, tiles, _) => {
-                heads(problem) * query_steps(problem, tiles.step) * u64::from(4 * tiles.step * common.head_dim)
+                heads(problem)
+                    * query_steps(problem, tiles.step)
+                    * u64::from(4 * tiles.step * common.head_dim)
             }
             _ => 0,
         };

@@ -34,7 +34,11 @@ struct Row {
     tiles: Tiles,
 }
 
-const fn row(head_dim: u32, [warps, row_tiles, step, slots, blocks_per_sm]: [u32; 5], in_registers: bool) -> Row {
+const fn row(
+    head_dim: u32,
+    [warps, row_tiles, step, slots, blocks_per_sm]: [u32; 5],
+    in_registers: bool,
+) -> Row {
     Row { head_dim, tiles: Tiles { warps, row_tiles, step, slots, blocks_per_sm, in_registers } }
 }
 
@@ -116,7 +120,8 @@ impl Select {
     }
 
     fn tiles(&self, table: &[Row], head_dim: u32, smem_bytes: impl Fn(&Tiles) -> u32) -> Tiles {
-        let fits = |row: &&Row| row.head_dim >= head_dim && smem_bytes(&row.tiles) <= self.gpu.smem_per_block_bytes;
+        let fits =
+            |row: &&Row| row.head_dim >= head_dim && smem_bytes(&row.tiles) <= self.gpu.smem_per_block_bytes;
         table.iter().find(fits).expect("the last row fits every GPU since Ampere").tiles
     }
 
@@ -136,18 +141,25 @@ impl Select {
     pub fn backward(&self, common: Common, deterministic: bool) -> BackwardConfigs {
         let width = common.head_dim;
         let tiles = self.tiles(KEYS, width, |t| {
-            2 * width * (2 * t.rows() + 2 * t.slots * t.step) + 2 * t.rows() * t.step * 2 + 8 * t.slots * t.step
+            2 * width * (2 * t.rows() + 2 * t.slots * t.step)
+                + 2 * t.rows() * t.step * 2
+                + 8 * t.slots * t.step
         });
         let together = width <= TOGETHER_HEAD_DIM;
         let added = together && !deterministic;
         let wide_add = self.gpu.compute_capability >= (9, 0);
-        let outputs = |dk, dv| Config::Keys(common, tiles, Outputs { dk, dv, dq: added, wide_add: added && wide_add });
+        let outputs =
+            |dk, dv| Config::Keys(common, tiles, Outputs { dk, dv, dq: added, wide_add: added && wide_add });
         let smem = |t: &Tiles| 2 * width * (2 * t.rows() + 2 * t.slots * t.step);
         let dq = match added {
             true => Config::ConvertDq(common, tiles, wide_add),
             false => Config::Queries(common, self.tiles(QUERIES, width, smem)),
         };
-        let keys = if together { vec![outputs(true, true)] } else { vec![outputs(true, false), outputs(false, true)] };
+        let keys = if together {
+            vec![outputs(true, true)]
+        } else {
+            vec![outputs(true, false), outputs(false, true)]
+        };
         BackwardConfigs { delta: Config::Delta(common), keys, dq }
     }
 }
@@ -164,6 +176,10 @@ pub fn half_of(dtype: Dtype) -> Option<Half> {
 impl fmt::Display for Gpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (major, minor) = self.compute_capability;
-        write!(f, "compute capability {major}.{minor}, {} KiB of shared memory a block", self.smem_per_block_bytes / 1024)
+        write!(
+            f,
+            "compute capability {major}.{minor}, {} KiB of shared memory a block",
+            self.smem_per_block_bytes / 1024
+        )
     }
 }

@@ -20,6 +20,10 @@ impl Implementation for On {
         self.0.deterministic
     }
 
+    fn spreads_non_finite(&self) -> bool {
+        true
+    }
+
     fn forward<T: Element>(
         &self,
         problem: &Problem,
@@ -39,7 +43,20 @@ impl Implementation for On {
     }
 }
 
+/// Hopper's tiles; dq added up in any order.
 mod hopper {
     use super::{Gpu, Interpreted, On};
     signflash_core::test_implementation!(On(Interpreted::new(Gpu::HOPPER)));
+}
+
+/// Another schedule, and dq in a pass of its own.
+mod hopper_deterministic {
+    use super::{Gpu, Interpreted, On};
+    signflash_core::test_implementation!(On(Interpreted { gpu: Gpu::HOPPER, seed: 1, deterministic: true }));
+}
+
+/// The smallest GPU's tiles, one float added at a time.
+mod small {
+    use super::{Gpu, Interpreted, On};
+    signflash_core::test_implementation!(On(Interpreted { gpu: Gpu::SMALL, seed: 2, deterministic: false }));
 }

@@ -46,7 +46,7 @@ pub struct Case {
     scale_rule: ScaleRule,
     shard: Shard,
     std: (f64, f64),
-    adjust: Option<Adjust>,
+    pub(super) adjust: Option<Adjust>,
     vector: Option<&'static str>,
 }
 

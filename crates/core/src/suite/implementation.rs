@@ -26,6 +26,12 @@ pub trait Implementation {
         true
     }
 
+    /// Whether a NaN or an infinity may reach results from which a weight of 0 should keep it, as on tensor cores,
+    /// where 0 * NaN is NaN. The cases that place such values are then skipped.
+    fn spreads_non_finite(&self) -> bool {
+        false
+    }
+
     /// Writes every element of `outputs`, and nothing else of their storage.
     ///
     /// # Errors

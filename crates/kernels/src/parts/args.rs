@@ -1,5 +1,5 @@
 //! Kernel arguments, declared once: a host struct that makes [`Arg`]s and a device struct that reads them.
-use signflash_ptx::{Arg, Cta, F32, GlobalAddr, U32, U64, Val};
+use signflash_ptx::{Arg, Cta, F32, GlobalAddr, S32, U32, U64, Val};
 
 /// How a field of this type is passed and read.
 pub(crate) trait Passed {
@@ -72,7 +72,9 @@ impl Passed for DeviceTensor {
     type Device<'k> = TensorVals<'k>;
     fn push(self, args: &mut Vec<Arg>) {
         args.push(Arg::U64(self.ptr));
-        args.extend([self.batch_stride, self.row_stride, self.head_stride].map(|stride| Arg::U64(2 * stride)));
+        args.extend(
+            [self.batch_stride, self.row_stride, self.head_stride].map(|stride| Arg::U64(2 * stride)),
+        );
     }
     fn declare<'k>(cta: Cta<'k>, names: &[&'static str]) -> Self::Device<'k> {
         TensorVals {
@@ -101,9 +103,9 @@ pub(crate) struct Rows<'k> {
 }
 
 impl<'k> Rows<'k> {
-    /// One row.
+    /// One row; before the first they have negative numbers.
     pub(crate) fn row(&self, row: Val<'k, U32>) -> GlobalAddr<'k> {
-        GlobalAddr::new(row.widen().mul_add(self.stride, self.start))
+        GlobalAddr::new(row.cast::<S32>().widen().mul_add(self.stride, self.start))
     }
 }
 

@@ -80,17 +80,28 @@ impl<'k> TileCopy<'k> {
         });
     }
 
-    fn each_row(&self, tile: TileRows<'k>, count: u32, mut body: impl FnMut(u32, GlobalAddr<'k>, Val<'k, Pred>)) {
+    fn each_row(
+        &self,
+        tile: TileRows<'k>,
+        count: u32,
+        mut body: impl FnMut(u32, GlobalAddr<'k>, Val<'k, Pred>),
+    ) {
         let at_once = self.share.rows_at_once;
-        assert!(count.is_multiple_of(at_once), "{count} rows, {at_once} at a time");
         let first = tile.first + self.share.row;
         let mut address = tile.rows.row(first).plus((self.share.col * 2).widen());
         let step = tile.rows.stride * u64::from(at_once);
-        for pass in 0..count / at_once {
+        for pass in 0..count.div_ceil(at_once) {
             if pass > 0 {
                 address = address.plus(step);
             }
-            body(pass, address, (first + pass * at_once).lt(tile.seqlen));
+            let done = pass * at_once;
+            let real = (first + done).lt(tile.seqlen);
+            if done + at_once <= count {
+                body(pass, address, real);
+            } else {
+                // More threads than rows are left.
+                self.thread.when(self.share.row.lt(count - done), |_| body(pass, address, real));
+            }
         }
     }
 
@@ -105,7 +116,9 @@ impl<'k> TileCopy<'k> {
         let words = [0, 2, 4, 6].map(|i| {
             let [low, high] = [i, i + 1].map(|i| {
                 let element = self.thread.u32(0).cast::<B32>().var();
-                self.thread.when(real & (col + i).lt(head_dim), |t| element.set(t.load_half(from.at(2 * i64::from(i)))));
+                self.thread.when(real & (col + i).lt(head_dim), |t| {
+                    element.set(t.load_half(from.at(2 * i64::from(i))))
+                });
                 element.get()
             });
             low | high << 16u32
@@ -124,7 +137,8 @@ impl<'k> TileCopy<'k> {
         for i in 0..8u32 {
             let word = words[i as usize / 2];
             let element = if i % 2 == 0 { word } else { word >> 16u32 };
-            self.thread.when(real & (col + i).lt(head_dim), |t| t.store_half(to.at(2 * i64::from(i)), element));
+            self.thread
+                .when(real & (col + i).lt(head_dim), |t| t.store_half(to.at(2 * i64::from(i)), element));
         }
     }
 }

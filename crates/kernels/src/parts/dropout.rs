@@ -71,7 +71,9 @@ impl<'k> Stream<'k> {
         for [k0, k1] in &self.keys {
             let (high0, low0) = split(x[0].mul_wide(MUL_0));
             let (high1, low1) = split(x[2].mul_wide(MUL_2));
-            let mix = |a: Word<'k>, b: Word<'k>, c: Word<'k>| a.cast::<B32>().xor3(b.cast(), c.cast()).cast::<U32>();
+            let mix = |a: Word<'k>, b: Word<'k>, c: Word<'k>| {
+                a.cast::<B32>().xor3(b.cast(), c.cast()).cast::<U32>()
+            };
             x = [mix(high1, x[1], *k0), low1, mix(high0, x[3], *k1), low0];
         }
         x.map(|word| word.cast())

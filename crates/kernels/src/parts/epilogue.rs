@@ -30,7 +30,8 @@ pub(crate) fn stage<'k>(warp: Warp<'k>, acc: &[Acc<'k>], half: Half, tile: SmemA
         let own = tile.plus(layout.chunk(row, group as u32) + pair * 4);
         for (i, acc) in acc.iter().enumerate() {
             for lower in 0..2 {
-                let word = acc.at(group, 2 * lower).get().pack(acc.at(group, 2 * lower + 1).get(), half, false);
+                let word =
+                    acc.at(group, 2 * lower).get().pack(acc.at(group, 2 * lower + 1).get(), half, false);
                 t.store(own.at(layout.bytes((16 * i + 8 * lower) as u32)), [word]);
             }
         }

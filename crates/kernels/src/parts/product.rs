@@ -69,6 +69,9 @@ pub(crate) fn mma_ab<'k>(
 /// An accumulator as 16-bit a-operands for a product over its columns: a register identity, no exchange between lanes.
 #[track_caller]
 pub(crate) fn pack<'k>(acc: &Acc<'k>, half: Half, relu: bool) -> Vec<FragmentA<'k>> {
-    let pair = |group, row: usize| acc.at(group, 2 * row).get().pack(acc.at(group, 2 * row + 1).get(), half, relu);
-    (0..acc.groups() / 2).map(|k| [pair(2 * k, 0), pair(2 * k, 1), pair(2 * k + 1, 0), pair(2 * k + 1, 1)]).collect()
+    let pair =
+        |group, row: usize| acc.at(group, 2 * row).get().pack(acc.at(group, 2 * row + 1).get(), half, relu);
+    (0..acc.groups() / 2)
+        .map(|k| [pair(2 * k, 0), pair(2 * k, 1), pair(2 * k + 1, 0), pair(2 * k + 1, 1)])
+        .collect()
 }

@@ -63,7 +63,8 @@ impl<'k> OnlineSoftmax<'k> {
     #[track_caller]
     pub(crate) fn step(&self, s: &Acc<'k>) -> [Val<'k, F32>; THREAD_ROWS] {
         from_fn(|row| {
-            let cells = || (0..s.groups()).flat_map(move |group| [2 * row, 2 * row + 1].map(|r| s.at(group, r)));
+            let cells =
+                || (0..s.groups()).flat_map(move |group| [2 * row, 2 * row + 1].map(|r| s.at(group, r)));
             let old = self.max[row].get();
             let own = cells().fold(old, |max, x| max.max(x.get()));
             let max = over_row(self.warp, own, |a, b| a.max(b));

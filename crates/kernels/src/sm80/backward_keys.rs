@@ -170,10 +170,17 @@ impl<'k> Keys<'_, 'k> {
         let row = warp.index() * (16 * tiles.row_tiles);
         let (lanes, ds_lanes) = (warp.tile_lanes(self.smem.layout), warp.tile_lanes(self.smem.ds_layout));
         let own = |tile: SmemAddr<'k>| tile.plus(row * self.smem.layout.row_bytes());
-        let own =
-            Own { lanes: &lanes, ds_lanes: &ds_lanes, k: own(self.smem.k), v: own(self.smem.v), first_key, row };
+        let own = Own {
+            lanes: &lanes,
+            ds_lanes: &ds_lanes,
+            k: own(self.smem.k),
+            v: own(self.smem.v),
+            first_key,
+            row,
+        };
         let cleared = |wanted: bool| -> Vec<Acc<'k>> {
-            let acc: Vec<_> = (0..tiles.row_tiles * u32::from(wanted)).map(|_| warp.acc(common.head_dim)).collect();
+            let acc: Vec<_> =
+                (0..tiles.row_tiles * u32::from(wanted)).map(|_| warp.acc(common.head_dim)).collect();
             acc.iter().for_each(Acc::clear);
             acc
         };
@@ -244,7 +251,8 @@ impl<'k> Keys<'_, 'k> {
                 copy.load(dout, tile(self.args.dout.head(work.batch, head)), step);
                 // Two queries' statistics are 16 bytes.
                 t.when(t.index().lt(step / 2), |t| {
-                    let row = (work.batch * problem.num_heads + head).mul_wide(problem.stat_rows) + (m * step).widen();
+                    let row = (work.batch * problem.num_heads + head).mul_wide(problem.stat_rows)
+                        + (m * step).widen();
                     let from = GlobalAddr::new(row * u64::from(STAT_BYTES) + self.args.stats);
                     let own = t.index() * 16;
                     let to = slot.at(2 * self.smem.layout.bytes(step)).plus(own);
@@ -338,7 +346,13 @@ impl<'k> Keys<'_, 'k> {
     }
 
     /// The flags of this warp's keys and a step of queries.
-    fn draw(&self, dropout: &Dropout<'k>, own: &Own<'_, 'k>, m: Val<'k, U32>, head: Val<'k, U32>) -> Vec<Flags<'k>> {
+    fn draw(
+        &self,
+        dropout: &Dropout<'k>,
+        own: &Own<'_, 'k>,
+        m: Val<'k, U32>,
+        head: Val<'k, U32>,
+    ) -> Vec<Flags<'k>> {
         let (warp, t, tiles) = (self.cta.warps(), self.cta.threads(), self.tiles);
         let Dropout { args, philox, mask } = dropout;
         let philox = philox.stream(t, self.work.batch, head);
@@ -370,7 +384,13 @@ impl<'k> Keys<'_, 'k> {
         let share = DqShare::new(tiles, self.common.head_dim);
         let bh = self.work.batch * self.problem.num_heads + head;
         let tile = bh * self.problem.query_tiles(tiles.step) + m;
-        let sums = SumsTile::new(t, self.args.dq_sums, tile, [tiles.step, self.common.head_dim], self.outputs.wide_add);
+        let sums = SumsTile::new(
+            t,
+            self.args.dq_sums,
+            tile,
+            [tiles.step, self.common.head_dim],
+            self.outputs.wide_add,
+        );
         let index = warp.index();
         let (part, column) = (index.modulo(share.row_parts), index / share.row_parts);
         let row_tile = |i: u32| part * share.row_tiles + i;
@@ -411,7 +431,8 @@ impl<'k> Keys<'_, 'k> {
         let keep_scale = self.dropout.as_ref().map_or(t.f32(1.0), |d| d.args.keep_scale);
         let (dk_rows, dv_rows) = (self.args.dk, self.args.dv).map_heads(&self.work);
         let copy = TileCopy::new(t, self.common, t.lane(), 32);
-        let targets = [(dk, dk_rows, own.k, self.problem.scale * keep_scale), (dv, dv_rows, own.v, keep_scale)];
+        let targets =
+            [(dk, dk_rows, own.k, self.problem.scale * keep_scale), (dv, dv_rows, own.v, keep_scale)];
         for (acc, rows, staging, factor) in targets.into_iter().filter(|(acc, ..)| !acc.is_empty()) {
             acc.iter().for_each(|acc| scale_rows(acc, [factor, factor]));
             let target = self.tile_of(rows, own.first_key + own.row, self.problem.seqlen_k);
@@ -458,7 +479,8 @@ impl<'k> Hidden<'k> {
         let causal = keys.common.causal;
         let first_row = m * tiles.step - problem.row_shift;
         let behind = own.first_key + tiles.rows();
-        let beyond = problem.seqlen_k.cast::<S32>().lt(behind.cast::<S32>()) | own.first_key.cast::<S32>().lt(0);
+        let beyond =
+            problem.seqlen_k.cast::<S32>().lt(behind.cast::<S32>()) | own.first_key.cast::<S32>().lt(0);
         let fewest = problem.visible(first_row, causal);
         let own_row = first_row + (t.lane() & 3) * 2;
         let seen_from = |i: u32, h: u32| {

@@ -168,7 +168,8 @@ impl<'k> Queries<'_, 'k> {
         let slot = ring.next_fill();
         ring.fill(self.cta, || {
             self.cta.when(tile.lt(end), |_| {
-                let source = |rows| self.tile_of(rows, tile * step - self.problem.column_shift, self.problem.seqlen_k);
+                let source =
+                    |rows| self.tile_of(rows, tile * step - self.problem.column_shift, self.problem.seqlen_k);
                 self.copy().load(slot, source(k), step);
                 self.copy().load(slot.at(self.smem.layout.bytes(step)), source(v), step);
             });
@@ -196,14 +197,21 @@ impl<'k> Queries<'_, 'k> {
             first_row: first_row + row,
             stats: (0..tiles.row_tiles).map(|i| [stat(i, 0), stat(i, 1)]).collect(),
             limits: (0..tiles.row_tiles).map(|i| [limit(i, 0), limit(i, 1)]).collect(),
-            stream: self.dropout.as_ref().map(|args| {
-                (Philox::new(t, args).stream(t, work.batch, work.head), SignMask::new(t, args))
-            }),
+            stream: self
+                .dropout
+                .as_ref()
+                .map(|args| (Philox::new(t, args).stream(t, work.batch, work.head), SignMask::new(t, args))),
         }
     }
 
     /// ds of this warp's rows and a tile of keys, as operands.
-    fn ds(&self, own: &Own<'_, 'k>, slot: SmemAddr<'k>, tile: Val<'k, U32>, keys: &KeyTiles<'k>) -> Vec<Vec<FragmentA<'k>>> {
+    fn ds(
+        &self,
+        own: &Own<'_, 'k>,
+        slot: SmemAddr<'k>,
+        tile: Val<'k, U32>,
+        keys: &KeyTiles<'k>,
+    ) -> Vec<Vec<FragmentA<'k>>> {
         let (k, v) = (slot, slot.at(self.smem.layout.bytes(self.tiles.step)));
         let s = self.product(own, own.q, k);
         if self.common.negative_scale {
@@ -221,7 +229,8 @@ impl<'k> Queries<'_, 'k> {
         let warp = self.cta.warps();
         let mut acc: Vec<Acc<'k>> = (0..self.tiles.row_tiles).map(|_| warp.acc(self.tiles.step)).collect();
         acc.iter().for_each(Acc::clear);
-        let (rows, columns) = (Operand { lanes: own.lanes, tile: rows }, Operand { lanes: own.lanes, tile: columns });
+        let (rows, columns) =
+            (Operand { lanes: own.lanes, tile: rows }, Operand { lanes: own.lanes, tile: columns });
         let a = |i: usize, k16: u32| rows.a(warp, 16 * i as u32, k16);
         mma_abt(warp, &mut acc, self.common.head_dim, self.common.half, a, columns);
         acc
@@ -229,15 +238,16 @@ impl<'k> Queries<'_, 'k> {
 
     /// dp becomes ds, for 16 rows.
     fn gradients(&self, own: &Own<'_, 'k>, i: usize, s: &Acc<'k>, dp: &Acc<'k>, tile: Val<'k, U32>) {
-        let row16 = self.dropout.map(|args| {
-            args.first_row16 + ((own.first_row + self.problem.row_shift) >> 4u32) + i as u32
-        });
+        let row16 = self
+            .dropout
+            .map(|args| args.first_row16 + ((own.first_row + self.problem.row_shift) >> 4u32) + i as u32);
         for block in 0..s.groups().div_ceil(4) {
-            let flags = own.stream.as_ref().zip(row16).zip(self.dropout).map(|(((stream, mask), row16), args)| {
-                assert!(self.tiles.step.is_multiple_of(32), "random words come for 32 columns at once");
-                let column32 = args.first_column32 + tile * (self.tiles.step / 32) + block as u32;
-                stream.block(row16, column32).map(|word| mask.dropped(word))
-            });
+            let flags =
+                own.stream.as_ref().zip(row16).zip(self.dropout).map(|(((stream, mask), row16), args)| {
+                    assert!(self.tiles.step.is_multiple_of(32), "random words come for 32 columns at once");
+                    let column32 = args.first_column32 + tile * (self.tiles.step / 32) + block as u32;
+                    stream.block(row16, column32).map(|word| mask.dropped(word))
+                });
             for (group, register) in (0..4).flat_map(|group| (0..4).map(move |r| (4 * block + group, r))) {
                 let [negative_lse, delta] = own.stats[i][register / 2];
                 let p = s.at(group, register).get().mul_add(self.problem.scale_log2, negative_lse).ex2();

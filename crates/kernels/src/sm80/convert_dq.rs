@@ -33,7 +33,13 @@ pub(crate) struct SumsTile<'k> {
 impl<'k> SumsTile<'k> {
     /// Of tile number `tile` of all (batch, head, step).
     #[track_caller]
-    pub(crate) fn new(t: Thread<'k>, sums: Val<'k, signflash_ptx::U64>, tile: Val<'k, U32>, size: [u32; 2], wide: bool) -> Self {
+    pub(crate) fn new(
+        t: Thread<'k>,
+        sums: Val<'k, signflash_ptx::U64>,
+        tile: Val<'k, U32>,
+        size: [u32; 2],
+        wide: bool,
+    ) -> Self {
         let [step, head_dim] = size;
         let own = t.lane() * if wide { 16 } else { 4 };
         let start = tile.widen().mul_add(u64::from(4 * step * head_dim), sums) + own.widen();

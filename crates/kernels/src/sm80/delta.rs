@@ -56,7 +56,8 @@ pub(crate) fn kernel(name: &str, common: &Common) -> Kernel {
             // A row without keys has lse = -inf; its probabilities shall be 0, not exp(s + inf).
             lse.set(own.eq(f32::NEG_INFINITY).select(t.f32(f32::INFINITY), own));
         });
-        let delta = [16, 8, 4, 2, 1].into_iter().fold(delta.get(), |sum, bit| sum + warp.shuffle_xor(sum, bit));
+        let delta =
+            [16, 8, 4, 2, 1].into_iter().fold(delta.get(), |sum, bit| sum + warp.shuffle_xor(sum, bit));
         let stat = [-(lse.get() * LOG2_E), delta * args.keep_scale.rcp()];
         t.when(t.lane().eq(0), |t| t.store(GlobalAddr::new(index.mul_wide(8u32) + args.stats), stat));
     })

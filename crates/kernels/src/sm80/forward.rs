@@ -19,7 +19,8 @@ use crate::parts::product::{FragmentA, Operand, mma_ab, mma_abt, pack};
 use crate::parts::softmax::{OnlineSoftmax, RowResult, THREAD_ROWS, hide, scale_rows};
 use crate::parts::work::{KeyTiles, Work};
 use signflash_ptx::{
-    Acc, B32, Builder, CopyRing, Cta, F32, GlobalAddr, Kernel, Shape, SmemAddr, TileLanes, TileLayout, U32, Val, Warp,
+    Acc, B32, Builder, CopyRing, Cta, F32, GlobalAddr, Kernel, Shape, SmemAddr, TileLanes, TileLayout, U32,
+    Val, Warp,
 };
 
 kernel_args! {
@@ -125,7 +126,14 @@ impl<'k> Forward<'_, 'k> {
                 }
                 let v_tile = kv.address().at(self.smem.layout.bytes(tiles.step));
                 let a = |i: usize, k16: u32| p[i][k16 as usize];
-                mma_ab(warp, &mut out, tiles.step, self.common.half, a, Operand { lanes: &lanes, tile: v_tile });
+                mma_ab(
+                    warp,
+                    &mut out,
+                    tiles.step,
+                    self.common.half,
+                    a,
+                    Operand { lanes: &lanes, tile: v_tile },
+                );
                 kv.release();
                 n.set(tile + 1);
             },
@@ -199,7 +207,14 @@ impl<'k> Forward<'_, 'k> {
         }
         let target = self.args.out.head(self.work.batch, self.work.head);
         let target = self.tile_of(target, first_row, self.problem.seqlen_q);
-        store_rows(warp, out, self.common.half, staging, &TileCopy::new(t, self.common, t.lane(), 32), target);
+        store_rows(
+            warp,
+            out,
+            self.common.half,
+            staging,
+            &TileCopy::new(t, self.common, t.lane(), 32),
+            target,
+        );
     }
 }
 
@@ -220,7 +235,8 @@ struct QueryFragments<'a, 'k> {
 impl<'a, 'k> QueryFragments<'a, 'k> {
     fn new(warp: Warp<'k>, forward: &Forward<'_, 'k>, lanes: &'a TileLanes<'k>, tile: SmemAddr<'k>) -> Self {
         let operand = Operand { lanes, tile };
-        let pieces = |i: u32| (0..forward.common.head_dim / 16).map(|k16| operand.a(warp, 16 * i, k16)).collect();
+        let pieces =
+            |i: u32| (0..forward.common.head_dim / 16).map(|k16| operand.a(warp, 16 * i, k16)).collect();
         let tiles = if forward.tiles.in_registers { forward.tiles.row_tiles } else { 0 };
         QueryFragments { operand, kept: (0..tiles).map(pieces).collect() }
     }
@@ -293,7 +309,8 @@ impl<'k> Mask<'k> {
 
     fn draw(&self, tile: Val<'k, U32>) -> Vec<Drawn<'k>> {
         let first = self.column32 + tile * self.columns32;
-        let words = |i: u32| (0..self.columns32).map(|j| self.stream.block(self.row16 + i, first + j)).collect();
+        let words =
+            |i: u32| (0..self.columns32).map(|j| self.stream.block(self.row16 + i, first + j)).collect();
         (0..self.row_tiles).map(words).collect()
     }
 

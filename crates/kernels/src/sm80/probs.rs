@@ -13,7 +13,8 @@ use crate::parts::product::{Operand, mma_abt};
 use crate::parts::softmax::THREAD_ROWS;
 use crate::parts::work::Work;
 use signflash_ptx::{
-    Acc, B32, Builder, CopyRing, Cta, F32, GlobalAddr, Kernel, Pred, Shape, SmemAddr, TileLayout, U32, Val, Var,
+    Acc, B32, Builder, CopyRing, Cta, F32, GlobalAddr, Kernel, Pred, Shape, SmemAddr, TileLayout, U32, Val,
+    Var,
 };
 use std::array::from_fn;
 use std::f32::consts::LOG2_E;
@@ -73,11 +74,13 @@ impl<'k> ProbsKernel<'_, 'k> {
         let ProbsKernel { cta, common, tiles, problem, work, .. } = self;
         let (warp, t) = (cta.warps(), cta.threads());
         let first_row = work.block * tiles.rows() - problem.row_shift;
-        let rows = |rows: Rows<'k>, first, seqlen| TileRows { rows, first, seqlen, head_dim: problem.head_dim };
+        let rows =
+            |rows: Rows<'k>, first, seqlen| TileRows { rows, first, seqlen, head_dim: problem.head_dim };
         let copy = TileCopy::new(t, common, t.index(), tiles.threads());
         let q = rows(self.args.q.head(work.batch, work.head), first_row, problem.seqlen_q);
         let q = cta.copy_group(|| copy.load(self.q, q, tiles.rows()));
-        let (k, end) = (self.args.k.head(work.batch, work.head / problem.group), problem.key_tiles(tiles.step));
+        let (k, end) =
+            (self.args.k.head(work.batch, work.head / problem.group), problem.key_tiles(tiles.step));
         let fill = |tile: Val<'k, U32>| {
             let slot = self.k.next_fill();
             let source = rows(k, tile * tiles.step - problem.column_shift, problem.seqlen_k);
@@ -87,7 +90,10 @@ impl<'k> ProbsKernel<'_, 'k> {
 
         let lanes = warp.tile_lanes(TileLayout::new(common.head_dim));
         let own_row = warp.index() * (16 * tiles.row_tiles);
-        let own_q = Operand { lanes: &lanes, tile: self.q.plus(own_row * TileLayout::new(common.head_dim).row_bytes()) };
+        let own_q = Operand {
+            lanes: &lanes,
+            tile: self.q.plus(own_row * TileLayout::new(common.head_dim).row_bytes()),
+        };
         let own: Vec<_> = (0..tiles.row_tiles).map(|i| self.rows(first_row + own_row + 16 * i)).collect();
         let drawn = self.dropout.as_ref().map(|args| {
             (Philox::new(t, args).stream(t, work.batch, work.head), SignMask::new(t, args), args)
@@ -112,7 +118,13 @@ impl<'k> ProbsKernel<'_, 'k> {
                     }
                     let row16 = (first_row + own_row + problem.row_shift) >> 4u32;
                     let flags = drawn.as_ref().map(|(stream, mask, args)| {
-                        self.flags(stream, mask, args.first_row16 + row16 + i as u32, args.first_column32, tile)
+                        self.flags(
+                            stream,
+                            mask,
+                            args.first_row16 + row16 + i as u32,
+                            args.first_column32,
+                            tile,
+                        )
                     });
                     self.write(s, own, tile, flags.as_deref());
                 }
@@ -156,17 +168,29 @@ impl<'k> ProbsKernel<'_, 'k> {
         (0..self.tiles.step / 32).map(block).collect()
     }
 
-    fn write(&self, s: &Acc<'k>, rows: &[Row<'k>; THREAD_ROWS], tile: Val<'k, U32>, flags: Option<&[[Val<'k, B32>; 4]]>) {
+    fn write(
+        &self,
+        s: &Acc<'k>,
+        rows: &[Row<'k>; THREAD_ROWS],
+        tile: Val<'k, U32>,
+        flags: Option<&[[Val<'k, B32>; 4]]>,
+    ) {
         let (t, problem) = (self.cta.threads(), &self.problem);
         let first = tile * self.tiles.step - problem.column_shift + (t.lane() & 3) * 2;
         for (group, register) in (0..s.groups()).flat_map(|group| (0..4).map(move |r| (group, r))) {
             let row = &rows[register / 2];
             let key = first + (8 * group + register % 2) as u32;
             let p = s.at(group, register).get().mul_add(problem.scale_log2, -row.lse_log2).ex2();
-            let p = flags.map_or(p, |flags| SignMask::sign(p, flags[group / 4][group % 4], register as u32));
             let p = key.lt(row.visible).select::<F32>(p, 0.0);
+            let p = p.pack(p, self.common.half, false);
+            // The sign is set after rounding, which would lose a NaN's. Byte `register` of the flags is this entry's.
+            let signed = flags.map(|flags| {
+                let flag = flags[group / 4][group % 4] >> (8 * register as u32);
+                let signed = p ^ (flag & 0x80u32) << 8u32;
+                key.lt(row.visible).select::<B32>(signed, p)
+            });
             t.when(row.real & key.lt(problem.seqlen_k), |t| {
-                t.store_half(row.to.plus(key.widen() * 2u64), p.pack(p, self.common.half, false));
+                t.store_half(row.to.plus(key.widen() * 2u64), signed.unwrap_or(p));
             });
         }
     }

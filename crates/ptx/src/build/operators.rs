@@ -107,6 +107,8 @@ methods! { U32:
     le(other: U32) -> Pred LE;
 }
 methods! { S32:
+    /// As 64 bits, the sign kept.
+    widen() -> U64 WIDEN_S;
     /// The lesser.
     min(other: S32) -> S32 MIN_S;
     /// The greater.

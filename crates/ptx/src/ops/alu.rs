@@ -257,6 +257,8 @@ table! {
         |[a, b, c]| ((i64::from(a as i32) * i64::from(b as i32)) as u64).wrapping_add(c);
     /// 32 bits as 64.
     WIDEN = "cvt.u64.u32", [U32] -> U64, |[a, ..]| a;
+    /// A signed number as 64 bits.
+    WIDEN_S = "cvt.s64.s32", [S32] -> U64, |[a, ..]| i64::from(a as i32) as u64;
     /// The low 32 bits.
     LOW = "cvt.u32.u64", [U64] -> U32, |[a, ..]| a & 0xFFFF_FFFF;
     /// Right by b bits; 64 and more give 0.
