@@ -12,5 +12,9 @@ pub use config::{Common, Config, Outputs, Tiles};
 pub use interpreted::{InterpretError, Interpreted};
 pub use parts::args::DeviceTensor;
 pub use parts::copy::Access;
-pub use plan::{BackwardCall, ForwardCall, Step, TooManyBlocks, backward, backward_workspace_bytes, forward};
+pub use plan::{
+    BackwardCall, ForwardCall, Step, TooManyBlocks, backward, backward_with, backward_workspace_bytes,
+    forward, forward_with,
+};
 pub use select::{Gpu, Select, half_of};
+pub use signflash_ptx::{Arg, Half};

@@ -1,5 +1,5 @@
 //! What one call does on a GPU: launches with their arguments. The interpreter and the driver run the same plan.
-use crate::config::Config;
+use crate::config::{Config, Tiles};
 use crate::parts::args::{DeviceTensor, DropoutArgs, ProblemArgs};
 use crate::parts::copy::Access;
 use crate::select::{Gpu, Select};
@@ -108,13 +108,25 @@ impl std::error::Error for TooManyBlocks {}
 /// # Errors
 /// [`TooManyBlocks`].
 pub fn forward(call: &ForwardCall<'_>, gpu: Gpu) -> Result<Vec<Step>, TooManyBlocks> {
+    forward_with(call, gpu, None)
+}
+
+/// The same with other tiles than the table's, to find better ones.
+///
+/// # Errors
+/// [`TooManyBlocks`].
+pub fn forward_with(
+    call: &ForwardCall<'_>,
+    gpu: Gpu,
+    tiles: Option<Tiles>,
+) -> Result<Vec<Step>, TooManyBlocks> {
     let ForwardCall { problem, half, q, k, v, out, lse, probs, seed_and_offset_ptr } = *call;
     let select = Select { gpu, access: access(&[q, k, v, out]) };
     let common = select.common(problem, half);
     let (args, dropout) = (problem_args(problem), dropout_args(problem, seed_and_offset_ptr));
     let list = |own: &dyn Fn(&mut Vec<Arg>)| argument_list(args, own, dropout);
     let mut steps = vec![];
-    let forward = select.forward(common);
+    let forward = tiles.map_or_else(|| select.forward(common), |tiles| Config::Forward(common, tiles));
     launch(
         &mut steps,
         forward,
@@ -140,9 +152,22 @@ pub fn backward_workspace_bytes(problem: &Problem, gpu: Gpu, deterministic: bool
 /// # Errors
 /// [`TooManyBlocks`].
 pub fn backward(call: &BackwardCall<'_>, gpu: Gpu) -> Result<Vec<Step>, TooManyBlocks> {
+    backward_with(call, gpu, None)
+}
+
+/// The same with other tiles than the table's for the pass over keys, to find better ones. Their step must be that of
+/// the table for the workspace to suffice, or smaller and a power of two.
+///
+/// # Errors
+/// [`TooManyBlocks`].
+pub fn backward_with(
+    call: &BackwardCall<'_>,
+    gpu: Gpu,
+    tiles: Option<Tiles>,
+) -> Result<Vec<Step>, TooManyBlocks> {
     let BackwardCall { problem, half, q, k, v, out, lse, dout, dq, dk, dv, .. } = *call;
     let select = Select { gpu, access: access(&[q, k, v, out, dout, dq, dk, dv]) };
-    let configs = select.backward(select.common(problem, half), call.deterministic);
+    let configs = select.backward_with(select.common(problem, half), call.deterministic, tiles);
     let space = Workspace::plan(problem, gpu, call.deterministic);
     let (stats, dq_sums) = (call.workspace, call.workspace + space.dq_sums);
     let (args, dropout) = (problem_args(problem), dropout_args(problem, call.seed_and_offset_ptr));

@@ -139,12 +139,23 @@ impl Select {
 
     /// The backward's kernels.
     pub fn backward(&self, common: Common, deterministic: bool) -> BackwardConfigs {
+        self.backward_with(common, deterministic, None)
+    }
+
+    /// The same with other tiles for the pass over keys.
+    pub(crate) fn backward_with(
+        &self,
+        common: Common,
+        deterministic: bool,
+        tiles: Option<Tiles>,
+    ) -> BackwardConfigs {
         let width = common.head_dim;
-        let tiles = self.tiles(KEYS, width, |t| {
+        let own = |t: &Tiles| {
             2 * width * (2 * t.rows() + 2 * t.slots * t.step)
                 + 2 * t.rows() * t.step * 2
                 + 8 * t.slots * t.step
-        });
+        };
+        let tiles = tiles.unwrap_or_else(|| self.tiles(KEYS, width, own));
         let together = width <= TOGETHER_HEAD_DIM;
         let added = together && !deterministic;
         let wide_add = self.gpu.compute_capability >= (9, 0);

@@ -1,0 +1,206 @@
+//! Attention on a GPU: plans of `signflash-kernels`, run by the driver.
+
+use crate::cache::ModuleCache;
+use crate::device::Device;
+use crate::doing::Doing;
+use crate::error::{CudaError, check};
+use crate::launch::Arg;
+use crate::program::OwnedProgram;
+use crate::stream::Stream;
+use crate::workspace::Workspace;
+use cudarc::driver::sys;
+use signflash_core::{Dtype, Problem, ProblemError};
+use signflash_kernels::{BackwardCall, Config, ForwardCall, Gpu, Step, TooManyBlocks};
+use std::sync::Arc;
+
+/// Why attention was not computed.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// An argument does not fit the problem.
+    #[error(transparent)]
+    Problem(#[from] ProblemError),
+    /// The kernels are of 16-bit formats.
+    #[error("the GPU's kernels take f16 and bf16, not {0}; convert the tensors, or use the CPU engine")]
+    Dtype(Dtype),
+    /// The call is too large for one launch.
+    #[error(transparent)]
+    TooManyBlocks(#[from] TooManyBlocks),
+    /// The GPU or its driver.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+}
+
+/// Exact attention with sign-bit dropout on one GPU. Clones share the stream and the compiled kernels.
+///
+/// [`forward`](Self::forward) and [`backward`](Self::backward) take host tensors; [`forward_on`](Self::forward_on) and
+/// [`backward_on`](Self::backward_on) take addresses on the GPU and do not wait. dtypes, accuracy and the mask are those
+/// of the contract (`docs/method.md`): f16 and bf16, sums in f32.
+///
+/// The first call of a configuration compiles its kernel (a fraction of a second), later processes load it from disk.
+///
+/// ```no_run
+/// use signflash_core::{Inputs, Outputs, Problem, Shape, TensorMut, TensorRef, bf16};
+/// use signflash_cuda::{CudaEngine, Device};
+/// let shape = Shape { batch: 1, seqlen_q: 3, seqlen_k: 5, num_heads: 2, num_heads_k: 1, head_dim: 8 };
+/// let problem = Problem::builder(shape).build()?;
+/// let (q, k) = ([bf16::ONE; 48], [bf16::ONE; 40]);
+/// let (mut out, mut lse) = ([bf16::ZERO; 48], [0.0; 6]);
+/// let k = TensorRef::bshd(&k, shape.k());
+/// let inputs = Inputs { q: TensorRef::bshd(&q, shape.q()), k, v: k };
+/// let mut outputs = Outputs { out: TensorMut::bshd(&mut out, shape.q()), lse: &mut lse, probs: None };
+/// CudaEngine::new(&Device::open(0)?)?.forward(&problem, &inputs, &mut outputs)?;
+/// assert_eq!(out, [bf16::ONE; 48]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct CudaEngine {
+    stream: Arc<Stream>,
+    cache: Arc<ModuleCache>,
+    deterministic: bool,
+}
+
+impl CudaEngine {
+    /// On a stream of its own. The backward adds to dq in any order.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn new(device: &Device) -> Result<Self, CudaError> {
+        Ok(Self {
+            stream: Arc::new(Stream::new(device)?),
+            cache: Arc::new(ModuleCache::new()),
+            deterministic: false,
+        })
+    }
+
+    /// Whether [`backward`](Self::backward) gives the same bits in every run; it then takes about 1.4 times as long.
+    pub fn with_deterministic(self, deterministic: bool) -> Self {
+        Self { deterministic, ..self }
+    }
+
+    /// With kernels from this cache.
+    pub fn with_cache(self, cache: ModuleCache) -> Self {
+        Self { cache: Arc::new(cache), ..self }
+    }
+
+    /// Whether backwards of host tensors are the same to the bit.
+    pub fn is_deterministic(&self) -> bool {
+        self.deterministic
+    }
+
+    /// The GPU.
+    pub fn device(&self) -> &Device {
+        self.stream.device()
+    }
+
+    /// Where host tensors are worked on.
+    pub fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    /// The compiled kernels.
+    pub fn cache(&self) -> &ModuleCache {
+        &self.cache
+    }
+
+    /// What the kernels' tables are asked with.
+    pub fn gpu(&self) -> Gpu {
+        let info = self.device().info();
+        Gpu {
+            compute_capability: info.compute_capability,
+            smem_per_block_bytes: info.smem_per_block_optin_bytes,
+        }
+    }
+
+    /// Bytes of [`BackwardCall::workspace`].
+    pub fn backward_workspace_bytes(&self, problem: &Problem, deterministic: bool) -> u64 {
+        signflash_kernels::backward_workspace_bytes(problem, self.gpu(), deterministic)
+    }
+
+    /// Puts a forward into a stream; does not wait for it.
+    ///
+    /// # Errors
+    /// [`EngineError::TooManyBlocks`], or the driver's.
+    ///
+    /// # Safety
+    /// The tensors of the call must be valid on this GPU for shape and strides, those written must not overlap others,
+    /// and nobody else may write what is read until the stream is done. If the stream is being captured, that holds
+    /// for each replay.
+    pub unsafe fn forward_on(&self, stream: &Stream, call: &ForwardCall<'_>) -> Result<(), EngineError> {
+        let steps = signflash_kernels::forward(call, self.gpu())?;
+        // SAFETY: the plan reads and writes the call's tensors, for which the caller answers.
+        Ok(unsafe { self.run(stream, &steps) }?)
+    }
+
+    /// Puts a backward into a stream; does not wait for it.
+    ///
+    /// # Errors
+    /// As [`forward_on`](Self::forward_on).
+    ///
+    /// # Safety
+    /// As [`forward_on`](Self::forward_on); the workspace is written.
+    pub unsafe fn backward_on(&self, stream: &Stream, call: &BackwardCall<'_>) -> Result<(), EngineError> {
+        let steps = signflash_kernels::backward(call, self.gpu())?;
+        // SAFETY: the plan reads and writes the call's tensors and workspace, for which the caller answers.
+        Ok(unsafe { self.run(stream, &steps) }?)
+    }
+
+    /// Puts the steps of a plan into a stream; does not wait for them.
+    ///
+    /// # Errors
+    /// The driver's.
+    ///
+    /// # Safety
+    /// What the steps' addresses point to is valid, as [`forward_on`](Self::forward_on) says.
+    pub unsafe fn run(&self, stream: &Stream, steps: &[Step]) -> Result<(), CudaError> {
+        for step in steps {
+            match step {
+                Step::Launch { config, grid, args } => {
+                    let build = || program(config);
+                    let function = self.cache.get_or_compile(self.device(), &config.to_string(), build)?;
+                    let args: Vec<Arg> = args.iter().copied().map(Arg::from).collect();
+                    // SAFETY: the plan's arguments are those that the kernel declares, and the addresses among them
+                    // are the caller's promise. The cache, which lives as long as the engine, keeps the function.
+                    unsafe { function.launch(stream, *grid, &args)? };
+                }
+                // SAFETY: the caller's promise about the plan's addresses.
+                Step::Zero { ptr, bytes } => unsafe { zero(stream, *ptr, *bytes as usize)? },
+            }
+        }
+        Ok(())
+    }
+
+    /// A workspace for one backward on the engine's stream.
+    pub(crate) fn workspace(&self, bytes: u64) -> Result<Workspace<'_>, CudaError> {
+        Workspace::new(&self.stream, bytes as usize)
+    }
+}
+
+/// A kernel's text, and what launches it.
+fn program(config: &Config) -> OwnedProgram {
+    let kernel = config.kernel();
+    OwnedProgram {
+        entry: kernel.name().into(),
+        ptx: kernel.ptx(),
+        block_threads: kernel.block_threads(),
+        dynamic_smem_bytes: kernel.smem_bytes(),
+    }
+}
+
+/// # Safety
+/// So many bytes from `ptr` on are valid on the stream's GPU.
+unsafe fn zero(stream: &Stream, ptr: u64, bytes: usize) -> Result<(), CudaError> {
+    let _bound = stream.device().bind()?;
+    // SAFETY: the stream is live and its context current; the address is the caller's promise.
+    check(unsafe { sys::cuMemsetD8Async(ptr, 0, bytes, stream.handle()) }, || Doing::Fill { bytes })
+}
+
+impl From<signflash_kernels::Arg> for Arg {
+    fn from(arg: signflash_kernels::Arg) -> Self {
+        match arg {
+            signflash_kernels::Arg::U32(value) => Self::U32(value),
+            signflash_kernels::Arg::U64(value) => Self::U64(value),
+            signflash_kernels::Arg::F32(value) => Self::F32(value),
+        }
+    }
+}
