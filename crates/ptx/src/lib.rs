@@ -52,8 +52,8 @@ mod types;
 
 pub use build::{
     Acc, Builder, BulkRing, BulkRingConsumer, BulkRingProducer, CopyRing, Cta, FullSlot, FullStage,
-    GlobalAddr, Mbarrier, Operand, PendingCopy, Shape, SmemAddr, Thread, TileLanes, TileLayout, TileThread,
-    Val, Var, Warp,
+    GlobalAddr, Mbarrier, Operand, Order, PendingCopy, Shape, SmemAddr, Thread, TileLanes, TileLayout,
+    TileThread, Val, Var, Warp,
 };
 pub use instruction::{Flow, Instruction, Label, Printer};
 pub use interp::{Fault, Global, Lanes, Launch, Machine, Pointer, Profile, Region, Rule, SharedUse, Trap};

@@ -34,7 +34,8 @@ fn split<'k>(product: Val<'k, U64>) -> (Word<'k>, Word<'k>) {
 impl<'k> Philox<'k> {
     /// Reads the seed where it is, and derives the keys of all rounds.
     #[track_caller]
-    pub(crate) fn new(t: Thread<'k>, args: &DropoutVals<'k>) -> Self {
+    pub(crate) fn new(warp: Warp<'k>, args: &DropoutVals<'k>) -> Self {
+        let t = warp.threads();
         let words = |x: Val<'k, U64>| [x.low().var(), (x >> 32u32).low().var()];
         let (seed, offset) = (words(args.seed), words(args.offset));
         t.when(args.seed_and_offset_ptr.ne(0u64), |t| {
@@ -42,10 +43,11 @@ impl<'k> Philox<'k> {
             let [c, d] = t.load::<U32, 2>(GlobalAddr::new(args.seed_and_offset_ptr).at(8));
             (seed[0].set(a), seed[1].set(b), offset[0].set(c), offset[1].set(d));
         });
-        let key = |round: u32| [0, 1].map(|i| seed[i].get() + [WEYL_0, WEYL_1][i].wrapping_mul(round));
+        let [seed, offset] = [seed, offset].map(|words| words.map(|word| warp.uniform(word.get())));
+        let key = |round: u32| [0, 1].map(|i| seed[i] + [WEYL_0, WEYL_1][i].wrapping_mul(round));
         Philox {
             keys: (0..DROPOUT_ROUNDS as u32).map(key).collect(),
-            offset: offset[1].get().mul_wide(0x1_0000u32) * 0x1_0000u64 + offset[0].get().widen(),
+            offset: offset[1].mul_wide(0x1_0000u32) * 0x1_0000u64 + offset[0].widen(),
             first_stream: args.first_stream,
             num_heads_total: args.num_heads_total,
         }

@@ -1,15 +1,41 @@
 //! Products of tiles on tensor cores, in the forms that attention needs.
 //!
 //! A warp's rows come in tiles of 16; each b-operand that is read serves all of them.
-use signflash_ptx::{Acc, B32, Half, SmemAddr, TileLanes, Val, Warp};
+use signflash_ptx::{Acc, B32, Half, Order, SmemAddr, TileLanes, TileLayout, U32, Val, Warp};
 
 /// An a-operand: 16 rows by 16 columns.
 pub(crate) type FragmentA<'k> = [Val<'k, B32>; 4];
 
+/// A warp's ways to read tiles of one layout.
+#[derive(Debug)]
+pub(crate) struct Lanes<'k> {
+    down: TileLanes<'k>,
+    across: TileLanes<'k>,
+}
+
+impl<'k> Lanes<'k> {
+    #[track_caller]
+    pub(crate) fn new(warp: Warp<'k>, layout: TileLayout) -> Self {
+        Lanes { down: warp.tile_lanes(layout, Order::Down), across: warp.tile_lanes(layout, Order::Across) }
+    }
+
+    /// For b-operands of 16 columns that are chosen on the GPU, from a tile that holds k as rows.
+    #[track_caller]
+    pub(crate) fn b_column(&self, warp: Warp<'k>, tile: SmemAddr<'k>, col16: Val<'k, U32>) -> SmemAddr<'k> {
+        tile.plus(self.down.column(warp, col16))
+    }
+
+    /// For a-operands whose rows are 16 columns that are chosen on the GPU.
+    #[track_caller]
+    pub(crate) fn a_column(&self, warp: Warp<'k>, tile: SmemAddr<'k>, col16: Val<'k, U32>) -> SmemAddr<'k> {
+        tile.plus(self.across.column(warp, col16))
+    }
+}
+
 /// A tile in shared memory, and this warp's way to read it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Operand<'a, 'k> {
-    pub(crate) lanes: &'a TileLanes<'k>,
+    pub(crate) lanes: &'a Lanes<'k>,
     pub(crate) tile: SmemAddr<'k>,
 }
 
@@ -17,7 +43,7 @@ impl<'k> Operand<'_, 'k> {
     /// Rows `row..row + 16`, columns `16 * col16..` as an a-operand.
     #[track_caller]
     pub(crate) fn a(&self, warp: Warp<'k>, row: u32, col16: u32) -> FragmentA<'k> {
-        warp.load_matrices(self.lanes, self.tile, row, col16)
+        warp.load_matrices(&self.lanes.down, self.tile, row, col16)
     }
 }
 
@@ -33,18 +59,12 @@ pub(crate) fn mma_abt<'k>(
     b: Operand<'_, 'k>,
 ) {
     for k16 in 0..depth / 16 {
-        let a: Vec<FragmentA<'k>> = (0..acc.len()).map(|tile| a(tile, k16)).collect();
-        for pair in 0..acc[0].groups() / 2 {
-            let m = warp.load_matrices(b.lanes, b.tile, 16 * pair as u32, k16);
-            for (acc, a) in acc.iter_mut().zip(&a) {
-                warp.mma(acc, 2 * pair, *a, [m[0], m[2]], half);
-                warp.mma(acc, 2 * pair + 1, *a, [m[1], m[3]], half);
-            }
-        }
+        let load = |pair: u32| warp.load_matrices(&b.lanes.across, b.tile, 16 * pair, k16);
+        multiply(warp, acc, half, |i| a(i, k16), load);
     }
 }
 
-/// acc += a * b, where b's rows `0..depth` are in shared memory, and its columns from `16 * first_col16` on.
+/// acc += a * b, where b's rows `0..depth` are in shared memory.
 #[track_caller]
 pub(crate) fn mma_ab<'k>(
     warp: Warp<'k>,
@@ -55,13 +75,26 @@ pub(crate) fn mma_ab<'k>(
     b: Operand<'_, 'k>,
 ) {
     for k16 in 0..depth / 16 {
-        let a: Vec<FragmentA<'k>> = (0..acc.len()).map(|tile| a(tile, k16)).collect();
-        for pair in 0..acc[0].groups() / 2 {
-            let m = warp.load_transposed(b.lanes, b.tile, 16 * k16, pair as u32);
-            for (acc, a) in acc.iter_mut().zip(&a) {
-                warp.mma(acc, 2 * pair, *a, [m[0], m[1]], half);
-                warp.mma(acc, 2 * pair + 1, *a, [m[2], m[3]], half);
-            }
+        let load = |pair: u32| warp.load_transposed(&b.lanes.down, b.tile, 16 * k16, pair);
+        multiply(warp, acc, half, |i| a(i, k16), load);
+    }
+}
+
+/// One piece of 16 of the depth: each pair of b-operands that is read serves all rows of the warp.
+#[track_caller]
+fn multiply<'k>(
+    warp: Warp<'k>,
+    acc: &mut [Acc<'k>],
+    half: Half,
+    a: impl Fn(usize) -> FragmentA<'k>,
+    b: impl Fn(u32) -> FragmentA<'k>,
+) {
+    let a: Vec<FragmentA<'k>> = (0..acc.len()).map(a).collect();
+    for pair in 0..acc[0].groups() / 2 {
+        let m = b(pair as u32);
+        for (acc, a) in acc.iter_mut().zip(&a) {
+            warp.mma(acc, 2 * pair, *a, [m[0], m[1]], half);
+            warp.mma(acc, 2 * pair + 1, *a, [m[2], m[3]], half);
         }
     }
 }

@@ -42,6 +42,15 @@ pub(crate) struct OnlineSoftmax<'k> {
     sum: [Var<'k, F32>; THREAD_ROWS],
 }
 
+/// By how many powers of two exponentials may exceed 1.
+const GROWTH_LOG2: f32 = 8.0;
+
+/// A row that has seen no key yet must not compute -inf - -inf.
+#[track_caller]
+fn finite<'k>(t: Thread<'k>, max: Val<'k, F32>) -> Val<'k, F32> {
+    max.eq(f32::NEG_INFINITY).select(t.f32(0.0), max)
+}
+
 /// A thread's two rows at the end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RowResult<'k> {
@@ -58,30 +67,46 @@ impl<'k> OnlineSoftmax<'k> {
         OnlineSoftmax { warp, scale_log2, max: fill(f32::NEG_INFINITY), sum: fill(0.0) }
     }
 
-    /// Turns scores into exponentials relative to the new maximum, adds them to the sums, and returns by what the
-    /// output so far is to be multiplied.
+    /// Turns scores into exponentials relative to a maximum, and adds them to the sums.
+    ///
+    /// The maximum is the one of some earlier step unless a row has grown beyond it by 2^8 or more: only then, which a
+    /// warp decides as one, is `out` multiplied. (The idea is FlashAttention-4's. The result does not depend on which
+    /// maximum is used, but for roundings; exponentials stay below 2^8, far from f16's largest number.)
     #[track_caller]
-    pub(crate) fn step(&self, s: &Acc<'k>) -> [Val<'k, F32>; THREAD_ROWS] {
-        from_fn(|row| {
-            let cells =
-                || (0..s.groups()).flat_map(move |group| [2 * row, 2 * row + 1].map(|r| s.at(group, r)));
-            let old = self.max[row].get();
-            let own = cells().fold(old, |max, x| max.max(x.get()));
-            let max = over_row(self.warp, own, |a, b| a.max(b));
-            // A row that has seen no key yet must not compute -inf - -inf.
-            let finite = max.eq(f32::NEG_INFINITY).select(self.warp.threads().f32(0.0), max);
-            let shift = -(finite * self.scale_log2);
-            let correction = old.mul_add(self.scale_log2, shift).ex2();
-            let mut sum = self.sum[row].get() * correction;
-            for x in cells() {
+    pub(crate) fn step(&self, s: &Acc<'k>, out: &Acc<'k>) {
+        let t = self.warp.threads();
+        let cells = |row: usize| {
+            (0..s.groups()).flat_map(move |group| [2 * row, 2 * row + 1].map(|r| s.at(group, r)))
+        };
+        let newest: [_; THREAD_ROWS] = from_fn(|row| {
+            let own = cells(row).fold(self.max[row].get(), |max, x| max.max(x.get()));
+            over_row(self.warp, own, |a, b| a.max(b))
+        });
+        // A row whose first key this is has grown from -inf; one without any has not: -inf - -inf is no number.
+        let grown = |row: usize| {
+            let by = (newest[row] - self.max[row].get()) * self.scale_log2;
+            t.f32(GROWTH_LOG2).lt(by)
+        };
+        self.warp.when(self.warp.any(grown(0) | grown(1)), |_| {
+            let corrections: [_; THREAD_ROWS] = from_fn(|row| {
+                let shift = -(finite(t, newest[row]) * self.scale_log2);
+                let correction = self.max[row].get().mul_add(self.scale_log2, shift).ex2();
+                self.sum[row].set(self.sum[row].get() * correction);
+                self.max[row].set(newest[row]);
+                correction
+            });
+            scale_rows(out, corrections);
+        });
+        for row in 0..THREAD_ROWS {
+            let shift = -(finite(t, self.max[row].get()) * self.scale_log2);
+            let mut sum = self.sum[row].get();
+            for x in cells(row) {
                 let p = x.get().mul_add(self.scale_log2, shift).ex2();
                 x.set(p);
                 sum = sum + p;
             }
-            self.max[row].set(max);
             self.sum[row].set(sum);
-            correction
-        })
+        }
     }
 
     /// The rows' sums and logarithms.

@@ -23,11 +23,11 @@ use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_ar
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::dropout::{Philox, SignMask};
 use crate::parts::epilogue::{stage, store_rows};
-use crate::parts::product::{FragmentA, Operand, mma_ab, mma_abt, pack};
+use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
 use crate::parts::softmax::scale_rows;
 use crate::parts::work::Work;
 use signflash_ptx::{
-    Acc, B32, Builder, CopyRing, Cta, F32, GlobalAddr, Kernel, Pred, S32, Shape, SmemAddr, Thread, TileLanes,
+    Acc, B32, Builder, CopyRing, Cta, F32, GlobalAddr, Kernel, Pred, S32, Shape, SmemAddr, Thread,
     TileLayout, U32, Val, Var, Warp,
 };
 
@@ -62,7 +62,7 @@ pub(crate) fn kernel(name: &str, common: &Common, tiles: &Tiles, outputs: &Outpu
     Builder::build(name, shape, |cta| {
         let problem = ProblemVals::declare(cta);
         let args = KeysVals::declare(cta);
-        let dropout = common.dropout.then(|| Dropout::new(cta.threads(), DropoutVals::declare(cta)));
+        let dropout = common.dropout.then(|| Dropout::new(cta.warps(), DropoutVals::declare(cta)));
         let smem = Smem::plan(cta, common, tiles, outputs);
         let work = Work::locate(cta, problem.key_tiles(tiles.rows()), problem.num_heads_k, false);
         Keys { cta, common, tiles, outputs, problem, args, dropout, smem, work }.run();
@@ -77,8 +77,8 @@ struct Dropout<'k> {
 }
 
 impl<'k> Dropout<'k> {
-    fn new(t: Thread<'k>, args: DropoutVals<'k>) -> Self {
-        Dropout { philox: Philox::new(t, &args), mask: SignMask::new(t, &args), args }
+    fn new(warp: Warp<'k>, args: DropoutVals<'k>) -> Self {
+        Dropout { philox: Philox::new(warp, &args), mask: SignMask::new(warp.threads(), &args), args }
     }
 }
 
@@ -146,8 +146,8 @@ impl<'k> Cursor<'k> {
 
 /// What a warp has at hand in every step.
 struct Own<'a, 'k> {
-    lanes: &'a TileLanes<'k>,
-    ds_lanes: &'a TileLanes<'k>,
+    lanes: &'a Lanes<'k>,
+    ds_lanes: &'a Lanes<'k>,
     /// The warp's rows of k and v.
     k: SmemAddr<'k>,
     v: SmemAddr<'k>,
@@ -168,7 +168,7 @@ impl<'k> Keys<'_, 'k> {
         self.fill(&ahead, more(&ahead));
 
         let row = warp.index() * (16 * tiles.row_tiles);
-        let (lanes, ds_lanes) = (warp.tile_lanes(self.smem.layout), warp.tile_lanes(self.smem.ds_layout));
+        let (lanes, ds_lanes) = (Lanes::new(warp, self.smem.layout), Lanes::new(warp, self.smem.ds_layout));
         let own = |tile: SmemAddr<'k>| tile.plus(row * self.smem.layout.row_bytes());
         let own = Own {
             lanes: &lanes,
@@ -395,18 +395,17 @@ impl<'k> Keys<'_, 'k> {
         let (part, column) = (index.modulo(share.row_parts), index / share.row_parts);
         let row_tile = |i: u32| part * share.row_tiles + i;
         let rows: Vec<SmemAddr<'k>> =
-            (0..share.row_tiles).map(|i| ds.plus(own.ds_lanes.column(warp, row_tile(i)))).collect();
+            (0..share.row_tiles).map(|i| own.ds_lanes.a_column(warp, ds, row_tile(i))).collect();
         for piece in 0..share.pieces {
             let col16 = column + piece * share.column_parts;
             let add = |warp: Warp<'k>| {
-                let k = self.smem.k.plus(own.lanes.column(warp, col16));
+                let k = own.lanes.b_column(warp, self.smem.k, col16);
                 let mut acc: Vec<Acc<'k>> = rows.iter().map(|_| warp.acc(16)).collect();
                 acc.iter().for_each(Acc::clear);
                 for key in (0..tiles.rows()).step_by(16) {
                     let b = warp.load_matrices_at(k.at(layout.bytes(key)), true);
                     for (acc, rows) in acc.iter_mut().zip(&rows) {
                         let a = warp.load_matrices_at(rows.at(self.smem.ds_layout.bytes(key)), true);
-                        let a = [a[0], a[2], a[1], a[3]];
                         warp.mma(acc, 0, a, [b[0], b[1]], self.common.half);
                         warp.mma(acc, 1, a, [b[2], b[3]], self.common.half);
                     }

@@ -18,11 +18,11 @@ use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_ar
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::dropout::{Philox, SignMask, Stream};
 use crate::parts::epilogue::store_rows;
-use crate::parts::product::{FragmentA, Operand, mma_ab, mma_abt, pack};
+use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
 use crate::parts::softmax::{THREAD_ROWS, scale_rows};
 use crate::parts::work::{KeyTiles, Work};
 use signflash_ptx::{
-    Acc, Builder, CopyRing, Cta, F32, GlobalAddr, Kernel, Shape, SmemAddr, TileLanes, TileLayout, U32, Val,
+    Acc, Builder, CopyRing, Cta, F32, GlobalAddr, Kernel, Shape, SmemAddr, TileLayout, U32, Val,
 };
 
 kernel_args! {
@@ -91,7 +91,7 @@ struct Queries<'a, 'k> {
 
 /// A warp's rows.
 struct Own<'a, 'k> {
-    lanes: &'a TileLanes<'k>,
+    lanes: &'a Lanes<'k>,
     q: SmemAddr<'k>,
     dout: SmemAddr<'k>,
     first_row: Val<'k, U32>,
@@ -112,7 +112,7 @@ impl<'k> Queries<'_, 'k> {
         let queries = cta.copy_group(|| self.load_queries(first_row));
         self.fill(k, v, t.u32(0), keys.end);
 
-        let lanes = warp.tile_lanes(self.smem.layout);
+        let lanes = Lanes::new(warp, self.smem.layout);
         let own = self.own(&lanes, first_row);
         let mut dq: Vec<Acc<'k>> = (0..tiles.row_tiles).map(|_| warp.acc(common.head_dim)).collect();
         dq.iter().for_each(Acc::clear);
@@ -176,7 +176,7 @@ impl<'k> Queries<'_, 'k> {
         });
     }
 
-    fn own<'a>(&self, lanes: &'a TileLanes<'k>, first_row: Val<'k, U32>) -> Own<'a, 'k> {
+    fn own<'a>(&self, lanes: &'a Lanes<'k>, first_row: Val<'k, U32>) -> Own<'a, 'k> {
         let Queries { tiles, problem, work, .. } = self;
         let (warp, t) = (self.cta.warps(), self.cta.threads());
         let row = warp.index() * (16 * tiles.row_tiles);
@@ -197,10 +197,9 @@ impl<'k> Queries<'_, 'k> {
             first_row: first_row + row,
             stats: (0..tiles.row_tiles).map(|i| [stat(i, 0), stat(i, 1)]).collect(),
             limits: (0..tiles.row_tiles).map(|i| [limit(i, 0), limit(i, 1)]).collect(),
-            stream: self
-                .dropout
-                .as_ref()
-                .map(|args| (Philox::new(t, args).stream(t, work.batch, work.head), SignMask::new(t, args))),
+            stream: self.dropout.as_ref().map(|args| {
+                (Philox::new(warp, args).stream(t, work.batch, work.head), SignMask::new(t, args))
+            }),
         }
     }
 

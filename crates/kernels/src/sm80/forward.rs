@@ -15,12 +15,11 @@ use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_ar
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::dropout::{PackedMask, Philox, Stream};
 use crate::parts::epilogue::store_rows;
-use crate::parts::product::{FragmentA, Operand, mma_ab, mma_abt, pack};
+use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
 use crate::parts::softmax::{OnlineSoftmax, RowResult, THREAD_ROWS, hide, scale_rows};
 use crate::parts::work::{KeyTiles, Work};
 use signflash_ptx::{
-    Acc, B32, Builder, CopyRing, Cta, F32, GlobalAddr, Kernel, Shape, SmemAddr, TileLanes, TileLayout, U32,
-    Val, Warp,
+    Acc, B32, Builder, CopyRing, Cta, F32, GlobalAddr, Kernel, Shape, SmemAddr, TileLayout, U32, Val, Warp,
 };
 
 kernel_args! {
@@ -95,7 +94,7 @@ impl<'k> Forward<'_, 'k> {
 
         // This warp's rows and what they need throughout.
         let own_row = warp.index() * (16 * tiles.row_tiles);
-        let lanes = warp.tile_lanes(self.smem.layout);
+        let lanes = Lanes::new(warp, self.smem.layout);
         let own_q = self.smem.q.plus(own_row * self.smem.layout.row_bytes());
         let rows = Rows16::new(self, first_row + own_row);
         let mask = dropout.as_ref().map(|args| Mask::new(self, args, first_row + own_row));
@@ -118,7 +117,7 @@ impl<'k> Forward<'_, 'k> {
                 });
                 let mut p = Vec::new();
                 for (i, s) in s.iter_mut().enumerate() {
-                    scale_rows(&out[i], rows.softmax[i].step(s));
+                    rows.softmax[i].step(s, &out[i]);
                     p.push(pack(s, self.common.half, false));
                     if let (Some(mask), Some(drawn)) = (&mask, &drawn) {
                         mask.drop(&mut p[i], &drawn[i]);
@@ -233,7 +232,7 @@ struct QueryFragments<'a, 'k> {
 }
 
 impl<'a, 'k> QueryFragments<'a, 'k> {
-    fn new(warp: Warp<'k>, forward: &Forward<'_, 'k>, lanes: &'a TileLanes<'k>, tile: SmemAddr<'k>) -> Self {
+    fn new(warp: Warp<'k>, forward: &Forward<'_, 'k>, lanes: &'a Lanes<'k>, tile: SmemAddr<'k>) -> Self {
         let operand = Operand { lanes, tile };
         let pieces =
             |i: u32| (0..forward.common.head_dim / 16).map(|k16| operand.a(warp, 16 * i, k16)).collect();
@@ -253,29 +252,24 @@ impl<'a, 'k> QueryFragments<'a, 'k> {
 struct Rows16<'a, 'k> {
     forward: &'a Forward<'a, 'k>,
     softmax: Vec<OnlineSoftmax<'k>>,
-    /// How many keys each of the thread's rows sees.
-    limits: Vec<[Val<'k, U32>; THREAD_ROWS]>,
+    first: Val<'k, U32>,
 }
 
 impl<'a, 'k> Rows16<'a, 'k> {
-    fn new(forward: &'a Forward<'a, 'k>, first_row: Val<'k, U32>) -> Self {
-        let (warp, t) = (forward.cta.warps(), forward.cta.threads());
-        let limit = |i: u32, lower: u32| {
-            let row = first_row + (t.lane() >> 2) + (16 * i + 8 * lower);
-            forward.problem.visible(row, forward.common.causal)
-        };
-        Rows16 {
-            forward,
-            softmax: (0..forward.tiles.row_tiles)
-                .map(|_| OnlineSoftmax::new(warp, forward.problem.scale_log2))
-                .collect(),
-            limits: (0..forward.tiles.row_tiles).map(|i| [limit(i, 0), limit(i, 1)]).collect(),
-        }
+    fn new(forward: &'a Forward<'a, 'k>, first: Val<'k, U32>) -> Self {
+        let softmax = |_| OnlineSoftmax::new(forward.cta.warps(), forward.problem.scale_log2);
+        Rows16 { forward, softmax: (0..forward.tiles.row_tiles).map(softmax).collect(), first }
     }
 
+    /// Few tiles need this: what rows see is derived anew, not kept in registers.
     fn hide(&self, s: &[Acc<'k>], first_key: Val<'k, U32>) {
-        for (s, limits) in s.iter().zip(&self.limits) {
-            hide(self.forward.cta.threads(), s, *limits, first_key);
+        let (t, forward) = (self.forward.cta.threads(), self.forward);
+        for (i, s) in s.iter().enumerate() {
+            let limits: [_; THREAD_ROWS] = std::array::from_fn(|lower| {
+                let row = self.first + (t.lane() >> 2) + (16 * i + 8 * lower) as u32;
+                forward.problem.visible(row, forward.common.causal)
+            });
+            hide(t, s, limits, first_key);
         }
     }
 }
@@ -295,10 +289,10 @@ struct Mask<'k> {
 
 impl<'k> Mask<'k> {
     fn new(forward: &Forward<'_, 'k>, args: &DropoutVals<'k>, first_row: Val<'k, U32>) -> Self {
-        let (t, work) = (forward.cta.threads(), &forward.work);
+        let (warp, t, work) = (forward.cta.warps(), forward.cta.threads(), &forward.work);
         assert!(forward.tiles.step.is_multiple_of(32), "random words come for 32 columns at once");
         Mask {
-            stream: Philox::new(t, args).stream(t, work.batch, work.head),
+            stream: Philox::new(warp, args).stream(t, work.batch, work.head),
             packed: PackedMask::new(args),
             row16: args.first_row16 + ((first_row + forward.problem.row_shift) >> 4u32),
             column32: args.first_column32,

@@ -9,7 +9,7 @@ use crate::config::{Common, Tiles};
 use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_args};
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::dropout::{Philox, SignMask, Stream};
-use crate::parts::product::{Operand, mma_abt};
+use crate::parts::product::{Lanes, Operand, mma_abt};
 use crate::parts::softmax::THREAD_ROWS;
 use crate::parts::work::Work;
 use signflash_ptx::{
@@ -88,7 +88,7 @@ impl<'k> ProbsKernel<'_, 'k> {
         };
         fill(t.u32(0));
 
-        let lanes = warp.tile_lanes(TileLayout::new(common.head_dim));
+        let lanes = Lanes::new(warp, TileLayout::new(common.head_dim));
         let own_row = warp.index() * (16 * tiles.row_tiles);
         let own_q = Operand {
             lanes: &lanes,
@@ -96,7 +96,7 @@ impl<'k> ProbsKernel<'_, 'k> {
         };
         let own: Vec<_> = (0..tiles.row_tiles).map(|i| self.rows(first_row + own_row + 16 * i)).collect();
         let drawn = self.dropout.as_ref().map(|args| {
-            (Philox::new(t, args).stream(t, work.batch, work.head), SignMask::new(t, args), args)
+            (Philox::new(warp, args).stream(t, work.batch, work.head), SignMask::new(t, args), args)
         });
         q.wait(*cta);
         let n: Var<'k, U32> = t.u32(0).var();

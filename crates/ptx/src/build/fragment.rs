@@ -61,9 +61,9 @@ impl<'k> Warp<'k> {
         self.0.emit(Mma { acc: acc.groups[group], a: a.map(|v| v.src), b: b.map(|v| v.src), half });
     }
 
-    /// Four 8x8 matrices: those of 16 rows from `row` and 16 columns from `16 * col16` of a tile, in the order rows 0-7
-    /// and 8-15 of the left half, then of the right. So it is an a-operand as it is; as b-operands (of a tile that
-    /// holds columns as rows) it is `[m[0], m[2]]` and `[m[1], m[3]]`.
+    /// Four 8x8 matrices: those of 16 rows from `row` and 16 columns from `16 * col16` of a tile, in the order of
+    /// `lanes`. With [`Order::Down`](super::Order) they are an a-operand; with `Across` two b-operands, `[m[0], m[1]]`
+    /// and `[m[2], m[3]]`, of a tile that holds columns as rows.
     #[track_caller]
     pub fn load_matrices(
         self,
@@ -75,8 +75,8 @@ impl<'k> Warp<'k> {
         self.load_matrices_at(lanes.matrices(tile, row, col16), false)
     }
 
-    /// The same four, each transposed. As b-operands of a tile that holds k as rows: `[m[0], m[1]]` and `[m[2], m[3]]`.
-    /// As an a-operand of the transposed tile: `[m[0], m[2], m[1], m[3]]`.
+    /// The same four, each transposed. With [`Order::Down`](super::Order) they are two b-operands, `[m[0], m[1]]` and
+    /// `[m[2], m[3]]`, of a tile that holds k as rows; with `Across` an a-operand of the transposed tile.
     #[track_caller]
     pub fn load_transposed(
         self,

@@ -18,7 +18,7 @@ pub use mbarrier::{BulkRing, BulkRingConsumer, BulkRingProducer, FullStage, Mbar
 pub use memory::{GlobalAddr, SmemAddr};
 pub use ring::{CopyRing, FullSlot, PendingCopy};
 pub use scope::{Cta, Thread, Warp};
-pub use tile::{TileLanes, TileLayout, TileThread};
+pub use tile::{Order, TileLanes, TileLayout, TileThread};
 pub use value::{Operand, Val, Var};
 
 use crate::instruction::{Instruction, Label, Line};

@@ -7,7 +7,8 @@ use crate::ops::barrier::{NamedBarrier, WarpBarrier};
 use crate::ops::control::Exit;
 use crate::ops::param::{LoadParam, LoadSpecial, SmemBase, Special};
 use crate::ops::shuffle::{From, Shuffle};
-use crate::types::{F32, Src, Ty, U32, U64, Width};
+use crate::ops::vote::Any;
+use crate::types::{F32, Pred, Src, Ty, U32, U64, Width};
 
 /// All threads of the block, which meet here.
 #[derive(Clone, Copy, Debug)]
@@ -135,6 +136,21 @@ impl<'k> Warp<'k> {
         assert_eq!(T::WIDTH, Width::W32, "a shuffle moves 32 bits");
         let dst = self.0.register(Width::W32);
         self.0.emit(Shuffle { dst, src: value.src, from });
+        Val::new(self.0, Src::Reg(dst))
+    }
+
+    /// The value of lane 0 in all lanes. ptxas then knows that it is the same everywhere, and can keep it in a uniform
+    /// register.
+    #[track_caller]
+    pub fn uniform<T: Ty>(self, value: Val<'k, T>) -> Val<'k, T> {
+        self.shuffle(value, From::Lane(0))
+    }
+
+    /// Whether it holds in some lane.
+    #[track_caller]
+    pub fn any(self, cond: Val<'k, Pred>) -> Val<'k, Pred> {
+        let dst = self.0.register(Width::Pred);
+        self.0.emit(Any { dst, src: cond.src });
         Val::new(self.0, Src::Reg(dst))
     }
 

@@ -13,3 +13,4 @@ pub(crate) mod mma;
 pub(crate) mod movmatrix;
 pub(crate) mod param;
 pub(crate) mod shuffle;
+pub(crate) mod vote;
