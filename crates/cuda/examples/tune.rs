@@ -30,6 +30,7 @@ fn trial(engine: &CudaEngine, line: &str) -> Result<(f64, f64), Box<dyn Error>> 
     let tiles = number('w').map(|warps| Tiles {
         warps,
         row_tiles: number('r').unwrap_or(1),
+        split: number('c').unwrap_or(1),
         step: number('n').unwrap_or(64),
         slots: number('s').unwrap_or(2),
         blocks_per_sm: number('b').unwrap_or(1),

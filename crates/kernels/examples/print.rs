@@ -1,6 +1,6 @@
 //! Prints a kernel's PTX, for looking at what ptxas makes of it:
 //! `cargo run -p signflash-kernels --example print -- forward bf16 128 drop causal w4 r2 n64 s2 b2 reg`.
-use signflash_kernels::{Access, Common, Config, Outputs, Tiles};
+use signflash_kernels::{Access, Common, Config, DqSums, Tiles};
 use signflash_ptx::Half;
 
 fn main() {
@@ -21,18 +21,19 @@ fn main() {
     let tiles = Tiles {
         warps: number('w', 4),
         row_tiles: number('r', 2),
+        split: number('c', 1),
         step: number('n', 64),
         slots: number('s', 2),
         blocks_per_sm: number('b', 2),
         in_registers: has("reg"),
     };
-    let outputs = Outputs { dk: !has("nodk"), dv: !has("nodv"), dq: !has("nodq"), wide_add: has("wide") };
+    let sums = if has("nodq") { DqSums::None } else if has("wide") { DqSums::Wide } else { DqSums::Narrow };
     let config = match words.first().map(String::as_str) {
         Some("probs") => Config::Probs(common, tiles),
         Some("delta") => Config::Delta(common),
-        Some("keys") => Config::Keys(common, tiles, outputs),
+        Some("keys") => Config::Keys(common, tiles, sums),
         Some("queries") => Config::Queries(common, tiles),
-        Some("convert") => Config::ConvertDq(common, tiles, has("wide")),
+        Some("convert") => Config::ConvertDq(common, tiles, sums),
         _ => Config::Forward(common, tiles),
     };
     print!("{}", config.kernel().ptx());

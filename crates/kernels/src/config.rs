@@ -29,6 +29,9 @@ pub struct Tiles {
     pub warps: u32,
     /// Tiles of 16 rows that each warp owns.
     pub row_tiles: u32,
+    /// Warps that own the same rows: each takes its part of a step's columns where columns are made, and its part of
+    /// the columns of what is summed up. 1 but in the pass over keys.
+    pub split: u32,
     /// Rows of the other operand a step: keys in kernels whose warps own queries, and the other way round.
     pub step: u32,
     /// Steps that shared memory holds at once.
@@ -42,7 +45,7 @@ pub struct Tiles {
 impl Tiles {
     /// Rows that a block owns.
     pub fn rows(&self) -> u32 {
-        16 * self.warps * self.row_tiles
+        16 * self.row_tiles * self.warps / self.split
     }
 
     /// Threads a block.
@@ -51,17 +54,15 @@ impl Tiles {
     }
 }
 
-/// Which gradients a pass over the key tiles computes.
+/// Whether a pass over keys adds up dq in global memory, in f32, in no fixed order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Outputs {
-    /// dk.
-    pub dk: bool,
-    /// dv.
-    pub dv: bool,
-    /// dq, added up in f32 in global memory by all blocks, in no fixed order.
-    pub dq: bool,
-    /// Whether the GPU can add four floats at once (Hopper).
-    pub wide_add: bool,
+pub enum DqSums {
+    /// It leaves dq to a pass over queries.
+    None,
+    /// One float at a time.
+    Narrow,
+    /// Four floats at a time (Hopper).
+    Wide,
 }
 
 /// A kernel.
@@ -74,11 +75,11 @@ pub enum Config {
     /// delta, and lse in base 2.
     Delta(Common),
     /// dk and dv, and dq in pieces, by blocks that own keys.
-    Keys(Common, Tiles, Outputs),
+    Keys(Common, Tiles, DqSums),
     /// dq by blocks that own queries: the same bits in every run.
     Queries(Common, Tiles),
-    /// dq from its sums, whose order depends on whether they were added four at once.
-    ConvertDq(Common, Tiles, bool),
+    /// dq from its sums.
+    ConvertDq(Common, Tiles, DqSums),
 }
 
 impl fmt::Display for Common {
@@ -97,13 +98,22 @@ impl fmt::Display for Common {
 
 impl fmt::Display for Tiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Tiles { warps, row_tiles, step, slots, blocks_per_sm, in_registers } = self;
-        write!(
-            f,
-            "_w{warps}r{}n{step}s{slots}b{blocks_per_sm}{}",
-            16 * row_tiles,
-            if *in_registers { "r" } else { "" }
-        )
+        let Tiles { warps, row_tiles, split, step, slots, blocks_per_sm, in_registers } = self;
+        write!(f, "_w{warps}r{}n{step}s{slots}b{blocks_per_sm}", 16 * row_tiles)?;
+        if *split > 1 {
+            write!(f, "c{split}")?;
+        }
+        f.write_str(if *in_registers { "r" } else { "" })
+    }
+}
+
+impl fmt::Display for DqSums {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DqSums::None => "",
+            DqSums::Narrow => "_dq",
+            DqSums::Wide => "_dq4",
+        })
     }
 }
 
@@ -114,16 +124,9 @@ impl fmt::Display for Config {
             Config::Forward(common, tiles) => write!(f, "sf_fwd_{common}{tiles}"),
             Config::Probs(common, tiles) => write!(f, "sf_probs_{common}{tiles}"),
             Config::Delta(common) => write!(f, "sf_delta_{common}"),
-            Config::Keys(common, tiles, outputs) => {
-                write!(f, "sf_bwd_keys_{common}{tiles}")?;
-                let Outputs { dk, dv, dq, wide_add } = *outputs;
-                let flags = [(dk, "_dk"), (dv, "_dv"), (dq, "_dq"), (dq && wide_add, "4")];
-                flags.into_iter().filter(|(on, _)| *on).try_for_each(|(_, text)| f.write_str(text))
-            }
+            Config::Keys(common, tiles, sums) => write!(f, "sf_bwd_keys_{common}{tiles}{sums}"),
             Config::Queries(common, tiles) => write!(f, "sf_bwd_queries_{common}{tiles}"),
-            Config::ConvertDq(common, tiles, wide) => {
-                write!(f, "sf_convert_dq_{common}{tiles}{}", if *wide { "_4" } else { "" })
-            }
+            Config::ConvertDq(common, tiles, sums) => write!(f, "sf_convert_dq_{common}{tiles}{sums}"),
         }
     }
 }
@@ -149,11 +152,9 @@ impl Config {
             Config::Forward(common, tiles) => sm80::forward::kernel(&name, common, tiles),
             Config::Probs(common, tiles) => sm80::probs::kernel(&name, common, tiles),
             Config::Delta(common) => sm80::delta::kernel(&name, common),
-            Config::Keys(common, tiles, outputs) => {
-                sm80::backward_keys::kernel(&name, common, tiles, outputs)
-            }
+            Config::Keys(common, tiles, sums) => sm80::backward_keys::kernel(&name, common, tiles, *sums),
             Config::Queries(common, tiles) => sm80::backward_queries::kernel(&name, common, tiles),
-            Config::ConvertDq(common, tiles, wide) => sm80::convert_dq::kernel(&name, common, tiles, *wide),
+            Config::ConvertDq(common, tiles, sums) => sm80::convert_dq::kernel(&name, common, tiles, *sums),
         }
     }
 }

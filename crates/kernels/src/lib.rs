@@ -8,7 +8,7 @@ pub mod plan;
 pub mod select;
 mod sm80;
 
-pub use config::{Common, Config, Outputs, Tiles};
+pub use config::{Common, Config, DqSums, Tiles};
 pub use interpreted::{InterpretError, Interpreted};
 pub use parts::args::DeviceTensor;
 pub use parts::copy::Access;

@@ -183,10 +183,8 @@ pub fn backward_with(
     if converts && space.bytes > space.dq_sums {
         steps.push(Step::Zero { ptr: dq_sums, bytes: space.bytes - space.dq_sums });
     }
-    for config in configs.keys {
-        let own = |l: &mut Vec<Arg>| KeysArgs { q, k, v, dout, dk, dv, stats, dq_sums }.push(l);
-        launch(&mut steps, config, key_blocks(problem, &config), list(&own))?;
-    }
+    let own = |l: &mut Vec<Arg>| KeysArgs { q, k, v, dout, dk, dv, stats, dq_sums }.push(l);
+    launch(&mut steps, configs.keys, key_blocks(problem, &configs.keys), list(&own))?;
     if converts {
         let own = |l: &mut Vec<Arg>| ConvertDqArgs { dq, dq_sums, keep_scale }.push(l);
         launch(&mut steps, configs.dq, dq_blocks(problem, &configs.dq), argument_list(args, &own, None))?;

@@ -3,7 +3,7 @@
 //! Rows say what a block owns and what it walks over. They were chosen by measurement on an H200 for head_dim 64 and
 //! 128 (see `benchmarks/gpu.md`); other rows are bounded by registers (255 a thread) and by shared memory, which is why
 //! the last row of each head_dim is one that fits the 99 KiB of the smallest GPUs since Ampere.
-use crate::config::{Common, Config, Outputs, Tiles};
+use crate::config::{Common, Config, DqSums, Tiles};
 use crate::parts::copy::Access;
 use signflash_core::{Dtype, Problem};
 use signflash_ptx::Half;
@@ -34,12 +34,12 @@ struct Row {
     tiles: Tiles,
 }
 
-const fn row(
-    head_dim: u32,
-    [warps, row_tiles, step, slots, blocks_per_sm]: [u32; 5],
-    in_registers: bool,
-) -> Row {
-    Row { head_dim, tiles: Tiles { warps, row_tiles, step, slots, blocks_per_sm, in_registers } }
+const fn row(head_dim: u32, [warps, row_tiles, step, slots, blocks_per_sm]: [u32; 5], in_registers: bool) -> Row {
+    Row { head_dim, tiles: Tiles { warps, row_tiles, split: 1, step, slots, blocks_per_sm, in_registers } }
+}
+
+const fn keys_row(head_dim: u32, [warps, row_tiles, split, step, slots, blocks_per_sm]: [u32; 6]) -> Row {
+    Row { head_dim, tiles: Tiles { warps, row_tiles, split, step, slots, blocks_per_sm, in_registers: false } }
 }
 
 /// Columns: head_dim up to, [warps, 16-row tiles a warp, keys a step, slots, blocks an SM], q in registers.
@@ -68,27 +68,29 @@ const QUERIES: &[Row] = &[
     row(256, [2, 1, 32, 1, 1], false),
 ];
 
-/// Warps own keys, and walk over queries.
+/// Warps own keys, and walk over queries: [warps, 16-row tiles a warp, warps on the same keys, queries a step, slots,
+/// blocks an SM].
 const KEYS: &[Row] = &[
-    row(64, [8, 1, 64, 2, 1], false),
-    row(128, [8, 1, 64, 2, 1], false),
-    row(128, [4, 1, 32, 2, 1], false),
-    row(192, [8, 1, 32, 1, 1], false),
-    row(192, [4, 1, 32, 1, 1], false),
-    row(256, [8, 1, 32, 1, 1], false),
-    row(256, [4, 1, 16, 1, 1], false),
+    keys_row(64, [4, 2, 1, 32, 2, 2]),
+    keys_row(128, [8, 2, 2, 64, 2, 1]),
+    keys_row(128, [8, 1, 1, 64, 2, 1]),
+    keys_row(128, [4, 1, 1, 32, 2, 1]),
+    keys_row(192, [8, 1, 2, 32, 2, 1]),
+    keys_row(192, [4, 1, 2, 32, 1, 1]),
+    keys_row(256, [8, 1, 2, 32, 1, 1]),
+    keys_row(256, [4, 1, 2, 32, 1, 1]),
 ];
 
-/// Above this head_dim dk and dv of 16 keys do not fit a warp's registers together.
-const TOGETHER_HEAD_DIM: u32 = 128;
+/// Above this head_dim two warps share the columns of dk and dv, so that it is padded to twice 16.
+const SPLIT_HEAD_DIM: u32 = 128;
 
 /// The kernels of one backward.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackwardConfigs {
     /// delta and base-2 lse.
     pub delta: Config,
-    /// dk and dv (in one pass or two), and pieces of dq.
-    pub keys: Vec<Config>,
+    /// dk and dv, and sums of dq.
+    pub keys: Config,
     /// dq: from its pieces, or by a pass of its own.
     pub dq: Config,
 }
@@ -106,7 +108,7 @@ impl Select {
     /// What all kernels of a problem share.
     pub fn common(&self, problem: &Problem, half: Half) -> Common {
         let head_dim = problem.shape().head_dim as u32;
-        let padded = head_dim.next_multiple_of(16);
+        let padded = head_dim.next_multiple_of(if head_dim > SPLIT_HEAD_DIM { 32 } else { 16 });
         let access = if head_dim.is_multiple_of(8) { self.access } else { Access::Narrow };
         Common {
             half,
@@ -120,8 +122,11 @@ impl Select {
     }
 
     fn tiles(&self, table: &[Row], head_dim: u32, smem_bytes: impl Fn(&Tiles) -> u32) -> Tiles {
-        let fits =
-            |row: &&Row| row.head_dim >= head_dim && smem_bytes(&row.tiles) <= self.gpu.smem_per_block_bytes;
+        let fits = |row: &&Row| {
+            row.head_dim >= head_dim
+                && head_dim.is_multiple_of(16 * row.tiles.split)
+                && smem_bytes(&row.tiles) <= self.gpu.smem_per_block_bytes
+        };
         table.iter().find(fits).expect("the last row fits every GPU since Ampere").tiles
     }
 
@@ -151,27 +156,22 @@ impl Select {
     ) -> BackwardConfigs {
         let width = common.head_dim;
         let own = |t: &Tiles| {
-            2 * width * (2 * t.rows() + 2 * t.slots * t.step)
-                + 2 * t.rows() * t.step * 2
-                + 8 * t.slots * t.step
+            // k and v; q, dout and statistics; p and ds.
+            let slot = (4 * width + 8) * t.step;
+            4 * width * t.rows() + t.slots * slot.next_multiple_of(1024) + 4 * t.rows() * t.step
         };
         let tiles = tiles.unwrap_or_else(|| self.tiles(KEYS, width, own));
-        let together = width <= TOGETHER_HEAD_DIM;
-        let added = together && !deterministic;
-        let wide_add = self.gpu.compute_capability >= (9, 0);
-        let outputs =
-            |dk, dv| Config::Keys(common, tiles, Outputs { dk, dv, dq: added, wide_add: added && wide_add });
-        let smem = |t: &Tiles| 2 * width * (2 * t.rows() + 2 * t.slots * t.step);
-        let dq = match added {
-            true => Config::ConvertDq(common, tiles, wide_add),
-            false => Config::Queries(common, self.tiles(QUERIES, width, smem)),
+        let sums = match (deterministic, self.gpu.compute_capability >= (9, 0)) {
+            (true, _) => DqSums::None,
+            (false, true) => DqSums::Wide,
+            (false, false) => DqSums::Narrow,
         };
-        let keys = if together {
-            vec![outputs(true, true)]
-        } else {
-            vec![outputs(true, false), outputs(false, true)]
+        let smem = |t: &Tiles| 4 * width * (t.rows() + t.slots * t.step);
+        let dq = match sums {
+            DqSums::None => Config::Queries(common, self.tiles(QUERIES, width, smem)),
+            _ => Config::ConvertDq(common, tiles, sums),
         };
-        BackwardConfigs { delta: Config::Delta(common), keys, dq }
+        BackwardConfigs { delta: Config::Delta(common), keys: Config::Keys(common, tiles, sums), dq }
     }
 }
 

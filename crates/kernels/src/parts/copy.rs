@@ -32,6 +32,8 @@ pub(crate) struct TileCopy<'k> {
     pub(crate) access: Access,
     /// Whether head_dim is the tile's width, so that no column needs a check.
     pub(crate) full_width: bool,
+    /// The tensor's column that is the tile's first.
+    pub(crate) first_col: Val<'k, U32>,
 }
 
 impl<'k> TileCopy<'k> {
@@ -39,7 +41,21 @@ impl<'k> TileCopy<'k> {
     #[track_caller]
     pub(crate) fn new(thread: Thread<'k>, common: &Common, index: Val<'k, U32>, threads: u32) -> Self {
         let share = thread.tile_thread(TileLayout::new(common.head_dim), index, threads);
-        TileCopy { thread, share, access: common.access, full_width: common.full_width }
+        let (access, full_width) = (common.access, common.full_width);
+        TileCopy { thread, share, access, full_width, first_col: thread.u32(0) }
+    }
+
+    /// The same for tiles that hold `columns` of a head's columns, from `first_col` on.
+    #[track_caller]
+    pub(crate) fn of_columns(self, index: Val<'k, U32>, threads: u32, columns: u32, first_col: Val<'k, U32>) -> Self {
+        let share = self.thread.tile_thread(TileLayout::new(columns), index, threads);
+        TileCopy { share, first_col, ..self }
+    }
+
+    /// The tensor's column of one of the thread's chunks.
+    #[track_caller]
+    fn col(&self, chunk: u32) -> Val<'k, U32> {
+        self.first_col + self.share.col + chunk * self.share.col_step()
     }
 
     /// Starts to bring `count` rows to `tile`. They are there once the group of copies has been waited for.
@@ -49,7 +65,7 @@ impl<'k> TileCopy<'k> {
             for chunk in 0..self.share.chunks() {
                 let to = self.share.at(tile, pass, chunk);
                 let from = row.at(2 * i64::from(chunk * self.share.col_step()));
-                let col = self.share.col + chunk * self.share.col_step();
+                let col = self.col(chunk);
                 match self.access {
                     Access::Wide => {
                         let real = if self.full_width { real } else { real & col.lt(source.head_dim) };
@@ -68,7 +84,7 @@ impl<'k> TileCopy<'k> {
             for chunk in 0..self.share.chunks() {
                 let words: [Val<'k, B32>; 4] = self.thread.load(self.share.at(tile, pass, chunk));
                 let to = row.at(2 * i64::from(chunk * self.share.col_step()));
-                let col = self.share.col + chunk * self.share.col_step();
+                let col = self.col(chunk);
                 match self.access {
                     Access::Wide => {
                         let real = if self.full_width { real } else { real & col.lt(target.head_dim) };
@@ -88,7 +104,7 @@ impl<'k> TileCopy<'k> {
     ) {
         let at_once = self.share.rows_at_once;
         let first = tile.first + self.share.row;
-        let mut address = tile.rows.row(first).plus((self.share.col * 2).widen());
+        let mut address = tile.rows.row(first).plus(((self.first_col + self.share.col) * 2).widen());
         let step = tile.rows.stride * u64::from(at_once);
         for pass in 0..count.div_ceil(at_once) {
             if pass > 0 {

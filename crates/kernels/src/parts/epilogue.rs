@@ -1,6 +1,7 @@
 //! From accumulators to global memory.
 use super::copy::{TileCopy, TileRows};
-use signflash_ptx::{Acc, Half, SmemAddr, TileLayout, Warp};
+use super::product::{FragmentA, pack};
+use signflash_ptx::{Acc, B32, Half, SmemAddr, TileLayout, U32, Val, Warp};
 
 /// Rounds a warp's accumulators to 16 bits and writes them as rows of a tensor, by way of `staging`: the warp's own
 /// `16 * acc.len()` rows of a tile, which it has finished reading. `copy` shares tiles out among the warp's lanes.
@@ -15,24 +16,30 @@ pub(crate) fn store_rows<'k>(
 ) {
     let layout = TileLayout::new(8 * acc[0].groups() as u32);
     warp.sync();
-    stage(warp, acc, half, staging, layout);
+    let words: Vec<_> = acc.iter().map(|acc| pack(acc, half, false)).collect();
+    stage_packed(warp, &words, staging, layout, warp.threads().u32(0));
     warp.sync();
     copy.store(staging, target, 16 * acc.len() as u32);
 }
 
-/// Writes accumulators as 16-bit rows of a tile.
+/// Writes packed accumulators as rows of a tile, from a group of 8 columns on.
 #[track_caller]
-pub(crate) fn stage<'k>(warp: Warp<'k>, acc: &[Acc<'k>], half: Half, tile: SmemAddr<'k>, layout: TileLayout) {
+pub(crate) fn stage_packed<'k>(
+    warp: Warp<'k>,
+    words: &[Vec<FragmentA<'k>>],
+    tile: SmemAddr<'k>,
+    layout: TileLayout,
+    first_group: Val<'k, U32>,
+) {
     let t = warp.threads();
     let (row, pair) = (t.lane() >> 2, t.lane() & 3);
-    for group in 0..acc[0].groups() {
+    for (k16, right) in (0..words[0].len()).flat_map(|k16| [(k16, 0), (k16, 1)]) {
         // The permutation is the same for rows g, g + 8 and the next 16.
-        let own = tile.plus(layout.chunk(row, group as u32) + pair * 4);
-        for (i, acc) in acc.iter().enumerate() {
+        let group = first_group + (2 * k16 + right) as u32;
+        let own = tile.plus(layout.chunk(row, group.cast::<B32>()) + pair * 4);
+        for (i, words) in words.iter().enumerate() {
             for lower in 0..2 {
-                let word =
-                    acc.at(group, 2 * lower).get().pack(acc.at(group, 2 * lower + 1).get(), half, false);
-                t.store(own.at(layout.bytes((16 * i + 8 * lower) as u32)), [word]);
+                t.store(own.at(layout.bytes((16 * i + 8 * lower) as u32)), [words[k16][2 * right + lower]]);
             }
         }
     }

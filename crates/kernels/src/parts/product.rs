@@ -19,9 +19,22 @@ impl<'k> Lanes<'k> {
         Lanes { down: warp.tile_lanes(layout, Order::Down), across: warp.tile_lanes(layout, Order::Across) }
     }
 
+    /// For 16 * `count` columns from 16 * `first16` on.
+    #[track_caller]
+    pub(crate) fn part(warp: Warp<'k>, layout: TileLayout, first16: Val<'k, U32>, count: u32) -> Self {
+        let lanes = |order| warp.tile_lanes_from(layout, order, first16, count);
+        Lanes { down: lanes(Order::Down), across: lanes(Order::Across) }
+    }
+
     /// For b-operands of 16 columns that are chosen on the GPU, from a tile that holds k as rows.
     #[track_caller]
     pub(crate) fn b_column(&self, warp: Warp<'k>, tile: SmemAddr<'k>, col16: Val<'k, U32>) -> SmemAddr<'k> {
+        tile.plus(self.down.column(warp, col16))
+    }
+
+    /// For a-operands of 16 columns that are chosen on the GPU.
+    #[track_caller]
+    pub(crate) fn a_rows(&self, warp: Warp<'k>, tile: SmemAddr<'k>, col16: Val<'k, U32>) -> SmemAddr<'k> {
         tile.plus(self.down.column(warp, col16))
     }
 

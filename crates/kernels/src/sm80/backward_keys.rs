@@ -11,6 +11,10 @@
 //!   dk += ds^T q
 //!   ds -> smem, barrier, dq += ds k           the warps share rows and columns of dq; sums in f32 in global memory
 //! ```
+//! With `split` warps on the same keys, each makes s, dp, p and ds for its part of the step's queries, and sums up its
+//! part of the columns of dk and dv, for which the others' p and ds come through shared memory. Twice the keys a warp
+//! for the same registers: every operand that is read from shared memory serves twice the products.
+//!
 //! With keys as rows, accumulators of s^T and ds^T are operands of dv and dk as they are. Random words come in the
 //! order of s, so their flags are transposed between lanes (`movmatrix`) before they become signs. The keep scale and
 //! softmax_scale are applied at the end.
@@ -18,11 +22,11 @@
 //! Grid: key tiles x key heads x batches, along x. Block: 32 * warps threads.
 use super::convert_dq::SumsTile;
 use super::forward::negate;
-use crate::config::{Common, Outputs, Tiles};
+use crate::config::{Common, DqSums, Tiles};
 use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_args};
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::dropout::{Philox, SignMask};
-use crate::parts::epilogue::{stage, store_rows};
+use crate::parts::epilogue::{stage_packed, store_rows};
 use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
 use crate::parts::softmax::scale_rows;
 use crate::parts::work::Work;
@@ -57,15 +61,15 @@ kernel_args! {
 const STAT_BYTES: u32 = 8;
 
 /// The kernel of a configuration.
-pub(crate) fn kernel(name: &str, common: &Common, tiles: &Tiles, outputs: &Outputs) -> Kernel {
+pub(crate) fn kernel(name: &str, common: &Common, tiles: &Tiles, sums: DqSums) -> Kernel {
     let shape = Shape { block_threads: tiles.threads(), min_blocks_per_sm: tiles.blocks_per_sm };
     Builder::build(name, shape, |cta| {
         let problem = ProblemVals::declare(cta);
         let args = KeysVals::declare(cta);
         let dropout = common.dropout.then(|| Dropout::new(cta.warps(), DropoutVals::declare(cta)));
-        let smem = Smem::plan(cta, common, tiles, outputs);
+        let smem = Smem::plan(cta, common, tiles, sums);
         let work = Work::locate(cta, problem.key_tiles(tiles.rows()), problem.num_heads_k, false);
-        Keys { cta, common, tiles, outputs, problem, args, dropout, smem, work }.run();
+        Keys { cta, common, tiles, sums, problem, args, dropout, smem, work }.run();
     })
 }
 
@@ -89,21 +93,24 @@ struct Smem<'k> {
     v: SmemAddr<'k>,
     /// `tiles.step` rows of q, as many of dout, and their statistics.
     queries: CopyRing<'k>,
-    /// ds of a step, its rows keys: read by all warps for dq.
+    /// p and ds of a step, their rows keys: read by the warps on the same keys, and ds by all warps for dq.
+    p: Option<SmemAddr<'k>>,
     ds: Option<SmemAddr<'k>>,
     layout: TileLayout,
     ds_layout: TileLayout,
 }
 
 impl<'k> Smem<'k> {
-    fn plan(cta: Cta<'k>, common: &Common, tiles: &Tiles, outputs: &Outputs) -> Self {
+    fn plan(cta: Cta<'k>, common: &Common, tiles: &Tiles, sums: DqSums) -> Self {
         let (layout, ds_layout) = (TileLayout::new(common.head_dim), TileLayout::new(tiles.step));
         let slot = 2 * layout.bytes(tiles.step) + tiles.step * STAT_BYTES;
         Smem {
             k: cta.smem("k", layout.bytes(tiles.rows()), 1024),
             v: cta.smem("v", layout.bytes(tiles.rows()), 1024),
             queries: cta.copy_ring("queries", tiles.slots, slot.next_multiple_of(1024)),
-            ds: outputs.dq.then(|| cta.smem("ds", ds_layout.bytes(tiles.rows()), 1024)),
+            p: (tiles.split > 1).then(|| cta.smem("p", ds_layout.bytes(tiles.rows()), 1024)),
+            ds: (sums != DqSums::None || tiles.split > 1)
+                .then(|| cta.smem("ds", ds_layout.bytes(tiles.rows()), 1024)),
             layout,
             ds_layout,
         }
@@ -114,7 +121,7 @@ struct Keys<'a, 'k> {
     cta: Cta<'k>,
     common: &'a Common,
     tiles: &'a Tiles,
-    outputs: &'a Outputs,
+    sums: DqSums,
     problem: ProblemVals<'k>,
     args: KeysVals<'k>,
     dropout: Option<Dropout<'k>>,
@@ -148,6 +155,11 @@ impl<'k> Cursor<'k> {
 struct Own<'a, 'k> {
     lanes: &'a Lanes<'k>,
     ds_lanes: &'a Lanes<'k>,
+    /// The warp's part of the columns of a head.
+    columns: &'a Lanes<'k>,
+    /// Which of the warps on the same keys it is, and which keys these are.
+    part: Val<'k, U32>,
+    team: Val<'k, U32>,
     /// The warp's rows of k and v.
     k: SmemAddr<'k>,
     v: SmemAddr<'k>,
@@ -158,7 +170,7 @@ struct Own<'a, 'k> {
 
 impl<'k> Keys<'_, 'k> {
     fn run(&self) {
-        let Keys { cta, common, tiles, problem, .. } = self;
+        let Keys { cta, tiles, problem, .. } = self;
         let (warp, t) = (cta.warps(), cta.threads());
         let first_key = self.work.block * tiles.rows() - problem.column_shift;
         let kv = cta.copy_group(|| self.load_keys(first_key));
@@ -167,24 +179,32 @@ impl<'k> Keys<'_, 'k> {
         let more = |cursor: &Cursor<'k>| cursor.member.get().lt(problem.group) & first.lt(end);
         self.fill(&ahead, more(&ahead));
 
-        let row = warp.index() * (16 * tiles.row_tiles);
+        let (team, part) = match tiles.split {
+            1 => (warp.index(), t.u32(0)),
+            split => (warp.index() / split, warp.index().modulo(split)),
+        };
+        let row = team * (16 * tiles.row_tiles);
         let (lanes, ds_lanes) = (Lanes::new(warp, self.smem.layout), Lanes::new(warp, self.smem.ds_layout));
+        let pieces = self.columns() / 16;
+        let columns = (tiles.split > 1).then(|| Lanes::part(warp, self.smem.layout, part * pieces, pieces));
         let own = |tile: SmemAddr<'k>| tile.plus(row * self.smem.layout.row_bytes());
         let own = Own {
             lanes: &lanes,
             ds_lanes: &ds_lanes,
+            columns: columns.as_ref().unwrap_or(&lanes),
+            part,
+            team,
             k: own(self.smem.k),
             v: own(self.smem.v),
             first_key,
             row,
         };
-        let cleared = |wanted: bool| -> Vec<Acc<'k>> {
-            let acc: Vec<_> =
-                (0..tiles.row_tiles * u32::from(wanted)).map(|_| warp.acc(common.head_dim)).collect();
+        let cleared = || -> Vec<Acc<'k>> {
+            let acc: Vec<_> = (0..tiles.row_tiles).map(|_| warp.acc(self.columns())).collect();
             acc.iter().for_each(Acc::clear);
             acc
         };
-        let (mut dk, mut dv) = (cleared(self.outputs.dk), cleared(self.outputs.dv));
+        let (mut dk, mut dv) = (cleared(), cleared());
         kv.wait(*cta);
         let now = Cursor::new(t, first, end);
         cta.while_(
@@ -206,6 +226,16 @@ impl<'k> Keys<'_, 'k> {
         );
         self.smem.queries.take(*cta).release(); // the last fill: of nothing
         self.finish(&own, &dk, &dv);
+    }
+
+    /// Columns of dk and dv that a warp sums up.
+    fn columns(&self) -> u32 {
+        self.common.head_dim / self.tiles.split
+    }
+
+    /// Queries of a step for which a warp makes s and dp.
+    fn queries(&self) -> u32 {
+        self.tiles.step / self.tiles.split
     }
 
     /// The steps of queries that see a key of the block.
@@ -273,7 +303,6 @@ impl<'k> Keys<'_, 'k> {
         let Keys { common, tiles, smem, .. } = self;
         let (warp, half) = (self.cta.warps(), common.half);
         let (q, dout) = (slot, slot.at(smem.layout.bytes(tiles.step)));
-        let (q, dout) = (Operand { lanes: own.lanes, tile: q }, Operand { lanes: own.lanes, tile: dout });
         let m = at.step.get();
         let head = self.work.head * self.problem.group + at.member.get();
 
@@ -282,34 +311,69 @@ impl<'k> Keys<'_, 'k> {
         if common.negative_scale {
             s.iter().for_each(negate);
         }
-        let needs_ds = self.outputs.dk || self.outputs.dq;
-        let dp = if needs_ds { self.product(own, own.v, dout) } else { vec![] };
-        self.probabilities(&s, &dp, slot.at(2 * smem.layout.bytes(tiles.step)), flags.as_deref());
+        let dp = self.product(own, own.v, dout);
+        self.probabilities(own, &s, &dp, slot.at(2 * smem.layout.bytes(tiles.step)), flags.as_deref());
         let hidden = Hidden::new(self, own, m);
         self.cta.when(hidden.any, |_| hidden.zero(&s, &dp));
 
-        if self.outputs.dv {
-            let p: Vec<Vec<FragmentA<'k>>> = s.iter().map(|s| pack(s, half, common.dropout)).collect();
-            mma_ab(warp, dv, tiles.step, half, |i, k16| p[i][k16 as usize], dout);
+        // The dropped p are negative: relu makes them 0.
+        let p: Vec<_> = s.iter().map(|s| pack(s, half, common.dropout)).collect();
+        let ds: Vec<_> = dp.iter().map(|dp| pack(dp, half, false)).collect();
+        for (tile, words) in [(smem.p, &p), (smem.ds, &ds)] {
+            if let Some(tile) = tile {
+                let own_rows = tile.plus(own.row * smem.ds_layout.row_bytes());
+                stage_packed(warp, words, own_rows, smem.ds_layout, own.part * (self.queries() / 8));
+            }
         }
-        if let Some(ds) = smem.ds {
-            stage(warp, &dp, half, ds.plus(own.row * smem.ds_layout.row_bytes()), smem.ds_layout);
+        if tiles.split > 1 {
+            warp.sync_among(own.team + 1, 32 * tiles.split);
         }
-        if self.outputs.dk {
-            let ds: Vec<Vec<FragmentA<'k>>> = dp.iter().map(|dp| pack(dp, half, false)).collect();
-            mma_ab(warp, dk, tiles.step, half, |i, k16| ds[i][k16 as usize], q);
-        }
-        if let Some(ds) = smem.ds {
+        self.sum(own, dv, &p, smem.p, dout);
+        self.sum(own, dk, &ds, smem.ds, q);
+        if let Some(ds) = smem.ds.filter(|_| self.sums != DqSums::None) {
             self.cta.sync();
             self.add_dq(own, ds, m, head);
         }
     }
 
-    /// This warp's rows of a tile in shared memory, times a step of queries transposed.
-    fn product(&self, own: &Own<'_, 'k>, rows: SmemAddr<'k>, queries: Operand<'_, 'k>) -> Vec<Acc<'k>> {
+    /// acc += (own rows of p or ds) * (a step of queries): first this warp's queries, from registers, then those of the
+    /// others on the same keys.
+    fn sum(
+        &self,
+        own: &Own<'_, 'k>,
+        acc: &mut [Acc<'k>],
+        words: &[Vec<FragmentA<'k>>],
+        shared: Option<SmemAddr<'k>>,
+        queries: SmemAddr<'k>,
+    ) {
+        let (warp, half, split) = (self.cta.warps(), self.common.half, self.tiles.split);
+        let of_part = |part: Val<'k, U32>| {
+            let first = part * self.smem.layout.bytes(self.queries());
+            Operand { lanes: own.columns, tile: if split == 1 { queries } else { queries.plus(first) } }
+        };
+        mma_ab(warp, acc, self.queries(), half, |i, k16| words[i][k16 as usize], of_part(own.part));
+        for further in 1..split {
+            let part = (own.part + further).modulo(split);
+            let rows = shared.expect("split passes share p and ds").plus(own.row * self.smem.ds_layout.row_bytes());
+            let pieces = self.queries() / 16;
+            let from = |i: usize, k16: u32| {
+                let column = own.ds_lanes.a_rows(warp, rows, part * pieces + k16);
+                warp.load_matrices_at(column.at(self.smem.ds_layout.bytes(16 * i as u32)), false)
+            };
+            mma_ab(warp, acc, self.queries(), half, from, of_part(part));
+        }
+    }
+
+    /// This warp's rows of a tile in shared memory, times its part of a step of queries transposed.
+    fn product(&self, own: &Own<'_, 'k>, rows: SmemAddr<'k>, queries: SmemAddr<'k>) -> Vec<Acc<'k>> {
         let warp = self.cta.warps();
-        let mut acc: Vec<Acc<'k>> = (0..self.tiles.row_tiles).map(|_| warp.acc(self.tiles.step)).collect();
+        let mut acc: Vec<Acc<'k>> = (0..self.tiles.row_tiles).map(|_| warp.acc(self.queries())).collect();
         acc.iter().for_each(Acc::clear);
+        let queries = match self.tiles.split {
+            1 => queries,
+            _ => queries.plus(own.part * self.smem.layout.bytes(self.queries())),
+        };
+        let queries = Operand { lanes: own.lanes, tile: queries };
         let rows = Operand { lanes: own.lanes, tile: rows };
         let a = |i: usize, k16: u32| rows.a(warp, 16 * i as u32, k16);
         mma_abt(warp, &mut acc, self.common.head_dim, self.common.half, a, queries);
@@ -317,12 +381,15 @@ impl<'k> Keys<'_, 'k> {
     }
 
     /// s becomes p, its sign bit saying what is dropped; dp becomes ds.
-    fn probabilities(&self, s: &[Acc<'k>], dp: &[Acc<'k>], stats: SmemAddr<'k>, flags: Option<&[Flags<'k>]>) {
+    fn probabilities(
+        &self,
+        own: &Own<'_, 'k>,
+        s: &[Acc<'k>], dp: &[Acc<'k>], stats: SmemAddr<'k>, flags: Option<&[Flags<'k>]>) {
         let t = self.cta.threads();
         for group in 0..s[0].groups() {
             // Of queries 2 c and 2 c + 1 of the group.
-            let own = stats.plus((t.lane() & 3) * (2 * STAT_BYTES)).at(8 * STAT_BYTES * group as u32);
-            let [lse0, delta0, lse1, delta1] = t.load::<F32, 4>(own);
+            let first = (t.lane() & 3) * (2 * STAT_BYTES) + own.part * (self.queries() * STAT_BYTES);
+            let [lse0, delta0, lse1, delta1] = t.load::<F32, 4>(stats.plus(first).at(8 * STAT_BYTES * group as u32));
             let (negative_lse, delta) = ([lse0, lse1], [delta0, delta1]);
             for (i, s) in s.iter().enumerate() {
                 for register in 0..4 {
@@ -334,7 +401,7 @@ impl<'k> Keys<'_, 'k> {
                         None => p,
                     };
                     cell.set(p);
-                    let Some(dp) = dp.get(i).map(|dp| dp.at(group, register)) else { continue };
+                    let dp = dp[i].at(group, register);
                     dp.set(match flags {
                         // The dropped p is negative: max(p, 0) is what dp counts for, |p| what delta counts for.
                         Some(_) => p.max(0.0).mul_add(dp.get(), -(p.abs() * delta[x])),
@@ -356,7 +423,8 @@ impl<'k> Keys<'_, 'k> {
         let (warp, t, tiles) = (self.cta.warps(), self.cta.threads(), self.tiles);
         let Dropout { args, philox, mask } = dropout;
         let philox = philox.stream(t, self.work.batch, head);
-        let (row16, rows16) = (args.first_row16 + m * (tiles.step / 16), tiles.step / 16);
+        let rows16 = self.queries() / 16;
+        let row16 = args.first_row16 + m * (tiles.step / 16) + own.part * rows16;
         let column32 = args.first_column32 + ((self.work.block * tiles.rows() + own.row) >> 5u32);
         let transposed = |words: [Val<'k, B32>; 2]| words.map(|word| mask.transposed(warp, word));
         if tiles.row_tiles.is_multiple_of(2) {
@@ -389,7 +457,7 @@ impl<'k> Keys<'_, 'k> {
             self.args.dq_sums,
             tile,
             [tiles.step, self.common.head_dim],
-            self.outputs.wide_add,
+            self.sums,
         );
         let index = warp.index();
         let (part, column) = (index.modulo(share.row_parts), index / share.row_parts);
@@ -429,13 +497,17 @@ impl<'k> Keys<'_, 'k> {
         let (warp, t) = (self.cta.warps(), self.cta.threads());
         let keep_scale = self.dropout.as_ref().map_or(t.f32(1.0), |d| d.args.keep_scale);
         let (dk_rows, dv_rows) = (self.args.dk, self.args.dv).map_heads(&self.work);
+        let columns = self.columns();
         let copy = TileCopy::new(t, self.common, t.lane(), 32);
+        let copy = copy.of_columns(t.lane(), 32, columns, own.part * columns);
+        // The warps on the same keys divide their rows of the tile among them.
+        let share = own.part * TileLayout::new(columns).bytes(16 * self.tiles.row_tiles);
         let targets =
             [(dk, dk_rows, own.k, self.problem.scale * keep_scale), (dv, dv_rows, own.v, keep_scale)];
-        for (acc, rows, staging, factor) in targets.into_iter().filter(|(acc, ..)| !acc.is_empty()) {
+        for (acc, rows, staging, factor) in targets {
             acc.iter().for_each(|acc| scale_rows(acc, [factor, factor]));
             let target = self.tile_of(rows, own.first_key + own.row, self.problem.seqlen_k);
-            store_rows(warp, acc, self.common.half, staging, &copy, target);
+            store_rows(warp, acc, self.common.half, staging.plus(share), &copy, target);
         }
     }
 }
@@ -481,7 +553,7 @@ impl<'k> Hidden<'k> {
         let beyond =
             problem.seqlen_k.cast::<S32>().lt(behind.cast::<S32>()) | own.first_key.cast::<S32>().lt(0);
         let fewest = problem.visible(first_row, causal);
-        let own_row = first_row + (t.lane() & 3) * 2;
+        let own_row = first_row + own.part * keys.queries() + (t.lane() & 3) * 2;
         let seen_from = |i: u32, h: u32| {
             let key = own.first_key + own.row + (t.lane() >> 2) + (16 * i + 8 * h);
             let from = match causal {
@@ -502,7 +574,7 @@ impl<'k> Hidden<'k> {
             for (group, register) in (0..s[i].groups()).flat_map(|group| (0..4).map(move |r| (group, r))) {
                 let column = (8 * group + register % 2) as i32;
                 let hidden = from[register / 2].le(column);
-                for acc in [s.get(i), dp.get(i)].into_iter().flatten() {
+                for acc in [&s[i], &dp[i]] {
                     let cell = acc.at(group, register);
                     cell.set(hidden.select(cell.get(), 0.0f32));
                 }

@@ -1,7 +1,7 @@
 //! dq from its sums in f32, which lie in the order of accumulators: scaled, rounded, put into rows.
 //!
 //! A warp takes 16 rows.
-use crate::config::{Common, Tiles};
+use crate::config::{Common, DqSums, Tiles};
 use crate::parts::args::{DeviceTensor, ProblemVals, kernel_args};
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::epilogue::store_rows;
@@ -37,10 +37,8 @@ impl<'k> SumsTile<'k> {
         t: Thread<'k>,
         sums: Val<'k, signflash_ptx::U64>,
         tile: Val<'k, U32>,
-        size: [u32; 2],
-        wide: bool,
-    ) -> Self {
-        let [step, head_dim] = size;
+        size: [u32; 2], sums_as: DqSums) -> Self {
+        let ([step, head_dim], wide) = (size, sums_as == DqSums::Wide);
         let own = t.lane() * if wide { 16 } else { 4 };
         let start = tile.widen().mul_add(u64::from(4 * step * head_dim), sums) + own.widen();
         SumsTile { start: GlobalAddr::new(start), groups: head_dim / 8, wide }
@@ -82,7 +80,7 @@ impl<'k> SumsTile<'k> {
 }
 
 /// The kernel of a configuration.
-pub(crate) fn kernel(name: &str, common: &Common, tiles: &Tiles, wide: bool) -> Kernel {
+pub(crate) fn kernel(name: &str, common: &Common, tiles: &Tiles, sums: DqSums) -> Kernel {
     let row_tiles = tiles.step / 16;
     let shape = Shape { block_threads: 32 * row_tiles, min_blocks_per_sm: 1 };
     Builder::build(name, shape, |cta| {
@@ -94,8 +92,8 @@ pub(crate) fn kernel(name: &str, common: &Common, tiles: &Tiles, wide: bool) -> 
         let steps = problem.query_tiles(tiles.step);
         let work = Work::locate(cta, steps, problem.num_heads, false);
 
-        let sums = SumsTile::new(t, args.dq_sums, cta.index(), [tiles.step, common.head_dim], wide);
-        let own = SumsTile { start: sums.place(warp.index(), t.u32(0)), ..sums };
+        let all = SumsTile::new(t, args.dq_sums, cta.index(), [tiles.step, common.head_dim], sums);
+        let own = SumsTile { start: all.place(warp.index(), t.u32(0)), ..all };
         let acc = warp.acc(common.head_dim);
         own.read(t, &acc);
         let factor = problem.scale * args.keep_scale;

@@ -87,7 +87,7 @@ impl<'k> Cta<'k> {
     /// Waits for all threads of the block; their accesses to shared memory so far are before all from now on.
     #[track_caller]
     pub fn sync(self) {
-        self.0.emit(NamedBarrier { id: 0, threads: self.0.shape.block_threads, waits: true });
+        self.0.emit(NamedBarrier { id: Src::Imm(0), threads: self.0.shape.block_threads, waits: true });
         self.0.copies.borrow_mut().barrier();
     }
 
@@ -126,9 +126,9 @@ impl<'k> Warp<'k> {
     /// Waits with the other warps that come to this barrier, `threads` in all, themselves included. Numbers 1 to 15:
     /// 0 is [`Cta::sync`]'s.
     #[track_caller]
-    pub fn sync_among(self, id: u32, threads: u32) {
-        assert!((1..16).contains(&id) && threads.is_multiple_of(32), "barrier {id} of {threads} threads");
-        self.0.emit(NamedBarrier { id, threads, waits: true });
+    pub fn sync_among(self, id: impl Operand<'k, U32>, threads: u32) {
+        assert!(threads.is_multiple_of(32), "a barrier of {threads} threads");
+        self.0.emit(NamedBarrier { id: id.src(), threads, waits: true });
     }
 
     #[track_caller]

@@ -5,8 +5,8 @@
 //! different banks. For rows of 128 bytes this is the permutation that TMA calls SWIZZLE_128B.
 use super::memory::SmemAddr;
 use super::scope::{Thread, Warp};
-use super::value::Val;
-use crate::types::U32;
+use super::value::{Operand, Val};
+use crate::types::{B32, U32};
 
 const CHUNK_BYTES: u32 = 16;
 /// 16-bit numbers a chunk.
@@ -50,8 +50,8 @@ impl TileLayout {
 
     /// Where a chunk of a row is, on the device: bytes from the tile's start.
     #[track_caller]
-    pub fn chunk<'k>(self, row: Val<'k, U32>, chunk: u32) -> Val<'k, U32> {
-        row * self.row_bytes() + (self.swizzle(row) ^ chunk) * CHUNK_BYTES
+    pub fn chunk<'k>(self, row: Val<'k, U32>, chunk: impl Operand<'k, B32>) -> Val<'k, U32> {
+        row * self.row_bytes() + (self.swizzle(row).cast::<B32>() ^ chunk).cast::<U32>() * CHUNK_BYTES
     }
 
     #[track_caller]
@@ -99,18 +99,28 @@ impl Order {
 pub struct TileLanes<'k> {
     layout: TileLayout,
     order: Order,
-    /// For each pair of chunks of a group: the lane's row, and its chunk there.
+    /// For each pair of chunks of a group (in a part: for each 16 columns) the lane's row, and its chunk there.
     offsets: Vec<Val<'k, U32>>,
+    /// Some columns only, from one on that is chosen on the GPU.
+    is_part: bool,
 }
 
 impl<'k> Warp<'k> {
+    /// The same for 16 * `count` columns from 16 * `first16` on, which count as the first.
+    #[track_caller]
+    pub fn tile_lanes_from(self, layout: TileLayout, order: Order, first16: Val<'k, U32>, count: u32) -> TileLanes<'k> {
+        let (row, half) = order.row_and_half(self.threads().lane());
+        let offset = |i: u32| own_offset(layout, row, (first16 + i) * 2 + half);
+        TileLanes { layout, order, offsets: (0..count).map(offset).collect(), is_part: true }
+    }
+
     /// Prepares [`load_matrices`](Warp::load_matrices) for tiles of this layout.
     #[track_caller]
     pub fn tile_lanes(self, layout: TileLayout, order: Order) -> TileLanes<'k> {
         let (row, half) = order.row_and_half(self.threads().lane());
         let own = half ^ layout.swizzle(row);
         let offset = |pair: u32| row * layout.row_bytes() + (own ^ (2 * pair)) * CHUNK_BYTES;
-        TileLanes { layout, order, offsets: (0..layout.group() / 2).map(offset).collect() }
+        TileLanes { layout, order, offsets: (0..layout.group() / 2).map(offset).collect(), is_part: false }
     }
 }
 
@@ -135,6 +145,9 @@ impl<'k> TileLanes<'k> {
             "row {row}, columns from {}",
             16 * col16
         );
+        if self.is_part {
+            return tile.plus(self.offsets[col16 as usize]).at(self.layout.bytes(row));
+        }
         let pairs = self.offsets.len() as u32;
         let group_start = 2 * (col16 / pairs * pairs) * CHUNK_BYTES;
         tile.plus(self.offsets[(col16 % pairs) as usize]).at(self.layout.bytes(row) + group_start)

@@ -1,11 +1,12 @@
 //! Where threads wait for each other.
 use crate::instruction::{Flow, Instruction, Printer};
-use crate::interp::{Fault, Machine};
+use crate::interp::{Fault, Machine, Rule};
+use crate::types::{Src, U32};
 
 /// `bar.sync` and `bar.arrive`: one of sixteen barriers by number.
 #[derive(Debug)]
 pub(crate) struct NamedBarrier {
-    pub(crate) id: u32,
+    pub(crate) id: Src,
     pub(crate) threads: u32,
     /// `false`: arrives and goes on.
     pub(crate) waits: bool,
@@ -14,12 +15,16 @@ pub(crate) struct NamedBarrier {
 impl Instruction for NamedBarrier {
     fn print(&self, ptx: &mut Printer) {
         let verb = if self.waits { "sync" } else { "arrive" };
-        ptx.line(format_args!("bar.{verb} {}, {}", self.id, self.threads));
+        ptx.line(format_args!("bar.{verb} {}, {}", self.id.text::<U32>(), self.threads));
     }
 
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
         machine.whole_warp("a barrier")?;
-        machine.named_barrier(self.id, self.threads, self.waits)
+        let id = machine.uniform(&machine.read32(self.id)?, "which barrier they come to")?;
+        if id >= 16 {
+            return Err(Fault::new(Rule::Barrier, format!("barrier {id}; there are 16, from 0")));
+        }
+        machine.named_barrier(id, self.threads, self.waits)
     }
 }
 
