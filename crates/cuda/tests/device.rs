@@ -3,6 +3,8 @@
 
 #[path = "device/cache.rs"]
 mod cache;
+#[path = "device/gpu.rs"]
+mod gpu;
 #[path = "device/graph.rs"]
 mod graph;
 #[path = "device/launch.rs"]

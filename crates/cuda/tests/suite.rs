@@ -1,8 +1,8 @@
 //! The suite of named cases on a GPU. Without one the tests pass and say so; `SIGNFLASH_REQUIRE_GPU=1` makes that a
 //! failure.
 
-#[path = "device/support.rs"]
-mod support;
+#[path = "device/gpu.rs"]
+mod gpu;
 
 use signflash_core::suite::{Implementation, RunError};
 use signflash_core::{Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem};
@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 /// One engine for all tests, so that each kernel is compiled once.
 fn engine() -> Option<&'static CudaEngine> {
     static ENGINE: OnceLock<Option<CudaEngine>> = OnceLock::new();
-    ENGINE.get_or_init(|| support::gpu().map(|gpu| CudaEngine::new(&gpu).expect("a stream"))).as_ref()
+    ENGINE.get_or_init(|| gpu::gpu().map(|gpu| CudaEngine::new(&gpu).expect("a stream"))).as_ref()
 }
 
 /// The GPU as one of these tests sets it up.

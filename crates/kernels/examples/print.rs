@@ -27,7 +27,13 @@ fn main() {
         blocks_per_sm: number('b', 2),
         in_registers: has("reg"),
     };
-    let sums = if has("nodq") { DqSums::None } else if has("wide") { DqSums::Wide } else { DqSums::Narrow };
+    let sums = if has("nodq") {
+        DqSums::None
+    } else if has("wide") {
+        DqSums::Wide
+    } else {
+        DqSums::Narrow
+    };
     let config = match words.first().map(String::as_str) {
         Some("probs") => Config::Probs(common, tiles),
         Some("delta") => Config::Delta(common),

@@ -31,41 +31,56 @@ impl Gpu {
 #[derive(Clone, Copy, Debug)]
 struct Row {
     head_dim: u32,
+    /// Only with dropout, or only without.
+    dropout: Option<bool>,
     tiles: Tiles,
 }
 
-const fn row(head_dim: u32, [warps, row_tiles, step, slots, blocks_per_sm]: [u32; 5], in_registers: bool) -> Row {
-    Row { head_dim, tiles: Tiles { warps, row_tiles, split: 1, step, slots, blocks_per_sm, in_registers } }
+impl Row {
+    const fn when(self, dropout: bool) -> Row {
+        Row { dropout: Some(dropout), ..self }
+    }
+
+    /// The rows that a warp owns stay in its registers.
+    const fn in_registers(self) -> Row {
+        Row { tiles: Tiles { in_registers: true, ..self.tiles }, ..self }
+    }
+}
+
+const fn row(head_dim: u32, [warps, row_tiles, step, slots, blocks_per_sm]: [u32; 5]) -> Row {
+    keys_row(head_dim, [warps, row_tiles, 1, step, slots, blocks_per_sm])
 }
 
 const fn keys_row(head_dim: u32, [warps, row_tiles, split, step, slots, blocks_per_sm]: [u32; 6]) -> Row {
-    Row { head_dim, tiles: Tiles { warps, row_tiles, split, step, slots, blocks_per_sm, in_registers: false } }
+    let tiles = Tiles { warps, row_tiles, split, step, slots, blocks_per_sm, in_registers: false };
+    Row { head_dim, dropout: None, tiles }
 }
 
-/// Columns: head_dim up to, [warps, 16-row tiles a warp, keys a step, slots, blocks an SM], q in registers.
+/// Columns: head_dim up to, [warps, 16-row tiles a warp, keys a step, slots, blocks an SM].
 const FORWARD: &[Row] = &[
-    row(32, [4, 2, 64, 2, 2], true),
-    row(64, [4, 2, 64, 2, 2], false),
-    row(96, [4, 2, 64, 2, 2], false),
-    row(128, [4, 2, 64, 2, 2], false),
-    row(128, [4, 2, 32, 2, 2], false),
-    row(192, [8, 1, 64, 2, 1], false),
-    row(192, [4, 1, 32, 2, 2], false),
-    row(256, [8, 1, 64, 2, 1], false),
-    row(256, [8, 1, 32, 2, 1], false),
-    row(256, [4, 1, 32, 2, 1], false),
+    row(32, [4, 2, 64, 2, 2]).in_registers(),
+    row(64, [4, 2, 128, 2, 2]).when(false),
+    row(64, [4, 2, 64, 2, 2]).in_registers(),
+    row(96, [4, 2, 64, 2, 2]),
+    row(128, [4, 2, 64, 2, 2]),
+    row(128, [4, 2, 32, 2, 2]),
+    row(192, [8, 1, 64, 2, 1]),
+    row(192, [4, 1, 32, 2, 2]),
+    row(256, [8, 1, 64, 2, 1]),
+    row(256, [8, 1, 32, 2, 1]),
+    row(256, [4, 1, 32, 2, 1]),
 ];
 
 /// The same columns: warps own queries, and walk over keys.
 const QUERIES: &[Row] = &[
-    row(64, [4, 1, 64, 2, 2], false),
-    row(128, [4, 1, 64, 2, 1], false),
-    row(128, [4, 1, 32, 2, 1], false),
-    row(192, [4, 1, 32, 2, 1], false),
-    row(192, [4, 1, 32, 1, 1], false),
-    row(256, [4, 1, 32, 2, 1], false),
-    row(256, [4, 1, 32, 1, 1], false),
-    row(256, [2, 1, 32, 1, 1], false),
+    row(64, [4, 1, 64, 2, 2]),
+    row(128, [4, 1, 64, 2, 1]),
+    row(128, [4, 1, 32, 2, 1]),
+    row(192, [4, 1, 32, 2, 1]),
+    row(192, [4, 1, 32, 1, 1]),
+    row(256, [4, 1, 32, 2, 1]),
+    row(256, [4, 1, 32, 1, 1]),
+    row(256, [2, 1, 32, 1, 1]),
 ];
 
 /// Warps own keys, and walk over queries: [warps, 16-row tiles a warp, warps on the same keys, queries a step, slots,
@@ -121,9 +136,11 @@ impl Select {
         }
     }
 
-    fn tiles(&self, table: &[Row], head_dim: u32, smem_bytes: impl Fn(&Tiles) -> u32) -> Tiles {
+    fn tiles(&self, table: &[Row], common: Common, smem_bytes: impl Fn(&Tiles) -> u32) -> Tiles {
+        let head_dim = common.head_dim;
         let fits = |row: &&Row| {
             row.head_dim >= head_dim
+                && row.dropout.is_none_or(|dropout| dropout == common.dropout)
                 && head_dim.is_multiple_of(16 * row.tiles.split)
                 && smem_bytes(&row.tiles) <= self.gpu.smem_per_block_bytes
         };
@@ -133,13 +150,13 @@ impl Select {
     /// The forward's kernel.
     pub fn forward(&self, common: Common) -> Config {
         let smem = |t: &Tiles| 2 * common.head_dim * (t.rows() + 2 * t.slots * t.step);
-        Config::Forward(common, self.tiles(FORWARD, common.head_dim, smem))
+        Config::Forward(common, self.tiles(FORWARD, common, smem))
     }
 
     /// The kernel that writes probs.
     pub fn probs(&self, common: Common) -> Config {
         let smem = |t: &Tiles| 2 * common.head_dim * (t.rows() + 2 * t.slots * t.step);
-        Config::Probs(common, self.tiles(QUERIES, common.head_dim, smem))
+        Config::Probs(common, self.tiles(QUERIES, common, smem))
     }
 
     /// The backward's kernels.
@@ -160,7 +177,7 @@ impl Select {
             let slot = (4 * width + 8) * t.step;
             4 * width * t.rows() + t.slots * slot.next_multiple_of(1024) + 4 * t.rows() * t.step
         };
-        let tiles = tiles.unwrap_or_else(|| self.tiles(KEYS, width, own));
+        let tiles = tiles.unwrap_or_else(|| self.tiles(KEYS, common, own));
         let sums = match (deterministic, self.gpu.compute_capability >= (9, 0)) {
             (true, _) => DqSums::None,
             (false, true) => DqSums::Wide,
@@ -168,7 +185,7 @@ impl Select {
         };
         let smem = |t: &Tiles| 4 * width * (t.rows() + t.slots * t.step);
         let dq = match sums {
-            DqSums::None => Config::Queries(common, self.tiles(QUERIES, width, smem)),
+            DqSums::None => Config::Queries(common, self.tiles(QUERIES, common, smem)),
             _ => Config::ConvertDq(common, tiles, sums),
         };
         BackwardConfigs { delta: Config::Delta(common), keys: Config::Keys(common, tiles, sums), dq }

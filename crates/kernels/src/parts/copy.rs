@@ -47,7 +47,13 @@ impl<'k> TileCopy<'k> {
 
     /// The same for tiles that hold `columns` of a head's columns, from `first_col` on.
     #[track_caller]
-    pub(crate) fn of_columns(self, index: Val<'k, U32>, threads: u32, columns: u32, first_col: Val<'k, U32>) -> Self {
+    pub(crate) fn of_columns(
+        self,
+        index: Val<'k, U32>,
+        threads: u32,
+        columns: u32,
+        first_col: Val<'k, U32>,
+    ) -> Self {
         let share = self.thread.tile_thread(TileLayout::new(columns), index, threads);
         TileCopy { share, first_col, ..self }
     }

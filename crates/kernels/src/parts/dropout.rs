@@ -41,7 +41,9 @@ impl<'k> Philox<'k> {
         t.when(args.seed_and_offset_ptr.ne(0u64), |t| {
             let [a, b] = t.load::<U32, 2>(GlobalAddr::new(args.seed_and_offset_ptr));
             let [c, d] = t.load::<U32, 2>(GlobalAddr::new(args.seed_and_offset_ptr).at(8));
-            (seed[0].set(a), seed[1].set(b), offset[0].set(c), offset[1].set(d));
+            for (word, value) in seed.iter().chain(&offset).zip([a, b, c, d]) {
+                word.set(value);
+            }
         });
         let [seed, offset] = [seed, offset].map(|words| words.map(|word| warp.uniform(word.get())));
         let key = |round: u32| [0, 1].map(|i| seed[i] + [WEYL_0, WEYL_1][i].wrapping_mul(round));

@@ -19,6 +19,12 @@ impl<'k> Lanes<'k> {
         Lanes { down: warp.tile_lanes(layout, Order::Down), across: warp.tile_lanes(layout, Order::Across) }
     }
 
+    /// With the address of a tile of a-operands added, see [`TileLanes::from_origin`].
+    #[track_caller]
+    pub(crate) fn with_a_at(self, origin: SmemAddr<'k>) -> Self {
+        Lanes { down: self.down.from_origin(origin), across: self.across }
+    }
+
     /// For 16 * `count` columns from 16 * `first16` on.
     #[track_caller]
     pub(crate) fn part(warp: Warp<'k>, layout: TileLayout, first16: Val<'k, U32>, count: u32) -> Self {

@@ -354,7 +354,8 @@ impl<'k> Keys<'_, 'k> {
         mma_ab(warp, acc, self.queries(), half, |i, k16| words[i][k16 as usize], of_part(own.part));
         for further in 1..split {
             let part = (own.part + further).modulo(split);
-            let rows = shared.expect("split passes share p and ds").plus(own.row * self.smem.ds_layout.row_bytes());
+            let rows =
+                shared.expect("split passes share p and ds").plus(own.row * self.smem.ds_layout.row_bytes());
             let pieces = self.queries() / 16;
             let from = |i: usize, k16: u32| {
                 let column = own.ds_lanes.a_rows(warp, rows, part * pieces + k16);
@@ -384,12 +385,17 @@ impl<'k> Keys<'_, 'k> {
     fn probabilities(
         &self,
         own: &Own<'_, 'k>,
-        s: &[Acc<'k>], dp: &[Acc<'k>], stats: SmemAddr<'k>, flags: Option<&[Flags<'k>]>) {
+        s: &[Acc<'k>],
+        dp: &[Acc<'k>],
+        stats: SmemAddr<'k>,
+        flags: Option<&[Flags<'k>]>,
+    ) {
         let t = self.cta.threads();
         for group in 0..s[0].groups() {
             // Of queries 2 c and 2 c + 1 of the group.
             let first = (t.lane() & 3) * (2 * STAT_BYTES) + own.part * (self.queries() * STAT_BYTES);
-            let [lse0, delta0, lse1, delta1] = t.load::<F32, 4>(stats.plus(first).at(8 * STAT_BYTES * group as u32));
+            let [lse0, delta0, lse1, delta1] =
+                t.load::<F32, 4>(stats.plus(first).at(8 * STAT_BYTES * group as u32));
             let (negative_lse, delta) = ([lse0, lse1], [delta0, delta1]);
             for (i, s) in s.iter().enumerate() {
                 for register in 0..4 {
@@ -452,13 +458,7 @@ impl<'k> Keys<'_, 'k> {
         let share = DqShare::new(tiles, self.common.head_dim);
         let bh = self.work.batch * self.problem.num_heads + head;
         let tile = bh * self.problem.query_tiles(tiles.step) + m;
-        let sums = SumsTile::new(
-            t,
-            self.args.dq_sums,
-            tile,
-            [tiles.step, self.common.head_dim],
-            self.sums,
-        );
+        let sums = SumsTile::new(t, self.args.dq_sums, tile, [tiles.step, self.common.head_dim], self.sums);
         let index = warp.index();
         let (part, column) = (index.modulo(share.row_parts), index / share.row_parts);
         let row_tile = |i: u32| part * share.row_tiles + i;

@@ -37,7 +37,9 @@ impl<'k> SumsTile<'k> {
         t: Thread<'k>,
         sums: Val<'k, signflash_ptx::U64>,
         tile: Val<'k, U32>,
-        size: [u32; 2], sums_as: DqSums) -> Self {
+        size: [u32; 2],
+        sums_as: DqSums,
+    ) -> Self {
         let ([step, head_dim], wide) = (size, sums_as == DqSums::Wide);
         let own = t.lane() * if wide { 16 } else { 4 };
         let start = tile.widen().mul_add(u64::from(4 * step * head_dim), sums) + own.widen();

@@ -94,14 +94,15 @@ impl<'k> Forward<'_, 'k> {
 
         // This warp's rows and what they need throughout.
         let own_row = warp.index() * (16 * tiles.row_tiles);
-        let lanes = Lanes::new(warp, self.smem.layout);
         let own_q = self.smem.q.plus(own_row * self.smem.layout.row_bytes());
+        // q and v are read in the same order: one set of addresses serves both.
+        let lanes = Lanes::new(warp, self.smem.layout).with_a_at(own_q);
         let rows = Rows16::new(self, first_row + own_row);
         let mask = dropout.as_ref().map(|args| Mask::new(self, args, first_row + own_row));
         let mut out: Vec<Acc<'k>> = (0..tiles.row_tiles).map(|_| warp.acc(self.common.head_dim)).collect();
         out.iter().for_each(Acc::clear);
         q.wait(*cta);
-        let q = QueryFragments::new(warp, self, &lanes, own_q);
+        let q = QueryFragments::new(warp, self, &lanes, own_q.relative_to(own_q));
 
         let n = t.u32(0).var();
         cta.while_(
@@ -110,7 +111,6 @@ impl<'k> Forward<'_, 'k> {
                 let tile = n.get();
                 let kv = self.smem.kv.take(cta);
                 self.fill(k, v, tile + 1, keys.end);
-                let drawn = mask.as_ref().map(|mask| mask.draw(tile));
                 let mut s = self.scores(warp, &q, Operand { lanes: &lanes, tile: kv.address() });
                 cta.when(keys.is_edge(tile), |_| {
                     rows.hide(&s, tile * tiles.step - problem.column_shift);
@@ -119,8 +119,8 @@ impl<'k> Forward<'_, 'k> {
                 for (i, s) in s.iter_mut().enumerate() {
                     rows.softmax[i].step(s, &out[i]);
                     p.push(pack(s, self.common.half, false));
-                    if let (Some(mask), Some(drawn)) = (&mask, &drawn) {
-                        mask.drop(&mut p[i], &drawn[i]);
+                    if let Some(mask) = &mask {
+                        mask.drop(&mut p[i], &mask.draw(tile, i as u32));
                     }
                 }
                 let v_tile = kv.address().at(self.smem.layout.bytes(tiles.step));
@@ -131,7 +131,7 @@ impl<'k> Forward<'_, 'k> {
                     tiles.step,
                     self.common.half,
                     a,
-                    Operand { lanes: &lanes, tile: v_tile },
+                    Operand { lanes: &lanes, tile: v_tile.relative_to(own_q) },
                 );
                 kv.release();
                 n.set(tile + 1);
@@ -283,7 +283,6 @@ struct Mask<'k> {
     packed: PackedMask<'k>,
     row16: Val<'k, U32>,
     column32: Val<'k, U32>,
-    row_tiles: u32,
     columns32: u32,
 }
 
@@ -296,16 +295,14 @@ impl<'k> Mask<'k> {
             packed: PackedMask::new(args),
             row16: args.first_row16 + ((first_row + forward.problem.row_shift) >> 4u32),
             column32: args.first_column32,
-            row_tiles: forward.tiles.row_tiles,
             columns32: forward.tiles.step / 32,
         }
     }
 
-    fn draw(&self, tile: Val<'k, U32>) -> Vec<Drawn<'k>> {
+    /// The words of 16 rows, drawn where they are needed: earlier they would occupy registers during the products.
+    fn draw(&self, tile: Val<'k, U32>, row_tile: u32) -> Drawn<'k> {
         let first = self.column32 + tile * self.columns32;
-        let words =
-            |i: u32| (0..self.columns32).map(|j| self.stream.block(self.row16 + i, first + j)).collect();
-        (0..self.row_tiles).map(words).collect()
+        (0..self.columns32).map(|j| self.stream.block(self.row16 + row_tile, first + j)).collect()
     }
 
     /// Makes dropped probabilities zero.

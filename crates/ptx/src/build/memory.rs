@@ -25,6 +25,12 @@ impl<'k> SmemAddr<'k> {
         SmemAddr { base: self.base + bytes, ..self }
     }
 
+    /// The way from `origin` to here, for [`TileLanes::from_origin`](super::TileLanes::from_origin).
+    #[track_caller]
+    pub fn relative_to(self, origin: SmemAddr<'k>) -> Self {
+        SmemAddr { base: self.base - origin.base - origin.offset, ..self }
+    }
+
     pub(crate) fn address(self) -> Address {
         Address { space: Space::Shared, base: self.base.src, offset: self.offset.into() }
     }

@@ -101,7 +101,6 @@ impl<'k> Cta<'k> {
             slots,
             slot_bytes,
             owner,
-            write: zero(),
             read: zero(),
             in_flight: Cell::new(0),
             held: Cell::new(0),
@@ -156,7 +155,7 @@ pub struct CopyRing<'k> {
     slots: u32,
     slot_bytes: u32,
     owner: Owner,
-    write: Var<'k, U32>,
+    /// Where the next slot to be taken starts. That to be filled is so many further as are in flight.
     read: Var<'k, U32>,
     in_flight: Cell<u32>,
     held: Cell<u32>,
@@ -168,7 +167,26 @@ impl<'k> CopyRing<'k> {
     /// Where the next [`fill`](Self::fill) goes.
     #[track_caller]
     pub fn next_fill(&self) -> SmemAddr<'k> {
-        if self.slots == 1 { self.base } else { self.base.plus(self.write.get()) }
+        self.slot(self.in_flight.get())
+    }
+
+    /// The slot that is `further` slots behind the next to be taken.
+    #[track_caller]
+    fn slot(&self, further: u32) -> SmemAddr<'k> {
+        if self.slots == 1 { self.base } else { self.base.plus(self.offset(further % self.slots)) }
+    }
+
+    #[track_caller]
+    fn offset(&self, further: u32) -> Val<'k, U32> {
+        let (read, bytes) = (self.read.get(), self.slot_bytes);
+        match (further, self.slots) {
+            (0, _) => read,
+            (_, 2) if bytes.is_power_of_two() => read ^ bytes,
+            (_, slots) => {
+                let wraps = (read + further * bytes).lt(slots * bytes);
+                wraps.select(read + further * bytes, read - (slots - further) * bytes)
+            }
+        }
     }
 
     /// Closes a group of the copies into the next slot that `issue` starts. Call it also when there is nothing left to
@@ -192,7 +210,6 @@ impl<'k> CopyRing<'k> {
         self.builder.copies.borrow_mut().commit(self.owner);
         self.builder.emit(CommitGroup);
         self.in_flight.set(self.in_flight.get() + 1);
-        self.advance(&self.write);
     }
 
     /// Waits for the oldest slot that was filled, and meets the whole block. That also means that everybody is done
@@ -205,23 +222,11 @@ impl<'k> CopyRing<'k> {
         cta.sync();
         self.in_flight.set(self.in_flight.get() - 1);
         self.held.set(self.held.get() + 1);
-        let address = if self.slots == 1 { self.base } else { self.base.plus(self.read.get()) };
-        self.advance(&self.read);
+        let address = self.slot(0);
+        if self.slots > 1 {
+            self.read.set(self.offset(1));
+        }
         FullSlot { ring: self, address, released: false }
-    }
-
-    #[track_caller]
-    fn advance(&self, position: &Var<'k, U32>) {
-        if self.slots == 1 {
-            return;
-        }
-        let now = position.get();
-        if self.slots == 2 {
-            position.set(now ^ self.slot_bytes);
-        } else {
-            let last = now.eq((self.slots - 1) * self.slot_bytes);
-            position.set(last.select(0u32, now + self.slot_bytes));
-        }
     }
 }
 

@@ -108,7 +108,13 @@ pub struct TileLanes<'k> {
 impl<'k> Warp<'k> {
     /// The same for 16 * `count` columns from 16 * `first16` on, which count as the first.
     #[track_caller]
-    pub fn tile_lanes_from(self, layout: TileLayout, order: Order, first16: Val<'k, U32>, count: u32) -> TileLanes<'k> {
+    pub fn tile_lanes_from(
+        self,
+        layout: TileLayout,
+        order: Order,
+        first16: Val<'k, U32>,
+        count: u32,
+    ) -> TileLanes<'k> {
         let (row, half) = order.row_and_half(self.threads().lane());
         let offset = |i: u32| own_offset(layout, row, (first16 + i) * 2 + half);
         TileLanes { layout, order, offsets: (0..count).map(offset).collect(), is_part: true }
@@ -125,6 +131,14 @@ impl<'k> Warp<'k> {
 }
 
 impl<'k> TileLanes<'k> {
+    /// The same with a tile's address already added: tiles are then given [relative](SmemAddr::relative_to) to it. A
+    /// tile that stays where it is then needs no registers of its own.
+    #[track_caller]
+    pub fn from_origin(self, origin: SmemAddr<'k>) -> Self {
+        let offsets = self.offsets.iter().map(|offset| origin.base + *offset + origin.offset).collect();
+        TileLanes { offsets, ..self }
+    }
+
     /// The order in which matrices come.
     pub fn order(&self) -> Order {
         self.order

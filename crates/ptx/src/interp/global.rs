@@ -65,7 +65,8 @@ impl Global {
     /// # Panics
     /// Unless they are inside one buffer.
     pub fn zero(&mut self, address: u64, len: usize) {
-        let buffer = self.buffers.iter_mut().rev().find(|b| b.base <= address).expect("an address of this memory");
+        let buffer =
+            self.buffers.iter_mut().rev().find(|b| b.base <= address).expect("an address of this memory");
         let at = (address - buffer.base) as usize;
         buffer.bytes[at..at + len].fill(0);
         buffer.written[at..at + len].fill(true);

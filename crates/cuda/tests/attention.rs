@@ -1,0 +1,12 @@
+//! Attention on a GPU, beyond the suite: captured graphs, more than 2^31 scores, the time of the first call.
+
+#[path = "device/gpu.rs"]
+mod gpu;
+#[path = "attention/large.rs"]
+mod large;
+#[path = "attention/replay.rs"]
+mod replay;
+#[path = "attention/start.rs"]
+mod start;
+#[path = "attention/tensors.rs"]
+mod tensors;
