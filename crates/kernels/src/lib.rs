@@ -7,6 +7,7 @@ mod parts;
 pub mod plan;
 pub mod select;
 mod sm80;
+mod variants;
 
 pub use config::{Common, Config, DqSums, Tiles};
 pub use interpreted::{InterpretError, Interpreted};
@@ -18,3 +19,4 @@ pub use plan::{
 };
 pub use select::{Gpu, Select, half_of};
 pub use signflash_ptx::{Arg, Half};
+pub use variants::variants;

@@ -47,6 +47,7 @@ mod instruction;
 mod interp;
 mod kernel;
 pub mod ops;
+mod ptxas;
 mod target;
 mod types;
 
@@ -58,5 +59,6 @@ pub use build::{
 pub use instruction::{Flow, Instruction, Label, Printer};
 pub use interp::{Fault, Global, Lanes, Launch, Machine, Pointer, Profile, Region, Rule, SharedUse, Trap};
 pub use kernel::{Arg, Kernel, Param};
+pub use ptxas::{Ptxas, PtxasError, Report};
 pub use target::{Needs, Target};
 pub use types::{B32, F32, Half, Pred, Reg, S32, Src, Ty, U32, U64, Width};

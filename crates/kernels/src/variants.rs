@@ -1,0 +1,55 @@
+//! The kernels that calls can come to, for tables and tests.
+use crate::config::{Common, Config};
+use crate::parts::copy::Access;
+use crate::select::{Gpu, Select};
+use signflash_ptx::Half;
+
+/// Padded head_dims of one row of the tables each.
+const HEAD_DIMS: [u32; 7] = [32, 64, 80, 96, 128, 192, 256];
+
+/// Every kernel of a GPU's tables for whole rows of 16 bytes, each head_dim, causal and not, with dropout and without;
+/// and for head_dim 128 those that move single elements, and those of a negative scale.
+///
+/// ```
+/// use signflash_kernels::{Gpu, variants};
+/// use signflash_ptx::Half;
+/// let all = variants(Gpu::HOPPER, Half::Bf16);
+/// assert!(all.iter().any(|config| config.to_string().starts_with("sf_fwd_bf16_d128_causal_drop_")));
+/// ```
+pub fn variants(gpu: Gpu, half: Half) -> Vec<Config> {
+    let flags = [(false, false), (false, true), (true, false), (true, true)];
+    let plain = |head_dim, (causal, dropout)| Common {
+        half,
+        head_dim,
+        full_width: true,
+        access: Access::Wide,
+        causal,
+        dropout,
+        negative_scale: false,
+    };
+    let mut all: Vec<Common> =
+        HEAD_DIMS.into_iter().flat_map(|head_dim| flags.map(|flags| plain(head_dim, flags))).collect();
+    all.push(Common { full_width: false, ..plain(128, (true, true)) });
+    all.push(Common { full_width: false, access: Access::Narrow, ..plain(128, (true, true)) });
+    all.push(Common { negative_scale: true, ..plain(128, (true, true)) });
+    let mut kernels: Vec<Config> = vec![];
+    for common in all {
+        let select = Select { gpu, access: common.access };
+        let (adding, ordered) = (select.backward(common, false), select.backward(common, true));
+        let of_one = [
+            select.forward(common),
+            select.probs(common),
+            adding.delta,
+            adding.keys,
+            adding.dq,
+            ordered.keys,
+            ordered.dq,
+        ];
+        for config in of_one {
+            if !kernels.contains(&config) {
+                kernels.push(config);
+            }
+        }
+    }
+    kernels
+}
