@@ -1,6 +1,7 @@
 //! A finished kernel: printed for the driver, or run by the interpreter.
 use crate::instruction::{Label, Line, Printer};
 use crate::interp::{self, Fault, Global, Launch, Profile, Region, Rule, Trap};
+use crate::ops::control::Nothing;
 use crate::target::Needs;
 use std::fmt::Write;
 
@@ -164,6 +165,25 @@ impl Kernel {
         for (_, label) in labels {
             out.label(Label(label as u32));
         }
+    }
+
+    /// The numbers of the instructions whose text contains `text`, for [`without`](Self::without).
+    pub fn lines_matching(&self, text: &str) -> Vec<usize> {
+        let matches = |line: &Line| {
+            let mut printer = Printer::default();
+            line.instruction.print(&mut printer);
+            printer.text.contains(text)
+        };
+        (0..self.lines.len()).filter(|&index| matches(&self.lines[index])).collect()
+    }
+
+    /// The same kernel less one instruction: for tests of the interpreter, which must notice.
+    ///
+    /// # Panics
+    /// If there is no instruction of that number.
+    pub fn without(mut self, index: usize) -> Kernel {
+        self.lines[index].instruction = Box::new(Nothing);
+        self
     }
 
     pub(crate) fn lines(&self) -> &[Line] {

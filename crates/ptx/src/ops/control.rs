@@ -125,3 +125,15 @@ impl Instruction for Exit {
         Ok(Flow::Exit)
     }
 }
+
+/// What is left of an instruction that a test has removed.
+#[derive(Debug)]
+pub(crate) struct Nothing;
+
+impl Instruction for Nothing {
+    fn print(&self, _: &mut Printer) {}
+
+    fn step(&self, _: &mut Machine<'_>) -> Result<Flow, Fault> {
+        Ok(Flow::Next)
+    }
+}

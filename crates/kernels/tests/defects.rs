@@ -1,0 +1,132 @@
+//! The attention kernels less one wait or one barrier: the interpreter must notice each that matters.
+
+use signflash_core::{Dropout, Problem, Shape, bf16};
+use signflash_kernels::{BackwardCall, Config, DeviceTensor, ForwardCall, Gpu, Half, Step};
+use signflash_ptx::{Arg, Global, Kernel, Launch, Rule};
+
+const LEN: usize = 200;
+const DIM: usize = 64;
+
+fn problem() -> Problem {
+    let shape = Shape { batch: 1, seqlen_q: LEN, seqlen_k: LEN, num_heads: 1, num_heads_k: 1, head_dim: DIM };
+    Problem::builder(shape).dropout(Dropout::new(0.2, 1, 0).unwrap()).build().unwrap()
+}
+
+/// Memory with all tensors of a forward and a backward, and the steps of both.
+fn all(problem: &Problem) -> (Global, Vec<Step>) {
+    let mut memory = Global::default();
+    let ones: Vec<u8> =
+        (0..LEN * DIM).flat_map(|n| bf16::from_f32((n % 7) as f32 / 8.0).to_le_bytes()).collect();
+    let mut tensor = |name: &str| {
+        let (batch_stride, row_stride, head_stride) = ((LEN * DIM) as u64, DIM as u64, DIM as u64);
+        DeviceTensor { ptr: memory.upload(name, &ones).0, batch_stride, row_stride, head_stride }
+    };
+    let (half, seed_and_offset_ptr) = (Half::Bf16, 0);
+    let [q, k, v, out, dout, dq, dk, dv] = ["q", "k", "v", "out", "dout", "dq", "dk", "dv"].map(&mut tensor);
+    let lse = memory.reserve("lse", 4 * LEN).0;
+    let forward = ForwardCall { problem, half, q, k, v, out, lse, probs: None, seed_and_offset_ptr };
+    let space = signflash_kernels::backward_workspace_bytes(problem, Gpu::HOPPER, false);
+    let workspace = memory.reserve("workspace", space as usize).0;
+    let deterministic = false;
+    let call = BackwardCall {
+        problem,
+        half,
+        q,
+        k,
+        v,
+        out,
+        lse,
+        dout,
+        dq,
+        dk,
+        dv,
+        workspace,
+        deterministic,
+        seed_and_offset_ptr,
+    };
+    let mut steps = signflash_kernels::forward(&forward, Gpu::HOPPER).unwrap();
+    steps.extend(signflash_kernels::backward(&call, Gpu::HOPPER).unwrap());
+    (memory, steps)
+}
+
+/// Runs all steps, the kernel that `is_meant` as `change` leaves it; the rule that this breaks.
+fn run(
+    is_meant: fn(&Config) -> bool,
+    change: &dyn Fn(Kernel) -> Kernel,
+    seed: u64,
+) -> Option<(Rule, String)> {
+    let problem = problem();
+    let (mut memory, steps) = all(&problem);
+    for step in steps {
+        match step {
+            Step::Zero { ptr, bytes } => memory.zero(ptr, bytes as usize),
+            Step::Launch { config, grid, args } => {
+                let kernel = if is_meant(&config) { change(config.kernel()) } else { config.kernel() };
+                let launch: Launch<'_> = Launch { grid, args: &args as &[Arg], seed };
+                if let Err(trap) = kernel.interpret(&launch, &mut memory) {
+                    return Some((trap.fault.rule, trap.to_string()));
+                }
+            }
+        }
+    }
+    None
+}
+
+/// How many of the kernel's instructions that contain `text` can be left out unnoticed.
+fn unnoticed(is_meant: fn(&Config) -> bool, text: &str) -> (usize, usize) {
+    let problem = problem();
+    let (_, steps) = all(&problem);
+    let config = steps.iter().find_map(|step| match step {
+        Step::Launch { config, .. } if is_meant(config) => Some(*config),
+        _ => None,
+    });
+    let lines = config.expect("the kernel is among the steps").kernel().lines_matching(text);
+    let missed = lines.iter().filter(|&&line| {
+        let caught = (0..6).find_map(|seed| run(is_meant, &|kernel| kernel.without(line), seed));
+        if let Some((rule, report)) = &caught {
+            let expected = [Rule::InFlight, Rule::Race, Rule::Uninitialised, Rule::Barrier, Rule::Deadlock];
+            assert!(expected.contains(rule), "{report}");
+        }
+        caught.is_none()
+    });
+    (missed.count(), lines.len())
+}
+
+fn is_forward(config: &Config) -> bool {
+    matches!(config, Config::Forward(..))
+}
+
+fn is_backward(config: &Config) -> bool {
+    matches!(config, Config::Keys(..))
+}
+
+#[test]
+fn the_kernels_are_right_as_they_are() {
+    for seed in 0..6 {
+        assert_eq!(run(is_forward, &|kernel| kernel, seed), None);
+    }
+}
+
+#[test]
+fn every_wait_of_the_forward_that_waits_for_something_is_missed() {
+    // The last wait is for a group of nothing.
+    assert_eq!(unnoticed(is_forward, "cp.async.wait_group"), (1, 3));
+}
+
+#[test]
+fn every_wait_of_the_backward_that_waits_for_something_is_missed() {
+    // The last wait is for a group of nothing, and the first is followed by one for all groups before anything is read.
+    assert_eq!(unnoticed(is_backward, "cp.async.wait_group"), (2, 3));
+}
+
+#[test]
+fn barriers_of_the_forward_are_missed() {
+    // The last has nobody left to keep apart: each warp writes its own rows.
+    assert_eq!(unnoticed(is_forward, "bar.sync"), (1, 3));
+}
+
+#[test]
+fn barriers_of_the_backward_are_missed() {
+    // The first is followed by another before anything is read.
+    assert_eq!(unnoticed(is_backward, "bar.sync"), (1, 4));
+}
