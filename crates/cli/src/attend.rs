@@ -2,6 +2,7 @@
 
 use crate::cli::{Against, AttendArgs};
 use crate::compute::{Compute, Results};
+use crate::engine::Engine;
 use crate::errors::Error;
 use crate::files::{self, Archive, Data, FileElement, Format, U8_NAME};
 use crate::input::{self, Operands};
@@ -11,7 +12,6 @@ use crate::table::table;
 use crate::verify::{REFERENCES, SIGNBIT, Verify};
 use crate::{machine, plot};
 use signflash_core::{Problem, Probs, TensorRef, bf16, f16};
-use signflash_cpu::CpuEngine;
 use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 struct Run<'a> {
     args: &'a AttendArgs,
     quiet: bool,
-    engine: CpuEngine,
+    engine: Engine,
     settings: Settings,
     problem: Problem,
     output: Option<Pending>,

@@ -1,5 +1,6 @@
 //! One call of the engine, from operands in a file's layout to results in the same layout.
 
+use crate::engine::Engine;
 use crate::errors::Error;
 use crate::files::{FileElement, Tensor};
 use crate::input::Operands;
@@ -9,7 +10,6 @@ use crate::settings::Layout;
 use signflash_core::{
     GradInputs, Gradients, Inputs, Outputs, Problem, Shape, Shard, TensorMut, TensorRef, contiguous_strides,
 };
-use signflash_cpu::CpuEngine;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -36,7 +36,7 @@ pub struct Grads<T> {
 #[derive(Clone, Copy, Debug)]
 pub struct Compute<'a> {
     /// The engine.
-    pub engine: &'a CpuEngine,
+    pub engine: &'a Engine,
     /// What to compute.
     pub problem: &'a Problem,
     /// How operands and results are stored.

@@ -3,6 +3,7 @@
 use crate::files::FileError;
 use signflash_core::ProblemError;
 use signflash_cpu::IsaError;
+use signflash_cuda::EngineError;
 use std::io;
 use std::path::PathBuf;
 
@@ -121,6 +122,9 @@ pub enum Error {
     /// The instruction set cannot be used.
     #[error("--isa: {0}")]
     Isa(#[from] IsaError),
+    /// The GPU, or what it cannot do.
+    #[error("--device: {0}")]
+    Engine(EngineError),
     /// More memory than the machine has left.
     #[error("{what} needs {needed}, this machine has {available} available; {remedy}")]
     Memory {
@@ -157,6 +161,15 @@ pub enum Error {
     },
 }
 
+impl From<EngineError> for Error {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Problem(problem) => Self::Problem(problem),
+            other => Self::Engine(other),
+        }
+    }
+}
+
 impl Error {
     /// The process's exit code: see `signflash --help`.
     pub fn exit_code(&self) -> u8 {
@@ -165,6 +178,7 @@ impl Error {
             Self::File { source, .. } if source.is_io() => 3,
             Self::Io { .. } | Self::Stdout(_) => 3,
             Self::Memory { .. } => 4,
+            Self::Engine(EngineError::Cuda(_)) => 5,
             _ => 2,
         }
     }

@@ -4,6 +4,7 @@ use crate::cli::VERSION;
 use crate::errors::Error;
 use crate::{machine, memory};
 use signflash_cpu::Isa;
+use signflash_cuda::{Device, ModuleCache};
 use std::io::Write;
 
 /// Prints what this machine offers.
@@ -23,8 +24,31 @@ pub fn run(stdout: &mut dyn Write) -> Result<(), Error> {
         ("built in", names(&Isa::ALL)),
         ("devices", machine::DEVICES.join(", ")),
     ];
-    for (name, value) in lines {
+    for (name, value) in lines.into_iter().chain(gpus()) {
         writeln!(stdout, "{name:<10} {value}").map_err(Error::Stdout)?;
     }
     Ok(())
+}
+
+/// A line for each GPU, and where its kernels are kept; or why there is none.
+fn gpus() -> Vec<(&'static str, String)> {
+    let all = Device::count().and_then(|count| (0..count).map(Device::open).collect::<Result<Vec<_>, _>>());
+    let devices = match all {
+        Ok(devices) => devices,
+        Err(reason) => return vec![("cuda", reason.to_string())],
+    };
+    let line = |device: &Device| {
+        let info = device.info();
+        let ((major, minor), (cuda, update)) = (info.compute_capability, info.driver_version);
+        let (memory, sms) = (memory::readable(info.memory_bytes), info.sm_count);
+        let text =
+            format!("{}, {major}.{minor}, {sms} SMs, {memory}, driver for CUDA {cuda}.{update}", info.name);
+        ("cuda", format!("{}: {text}", device.ordinal()))
+    };
+    let status = ModuleCache::new().status();
+    let kept = match (status.directory, status.problem) {
+        (Some(directory), None) => directory.display().to_string(),
+        (_, problem) => problem.unwrap_or_else(|| "nowhere".into()),
+    };
+    devices.iter().map(line).chain([("kernels", format!("kept in {kept}"))]).collect()
 }

@@ -8,6 +8,7 @@ pub mod attend;
 pub mod bench;
 pub mod cli;
 pub mod compute;
+pub mod engine;
 pub mod errors;
 pub mod files;
 pub mod info;

@@ -1,12 +1,14 @@
 //! The device, instruction set and threads that a command runs with, and what the machine is called.
 
 use crate::cli::EngineArgs;
+use crate::engine::Engine;
 use crate::errors::Error;
 use signflash_cpu::{CpuEngine, Isa};
+use signflash_cuda::{CudaEngine, Device, EngineError};
 use std::fs;
 
 /// The devices that `--device` understands.
-pub const DEVICES: [&str; 1] = ["cpu"];
+pub const DEVICES: [&str; 3] = ["cpu", "cuda", "cuda:N"];
 
 /// More threads than any machine this runs on; a typing error beyond.
 const MAX_THREADS: usize = 4096;
@@ -14,18 +16,34 @@ const MAX_THREADS: usize = 4096;
 /// The engine that the arguments ask for. Sets the size of the process's thread pool, so call it once.
 ///
 /// # Errors
-/// [`Error::Argument`] or [`Error::Isa`].
-pub fn engine(args: &EngineArgs) -> Result<CpuEngine, Error> {
-    if !DEVICES.contains(&args.device.as_str()) {
-        return Err(Error::Argument {
-            argument: "--device",
-            expected: DEVICES.join(", "),
-            got: format!("{:?}", args.device),
-        });
+/// [`Error::Argument`], [`Error::Isa`] or [`Error::Engine`].
+pub fn engine(args: &EngineArgs) -> Result<Engine, Error> {
+    if args.device == "cpu" {
+        let isa =
+            args.isa.as_deref().map_or_else(|| Ok(Isa::best()), |name| name.parse::<Isa>()?.require())?;
+        set_threads(args.threads)?;
+        return Ok(Engine::Cpu(CpuEngine::new().with_isa(isa)?));
     }
-    let isa = args.isa.as_deref().map_or_else(|| Ok(Isa::best()), |name| name.parse::<Isa>()?.require())?;
-    set_threads(args.threads)?;
-    Ok(CpuEngine::new().with_isa(isa)?)
+    let ordinal = ordinal(&args.device).ok_or_else(|| Error::Argument {
+        argument: "--device",
+        expected: DEVICES.join(", "),
+        got: format!("{:?}", args.device),
+    })?;
+    let of_the_cpu = [("--isa", args.isa.clone()), ("--threads", args.threads.map(|n| n.to_string()))];
+    if let Some((argument, got)) = of_the_cpu.into_iter().find_map(|(name, value)| Some((name, value?))) {
+        let expected = format!("left out with --device {}: it is the CPU's", args.device);
+        return Err(Error::Argument { argument, expected, got });
+    }
+    let gpu = Device::open(ordinal).and_then(|device| CudaEngine::new(&device)).map_err(EngineError::from)?;
+    Ok(Engine::Cuda(Box::new(gpu.with_deterministic(args.deterministic))))
+}
+
+/// The number of the GPU in `cuda` or `cuda:N`.
+fn ordinal(device: &str) -> Option<u32> {
+    match device.strip_prefix("cuda")? {
+        "" => Some(0),
+        number => number.strip_prefix(':')?.parse().ok(),
+    }
 }
 
 /// Sets the size of the process's thread pool; `None` leaves it at one thread a core.

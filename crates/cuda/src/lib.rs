@@ -67,6 +67,7 @@ mod graph;
 mod host;
 mod launch;
 mod program;
+mod resident;
 mod stream;
 mod workspace;
 
@@ -82,5 +83,6 @@ pub use function::Function;
 pub use graph::Graph;
 pub use launch::Arg;
 pub use program::{OwnedProgram, Program};
+pub use resident::Resident;
 pub use stream::Stream;
 pub use workspace::Workspace;

@@ -1,12 +1,12 @@
 //! One row: make inputs, check a result, time the rest.
 
-use super::{Dropout, check};
+use super::{Dropout, check, gpu};
 use crate::cli::Pass;
+use crate::engine::Engine;
 use crate::errors::Error;
 use crate::files::FileElement;
 use crate::memory;
 use signflash_core::{Dtype, GradInputs, Gradients, Inputs, Outputs, Problem, Shape, TensorMut, TensorRef};
-use signflash_cpu::CpuEngine;
 use std::fmt;
 use std::time::Instant;
 
@@ -39,6 +39,8 @@ pub(super) struct Measured {
     pub(super) reps: usize,
     /// Growth of the peak resident memory during the first call.
     pub(super) extra_bytes: usize,
+    /// Of the first call, with compiling or loading its kernels, on a GPU.
+    pub(super) first_ms: Option<f64>,
 }
 
 impl fmt::Display for Case {
@@ -105,9 +107,12 @@ impl Case {
     /// Runs it.
     pub(super) fn measure<T: FileElement>(
         &self,
-        engine: &CpuEngine,
+        engine: &Engine,
         reps: Option<usize>,
     ) -> Result<Measured, Error> {
+        if let Engine::Cuda(engine) = engine {
+            return gpu::measure::<T>(self, engine, reps);
+        }
         let problem = self.problem()?;
         let mut tensors = Tensors::<T>::random(problem.shape());
         if self.pass == Pass::Bwd {
@@ -131,7 +136,7 @@ impl Case {
         }
         times.sort_by(f64::total_cmp);
         let (median_ms, min_ms) = (times[times.len() / 2], times[0]);
-        Ok(Measured { median_ms, min_ms, reps: times.len(), extra_bytes })
+        Ok(Measured { median_ms, min_ms, reps: times.len(), extra_bytes, first_ms: None })
     }
 }
 
@@ -150,7 +155,7 @@ pub(super) struct Tensors<T> {
 }
 
 impl<T: FileElement> Tensors<T> {
-    fn random(shape: &Shape) -> Self {
+    pub(super) fn random(shape: &Shape) -> Self {
         let mut normal = Normal { state: 0x5eed };
         let (len_q, len_k) = (shape.q().into_iter().product(), shape.k().into_iter().product());
         let mut tensor = |len: usize| (0..len).map(|_| T::from_f32(normal.next())).collect::<Vec<T>>();
@@ -173,21 +178,21 @@ impl<T: FileElement> Tensors<T> {
         inputs(shape, &self.q, &self.k, &self.v)
     }
 
-    fn call(&mut self, engine: &CpuEngine, problem: &Problem, pass: Pass) -> Result<(), Error> {
+    fn call(&mut self, engine: &Engine, problem: &Problem, pass: Pass) -> Result<(), Error> {
         match pass {
             Pass::Fwd => self.forward(engine, problem),
             Pass::Bwd => self.backward(engine, problem),
         }
     }
 
-    fn forward(&mut self, engine: &CpuEngine, problem: &Problem) -> Result<(), Error> {
+    fn forward(&mut self, engine: &Engine, problem: &Problem) -> Result<(), Error> {
         let shape = problem.shape();
         let inputs = inputs(shape, &self.q, &self.k, &self.v);
         let out = TensorMut::bhsd(&mut self.out, shape.q());
-        Ok(engine.forward(problem, &inputs, &mut Outputs { out, lse: &mut self.lse, probs: None })?)
+        engine.forward(problem, &inputs, &mut Outputs { out, lse: &mut self.lse, probs: None })
     }
 
-    fn backward(&mut self, engine: &CpuEngine, problem: &Problem) -> Result<(), Error> {
+    fn backward(&mut self, engine: &Engine, problem: &Problem) -> Result<(), Error> {
         let shape = problem.shape();
         let inputs = GradInputs {
             inputs: inputs(shape, &self.q, &self.k, &self.v),
@@ -200,7 +205,7 @@ impl<T: FileElement> Tensors<T> {
             dk: TensorMut::bhsd(&mut self.dk, shape.k()),
             dv: TensorMut::bhsd(&mut self.dv, shape.k()),
         };
-        Ok(engine.backward(problem, &inputs, &mut gradients)?)
+        engine.backward(problem, &inputs, &mut gradients)
     }
 }
 

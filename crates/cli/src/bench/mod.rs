@@ -2,21 +2,18 @@
 
 mod case;
 mod check;
+mod gpu;
 mod report;
 
 use crate::cli::BenchArgs;
+use crate::engine::Engine;
 use crate::errors::Error;
 use crate::machine;
 use crate::progress::Progress;
 use case::Case;
 use report::Row;
 use signflash_core::{Dropout, Dtype, bf16, f16};
-use signflash_cpu::{CpuEngine, peak};
 use std::io::Write;
-use std::time::Duration;
-
-/// How long the multiply-add rate is measured.
-const PEAK_TIME: Duration = Duration::from_millis(300);
 
 /// Measures each combination of the lists.
 ///
@@ -81,16 +78,16 @@ fn cases(args: &BenchArgs) -> Result<Vec<Case>, Error> {
 
 /// Peak rates, each measured once.
 struct Peaks<'a> {
-    engine: &'a CpuEngine,
-    known: Vec<(Dtype, f64)>,
+    engine: &'a Engine,
+    known: Vec<(Dtype, Option<f64>)>,
 }
 
 impl Peaks<'_> {
-    fn of(&mut self, dtype: Dtype) -> f64 {
+    fn of(&mut self, dtype: Dtype) -> Option<f64> {
         if let Some(&(_, gflops)) = self.known.iter().find(|(known, _)| *known == dtype) {
             return gflops;
         }
-        let gflops = peak::fma_gflops(self.engine.isa(), dtype, self.engine.threads(), PEAK_TIME);
+        let gflops = self.engine.peak_gflops(dtype);
         self.known.push((dtype, gflops));
         gflops
     }

@@ -2,10 +2,9 @@
 
 use super::case::{Case, Measured};
 use crate::cli::{COMMIT, VERSION};
-use crate::machine;
+use crate::engine::Engine;
 use crate::table::table;
 use serde_json::{Value, json};
-use signflash_cpu::CpuEngine;
 use std::io::{self, Write};
 
 const MIB: f64 = 1024.0 * 1024.0;
@@ -14,24 +13,30 @@ const MIB: f64 = 1024.0 * 1024.0;
 pub(super) struct Row {
     case: Case,
     measured: Measured,
-    isa: &'static str,
-    threads: usize,
-    peak_gflops: f64,
+    device: String,
+    machine: String,
+    variant: String,
+    cpu: Option<(&'static str, usize)>,
+    peak_gflops: Option<f64>,
 }
 
 impl Row {
     /// Of a case, on an engine with this peak rate.
-    pub(super) fn new(case: &Case, measured: &Measured, engine: &CpuEngine, peak_gflops: f64) -> Self {
-        let (isa, threads) = (engine.isa().name(), engine.threads());
-        Self { case: *case, measured: *measured, isa, threads, peak_gflops }
+    pub(super) fn new(case: &Case, measured: &Measured, engine: &Engine, peak_gflops: Option<f64>) -> Self {
+        let cpu = match engine {
+            Engine::Cpu(engine) => Some((engine.isa().name(), engine.threads())),
+            Engine::Cuda(_) => None,
+        };
+        let (device, machine, variant) = (engine.device(), engine.machine(), engine.variant());
+        Self { case: *case, measured: *measured, device, machine, variant, cpu, peak_gflops }
     }
 
     fn gflops(&self) -> f64 {
         self.case.flops() / self.measured.median_ms / 1e6
     }
 
-    fn percent_of_peak(&self) -> f64 {
-        100.0 * self.gflops() / self.peak_gflops
+    fn percent_of_peak(&self) -> Option<f64> {
+        Some(100.0 * self.gflops() / self.peak_gflops?)
     }
 
     fn extra_mib(&self) -> f64 {
@@ -42,10 +47,11 @@ impl Row {
     pub(super) fn json(&self) -> Value {
         let Case { dtype, batch, heads, heads_k, head_dim, seqlen, causal, dropout_p, .. } = self.case;
         json!({
-            "device": "cpu",
-            "machine": machine::cpu_model(),
-            "isa": self.isa,
-            "threads": self.threads,
+            "device": self.device,
+            "machine": self.machine,
+            "variant": self.variant,
+            "isa": self.cpu.map(|(isa, _)| isa),
+            "threads": self.cpu.map(|(_, threads)| threads),
             "version": env!("CARGO_PKG_VERSION"),
             "commit": COMMIT,
             "dtype": dtype.to_string(),
@@ -60,6 +66,7 @@ impl Row {
             "ms": self.measured.median_ms,
             "ms_min": self.measured.min_ms,
             "reps": self.measured.reps,
+            "first_ms": self.measured.first_ms,
             "gflops": self.gflops(),
             "peak_gflops": self.peak_gflops,
             "percent_of_peak": self.percent_of_peak(),
@@ -78,16 +85,19 @@ impl Row {
             case.dropout_p.to_string(),
             format!("{:.2}", self.measured.median_ms),
             format!("{:.1}", self.gflops()),
-            format!("{:.0}", self.percent_of_peak()),
+            // Of the CPU the share of its peak is known, of a GPU the time of the first call.
+            match (self.percent_of_peak(), self.measured.first_ms) {
+                (Some(percent), _) => format!("{percent:.0}"),
+                (None, first_ms) => first_ms.map_or_else(String::new, |ms| format!("{ms:.1}")),
+            },
             format!("{:.1}", self.extra_mib()),
         ]
     }
 }
 
 /// For people.
-pub(super) fn print(rows: &[Row], engine: &CpuEngine, stdout: &mut dyn Write) -> io::Result<()> {
-    let threads = engine.threads();
-    writeln!(stdout, "signflash {VERSION}, {}, {}, {threads} threads", machine::cpu_model(), engine.isa())?;
+pub(super) fn print(rows: &[Row], engine: &Engine, stdout: &mut dyn Write) -> io::Result<()> {
+    writeln!(stdout, "signflash {VERSION}, {}, {}", engine.machine(), engine.variant())?;
     if let Some(row) = rows.first() {
         let Case { batch, heads, heads_k, .. } = row.case;
         writeln!(stdout, "batch {batch}, heads {heads}, key heads {heads_k}")?;
@@ -96,7 +106,7 @@ pub(super) fn print(rows: &[Row], engine: &CpuEngine, stdout: &mut dyn Write) ->
     for row in rows {
         let dtype = row.case.dtype.to_string();
         if peaks.iter().all(|(known, _)| *known != dtype) {
-            peaks.push((dtype, row.peak_gflops));
+            peaks.extend(row.peak_gflops.map(|gflops| (dtype, gflops)));
         }
     }
     for (dtype, gflops) in peaks {
@@ -111,7 +121,7 @@ pub(super) fn print(rows: &[Row], engine: &CpuEngine, stdout: &mut dyn Write) ->
         "dropout_p",
         "ms",
         "GFLOP/s",
-        "% of peak",
+        if matches!(engine, Engine::Cpu(_)) { "% of peak" } else { "first ms" },
         "extra MiB",
     ];
     writeln!(stdout, "{}", table(&header, rows.iter().map(Row::cells), 2))

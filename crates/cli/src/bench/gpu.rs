@@ -1,0 +1,57 @@
+//! A row on a GPU: tensors stay there, events time.
+
+use super::case::{Case, Measured, Tensors};
+use super::check;
+use crate::cli::Pass;
+use crate::errors::Error;
+use crate::files::FileElement;
+use signflash_cuda::{CudaEngine, EngineError, Event, Resident};
+use std::time::Instant;
+
+const WARM_UP: usize = 5;
+const REPS: usize = 20;
+
+/// Runs a case.
+pub(super) fn measure<T: FileElement>(
+    case: &Case,
+    engine: &CudaEngine,
+    reps: Option<usize>,
+) -> Result<Measured, Error> {
+    let problem = case.problem()?;
+    let mut tensors = Tensors::<T>::random(problem.shape());
+    let operands = [&tensors.q, &tensors.k, &tensors.v, &tensors.dout].map(Vec::as_slice);
+    let resident = Resident::new(engine, problem.clone(), operands)?;
+    let call = || match case.pass {
+        Pass::Fwd => resident.forward(),
+        Pass::Bwd => resident.backward(),
+    };
+    let start = Instant::now();
+    resident.forward()?;
+    call()?;
+    engine.stream().synchronize().map_err(EngineError::from)?;
+    let first_ms = start.elapsed().as_secs_f64() * 1e3;
+    tensors.out = resident.out().map_err(EngineError::from)?;
+    if case.pass == Pass::Bwd {
+        tensors.dq = resident.dq().map_err(EngineError::from)?;
+    }
+    check::check(case, &problem, &tensors)?;
+    for _ in 1..WARM_UP {
+        call()?;
+    }
+    let mut times = Vec::new();
+    for _ in 0..reps.unwrap_or(REPS).max(1) {
+        times.push(timed(engine, &call)?);
+    }
+    times.sort_by(f64::total_cmp);
+    let (median_ms, min_ms) = (times[times.len() / 2], times[0]);
+    let extra_bytes = if case.pass == Pass::Bwd { resident.workspace_bytes() } else { 0 };
+    Ok(Measured { median_ms, min_ms, reps: times.len(), extra_bytes, first_ms: Some(first_ms) })
+}
+
+fn timed(engine: &CudaEngine, call: &impl Fn() -> Result<(), EngineError>) -> Result<f64, EngineError> {
+    let start = Event::record(engine.stream())?;
+    call()?;
+    let end = Event::record(engine.stream())?;
+    end.synchronize()?;
+    Ok(end.ms_since(&start)?.into())
+}

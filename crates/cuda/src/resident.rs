@@ -1,0 +1,180 @@
+//! Attention whose tensors stay on the GPU from call to call.
+
+use crate::buffer::DeviceBuffer;
+use crate::doing::Doing;
+use crate::engine::{CudaEngine, EngineError};
+use crate::error::CudaError;
+use signflash_core::{Element, Problem, contiguous_strides};
+use signflash_kernels::{BackwardCall, DeviceTensor, ForwardCall, Half, half_of};
+use std::marker::PhantomData;
+
+/// Operands and results of one problem in the GPU's memory, stored as (batch, heads, seqlen, head_dim) without gaps.
+/// Calls put work into the engine's stream and do not wait; reading a result waits.
+///
+/// ```no_run
+/// use signflash_core::{Problem, Shape, bf16};
+/// use signflash_cuda::{CudaEngine, Device, Resident};
+/// let shape = Shape { batch: 1, seqlen_q: 3, seqlen_k: 5, num_heads: 2, num_heads_k: 1, head_dim: 8 };
+/// let engine = CudaEngine::new(&Device::open(0)?)?;
+/// let (q, k) = ([bf16::ONE; 48], [bf16::ONE; 40]);
+/// let resident = Resident::new(&engine, Problem::builder(shape).build()?, [&q, &k, &k, &q])?;
+/// resident.forward()?;
+/// resident.backward()?;
+/// assert_eq!(resident.out()?, [bf16::ONE; 48]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Resident<'a, T> {
+    engine: &'a CudaEngine,
+    problem: Problem,
+    half: Half,
+    q: DeviceBuffer,
+    k: DeviceBuffer,
+    v: DeviceBuffer,
+    dout: DeviceBuffer,
+    out: DeviceBuffer,
+    lse: DeviceBuffer,
+    dq: DeviceBuffer,
+    dk: DeviceBuffer,
+    dv: DeviceBuffer,
+    workspace: DeviceBuffer,
+    element: PhantomData<T>,
+}
+
+impl<'a, T: Element> Resident<'a, T> {
+    /// Uploads q, k, v and dout, in this order, and makes room for the results.
+    ///
+    /// # Errors
+    /// [`EngineError::Dtype`]; [`CudaError::Length`] if a tensor has not the problem's size; the driver's.
+    pub fn new(
+        engine: &'a CudaEngine,
+        problem: Problem,
+        [q, k, v, dout]: [&[T]; 4],
+    ) -> Result<Self, EngineError> {
+        let half = half_of(T::DTYPE).ok_or(EngineError::Dtype(T::DTYPE))?;
+        let shape = problem.shape();
+        let bytes = |shape: [usize; 4]| shape.into_iter().product::<usize>() * size_of::<T>();
+        let (of_q, of_k) = (bytes(shape.q()), bytes(shape.k()));
+        let up = |data: &[T], device: usize| {
+            let host = size_of_val(data);
+            if host != device {
+                return Err(CudaError::Length { doing: Doing::Copy { bytes: host }, device, host });
+            }
+            DeviceBuffer::from_host(engine.stream(), bytemuck::cast_slice(data))
+        };
+        let room = |bytes: usize| DeviceBuffer::alloc(engine.device(), bytes);
+        let workspace = engine.backward_workspace_bytes(&problem, engine.is_deterministic());
+        Ok(Self {
+            engine,
+            half,
+            q: up(q, of_q)?,
+            k: up(k, of_k)?,
+            v: up(v, of_k)?,
+            dout: up(dout, of_q)?,
+            out: room(of_q)?,
+            lse: room(4 * shape.lse_len())?,
+            dq: room(of_q)?,
+            dk: room(of_k)?,
+            dv: room(of_k)?,
+            workspace: room(workspace as usize)?,
+            problem,
+            element: PhantomData,
+        })
+    }
+
+    /// out and lse.
+    ///
+    /// # Errors
+    /// As [`CudaEngine::forward_on`].
+    pub fn forward(&self) -> Result<(), EngineError> {
+        let (shape, problem) = (self.problem.shape(), &self.problem);
+        let call = ForwardCall {
+            problem,
+            half: self.half,
+            q: bhsd(&self.q, shape.q()),
+            k: bhsd(&self.k, shape.k()),
+            v: bhsd(&self.v, shape.k()),
+            out: bhsd(&self.out, shape.q()),
+            lse: self.lse.ptr(),
+            probs: None,
+            seed_and_offset_ptr: 0,
+        };
+        // SAFETY: `new` made each buffer with the size of its shape, for its own use. Freeing a buffer waits for the GPU.
+        unsafe { self.engine.forward_on(self.engine.stream(), &call) }
+    }
+
+    /// dq, dk and dv, from the results of the last forward.
+    ///
+    /// # Errors
+    /// As [`CudaEngine::backward_on`].
+    pub fn backward(&self) -> Result<(), EngineError> {
+        let (shape, problem) = (self.problem.shape(), &self.problem);
+        let call = BackwardCall {
+            problem,
+            half: self.half,
+            q: bhsd(&self.q, shape.q()),
+            k: bhsd(&self.k, shape.k()),
+            v: bhsd(&self.v, shape.k()),
+            out: bhsd(&self.out, shape.q()),
+            lse: self.lse.ptr(),
+            dout: bhsd(&self.dout, shape.q()),
+            dq: bhsd(&self.dq, shape.q()),
+            dk: bhsd(&self.dk, shape.k()),
+            dv: bhsd(&self.dv, shape.k()),
+            workspace: self.workspace.ptr(),
+            deterministic: self.engine.is_deterministic(),
+            seed_and_offset_ptr: 0,
+        };
+        // SAFETY: as in `forward`; the workspace is as large as the engine asks.
+        unsafe { self.engine.backward_on(self.engine.stream(), &call) }
+    }
+
+    /// Bytes beyond operands and results.
+    pub fn workspace_bytes(&self) -> usize {
+        self.workspace.len_bytes()
+    }
+
+    /// out, when it is there.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn out(&self) -> Result<Vec<T>, CudaError> {
+        self.read(&self.out)
+    }
+
+    /// dq, when it is there.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn dq(&self) -> Result<Vec<T>, CudaError> {
+        self.read(&self.dq)
+    }
+
+    /// dk, when it is there.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn dk(&self) -> Result<Vec<T>, CudaError> {
+        self.read(&self.dk)
+    }
+
+    /// dv, when it is there.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn dv(&self) -> Result<Vec<T>, CudaError> {
+        self.read(&self.dv)
+    }
+
+    fn read(&self, buffer: &DeviceBuffer) -> Result<Vec<T>, CudaError> {
+        let mut host = vec![T::default(); buffer.len_bytes() / size_of::<T>()];
+        buffer.copy_to_host(self.engine.stream(), bytemuck::cast_slice_mut(&mut host))?;
+        Ok(host)
+    }
+}
+
+fn bhsd(buffer: &DeviceBuffer, [batch, seqlen, heads, head_dim]: [usize; 4]) -> DeviceTensor {
+    let [batch_stride, head_stride, row_stride, _] =
+        contiguous_strides([batch, heads, seqlen, head_dim]).map(|stride| stride as u64);
+    DeviceTensor { ptr: buffer.ptr(), batch_stride, row_stride, head_stride }
+}
