@@ -8,7 +8,7 @@ use std::panic::Location;
 /// One PTX instruction. Both halves of its definition live in one file: a family without either does not compile.
 ///
 /// A trait and not an enum: there will be fifty of them, and a new one touches one file.
-pub trait Instruction: fmt::Debug {
+pub trait Instruction: fmt::Debug + Send + Sync {
     /// The least PTX version and GPU.
     fn needs(&self) -> Needs {
         Needs::SM80

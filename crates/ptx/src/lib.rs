@@ -47,6 +47,7 @@ mod instruction;
 mod interp;
 mod kernel;
 pub mod ops;
+pub mod probe;
 mod ptxas;
 mod target;
 mod types;

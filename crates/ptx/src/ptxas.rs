@@ -84,12 +84,11 @@ impl Ptxas {
     /// [`PtxasError`].
     pub fn assemble(&self, ptx: &str, target: Target) -> Result<Report, PtxasError> {
         let failed = |source| PtxasError::Run { path: self.path.clone(), source };
-        let directory = env::temp_dir().join(format!("signflash-ptxas-{}", std::process::id()));
-        fs::create_dir_all(&directory).map_err(failed)?;
-        let thread: String =
-            format!("{:?}", std::thread::current().id()).chars().filter(char::is_ascii_digit).collect();
-        let (source, cubin) =
-            (directory.join(format!("{thread}.ptx")), directory.join(format!("{thread}.cubin")));
+        // A name for each process and thread: many may assemble at once.
+        let digits = |id: String| id.chars().filter(char::is_ascii_digit).collect::<String>();
+        let thread = digits(format!("{:?}", std::thread::current().id()));
+        let file = env::temp_dir().join(format!("signflash-ptxas-{}-{thread}", std::process::id()));
+        let (source, cubin) = (file.with_extension("ptx"), file.with_extension("cubin"));
         fs::write(&source, ptx).map_err(failed)?;
         let run = Command::new(&self.path)
             .arg("-v")
@@ -99,7 +98,7 @@ impl Ptxas {
             .arg(&cubin)
             .output();
         // What is left behind in a temporary directory harms nobody.
-        let _ = (fs::remove_file(&source), fs::remove_file(&cubin), fs::remove_dir(&directory));
+        let _ = (fs::remove_file(&source), fs::remove_file(&cubin));
         let output = run.map_err(failed)?;
         let log =
             [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();

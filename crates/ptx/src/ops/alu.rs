@@ -140,7 +140,7 @@ fn least(a: f32, b: f32) -> f32 {
 }
 
 fn greatest(a: f32, b: f32) -> f32 {
-    -least(-a, -b)
+    if a.is_nan() && b.is_nan() { least(a, b) } else { -least(-a, -b) }
 }
 
 /// Canonical NaN, as GPUs return it.
