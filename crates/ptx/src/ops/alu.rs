@@ -276,9 +276,9 @@ table! {
     /// Greater; a NaN loses.
     MAX_F = "max.f32", [F32, F32] -> F32, |[a, b, _]| bits(greatest(f(a), f(b)));
     /// The other sign.
-    NEG_F = "neg.f32", [F32] -> F32, |[a, ..]| a ^ 0x8000_0000;
+    NEG_F = "neg.f32", [F32] -> F32, |[a, ..]| canonical(-f(a));
     /// No sign.
-    ABS_F = "abs.f32", [F32] -> F32, |[a, ..]| a & 0x7FFF_FFFF;
+    ABS_F = "abs.f32", [F32] -> F32, |[a, ..]| canonical(f(a).abs());
     /// 2^a, subnormals flushed.
     EX2 = "ex2.approx.ftz.f32", [F32] -> F32, |[a, ..]| canonical(flush(flush(f(a)).exp2())), ulps 2;
     /// log2(a), subnormals flushed.

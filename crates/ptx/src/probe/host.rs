@@ -109,6 +109,7 @@ fn floats(row: &Alu, x: [u64; 3]) -> u64 {
             NAN => NAN,
             least => least ^ 0x8000_0000,
         },
+        "neg.f32" | "abs.f32" if a.is_nan() => NAN,
         "neg.f32" => x[0] ^ 0x8000_0000,
         "abs.f32" => x[0] & 0x7FFF_FFFF,
         "setp.eq.f32" => (a == b).into(),

@@ -31,7 +31,7 @@ fn own_bytes<'k>(cta: Cta<'k>, bytes: u32) -> Val<'k, U32> {
 
 fn words_plan(name: &str, each: usize) -> Plan {
     let words = THREADS as usize * each;
-    Plan::new(&format!("{name} of {each} words"), THREADS).sizes(words, words)
+    Plan::new(&format!("{name}, {each} x 32 bits"), THREADS).sizes(words, words)
 }
 
 fn global_words<const N: usize>() -> Probe {
