@@ -5,7 +5,7 @@ use super::scope::{Cta, Thread, Warp};
 use super::value::{Operand, Val, Var};
 use crate::ops::barrier::ProxyFence;
 use crate::ops::bulk::{BulkGroup, BulkLoad, BulkStore};
-use crate::ops::mbarrier::{MbarrierArrive, MbarrierInit, MbarrierWait};
+use crate::ops::mbarrier::{MbarrierArrive, MbarrierInit, MbarrierInitFence, MbarrierWait};
 use crate::types::{Src, U32, Width};
 
 /// A barrier that counts arrivals and bytes. A phase ends when both have come; parities of phases alternate from 0.
@@ -25,6 +25,7 @@ impl<'k> Cta<'k> {
             for i in 0..count {
                 self.0.emit(MbarrierInit { barrier: at.at(8 * i).address(), arrivals });
             }
+            self.0.emit(MbarrierInitFence);
         });
         Mbarrier { at }
     }

@@ -3,9 +3,13 @@ use super::fault::{Fault, Rule};
 
 const FIRST: u64 = 1 << 40;
 const GAP: u64 = 1 << 20;
-const WORD: u64 = 4;
+/// Who touched what is recorded for pieces of 16 bits, the least that a kernel accesses.
+const PIECE: usize = 2;
 const NOBODY: u32 = 0;
+/// In place of a writer's number: reductions, of any block.
 const ATOMIC: u32 = u32::MAX;
+/// In place of a reader's number: several blocks.
+const SEVERAL: u32 = u32::MAX;
 
 /// A pointer that a kernel can be given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,8 +21,9 @@ struct Buffer {
     base: u64,
     bytes: Vec<u8>,
     written: Vec<bool>,
-    /// For each word, the block that wrote it in this launch, plus one.
+    /// For each piece, the block that wrote it in this launch and that which read it, plus one.
     owner: Vec<u32>,
+    reader: Vec<u32>,
 }
 
 /// The memory that kernels share with their caller.
@@ -55,7 +60,8 @@ impl Global {
             base,
             bytes: vec![0; len],
             written: vec![false; len],
-            owner: vec![NOBODY; len.div_ceil(WORD as usize)],
+            owner: vec![NOBODY; len.div_ceil(PIECE)],
+            reader: vec![NOBODY; len.div_ceil(PIECE)],
         });
         Pointer(base)
     }
@@ -90,54 +96,58 @@ impl Global {
     pub(crate) fn new_launch(&mut self) {
         for buffer in &mut self.buffers {
             buffer.owner.fill(NOBODY);
+            buffer.reader.fill(NOBODY);
         }
     }
 
+    /// The buffer that holds all of an access, and where in it. `len` is a power of two.
+    #[inline]
     fn find(&mut self, address: u64, len: usize, what: &str) -> Result<(&mut Buffer, usize), Fault> {
-        if !address.is_multiple_of(len as u64) {
-            return Err(Fault::new(
-                Rule::Misaligned,
-                format!("global {what} of {len} bytes at {address:#x}"),
-            ));
-        }
         let after = self.buffers.partition_point(|b| b.base <= address);
-        let near =
-            after.checked_sub(1).map(|i| (self.buffers[i].name.clone(), address - self.buffers[i].base));
-        if let Some((name, offset)) = &near {
-            let buffer = &mut self.buffers[after - 1];
-            if *offset as usize + len <= buffer.bytes.len() {
-                return Ok((buffer, *offset as usize));
-            }
-            let size = buffer.bytes.len();
-            let text = format!("global {what} of {len} bytes at {name} + {offset}, which has {size} bytes");
-            return Err(Fault::new(Rule::OutOfBounds, text));
+        let inside = |b: &Buffer| address - b.base + len as u64 <= b.bytes.len() as u64;
+        if address & (len as u64 - 1) != 0 || after == 0 || !inside(&self.buffers[after - 1]) {
+            return Err(self.outside(address, len, what, after));
         }
-        Err(Fault::new(
-            Rule::OutOfBounds,
-            format!("global {what} of {len} bytes at {address:#x}, before every buffer"),
-        ))
+        let buffer = &mut self.buffers[after - 1];
+        let at = (address - buffer.base) as usize;
+        Ok((buffer, at))
+    }
+
+    #[cold]
+    fn outside(&self, address: u64, len: usize, what: &str, after: usize) -> Fault {
+        if !address.is_multiple_of(len as u64) {
+            return Fault::new(Rule::Misaligned, format!("global {what} of {len} bytes at {address:#x}"));
+        }
+        let text = match after.checked_sub(1).map(|i| &self.buffers[i]) {
+            None => format!("global {what} of {len} bytes at {address:#x}, before every buffer"),
+            Some(Buffer { name, base, bytes, .. }) => {
+                let (offset, size) = (address - base, bytes.len());
+                format!("global {what} of {len} bytes at {name} + {offset}, which has {size} bytes")
+            }
+        };
+        Fault::new(Rule::OutOfBounds, text)
     }
 
     /// Reads `out.len()` bytes.
     pub(crate) fn load(&mut self, address: u64, out: &mut [u8], block: u32) -> Result<(), Fault> {
         let (buffer, at) = self.find(address, out.len(), "load")?;
         let range = at..at + out.len();
-        if let Some(byte) = range.clone().find(|&i| !buffer.written[i]) {
-            return Err(Fault::new(
-                Rule::Uninitialised,
-                format!("{} + {byte} is read before it is written", buffer.name),
-            ));
+        if !buffer.written[range.clone()].iter().all(|&written| written) {
+            let byte = at + buffer.written[range].iter().position(|written| !written).expect("one of them");
+            let text = format!("{} + {byte} is read before it is written", buffer.name);
+            return Err(Fault::new(Rule::Uninitialised, text));
         }
-        for word in at / 4..=(range.end - 1) / 4 {
-            let owner = buffer.owner[word];
-            if owner != NOBODY && owner != block + 1 {
-                let text = format!(
-                    "{} + {} is read, but another block writes it in this launch",
-                    buffer.name,
-                    word * 4
-                );
-                return Err(Fault::new(Rule::BlockRace, text));
-            }
+        let own = block + 1;
+        let pieces = at / PIECE..range.end / PIECE;
+        if let Some(piece) =
+            pieces.clone().find(|&p| !matches!(buffer.owner[p], NOBODY) && buffer.owner[p] != own)
+        {
+            let at = piece * PIECE;
+            let text = format!("{} + {at} is read, but another block writes it in this launch", buffer.name);
+            return Err(Fault::new(Rule::BlockRace, text));
+        }
+        for reader in &mut buffer.reader[pieces] {
+            *reader = if *reader == NOBODY || *reader == own { own } else { SEVERAL };
         }
         out.copy_from_slice(&buffer.bytes[range]);
         Ok(())
@@ -146,39 +156,49 @@ impl Global {
     /// Writes `bytes`.
     pub(crate) fn store(&mut self, address: u64, bytes: &[u8], block: u32) -> Result<(), Fault> {
         let (buffer, at) = self.find(address, bytes.len(), "store")?;
-        // A word of which two blocks write a half each is no conflict, so halves are not tracked.
-        if bytes.len() >= 4 {
-            for word in at / 4..(at + bytes.len()).div_ceil(4) {
-                let owner = &mut buffer.owner[word];
-                if *owner != NOBODY && *owner != block + 1 {
-                    let text = format!("{} + {} is written by two blocks", buffer.name, word * 4);
-                    return Err(Fault::new(Rule::BlockRace, text));
-                }
-                *owner = block + 1;
+        let own = block + 1;
+        for piece in at / PIECE..(at + bytes.len()) / PIECE {
+            let (owner, reader) = (&mut buffer.owner[piece], buffer.reader[piece]);
+            if *owner != NOBODY && *owner != own {
+                let text = format!("{} + {} is written by two blocks", buffer.name, piece * PIECE);
+                return Err(Fault::new(Rule::BlockRace, text));
             }
+            if reader != NOBODY && reader != own {
+                let text = format!(
+                    "{} + {} is written, but another block reads it in this launch",
+                    buffer.name,
+                    piece * PIECE
+                );
+                return Err(Fault::new(Rule::BlockRace, text));
+            }
+            *owner = own;
         }
         buffer.bytes[at..at + bytes.len()].copy_from_slice(bytes);
         buffer.written[at..at + bytes.len()].fill(true);
         Ok(())
     }
 
-    /// Adds to one float, as no other access in between could.
-    pub(crate) fn add_f32(&mut self, address: u64, value: f32) -> Result<(), Fault> {
-        let (buffer, at) = self.find(address, 4, "reduction")?;
-        let owner = &mut buffer.owner[at / 4];
-        if !matches!(*owner, NOBODY | ATOMIC) {
-            let text = format!("{} + {at} is written by a store and by a reduction", buffer.name);
-            return Err(Fault::new(Rule::BlockRace, text));
+    /// Adds to neighbouring floats, as no other access in between could.
+    pub(crate) fn add_f32(&mut self, address: u64, values: &[f32]) -> Result<(), Fault> {
+        let (buffer, at) = self.find(address, 4 * values.len(), "reduction")?;
+        for (value, at) in values.iter().zip((at..).step_by(4)) {
+            let pieces = at / PIECE..(at + 4) / PIECE;
+            if buffer.owner[pieces.clone()].iter().any(|owner| !matches!(*owner, NOBODY | ATOMIC)) {
+                let text = format!("{} + {at} is written by a store and by a reduction", buffer.name);
+                return Err(Fault::new(Rule::BlockRace, text));
+            }
+            if buffer.reader[pieces.clone()].iter().any(|reader| *reader != NOBODY) {
+                let text = format!("{} + {at} is added to, but read in the same launch", buffer.name);
+                return Err(Fault::new(Rule::BlockRace, text));
+            }
+            buffer.owner[pieces].fill(ATOMIC);
+            if !buffer.written[at..at + 4].iter().all(|&w| w) {
+                let text = format!("{} + {at} is added to before it is zeroed", buffer.name);
+                return Err(Fault::new(Rule::Uninitialised, text));
+            }
+            let cell: &mut [u8; 4] = (&mut buffer.bytes[at..at + 4]).try_into().expect("four bytes");
+            *cell = (f32::from_le_bytes(*cell) + value).to_le_bytes();
         }
-        *owner = ATOMIC;
-        if !buffer.written[at..at + 4].iter().all(|&w| w) {
-            return Err(Fault::new(
-                Rule::Uninitialised,
-                format!("{} + {at} is added to before it is zeroed", buffer.name),
-            ));
-        }
-        let cell: &mut [u8; 4] = (&mut buffer.bytes[at..at + 4]).try_into().expect("four bytes");
-        *cell = (f32::from_le_bytes(*cell) + value).to_le_bytes();
         Ok(())
     }
 }

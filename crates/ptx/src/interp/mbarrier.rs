@@ -1,6 +1,7 @@
 //! Barriers in shared memory, and the bulk copies that complete on them.
-use super::clock::Clock;
-use super::fault::{Fault, Rule};
+use super::clock::Knowledge;
+use super::fault::{At, Fault, Rule};
+use super::warp::LANES;
 use super::{Block, Machine};
 use std::collections::BTreeMap;
 use std::panic::Location;
@@ -12,8 +13,22 @@ struct Mbarrier {
     pending: u32,
     bytes: i64,
     phase: u64,
-    gathering: (Clock, Clock),
-    released: (Clock, Clock),
+    gathering: Knowledge,
+    released: Knowledge,
+    /// The copies that complete here count as accesses by this one, at these times.
+    proxy: usize,
+    copies: u32,
+    init: Init,
+}
+
+/// Who initialised a barrier, when, and whether copies know of it.
+#[derive(Clone, Copy, Debug)]
+struct Init {
+    warp: usize,
+    lane: usize,
+    time: u32,
+    fenced: bool,
+    at: &'static Location<'static>,
 }
 
 impl Mbarrier {
@@ -47,8 +62,15 @@ impl Mbarriers {
         self.copies.len()
     }
 
-    pub(crate) fn issue(&mut self, copy: BulkCopy) {
-        self.copies.push(copy);
+    /// A copy that began and did not land.
+    pub(crate) fn left_behind(&self) -> Option<&BulkCopy> {
+        self.copies.first()
+    }
+
+    /// What `warp` has initialised can be used by copies, for whoever learns of it.
+    pub(crate) fn fence_init(&mut self, warp: usize) {
+        let own = self.barriers.values_mut().filter(|barrier| barrier.init.warp == warp);
+        own.for_each(|barrier| barrier.init.fenced = true);
     }
 
     fn get(&mut self, offset: u32, name: &str) -> Result<&mut Mbarrier, Fault> {
@@ -62,16 +84,16 @@ impl Block {
     /// One copy's data is there, and its barrier knows.
     pub(crate) fn land_copy(&mut self, which: usize) -> Result<(), (&'static Location<'static>, Fault)> {
         let copy = self.mbarriers.copies.swap_remove(which);
-        // The asynchronous proxy counts as one more warp: whoever waits for the barrier learns of its write.
         let (offset, bytes) = copy.barrier;
         let name = self.shared.name(offset as usize);
-        self.proxy_time += 1;
-        let (proxy, time) = (self.shared.proxy(), self.proxy_time);
-        self.shared.land(copy.flight, proxy, time, u32::MAX, true);
         let barrier = self.mbarriers.get(offset, &name).map_err(|fault| (copy.at, fault))?;
-        barrier.gathering.0.0[proxy] = time;
+        // The barrier counts as one more warp: whoever waits for it learns of the copy's write, and nobody else.
+        barrier.copies += 1;
+        let (proxy, time) = (barrier.proxy, barrier.copies);
+        barrier.gathering.clock.learn(proxy, time);
         barrier.bytes -= bytes;
         barrier.settle();
+        self.shared.land(copy.flight, proxy, time, true);
         Ok(())
     }
 }
@@ -81,26 +103,52 @@ impl Machine<'_> {
         Ok(self.block.shared.locate(address, 8, "mbarrier")? as u32)
     }
 
-    pub(crate) fn mbarrier_init(&mut self, address: u32, arrivals: u32) -> Result<(), Fault> {
+    pub(crate) fn mbarrier_init(&mut self, lane: usize, address: u32, arrivals: u32) -> Result<(), Fault> {
         let offset = self.mbarrier_offset(address)?;
-        let clocks = (Clock::new(self.warp.clock.0.len()), Clock::new(self.warp.clock.0.len()));
+        if arrivals == 0 {
+            let name = self.block.shared.name(offset as usize);
+            return Err(Fault::new(Rule::Barrier, format!("{name} is to expect no arrivals")));
+        }
+        let (warp, time, at) = (self.warp.index, self.warp.now(), self.at);
+        let proxy = self.block.shared.warps() + self.block.mbarriers.barriers.len();
         let fresh = Mbarrier {
             expected: arrivals,
             pending: arrivals,
             bytes: 0,
             phase: 0,
-            gathering: clocks.clone(),
-            released: clocks,
+            gathering: Knowledge::default(),
+            released: Knowledge::default(),
+            proxy,
+            copies: 0,
+            init: Init { warp, lane, time, fenced: false, at },
         };
+        self.warp.touched[lane] = time;
         self.block.mbarriers.barriers.insert(offset, fresh);
         Ok(())
     }
 
-    /// `bytes` are expected on top of the arrivals; 0 is a plain arrival.
-    pub(crate) fn mbarrier_arrive(&mut self, address: u32, arrivals: u32, bytes: i64) -> Result<(), Fault> {
+    /// A barrier that the active lanes may use: everyone of them knows that it was initialised.
+    fn mbarrier(&mut self, address: u32, mask: u32) -> Result<(&mut Mbarrier, String), Fault> {
         let offset = self.mbarrier_offset(address)?;
         let name = self.block.shared.name(offset as usize);
         let barrier = self.block.mbarriers.get(offset, &name)?;
+        let Init { warp, lane, time, at, .. } = barrier.init;
+        let knows = |user: usize| match warp == self.warp.index {
+            true => user == lane || time <= self.warp.met,
+            false => self.warp.knows(user, warp, time),
+        };
+        if (0..LANES).any(|user| mask >> user & 1 == 1 && !knows(user)) {
+            let text =
+                format!("{name} is used with no barrier after warp {warp} initialised it at {}", At(at));
+            return Err(Fault::new(Rule::Race, text));
+        }
+        Ok((barrier, name))
+    }
+
+    /// The lanes of `mask` arrive. Each announces so many bytes; 0 is a plain arrival.
+    pub(crate) fn mbarrier_arrive(&mut self, address: u32, mask: u32, bytes: i64) -> Result<(), Fault> {
+        let (arrivals, published) = (mask.count_ones(), self.warp.published(mask));
+        let (barrier, name) = self.mbarrier(address, mask)?;
         if barrier.pending < arrivals {
             let text = format!(
                 "{name}: {arrivals} arrive, but its phase {} expects only {}",
@@ -108,26 +156,39 @@ impl Machine<'_> {
             );
             return Err(Fault::new(Rule::Barrier, text));
         }
-        barrier.gathering.0.join(&self.warp.clock);
-        barrier.gathering.1.join(&self.warp.fenced);
+        barrier.gathering.join(&published);
         barrier.pending -= arrivals;
-        barrier.bytes += bytes;
+        barrier.bytes += bytes * i64::from(arrivals);
         barrier.settle();
         self.warp.tick();
         Ok(())
     }
 
-    /// Whether the phase of this parity is over. If so the warp learns what those knew who completed it.
+    /// A copy that this lane starts will complete on the barrier.
+    pub(crate) fn mbarrier_expects(
+        &mut self,
+        lane: usize,
+        address: u32,
+        copy: BulkCopy,
+    ) -> Result<(), Fault> {
+        let (barrier, name) = self.mbarrier(address, 1 << lane)?;
+        if !barrier.init.fenced {
+            let text = format!("{name} counts a copy, but no fence.mbarrier_init follows its initialisation");
+            return Err(Fault::new(Rule::MissingFence, text));
+        }
+        self.block.mbarriers.copies.push(copy);
+        Ok(())
+    }
+
+    /// Whether the phase of this parity is over. If so the active lanes learn what those knew who completed it.
     pub(crate) fn mbarrier_passed(&mut self, address: u32, parity: u32) -> Result<bool, Fault> {
-        let offset = self.mbarrier_offset(address)?;
-        let name = self.block.shared.name(offset as usize);
-        let barrier = self.block.mbarriers.get(offset, &name)?;
+        let mask = self.warp.mask;
+        let (barrier, _) = self.mbarrier(address, mask)?;
         if barrier.phase & 1 == u64::from(parity & 1) {
             return Ok(false);
         }
-        self.warp.clock.join(&barrier.released.0);
-        self.warp.fenced.join(&barrier.released.1);
-        self.warp.tick();
+        let released = barrier.released.clone();
+        self.warp.learn(&released);
         Ok(true)
     }
 

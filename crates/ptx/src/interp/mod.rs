@@ -18,7 +18,7 @@ pub(crate) mod warp;
 use crate::instruction::Flow;
 use crate::kernel::{Arg, Kernel};
 use crate::types::{Reg, Src};
-use clock::Clock;
+use clock::Knowledge;
 pub(crate) use fault::At;
 pub use fault::{Fault, Rule, Trap};
 pub use global::{Global, Pointer};
@@ -65,10 +65,14 @@ pub struct SharedUse {
 /// A named barrier (`bar.sync`).
 #[derive(Debug, Default)]
 struct Named {
+    arrived: u32,
+    /// How many threads those who have arrived expect.
     threads: u32,
     generation: u64,
-    gathering: Option<(Clock, Clock)>,
-    released: Option<(Clock, Clock)>,
+    gathering: Knowledge,
+    waiting: u32,
+    /// What generations that are over have released, and how many warps have yet to notice.
+    released: Vec<(u64, Knowledge, u32)>,
 }
 
 /// What the warps of a block share.
@@ -76,8 +80,6 @@ pub(crate) struct Block {
     pub(crate) index: u32,
     pub(crate) shared: Shared,
     pub(crate) mbarriers: Mbarriers,
-    /// The asynchronous proxy's time.
-    pub(crate) proxy_time: u32,
     named: [Named; 16],
 }
 
@@ -86,7 +88,8 @@ pub struct Machine<'m> {
     pub(crate) warp: &'m mut Warp,
     pub(crate) block: &'m mut Block,
     pub(crate) global: &'m mut Global,
-    pub(crate) profile: &'m mut Profile,
+    /// How each instruction of the kernel has used shared memory.
+    uses: &'m mut [SharedUse],
     pub(crate) launch: &'m Launch<'m>,
     pub(crate) at: &'static Location<'static>,
 }
@@ -150,21 +153,31 @@ impl Machine<'_> {
 
     /// Counts an access of the active lanes to shared memory.
     pub(crate) fn count_shared(&mut self, addresses: &Lanes<u32>, len: usize) {
-        let lanes: Vec<u32> = self.warp.lanes().map(|lane| addresses[lane]).collect();
-        let least = (lanes.len() * len).div_ceil(128) as u64;
-        let visits = u64::from(shared::wavefronts(lanes.into_iter(), len));
-        let line = self.profile.shared.entry((self.at.file(), self.at.line())).or_default();
+        let lanes = self.warp.mask.count_ones() as usize;
+        let least = (lanes * len).div_ceil(128) as u64;
+        let visits = u64::from(shared::wavefronts(addresses, self.warp.mask, len));
+        let line = &mut self.uses[self.warp.pc];
         line.accesses += 1;
         line.wavefronts += visits;
         line.least += least.min(visits);
     }
 
     pub(crate) fn load_shared(&mut self, lane: usize, address: u32, out: &mut [u8]) -> Result<(), Fault> {
+        self.touch(lane);
         self.block.shared.load(self.warp, lane, address, out)
     }
 
     pub(crate) fn store_shared(&mut self, lane: usize, address: u32, bytes: &[u8]) -> Result<(), Fault> {
+        self.touch(lane);
         self.block.shared.store(self.warp, lane, address, bytes, self.at)
+    }
+
+    fn touch(&mut self, lane: usize) {
+        let now = self.warp.now();
+        match self.warp.touched.get_mut(lane) {
+            Some(touched) => *touched = now,
+            None => self.warp.touched = [now; LANES],
+        }
     }
 
     pub(crate) fn load_global(&mut self, address: u64, out: &mut [u8]) -> Result<(), Fault> {
@@ -177,46 +190,60 @@ impl Machine<'_> {
 
     /// Arrives at a named barrier; parks until `threads` have.
     pub(crate) fn named_barrier(&mut self, id: u32, threads: u32, waits: bool) -> Result<Flow, Fault> {
-        let here = format!("barrier {id} of {threads} threads");
-        let named = &mut self.block.named[id as usize];
-        if let Some(generation) = self.warp.waiting {
-            if named.generation == generation {
-                return Ok(Flow::Park(here));
+        let here = || format!("barrier {id} of {threads} threads");
+        let (named, warp) = (&mut self.block.named[id as usize], &mut *self.warp);
+        if let Some(generation) = warp.waiting {
+            let Some(over) = named.released.iter().position(|(released, ..)| *released == generation) else {
+                return Ok(Flow::Park(here()));
+            };
+            warp.waiting = None;
+            let (_, knowledge, waiting) = &mut named.released[over];
+            warp.learn(knowledge);
+            *waiting -= 1;
+            if *waiting == 0 {
+                named.released.swap_remove(over);
             }
-            self.warp.waiting = None;
-            let (clock, fenced) = named.released.as_ref().expect("a generation has passed");
-            self.warp.clock.join(clock);
-            self.warp.fenced.join(fenced);
-            self.warp.tick();
             return Ok(Flow::Next);
         }
-        let (clock, fenced) =
-            named.gathering.get_or_insert_with(|| (self.warp.clock.clone(), self.warp.fenced.clone()));
-        clock.join(&self.warp.clock);
-        fenced.join(&self.warp.fenced);
-        named.threads += LANES as u32;
-        if named.threads > threads {
-            let text = format!("{} threads arrived at barrier {id}, which is for {threads}", named.threads);
+        if named.arrived > 0 && named.threads != threads {
+            let text =
+                format!("barrier {id} is for {threads} threads here, but for {} elsewhere", named.threads);
             return Err(Fault::new(Rule::Barrier, text));
         }
-        if named.threads == threads {
-            named.threads = 0;
-            named.generation += 1;
-            named.released = named.gathering.take();
-            if waits {
-                let (clock, fenced) = named.released.as_ref().expect("just released");
-                self.warp.clock.join(clock);
-                self.warp.fenced.join(fenced);
+        // What any lane did or knows is made known; lanes that wait meet here themselves.
+        if waits {
+            warp.gather();
+        }
+        named.gathering.join(&warp.published(ALL));
+        if waits {
+            warp.meet();
+        } else {
+            warp.tick();
+        }
+        named.threads = threads;
+        named.arrived += LANES as u32;
+        if named.arrived > threads {
+            let text = format!("{} threads arrived at barrier {id}, which is for {threads}", named.arrived);
+            return Err(Fault::new(Rule::Barrier, text));
+        }
+        if named.arrived < threads {
+            if !waits {
+                return Ok(Flow::Next);
             }
-            self.warp.tick();
-            return Ok(Flow::Next);
+            named.waiting += 1;
+            warp.waiting = Some(named.generation);
+            return Ok(Flow::Park(here()));
         }
-        self.warp.tick();
-        if !waits {
-            return Ok(Flow::Next);
+        let knowledge = std::mem::take(&mut named.gathering);
+        if waits {
+            warp.learn(&knowledge);
         }
-        self.warp.waiting = Some(named.generation);
-        Ok(Flow::Park(here))
+        if named.waiting > 0 {
+            named.released.push((named.generation, knowledge, std::mem::take(&mut named.waiting)));
+        }
+        named.arrived = 0;
+        named.generation += 1;
+        Ok(Flow::Next)
     }
 }
 
@@ -247,6 +274,7 @@ pub(crate) fn run(kernel: &Kernel, launch: &Launch<'_>, global: &mut Global) -> 
     global.new_launch();
     let mut random = Random::new(launch.seed);
     let mut profile = Profile::default();
+    let mut uses = vec![SharedUse::default(); kernel.lines().len()];
     let mut order: Vec<u32> = (0..launch.grid).collect();
     for left in (1..order.len()).rev() {
         order.swap(left, random.below(left + 1));
@@ -257,14 +285,26 @@ pub(crate) fn run(kernel: &Kernel, launch: &Launch<'_>, global: &mut Global) -> 
             index,
             shared: Shared::new(kernel.smem_bytes(), warps, kernel.regions()),
             mbarriers: Mbarriers::default(),
-            proxy_time: 0,
             named: Default::default(),
         };
         let mut warps: Vec<Warp> = (0..warps).map(|i| Warp::new(i, warps, kernel.registers())).collect();
-        let mut schedule = Schedule { kernel, launch, global, profile: &mut profile, random: &mut random };
+        let mut schedule = Schedule {
+            kernel,
+            launch,
+            global,
+            uses: &mut uses,
+            instructions: &mut profile.instructions,
+            random: &mut random,
+        };
         schedule
             .run_block(&mut block, &mut warps)
             .map_err(|stop| trap(index, &stop.who, stop.at, stop.fault))?;
+    }
+    for (line, used) in kernel.lines().iter().zip(uses).filter(|(_, used)| used.accesses > 0) {
+        let sum = profile.shared.entry((line.at.file(), line.at.line())).or_default();
+        sum.accesses += used.accesses;
+        sum.wavefronts += used.wavefronts;
+        sum.least += used.least;
     }
     Ok(profile)
 }
@@ -280,7 +320,8 @@ struct Schedule<'a> {
     kernel: &'a Kernel,
     launch: &'a Launch<'a>,
     global: &'a mut Global,
-    profile: &'a mut Profile,
+    uses: &'a mut [SharedUse],
+    instructions: &'a mut u64,
     random: &'a mut Random,
 }
 
@@ -292,8 +333,13 @@ impl Schedule<'_> {
             let ready: Vec<usize> =
                 (0..warps.len()).filter(|&w| !warps[w].done && warps[w].parked.is_none()).collect();
             let landing = block.mbarriers.copies_under_way();
+            let done = warps.iter().all(|w| w.done);
+            if let Some(copy) = block.mbarriers.left_behind().filter(|_| done) {
+                let fault = Fault::new(Rule::Abandoned, "a bulk copy is in flight when its block ends");
+                return Err(Stop { who: "a bulk copy".into(), at: At(copy.at).to_string(), fault });
+            }
             if ready.is_empty() && landing == 0 {
-                return match warps.iter().all(|w| w.done) {
+                return match done {
                     true => Ok(()),
                     false => Err(self.deadlock(warps)),
                 };
@@ -333,7 +379,7 @@ impl Schedule<'_> {
                 warp: &mut *warp,
                 block: &mut *block,
                 global: &mut *self.global,
-                profile: &mut *self.profile,
+                uses: &mut *self.uses,
                 launch: self.launch,
                 at: line.at,
             };
@@ -352,7 +398,7 @@ impl Schedule<'_> {
                     return Ok(turn > 0);
                 }
             }
-            self.profile.instructions += 1;
+            *self.instructions += 1;
         }
         Ok(true)
     }

@@ -8,6 +8,8 @@ pub(crate) const SMEM_BASE: u32 = 1024;
 /// Records are kept for words of four bytes: two warps that write the two halves of one word are reported.
 const WORD: usize = 4;
 const BANKS: usize = 32;
+/// In place of a lane's number: all of them, or none in particular.
+pub(crate) const NO_LANE: usize = 32;
 
 /// A named part of shared memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,16 +24,42 @@ pub struct Region {
 
 #[derive(Clone, Copy, Debug)]
 struct Write {
-    warp: u8,
+    /// The warp; for a bulk copy, the mbarrier that it completed on.
+    warp: u16,
     lane: u8,
     /// Written by the asynchronous proxy.
     proxy: bool,
     time: u32,
-    meeting: u32,
     at: Option<&'static Location<'static>>,
 }
 
-const NEVER: Write = Write { warp: 0, lane: 0, proxy: false, time: 0, meeting: 0, at: None };
+const NEVER: Write = Write { warp: 0, lane: 0, proxy: false, time: 0, at: None };
+
+/// When a warp last read a word, and which lane, or `NO_LANE` for several.
+#[derive(Clone, Copy, Debug, Default)]
+struct Read(u32);
+
+const LANE_BITS: u32 = 6;
+
+impl Read {
+    fn new(time: u32, lane: usize) -> Read {
+        debug_assert!(time < 1 << (32 - LANE_BITS), "a block that synchronises 67 million times");
+        Read(time << LANE_BITS | lane as u32)
+    }
+
+    fn time(self) -> u32 {
+        self.0 >> LANE_BITS
+    }
+
+    fn lane(self) -> usize {
+        (self.0 & ((1 << LANE_BITS) - 1)) as usize
+    }
+
+    /// With one more read. An earlier one by another lane counts until the lanes have met.
+    fn and(self, time: u32, lane: usize, met: u32) -> Read {
+        Read::new(time, if self.time() > met && self.lane() != lane { NO_LANE } else { lane })
+    }
+}
 
 /// An asynchronous copy that owns shared words until somebody waits for it.
 #[derive(Debug)]
@@ -39,6 +67,7 @@ pub(crate) struct Flight {
     pub(crate) at: &'static Location<'static>,
     /// `true`: it writes shared memory. `false`: it reads.
     pub(crate) writes: bool,
+    lane: usize,
     pub(crate) words: Vec<(u32, u32)>,
     pub(crate) bytes: Vec<(u32, Vec<u8>)>,
     pub(crate) live: bool,
@@ -49,8 +78,8 @@ pub(crate) struct Shared {
     bytes: Vec<u8>,
     written: Vec<bool>,
     writes: Vec<Write>,
-    /// For each word, when each warp last read it.
-    reads: Vec<u32>,
+    /// For each word, how each warp last read it.
+    reads: Vec<Read>,
     /// For each word, the flight that owns it, plus one.
     owner: Vec<u32>,
     pub(crate) flights: Vec<Flight>,
@@ -65,7 +94,7 @@ impl Shared {
             bytes: vec![0; words * WORD],
             written: vec![false; words * WORD],
             writes: vec![NEVER; words],
-            reads: vec![0; words * warps],
+            reads: vec![Read::default(); words * warps],
             owner: vec![0; words],
             flights: Vec::new(),
             regions: regions.to_vec(),
@@ -73,8 +102,8 @@ impl Shared {
         }
     }
 
-    /// The asynchronous proxy's place in clocks: behind all warps.
-    pub(crate) fn proxy(&self) -> usize {
+    /// How many warps there are.
+    pub(crate) fn warps(&self) -> usize {
         self.warps
     }
 
@@ -90,7 +119,8 @@ impl Shared {
     /// The offset of an access, if it is inside one region and aligned.
     pub(crate) fn locate(&self, address: u32, len: usize, what: &str) -> Result<usize, Fault> {
         let offset = address.wrapping_sub(SMEM_BASE) as usize;
-        if !(address as usize).is_multiple_of(len) {
+        if address as usize & (len - 1) != 0 {
+            // Sizes are powers of two.
             return Err(Fault::new(
                 Rule::Misaligned,
                 format!("{what} of {len} bytes at {}", self.name(offset)),
@@ -108,6 +138,7 @@ impl Shared {
         offset / WORD..(offset + len).div_ceil(WORD)
     }
 
+    #[inline]
     fn check_flight(&self, word: usize, writing: bool, how: &str) -> Result<(), Fault> {
         let Some(index) = self.owner[word].checked_sub(1) else { return Ok(()) };
         let flight = &self.flights[index as usize];
@@ -118,35 +149,41 @@ impl Shared {
         Err(Fault::new(Rule::InFlight, format!("{name} is {how} while the copy issued at {at} is in flight")))
     }
 
+    /// The last write of a word is before what this lane does now. For halves of a word, which two lanes may write, only
+    /// other warps matter: `lane_matters` is false.
+    #[inline]
     fn check_written_before(
         &self,
         warp: &Warp,
-        lane: Option<u8>,
+        lane: usize,
+        lane_matters: bool,
         word: usize,
         how: &str,
     ) -> Result<(), Fault> {
         let write = self.writes[word];
         let Some(at) = write.at else { return Ok(()) };
         let other = write.warp as usize;
-        let unordered = if other == warp.index && !write.proxy {
-            write.meeting == warp.meeting && lane.is_some_and(|lane| lane != write.lane)
+        let ordered = if other == warp.index {
+            write.time <= warp.met || !lane_matters || (lane != NO_LANE && lane == write.lane.into())
         } else {
-            !warp.clock.knows(other, write.time)
+            warp.knows(lane, other, write.time)
         };
-        if !unordered {
-            return Ok(());
-        }
-        let who = match other {
-            _ if other == self.warps => "an asynchronous copy".to_owned(),
-            _ if other == warp.index => format!("lane {}", write.lane),
-            _ => format!("warp {other}"),
-        };
-        let text =
-            format!("{} is {how} with no barrier after {who} wrote it at {}", self.name(word * WORD), At(at));
-        Err(Fault::new(Rule::Race, text))
+        if ordered { Ok(()) } else { Err(self.unordered(warp, word, how, at)) }
     }
 
-    /// An ordinary load by one lane.
+    #[cold]
+    fn unordered(&self, warp: &Warp, word: usize, how: &str, at: &'static Location<'static>) -> Fault {
+        let write = self.writes[word];
+        let who = match write.warp as usize {
+            _ if write.proxy || usize::from(write.lane) == NO_LANE => "an asynchronous copy".to_owned(),
+            other if other == warp.index => format!("lane {}", write.lane),
+            other => format!("warp {other}"),
+        };
+        let name = self.name(word * WORD);
+        Fault::new(Rule::Race, format!("{name} is {how} with no barrier after {who} wrote it at {}", At(at)))
+    }
+
+    /// An ordinary load by one lane; by `NO_LANE`, for all of them.
     pub(crate) fn load(
         &mut self,
         warp: &Warp,
@@ -155,10 +192,12 @@ impl Shared {
         out: &mut [u8],
     ) -> Result<(), Fault> {
         let offset = self.locate(address, out.len(), "load")?;
+        let now = warp.now();
         for word in Self::words(offset, out.len()) {
             self.check_flight(word, false, "read")?;
-            self.check_written_before(warp, Some(lane as u8), word, "read")?;
-            self.reads[word * self.warps + warp.index] = warp.now();
+            self.check_written_before(warp, lane, true, word, "read")?;
+            let read = &mut self.reads[word * self.warps + warp.index];
+            *read = read.and(now, lane, warp.met);
         }
         self.copy_out(offset, out)
     }
@@ -175,17 +214,26 @@ impl Shared {
         Ok(())
     }
 
-    fn check_store(&self, warp: &Warp, lane: Option<u8>, word: usize) -> Result<(), Fault> {
+    fn check_store(&self, warp: &Warp, lane: usize, lane_matters: bool, word: usize) -> Result<(), Fault> {
         self.check_flight(word, true, "written")?;
-        self.check_written_before(warp, lane, word, "written")?;
-        for other in (0..self.warps).filter(|&other| other != warp.index) {
-            let time = self.reads[word * self.warps + other];
-            if time != 0 && !warp.clock.knows(other, time) {
+        self.check_written_before(warp, lane, lane_matters, word, "written")?;
+        let reads = &self.reads[word * self.warps..(word + 1) * self.warps];
+        for (other, read) in reads.iter().enumerate() {
+            let time = read.time();
+            if time == 0 || warp.known.clock.knows(other, time) && other != warp.index {
+                continue;
+            }
+            let (ordered, who) = match other == warp.index {
+                true => (
+                    time <= warp.met || !lane_matters || read.lane() == lane && lane != NO_LANE,
+                    "another lane".into(),
+                ),
+                false => (warp.knows(lane, other, time), format!("warp {other}")),
+            };
+            if !ordered {
                 let name = self.name(word * WORD);
-                return Err(Fault::new(
-                    Rule::Race,
-                    format!("{name} is overwritten while warp {other} may still read it"),
-                ));
+                let text = format!("{name} is overwritten while {who} may still read it");
+                return Err(Fault::new(Rule::Race, text));
             }
         }
         Ok(())
@@ -201,13 +249,12 @@ impl Shared {
         at: &'static Location<'static>,
     ) -> Result<(), Fault> {
         let offset = self.locate(address, bytes.len(), "store")?;
-        let (time, meeting) = (warp.now(), warp.meeting);
+        let write =
+            Write { warp: warp.index as u16, lane: lane as u8, proxy: false, time: warp.now(), at: Some(at) };
         for word in Self::words(offset, bytes.len()) {
             // The halves of one word may be written by two lanes of one warp.
-            let lane_of_word = (bytes.len() >= WORD).then_some(lane as u8);
-            self.check_store(warp, lane_of_word, word)?;
-            self.writes[word] =
-                Write { warp: warp.index as u8, lane: lane as u8, proxy: false, time, meeting, at: Some(at) };
+            self.check_store(warp, lane, bytes.len() >= WORD, word)?;
+            self.writes[word] = write;
         }
         self.bytes[offset..offset + bytes.len()].copy_from_slice(bytes);
         self.written[offset..offset + bytes.len()].fill(true);
@@ -215,22 +262,28 @@ impl Shared {
     }
 
     /// A new asynchronous copy.
-    pub(crate) fn depart(&mut self, writes: bool, at: &'static Location<'static>) -> u32 {
-        self.flights.push(Flight { at, writes, words: Vec::new(), bytes: Vec::new(), live: true });
+    pub(crate) fn depart(&mut self, writes: bool, lane: usize, at: &'static Location<'static>) -> u32 {
+        self.flights.push(Flight { at, writes, lane, words: Vec::new(), bytes: Vec::new(), live: true });
         self.flights.len() as u32 - 1
     }
 
-    /// A flight takes hold of shared memory that it will write.
+    /// A flight takes hold of shared memory that it will write, through the asynchronous proxy or not.
     pub(crate) fn hold_for_write(
         &mut self,
         warp: &Warp,
+        lane: usize,
         flight: u32,
         address: u32,
         bytes: Vec<u8>,
+        proxy: bool,
     ) -> Result<(), Fault> {
-        let offset = self.locate(address, bytes.len().min(16), "copy")?;
+        let offset = self.locate(address, 16, "copy")?;
+        self.check_end(offset, bytes.len())?;
         for word in Self::words(offset, bytes.len()) {
-            self.check_store(warp, None, word)?;
+            self.check_store(warp, lane, true, word)?;
+            if proxy {
+                self.check_fenced(warp, lane, word, "overwritten")?;
+            }
             self.owner[word] = flight + 1;
         }
         let words = Self::words(offset, bytes.len());
@@ -239,29 +292,47 @@ impl Shared {
         Ok(())
     }
 
+    /// A copy of many bytes ends inside the region where it starts.
+    fn check_end(&self, offset: usize, len: usize) -> Result<(), Fault> {
+        let starts = |r: &&Region| (r.offset as usize..(r.offset + r.bytes) as usize).contains(&offset);
+        let inside = |r: &Region| offset + len <= (r.offset + r.bytes) as usize;
+        if self.regions.iter().find(starts).is_some_and(inside) {
+            return Ok(());
+        }
+        let text = format!("copy of {len} bytes at {}, past its end", self.name(offset));
+        Err(Fault::new(Rule::OutOfBounds, text))
+    }
+
+    /// Ordinary stores to a word are visible to the asynchronous proxy.
+    fn check_fenced(&self, warp: &Warp, lane: usize, word: usize, how: &str) -> Result<(), Fault> {
+        let write = self.writes[word];
+        let Some(at) = write.at else { return Ok(()) };
+        if write.proxy || warp.knows_fenced(lane, write.warp.into(), write.time) {
+            return Ok(());
+        }
+        let text = format!(
+            "{} was written at {} and is {how} by the asynchronous proxy with no fence.proxy.async after it",
+            self.name(word * WORD),
+            At(at)
+        );
+        Err(Fault::new(Rule::MissingFence, text))
+    }
+
     /// A flight takes hold of shared memory that it reads through the asynchronous proxy.
     pub(crate) fn hold_for_read(
         &mut self,
         warp: &Warp,
+        lane: usize,
         flight: u32,
         address: u32,
         len: usize,
     ) -> Result<Vec<u8>, Fault> {
         let offset = self.locate(address, 16, "copy")?;
+        self.check_end(offset, len)?;
         for word in Self::words(offset, len) {
             self.check_flight(word, false, "read")?;
-            self.check_written_before(warp, None, word, "read")?;
-            let write = self.writes[word];
-            if let Some(at) =
-                write.at.filter(|_| !write.proxy && !warp.fenced.knows(write.warp as usize, write.time))
-            {
-                let text = format!(
-                    "{} was written at {} and is read by the asynchronous proxy with no fence.proxy.async after it",
-                    self.name(word * WORD),
-                    At(at)
-                );
-                return Err(Fault::new(Rule::MissingFence, text));
-            }
+            self.check_written_before(warp, lane, true, word, "read")?;
+            self.check_fenced(warp, lane, word, "read")?;
             self.owner[word] = flight + 1;
         }
         let words = Self::words(offset, len);
@@ -271,16 +342,22 @@ impl Shared {
         Ok(out)
     }
 
-    /// What a flight brings is there, as if `warp` had written it now; `proxy` if the asynchronous proxy did.
-    pub(crate) fn land(&mut self, flight: u32, warp: usize, time: u32, meeting: u32, proxy: bool) {
+    /// A flight is over, as if `warp` (of a bulk load, its mbarrier) had made its accesses now; `proxy` if the
+    /// asynchronous proxy wrote.
+    pub(crate) fn land(&mut self, flight: u32, warp: usize, time: u32, proxy: bool) {
         let flight = &mut self.flights[flight as usize];
         if !flight.live {
             return;
         }
         flight.live = false;
-        let record = Write { warp: warp as u8, lane: 255, proxy, time, meeting, at: Some(flight.at) };
-        for &(start, end) in flight.words.iter().filter(|_| flight.writes) {
-            self.writes[start as usize..end as usize].fill(record);
+        let lane = flight.lane;
+        let record = Write { warp: warp as u16, lane: NO_LANE as u8, proxy, time, at: Some(flight.at) };
+        for (start, end) in std::mem::take(&mut flight.words) {
+            let words = start as usize..end as usize;
+            match flight.writes {
+                true => self.writes[words].fill(record),
+                false => words.for_each(|word| self.reads[word * self.warps + warp] = Read::new(time, lane)),
+            }
         }
         for (offset, bytes) in std::mem::take(&mut flight.bytes) {
             let offset = offset as usize;
@@ -290,15 +367,26 @@ impl Shared {
     }
 }
 
-/// How often the 32 banks must be visited to serve the lanes' addresses: 1 is best.
-pub(crate) fn wavefronts(addresses: impl Iterator<Item = u32>, len: usize) -> u32 {
-    let mut words: Vec<u32> =
-        addresses.flat_map(|a| (0..len.div_ceil(WORD) as u32).map(move |i| a / WORD as u32 + i)).collect();
-    words.sort_unstable();
-    words.dedup();
-    let mut load = [0u32; BANKS];
-    for word in words {
-        load[word as usize % BANKS] += 1;
-    }
-    load.into_iter().max().unwrap_or(0)
+/// How often the 32 banks must be visited to serve the lanes of `mask`: 1 is best for words, 4 for 16 bytes a lane,
+/// which are served to 8 lanes at a time.
+pub(crate) fn wavefronts(addresses: &[u32; 32], mask: u32, len: usize) -> u32 {
+    let words = len.div_ceil(WORD);
+    let at_once = BANKS / words;
+    let visits = |first: usize| {
+        let mut seen = [0u32; BANKS];
+        let mut count = 0;
+        let mut load = [0u8; BANKS];
+        for lane in (first..first + at_once).filter(|lane| mask >> lane & 1 == 1) {
+            for word in (0..words as u32).map(|i| addresses[lane] / WORD as u32 + i) {
+                // Several lanes may want one word: that costs nothing.
+                if !seen[..count].contains(&word) {
+                    seen[count] = word;
+                    count += 1;
+                    load[word as usize % BANKS] += 1;
+                }
+            }
+        }
+        u32::from(load.into_iter().max().unwrap_or(0))
+    };
+    (0..32).step_by(at_once).map(visits).sum()
 }

@@ -1,5 +1,5 @@
 //! One warp: its registers, which lanes are active, and where it is.
-use super::clock::Clock;
+use super::clock::{Clock, Knowledge};
 use super::fault::{Fault, Rule};
 use crate::types::{Reg, Src, Width};
 
@@ -63,12 +63,14 @@ pub(crate) struct Warp {
     pub(crate) frames: Vec<Frame>,
     pub(crate) done: bool,
     pub(crate) parked: Option<String>,
-    /// What this warp knows of all.
-    pub(crate) clock: Clock,
-    /// Up to when each warp's shared stores are known to be visible to the asynchronous proxy.
-    pub(crate) fenced: Clock,
-    /// Counts the points at which this warp's lanes have met.
-    pub(crate) meeting: u32,
+    /// What all lanes know.
+    pub(crate) known: Knowledge,
+    /// What some lanes alone know, because they alone waited for a barrier.
+    private: Vec<(u32, Knowledge)>,
+    /// Accesses of this warp up to this time are before the next of every lane of it.
+    pub(crate) met: u32,
+    /// When each lane last touched shared memory.
+    pub(crate) touched: Lanes<u32>,
     /// The generation of the named barrier it waits at.
     pub(crate) waiting: Option<u64>,
     /// Committed groups of cp.async, oldest first; each holds the flights that it will land.
@@ -86,7 +88,7 @@ pub(crate) struct Warp {
 
 impl Warp {
     pub(crate) fn new(index: usize, warps: usize, registers: [u32; 3]) -> Warp {
-        let mut clock = Clock::new(warps + 1); // and the asynchronous proxy
+        let mut clock = Clock::new(warps);
         clock.0[index] = 1;
         Warp {
             index,
@@ -95,9 +97,10 @@ impl Warp {
             frames: Vec::new(),
             done: false,
             parked: None,
-            clock,
-            fenced: Clock::new(warps + 1),
-            meeting: 0,
+            known: Knowledge { clock, fenced: Clock::new(warps) },
+            private: Vec::new(),
+            met: 0,
+            touched: [0; LANES],
             waiting: None,
             groups: Default::default(),
             uncommitted: Vec::new(),
@@ -110,14 +113,74 @@ impl Warp {
     }
 
     /// Its own time.
+    #[inline]
     pub(crate) fn now(&self) -> u32 {
-        self.clock.0[self.index]
+        self.known.clock.0[self.index]
     }
 
-    /// Everything so far is before everything from now on, for whoever joins this clock now.
+    /// Everything so far is before everything from now on, for whoever learns of it now.
     pub(crate) fn tick(&mut self) {
-        self.clock.0[self.index] += 1;
-        self.meeting += 1;
+        self.known.clock.0[self.index] += 1;
+    }
+
+    /// All lanes meet: what one did or knows is before whatever another does.
+    pub(crate) fn meet(&mut self) {
+        self.gather();
+        self.met = self.now();
+        self.tick();
+    }
+
+    /// What some lanes know becomes known to all.
+    pub(crate) fn gather(&mut self) {
+        for (_, knowledge) in std::mem::take(&mut self.private) {
+            self.known.join(&knowledge);
+        }
+    }
+
+    /// What lanes of `mask` make known when they arrive somewhere: their own accesses, and those of other lanes only up
+    /// to where they met.
+    pub(crate) fn published(&self, mask: u32) -> Knowledge {
+        let mut published = self.known.clone();
+        let others = (0..LANES).filter(|lane| mask >> lane & 1 == 0);
+        if others.into_iter().any(|lane| self.touched[lane] > self.met) {
+            published.clock.0[self.index] = self.met;
+        }
+        for (lanes, knowledge) in self.private.iter().filter(|(lanes, _)| mask & !lanes == 0) {
+            debug_assert_ne!(*lanes, 0);
+            published.join(knowledge);
+        }
+        published
+    }
+
+    /// The active lanes learn something.
+    pub(crate) fn learn(&mut self, what: &Knowledge) {
+        if self.mask == ALL {
+            self.met = self.met.max(what.clock.0.get(self.index).copied().unwrap_or(0));
+            self.known.join(what);
+        } else {
+            match self.private.iter_mut().find(|(lanes, _)| *lanes == self.mask) {
+                Some((_, knowledge)) => knowledge.join(what),
+                None => self.private.push((self.mask, what.clone())),
+            }
+        }
+        self.tick();
+    }
+
+    /// Whether an access by another warp (or copy) is before the next one of this lane.
+    #[inline]
+    pub(crate) fn knows(&self, lane: usize, who: usize, time: u32) -> bool {
+        self.known.clock.knows(who, time) || self.in_private(lane, |k| k.clock.knows(who, time))
+    }
+
+    /// Whether a store is visible to an asynchronous copy that this lane starts now.
+    pub(crate) fn knows_fenced(&self, lane: usize, who: usize, time: u32) -> bool {
+        self.known.fenced.knows(who, time) || self.in_private(lane, |k| k.fenced.knows(who, time))
+    }
+
+    fn in_private(&self, lane: usize, knows: impl Fn(&Knowledge) -> bool) -> bool {
+        self.private
+            .iter()
+            .any(|(lanes, knowledge)| lane < LANES && lanes >> lane & 1 == 1 && knows(knowledge))
     }
 
     pub(crate) fn read32(&self, src: Src) -> Result<Lanes<u32>, Fault> {
@@ -158,7 +221,8 @@ impl Warp {
 
     /// It has run its last instruction.
     pub(crate) fn finish(&mut self) -> Result<(), Fault> {
-        let copies = self.groups.iter().chain([&self.uncommitted]).map(Vec::len).sum::<usize>();
+        let groups = self.groups.iter().chain(&self.bulk_groups);
+        let copies: usize = groups.chain([&self.uncommitted, &self.bulk_uncommitted]).map(Vec::len).sum();
         if copies > 0 {
             let text = format!("{copies} asynchronous copies were issued and never waited for");
             return Err(Fault::new(Rule::Abandoned, text));

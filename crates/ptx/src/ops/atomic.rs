@@ -31,11 +31,10 @@ impl Instruction for AddFloats {
 
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
         let addresses = self.to.read_global(machine)?;
-        for (i, src) in self.src.iter().enumerate() {
-            let values = machine.read_f32(*src)?;
-            for lane in machine.warp.lanes() {
-                machine.global.add_f32(addresses[lane] + 4 * i as u64, values[lane])?;
-            }
+        let values: Vec<_> = self.src.iter().map(|src| machine.read_f32(*src)).collect::<Result<_, _>>()?;
+        for lane in machine.warp.lanes() {
+            let own: Vec<f32> = values.iter().map(|value| value[lane]).collect();
+            machine.global.add_f32(addresses[lane], &own)?;
         }
         Ok(Flow::Next)
     }

@@ -39,7 +39,7 @@ impl Instruction for WarpBarrier {
 
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
         machine.whole_warp("bar.warp.sync")?;
-        machine.warp.tick();
+        machine.warp.meet();
         Ok(Flow::Next)
     }
 }
@@ -61,7 +61,8 @@ impl Instruction for ProxyFence {
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
         machine.whole_warp("fence.proxy.async")?;
         let warp = &mut *machine.warp;
-        warp.fenced.0[warp.index] = warp.now();
+        let (index, now) = (warp.index, warp.now());
+        warp.known.fenced.learn(index, now);
         warp.tick();
         Ok(Flow::Next)
     }

@@ -35,11 +35,11 @@ impl Instruction for BulkLoad {
             for (i, chunk) in bytes.chunks_mut(16).enumerate() {
                 machine.load_global(from[lane] + 16 * i as u64, chunk)?;
             }
-            let flight = machine.block.shared.depart(true, machine.at);
-            machine.block.shared.hold_for_write(machine.warp, flight, to[lane], bytes)?;
+            let flight = machine.block.shared.depart(true, lane, machine.at);
+            machine.block.shared.hold_for_write(machine.warp, lane, flight, to[lane], bytes, true)?;
             let offset = machine.block.shared.locate(barriers[lane], 8, "mbarrier")? as u32;
             let barrier = (offset, i64::from(self.bytes));
-            machine.block.mbarriers.issue(BulkCopy { at: machine.at, flight, barrier });
+            machine.mbarrier_expects(lane, barriers[lane], BulkCopy { at: machine.at, flight, barrier })?;
         }
         Ok(Flow::Next)
     }
@@ -67,9 +67,14 @@ impl Instruction for BulkStore {
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
         let (to, from) = (self.to.read_global(machine)?, self.from.read_shared(machine)?);
         for lane in machine.warp.lanes() {
-            let flight = machine.block.shared.depart(false, machine.at);
-            let bytes =
-                machine.block.shared.hold_for_read(machine.warp, flight, from[lane], self.bytes as usize)?;
+            let flight = machine.block.shared.depart(false, lane, machine.at);
+            let bytes = machine.block.shared.hold_for_read(
+                machine.warp,
+                lane,
+                flight,
+                from[lane],
+                self.bytes as usize,
+            )?;
             for (i, chunk) in bytes.chunks(16).enumerate() {
                 machine.store_global(to[lane] + 16 * i as u64, chunk)?;
             }
@@ -111,7 +116,7 @@ impl Instruction for BulkGroup {
             BulkGroup::Wait => {
                 let groups = std::mem::take(&mut warp.bulk_groups);
                 for flight in groups.into_iter().flatten() {
-                    machine.block.shared.land(flight, warp.index, warp.now(), warp.meeting, false);
+                    machine.block.shared.land(flight, warp.index, warp.now(), false);
                 }
             }
         }

@@ -4,6 +4,7 @@
 //! access is [`InFlight`](crate::Rule::InFlight). After the wait the data counts as written by this warp, so that
 //! other warps need a barrier.
 use crate::instruction::{Flow, Instruction, Printer};
+use crate::interp::shared::NO_LANE;
 use crate::interp::{Fault, Machine, Rule};
 use crate::ops::memory::Address;
 use crate::types::{Src, U32};
@@ -30,7 +31,7 @@ impl Instruction for CopyAsync {
         let (to, from) = (self.to.read_shared(machine)?, self.from.read_global(machine)?);
         let sizes = machine.read32(self.bytes)?;
         machine.count_shared(&to, 16);
-        let flight = machine.block.shared.depart(true, machine.at);
+        let flight = machine.block.shared.depart(true, NO_LANE, machine.at);
         for lane in machine.warp.lanes() {
             let mut bytes = vec![0; 16];
             match sizes[lane] {
@@ -41,7 +42,7 @@ impl Instruction for CopyAsync {
                     return Err(Fault::new(Rule::OutOfBounds, text));
                 }
             }
-            machine.block.shared.hold_for_write(machine.warp, flight, to[lane], bytes)?;
+            machine.block.shared.hold_for_write(machine.warp, lane, flight, to[lane], bytes, false)?;
         }
         machine.warp.uncommitted.push(flight);
         Ok(Flow::Next)
@@ -80,9 +81,9 @@ impl Instruction for WaitGroup {
         machine.whole_warp("cp.async.wait_group")?;
         while machine.warp.groups.len() > self.newer as usize {
             let group = machine.warp.groups.pop_front().expect("longer than `newer`");
-            let (warp, now, meeting) = (machine.warp.index, machine.warp.now(), machine.warp.meeting);
+            let (warp, now) = (machine.warp.index, machine.warp.now());
             for flight in group {
-                machine.block.shared.land(flight, warp, now, meeting, false);
+                machine.block.shared.land(flight, warp, now, false);
             }
         }
         Ok(Flow::Next)

@@ -1,5 +1,6 @@
 //! Four 8x8 matrices of 16-bit numbers from shared memory to the registers of a warp.
 use crate::instruction::{Flow, Instruction, Printer, braced};
+use crate::interp::shared::NO_LANE;
 use crate::interp::{Fault, Machine};
 use crate::ops::memory::Address;
 use crate::types::Reg;
@@ -27,8 +28,8 @@ impl Instruction for LoadMatrices {
         for (matrix, dst) in self.dst.iter().enumerate() {
             let mut rows = [[0u8; 16]; 8];
             for (row, bytes) in rows.iter_mut().enumerate() {
-                let lane = 8 * matrix + row;
-                machine.load_shared(lane, addresses[lane], bytes)?;
+                // The data goes to other lanes than the one that gives the address.
+                machine.load_shared(NO_LANE, addresses[8 * matrix + row], bytes)?;
             }
             let element = |row: usize, col: usize| {
                 u32::from(u16::from_le_bytes([rows[row][2 * col], rows[row][2 * col + 1]]))

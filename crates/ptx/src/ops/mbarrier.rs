@@ -20,8 +20,28 @@ impl Instruction for MbarrierInit {
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
         let addresses = self.barrier.read_shared(machine)?;
         for lane in machine.warp.lanes() {
-            machine.mbarrier_init(addresses[lane], self.arrivals)?;
+            machine.mbarrier_init(lane, addresses[lane], self.arrivals)?;
         }
+        Ok(Flow::Next)
+    }
+}
+
+/// `fence.mbarrier_init`: copies that are issued by whoever learns of it may complete on the barriers that this thread
+/// has initialised.
+#[derive(Debug)]
+pub(crate) struct MbarrierInitFence;
+
+impl Instruction for MbarrierInitFence {
+    fn needs(&self) -> Needs {
+        Needs::sm90(8, 0)
+    }
+
+    fn print(&self, ptx: &mut Printer) {
+        ptx.line("fence.mbarrier_init.release.cluster");
+    }
+
+    fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
+        machine.block.mbarriers.fence_init(machine.warp.index);
         Ok(Flow::Next)
     }
 }
@@ -48,8 +68,14 @@ impl Instruction for MbarrierArrive {
 
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
         let addresses = self.barrier.read_shared(machine)?;
-        for lane in machine.warp.lanes() {
-            machine.mbarrier_arrive(addresses[lane], 1, self.bytes.into())?;
+        // Lanes that come to one barrier come together.
+        let mut left = machine.warp.mask;
+        while left != 0 {
+            let address = addresses[left.trailing_zeros() as usize];
+            let same = machine.warp.lanes().filter(|&lane| addresses[lane] == address);
+            let mask = same.fold(0u32, |mask, lane| mask | 1 << lane);
+            machine.mbarrier_arrive(address, mask, self.bytes.into())?;
+            left &= !mask;
         }
         Ok(Flow::Next)
     }

@@ -91,7 +91,7 @@ impl Instruction for Load {
 
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
         let len = bytes_of(self.unit, self.dst.len());
-        let mut values = vec![[0u32; 32]; self.dst.len()];
+        let mut values = [[0u32; 32]; 4];
         let mut read = [0u8; 16];
         let (mut shared, mut global) = ([0; 32], [0; 32]);
         match self.from.space {
@@ -106,10 +106,9 @@ impl Instruction for Load {
                 Space::Shared => machine.load_shared(lane, shared[lane], &mut read[..len])?,
                 Space::Global => machine.load_global(global[lane], &mut read[..len])?,
             }
-            for (value, word) in values.iter_mut().zip(read[..len].chunks(4)) {
-                let mut bytes = [0; 4];
-                bytes[..word.len()].copy_from_slice(word);
-                value[lane] = u32::from_le_bytes(bytes);
+            // A half leaves zeros behind it.
+            for (value, word) in values[..self.dst.len()].iter_mut().zip(read.chunks_exact(4)) {
+                value[lane] = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
             }
         }
         for (dst, value) in self.dst.iter().zip(&values) {
@@ -141,9 +140,9 @@ impl Instruction for Store {
 
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
         let len = bytes_of(self.unit, self.src.len());
-        let mut values = vec![];
-        for src in &self.src {
-            values.push(machine.read32(*src)?);
+        let mut values = [[0u32; 32]; 4];
+        for (value, src) in values.iter_mut().zip(&self.src) {
+            *value = machine.read32(*src)?;
         }
         let (mut shared, mut global) = ([0; 32], [0; 32]);
         match self.to.space {
@@ -154,7 +153,10 @@ impl Instruction for Store {
             Space::Global => global = self.to.read_global(machine)?,
         }
         for lane in machine.warp.lanes() {
-            let bytes: Vec<u8> = values.iter().flat_map(|v| v[lane].to_le_bytes()).collect();
+            let mut bytes = [0; 16];
+            for (word, value) in bytes.chunks_exact_mut(4).zip(&values) {
+                word.copy_from_slice(&value[lane].to_le_bytes());
+            }
             match self.to.space {
                 Space::Shared => machine.store_shared(lane, shared[lane], &bytes[..len])?,
                 Space::Global => machine.store_global(global[lane], &bytes[..len])?,
