@@ -13,6 +13,7 @@ pub mod errors;
 pub mod files;
 pub mod info;
 pub mod input;
+pub mod kernels;
 pub mod machine;
 pub mod mask;
 pub mod memory;
@@ -60,6 +61,7 @@ fn run(cli: Cli) -> Result<(), Error> {
         Command::Plot(args) => plot::run(&args, cli.quiet, &mut stdout),
         Command::Bench(args) => bench::run(&args, cli.quiet, &mut stdout),
         Command::Info => info::run(&mut stdout),
+        Command::Kernels(args) => kernels::run(&args, &mut stdout),
     }?;
     stdout.flush().map_err(Error::Stdout)
 }

@@ -1,4 +1,32 @@
-//! Attention kernels with sign-bit dropout, written in Rust on `signflash-ptx`.
+//! Attention kernels with sign-bit dropout for NVIDIA GPUs, written in Rust on `signflash-ptx`.
+//!
+//! ```text
+//! Problem, GPU  --Select-->  Config  --kernel()-->  Kernel    its PTX for the driver, or run by the interpreter
+//! ForwardCall   --forward-->  [Step]                          launches with their arguments, for either
+//! ```
+//!
+//! | kernel | computes | blocks own | walk over |
+//! |---|---|---|---|
+//! | [`Config::Forward`] | out, lse | queries | keys |
+//! | [`Config::Probs`] | the sign-encoded probabilities | queries | keys |
+//! | [`Config::Delta`] | statistics of rows | rows | |
+//! | [`Config::Keys`] | dk, dv, sums of dq | keys | queries of all heads of the group |
+//! | [`Config::ConvertDq`] | dq from its sums | | |
+//! | [`Config::Queries`] | dq, the same bits in every run | queries | keys |
+//!
+//! Nothing here knows a driver: `signflash-cuda` runs the steps on a GPU, [`Interpreted`] on the CPU.
+//!
+//! ```
+//! use signflash_core::{Problem, Shape};
+//! use signflash_kernels::{Access, Gpu, Half, Select};
+//! let shape = Shape { batch: 1, seqlen_q: 4096, seqlen_k: 4096, num_heads: 8, num_heads_k: 8, head_dim: 128 };
+//! let problem = Problem::builder(shape).causal(true).build()?;
+//! let select = Select { gpu: Gpu::HOPPER, access: Access::Wide };
+//! let config = select.forward(select.common(&problem, Half::Bf16));
+//! assert_eq!(config.to_string(), "sf_fwd_bf16_d128_causal_w4r32n64s2b2");
+//! assert!(config.kernel().ptx().contains("mma.sync"));
+//! # Ok::<(), signflash_core::ProblemError>(())
+//! ```
 #![forbid(unsafe_code)]
 
 pub mod config;

@@ -1,0 +1,88 @@
+//! What concerns GPUs, on machines with and without one.
+
+mod common;
+
+use common::{VECTORS, signflash, vector};
+use signflash_cuda::Device;
+
+/// Whether this machine has one; said aloud if not, and a failure where `SIGNFLASH_REQUIRE_GPU=1`.
+fn has_gpu() -> bool {
+    match Device::open(0) {
+        Ok(_) => true,
+        Err(reason) => {
+            assert_ne!(
+                std::env::var("SIGNFLASH_REQUIRE_GPU").as_deref(),
+                Ok("1"),
+                "a GPU is required: {reason}"
+            );
+            false
+        }
+    }
+}
+
+#[test]
+fn without_a_gpu_the_error_is_a_sentence_and_nothing_else_computes() {
+    if has_gpu() {
+        return;
+    }
+    for command in [vec!["attend", "--device", "cuda"], vec!["bench", "--device", "cuda", "--dtype", "bf16"]]
+    {
+        let input = vector(VECTORS[0]);
+        let file = if command[0] == "attend" { vec![input.as_str()] } else { vec![] };
+        let ran = signflash(&[command, file].concat());
+        assert_eq!(ran.code, 5, "{}", ran.stderr);
+        assert!(
+            ran.stderr.starts_with("signflash: error: --device: ") && ran.stdout.is_empty(),
+            "{}",
+            ran.stderr
+        );
+        assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.stderr);
+    }
+    let info = signflash(&["info"]);
+    assert_eq!(info.code, 0);
+    assert!(info.stdout.lines().any(|line| line.starts_with("cuda ")), "{}", info.stdout);
+}
+
+#[test]
+fn a_gpu_agrees_with_the_formulas_on_every_vector() {
+    if !has_gpu() {
+        return;
+    }
+    for name in VECTORS {
+        for flags in [&["--device", "cuda"][..], &["--device", "cuda:0", "--deterministic"]] {
+            let input = vector(name);
+            let ran = signflash(&[&["attend", input.as_str(), "--verify"], flags].concat());
+            assert_eq!(ran.code, 0, "{name}: {}{}", ran.stdout, ran.stderr);
+        }
+    }
+}
+
+#[test]
+fn the_table_of_kernels_needs_no_gpu() {
+    let ran = signflash(&["kernels", "--head-dim", "64,128", "--dropout-p", "0.1", "--causal"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    for expected in ["sf_fwd_bf16_d128_causal_drop_", "sf_bwd_keys_bf16_d64_causal_drop_", "_dq4", "sm_90"] {
+        assert!(ran.stdout.contains(expected), "{expected}: {}", ran.stdout);
+    }
+    let small = signflash(&["kernels", "--gpu", "small", "--head-dim", "256"]);
+    assert!(!small.stdout.contains("sm_90"), "{}", small.stdout);
+}
+
+#[test]
+fn a_kernel_is_printed_as_ptx() {
+    let ran = signflash(&["kernels", "--head-dim", "128", "--ptx", "forward"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(ran.stdout.starts_with("// signflash: sf_fwd_bf16_d128_"), "{}", &ran.stdout[..100]);
+    assert!(ran.stdout.contains("mma.sync.aligned.m16n8k16"));
+}
+
+#[test]
+fn formats_without_kernels_are_refused_by_name() {
+    let ran = signflash(&["kernels", "--dtype", "f32"]);
+    assert_eq!(ran.code, 2);
+    assert!(
+        ran.stderr.contains("--dtype must be f16 or bf16") && ran.stderr.contains("got f32"),
+        "{}",
+        ran.stderr
+    );
+}
