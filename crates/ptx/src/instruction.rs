@@ -1,5 +1,6 @@
 //! An instruction: what it prints and what it does, in one place.
 use crate::interp::{Fault, Machine};
+use crate::mutation::Mistake;
 use crate::target::Needs;
 use crate::types::{Reg, Src, Ty, Width};
 use std::fmt::{self, Write};
@@ -16,6 +17,11 @@ pub trait Instruction: fmt::Debug + Send + Sync {
 
     /// Writes the text that ptxas reads, one line or several.
     fn print(&self, ptx: &mut Printer);
+
+    /// How it could have been written by mistake, for tests of the interpreter.
+    fn mistakes(&self) -> Vec<Mistake> {
+        Vec::new()
+    }
 
     /// Does it for the active lanes of one warp.
     ///

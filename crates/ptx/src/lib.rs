@@ -46,6 +46,7 @@ mod build;
 mod instruction;
 mod interp;
 mod kernel;
+mod mutation;
 pub mod ops;
 pub mod probe;
 mod ptxas;
@@ -60,6 +61,7 @@ pub use build::{
 pub use instruction::{Flow, Instruction, Label, Printer};
 pub use interp::{Fault, Global, Lanes, Launch, Machine, Pointer, Profile, Region, Rule, SharedUse, Trap};
 pub use kernel::{Arg, Kernel, Param};
+pub use mutation::{Mistake, Mutation};
 pub use ptxas::{Ptxas, PtxasError, Report};
 pub use target::{Needs, Target};
 pub use types::{B32, F32, Half, Pred, Reg, S32, Src, Ty, U32, U64, Width};

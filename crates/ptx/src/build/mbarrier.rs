@@ -67,7 +67,7 @@ impl<'k> Mbarrier<'k> {
     #[track_caller]
     pub fn wait(self, t: Thread<'k>, parity: impl Operand<'k, U32>) {
         let number = t.0.register(Width::Pred).index; // any number that is used once
-        t.0.emit(MbarrierWait { barrier: self.at.address(), parity: parity.src(), number });
+        t.0.emit(MbarrierWait { barrier: self.at.address(), parity: parity.src(), flipped: false, number });
     }
 }
 

@@ -204,7 +204,8 @@ impl Shared {
 
     fn copy_out(&self, offset: usize, out: &mut [u8]) -> Result<(), Fault> {
         let range = offset..offset + out.len();
-        if let Some(byte) = range.clone().find(|&byte| !self.written[byte]) {
+        if !self.written[range.clone()].iter().all(|&written| written) {
+            let byte = range.clone().find(|&byte| !self.written[byte]).expect("one of them");
             return Err(Fault::new(
                 Rule::Uninitialised,
                 format!("{} is read before it is written", self.name(byte)),

@@ -58,6 +58,8 @@ pub struct Alu {
     pub output: Kind,
     /// What it computes, for one lane.
     pub run: fn([u64; 3]) -> u64,
+    /// The same for all lanes at once: a loop that the compiler can vectorise.
+    lanes: fn(&[Lanes<u64>; 3]) -> Lanes<u64>,
     /// How many units in the last place a GPU may differ by.
     pub ulps: u32,
     /// The least PTX version and GPU.
@@ -92,8 +94,7 @@ impl Instruction for Apply {
                 Width::Pred => machine.read_pred(src)?.map(u64::from),
             };
         }
-        let results: Lanes<u64> =
-            std::array::from_fn(|lane| (self.op.run)([values[0][lane], values[1][lane], values[2][lane]]));
+        let results = (self.op.lanes)(&values);
         match self.op.output.width() {
             Width::W32 => machine.write32(self.dst, &results.map(|x| x as u32)),
             Width::W64 => machine.write64(self.dst, &results),
@@ -148,6 +149,15 @@ fn canonical(value: f32) -> u64 {
     if value.is_nan() { 0x7FFF_FFFF } else { bits(value) }
 }
 
+/// `mul_add`, which calls a library where the compiler may not use the instruction. In f64 the product is exact and the
+/// sum is rounded once; rounding it again to f32 matters only halfway between two floats, or if they are subnormal.
+fn fused(a: f32, b: f32, c: f32) -> f32 {
+    let sum = f64::from(a) * f64::from(b) + f64::from(c);
+    let rounded = sum as f32;
+    let halfway = sum.to_bits() & 0x1FFF_FFFF == 0x1000_0000;
+    if halfway || rounded.abs() <= f32::MIN_POSITIVE { a.mul_add(b, c) } else { rounded }
+}
+
 fn pack(half: Half, hi: u64, lo: u64, relu: bool) -> u64 {
     let one = |x: u64| {
         let x = f(x);
@@ -178,6 +188,11 @@ fn halves_le(a: u64, b: u64) -> u64 {
     le(0) | le(16)
 }
 
+#[inline(always)]
+fn each_lane([a, b, c]: &[Lanes<u64>; 3], run: impl Fn([u64; 3]) -> u64) -> Lanes<u64> {
+    std::array::from_fn(|lane| run([a[lane], b[lane], c[lane]]))
+}
+
 macro_rules! table {
     ($($(#[$doc:meta])* $name:ident = $text:literal $(then $suffix:literal)?, [$($input:ident),*] -> $output:ident,
         $run:expr $(, ulps $ulps:literal)? $(, needs $needs:expr)?;)*) => {
@@ -187,6 +202,7 @@ macro_rules! table {
             inputs: &[$(Kind::$input),*],
             output: Kind::$output,
             run: $run,
+            lanes: |values| each_lane(values, $run),
             ulps: 0 $(+ $ulps)?,
             needs: { #[allow(unused_mut, unused_assignments)] { let mut needs = Needs::SM80; $(needs = $needs;)? needs } },
         };)*
@@ -270,7 +286,7 @@ table! {
     /// Product.
     MUL_F = "mul.rn.f32", [F32, F32] -> F32, |[a, b, _]| canonical(f(a) * f(b));
     /// a * b + c, rounded once.
-    FMA_F = "fma.rn.f32", [F32, F32, F32] -> F32, |[a, b, c]| canonical(f(a).mul_add(f(b), f(c)));
+    FMA_F = "fma.rn.f32", [F32, F32, F32] -> F32, |[a, b, c]| canonical(fused(f(a), f(b), f(c)));
     /// Lesser; a NaN loses.
     MIN_F = "min.f32", [F32, F32] -> F32, |[a, b, _]| bits(least(f(a), f(b)));
     /// Greater; a NaN loses.

@@ -1,10 +1,11 @@
 //! Where threads wait for each other.
 use crate::instruction::{Flow, Instruction, Printer};
 use crate::interp::{Fault, Machine, Rule};
+use crate::mutation::Mistake;
 use crate::types::{Src, U32};
 
 /// `bar.sync` and `bar.arrive`: one of sixteen barriers by number.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct NamedBarrier {
     pub(crate) id: Src,
     pub(crate) threads: u32,
@@ -16,6 +17,11 @@ impl Instruction for NamedBarrier {
     fn print(&self, ptx: &mut Printer) {
         let verb = if self.waits { "sync" } else { "arrive" };
         ptx.line(format_args!("bar.{verb} {}, {}", self.id.text::<U32>(), self.threads));
+    }
+
+    fn mistakes(&self) -> Vec<Mistake> {
+        let threads = self.threads + 32;
+        vec![Mistake::dropped(), Mistake::new("of a warp more", NamedBarrier { threads, ..self.clone() })]
     }
 
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
@@ -37,6 +43,10 @@ impl Instruction for WarpBarrier {
         ptx.line("bar.warp.sync 0xFFFFFFFF");
     }
 
+    fn mistakes(&self) -> Vec<Mistake> {
+        vec![Mistake::dropped()]
+    }
+
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
         machine.whole_warp("bar.warp.sync")?;
         machine.warp.meet();
@@ -56,6 +66,10 @@ impl Instruction for ProxyFence {
 
     fn print(&self, ptx: &mut Printer) {
         ptx.line("fence.proxy.async.shared::cta");
+    }
+
+    fn mistakes(&self) -> Vec<Mistake> {
+        vec![Mistake::dropped()]
     }
 
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {

@@ -2,6 +2,7 @@
 use crate::instruction::{Flow, Instruction, Printer};
 use crate::interp::mbarrier::BulkCopy;
 use crate::interp::{Fault, Machine, Rule};
+use crate::mutation::Mistake;
 use crate::ops::memory::Address;
 use crate::target::Needs;
 
@@ -103,6 +104,10 @@ impl Instruction for BulkGroup {
             BulkGroup::Commit => "cp.async.bulk.commit_group",
             BulkGroup::Wait => "cp.async.bulk.wait_group 0",
         });
+    }
+
+    fn mistakes(&self) -> Vec<Mistake> {
+        vec![Mistake::dropped()]
     }
 
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {

@@ -6,6 +6,7 @@
 use crate::instruction::{Flow, Instruction, Printer};
 use crate::interp::shared::NO_LANE;
 use crate::interp::{Fault, Machine, Rule};
+use crate::mutation::Mistake;
 use crate::ops::memory::Address;
 use crate::types::{Src, U32};
 
@@ -58,6 +59,10 @@ impl Instruction for CommitGroup {
         ptx.line("cp.async.commit_group");
     }
 
+    fn mistakes(&self) -> Vec<Mistake> {
+        vec![Mistake::dropped()]
+    }
+
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
         machine.whole_warp("cp.async.commit_group")?;
         let group = std::mem::take(&mut machine.warp.uncommitted);
@@ -75,6 +80,10 @@ pub(crate) struct WaitGroup {
 impl Instruction for WaitGroup {
     fn print(&self, ptx: &mut Printer) {
         ptx.line(format_args!("cp.async.wait_group {}", self.newer));
+    }
+
+    fn mistakes(&self) -> Vec<Mistake> {
+        vec![Mistake::dropped(), Mistake::new("for one group less", WaitGroup { newer: self.newer + 1 })]
     }
 
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {

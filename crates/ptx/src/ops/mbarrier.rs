@@ -1,12 +1,13 @@
 //! Barriers in shared memory that count arrivals and bytes.
 use crate::instruction::{Flow, Instruction, Printer};
 use crate::interp::{Fault, Machine, Rule};
+use crate::mutation::Mistake;
 use crate::ops::memory::Address;
 use crate::target::Needs;
 use crate::types::{Src, U32};
 
 /// `mbarrier.init`, by one lane.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct MbarrierInit {
     pub(crate) barrier: Address,
     pub(crate) arrivals: u32,
@@ -15,6 +16,17 @@ pub(crate) struct MbarrierInit {
 impl Instruction for MbarrierInit {
     fn print(&self, ptx: &mut Printer) {
         ptx.line(format_args!("mbarrier.init.shared.b64 {}, {}", self.barrier.text(), self.arrivals));
+    }
+
+    fn mistakes(&self) -> Vec<Mistake> {
+        let arrivals = self.arrivals;
+        let more = MbarrierInit { arrivals: arrivals + 1, ..self.clone() };
+        let fewer = MbarrierInit { arrivals: arrivals - 1, ..self.clone() };
+        vec![
+            Mistake::dropped(),
+            Mistake::new("of an arrival more", more),
+            Mistake::new("of an arrival less", fewer),
+        ]
     }
 
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
@@ -40,6 +52,10 @@ impl Instruction for MbarrierInitFence {
         ptx.line("fence.mbarrier_init.release.cluster");
     }
 
+    fn mistakes(&self) -> Vec<Mistake> {
+        vec![Mistake::dropped()]
+    }
+
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
         machine.block.mbarriers.fence_init(machine.warp.index);
         Ok(Flow::Next)
@@ -47,7 +63,7 @@ impl Instruction for MbarrierInitFence {
 }
 
 /// `mbarrier.arrive`, an arrival for each active lane; with `bytes`, `mbarrier.arrive.expect_tx`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct MbarrierArrive {
     pub(crate) barrier: Address,
     pub(crate) bytes: u32,
@@ -66,6 +82,15 @@ impl Instruction for MbarrierArrive {
         }
     }
 
+    fn mistakes(&self) -> Vec<Mistake> {
+        let mut mistakes = vec![Mistake::dropped()];
+        if self.bytes > 0 {
+            let bytes = self.bytes + 16;
+            mistakes.push(Mistake::new("of 16 bytes more", MbarrierArrive { bytes, ..self.clone() }));
+        }
+        mistakes
+    }
+
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
         let addresses = self.barrier.read_shared(machine)?;
         // Lanes that come to one barrier come together.
@@ -82,10 +107,12 @@ impl Instruction for MbarrierArrive {
 }
 
 /// `mbarrier.try_wait.parity` until the phase of that parity is over.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct MbarrierWait {
     pub(crate) barrier: Address,
     pub(crate) parity: Src,
+    /// By mistake, for the other parity.
+    pub(crate) flipped: bool,
     /// Makes the loop's label unique.
     pub(crate) number: u32,
 }
@@ -98,10 +125,20 @@ impl Instruction for MbarrierWait {
     fn print(&self, ptx: &mut Printer) {
         let (at, parity, n) = (self.barrier.text(), self.parity.text::<U32>(), self.number);
         ptx.text.push_str("\t{\n\t.reg .pred %passed;\n");
+        let parity = if self.flipped { "%flipped".to_owned() } else { parity };
+        if self.flipped {
+            ptx.text.push_str("\t.reg .b32 %flipped;\n");
+            ptx.line(format_args!("xor.b32 %flipped, {}, 1", self.parity.text::<U32>()));
+        }
         ptx.label(format_args!("$wait{n}"));
         ptx.line(format_args!("mbarrier.try_wait.parity.shared::cta.b64 %passed, {at}, {parity}"));
         ptx.line(format_args!("@!%passed bra $wait{n}"));
         ptx.text.push_str("\t}\n");
+    }
+
+    fn mistakes(&self) -> Vec<Mistake> {
+        let flipped = MbarrierWait { flipped: !self.flipped, ..self.clone() };
+        vec![Mistake::dropped(), Mistake::new("with the parity flipped", flipped)]
     }
 
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
@@ -111,6 +148,7 @@ impl Instruction for MbarrierWait {
         if parity > 1 {
             return Err(Fault::new(Rule::Barrier, format!("a parity is 0 or 1, not {parity}")));
         }
+        let parity = parity ^ u32::from(self.flipped);
         match machine.mbarrier_passed(address, parity)? {
             true => Ok(Flow::Next),
             false => Ok(Flow::Park(format!("{} with parity {parity}", machine.mbarrier_name(address)))),

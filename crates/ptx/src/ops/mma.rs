@@ -1,6 +1,6 @@
 //! Ampere's tensor-core product.
 use crate::instruction::{Flow, Instruction, Printer, braced};
-use crate::interp::{Fault, Machine};
+use crate::interp::{Fault, Lanes, Machine};
 use crate::types::{B32, Half, Reg, Src};
 
 /// `mma.m16n8k16`: acc (16x8, f32) += a (16x16) * b (16x8), both 16-bit, by one warp.
@@ -19,15 +19,17 @@ pub(crate) struct Mma {
 }
 
 impl Mma {
+    /// Both numbers of each register of each lane.
     fn operand<const N: usize>(
         &self,
         machine: &Machine<'_>,
         src: [Src; N],
-    ) -> Result<[[[f32; 2]; 32]; N], Fault> {
+    ) -> Result<[Lanes<[f64; 2]>; N], Fault> {
         let mut out = [[[0.0; 2]; 32]; N];
         for (out, src) in out.iter_mut().zip(src) {
             let words = machine.read32(src)?;
-            *out = words.map(|w| [self.half.to_f32(w as u16), self.half.to_f32((w >> 16) as u16)]);
+            let value = |bits: u32| f64::from(self.half.to_f32(bits as u16));
+            *out = words.map(|word| [value(word & 0xFFFF), value(word >> 16)]);
         }
         Ok(out)
     }
@@ -45,25 +47,25 @@ impl Instruction for Mma {
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
         machine.whole_warp("mma")?;
         let (a, b) = (self.operand(machine, self.a)?, self.operand(machine, self.b)?);
-        // Rows of a and columns of b, unpacked once.
-        let (mut rows, mut cols) = ([[0f64; 16]; 16], [[0f64; 16]; 8]);
-        for lane in 0..32 {
-            let (g, c) = (lane / 4, lane % 4);
-            for (i, x) in (0..8).map(|i| (i / 2, i % 2)) {
-                rows[g + 8 * (i % 2)][8 * (i / 2) + 2 * c + x] = f64::from(a[i][lane][x]);
+        let mut sums = [[0f64; 8]; 16];
+        for (i, reg) in self.acc.iter().enumerate() {
+            let acc = machine.read_f32(Src::Reg(*reg))?;
+            for (lane, acc) in acc.into_iter().enumerate() {
+                sums[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2] = f64::from(acc);
             }
-            for (j, x) in (0..4).map(|i| (i / 2, i % 2)) {
-                cols[g][8 * j + 2 * c + x] = f64::from(b[j][lane][x]);
+        }
+        for k in 0..16 {
+            let (j, c, x) = (k / 8, k % 8 / 2, k % 2);
+            // Row k of b: eight columns, side by side.
+            let columns: [f64; 8] = std::array::from_fn(|g| b[j][4 * g + c][x]);
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let factor = a[row / 8 + 2 * j][4 * (row % 8) + c][x];
+                sums.iter_mut().zip(columns).for_each(|(sum, b)| *sum += factor * b);
             }
         }
         for (i, reg) in self.acc.iter().enumerate() {
-            let mut acc = machine.read_f32(Src::Reg(*reg))?;
-            for (lane, acc) in acc.iter_mut().enumerate() {
-                let (row, col) = (lane / 4 + 8 * (i / 2), 2 * (lane % 4) + i % 2);
-                let sum = rows[row].iter().zip(&cols[col]).fold(f64::from(*acc), |sum, (a, b)| sum + a * b);
-                *acc = sum as f32;
-            }
-            machine.write_f32(*reg, &acc);
+            let own = |lane: usize| sums[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2] as f32;
+            machine.write_f32(*reg, &std::array::from_fn(own));
         }
         Ok(Flow::Next)
     }

@@ -162,6 +162,11 @@ pub fn all() -> Vec<Probe> {
     probes
 }
 
+/// The one of this name.
+pub fn named(name: &str) -> Option<Probe> {
+    all().into_iter().find(|probe| probe.name == name)
+}
+
 /// Size and data of a probe, before its kernel.
 struct Plan {
     name: String,
