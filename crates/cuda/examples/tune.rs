@@ -34,6 +34,7 @@ fn trial(engine: &CudaEngine, line: &str) -> Result<(f64, f64), Box<dyn Error>> 
         step: number('n').unwrap_or(64),
         slots: number('s').unwrap_or(2),
         blocks_per_sm: number('b').unwrap_or(1),
+        late_dq: has("late"),
         in_registers: has("reg"),
     });
     let heads = WIDTH / head_dim;

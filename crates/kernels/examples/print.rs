@@ -25,6 +25,7 @@ fn main() {
         step: number('n', 64),
         slots: number('s', 2),
         blocks_per_sm: number('b', 2),
+        late_dq: has("late"),
         in_registers: has("reg"),
     };
     let sums = if has("nodq") {

@@ -38,6 +38,8 @@ pub struct Tiles {
     pub slots: u32,
     /// Blocks a multiprocessor should hold at once.
     pub blocks_per_sm: u32,
+    /// In the pass over keys: whether dq of a step is added a step later, behind a barrier that is there anyway.
+    pub late_dq: bool,
     /// Whether the rows that a warp owns stay in registers (all of them, or only in shared memory).
     pub in_registers: bool,
 }
@@ -98,11 +100,12 @@ impl fmt::Display for Common {
 
 impl fmt::Display for Tiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Tiles { warps, row_tiles, split, step, slots, blocks_per_sm, in_registers } = self;
+        let Tiles { warps, row_tiles, split, step, slots, blocks_per_sm, late_dq, in_registers } = self;
         write!(f, "_w{warps}r{}n{step}s{slots}b{blocks_per_sm}", 16 * row_tiles)?;
         if *split > 1 {
             write!(f, "c{split}")?;
         }
+        f.write_str(if *late_dq { "l" } else { "" })?;
         f.write_str(if *in_registers { "r" } else { "" })
     }
 }

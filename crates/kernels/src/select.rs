@@ -41,6 +41,11 @@ impl Row {
         Row { dropout: Some(dropout), ..self }
     }
 
+    /// dq of a step is added a step later.
+    const fn late_dq(self) -> Row {
+        Row { tiles: Tiles { late_dq: true, ..self.tiles }, ..self }
+    }
+
     /// The rows that a warp owns stay in its registers.
     const fn in_registers(self) -> Row {
         Row { tiles: Tiles { in_registers: true, ..self.tiles }, ..self }
@@ -52,7 +57,8 @@ const fn row(head_dim: u32, [warps, row_tiles, step, slots, blocks_per_sm]: [u32
 }
 
 const fn keys_row(head_dim: u32, [warps, row_tiles, split, step, slots, blocks_per_sm]: [u32; 6]) -> Row {
-    let tiles = Tiles { warps, row_tiles, split, step, slots, blocks_per_sm, in_registers: false };
+    let tiles =
+        Tiles { warps, row_tiles, split, step, slots, blocks_per_sm, late_dq: false, in_registers: false };
     Row { head_dim, dropout: None, tiles }
 }
 
@@ -86,14 +92,14 @@ const QUERIES: &[Row] = &[
 /// Warps own keys, and walk over queries: [warps, 16-row tiles a warp, warps on the same keys, queries a step, slots,
 /// blocks an SM].
 const KEYS: &[Row] = &[
-    keys_row(64, [4, 2, 1, 32, 2, 2]),
+    keys_row(64, [4, 2, 1, 32, 2, 2]).late_dq(),
     keys_row(128, [8, 2, 2, 64, 2, 1]),
     keys_row(128, [8, 1, 1, 64, 2, 1]),
     keys_row(128, [4, 1, 1, 32, 2, 1]),
-    keys_row(192, [8, 1, 2, 32, 2, 1]),
-    keys_row(192, [4, 1, 2, 32, 1, 1]),
-    keys_row(256, [8, 1, 2, 32, 1, 1]),
-    keys_row(256, [4, 1, 2, 32, 1, 1]),
+    keys_row(192, [8, 1, 2, 32, 2, 1]).late_dq(),
+    keys_row(192, [4, 1, 2, 32, 1, 1]).late_dq(),
+    keys_row(256, [8, 1, 2, 32, 1, 1]).late_dq(),
+    keys_row(256, [4, 1, 2, 32, 1, 1]).late_dq(),
 ];
 
 /// Above this head_dim two warps share the columns of dk and dv, so that it is padded to twice 16.
@@ -173,9 +179,9 @@ impl Select {
     ) -> BackwardConfigs {
         let width = common.head_dim;
         let own = |t: &Tiles| {
-            // k and v; q, dout and statistics; p and ds.
+            // k and v; q, dout and statistics; p, and ds twice.
             let slot = (4 * width + 8) * t.step;
-            4 * width * t.rows() + t.slots * slot.next_multiple_of(1024) + 4 * t.rows() * t.step
+            4 * width * t.rows() + t.slots * slot.next_multiple_of(1024) + 6 * t.rows() * t.step
         };
         let tiles = tiles.unwrap_or_else(|| self.tiles(KEYS, common, own));
         let sums = match (deterministic, self.gpu.compute_capability >= (9, 0)) {

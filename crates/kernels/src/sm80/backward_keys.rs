@@ -11,6 +11,9 @@
 //!   dk += ds^T q
 //!   ds -> smem, barrier, dq += ds k           the warps share rows and columns of dq; sums in f32 in global memory
 //! ```
+//! With `late_dq` the last line is that of the step before, behind the barrier that each step begins with: one barrier a
+//! step serves q and dout that have come and ds of the step before. ds then has two places in turn.
+//!
 //! With `split` warps on the same keys, each makes s, dp, p and ds for its part of the step's queries, and sums up its
 //! part of the columns of dk and dv, for which the others' p and ds come through shared memory. Twice the keys a warp
 //! for the same registers: every operand that is read from shared memory serves twice the products.
@@ -109,8 +112,10 @@ impl<'k> Smem<'k> {
             v: cta.smem("v", layout.bytes(tiles.rows()), 1024),
             queries: cta.copy_ring("queries", tiles.slots, slot.next_multiple_of(1024)),
             p: (tiles.split > 1).then(|| cta.smem("p", ds_layout.bytes(tiles.rows()), 1024)),
-            ds: (sums != DqSums::None || tiles.split > 1)
-                .then(|| cta.smem("ds", ds_layout.bytes(tiles.rows()), 1024)),
+            ds: (sums != DqSums::None || tiles.split > 1).then(|| {
+                let places = if sums != DqSums::None && tiles.late_dq { 2 } else { 1 };
+                cta.smem("ds", places * ds_layout.bytes(tiles.rows()), 1024)
+            }),
             layout,
             ds_layout,
         }
@@ -150,6 +155,16 @@ impl<'k> Cursor<'k> {
         self.member.set(self.member.get() + wraps.select(1u32, 0u32));
     }
 }
+
+/// The step whose dq is still to be added.
+struct Behind<'k> {
+    /// Its number among all (batch, head, step); `NO_STEP` before the first.
+    tile: Var<'k, U32>,
+    /// Where ds of the next step goes; that of the last is at the other place.
+    place: Var<'k, U32>,
+}
+
+const NO_STEP: u32 = u32::MAX;
 
 /// What a warp has at hand in every step.
 struct Own<'a, 'k> {
@@ -207,6 +222,7 @@ impl<'k> Keys<'_, 'k> {
         let (mut dk, mut dv) = (cleared(), cleared());
         kv.wait(*cta);
         let now = Cursor::new(t, first, end);
+        let behind = Behind { tile: t.u32(NO_STEP).var(), place: t.u32(0).var() };
         cta.while_(
             || more(&now),
             |cta| {
@@ -215,7 +231,8 @@ impl<'k> Keys<'_, 'k> {
                 if tiles.slots > 1 {
                     self.fill(&ahead, more(&ahead));
                 }
-                self.step(&own, queries.address(), &now, &mut dk, &mut dv);
+                self.add_dq_behind(&own, &behind);
+                self.step(&own, queries.address(), &now, &behind, [&mut dk, &mut dv]);
                 queries.release();
                 if tiles.slots == 1 {
                     cta.sync();
@@ -224,7 +241,11 @@ impl<'k> Keys<'_, 'k> {
                 now.advance();
             },
         );
-        self.smem.queries.take(*cta).release(); // the last fill: of nothing
+        self.smem.queries.take(*cta).release(); // the last fill: of nothing; and everybody's ds is there
+        if self.is_late() {
+            self.add_dq_behind(&own, &behind);
+            cta.sync(); // k, which all warps read for dq, becomes dk's way out
+        }
         self.finish(&own, &dk, &dv);
     }
 
@@ -297,8 +318,8 @@ impl<'k> Keys<'_, 'k> {
         own: &Own<'_, 'k>,
         slot: SmemAddr<'k>,
         at: &Cursor<'k>,
-        dk: &mut [Acc<'k>],
-        dv: &mut [Acc<'k>],
+        behind: &Behind<'k>,
+        [dk, dv]: [&mut Vec<Acc<'k>>; 2],
     ) {
         let Keys { common, tiles, smem, .. } = self;
         let (warp, half) = (self.cta.warps(), common.half);
@@ -319,7 +340,8 @@ impl<'k> Keys<'_, 'k> {
         // The dropped p are negative: relu makes them 0.
         let p: Vec<_> = s.iter().map(|s| pack(s, half, common.dropout)).collect();
         let ds: Vec<_> = dp.iter().map(|dp| pack(dp, half, false)).collect();
-        for (tile, words) in [(smem.p, &p), (smem.ds, &ds)] {
+        let ds_tile = smem.ds.map(|tile| if self.is_late() { tile.plus(behind.place.get()) } else { tile });
+        for (tile, words) in [(smem.p, &p), (ds_tile, &ds)] {
             if let Some(tile) = tile {
                 let own_rows = tile.plus(own.row * smem.ds_layout.row_bytes());
                 stage_packed(warp, words, own_rows, smem.ds_layout, own.part * (self.queries() / 8));
@@ -329,11 +351,26 @@ impl<'k> Keys<'_, 'k> {
             warp.sync_among(own.team + 1, 32 * tiles.split);
         }
         self.sum(own, dv, &p, smem.p, dout);
-        self.sum(own, dk, &ds, smem.ds, q);
-        if let Some(ds) = smem.ds.filter(|_| self.sums != DqSums::None) {
+        self.sum(own, dk, &ds, ds_tile, q);
+        let bh = self.work.batch * self.problem.num_heads + head;
+        let tile = bh * self.problem.query_tiles(tiles.step) + m;
+        if self.is_late() {
+            behind.tile.set(tile);
+            behind.place.set(behind.place.get() ^ self.ds_bytes());
+        } else if let Some(ds) = smem.ds.filter(|_| self.sums != DqSums::None) {
             self.cta.sync();
-            self.add_dq(own, ds, m, head);
+            self.add_dq(own, ds, tile);
         }
+    }
+
+    /// Whether dq is added, a step later.
+    fn is_late(&self) -> bool {
+        self.sums != DqSums::None && self.tiles.late_dq
+    }
+
+    /// Of ds of one step; a power of two.
+    fn ds_bytes(&self) -> u32 {
+        self.smem.ds_layout.bytes(self.tiles.rows())
     }
 
     /// acc += (own rows of p or ds) * (a step of queries): first this warp's queries, from registers, then those of the
@@ -452,12 +489,19 @@ impl<'k> Keys<'_, 'k> {
         vec![(0..rows16).map(of_row).collect()]
     }
 
+    /// Adds dq of the step before, if there was one. The block has met since its ds was written.
+    fn add_dq_behind(&self, own: &Own<'_, 'k>, behind: &Behind<'k>) {
+        let Some(ds) = self.smem.ds.filter(|_| self.is_late()) else { return };
+        let tile = behind.tile.get();
+        self.cta.when(tile.ne(NO_STEP), |_| {
+            self.add_dq(own, ds.plus(behind.place.get() ^ self.ds_bytes()), tile);
+        });
+    }
+
     /// dq += ds k: each warp takes some rows and some columns, over all keys of the block.
-    fn add_dq(&self, own: &Own<'_, 'k>, ds: SmemAddr<'k>, m: Val<'k, U32>, head: Val<'k, U32>) {
+    fn add_dq(&self, own: &Own<'_, 'k>, ds: SmemAddr<'k>, tile: Val<'k, U32>) {
         let (warp, t, tiles, layout) = (self.cta.warps(), self.cta.threads(), self.tiles, self.smem.layout);
         let share = DqShare::new(tiles, self.common.head_dim);
-        let bh = self.work.batch * self.problem.num_heads + head;
-        let tile = bh * self.problem.query_tiles(tiles.step) + m;
         let sums = SumsTile::new(t, self.args.dq_sums, tile, [tiles.step, self.common.head_dim], self.sums);
         let index = warp.index();
         let (part, column) = (index.modulo(share.row_parts), index / share.row_parts);
