@@ -50,6 +50,7 @@ mod mutation;
 pub mod ops;
 pub mod probe;
 mod ptxas;
+pub mod rules;
 mod target;
 mod types;
 

@@ -4,7 +4,7 @@ use signflash_ptx::{
     Arg, Builder, Cta, F32, Global, GlobalAddr, Kernel, Launch, Profile, Rule, Shape, Trap, U32,
 };
 
-fn build(body: impl FnOnce(Cta<'_>, GlobalAddr<'_>)) -> Kernel {
+fn build(body: impl for<'k> FnOnce(Cta<'k>, GlobalAddr<'k>)) -> Kernel {
     Builder::build("ordered", Shape { block_threads: 64, min_blocks_per_sm: 1 }, |cta| {
         let words = GlobalAddr::new(cta.param_u64("words"));
         body(cta, words);

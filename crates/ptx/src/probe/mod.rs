@@ -212,7 +212,7 @@ impl Plan {
     fn build(
         self,
         reference: impl Fn(&[u32]) -> Vec<u32> + Send + Sync + 'static,
-        body: impl FnOnce(Cta<'_>, Io<'_>),
+        body: impl for<'k> FnOnce(Cta<'k>, Io<'k>),
     ) -> Probe {
         let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
         let entry: String = format!("probe_{}", self.name).chars().map(plain).collect();
