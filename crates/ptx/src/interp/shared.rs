@@ -184,6 +184,7 @@ impl Shared {
     }
 
     /// An ordinary load by one lane; by `NO_LANE`, for all of them.
+    #[inline]
     pub(crate) fn load(
         &mut self,
         warp: &Warp,
@@ -371,23 +372,29 @@ impl Shared {
 /// How often the 32 banks must be visited to serve the lanes of `mask`: 1 is best for words, 4 for 16 bytes a lane,
 /// which are served to 8 lanes at a time.
 pub(crate) fn wavefronts(addresses: &[u32; 32], mask: u32, len: usize) -> u32 {
-    let words = len.div_ceil(WORD);
-    let at_once = BANKS / words;
+    // An access is aligned, so that it takes one of so many groups of banks, and as many lanes are served at once.
+    let unit = len.max(WORD);
+    let groups = BANKS * WORD / unit;
     let visits = |first: usize| {
-        let mut seen = [0u32; BANKS];
-        let mut count = 0;
-        let mut load = [0u8; BANKS];
-        for lane in (first..first + at_once).filter(|lane| mask >> lane & 1 == 1) {
-            for word in (0..words as u32).map(|i| addresses[lane] / WORD as u32 + i) {
-                // Several lanes may want one word: that costs nothing.
-                if !seen[..count].contains(&word) {
-                    seen[count] = word;
-                    count += 1;
-                    load[word as usize % BANKS] += 1;
-                }
+        // What each group of banks is asked for: the first piece, and behind it, in one list for all, those that conflict.
+        let (mut firsts, mut others) = ([u32::MAX; BANKS], [0; BANKS]);
+        let (mut load, mut conflicts) = ([0u32; BANKS], 0);
+        for lane in (first..first + groups).filter(|lane| mask >> lane & 1 == 1) {
+            let piece = addresses[lane] / unit as u32;
+            let group = piece as usize % groups;
+            // Several lanes may want one piece: that costs nothing.
+            if firsts[group] == piece || others[..conflicts].contains(&piece) {
+                continue;
+            }
+            load[group] += 1;
+            if load[group] == 1 {
+                firsts[group] = piece;
+            } else {
+                others[conflicts] = piece;
+                conflicts += 1;
             }
         }
-        u32::from(load.into_iter().max().unwrap_or(0))
+        load.into_iter().max().unwrap_or(0)
     };
-    (0..32).step_by(at_once).map(visits).sum()
+    (0..32).step_by(groups).map(visits).sum()
 }
