@@ -13,7 +13,7 @@ pub(super) fn probes() -> Vec<Probe> {
     }
     for half in [Half::F16, Half::Bf16] {
         probes.push(product("exact", half, Words::ExactHalves(half), Tolerance::EXACT));
-        // Sixteen products of at most 4 each; hardware drops bits below the greatest one's 24th.
+        // 32 products of at most 4 each; hardware drops bits below the greatest one's 24th.
         let rounded = Tolerance { absolute: 2e-5, ..Tolerance::EXACT };
         probes.push(product("rounded", half, Words::Halves(half), rounded));
     }
