@@ -148,12 +148,6 @@ pub struct BulkRingConsumer<'k> {
 }
 
 impl<'k> BulkRingConsumer<'k> {
-    /// Waits for the wrong phase from here on: a defect, for tests of the interpreter.
-    #[track_caller]
-    pub fn flip_parity_for_test(&mut self) {
-        self.position.parity.set(self.position.parity.get() ^ 1);
-    }
-
     /// Waits until the next stage is full. It borrows the ring: one stage is read at a time.
     #[track_caller]
     pub fn wait(&mut self, warp: Warp<'k>) -> FullStage<'_, 'k> {
