@@ -280,7 +280,7 @@ pub struct EngineArgs {
     /// The device: cpu, cuda or cuda:N; `signflash info` lists those there are.
     #[arg(long, default_value = "cpu")]
     pub device: String,
-    /// The same gradients to the bit in every run, on a GPU at about 1.3 times the time; the CPU's always are.
+    /// The same gradients to the bit in every run, on a GPU at about 1.35 times the time; the CPU's always are.
     #[arg(long)]
     pub deterministic: bool,
     /// Instruction set [default: the fastest; `signflash info` lists them].

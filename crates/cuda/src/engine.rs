@@ -73,7 +73,7 @@ impl CudaEngine {
         })
     }
 
-    /// Whether [`backward`](Self::backward) gives the same bits in every run; it then takes about 1.4 times as long.
+    /// Whether [`backward`](Self::backward) gives the same bits in every run; it then takes about 1.35 times as long.
     pub fn with_deterministic(self, deterministic: bool) -> Self {
         Self { deterministic, ..self }
     }

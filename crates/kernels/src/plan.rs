@@ -78,7 +78,7 @@ pub struct BackwardCall<'a> {
     pub dv: DeviceTensor,
     /// Of [`backward_workspace_bytes`], a multiple of 16 as its address.
     pub workspace: u64,
-    /// The same bits in every run, at about 1.3 times the time.
+    /// The same bits in every run, at about 1.35 times the time.
     pub deterministic: bool,
     /// As in [`ForwardCall`].
     pub seed_and_offset_ptr: u64,
