@@ -62,7 +62,7 @@ pub enum Command {
     #[command(allow_negative_numbers = true, long_about = BENCH, after_long_help = BENCH_MORE)]
     Bench(Box<BenchArgs>),
     /// Show what this machine offers.
-    Info,
+    Info(InfoArgs),
     /// Show which kernels a GPU gets for a problem, or print one as PTX.
     #[command(long_about = KERNELS)]
     Kernels(KernelsArgs),
@@ -113,6 +113,8 @@ pub enum GpuKind {
 pub enum KernelPass {
     /// out and lse.
     Forward,
+    /// The same, for tensors that the GPU's own kernel does not take.
+    PortableForward,
     /// The sign-encoded probabilities.
     Probs,
     /// Statistics of rows.
@@ -132,6 +134,7 @@ impl KernelPass {
     pub fn name(self) -> &'static str {
         match self {
             Self::Forward => "forward",
+            Self::PortableForward => "portable-forward",
             Self::Probs => "probs",
             Self::Delta => "delta",
             Self::Keys => "keys",
@@ -283,6 +286,9 @@ pub struct EngineArgs {
     /// The same gradients to the bit in every run, on a GPU at about 1.35 times the time; the CPU's always are.
     #[arg(long)]
     pub deterministic: bool,
+    /// On a GPU the kernels that every one since Ampere runs, even where it has faster ones of its own.
+    #[arg(long)]
+    pub portable_kernels: bool,
     /// Instruction set [default: the fastest; `signflash info` lists them].
     #[arg(long)]
     pub isa: Option<String>,
@@ -461,9 +467,21 @@ pub struct BenchArgs {
     /// Timed calls a row, at least; the median counts [default: as many as fit in a second, 3 to 30].
     #[arg(long, value_name = "N")]
     pub reps: Option<usize>,
+    /// On a GPU, calls behind each other that are timed as one, of which each then counts as its share: for calls that
+    /// take no longer than a few launches.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub calls: usize,
     /// Where and how to compute.
     #[command(flatten)]
     pub engine: EngineArgs,
+}
+
+/// Arguments of `info`.
+#[derive(Args, Debug)]
+pub struct InfoArgs {
+    /// A GPU, cuda or cuda:N: also which kernels its forwards get, and why.
+    #[arg(long)]
+    pub device: Option<String>,
 }
 
 /// Which half of training.

@@ -1,17 +1,22 @@
 //! `signflash info`.
 
-use crate::cli::VERSION;
+use crate::cli::{EngineArgs, InfoArgs, VERSION};
+use crate::engine::Engine;
 use crate::errors::Error;
+use crate::table::table;
 use crate::{machine, memory};
+use signflash_core::{Dropout, Problem, Shape};
 use signflash_cpu::Isa;
 use signflash_cuda::{Device, ModuleCache};
+use signflash_kernels::{Access, Half, Select};
 use std::io::Write;
 
 /// Prints what this machine offers.
 ///
 /// # Errors
-/// [`Error::Stdout`].
-pub fn run(stdout: &mut dyn Write) -> Result<(), Error> {
+/// [`Error::Stdout`]; with a device also those of opening it.
+pub fn run(args: &InfoArgs, stdout: &mut dyn Write) -> Result<(), Error> {
+    let chosen = args.device.as_deref().map(chosen).transpose()?;
     let names = |all: &[Isa]| all.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", ");
     let memory = memory::available().map_or_else(|| "unknown".to_string(), memory::readable);
     let lines = [
@@ -27,7 +32,37 @@ pub fn run(stdout: &mut dyn Write) -> Result<(), Error> {
     for (name, value) in lines.into_iter().chain(gpus()) {
         writeln!(stdout, "{name:<10} {value}").map_err(Error::Stdout)?;
     }
-    Ok(())
+    chosen.map_or(Ok(()), |text| write!(stdout, "\n{text}").map_err(Error::Stdout))
+}
+
+/// Which kernels forwards get on a device, and why.
+fn chosen(device: &str) -> Result<String, Error> {
+    let args = EngineArgs { device: device.into(), ..EngineArgs::default() };
+    let Engine::Cuda(engine) = machine::engine(&args)? else {
+        return Ok("On the CPU one engine computes everything, with the instruction set above.\n".into());
+    };
+    let gpu = engine.gpu();
+    let mut rows = vec![];
+    for (head_dim, dropout_p) in [64, 96, 128, 192, 256].into_iter().flat_map(|d| [(d, 0.0), (d, 0.1)]) {
+        let shape = Shape { batch: 1, seqlen_q: 1, seqlen_k: 1, num_heads: 1, num_heads_k: 1, head_dim };
+        let problem = Problem::builder(shape).dropout(Dropout::new(dropout_p, 0, 0)?).build()?;
+        let select = Select { gpu, access: Access::Wide };
+        let kernel = select.forward(select.common(&problem, Half::Bf16));
+        rows.push(vec![head_dim.to_string(), dropout_p.to_string(), kernel.to_string()]);
+    }
+    let why = if gpu.is_hopper() {
+        "Hopper's own kernels (sf_fwd90) compute forwards. The portable ones (sf_fwd) take over, and say so once, if \
+         tensors are empty, if rows do not all start at multiples of 16 bytes, or if a shard starts inside a block of \
+         16 rows of the mask."
+            .to_string()
+    } else {
+        let (major, minor) = gpu.compute_capability;
+        format!(
+            "The portable kernels compute forwards: this is compute capability {major}.{minor}, and Hopper's own need 9.0."
+        )
+    };
+    let header = ["head_dim", "dropout_p", "forward, bf16"];
+    Ok(format!("{gpu}\n{}\n{why}\n", table(&header, rows, 3)))
 }
 
 /// A line for each GPU, and where its kernels are kept; or why there is none.

@@ -32,6 +32,7 @@ pub fn run(args: &KernelsArgs, stdout: &mut dyn Write) -> Result<(), Error> {
         let (adding, ordered) = (select.backward(common, false), select.backward(common, true));
         let kernels = [
             (KernelPass::Forward, select.forward(common)),
+            (KernelPass::PortableForward, select.portable_forward(common)),
             (KernelPass::Probs, select.probs(common)),
             (KernelPass::Delta, adding.delta),
             (KernelPass::Keys, adding.keys),

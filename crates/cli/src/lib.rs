@@ -38,6 +38,19 @@ pub fn main() -> ExitCode {
         let what = panic.to_string().replace('\n', ": ");
         complain(&format!("internal error, please report it: {what}"));
     }));
+    // What libraries have to say, such as which kernels take a call: warnings, as `signflash: warning: ...`.
+    env_logger::Builder::new()
+        .filter_level(log::LevelFilter::Warn)
+        .format(|out, record| {
+            let level = record.level().as_str().to_lowercase();
+            writeln!(
+                out,
+                "signflash: {}: {}",
+                if level == "warn" { "warning" } else { &level },
+                record.args()
+            )
+        })
+        .init();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(refused) => return usage(&refused),
@@ -60,7 +73,7 @@ fn run(cli: Cli) -> Result<(), Error> {
         Command::Mask(args) => mask::run(&args, cli.quiet, &mut stdout),
         Command::Plot(args) => plot::run(&args, cli.quiet, &mut stdout),
         Command::Bench(args) => bench::run(&args, cli.quiet, &mut stdout),
-        Command::Info => info::run(&mut stdout),
+        Command::Info(args) => info::run(&args, &mut stdout),
         Command::Kernels(args) => kernels::run(&args, &mut stdout),
     }?;
     stdout.flush().map_err(Error::Stdout)

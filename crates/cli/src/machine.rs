@@ -22,6 +22,10 @@ pub fn engine(args: &EngineArgs) -> Result<Engine, Error> {
         let isa =
             args.isa.as_deref().map_or_else(|| Ok(Isa::best()), |name| name.parse::<Isa>()?.require())?;
         set_threads(args.threads)?;
+        if args.portable_kernels {
+            let expected = "left out with --device cpu: it is a GPU's".to_string();
+            return Err(Error::Argument { argument: "--portable-kernels", expected, got: "it".into() });
+        }
         return Ok(Engine::Cpu(CpuEngine::new().with_isa(isa)?));
     }
     let ordinal = ordinal(&args.device).ok_or_else(|| Error::Argument {
@@ -35,7 +39,9 @@ pub fn engine(args: &EngineArgs) -> Result<Engine, Error> {
         return Err(Error::Argument { argument, expected, got });
     }
     let gpu = Device::open(ordinal).and_then(|device| CudaEngine::new(&device)).map_err(EngineError::from)?;
-    Ok(Engine::Cuda(Box::new(gpu.with_deterministic(args.deterministic))))
+    Ok(Engine::Cuda(Box::new(
+        gpu.with_deterministic(args.deterministic).with_portable_kernels(args.portable_kernels),
+    )))
 }
 
 /// The number of the GPU in `cuda` or `cuda:N`.

@@ -1,9 +1,10 @@
 //! Times tiles other than the table's on a GPU, for `crates/kernels/src/select.rs`. A line of standard input is a trial:
-//! `forward 128 2048 drop causal w4 r2 n64 s2 b2 reg`: pass, head_dim, seqlen, flags, tiles as their name spells them.
+//! `forward 128 2048 drop causal w4 r2 n64 s2 b2 reg`: pass, head_dim, seqlen, flags, tiles as their name spells them;
+//! `forward 128 2048 drop g2 n128 s2 r216`: the same of Hopper's kernel. Without tiles the tables' choice.
 //! 16384 tokens and heads * head_dim = 2048 in all, bf16, median of 20.
 use signflash_core::{Dropout, Problem, Shape};
 use signflash_cuda::{CudaEngine, Device, DeviceBuffer, Event};
-use signflash_kernels::{BackwardCall, DeviceTensor, ForwardCall, Half, Tiles};
+use signflash_kernels::{BackwardCall, DeviceTensor, ForwardCall, ForwardShape, Half, Tiles, Warpgroups};
 use std::error::Error;
 use std::io::BufRead;
 
@@ -27,6 +28,17 @@ fn trial(engine: &CudaEngine, line: &str) -> Result<(f64, f64), Box<dyn Error>> 
     let has = |word: &str| words.contains(&word);
     let number = |letter: char| words.iter().find_map(|w| w.strip_prefix(letter)?.parse::<u32>().ok());
     let (head_dim, seqlen): (usize, usize) = (words[1].parse()?, words[2].parse()?);
+    let hopper = number('g').map(|groups| Warpgroups {
+        groups,
+        loaders: number('l').unwrap_or(1),
+        flag_stages: number('f').unwrap_or(2),
+        step: number('n').unwrap_or(128),
+        stages: number('s').unwrap_or(2),
+        registers: number('r').unwrap_or(216),
+        turns: !has("noturns"),
+        early: number('e').unwrap_or(0),
+        out_in_q: has("outq"),
+    });
     let tiles = number('w').map(|warps| Tiles {
         warps,
         row_tiles: number('r').unwrap_or(1),
@@ -52,7 +64,8 @@ fn trial(engine: &CudaEngine, line: &str) -> Result<(f64, f64), Box<dyn Error>> 
     }
     let problem = problem.build()?;
     let backward = words[0] == "backward";
-    let ms = time(engine, &problem, tiles, backward, has("det"))?;
+    let shape_of = hopper.map(ForwardShape::Hopper).or(tiles.map(ForwardShape::Portable));
+    let ms = time(engine, &problem, (shape_of, tiles), backward, has("det"))?;
     let flops = 4.0 * (shape.batch * heads * head_dim) as f64 * (seqlen as f64).powi(2);
     let flops = flops * if backward { 2.5 } else { 1.0 } / if has("causal") { 2.0 } else { 1.0 };
     Ok((ms, flops / ms / 1e9))
@@ -61,7 +74,7 @@ fn trial(engine: &CudaEngine, line: &str) -> Result<(f64, f64), Box<dyn Error>> 
 fn time(
     engine: &CudaEngine,
     problem: &Problem,
-    tiles: Option<Tiles>,
+    (forward_shape, tiles): (Option<ForwardShape>, Option<Tiles>),
     backward: bool,
     deterministic: bool,
 ) -> Result<f64, Box<dyn Error>> {
@@ -72,10 +85,12 @@ fn time(
             state = state.wrapping_mul(1664525).wrapping_add(1013904223);
             f64::from(state >> 8) / f64::from(1 << 24)
         };
-        let data: Vec<u8> = (0..n)
+        // A million numbers, again and again: the host would take longer than the GPU otherwise.
+        let data: Vec<u8> = (0..n.min(1_000_003))
             .map(|_| ((one() + one() + one() + one() - 2.0) * 1.73) as f32)
             .flat_map(|x| ((x.to_bits() >> 16) as u16).to_le_bytes())
             .collect();
+        let data: Vec<u8> = data.iter().copied().cycle().take(2 * n).collect();
         Ok(DeviceBuffer::from_host(stream, &data)?)
     };
     let shape = problem.shape();
@@ -114,10 +129,12 @@ fn time(
         deterministic,
         seed_and_offset_ptr: 0,
     };
+    let shape_of_forward =
+        forward_shape.unwrap_or_else(|| signflash_kernels::choose_forward(&forward, engine.gpu()).shape);
     let run = || -> Result<(), Box<dyn Error>> {
         let steps = match backward {
             true => signflash_kernels::backward_with(&call, engine.gpu(), tiles)?,
-            false => signflash_kernels::forward_with(&forward, engine.gpu(), tiles)?,
+            false => signflash_kernels::forward_with(&forward, engine.gpu(), shape_of_forward)?,
         };
         // SAFETY: all tensors are buffers of this function, as large as the problem says, alive until the end, where
         // events wait for the stream.
@@ -131,6 +148,14 @@ fn time(
         run()?;
     }
     stream.synchronize()?;
+    if !backward && std::env::var_os("SIGNFLASH_TUNE_LOG").is_some() {
+        for step in signflash_kernels::forward_with(&forward, engine.gpu(), shape_of_forward)? {
+            let signflash_kernels::Step::Launch { config, .. } = step else { continue };
+            let missing = || unreachable!("it has just run");
+            let function = engine.cache().get_or_compile(engine.device(), &config.to_string(), missing)?;
+            println!("{config}: {} bytes of local memory\n{}", function.local_bytes(), function.jit_log());
+        }
+    }
     let mut times = vec![];
     for _ in 0..20 {
         let start = Event::record(stream)?;

@@ -4,7 +4,7 @@ use crate::declared::accelerated_target;
 use crate::device::Device;
 use crate::error::{CudaError, compile_error};
 use crate::program::Program;
-use cudarc::driver::sys::{self, CUjit_option, CUjitInputType, CUlinkState, CUresult};
+use cudarc::driver::sys::{self, CUjit_option, CUjitInputType, CUlinkState, CUmodule, CUresult};
 use std::ffi::c_void;
 
 /// Machine code for one GPU's architecture.
@@ -18,7 +18,7 @@ pub(crate) struct Compiled {
 /// Compiles `program` for `device`, whose context must be current on this thread.
 pub(crate) fn compile(device: &Device, program: &Program<'_>) -> Result<Compiled, CudaError> {
     let _bound = device.bind()?;
-    let mut linker = Linker::new(accelerated_target(program.ptx));
+    let mut linker = Linker::new();
     match linker.run(program.ptx) {
         CUresult::CUDA_SUCCESS => Ok(Compiled { cubin: linker.cubin(), log: linker.info.text() }),
         result => {
@@ -28,11 +28,53 @@ pub(crate) fn compile(device: &Device, program: &Program<'_>) -> Result<Compiled
     }
 }
 
+/// Whether a program must be compiled as it is loaded.
+///
+/// The driver's linker compiles each text as if others could call its functions. A kernel that moves registers between
+/// its warps (`setmaxnreg`, in programs for one architecture) then keeps those it starts with: the compiler says C7504,
+/// spills, and puts wgmma's products one behind the other (measured: 350 instead of 650 TFLOP/s). Loading a text
+/// compiles it as a whole.
+pub(crate) fn is_whole_program(program: &Program<'_>) -> bool {
+    accelerated_target(program.ptx).is_some()
+}
+
+/// Compiles `program` and loads it for `device`, and what the compiler said. The driver keeps the machine code in its own
+/// cache on disk (`CUDA_CACHE_PATH`), and does not hand it out.
+pub(crate) fn load_text(device: &Device, program: &Program<'_>) -> Result<(CUmodule, String), CudaError> {
+    let _bound = device.bind()?;
+    let (mut info, mut error) = (Log::new(), Log::new());
+    let (mut options, mut values): (Vec<_>, Vec<_>) = log_settings(&mut info, &mut error).into_iter().unzip();
+    let mut text = Vec::with_capacity(program.ptx.len() + 1);
+    text.extend_from_slice(program.ptx.as_bytes());
+    text.push(0);
+    let mut handle: CUmodule = std::ptr::null_mut();
+    let count = options.len() as u32;
+    let (options, values) = (options.as_mut_ptr(), values.as_mut_ptr());
+    // SAFETY: the context is current; `text` ends in NUL; options and values are equally long and, with the logs that
+    // they point to, outlive the call, which keeps none of them; `handle` is valid for a write.
+    let result =
+        unsafe { sys::cuModuleLoadDataEx(&mut handle, text.as_ptr().cast(), count, options, values) };
+    if result != CUresult::CUDA_SUCCESS {
+        let log = [error.text(), info.text()].join("\n");
+        return Err(compile_error(result, program.entry, log.trim().into()));
+    }
+    Ok((handle, info.text()))
+}
+
+/// The options that have the compiler's messages written down.
+fn log_settings(info: &mut Log, error: &mut Log) -> Vec<(CUjit_option, *mut c_void)> {
+    let number = |value: usize| value as *mut c_void;
+    vec![
+        (CUjit_option::CU_JIT_INFO_LOG_BUFFER, info.0.as_mut_ptr().cast()),
+        (CUjit_option::CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES, number(LOG_BYTES)),
+        (CUjit_option::CU_JIT_ERROR_LOG_BUFFER, error.0.as_mut_ptr().cast()),
+        (CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES, number(LOG_BYTES)),
+        (CUjit_option::CU_JIT_LOG_VERBOSE, number(1)),
+    ]
+}
+
 /// Bytes for the messages of one compilation; verbose ones of large kernels are some KiB.
 const LOG_BYTES: usize = 64 << 10;
-
-/// What `CU_JIT_TARGET` adds for an architecture with features of its own (`CU_COMPUTE_ACCELERATED_TARGET_BASE`).
-const ACCELERATED: u32 = 0x10000;
 
 /// Text that the driver writes.
 struct Log(Vec<u8>);
@@ -63,20 +105,9 @@ struct Linker {
 }
 
 impl Linker {
-    fn new(accelerated: Option<u32>) -> Self {
+    fn new() -> Self {
         let (mut info, mut error) = (Log::new(), Log::new());
-        let number = |value: usize| value as *mut c_void;
-        let mut settings = vec![
-            (CUjit_option::CU_JIT_INFO_LOG_BUFFER, info.0.as_mut_ptr().cast()),
-            (CUjit_option::CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES, number(LOG_BYTES)),
-            (CUjit_option::CU_JIT_ERROR_LOG_BUFFER, error.0.as_mut_ptr().cast()),
-            (CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES, number(LOG_BYTES)),
-            (CUjit_option::CU_JIT_LOG_VERBOSE, number(1)),
-        ];
-        if let Some(architecture) = accelerated {
-            // By default the linker compiles for the context's architecture without its own features.
-            settings.push((CUjit_option::CU_JIT_TARGET, number((ACCELERATED + architecture) as usize)));
-        }
+        let settings = log_settings(&mut info, &mut error);
         let (options, values) = settings.into_iter().unzip();
         let (state, code) = (std::ptr::null_mut(), (std::ptr::null_mut(), 0));
         Self { state, options, values, info, error, code }

@@ -1,6 +1,7 @@
 //! What a PTX text declares: a kernel's parameters, and the architecture it is written for.
 
-/// The bytes of each parameter of kernel `entry`; none if the text has no such kernel or a parameter is no scalar.
+/// The bytes of each parameter of kernel `entry`; none if the text has no such kernel or a parameter is neither a scalar
+/// nor an array of bytes.
 pub(crate) fn parameter_bytes(ptx: &str, entry: &str) -> Option<Vec<usize>> {
     let text = without_comments(ptx);
     let after_name = text.split(".entry").skip(1).find_map(|rest| {
@@ -15,7 +16,7 @@ pub(crate) fn parameter_bytes(ptx: &str, entry: &str) -> Option<Vec<usize>> {
     if parameters.trim().is_empty() {
         return Some(Vec::new());
     }
-    parameters.split(',').map(scalar_bytes).collect()
+    parameters.split(',').map(declared_bytes).collect()
 }
 
 /// The architecture with features of its own that the text is written for: 90 for `.target sm_90a`.
@@ -31,10 +32,11 @@ fn is_of_name(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '_' | '$' | '%')
 }
 
-/// The bytes of one declaration such as `.param .u64 .ptr .global .align 16 q`.
-fn scalar_bytes(declaration: &str) -> Option<usize> {
-    if declaration.contains('[') {
-        return None;
+/// The bytes of one declaration such as `.param .u64 .ptr .global .align 16 q` or `.param .align 64 .b8 q[128]`.
+fn declared_bytes(declaration: &str) -> Option<usize> {
+    if let Some((scalar, count)) = declaration.split_once('[') {
+        let count: usize = count.trim().strip_suffix(']')?.trim().parse().ok()?;
+        return scalar.split_whitespace().any(|word| word == ".b8").then_some(count);
     }
     declaration.split_whitespace().find_map(|word| match word {
         ".b64" | ".u64" | ".s64" | ".f64" => Some(8),
@@ -80,7 +82,8 @@ mod tests {
         { ret; }
         .entry nothing { ret; }
         .entry none ( ) { ret; }
-        .entry structure(.param .align 8 .b8 s[16]) { ret; }
+        .entry structure(.param .align 8 .b8 s[16], .param .u32 n) { ret; }
+        .entry floats(.param .f32 s[16]) { ret; }
     ";
 
     #[test]
@@ -96,10 +99,15 @@ mod tests {
     }
 
     #[test]
-    fn names_in_comments_parts_of_names_and_structures_are_no_kernels() {
+    fn an_array_of_bytes_is_as_long_as_it_says() {
+        assert_eq!(parameter_bytes(PTX, "structure"), Some(vec![16, 4]));
+        assert_eq!(parameter_bytes(PTX, "floats"), None);
+    }
+
+    #[test]
+    fn names_in_comments_and_parts_of_names_are_no_kernels() {
         assert_eq!(parameter_bytes(PTX, "other"), None);
         assert_eq!(parameter_bytes(PTX, "ad"), None);
-        assert_eq!(parameter_bytes(PTX, "structure"), None);
         assert_eq!(parameter_bytes("", "add"), None);
         assert_eq!(parameter_bytes(".entry add(", "add"), None);
     }

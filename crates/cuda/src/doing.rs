@@ -38,6 +38,11 @@ pub enum Doing {
         /// Its name.
         kernel: String,
     },
+    /// Describing a tensor for the copy engine.
+    EncodeTensor {
+        /// Which.
+        map: String,
+    },
     /// Allocating memory.
     Allocate {
         /// How much.
@@ -74,6 +79,7 @@ impl fmt::Display for Doing {
             Self::Compile { kernel } => write!(f, "compiling kernel `{kernel}`"),
             Self::Load { kernel } => write!(f, "loading kernel `{kernel}`"),
             Self::Launch { kernel } => write!(f, "launching kernel `{kernel}`"),
+            Self::EncodeTensor { map } => write!(f, "describing {map} for the copy engine"),
             Self::Allocate { bytes } => write!(f, "allocating {bytes} bytes on the GPU"),
             Self::Fill { bytes } => write!(f, "filling {bytes} bytes on the GPU"),
             Self::Copy { bytes } => write!(f, "copying {bytes} bytes between host and GPU"),

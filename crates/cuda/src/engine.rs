@@ -10,8 +10,10 @@ use crate::stream::Stream;
 use crate::workspace::Workspace;
 use cudarc::driver::sys;
 use signflash_core::{Dtype, Problem, ProblemError};
-use signflash_kernels::{BackwardCall, Config, ForwardCall, Gpu, Step, TooManyBlocks};
-use std::sync::Arc;
+use signflash_kernels::{
+    BackwardCall, Config, ForwardCall, ForwardChoice, ForwardShape, Gpu, Step, TooManyBlocks,
+};
+use std::sync::{Arc, Once};
 
 /// Why attention was not computed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -58,6 +60,7 @@ pub struct CudaEngine {
     stream: Arc<Stream>,
     cache: Arc<ModuleCache>,
     deterministic: bool,
+    portable: bool,
 }
 
 impl CudaEngine {
@@ -70,12 +73,18 @@ impl CudaEngine {
             stream: Arc::new(Stream::new(device)?),
             cache: Arc::new(ModuleCache::new()),
             deterministic: false,
+            portable: false,
         })
     }
 
     /// Whether [`backward`](Self::backward) gives the same bits in every run; it then takes about 1.35 times as long.
     pub fn with_deterministic(self, deterministic: bool) -> Self {
         Self { deterministic, ..self }
+    }
+
+    /// With the kernels that every GPU since Ampere runs, also where there are faster ones for this GPU alone.
+    pub fn with_portable_kernels(self, portable: bool) -> Self {
+        Self { portable, ..self }
     }
 
     /// With kernels from this cache.
@@ -109,6 +118,7 @@ impl CudaEngine {
         Gpu {
             compute_capability: info.compute_capability,
             smem_per_block_bytes: info.smem_per_block_optin_bytes,
+            sm_count: info.sm_count,
         }
     }
 
@@ -127,9 +137,24 @@ impl CudaEngine {
     /// and nobody else may write what is read until the stream is done. If the stream is being captured, that holds
     /// for each replay.
     pub unsafe fn forward_on(&self, stream: &Stream, call: &ForwardCall<'_>) -> Result<(), EngineError> {
-        let steps = signflash_kernels::forward(call, self.gpu())?;
+        let steps = signflash_kernels::forward_with(call, self.gpu(), self.forward_shape(call))?;
         // SAFETY: the plan reads and writes the call's tensors, for which the caller answers.
         Ok(unsafe { self.run(stream, &steps) }?)
+    }
+
+    /// The forward's kernel. On Hopper the first call that must do without its own kernels is reported to the log.
+    fn forward_shape(&self, call: &ForwardCall<'_>) -> ForwardShape {
+        static SAID: Once = Once::new();
+        if self.portable {
+            return signflash_kernels::portable_forward(call, self.gpu());
+        }
+        let ForwardChoice { shape, not_hopper } = signflash_kernels::choose_forward(call, self.gpu());
+        if let Some(reason) = not_hopper {
+            SAID.call_once(|| {
+                log::warn!("{reason}: the portable kernels compute such calls, at half the speed")
+            });
+        }
+        shape
     }
 
     /// Puts a backward into a stream; does not wait for it.
@@ -158,7 +183,8 @@ impl CudaEngine {
                 Step::Launch { config, grid, args } => {
                     let build = || program(config);
                     let function = self.cache.get_or_compile(self.device(), &config.to_string(), build)?;
-                    let args: Vec<Arg> = args.iter().copied().map(Arg::from).collect();
+                    let encode = |arg| Arg::encode(self.device(), arg);
+                    let args = args.iter().map(encode).collect::<Result<Vec<Arg>, CudaError>>()?;
                     // SAFETY: the plan's arguments are those that the kernel declares, and the addresses among them
                     // are the caller's promise. The cache, which lives as long as the engine, keeps the function.
                     unsafe { function.launch(stream, *grid, &args)? };
@@ -193,14 +219,4 @@ unsafe fn zero(stream: &Stream, ptr: u64, bytes: usize) -> Result<(), CudaError>
     let _bound = stream.device().bind()?;
     // SAFETY: the stream is live and its context current; the address is the caller's promise.
     check(unsafe { sys::cuMemsetD8Async(ptr, 0, bytes, stream.handle()) }, || Doing::Fill { bytes })
-}
-
-impl From<signflash_kernels::Arg> for Arg {
-    fn from(arg: signflash_kernels::Arg) -> Self {
-        match arg {
-            signflash_kernels::Arg::U32(value) => Self::U32(value),
-            signflash_kernels::Arg::U64(value) => Self::U64(value),
-            signflash_kernels::Arg::F32(value) => Self::F32(value),
-        }
-    }
 }

@@ -1,6 +1,6 @@
 //! A kernel, loaded.
 
-use crate::compile::compile;
+use crate::compile::{compile, is_whole_program, load_text};
 use crate::declared::parameter_bytes;
 use crate::device::Device;
 use crate::doing::Doing;
@@ -59,8 +59,17 @@ impl Function {
     /// [`CudaError::NoEntry`], [`CudaError::Compile`] with the compiler's log, [`CudaError::SharedMemory`],
     /// [`CudaError::Threads`], or the driver's.
     pub fn compile(device: &Device, program: &Program<'_>) -> Result<Self, CudaError> {
+        if is_whole_program(program) {
+            return Self::compile_whole(device, program);
+        }
         let compiled = compile(device, program)?;
         Self::load(device, program, &compiled.cubin, compiled.log)
+    }
+
+    /// Compiles and loads a [whole program](is_whole_program) at once.
+    pub(crate) fn compile_whole(device: &Device, program: &Program<'_>) -> Result<Self, CudaError> {
+        let (handle, log) = load_text(device, program)?;
+        Self::of(program, Module { device: device.clone(), handle }, log)
     }
 
     /// Loads `cubin`, the machine code of `program`.
@@ -70,14 +79,20 @@ impl Function {
         cubin: &[u8],
         jit_log: String,
     ) -> Result<Self, CudaError> {
+        let doing = || Doing::Load { kernel: program.entry.into() };
+        let _bound = device.bind()?;
+        Self::of(program, Module::load(device, cubin, doing)?, jit_log)
+    }
+
+    /// The kernel in a loaded module.
+    fn of(program: &Program<'_>, module: Module, jit_log: String) -> Result<Self, CudaError> {
         let no_entry = || CudaError::NoEntry { kernel: program.entry.into() };
         let parameter_bytes = parameter_bytes(program.ptx, program.entry).ok_or_else(no_entry)?;
         let name = CString::new(program.entry).map_err(|_| no_entry())?;
         let doing = || Doing::Load { kernel: program.entry.into() };
-        let _bound = device.bind()?;
-        let module = Module::load(device, cubin, doing)?;
+        let _bound = module.device.bind()?;
         let mut handle: CUfunction = std::ptr::null_mut();
-        // SAFETY: `module` was just loaded in the current context; `handle` is valid for a write.
+        // SAFETY: `module` was loaded in the context that is current; `handle` is valid for a write.
         match unsafe { sys::cuModuleGetFunction(&mut handle, module.handle, name.as_ptr()) } {
             CUresult::CUDA_ERROR_NOT_FOUND => return Err(no_entry()),
             result => check(result, doing)?,

@@ -1,10 +1,12 @@
 //! Launching a kernel with checked arguments.
 
 use crate::buffer::DeviceBuffer;
+use crate::device::Device;
 use crate::doing::Doing;
 use crate::error::{CudaError, check};
 use crate::function::Function;
 use crate::stream::Stream;
+use crate::tensor::EncodedTensor;
 use crate::workspace::Workspace;
 use cudarc::driver::sys;
 use std::ffi::c_void;
@@ -26,14 +28,30 @@ pub enum Arg {
     U64(u64),
     /// `.f32`.
     F32(f32),
+    /// 128 bytes, aligned to 64: a tensor for the copy engine.
+    Tensor(EncodedTensor),
 }
 
 impl Arg {
+    /// A kernel's argument as this GPU's driver takes it.
+    ///
+    /// # Errors
+    /// Those of [`EncodedTensor::new`].
+    pub fn encode(device: &Device, arg: &signflash_kernels::Arg) -> Result<Self, CudaError> {
+        Ok(match arg {
+            signflash_kernels::Arg::U32(value) => Self::U32(*value),
+            signflash_kernels::Arg::U64(value) => Self::U64(*value),
+            signflash_kernels::Arg::F32(value) => Self::F32(*value),
+            signflash_kernels::Arg::Tensor(map) => Self::Tensor(EncodedTensor::new(device, map)?),
+        })
+    }
+
     /// How wide it is.
     pub fn bytes(&self) -> usize {
         match self {
             Self::U32(_) | Self::I32(_) | Self::F32(_) => 4,
             Self::U64(_) => 8,
+            Self::Tensor(_) => EncodedTensor::BYTES,
         }
     }
 
@@ -44,6 +62,7 @@ impl Arg {
             Self::I32(value) => std::ptr::from_ref(value).cast(),
             Self::U64(value) => std::ptr::from_ref(value).cast(),
             Self::F32(value) => std::ptr::from_ref(value).cast(),
+            Self::Tensor(value) => std::ptr::from_ref(value).cast(),
         };
         address.cast_mut()
     }

@@ -69,6 +69,7 @@ mod launch;
 mod program;
 mod resident;
 mod stream;
+mod tensor;
 mod workspace;
 
 pub use buffer::DeviceBuffer;
@@ -85,4 +86,5 @@ pub use launch::Arg;
 pub use program::{OwnedProgram, Program};
 pub use resident::Resident;
 pub use stream::Stream;
+pub use tensor::EncodedTensor;
 pub use workspace::Workspace;

@@ -16,9 +16,12 @@ fn on_gpu(probe: &Probe, function: &Function, stream: &Stream, input: &[u32]) ->
     let bytes: Vec<u8> = input.iter().flat_map(|word| word.to_le_bytes()).collect();
     let input = DeviceBuffer::from_host(stream, &bytes)?;
     let output = DeviceBuffer::zeroed(stream, 4 * probe.output_words)?;
+    let args = probe.args(input.ptr(), output.ptr());
+    let args =
+        args.iter().map(|arg| Arg::encode(stream.device(), arg)).collect::<Result<Vec<Arg>, CudaError>>()?;
     // SAFETY: the buffers have the sizes that the probe asks for, the kernel accesses nothing else (the interpreter has
     // checked that), and both live until the result has been read.
-    unsafe { function.launch(stream, probe.grid, &[Arg::from(&input), Arg::from(&output)]) }?;
+    unsafe { function.launch(stream, probe.grid, &args) }?;
     let words = output.to_host(stream)?;
     Ok(words.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
 }

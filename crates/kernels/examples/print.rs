@@ -1,6 +1,7 @@
 //! Prints a kernel's PTX, for looking at what ptxas makes of it:
-//! `cargo run -p signflash-kernels --example print -- forward bf16 128 drop causal w4 r2 n64 s2 b2 reg`.
-use signflash_kernels::{Access, Common, Config, DqSums, Tiles};
+//! `cargo run -p signflash-kernels --example print -- forward bf16 128 drop causal w4 r2 n64 s2 b2 reg`, or
+//! `hopper bf16 128 drop g2 n128 s2 r216`.
+use signflash_kernels::{Access, Common, Config, DqSums, Tiles, Warpgroups};
 use signflash_ptx::Half;
 
 fn main() {
@@ -35,12 +36,24 @@ fn main() {
     } else {
         DqSums::Narrow
     };
+    let groups = Warpgroups {
+        groups: number('g', 2),
+        loaders: number('l', 1),
+        flag_stages: number('f', 2),
+        step: number('n', 128),
+        stages: number('s', 2),
+        registers: number('r', 216),
+        turns: !has("noturns"),
+        early: number('e', 0),
+        out_in_q: has("outq"),
+    };
     let config = match words.first().map(String::as_str) {
         Some("probs") => Config::Probs(common, tiles),
         Some("delta") => Config::Delta(common),
         Some("keys") => Config::Keys(common, tiles, sums),
         Some("queries") => Config::Queries(common, tiles),
         Some("convert") => Config::ConvertDq(common, tiles, sums),
+        Some("hopper") => Config::HopperForward(common, groups),
         _ => Config::Forward(common, tiles),
     };
     print!("{}", config.kernel().ptx());

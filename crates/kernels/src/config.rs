@@ -56,6 +56,50 @@ impl Tiles {
     }
 }
 
+/// The shape of a block of Hopper's forward: warpgroups that multiply 64 rows each, and others that load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Warpgroups {
+    /// Warpgroups that multiply.
+    pub groups: u32,
+    /// Warpgroups that load; with dropout each draws the flags of as many of those that multiply.
+    pub loaders: u32,
+    /// Keys a step: a multiple of 16, with dropout of 32.
+    pub step: u32,
+    /// Steps of keys, and of values, that shared memory holds at once.
+    pub stages: u32,
+    /// With dropout: steps of flags that shared memory holds at once.
+    pub flag_stages: u32,
+    /// Registers of a thread that multiplies, a multiple of 8.
+    pub registers: u32,
+    /// Whether warpgroups start their products in turns.
+    pub turns: bool,
+    /// Of each step so many pieces of 16 keys go through the softmax while the product with values is under way. They
+    /// take registers.
+    pub early: u32,
+    /// Whether the output leaves by way of the queries' shared memory: less of it, but the next queries wait.
+    pub out_in_q: bool,
+}
+
+impl Warpgroups {
+    /// Rows that a block works on at once.
+    pub fn rows(&self) -> u32 {
+        64 * self.groups
+    }
+
+    /// Threads a block.
+    pub fn threads(&self) -> u32 {
+        128 * (self.groups + self.loaders)
+    }
+
+    /// Registers that are left for a thread that loads.
+    pub fn producer_registers(&self) -> u32 {
+        // No thread can have more than 255, and the compiler does not start with more than 248.
+        let at_start = (65536 / self.threads() / 8 * 8).min(248);
+        let left = at_start * (self.groups + self.loaders) - self.registers * self.groups;
+        (left / self.loaders / 8 * 8).min(128)
+    }
+}
+
 /// Whether a pass over keys adds up dq in global memory, in f32, in no fixed order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DqSums {
@@ -72,6 +116,8 @@ pub enum DqSums {
 pub enum Config {
     /// out and lse.
     Forward(Common, Tiles),
+    /// The same on Hopper.
+    HopperForward(Common, Warpgroups),
     /// The normalised, sign-encoded probabilities.
     Probs(Common, Tiles),
     /// delta, and lse in base 2.
@@ -82,6 +128,13 @@ pub enum Config {
     Queries(Common, Tiles),
     /// dq from its sums.
     ConvertDq(Common, Tiles, DqSums),
+}
+
+impl Common {
+    /// Boxes of 64 columns that a row takes, as the copy engine moves them.
+    pub(crate) fn boxes(&self) -> u32 {
+        self.head_dim.div_ceil(64)
+    }
 }
 
 impl fmt::Display for Common {
@@ -110,6 +163,16 @@ impl fmt::Display for Tiles {
     }
 }
 
+impl fmt::Display for Warpgroups {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Warpgroups { groups, loaders, step, stages, flag_stages, registers, turns, early, out_in_q } =
+            self;
+        write!(f, "_g{groups}l{loaders}n{step}s{stages}f{flag_stages}r{registers}")?;
+        write!(f, "e{early}{}", if *turns { "t" } else { "" })?;
+        f.write_str(if *out_in_q { "o" } else { "" })
+    }
+}
+
 impl fmt::Display for DqSums {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -125,6 +188,7 @@ impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Config::Forward(common, tiles) => write!(f, "sf_fwd_{common}{tiles}"),
+            Config::HopperForward(common, shape) => write!(f, "sf_fwd90_{common}{shape}"),
             Config::Probs(common, tiles) => write!(f, "sf_probs_{common}{tiles}"),
             Config::Delta(common) => write!(f, "sf_delta_{common}"),
             Config::Keys(common, tiles, sums) => write!(f, "sf_bwd_keys_{common}{tiles}{sums}"),
@@ -138,7 +202,7 @@ impl Config {
     /// The shape of its blocks, if it has a choice.
     pub fn tiles(&self) -> Option<&Tiles> {
         match self {
-            Config::Delta(_) => None,
+            Config::Delta(_) | Config::HopperForward(..) => None,
             Config::Forward(_, tiles)
             | Config::Probs(_, tiles)
             | Config::Keys(_, tiles, _)
@@ -149,10 +213,11 @@ impl Config {
 
     /// Builds the kernel.
     pub fn kernel(&self) -> signflash_ptx::Kernel {
-        use crate::sm80;
+        use crate::{sm80, sm90};
         let name = self.to_string();
         match self {
             Config::Forward(common, tiles) => sm80::forward::kernel(&name, common, tiles),
+            Config::HopperForward(common, shape) => sm90::forward::kernel(&name, common, shape),
             Config::Probs(common, tiles) => sm80::probs::kernel(&name, common, tiles),
             Config::Delta(common) => sm80::delta::kernel(&name, common),
             Config::Keys(common, tiles, sums) => sm80::backward_keys::kernel(&name, common, tiles, *sums),

@@ -8,6 +8,7 @@
 //! | kernel | computes | blocks own | walk over |
 //! |---|---|---|---|
 //! | [`Config::Forward`] | out, lse | queries | keys |
+//! | [`Config::HopperForward`] | the same on Hopper: `src/sm90` | queries | keys |
 //! | [`Config::Probs`] | the sign-encoded probabilities | queries | keys |
 //! | [`Config::Delta`] | statistics of rows | rows | |
 //! | [`Config::Keys`] | dk, dv, sums of dq | keys | queries of all heads of the group |
@@ -21,10 +22,13 @@
 //! use signflash_kernels::{Access, Gpu, Half, Select};
 //! let shape = Shape { batch: 1, seqlen_q: 4096, seqlen_k: 4096, num_heads: 8, num_heads_k: 8, head_dim: 128 };
 //! let problem = Problem::builder(shape).causal(true).build()?;
-//! let select = Select { gpu: Gpu::HOPPER, access: Access::Wide };
+//! let select = Select { gpu: Gpu::AMPERE, access: Access::Wide };
 //! let config = select.forward(select.common(&problem, Half::Bf16));
 //! assert_eq!(config.to_string(), "sf_fwd_bf16_d128_causal_w4r32n64s2b2");
 //! assert!(config.kernel().ptx().contains("mma.sync"));
+//! let select = Select { gpu: Gpu::HOPPER, ..select };
+//! let config = select.forward(select.common(&problem, Half::Bf16));
+//! assert!(config.kernel().ptx().contains("wgmma.mma_async"));
 //! # Ok::<(), signflash_core::ProblemError>(())
 //! ```
 #![forbid(unsafe_code)]
@@ -35,16 +39,17 @@ mod parts;
 pub mod plan;
 pub mod select;
 mod sm80;
+mod sm90;
 mod variants;
 
-pub use config::{Common, Config, DqSums, Tiles};
+pub use config::{Common, Config, DqSums, Tiles, Warpgroups};
 pub use interpreted::{InterpretError, Interpreted};
 pub use parts::args::DeviceTensor;
 pub use parts::copy::Access;
 pub use plan::{
-    BackwardCall, ForwardCall, Step, TooManyBlocks, backward, backward_with, backward_workspace_bytes,
-    forward, forward_with,
+    BackwardCall, ForwardCall, ForwardChoice, ForwardShape, Step, TooManyBlocks, backward, backward_with,
+    backward_workspace_bytes, choose_forward, forward, forward_with, portable_forward,
 };
 pub use select::{Gpu, Select, half_of};
-pub use signflash_ptx::{Arg, Half};
+pub use signflash_ptx::{Arg, Half, TensorMap};
 pub use variants::variants;

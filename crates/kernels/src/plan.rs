@@ -1,5 +1,5 @@
 //! What one call does on a GPU: launches with their arguments. The interpreter and the driver run the same plan.
-use crate::config::{Config, Tiles};
+use crate::config::{Config, Tiles, Warpgroups};
 use crate::parts::args::{DeviceTensor, DropoutArgs, ProblemArgs};
 use crate::parts::copy::Access;
 use crate::select::{Gpu, Select};
@@ -9,8 +9,9 @@ use crate::sm80::convert_dq::ConvertDqArgs;
 use crate::sm80::delta::DeltaArgs;
 use crate::sm80::forward::ForwardArgs;
 use crate::sm80::probs::ProbsArgs;
+use crate::sm90;
 use signflash_core::Problem;
-use signflash_ptx::{Arg, Half};
+use signflash_ptx::{Arg, Half, TensorMap};
 
 /// One thing that a stream does.
 #[derive(Clone, Debug, PartialEq)]
@@ -108,17 +109,51 @@ impl std::error::Error for TooManyBlocks {}
 /// # Errors
 /// [`TooManyBlocks`].
 pub fn forward(call: &ForwardCall<'_>, gpu: Gpu) -> Result<Vec<Step>, TooManyBlocks> {
-    forward_with(call, gpu, None)
+    forward_with(call, gpu, choose_forward(call, gpu).shape)
 }
 
-/// The same with other tiles than the table's, to find better ones.
+/// Which kernel computes a forward, and in what shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForwardShape {
+    /// The one that every GPU since Ampere runs.
+    Portable(Tiles),
+    /// Hopper's.
+    Hopper(Warpgroups),
+}
+
+/// The tables' answer for a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForwardChoice {
+    /// The kernel and its shape.
+    pub shape: ForwardShape,
+    /// On Hopper, what about the call its own kernels do not take, if so.
+    pub not_hopper: Option<String>,
+}
+
+/// Which kernel computes a call's forward.
+pub fn choose_forward(call: &ForwardCall<'_>, gpu: Gpu) -> ForwardChoice {
+    let select = Select { gpu, access: access(&[call.q, call.k, call.v, call.out]) };
+    let common = select.common(call.problem, call.half);
+    let taken = select.hopper_takes(call);
+    let shape = select.forward_shape(common, taken.is_ok());
+    ForwardChoice { shape, not_hopper: taken.err().filter(|_| gpu.is_hopper()) }
+}
+
+/// The portable kernel for a call.
+pub fn portable_forward(call: &ForwardCall<'_>, gpu: Gpu) -> ForwardShape {
+    let select = Select { gpu, access: access(&[call.q, call.k, call.v, call.out]) };
+    select.forward_shape(select.common(call.problem, call.half), false)
+}
+
+/// The same with a kernel and shape of the caller's choice: to find better ones, or to do without Hopper's. A shape of
+/// Hopper's must be for a call that [`choose_forward`] would give one.
 ///
 /// # Errors
 /// [`TooManyBlocks`].
 pub fn forward_with(
     call: &ForwardCall<'_>,
     gpu: Gpu,
-    tiles: Option<Tiles>,
+    shape: ForwardShape,
 ) -> Result<Vec<Step>, TooManyBlocks> {
     let ForwardCall { problem, half, q, k, v, out, lse, probs, seed_and_offset_ptr } = *call;
     let select = Select { gpu, access: access(&[q, k, v, out]) };
@@ -126,19 +161,60 @@ pub fn forward_with(
     let (args, dropout) = (problem_args(problem), dropout_args(problem, seed_and_offset_ptr));
     let list = |own: &dyn Fn(&mut Vec<Arg>)| argument_list(args, own, dropout);
     let mut steps = vec![];
-    let forward = tiles.map_or_else(|| select.forward(common), |tiles| Config::Forward(common, tiles));
-    launch(
-        &mut steps,
-        forward,
-        query_blocks(problem, &forward),
-        list(&|l| ForwardArgs { q, k, v, out, lse }.push(l)),
-    )?;
+    match shape {
+        ForwardShape::Portable(tiles) => {
+            let config = Config::Forward(common, tiles);
+            let own = |l: &mut Vec<Arg>| ForwardArgs { q, k, v, out, lse }.push(l);
+            launch(&mut steps, config, query_blocks(problem, &config), list(&own))?;
+        }
+        ForwardShape::Hopper(shape) => {
+            let config = Config::HopperForward(common, shape);
+            let tiles = query_tiles(problem, shape.rows());
+            let schedule = schedule(problem, tiles)?;
+            let (queries, keys) = (problem.shape().q(), problem.shape().k());
+            let args = sm90::forward::ForwardArgs {
+                q: tensor_map(q, queries, shape.rows()),
+                k: tensor_map(k, keys, shape.step),
+                v: tensor_map(v, keys, shape.step),
+                out: tensor_map(out, queries, sm90::forward::GROUP_ROWS),
+                lse,
+            };
+            let own = |l: &mut Vec<Arg>| {
+                schedule.push(l);
+                args.push(l);
+            };
+            launch(&mut steps, config, tiles.min(gpu.sm_count.into()), list(&own))?;
+        }
+    }
     if let Some(probs) = probs {
         let config = select.probs(common);
         let own = |l: &mut Vec<Arg>| ProbsArgs { q, k, lse, probs }.push(l);
         launch(&mut steps, config, query_blocks(problem, &config), list(&own))?;
     }
     Ok(steps)
+}
+
+/// How tiles of queries are shared out among Hopper's blocks.
+fn schedule(problem: &Problem, tiles: u64) -> Result<sm90::ScheduleArgs, TooManyBlocks> {
+    let fitting = i32::try_from(tiles).map_err(|_| TooManyBlocks { blocks: tiles })?;
+    let heads_total = heads(problem);
+    // Under a causal mask long tiles come first, of all heads; else a head's tiles together, which share keys.
+    let section = if problem.causal() { heads_total } else { 1 };
+    Ok(sm90::ScheduleArgs {
+        tiles: fitting as u32,
+        heads_total: heads_total as u32,
+        heads_per_section: section as u32,
+    })
+}
+
+/// A tensor (batch, seqlen, heads, columns) for the copy engine, in boxes of so many rows.
+fn tensor_map(tensor: DeviceTensor, [batch, seqlen, heads, columns]: [usize; 4], box_rows: u32) -> TensorMap {
+    let DeviceTensor { ptr, batch_stride, row_stride, head_stride } = tensor;
+    let dims = [columns, seqlen, heads, batch].map(|dim| dim as u64);
+    let strides = [row_stride, head_stride, batch_stride];
+    // What there is only one of has a stride that nobody reads, and that may be anything.
+    let used = |i: usize| if dims[i + 1] > 1 { 2 * strides[i] } else { 16 };
+    TensorMap { base: ptr, dims, strides_bytes: [used(0), used(1), used(2)], box_rows }
 }
 
 /// Bytes of device memory that a backward needs besides its tensors: delta and lse of every row, and dq in f32 unless
@@ -241,11 +317,16 @@ fn rows_of(config: &Config) -> u32 {
 }
 
 fn query_blocks(problem: &Problem, config: &Config) -> u64 {
+    query_tiles(problem, rows_of(config))
+}
+
+/// Tiles of so many rows of all heads.
+fn query_tiles(problem: &Problem, rows: u32) -> u64 {
     let shape = problem.shape();
     if shape.seqlen_q == 0 {
         return 0;
     }
-    heads(problem) * (shape.seqlen_q as u64 + u64::from(row_shift(problem))).div_ceil(rows_of(config).into())
+    heads(problem) * (shape.seqlen_q as u64 + u64::from(row_shift(problem))).div_ceil(rows.into())
 }
 
 fn key_blocks(problem: &Problem, config: &Config) -> u64 {

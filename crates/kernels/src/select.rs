@@ -3,8 +3,9 @@
 //! Rows say what a block owns and what it walks over. They were chosen by measurement on an H200 for head_dim 64 and
 //! 128 (see `benchmarks/gpu.md`); other rows are bounded by registers (255 a thread) and by shared memory, which is why
 //! the last row of each head_dim is one that fits the 99 KiB of the smallest GPUs since Ampere.
-use crate::config::{Common, Config, DqSums, Tiles};
+use crate::config::{Common, Config, DqSums, Tiles, Warpgroups};
 use crate::parts::copy::Access;
+use crate::plan::{ForwardCall, ForwardShape};
 use signflash_core::{Dtype, Problem};
 use signflash_ptx::Half;
 use std::fmt;
@@ -16,15 +17,22 @@ pub struct Gpu {
     pub compute_capability: (u32, u32),
     /// Dynamic shared memory that one block may ask for.
     pub smem_per_block_bytes: u32,
+    /// How many blocks of a kernel that fills a multiprocessor run at once.
+    pub sm_count: u32,
 }
 
 impl Gpu {
     /// An H100 or H200.
-    pub const HOPPER: Gpu = Gpu { compute_capability: (9, 0), smem_per_block_bytes: 232_448 };
+    pub const HOPPER: Gpu = Gpu { compute_capability: (9, 0), smem_per_block_bytes: 232_448, sm_count: 132 };
+    /// Whether Hopper's own kernels run: those of no other architecture do, earlier or later.
+    pub fn is_hopper(&self) -> bool {
+        self.compute_capability == (9, 0)
+    }
+
     /// An A100.
-    pub const AMPERE: Gpu = Gpu { compute_capability: (8, 0), smem_per_block_bytes: 166_912 };
+    pub const AMPERE: Gpu = Gpu { compute_capability: (8, 0), smem_per_block_bytes: 166_912, sm_count: 108 };
     /// The least that runs these kernels: Ada, and Ampere's consumer GPUs.
-    pub const SMALL: Gpu = Gpu { compute_capability: (8, 6), smem_per_block_bytes: 101_376 };
+    pub const SMALL: Gpu = Gpu { compute_capability: (8, 6), smem_per_block_bytes: 101_376, sm_count: 84 };
 }
 
 /// A row of a table: for padded head_dims up to `head_dim`.
@@ -75,6 +83,56 @@ const FORWARD: &[Row] = &[
     row(256, [8, 1, 64, 2, 1]),
     row(256, [8, 1, 32, 2, 1]),
     row(256, [4, 1, 32, 2, 1]),
+];
+
+/// A row of Hopper's table.
+#[derive(Clone, Copy, Debug)]
+struct HopperRow {
+    head_dim: u32,
+    /// Only causal, or only not.
+    causal: Option<bool>,
+    dropout: bool,
+    shape: Warpgroups,
+}
+
+impl HopperRow {
+    const fn causal(self, causal: bool) -> HopperRow {
+        HopperRow { causal: Some(causal), ..self }
+    }
+
+    /// Warpgroups start their products in turns.
+    const fn turns(self) -> HopperRow {
+        HopperRow { shape: Warpgroups { turns: true, ..self.shape }, ..self }
+    }
+
+    /// The output leaves by way of the queries' shared memory.
+    const fn out_in_q(self) -> HopperRow {
+        HopperRow { shape: Warpgroups { out_in_q: true, ..self.shape }, ..self }
+    }
+
+    /// With dropout: so many warpgroups load and draw flags, so many steps ahead.
+    const fn drop(self, loaders: u32, flag_stages: u32) -> HopperRow {
+        HopperRow { dropout: true, shape: Warpgroups { loaders, flag_stages, ..self.shape }, ..self }
+    }
+}
+
+const fn hopper(head_dim: u32, [groups, step, stages, registers]: [u32; 4]) -> HopperRow {
+    let (loaders, flag_stages, turns, early, out_in_q) = (1, 0, false, 0, false);
+    let shape = Warpgroups { groups, loaders, step, stages, flag_stages, registers, turns, early, out_in_q };
+    HopperRow { head_dim, causal: None, dropout: false, shape }
+}
+
+/// Head_dim up to, [warpgroups that multiply, keys a step, stages, registers]. With dropout steps are multiples of 32.
+const HOPPER_FORWARD: &[HopperRow] = &[
+    hopper(64, [3, 128, 2, 160]).turns(),
+    hopper(64, [2, 128, 3, 192]).turns().drop(2, 4),
+    hopper(128, [2, 176, 2, 240]).turns().out_in_q().causal(false),
+    hopper(128, [2, 128, 2, 240]).turns(),
+    hopper(128, [2, 128, 2, 208]).out_in_q().drop(2, 3),
+    hopper(192, [2, 112, 2, 240]).turns().out_in_q(),
+    hopper(192, [2, 64, 2, 208]).out_in_q().drop(2, 3),
+    hopper(256, [2, 80, 2, 240]).turns().out_in_q(),
+    hopper(256, [2, 64, 2, 216]).out_in_q().drop(1, 3),
 ];
 
 /// The same columns: warps own queries, and walk over keys.
@@ -153,10 +211,67 @@ impl Select {
         table.iter().find(fits).expect("the last row fits every GPU since Ampere").tiles
     }
 
-    /// The forward's kernel.
+    /// The forward's kernel, for a call that Hopper's [takes](Self::hopper_takes).
     pub fn forward(&self, common: Common) -> Config {
+        match self.forward_shape(common, true) {
+            ForwardShape::Portable(tiles) => Config::Forward(common, tiles),
+            ForwardShape::Hopper(shape) => Config::HopperForward(common, shape),
+        }
+    }
+
+    /// The forward's kernel that every GPU since Ampere runs.
+    pub fn portable_forward(&self, common: Common) -> Config {
         let smem = |t: &Tiles| 2 * common.head_dim * (t.rows() + 2 * t.slots * t.step);
         Config::Forward(common, self.tiles(FORWARD, common, smem))
+    }
+
+    pub(crate) fn forward_shape(&self, common: Common, hopper: bool) -> ForwardShape {
+        let is_hopper = self.gpu.is_hopper() && self.access == Access::Wide;
+        let row = |row: &&HopperRow| {
+            row.head_dim >= common.head_dim
+                && row.dropout == common.dropout
+                && row.causal.is_none_or(|causal| causal == common.causal)
+                && row.shape.smem_bytes(&common) <= self.gpu.smem_per_block_bytes
+        };
+        match HOPPER_FORWARD.iter().find(row) {
+            Some(row) if is_hopper && hopper => ForwardShape::Hopper(row.shape),
+            _ => match self.portable_forward(common) {
+                Config::Forward(_, tiles) => ForwardShape::Portable(tiles),
+                _ => unreachable!("the portable forward is a forward"),
+            },
+        }
+    }
+
+    /// Whether Hopper's kernels take a call's tensors.
+    ///
+    /// # Errors
+    /// What they do not take, in words.
+    pub fn hopper_takes(&self, call: &ForwardCall<'_>) -> Result<(), String> {
+        let shape = call.problem.shape();
+        let tensors = [
+            ("q", call.q, shape.q()),
+            ("k", call.k, shape.k()),
+            ("v", call.v, shape.k()),
+            ("out", call.out, shape.q()),
+        ];
+        if call.problem.keep_rule().is_some_and(|rule| !rule.first_row().is_multiple_of(16)) {
+            return Err("the shard starts inside a block of 16 rows of the mask".into());
+        }
+        for (name, tensor, [batch, seqlen, heads, columns]) in tensors {
+            if [batch, seqlen, heads, columns].contains(&0) {
+                return Err(format!("{name} is empty"));
+            }
+            if !tensor.is_aligned() {
+                return Err(format!("the rows of {name} do not all start at multiples of 16 bytes"));
+            }
+            let used =
+                [(batch, tensor.batch_stride), (seqlen, tensor.row_stride), (heads, tensor.head_stride)];
+            let unfit = |(size, stride): &(usize, u64)| *size > 1 && !(1..1 << 39).contains(stride);
+            if let Some((_, stride)) = used.into_iter().find(unfit) {
+                return Err(format!("{name} has a stride of {stride} elements"));
+            }
+        }
+        Ok(())
     }
 
     /// The kernel that writes probs.
@@ -215,5 +330,71 @@ impl fmt::Display for Gpu {
             "compute capability {major}.{minor}, {} KiB of shared memory a block",
             self.smem_per_block_bytes / 1024
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DeviceTensor, choose_forward};
+    use signflash_core::{Dropout, Shape, Shard};
+
+    /// What a call with a change is told, on Hopper.
+    fn told(shape: Shape, shard: Shard, change: impl Fn(&mut ForwardCall<'_>)) -> (bool, Option<String>) {
+        let problem = Problem::builder(shape).dropout(Dropout::new(0.1, 1, 0).unwrap()).shard(shard);
+        let problem = problem.build().unwrap();
+        let tensor = |[_, seqlen, heads, columns]: [usize; 4]| {
+            let (row_stride, head_stride) = ((heads * columns) as u64, columns as u64);
+            DeviceTensor { ptr: 4096, batch_stride: seqlen as u64 * row_stride, row_stride, head_stride }
+        };
+        let (q, k) = (tensor(problem.shape().q()), tensor(problem.shape().k()));
+        let (half, seed_and_offset_ptr) = (Half::F16, 0);
+        let mut call = ForwardCall {
+            problem: &problem,
+            half,
+            q,
+            k,
+            v: k,
+            out: q,
+            lse: 256,
+            probs: None,
+            seed_and_offset_ptr,
+        };
+        change(&mut call);
+        let choice = choose_forward(&call, Gpu::HOPPER);
+        (matches!(choice.shape, ForwardShape::Hopper(_)), choice.not_hopper)
+    }
+
+    const SHAPE: Shape =
+        Shape { batch: 2, seqlen_q: 40, seqlen_k: 50, num_heads: 4, num_heads_k: 2, head_dim: 72 };
+
+    #[test]
+    fn hopper_takes_whole_pieces_of_16_bytes() {
+        assert_eq!(told(SHAPE, Shard::default(), |_| {}), (true, None));
+    }
+
+    #[test]
+    fn what_hopper_does_not_take_goes_to_the_portable_kernels_with_a_reason() {
+        let whole = Shard::default();
+        let cases = [
+            (
+                told(SHAPE, whole, |call| call.v.ptr += 2),
+                "the rows of v do not all start at multiples of 16 bytes",
+            ),
+            (told(SHAPE, whole, |call| call.k.head_stride = 0), "k has a stride of 0 elements"),
+            (told(Shape { head_dim: 41, ..SHAPE }, whole, |_| {}), "the rows of q do not all start"),
+            (told(Shape { seqlen_k: 0, ..SHAPE }, whole, |_| {}), "k is empty"),
+            (
+                told(SHAPE, Shard { first_row: 8, ..whole }, |_| {}),
+                "the shard starts inside a block of 16 rows",
+            ),
+        ];
+        for ((hopper, reason), expected) in cases {
+            assert!(!hopper, "{expected}");
+            assert!(
+                reason.as_ref().is_some_and(|reason| reason.contains(expected)),
+                "{expected}: {reason:?}"
+            );
+        }
     }
 }

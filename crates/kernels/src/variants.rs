@@ -14,6 +14,7 @@ const HEAD_DIMS: [u32; 7] = [32, 64, 80, 96, 128, 192, 256];
 /// use signflash_kernels::{Gpu, variants};
 /// use signflash_ptx::Half;
 /// let all = variants(Gpu::HOPPER, Half::Bf16);
+/// assert!(all.iter().any(|config| config.to_string().starts_with("sf_fwd90_bf16_d128_causal_drop_")));
 /// assert!(all.iter().any(|config| config.to_string().starts_with("sf_fwd_bf16_d128_causal_drop_")));
 /// ```
 pub fn variants(gpu: Gpu, half: Half) -> Vec<Config> {
@@ -38,6 +39,7 @@ pub fn variants(gpu: Gpu, half: Half) -> Vec<Config> {
         let (adding, ordered) = (select.backward(common, false), select.backward(common, true));
         let of_one = [
             select.forward(common),
+            select.portable_forward(common),
             select.probs(common),
             adding.delta,
             adding.keys,

@@ -25,7 +25,7 @@ fn all(problem: &Problem) -> (Global, Vec<Step>) {
     let [q, k, v, out, dout, dq, dk, dv] = ["q", "k", "v", "out", "dout", "dq", "dk", "dv"].map(&mut tensor);
     let lse = memory.reserve("lse", 4 * LEN).0;
     let forward = ForwardCall { problem, half, q, k, v, out, lse, probs: None, seed_and_offset_ptr };
-    let space = signflash_kernels::backward_workspace_bytes(problem, Gpu::HOPPER, false);
+    let space = signflash_kernels::backward_workspace_bytes(problem, Gpu::AMPERE, false);
     let workspace = memory.reserve("workspace", space as usize).0;
     let deterministic = false;
     let call = BackwardCall {
@@ -44,8 +44,8 @@ fn all(problem: &Problem) -> (Global, Vec<Step>) {
         deterministic,
         seed_and_offset_ptr,
     };
-    let mut steps = signflash_kernels::forward(&forward, Gpu::HOPPER).unwrap();
-    steps.extend(signflash_kernels::backward(&call, Gpu::HOPPER).unwrap());
+    let mut steps = signflash_kernels::forward(&forward, Gpu::AMPERE).unwrap();
+    steps.extend(signflash_kernels::backward(&call, Gpu::AMPERE).unwrap());
     (memory, steps)
 }
 

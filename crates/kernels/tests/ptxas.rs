@@ -30,9 +30,19 @@ fn every_kernel_is_accepted_and_keeps_its_registers() {
         for _ in 0..2 {
             scope.spawn(|| {
                 while let Some((config, target)) = next.lock().ok().and_then(|mut next| next.next()) {
-                    let spilled = match ptxas.assemble(&config.kernel().ptx(), *target) {
+                    let kernel = config.kernel();
+                    let target = (*target).max(kernel.needs().target);
+                    let spilled = match ptxas.assemble(&kernel.ptx(), target) {
+                        // Hopper's own kernels lose most if products are put one behind the other.
+                        Ok(report) if target == Target::Sm90a && report.log.contains("(C75") => {
+                            format!("{config}: {}", report.log)
+                        }
+                        Ok(report) if target == Target::Sm90a && report.spill_store_bytes == 0 => continue,
+                        Ok(report) if target == Target::Sm90a => {
+                            format!("{config}: {} bytes spilled", report.spill_store_bytes)
+                        }
                         Ok(report)
-                            if report.spill_store_bytes <= MOST_SPILLED_BYTES || *target == Target::Sm80 =>
+                            if report.spill_store_bytes <= MOST_SPILLED_BYTES || target == Target::Sm80 =>
                         {
                             continue;
                         }

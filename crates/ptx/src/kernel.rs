@@ -3,6 +3,7 @@ use crate::instruction::{Label, Line, Printer};
 use crate::interp::{self, Fault, Global, Launch, Profile, Region, Rule, Trap};
 use crate::ops::control::Nothing;
 use crate::target::Needs;
+use crate::tensor_map::TensorMap;
 use std::fmt::Write;
 
 /// A value for one kernel parameter.
@@ -14,6 +15,8 @@ pub enum Arg {
     U64(u64),
     /// A scale.
     F32(f32),
+    /// A tensor that bulk copies address by coordinates.
+    Tensor(TensorMap),
 }
 
 impl Arg {
@@ -23,6 +26,7 @@ impl Arg {
             Arg::U32(_) => "u32",
             Arg::U64(_) => "u64",
             Arg::F32(_) => "f32",
+            Arg::Tensor(_) => Param::TENSOR,
         }
     }
 
@@ -31,6 +35,8 @@ impl Arg {
             Arg::U32(value) => value.into(),
             Arg::U64(value) => value,
             Arg::F32(value) => value.to_bits().into(),
+            // A kernel sees its place in the list, and nothing of what it holds.
+            Arg::Tensor(_) => unreachable!("a tensor's parameter is addressed, not loaded"),
         }
     }
 }
@@ -40,8 +46,20 @@ impl Arg {
 pub struct Param {
     /// Its name in the Rust source and in the PTX.
     pub name: &'static str,
-    /// As PTX calls its type: `u32`, `u64` or `f32`.
+    /// As PTX calls its type: `u32`, `u64` or `f32`; or [`Param::TENSOR`].
     pub ty: &'static str,
+}
+
+impl Param {
+    /// The type of a [`TensorMap`], which PTX takes for 128 bytes.
+    pub const TENSOR: &'static str = "tensor";
+
+    fn declaration(&self) -> String {
+        match self.ty {
+            Param::TENSOR => format!("\t.param .align 64 .b8 {}[128]", self.name),
+            ty => format!("\t.param .{ty} {}", self.name),
+        }
+    }
 }
 
 /// Code, shared memory and parameters of one kernel, built by [`Builder`](crate::Builder).
@@ -115,8 +133,7 @@ impl Kernel {
                 }
                 writeln!(text, ".extern .shared .align 1024 .b8 smem[];\n")?;
             }
-            let params: Vec<String> =
-                self.params.iter().map(|p| format!("\t.param .{} {}", p.ty, p.name)).collect();
+            let params: Vec<String> = self.params.iter().map(Param::declaration).collect();
             writeln!(text, ".visible .entry {}(\n{}\n)", self.name, params.join(",\n"))?;
             writeln!(
                 text,

@@ -52,12 +52,13 @@ pub mod probe;
 mod ptxas;
 pub mod rules;
 mod target;
+mod tensor_map;
 mod types;
 
 pub use build::{
-    Acc, Builder, BulkRing, BulkRingConsumer, BulkRingProducer, CopyRing, Cta, FullSlot, FullStage,
-    GlobalAddr, Mbarrier, Operand, Order, PendingCopy, Shape, SmemAddr, Thread, TileLanes, TileLayout,
-    TileThread, Val, Var, Warp,
+    Acc, BoxTile, Builder, BulkRing, BulkRingConsumer, BulkRingProducer, Columns, CopyRing, Cta, Filling,
+    FullSlot, FullStage, GlobalAddr, Mbarrier, Operand, Order, PendingCopy, PendingProduct, Product, Rows,
+    Shape, SmemAddr, Tensor, TensorBox, Thread, TileLanes, TileLayout, TileThread, Val, Var, Warp, Warpgroup,
 };
 pub use instruction::{Flow, Instruction, Label, Printer};
 pub use interp::{Fault, Global, Lanes, Launch, Machine, Pointer, Profile, Region, Rule, SharedUse, Trap};
@@ -65,4 +66,5 @@ pub use kernel::{Arg, Kernel, Param};
 pub use mutation::{Mistake, Mutation};
 pub use ptxas::{Ptxas, PtxasError, Report};
 pub use target::{Needs, Target};
+pub use tensor_map::TensorMap;
 pub use types::{B32, F32, Half, Pred, Reg, S32, Src, Ty, U32, U64, Width};

@@ -169,3 +169,29 @@
 //!     copy.wait(cta);
 //! });
 //! ```
+//!
+//! # Nobody touches a result under way
+//! ```compile_fail,E0502
+//! # use signflash_ptx::{BoxTile, Builder, Columns, Half, Product, Rows, Shape};
+//! # let shape = Shape { block_threads: 128, min_blocks_per_sm: 1 };
+//! Builder::build("k", shape, |cta| {
+//!     let (wg, tile) = (cta.warpgroups(), BoxTile::new(cta.smem("a", 8192, 1024), 64));
+//!     let (rows, columns) = (Rows::Tile(tile), Columns::OfRows(tile));
+//!     let mut acc = wg.acc(64);
+//!     let sums = wg.multiply(&mut acc, &Product { rows, columns, depth: 64, half: Half::F16, add: false });
+//!     let _ = acc.at(0, 0).get();
+//!     sums.wait();
+//! });
+//! ```
+//! ```
+//! # use signflash_ptx::{BoxTile, Builder, Columns, Half, Product, Rows, Shape};
+//! # let shape = Shape { block_threads: 128, min_blocks_per_sm: 1 };
+//! Builder::build("k", shape, |cta| {
+//!     let (wg, tile) = (cta.warpgroups(), BoxTile::new(cta.smem("a", 8192, 1024), 64));
+//!     let (rows, columns) = (Rows::Tile(tile), Columns::OfRows(tile));
+//!     let mut acc = wg.acc(64);
+//!     let sums = wg.multiply(&mut acc, &Product { rows, columns, depth: 64, half: Half::F16, add: false });
+//!     sums.wait();
+//!     let _ = acc.at(0, 0).get();
+//! });
+//! ```

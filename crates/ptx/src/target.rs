@@ -50,6 +50,11 @@ impl Needs {
         Needs { ptx: (major, minor), target: Target::Sm90 }
     }
 
+    /// A PTX version on Hopper alone.
+    pub const fn sm90a(major: u8, minor: u8) -> Needs {
+        Needs { ptx: (major, minor), target: Target::Sm90a }
+    }
+
     /// The greatest of both.
     pub fn and(self, other: Needs) -> Needs {
         Needs { ptx: self.ptx.max(other.ptx), target: self.target.max(other.target) }

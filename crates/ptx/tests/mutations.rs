@@ -6,8 +6,17 @@ use signflash_ptx::probe::{self, Probe};
 
 const SCHEDULES: u64 = 12;
 
+const FENCES: &str = "the next covers it; on the others completes no copy";
+
 /// Probe, start of the mistake, how many such, and why nothing can go wrong.
-const NOT_NEEDED: [(&str, &str, usize, &str); 11] = [
+const NOT_NEEDED: [(&str, &str, usize, &str); 18] = [
+    ("cp.async.bulk.tensor load, in the middle", "fence.mbarrier_init", 2, FENCES),
+    ("cp.async.bulk.tensor load, before the first row", "fence.mbarrier_init", 2, FENCES),
+    ("cp.async.bulk.tensor load, nowhere", "fence.mbarrier_init", 2, FENCES),
+    ("stores in rings of 1", "fence.mbarrier_init", 2, "no copy completes on them"),
+    ("stores in rings of 3", "fence.mbarrier_init", 2, "no copy completes on them"),
+    ("stores in rings of 1", "mbarrier.try_wait", 2, "it waits twice, to hold the order"),
+    ("stores in rings of 3", "mbarrier.try_wait", 2, "it waits twice, to hold the order"),
     ("bar.sync", "bar.sync 0, 128 dropped", 1, "the last: nobody writes any more"),
     ("cp.async in a ring of 1", "bar.sync 0, 64 dropped", 1, "the last take is of an empty group"),
     ("cp.async in a ring of 2", "bar.sync 0, 64 dropped", 1, "the last take is of an empty group"),
@@ -89,13 +98,17 @@ fn mistakes_are_reported_by_the_rule_they_break() {
     for (probe, mistake, report) in all_mistakes() {
         let Some((rule, report)) = report else { continue };
         let expected: &[Rule] = match mistake.split_whitespace().next().unwrap_or_default() {
-            "bar.sync" if mistake.contains("more") => &[Rule::Deadlock],
+            "bar.sync" if mistake.contains("more") => &[Rule::Deadlock, Rule::Barrier],
             "bar.sync" => &[Rule::Race, Rule::Uninitialised, Rule::Barrier],
             "bar.warp.sync" => &[Rule::Race],
             "cp.async.commit_group" => &[Rule::InFlight],
             "cp.async.wait_group" => &[Rule::InFlight, Rule::Abandoned],
             "cp.async.bulk.commit_group" => &[Rule::InFlight],
-            "cp.async.bulk.wait_group" => &[Rule::Abandoned],
+            "cp.async.bulk.wait_group" | "cp.async.bulk.wait_group.read" => &[Rule::Abandoned],
+            "wgmma.fence.sync.aligned" => &[Rule::MissingFence],
+            "wgmma.commit_group.sync.aligned" => &[Rule::InFlight],
+            "wgmma.wait_group.sync.aligned" => &[Rule::InFlight, Rule::Abandoned],
+            "bar.arrive" => &[Rule::Deadlock, Rule::Barrier],
             "fence.proxy.async.shared::cta" => &[Rule::MissingFence],
             "mbarrier.init.shared.b64" => &[
                 Rule::Barrier,
@@ -112,8 +125,9 @@ fn mistakes_are_reported_by_the_rule_they_break() {
             other => panic!("{probe}: a mistake in {other} has no rule here"),
         };
         assert!(expected.contains(&rule), "{probe}: {mistake}: {report}");
-        let names_it =
-            ["shared `", "barrier", "wait", "copies", "copy"].iter().any(|name| report.contains(name));
+        let names_it = ["shared `", "barrier", "wait", "copies", "copy", "register", "product"]
+            .iter()
+            .any(|name| report.contains(name));
         assert!(names_it, "{report}");
     }
 }

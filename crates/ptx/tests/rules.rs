@@ -147,7 +147,7 @@ fn a_kernel_that_ends_with_copies_of_no_group() {
 }
 
 #[test]
-#[should_panic(expected = "bulk copies are of 16 bytes")]
+#[should_panic(expected = "a stage has whole pieces of 16 bytes")]
 fn a_stage_of_100_bytes() {
     build(|cta| {
         cta.bulk_ring("k", 2, 100, 1);
@@ -158,4 +158,21 @@ fn a_stage_of_100_bytes() {
 #[should_panic(expected = "a tile's row is a multiple of 16 numbers, not 24")]
 fn a_tile_of_24_columns() {
     signflash_ptx::TileLayout::new(24);
+}
+
+#[test]
+#[should_panic(expected = "a product was started and never waited for")]
+fn a_product_that_nobody_waits_for() {
+    build(|cta| {
+        let (wg, tile) = (cta.warpgroups(), cta.smem("a", 16384, 1024));
+        let tile = signflash_ptx::BoxTile::new(tile, 64);
+        let product = signflash_ptx::Product {
+            rows: signflash_ptx::Rows::Tile(tile),
+            columns: signflash_ptx::Columns::OfRows(tile),
+            depth: 64,
+            half: signflash_ptx::Half::F16,
+            add: false,
+        };
+        drop(wg.multiply(&mut wg.acc(64), &product));
+    });
 }

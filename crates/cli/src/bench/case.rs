@@ -109,9 +109,10 @@ impl Case {
         &self,
         engine: &Engine,
         reps: Option<usize>,
+        calls: usize,
     ) -> Result<Measured, Error> {
         if let Engine::Cuda(engine) = engine {
-            return gpu::measure::<T>(self, engine, reps);
+            return gpu::measure::<T>(self, engine, reps, calls);
         }
         let problem = self.problem()?;
         let mut tensors = Tensors::<T>::random(problem.shape());

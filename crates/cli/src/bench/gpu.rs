@@ -16,6 +16,7 @@ pub(super) fn measure<T: FileElement>(
     case: &Case,
     engine: &CudaEngine,
     reps: Option<usize>,
+    calls: usize,
 ) -> Result<Measured, Error> {
     let problem = case.problem()?;
     let mut tensors = Tensors::<T>::random(problem.shape());
@@ -40,7 +41,7 @@ pub(super) fn measure<T: FileElement>(
     }
     let mut times = Vec::new();
     for _ in 0..reps.unwrap_or(REPS).max(1) {
-        times.push(timed(engine, &call)?);
+        times.push(timed(engine, &call, calls.max(1))?);
     }
     times.sort_by(f64::total_cmp);
     let (median_ms, min_ms) = (times[times.len() / 2], times[0]);
@@ -48,10 +49,15 @@ pub(super) fn measure<T: FileElement>(
     Ok(Measured { median_ms, min_ms, reps: times.len(), extra_bytes, first_ms: Some(first_ms) })
 }
 
-fn timed(engine: &CudaEngine, call: &impl Fn() -> Result<(), EngineError>) -> Result<f64, EngineError> {
+/// The share of one of so many calls.
+fn timed(
+    engine: &CudaEngine,
+    call: &impl Fn() -> Result<(), EngineError>,
+    calls: usize,
+) -> Result<f64, EngineError> {
     let start = Event::record(engine.stream())?;
-    call()?;
+    (0..calls).try_for_each(|_| call())?;
     let end = Event::record(engine.stream())?;
     end.synchronize()?;
-    Ok(end.ms_since(&start)?.into())
+    Ok(f64::from(end.ms_since(&start)?) / calls as f64)
 }

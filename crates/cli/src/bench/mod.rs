@@ -27,9 +27,9 @@ pub fn run(args: &BenchArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(), 
     let mut rows = Vec::new();
     for case in &cases {
         let measured = match case.dtype {
-            Dtype::F16 => case.measure::<f16>(&engine, args.reps)?,
-            Dtype::Bf16 => case.measure::<bf16>(&engine, args.reps)?,
-            _ => case.measure::<f32>(&engine, args.reps)?,
+            Dtype::F16 => case.measure::<f16>(&engine, args.reps, args.calls)?,
+            Dtype::Bf16 => case.measure::<bf16>(&engine, args.reps, args.calls)?,
+            _ => case.measure::<f32>(&engine, args.reps, args.calls)?,
         };
         let row = Row::new(case, &measured, &engine, peaks.of(case.dtype));
         if args.json {

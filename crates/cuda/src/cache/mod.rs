@@ -11,7 +11,7 @@ pub use disk::CacheStatus;
 pub use key::StoreKey;
 pub use store::{CubinStore, StoreError};
 
-use crate::compile::compile;
+use crate::compile::{compile, is_whole_program};
 use crate::device::Device;
 use crate::driver::driver_build;
 use crate::error::CudaError;
@@ -96,6 +96,12 @@ impl ModuleCache {
     }
 
     fn load_or_compile(&self, device: &Device, program: &Program<'_>) -> Result<Function, CudaError> {
+        if is_whole_program(program) {
+            // Its machine code is not to be had from the driver, which keeps it in a cache of its own.
+            let function = Function::compile_whole(device, program)?;
+            self.disk.count_compiled();
+            return Ok(function);
+        }
         let key = store_key(device, program);
         if let Some(cubin) = self.disk.read(&key) {
             match Function::load(device, program, &cubin, String::new()) {

@@ -1,5 +1,5 @@
 //! Kernel arguments, declared once: a host struct that makes [`Arg`]s and a device struct that reads them.
-use signflash_ptx::{Arg, Cta, F32, GlobalAddr, S32, U32, U64, Val};
+use signflash_ptx::{Arg, Cta, F32, GlobalAddr, S32, Tensor, TensorMap, U32, U64, Val};
 
 /// How a field of this type is passed and read.
 pub(crate) trait Passed {
@@ -35,6 +35,16 @@ impl Passed for f32 {
     }
     fn declare<'k>(cta: Cta<'k>, names: &[&'static str]) -> Self::Device<'k> {
         cta.param_f32(names[0])
+    }
+}
+
+impl Passed for TensorMap {
+    type Device<'k> = Tensor<'k>;
+    fn push(self, args: &mut Vec<Arg>) {
+        args.push(Arg::Tensor(self));
+    }
+    fn declare<'k>(cta: Cta<'k>, names: &[&'static str]) -> Self::Device<'k> {
+        cta.param_tensor(names[0])
     }
 }
 

@@ -43,11 +43,11 @@ pub(crate) struct OnlineSoftmax<'k> {
 }
 
 /// By how many powers of two exponentials may exceed 1.
-const GROWTH_LOG2: f32 = 8.0;
+pub(crate) const GROWTH_LOG2: f32 = 8.0;
 
 /// A row that has seen no key yet must not compute -inf - -inf.
 #[track_caller]
-fn finite<'k>(t: Thread<'k>, max: Val<'k, F32>) -> Val<'k, F32> {
+pub(crate) fn finite<'k>(t: Thread<'k>, max: Val<'k, F32>) -> Val<'k, F32> {
     max.eq(f32::NEG_INFINITY).select(t.f32(0.0), max)
 }
 
@@ -112,12 +112,25 @@ impl<'k> OnlineSoftmax<'k> {
     /// The rows' sums and logarithms.
     #[track_caller]
     pub(crate) fn finish(&self) -> RowResult<'k> {
-        let t = self.warp.threads();
-        let sum: [_; THREAD_ROWS] = from_fn(|row| over_row(self.warp, self.sum[row].get(), |a, b| a + b));
+        RowResult::of(self.warp, self.scale_log2, &self.max, &self.sum)
+    }
+}
+
+impl<'k> RowResult<'k> {
+    /// Of a thread's running maxima and sums, those of its own columns.
+    #[track_caller]
+    pub(crate) fn of(
+        warp: Warp<'k>,
+        scale_log2: Val<'k, F32>,
+        max: &[Var<'k, F32>; THREAD_ROWS],
+        sum: &[Var<'k, F32>; THREAD_ROWS],
+    ) -> Self {
+        let t = warp.threads();
+        let sum: [_; THREAD_ROWS] = from_fn(|row| over_row(warp, sum[row].get(), |a, b| a + b));
         RowResult {
             inverse: sum.map(|sum| sum.eq(0.0).select(t.f32(0.0), sum.rcp())),
             lse: from_fn(|row| {
-                let log2 = self.max[row].get().mul_add(self.scale_log2, sum[row].lg2());
+                let log2 = max[row].get().mul_add(scale_log2, sum[row].lg2());
                 sum[row].eq(0.0).select(t.f32(f32::NEG_INFINITY), log2 * std::f32::consts::LN_2)
             }),
         }

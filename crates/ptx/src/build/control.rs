@@ -2,6 +2,7 @@
 use super::Builder;
 use super::scope::{Cta, Thread, Warp};
 use super::value::Val;
+use super::warpgroup::Warpgroup;
 use crate::ops::control::{Again, Else, EndIf, If, SkipElse, While};
 use crate::types::Pred;
 
@@ -39,7 +40,9 @@ impl Builder {
         self.place(top);
         let cond = cond();
         self.emit(While { cond: cond.src, exit });
+        let products = self.products.borrow().is_empty();
         body();
+        assert_eq!(products, self.products.borrow().is_empty(), "a loop leaves a product under way");
         assert_eq!(before, self.copies.borrow().state(), "a loop changes which copies are in flight");
         self.emit(Again { top });
         self.place(exit);
@@ -67,8 +70,26 @@ macro_rules! control {
 }
 control! {
     Cta true "All threads of the block agree.";
+    Warpgroup true "All threads of the warpgroup agree.";
     Warp true "All lanes of the warp agree.";
     Thread false "Threads may differ; nothing that needs the whole warp can be done inside.";
+}
+
+macro_rules! loops {
+    ($($scope:ident $who:literal;)*) => {$(
+        impl<'k> $scope<'k> {
+            #[doc = concat!("As long as `cond`, on which ", $who, " agree; otherwise as [`Cta::while_`].")]
+            #[track_caller]
+            pub fn while_(self, cond: impl FnOnce() -> Val<'k, Pred>, body: impl FnOnce(Self)) {
+                self.0.while_loop(cond, || body(self));
+            }
+        }
+    )*};
+}
+loops! {
+    Warpgroup "all threads of the warpgroup";
+    Warp "all lanes of the warp";
+    Thread "all lanes of the warp that are here";
 }
 
 impl<'k> Cta<'k> {

@@ -33,11 +33,37 @@ impl<'k> Cta<'k> {
     /// `stages` pieces of shared memory, filled by one thread with bulk copies and read by `readers` warps.
     #[track_caller]
     pub fn bulk_ring(self, name: &str, stages: u32, stage_bytes: u32, readers: u32) -> BulkRing<'k> {
-        assert!(stage_bytes.is_multiple_of(16), "bulk copies are of 16 bytes");
+        self.stage_ring(name, stages, stage_bytes, 1, readers)
+    }
+
+    /// `stages` pieces of shared memory, filled by `writers` warps with ordinary stores and read by `readers` warps.
+    #[track_caller]
+    pub fn stage_ring(
+        self,
+        name: &str,
+        stages: u32,
+        stage_bytes: u32,
+        writers: u32,
+        readers: u32,
+    ) -> BulkRing<'k> {
+        self.stage_rings(name, 1, [stages, stage_bytes], writers, readers)
+    }
+
+    /// `count` rings of `[stages, stage_bytes]` each, to be told apart by [`BulkRing::nth`].
+    #[track_caller]
+    pub fn stage_rings(
+        self,
+        name: &str,
+        count: u32,
+        [stages, stage_bytes]: [u32; 2],
+        writers: u32,
+        readers: u32,
+    ) -> BulkRing<'k> {
+        assert!(stage_bytes.is_multiple_of(16), "a stage has whole pieces of 16 bytes");
         BulkRing {
-            data: self.smem(name, stages * stage_bytes, 1024),
-            full: self.mbarriers(&format!("{name}_full"), stages, 1),
-            empty: self.mbarriers(&format!("{name}_empty"), stages, readers),
+            data: self.smem(name, count * stages * stage_bytes, 1024),
+            full: self.mbarriers(&format!("{name}_full"), count * stages, writers),
+            empty: self.mbarriers(&format!("{name}_empty"), count * stages, readers),
             stages,
             stage_bytes,
         }
@@ -105,6 +131,19 @@ impl<'k> Position<'k> {
 }
 
 impl<'k> BulkRing<'k> {
+    /// Number `i` of several that were made together.
+    #[track_caller]
+    pub fn nth(self, i: Val<'k, U32>) -> Self {
+        let first = i * self.stages;
+        let data = self.data.plus(first * self.stage_bytes);
+        BulkRing { data, full: self.full.nth(first), empty: self.empty.nth(first), ..self }
+    }
+
+    /// Where the first stage is.
+    pub fn data(self) -> SmemAddr<'k> {
+        self.data
+    }
+
     /// For the one thread that fills.
     #[track_caller]
     pub fn producer(self, t: Thread<'k>) -> BulkRingProducer<'k> {
@@ -130,13 +169,59 @@ impl<'k> BulkRingProducer<'k> {
     /// Waits until the next stage is empty and starts to fill it from one contiguous piece of memory, 16-byte aligned.
     #[track_caller]
     pub fn fill(&mut self, t: Thread<'k>, from: GlobalAddr<'k>) {
+        let bytes = self.ring.stage_bytes;
+        self.fill_by(t, |filling| {
+            let (to, barrier) = (filling.at.address(), filling.barrier());
+            t.0.emit(BulkLoad { to, from: from.address(), bytes, barrier });
+        });
+    }
+
+    /// Waits until the next stage is empty and starts the copies that `copy` asks for, which together bring as many
+    /// bytes as a stage has.
+    #[track_caller]
+    pub fn fill_by(&mut self, t: Thread<'k>, copy: impl FnOnce(Filling<'k>)) {
+        let filling = self.begin(t);
+        filling.full.arrive_expecting(t, self.ring.stage_bytes);
+        copy(filling);
+        self.position.advance(self.ring.stages);
+    }
+
+    /// Waits until the next stage of each ring is empty and fills them with the stores of `write`, which is given their
+    /// addresses. The warp is one of the writers of each.
+    #[track_caller]
+    pub fn fill_with_stores(rings: &mut [&mut Self], warp: Warp<'k>, write: impl FnOnce(&[SmemAddr<'k>])) {
+        let t = warp.threads();
+        let fillings: Vec<Filling<'k>> = rings.iter().map(|ring| ring.begin(t)).collect();
+        let stages: Vec<SmemAddr<'k>> = fillings.iter().map(|filling| filling.at).collect();
+        write(&stages);
+        warp.sync(); // every lane has written
+        t.when(t.lane().eq(0), |t| fillings.iter().for_each(|filling| filling.full.arrive(t)));
+        rings.iter().for_each(|ring| ring.position.advance(ring.ring.stages));
+    }
+
+    #[track_caller]
+    fn begin(&self, t: Thread<'k>) -> Filling<'k> {
         let (ring, stage) = (self.ring, self.position.stage.get());
         ring.empty.nth(stage).wait(t, self.position.parity.get());
-        let full = ring.full.nth(stage);
-        full.arrive_expecting(t, ring.stage_bytes);
-        let to = ring.data.plus(stage * ring.stage_bytes).address();
-        t.0.emit(BulkLoad { to, from: from.address(), bytes: ring.stage_bytes, barrier: full.at.address() });
-        self.position.advance(ring.stages);
+        Filling { at: ring.data.plus(stage * ring.stage_bytes), full: ring.full.nth(stage) }
+    }
+}
+
+/// A stage that is being filled.
+#[derive(Clone, Copy, Debug)]
+pub struct Filling<'k> {
+    at: SmemAddr<'k>,
+    full: Mbarrier<'k>,
+}
+
+impl<'k> Filling<'k> {
+    /// Where the data goes.
+    pub fn address(&self) -> SmemAddr<'k> {
+        self.at
+    }
+
+    pub(super) fn barrier(&self) -> crate::ops::memory::Address {
+        self.full.at.address()
     }
 }
 
@@ -178,11 +263,25 @@ impl<'k> FullStage<'_, 'k> {
         self.at
     }
 
+    /// Waits once more for what is there already. It costs a few instructions and waits for nothing, but ptxas moves no
+    /// instruction across it: what is written before it is done before it.
+    #[track_caller]
+    pub fn hold_order(&self, warp: Warp<'k>) {
+        let position = &self.consumer.position;
+        self.consumer.ring.full.nth(self.stage).wait(warp.threads(), position.parity.get());
+    }
+
     /// This warp has read all it wants.
     #[track_caller]
-    pub fn release(mut self, warp: Warp<'k>) {
-        self.released = true;
+    pub fn release(self, warp: Warp<'k>) {
         warp.sync(); // every lane has read
+        self.release_products(warp);
+    }
+
+    /// The same where products alone have read, all of which this warp has waited for: no lane has to wait for another.
+    #[track_caller]
+    pub fn release_products(mut self, warp: Warp<'k>) {
+        self.released = true;
         let (t, empty) = (warp.threads(), self.consumer.ring.empty.nth(self.stage));
         t.when(t.lane().eq(0), |t| empty.arrive(t));
         self.consumer.position.advance(self.consumer.ring.stages);

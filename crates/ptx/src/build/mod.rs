@@ -10,22 +10,27 @@ mod memory;
 mod operators;
 mod ring;
 mod scope;
+mod tensor;
 mod tile;
 mod value;
+mod warpgroup;
 
 pub use fragment::Acc;
-pub use mbarrier::{BulkRing, BulkRingConsumer, BulkRingProducer, FullStage, Mbarrier};
+pub use mbarrier::{BulkRing, BulkRingConsumer, BulkRingProducer, Filling, FullStage, Mbarrier};
 pub use memory::{GlobalAddr, SmemAddr};
 pub use ring::{CopyRing, FullSlot, PendingCopy};
 pub use scope::{Cta, Thread, Warp};
+pub use tensor::{Tensor, TensorBox};
 pub use tile::{Order, TileLanes, TileLayout, TileThread};
 pub use value::{Operand, Val, Var};
+pub use warpgroup::{BoxTile, Columns, PendingProduct, Product, Rows, Warpgroup};
 
 use crate::instruction::{Instruction, Label, Line};
 use crate::interp::Region;
 use crate::kernel::{Kernel, Param};
 use crate::types::{Reg, Width};
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 use std::panic::Location;
 
 /// What a kernel is launched with, besides its arguments.
@@ -53,7 +58,9 @@ pub struct Builder {
     params: RefCell<Vec<Param>>,
     regions: RefCell<Vec<Region>>,
     smem_bytes: Cell<u32>,
+    smem_gaps: RefCell<Vec<Range<u32>>>,
     copies: RefCell<ring::Copies>,
+    products: RefCell<warpgroup::InFlight>,
 }
 
 impl Builder {
@@ -75,7 +82,9 @@ impl Builder {
             params: RefCell::default(),
             regions: RefCell::default(),
             smem_bytes: Cell::new(0),
+            smem_gaps: RefCell::default(),
             copies: RefCell::default(),
+            products: RefCell::default(),
         };
         body(Cta::new(&builder));
         builder.copies.borrow().check_end(name);
@@ -123,10 +132,24 @@ impl Builder {
         params.len() - 1
     }
 
-    /// Lays `bytes` out behind what is there.
+    /// Lays `bytes` out in a gap that alignment has left, or behind what is there.
     pub(crate) fn add_region(&self, name: &str, bytes: u32, align: u32) -> u32 {
-        let offset = self.smem_bytes.get().next_multiple_of(align);
-        self.smem_bytes.set(offset + bytes);
+        let mut gaps = self.smem_gaps.borrow_mut();
+        let start_in = |gap: &Range<u32>| gap.start.next_multiple_of(align);
+        let offset = match gaps.iter_mut().find(|gap| start_in(gap) + bytes <= gap.end) {
+            Some(gap) => {
+                let offset = start_in(gap);
+                gap.start = offset + bytes;
+                offset
+            }
+            None => {
+                let end = self.smem_bytes.get();
+                let offset = end.next_multiple_of(align);
+                gaps.push(end..offset);
+                self.smem_bytes.set(offset + bytes);
+                offset
+            }
+        };
         self.regions.borrow_mut().push(Region { name: name.to_owned(), offset, bytes });
         offset
     }

@@ -137,6 +137,11 @@ impl<'k, T: Ty> Var<'k, T> {
         Var { builder, reg, ty: PhantomData }
     }
 
+    /// Its value where it is used, without a copy: an operand that must stay in its register.
+    pub(crate) fn in_place(&self) -> Src {
+        Src::Reg(self.reg)
+    }
+
     fn mov() -> &'static Alu {
         match T::WIDTH {
             Width::W32 => alu::MOV32,

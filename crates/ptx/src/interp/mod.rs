@@ -14,6 +14,7 @@ mod fault;
 mod global;
 pub(crate) mod mbarrier;
 mod named;
+mod products;
 pub(crate) mod shared;
 pub(crate) mod warp;
 
@@ -314,10 +315,9 @@ impl Schedule<'_> {
                 launch: self.launch,
                 at: line.at,
             };
-            let flow = line.instruction.step(&mut machine).map_err(|fault| Stop {
-                who: format!("warp {}", warp.index),
-                at: At(line.at).to_string(),
-                fault,
+            let stepped = line.instruction.step(&mut machine);
+            let flow = stepped.and_then(|flow| warp.check_clobbered().map(|()| flow)).map_err(|fault| {
+                Stop { who: format!("warp {}", warp.index), at: At(line.at).to_string(), fault }
             })?;
             match flow {
                 Flow::Next => warp.pc += 1,

@@ -55,8 +55,14 @@ impl Read {
         (self.0 & ((1 << LANE_BITS) - 1)) as usize
     }
 
+    /// By a product that is under way: before nothing that anybody does.
+    const PENDING: Read = Read(u32::MAX << LANE_BITS | NO_LANE as u32);
+
     /// With one more read. An earlier one by another lane counts until the lanes have met.
     fn and(self, time: u32, lane: usize, met: u32) -> Read {
+        if self.0 == Read::PENDING.0 {
+            return self;
+        }
         Read::new(time, if self.time() > met && self.lane() != lane { NO_LANE } else { lane })
     }
 }
@@ -206,11 +212,7 @@ impl Shared {
     fn copy_out(&self, offset: usize, out: &mut [u8]) -> Result<(), Fault> {
         let range = offset..offset + out.len();
         if !self.written[range.clone()].iter().all(|&written| written) {
-            let byte = range.clone().find(|&byte| !self.written[byte]).expect("one of them");
-            return Err(Fault::new(
-                Rule::Uninitialised,
-                format!("{} is read before it is written", self.name(byte)),
-            ));
+            self.check_written(offset as u32 + SMEM_BASE, out.len())?;
         }
         out.copy_from_slice(&self.bytes[range]);
         Ok(())
@@ -320,7 +322,8 @@ impl Shared {
         Err(Fault::new(Rule::MissingFence, text))
     }
 
-    /// A flight takes hold of shared memory that it reads through the asynchronous proxy.
+    /// A flight takes hold of shared memory that it reads through the asynchronous proxy: its bytes, of which those that
+    /// are used must [have been written](Self::check_written).
     pub(crate) fn hold_for_read(
         &mut self,
         warp: &Warp,
@@ -339,9 +342,43 @@ impl Shared {
         }
         let words = Self::words(offset, len);
         self.flights[flight as usize].words.push((words.start as u32, words.end as u32));
-        let mut out = vec![0; len];
+        Ok(self.bytes[offset..offset + len].to_vec())
+    }
+
+    /// Refuses bytes that nobody has written.
+    pub(crate) fn check_written(&self, address: u32, len: usize) -> Result<(), Fault> {
+        let offset = address.wrapping_sub(SMEM_BASE) as usize;
+        match (offset..offset + len).find(|&byte| !self.written[byte]) {
+            None => Ok(()),
+            Some(byte) => {
+                let text = format!("{} is read before it is written", self.name(byte));
+                Err(Fault::new(Rule::Uninitialised, text))
+            }
+        }
+    }
+
+    /// A product reads 16 bytes through the asynchronous proxy until [`end_product_reads`](Self::end_product_reads);
+    /// others may read them too. Their offset, and what they are.
+    pub(crate) fn read_for_product(&mut self, warp: &Warp, address: u32) -> Result<(u32, [u8; 16]), Fault> {
+        let offset = self.locate(address, 16, "operand")?;
+        for word in Self::words(offset, 16) {
+            self.check_flight(word, false, "read")?;
+            self.check_written_before(warp, NO_LANE, true, word, "read")?;
+            self.check_fenced(warp, NO_LANE, word, "read")?;
+            self.reads[word * self.warps + warp.index] = Read::PENDING;
+        }
+        let mut out = [0; 16];
         self.copy_out(offset, &mut out)?;
-        Ok(out)
+        Ok((offset as u32, out))
+    }
+
+    /// Products of a warp have read the pieces `ended`; others of it still read those of `held`.
+    pub(crate) fn end_product_reads(&mut self, warp: usize, ended: &[u32], held: &[u32], time: u32) {
+        for (pieces, read) in [(ended, Read::new(time, NO_LANE)), (held, Read::PENDING)] {
+            for word in pieces.iter().flat_map(|offset| Self::words(*offset as usize, 16)) {
+                self.reads[word * self.warps + warp] = read;
+            }
+        }
     }
 
     /// A flight is over, as if `warp` (of a bulk load, its mbarrier) had made its accesses now; `proxy` if the

@@ -1,6 +1,8 @@
 //! One warp: its registers, which lanes are active, and where it is.
 use super::clock::{Clock, Knowledge};
 use super::fault::{Fault, Rule};
+use super::products::{Held, Products};
+use crate::ops::wgmma::in_flight;
 use crate::types::{Reg, Src, Width};
 
 pub(crate) const LANES: usize = 32;
@@ -14,15 +16,60 @@ pub type Lanes<T> = [T; LANES];
 pub(crate) struct File<T> {
     values: Vec<Lanes<T>>,
     written: Vec<u32>,
+    /// How products under way use each.
+    held: Vec<Held>,
+    /// How many fences there had been when it was last written.
+    written_at: Vec<u32>,
+    fences: u32,
+    /// One that was written while a product held it.
+    clobbered: Option<u32>,
 }
 
 impl<T: Copy + Default> File<T> {
     pub(crate) fn new(len: u32) -> Self {
         let len = len as usize;
-        File { values: vec![[T::default(); LANES]; len], written: vec![0; len] }
+        File {
+            values: vec![[T::default(); LANES]; len],
+            written: vec![0; len],
+            held: vec![Held::No; len],
+            written_at: vec![0; len],
+            fences: 0,
+            clobbered: None,
+        }
+    }
+
+    pub(super) fn hold(&mut self, index: u32, how: Held) {
+        self.held[index as usize] = how;
+    }
+
+    /// Everything written so far may be used by products.
+    pub(super) fn fence(&mut self) {
+        self.fences += 1;
+    }
+
+    pub(super) fn is_fenced(&self, index: u32) -> bool {
+        self.written_at[index as usize] < self.fences
+    }
+
+    pub(super) fn take_clobbered(&mut self) -> Option<u32> {
+        self.clobbered.take()
+    }
+
+    /// Writes a result that a product holds.
+    pub(super) fn poke(&mut self, reg: Reg, values: Lanes<T>) {
+        self.written[reg.index as usize] = ALL;
+        self.values[reg.index as usize] = values;
     }
 
     fn read(&self, reg: Reg, mask: u32) -> Result<&Lanes<T>, Fault> {
+        if self.held[reg.index as usize] == Held::Result {
+            return Err(in_flight(reg.index, "read", "an earlier line"));
+        }
+        self.peek(reg, mask)
+    }
+
+    /// The same of a result that a product holds.
+    pub(super) fn peek(&self, reg: Reg, mask: u32) -> Result<&Lanes<T>, Fault> {
         let index = reg.index as usize;
         if self.written[index] & mask != mask {
             let lane = (mask & !self.written[index]).trailing_zeros();
@@ -36,6 +83,10 @@ impl<T: Copy + Default> File<T> {
 
     fn write(&mut self, reg: Reg, mask: u32, values: &Lanes<T>) {
         let index = reg.index as usize;
+        if self.held[index] != Held::No {
+            self.clobbered = Some(reg.index);
+        }
+        self.written_at[index] = self.fences;
         self.written[index] |= mask;
         if mask == ALL {
             self.values[index] = *values;
@@ -81,6 +132,8 @@ pub(crate) struct Warp {
     pub(crate) bulk_groups: std::collections::VecDeque<Vec<u32>>,
     /// Bulk stores since the last commit.
     pub(crate) bulk_uncommitted: Vec<u32>,
+    /// wgmma's products under way.
+    pub(super) products: Products,
     pub(crate) r32: File<u32>,
     pub(crate) r64: File<u64>,
     pub(crate) pred: File<bool>,
@@ -106,6 +159,7 @@ impl Warp {
             uncommitted: Vec::new(),
             bulk_groups: Default::default(),
             bulk_uncommitted: Vec::new(),
+            products: Products::default(),
             r32: File::new(registers[0]),
             r64: File::new(registers[1]),
             pred: File::new(registers[2]),
@@ -225,6 +279,10 @@ impl Warp {
         let copies: usize = groups.chain([&self.uncommitted, &self.bulk_uncommitted]).map(Vec::len).sum();
         if copies > 0 {
             let text = format!("{copies} asynchronous copies were issued and never waited for");
+            return Err(Fault::new(Rule::Abandoned, text));
+        }
+        if self.products.are_under_way() {
+            let text = "products were started and never waited for";
             return Err(Fault::new(Rule::Abandoned, text));
         }
         self.done = true;

@@ -76,6 +76,7 @@ impl Instruction for BulkStore {
                 from[lane],
                 self.bytes as usize,
             )?;
+            machine.block.shared.check_written(from[lane], bytes.len())?;
             for (i, chunk) in bytes.chunks(16).enumerate() {
                 machine.store_global(to[lane] + 16 * i as u64, chunk)?;
             }
@@ -86,12 +87,14 @@ impl Instruction for BulkStore {
 }
 
 /// `cp.async.bulk.commit_group`, and `wait_group` for all.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BulkGroup {
     /// What was issued since the last one is a group.
     Commit,
     /// The sources of all groups may be overwritten, and what they wrote is there.
     Wait,
+    /// The sources of all groups may be overwritten.
+    WaitRead,
 }
 
 impl Instruction for BulkGroup {
@@ -103,6 +106,7 @@ impl Instruction for BulkGroup {
         ptx.line(match self {
             BulkGroup::Commit => "cp.async.bulk.commit_group",
             BulkGroup::Wait => "cp.async.bulk.wait_group 0",
+            BulkGroup::WaitRead => "cp.async.bulk.wait_group.read 0",
         });
     }
 
@@ -114,11 +118,11 @@ impl Instruction for BulkGroup {
         let warp = &mut *machine.warp;
         match self {
             BulkGroup::Commit => warp.bulk_groups.push_back(std::mem::take(&mut warp.bulk_uncommitted)),
-            BulkGroup::Wait if !warp.bulk_uncommitted.is_empty() => {
+            _ if !warp.bulk_uncommitted.is_empty() => {
                 let text = "bulk stores are waited for before they are committed";
                 return Err(Fault::new(Rule::InFlight, text));
             }
-            BulkGroup::Wait => {
+            BulkGroup::Wait | BulkGroup::WaitRead => {
                 let groups = std::mem::take(&mut warp.bulk_groups);
                 for flight in groups.into_iter().flatten() {
                     machine.block.shared.land(flight, warp.index, warp.now(), false);

@@ -12,5 +12,8 @@ pub(crate) mod memory;
 pub(crate) mod mma;
 pub(crate) mod movmatrix;
 pub(crate) mod param;
+pub(crate) mod registers;
 pub(crate) mod shuffle;
+pub(crate) mod tensor;
 pub(crate) mod vote;
+pub(crate) mod wgmma;

@@ -108,7 +108,7 @@ fn reduction<const N: usize>() -> Probe {
     };
     let name = format!("red.global.add of {N} floats");
     let plan = Plan::new(&name, THREADS).grid(2).words(Words::ExactFloats).sizes(lanes * N, cells);
-    plan.build(sums, |cta, Io { input, output }| {
+    plan.build(sums, |cta, Io { input, output, .. }| {
         let t = cta.threads();
         let thread = cta.index() * THREADS + t.index();
         let bytes = 4 * N as u32;

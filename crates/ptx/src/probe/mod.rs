@@ -19,18 +19,22 @@ mod hopper;
 mod host;
 mod matrix;
 mod memory;
+mod tensor;
+mod wgmma;
 mod words;
 
-use crate::build::{Builder, Cta, GlobalAddr, Shape};
+use crate::build::{Builder, Cta, GlobalAddr, Shape, Tensor};
 use crate::interp::{Global, Launch, Trap};
 use crate::kernel::{Arg, Kernel};
+use crate::tensor_map::TensorMap;
 use std::fmt;
 pub use words::Words;
 
 /// What host code says that a probe writes.
 type Reference = Box<dyn Fn(&[u32]) -> Vec<u32> + Send + Sync>;
 
-/// One instruction in a kernel of its own. The kernel has two parameters, pointers to the input and to the output.
+/// One instruction in a kernel of its own. The kernel's parameters are pointers to the input and to the output, and
+/// perhaps a tensor: [`args`](Probe::args).
 pub struct Probe {
     /// The instruction and what is special here.
     pub name: String,
@@ -46,7 +50,16 @@ pub struct Probe {
     pub words: Words,
     /// How far a GPU may be from the interpreter.
     pub tolerance: Tolerance,
+    /// The input and the output once more, as tensors, their addresses relative to the buffers.
+    tensors: Vec<(Buffer, TensorMap)>,
     reference: Option<Reference>,
+}
+
+/// One of a probe's two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Buffer {
+    Input,
+    Output,
 }
 
 /// How far two outputs may be apart: each word within one of the two limits, as floats. Zero is bit for bit.
@@ -116,10 +129,19 @@ impl Probe {
         let mut memory = Global::default();
         let input = memory.upload("input", &bytes);
         let output = memory.upload("output", &vec![0; 4 * self.output_words]);
-        let args = [Arg::U64(input.0), Arg::U64(output.0)];
+        let args = self.args(input.0, output.0);
         kernel.interpret(&Launch { grid: self.grid, args: &args, seed: schedule }, &mut memory)?;
         let words = memory.bytes(output).chunks_exact(4);
         Ok(words.map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    }
+
+    /// The kernel's arguments, for buffers at these addresses.
+    pub fn args(&self, input: u64, output: u64) -> Vec<Arg> {
+        let at = |(buffer, map): &(Buffer, TensorMap)| {
+            let start = if *buffer == Buffer::Input { input } else { output };
+            Arg::Tensor(TensorMap { base: start + map.base, ..*map })
+        };
+        [Arg::U64(input), Arg::U64(output)].into_iter().chain(self.tensors.iter().map(at)).collect()
     }
 
     /// What the output must be, by host code that has nothing in common with the interpreter.
@@ -156,7 +178,10 @@ impl fmt::Debug for Probe {
 /// All of them: every row of [`TABLE`](crate::ops::alu::TABLE), and every other instruction.
 pub fn all() -> Vec<Probe> {
     let mut probes = alu::probes();
-    for more in [memory::probes(), control::probes(), copy::probes(), matrix::probes(), hopper::probes()] {
+    for more in [memory::probes(), control::probes(), copy::probes(), matrix::probes()] {
+        probes.extend(more);
+    }
+    for more in [hopper::probes(), tensor::probes(), wgmma::probes()] {
         probes.extend(more);
     }
     probes
@@ -176,6 +201,7 @@ struct Plan {
     output_words: usize,
     words: Words,
     tolerance: Tolerance,
+    tensors: Vec<(Buffer, TensorMap)>,
 }
 
 impl Plan {
@@ -190,6 +216,7 @@ impl Plan {
             output_words: words,
             words: Words::Bits,
             tolerance: Tolerance::EXACT,
+            tensors: Vec::new(),
         }
     }
 
@@ -203,6 +230,12 @@ impl Plan {
 
     fn sizes(self, input_words: usize, output_words: usize) -> Plan {
         Plan { input_words, output_words, ..self }
+    }
+
+    /// The input, or the output, as a tensor too; its address is relative to the buffer.
+    fn tensor(mut self, buffer: Buffer, map: TensorMap) -> Plan {
+        self.tensors.push((buffer, map));
+        self
     }
 
     fn tolerance(self, tolerance: Tolerance) -> Plan {
@@ -220,11 +253,13 @@ impl Plan {
         let kernel = Builder::build(&entry, shape, |cta| {
             let input = GlobalAddr::new(cta.param_u64("input"));
             let output = GlobalAddr::new(cta.param_u64("output"));
-            body(cta, Io { input, output });
+            let tensor = self.tensors.first().map(|_| cta.param_tensor("tensor"));
+            assert!(self.tensors.len() <= 1, "one tensor is enough");
+            body(cta, Io { input, output, tensor });
         });
-        let Plan { name, grid, input_words, output_words, words, tolerance, .. } = self;
+        let Plan { name, grid, input_words, output_words, words, tolerance, tensors, .. } = self;
         let reference: Option<Reference> = Some(Box::new(reference));
-        Probe { name, kernel, grid, input_words, output_words, words, tolerance, reference }
+        Probe { name, kernel, grid, input_words, output_words, words, tolerance, tensors, reference }
     }
 }
 
@@ -233,4 +268,6 @@ impl Plan {
 struct Io<'k> {
     input: GlobalAddr<'k>,
     output: GlobalAddr<'k>,
+    /// One of them as a tensor, if the plan has one.
+    tensor: Option<Tensor<'k>>,
 }

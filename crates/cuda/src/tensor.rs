@@ -1,0 +1,69 @@
+//! Tensors for Hopper's copy engine: what a kernel's parameter of 128 bytes holds.
+
+use crate::device::Device;
+use crate::doing::Doing;
+use crate::error::{CudaError, check};
+use cudarc::driver::sys::{self, CUtensorMap};
+use signflash_kernels::TensorMap;
+
+/// A tensor, encoded by the driver for a kernel's parameter.
+///
+/// ```no_run
+/// use signflash_cuda::{Device, DeviceBuffer, EncodedTensor, Stream};
+/// use signflash_kernels::TensorMap;
+/// let device = Device::open(0)?;
+/// let stream = Stream::new(&device)?;
+/// let rows = DeviceBuffer::zeroed(&stream, 100 * 128)?;
+/// let map = TensorMap {
+///     base: rows.ptr(),
+///     dims: [64, 100, 1, 1],
+///     strides_bytes: [128, 16, 16],
+///     box_rows: 64,
+/// };
+/// let argument = signflash_cuda::Arg::Tensor(EncodedTensor::new(&device, &map)?);
+/// # let _ = argument;
+/// # Ok::<(), signflash_cuda::CudaError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EncodedTensor(CUtensorMap);
+
+impl EncodedTensor {
+    /// Bytes of such a parameter.
+    pub const BYTES: usize = size_of::<CUtensorMap>();
+
+    /// Encodes a tensor of 16-bit numbers for a GPU. Its memory is not looked at.
+    ///
+    /// # Errors
+    /// The driver's, if [`TensorMap::is_valid`] is false or the driver is older than Hopper's (12.0).
+    pub fn new(device: &Device, map: &TensorMap) -> Result<Self, CudaError> {
+        let _bound = device.bind()?;
+        use sys::{
+            CUtensorMapDataType as Type, CUtensorMapFloatOOBfill as Fill,
+            CUtensorMapInterleave as Interleave, CUtensorMapL2promotion as Promotion,
+            CUtensorMapSwizzle as Swizzle,
+        };
+        let mut encoded = CUtensorMap { opaque: [0; 16] };
+        let boxes = [TensorMap::BOX_COLUMNS, map.box_rows, 1, 1];
+        let steps = [1u32; 4];
+        // SAFETY: `encoded` is valid for a write and aligned by its type; the arrays have as many numbers as the rank,
+        // 4, asks for (3 strides); the address is only written down.
+        let result = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut encoded,
+                Type::CU_TENSOR_MAP_DATA_TYPE_UINT16,
+                4,
+                map.base as *mut std::ffi::c_void,
+                map.dims.as_ptr(),
+                map.strides_bytes.as_ptr(),
+                boxes.as_ptr(),
+                steps.as_ptr(),
+                Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                Swizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                Fill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        check(result, || Doing::EncodeTensor { map: format!("{map:?}") })?;
+        Ok(Self(encoded))
+    }
+}

@@ -1,0 +1,108 @@
+//! Forward on Hopper: out and lse. One block a multiprocessor; its warpgroups have roles.
+//!
+//! ```text
+//! multiply (multiply.rs)  64 rows each; step j:
+//!     turn:  s = q k(j)^T  and  out += p v(j-1)     both under way, then the next warpgroup's turn
+//!     wait for s;   hide;   the softmax's early pieces, if any
+//!     wait for out; softmax, round, mask -> p       while other warpgroups' products go on
+//! load (load.rs)          one thread copies q, then k and v step by step, as far ahead as there are stages;
+//!                         with dropout every warp draws flags (flags.rs), as far ahead as there are stages
+//! ```
+//! | ring | filled by | read by | stages |
+//! |---|---|---|---|
+//! | `q` | the copying thread | all multiplying warps | 1 |
+//! | `k`, `v` | the copying thread | all multiplying warps | `stages` |
+//! | `flags` | four loading warps | the four warps of one multiplying warpgroup, which has a ring of its own | `flag_stages` |
+//!
+//! Named barriers: 0 the block, once; from 1 on turns (turns.rs); from 8 on each warpgroup's output (out.rs).
+//!
+//! Pipeline, roles and turns are FlashAttention-3's (Shah et al. 2024). The mask does not depend on the scores: here it is
+//! drawn by warps that have nothing else to do, which keeps its long chains of products off the multiplying warps' way.
+use super::pipeline::Pipeline;
+use super::schedule::{Schedule, ScheduleVals};
+use crate::config::{Common, Warpgroups};
+use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
+use crate::parts::work::{KeyTiles, Work};
+use signflash_ptx::{Builder, Cta, Kernel, Shape, TensorMap, U32, Val};
+
+kernel_args! {
+    /// Arguments of the forward, in the order of the kernel's parameters.
+    ForwardArgs / ForwardVals {
+        /// Queries, boxes of a block's rows.
+        q: TensorMap,
+        /// Keys, boxes of a step's rows.
+        k: TensorMap,
+        /// Values, likewise.
+        v: TensorMap,
+        /// Output, boxes of 64 rows.
+        out: TensorMap,
+        /// (batch, num_heads, seqlen_q) f32, dense.
+        lse: u64,
+    }
+}
+
+/// Rows of a warpgroup.
+pub(crate) const GROUP_ROWS: u32 = 64;
+
+/// The kernel of a configuration.
+pub(crate) fn kernel(name: &str, common: &Common, shape: &Warpgroups) -> Kernel {
+    let launch = Shape { block_threads: shape.threads(), min_blocks_per_sm: 1 };
+    Builder::build(name, launch, |cta| {
+        let problem = ProblemVals::declare(cta);
+        let schedule = ScheduleVals::declare(cta);
+        let args = ForwardVals::declare(cta);
+        let dropout = common.dropout.then(|| DropoutVals::declare(cta));
+        let smem = Pipeline::plan(cta, common, shape);
+        cta.sync(); // barriers are initialised
+        let block = Block { cta, common, shape, problem, args, dropout, smem, schedule };
+        let wg = cta.warpgroups();
+        wg.when_else(
+            wg.index().lt(shape.groups),
+            |wg| {
+                wg.grow_registers(shape.registers);
+                block.multiply(wg);
+            },
+            |wg| {
+                wg.shrink_registers(shape.producer_registers());
+                block.load(wg.warps());
+            },
+        );
+    })
+}
+
+/// What every role of a block knows.
+pub(super) struct Block<'a, 'k> {
+    pub(super) cta: Cta<'k>,
+    pub(super) common: &'a Common,
+    pub(super) shape: &'a Warpgroups,
+    pub(super) problem: ProblemVals<'k>,
+    pub(super) args: ForwardVals<'k>,
+    pub(super) dropout: Option<DropoutVals<'k>>,
+    pub(super) smem: Pipeline<'k>,
+    schedule: ScheduleVals<'k>,
+}
+
+/// A tile of queries: where it is, and which keys it sees.
+pub(super) struct Tile<'k> {
+    pub(super) work: Work<'k>,
+    pub(super) head_k: Val<'k, U32>,
+    pub(super) first_row: Val<'k, U32>,
+    pub(super) keys: KeyTiles<'k>,
+    /// At least one, so that rows without keys need no way of their own.
+    pub(super) steps: Val<'k, U32>,
+}
+
+impl<'k> Block<'_, 'k> {
+    /// The block's tiles, for one role.
+    pub(super) fn tiles(&self) -> Schedule<'k> {
+        Schedule::new(self.cta, self.schedule, &self.problem, self.shape.rows())
+    }
+
+    pub(super) fn tile(&self, work: Work<'k>) -> Tile<'k> {
+        let (rows, step) = (self.shape.rows(), self.shape.step);
+        let first_row = work.block * rows - self.problem.row_shift;
+        let keys = KeyTiles::of_rows(&self.problem, first_row, rows, step, self.common.causal);
+        let head_k = work.head / self.problem.group;
+        Tile { work, head_k, first_row, keys, steps: keys.end.max(1u32) }
+    }
+}

@@ -1,0 +1,217 @@
+//! The multiplying warpgroups: products, softmax, output.
+use super::flags::FlagReader;
+use super::forward::{Block, GROUP_ROWS, Tile};
+use super::out::OutTile;
+use super::softmax::{LateSoftmax, Masks};
+use super::turns::Turns;
+use crate::parts::softmax::{RowResult, THREAD_ROWS, hide, scale_rows};
+use crate::sm80::forward::negate;
+use signflash_ptx::{
+    Acc, B32, BoxTile, BulkRingConsumer, Columns, GlobalAddr, PendingProduct, Product, Rows, U32, Val, Var,
+    Warp, Warpgroup,
+};
+
+/// What a warpgroup carries from step to step and from tile to tile.
+struct Multiplier<'a, 'k> {
+    block: &'a Block<'a, 'k>,
+    wg: Warpgroup<'k>,
+    /// Its number among those that multiply.
+    group: Val<'k, U32>,
+    turns: Turns<'k>,
+    q: BulkRingConsumer<'k>,
+    k: BulkRingConsumer<'k>,
+    v: BulkRingConsumer<'k>,
+    flags: Option<FlagReader<'k>>,
+    softmax: LateSoftmax<'k>,
+    s: Acc<'k>,
+    out: Acc<'k>,
+    /// Probabilities: for each 16 keys an operand.
+    p: Vec<[Var<'k, B32>; 4]>,
+    store: OutTile<'k>,
+}
+
+impl<'k> Block<'_, 'k> {
+    /// All that the multiplying warpgroups do.
+    pub(super) fn multiply(&self, wg: Warpgroup<'k>) {
+        let mut multiplier = Multiplier::new(self, wg);
+        let tiles = self.tiles();
+        wg.while_(
+            || tiles.has_more(),
+            |_| {
+                let tile = self.tile(tiles.take());
+                multiplier.tile(&tile);
+            },
+        );
+        multiplier.store.wait_stored(wg);
+    }
+
+    /// s = q k^T, under way.
+    fn scores<'s>(
+        &self,
+        wg: Warpgroup<'k>,
+        s: &'s mut Acc<'k>,
+        q: BoxTile<'k>,
+        k: BoxTile<'k>,
+    ) -> PendingProduct<'s, 'k> {
+        let (rows, columns) = (Rows::Tile(q), Columns::OfRows(k));
+        let (depth, half) = (self.common.head_dim, self.common.half);
+        wg.multiply(s, &Product { rows, columns, depth, half, add: false })
+    }
+
+    /// out += p v, under way.
+    fn sums<'s>(
+        &self,
+        wg: Warpgroup<'k>,
+        out: &'s mut Acc<'k>,
+        p: &[[Var<'k, B32>; 4]],
+        v: BoxTile<'k>,
+    ) -> PendingProduct<'s, 'k> {
+        let (rows, columns) = (Rows::Registers(p), Columns::Plain(v));
+        let (depth, half) = (self.shape.step, self.common.half);
+        wg.multiply(out, &Product { rows, columns, depth, half, add: true })
+    }
+
+    /// Makes scores ready for the softmax: their sign, and what is hidden.
+    fn prepare(
+        &self,
+        warp: Warp<'k>,
+        s: &Acc<'k>,
+        tile: &Tile<'k>,
+        first_row: Val<'k, U32>,
+        step: Val<'k, U32>,
+    ) {
+        if self.common.negative_scale {
+            negate(s);
+        }
+        warp.when(tile.keys.is_edge(step), |warp| {
+            let limits: [_; THREAD_ROWS] = std::array::from_fn(|lower| {
+                self.problem.visible(own_row(warp, first_row, lower), self.common.causal)
+            });
+            hide(warp.threads(), s, limits, step * self.shape.step - self.problem.column_shift);
+        });
+    }
+}
+
+impl<'k> Block<'_, 'k> {
+    /// Normalises and writes out and lse.
+    fn finish(
+        &self,
+        wg: Warpgroup<'k>,
+        RowResult { inverse, lse }: RowResult<'k>,
+        out: &Acc<'k>,
+        store: &OutTile<'k>,
+        (tile, first_row): (&Tile<'k>, Val<'k, U32>),
+    ) {
+        let (warp, t) = (wg.warps(), wg.threads());
+        let keep_scale = self.dropout.as_ref().map(|args| args.keep_scale);
+        scale_rows(out, inverse.map(|inverse| keep_scale.map_or(inverse, |scale| inverse * scale)));
+        let head = tile.work.batch * self.problem.num_heads + tile.work.head;
+        let start = head.mul_wide(self.problem.seqlen_q);
+        for (lower, lse) in lse.into_iter().enumerate() {
+            let row = own_row(warp, first_row, lower);
+            let real = row.lt(self.problem.seqlen_q) & (t.lane() & 3).eq(0);
+            let to = GlobalAddr::new((start + row.widen()) * 4u64 + self.args.lse);
+            t.when(real, |t| t.store(to, [lse]));
+        }
+        store.store(wg, out, self.args.out, [first_row, tile.work.head, tile.work.batch]);
+    }
+}
+
+/// One of the thread's two rows.
+#[track_caller]
+fn own_row<'k>(warp: Warp<'k>, first_row: Val<'k, U32>, lower: usize) -> Val<'k, U32> {
+    first_row + ((warp.index() & 3) << 4u32) + (warp.threads().lane() >> 2) + 8 * lower as u32
+}
+
+/// Runs `body` with the masks of the next step.
+fn with_masks<'k>(flags: &mut Option<FlagReader<'k>>, warp: Warp<'k>, body: impl FnOnce(Masks<'_, 'k>)) {
+    match flags {
+        None => body(&|_| None),
+        Some(flags) => flags.read(warp, body),
+    }
+}
+
+impl<'a, 'k> Multiplier<'a, 'k> {
+    fn new(block: &'a Block<'a, 'k>, wg: Warpgroup<'k>) -> Self {
+        let Block { common, shape, smem, problem, .. } = block;
+        let (warp, group) = (wg.warps(), wg.index());
+        let zero = || warp.threads().u32(0).cast::<B32>().var();
+        Multiplier {
+            block,
+            wg,
+            group,
+            turns: Turns::new(wg, group, shape),
+            q: smem.q.consumer(warp),
+            k: smem.k.consumer(warp),
+            v: smem.v.consumer(warp),
+            flags: smem.flags.map(|rings| FlagReader::new(warp, rings, group, shape)),
+            softmax: LateSoftmax::new(warp, problem.scale_log2, common.half),
+            s: wg.acc(shape.step),
+            out: wg.acc(common.head_dim),
+            p: (0..shape.step / 16).map(|_| [zero(), zero(), zero(), zero()]).collect(),
+            store: OutTile::new(smem, common, shape, group),
+        }
+    }
+
+    /// 64 rows of a tile of queries.
+    fn tile(&mut self, tile: &Tile<'k>) {
+        let Multiplier { block, wg, group, turns, q, k, v, flags, softmax, s, out, p, store } = self;
+        let (wg, warp, shape) = (*wg, wg.warps(), block.shape);
+        let first_row = tile.first_row + *group * GROUP_ROWS;
+        let q_stage = q.wait(warp);
+        let q_tile = BoxTile::new(q_stage.address(), shape.rows()).from_row_of(*group * GROUP_ROWS);
+        out.clear();
+
+        // The first step's scores; its product with values comes with the next step's scores.
+        let k_stage = k.wait(warp);
+        block.scores(wg, s, q_tile, BoxTile::new(k_stage.address(), shape.step)).wait();
+        k_stage.release_products(warp);
+        block.prepare(warp, s, tile, first_row, warp.threads().u32(0));
+        with_masks(flags, warp, |masks| softmax.first(s, p, masks));
+
+        let next = warp.threads().u32(1).var();
+        wg.while_(
+            || next.get().lt(tile.steps),
+            |wg| {
+                let step = next.get();
+                let k_stage = k.wait(warp);
+                turns.begin(wg);
+                let scores = block.scores(wg, s, q_tile, BoxTile::new(k_stage.address(), shape.step));
+                let v_stage = v.wait(warp);
+                let sums = block.sums(wg, out, p, BoxTile::new(v_stage.address(), shape.step));
+                turns.end(wg);
+                scores.wait();
+                k_stage.release_products(warp);
+                block.prepare(warp, s, tile, first_row, step);
+                with_masks(flags, warp, |masks| {
+                    let early = softmax.begin(s, shape.early, masks);
+                    if shape.early > 0 {
+                        v_stage.hold_order(warp);
+                    }
+                    let out = sums.wait();
+                    v_stage.release_products(warp);
+                    softmax.step(s, p, masks, early, out);
+                });
+                next.set(step + 1);
+            },
+        );
+
+        let v_stage = v.wait(warp);
+        let sums = block.sums(wg, out, p, BoxTile::new(v_stage.address(), shape.step));
+        if shape.out_in_q {
+            let out = sums.wait();
+            v_stage.release_products(warp);
+            store.meet(wg); // the four warps' products have read the queries
+            block.finish(wg, softmax.finish(), out, store, (tile, first_row));
+            // The next queries come when the storing warp lets go, too.
+            store.wait_stored(wg);
+            q_stage.release(warp);
+        } else {
+            q_stage.release_products(warp);
+            let out = sums.wait();
+            v_stage.release_products(warp);
+            store.wait(wg);
+            block.finish(wg, softmax.finish(), out, store, (tile, first_row));
+        }
+    }
+}

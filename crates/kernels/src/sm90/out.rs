@@ -1,0 +1,86 @@
+//! A warpgroup's output: from its accumulator through shared memory to the tensor.
+use super::forward::GROUP_ROWS;
+use super::pipeline::Pipeline;
+use crate::config::{Common, Warpgroups};
+use crate::parts::product::pack;
+use signflash_ptx::{Acc, B32, Half, SmemAddr, Tensor, TileLayout, U32, Val, Warpgroup};
+
+/// A warpgroup's place for 64 rows, as boxes of 64 columns.
+#[derive(Debug)]
+pub(crate) struct OutTile<'k> {
+    at: SmemAddr<'k>,
+    boxes: u32,
+    /// From one box to the next.
+    box_bytes: u32,
+    half: Half,
+    barrier: Val<'k, U32>,
+}
+
+/// Named barriers from this one on keep a warpgroup's threads together here.
+const FIRST_BARRIER: u32 = 8;
+
+impl<'k> OutTile<'k> {
+    /// Of one warpgroup: its rows of the queries' place, or a part of a place for itself.
+    pub(crate) fn new(smem: &Pipeline<'k>, common: &Common, shape: &Warpgroups, group: Val<'k, U32>) -> Self {
+        let boxes = common.boxes();
+        let (at, box_bytes) = match smem.out {
+            Some(out) => (out.plus(group * (boxes * BOX_BYTES)), BOX_BYTES),
+            None => (smem.q.data().plus(group * BOX_BYTES), shape.rows() * 128),
+        };
+        OutTile { at, boxes, box_bytes, half: common.half, barrier: group + FIRST_BARRIER }
+    }
+
+    /// Rounds an accumulator and starts to write it to the box whose first row is `at[0]`. What was stored before has
+    /// left.
+    #[track_caller]
+    pub(crate) fn store(&self, wg: Warpgroup<'k>, out: &Acc<'k>, to: Tensor<'k>, at: [Val<'k, U32>; 3]) {
+        self.stage(wg, out);
+        let t = wg.threads();
+        t.fence_proxy_async();
+        self.meet(wg);
+        t.when((t.index() & 127).eq(0), |t| {
+            t.store_boxes((0..self.boxes).map(|i| (self.at.at(i * self.box_bytes), to.at(64 * i, at))));
+        });
+    }
+
+    /// Waits until what was stored last has left.
+    #[track_caller]
+    pub(crate) fn wait(&self, wg: Warpgroup<'k>) {
+        self.wait_stored(wg);
+        self.meet(wg);
+    }
+
+    /// Waits for the warpgroup's other threads.
+    #[track_caller]
+    pub(crate) fn meet(&self, wg: Warpgroup<'k>) {
+        wg.sync_among(self.barrier, 128);
+    }
+
+    /// The same for the storing thread alone.
+    #[track_caller]
+    pub(crate) fn wait_stored(&self, wg: Warpgroup<'k>) {
+        let t = wg.threads();
+        t.when((t.index() & 127).eq(0), |t| t.wait_stored());
+    }
+
+    fn stage(&self, wg: Warpgroup<'k>, out: &Acc<'k>) {
+        let (warp, t) = (wg.warps(), wg.threads());
+        let layout = TileLayout::new(64);
+        let row = ((warp.index() & 3) << 4u32) + (t.lane() >> 2);
+        for (k16, words) in pack(out, self.half, false).into_iter().enumerate() {
+            for right in 0..2 {
+                let group = 2 * k16 as u32 + right;
+                // The permutation is the same for rows g and g + 8.
+                let own = layout.chunk(row, group % 8) + (t.lane() & 3) * 4;
+                let to = self.at.plus(own).at(group / 8 * self.box_bytes);
+                for lower in 0..2 {
+                    let word: Val<'k, B32> = words[2 * right as usize + lower];
+                    t.store(to.at(layout.bytes(8 * lower as u32)), [word]);
+                }
+            }
+        }
+    }
+}
+
+/// Bytes of 64 rows of 64 columns.
+const BOX_BYTES: u32 = GROUP_ROWS * 128;

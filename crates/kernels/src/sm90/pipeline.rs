@@ -1,0 +1,70 @@
+//! What a block of the forward keeps in shared memory, and who fills and reads it.
+use crate::config::{Common, Warpgroups};
+use signflash_ptx::{BulkRing, Cta, SmemAddr};
+
+/// Shared memory of a block. Tiles lie as the copy engine leaves them: boxes of 64 columns behind each other.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pipeline<'k> {
+    /// One tile of queries.
+    pub(crate) q: BulkRing<'k>,
+    /// Tiles of keys.
+    pub(crate) k: BulkRing<'k>,
+    /// Tiles of values.
+    pub(crate) v: BulkRing<'k>,
+    /// With dropout: for each warpgroup that multiplies a ring of its own, which has for each of its warps, each 32
+    /// columns and each lane the 16 flags, a byte each. (One ring for all was slower: a stage then stays until the last
+    /// has read it, and waiting goes back and forth.)
+    pub(crate) flags: Option<BulkRing<'k>>,
+    /// The output on its way out; without it, the queries' place is used.
+    pub(crate) out: Option<SmemAddr<'k>>,
+}
+
+/// Bytes of the flags of 16 rows and 32 columns.
+pub(crate) const FLAG_BLOCK_BYTES: u32 = 16 * 32;
+
+impl<'k> Pipeline<'k> {
+    pub(crate) fn plan(cta: Cta<'k>, common: &Common, shape: &Warpgroups) -> Self {
+        let readers = 4 * shape.groups;
+        let tile = |rows: u32| rows * common.boxes() * 128;
+        let flags = || {
+            let bytes = 4 * shape.step / 32 * FLAG_BLOCK_BYTES;
+            cta.stage_rings("flags", shape.groups, [shape.flag_stages, bytes], 4, 4)
+        };
+        Pipeline {
+            q: cta.bulk_ring("q", 1, tile(shape.rows()), readers),
+            k: cta.bulk_ring("k", shape.stages, tile(shape.step), readers),
+            v: cta.bulk_ring("v", shape.stages, tile(shape.step), readers),
+            out: (!shape.out_in_q).then(|| cta.smem("out", tile(shape.rows()), 1024)),
+            flags: common.dropout.then(flags),
+        }
+    }
+}
+
+impl Warpgroups {
+    /// Shared memory that a block asks for, at most.
+    pub(crate) fn smem_bytes(&self, common: &Common) -> u32 {
+        let tile = |rows: u32| rows * common.boxes() * 128;
+        let queries = tile(self.rows()) * if self.out_in_q { 1 } else { 2 };
+        let flags = self.groups * self.flag_stages * 4 * self.step / 32 * FLAG_BLOCK_BYTES;
+        let barriers = 1024;
+        queries + 2 * self.stages * tile(self.step) + barriers + if common.dropout { flags } else { 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Config, Gpu, Half, variants};
+
+    #[test]
+    fn blocks_ask_for_no_more_than_is_planned() {
+        let mut seen = 0;
+        for config in variants(Gpu::HOPPER, Half::F16) {
+            let Config::HopperForward(common, shape) = config else { continue };
+            let asked = config.kernel().smem_bytes();
+            assert!(asked <= shape.smem_bytes(&common), "{config}: {asked}");
+            assert!(asked + 2048 > shape.smem_bytes(&common), "{config}: {asked}");
+            seen += 1;
+        }
+        assert!(seen > 20, "{seen}");
+    }
+}

@@ -1,0 +1,189 @@
+//! Online softmax without a maximum: it is looked for only when the exponentials grow.
+//!
+//! Exponentials are taken relative to a maximum of some earlier step. While none of them exceeds 2^8 that is as good as
+//! any (FlashAttention-4 rescales by that rule); and since they are positive, none does if their sum does not, which is
+//! needed anyway. So the usual step has no maximum, no shuffle and no correction: on Hopper each instruction of the
+//! integer unit, `max` among them, takes twice as long while products run (measured: 3.7 cycles instead of 2).
+//!
+//! A step that fails the test is done again, from the scores, which are still there: with the maximum of its scores, and
+//! the output so far made relative to it. A row that has seen no key has NaN for a shift, fails every test, and so gets
+//! its maximum with its first key.
+use crate::parts::softmax::{RowResult, THREAD_ROWS, finite, over_row, scale_rows};
+use signflash_ptx::{Acc, B32, F32, Half, Val, Var, Warp};
+use std::array::from_fn;
+
+/// What exponentials of one thread's part of a row and step may add up to.
+const GROWN: f32 = 256.0;
+
+/// Probabilities as operands: for each 16 keys four registers.
+pub(crate) type Packed<'k> = [[Var<'k, B32>; 4]];
+
+/// For each 16 keys what is kept of the four packed pairs; nothing to ask without dropout.
+pub(crate) type Masks<'a, 'k> = &'a dyn Fn(usize) -> Option<[Val<'k, B32>; 4]>;
+
+type Sums<'k> = [Option<Val<'k, F32>>; THREAD_ROWS];
+
+/// What [`LateSoftmax::begin`] has done.
+#[derive(Debug)]
+pub(crate) struct Early<'k> {
+    pieces: Vec<[Val<'k, B32>; 4]>,
+    sums: Sums<'k>,
+}
+
+/// The running maximum and sum of a thread's two rows.
+#[derive(Debug)]
+pub(crate) struct LateSoftmax<'k> {
+    warp: Warp<'k>,
+    half: Half,
+    scale_log2: Val<'k, F32>,
+    max: [Var<'k, F32>; THREAD_ROWS],
+    /// -max * scale, or NaN.
+    shift: [Var<'k, F32>; THREAD_ROWS],
+    /// Of this thread's columns.
+    sum: [Var<'k, F32>; THREAD_ROWS],
+    /// Of the step.
+    step_sum: [Var<'k, F32>; THREAD_ROWS],
+}
+
+impl<'k> LateSoftmax<'k> {
+    /// No key seen.
+    #[track_caller]
+    pub(crate) fn new(warp: Warp<'k>, scale_log2: Val<'k, F32>, half: Half) -> Self {
+        let fill = |x: f32| from_fn(|_| warp.threads().f32(x).var());
+        let (max, sum) = (fill(f32::NEG_INFINITY), fill(0.0));
+        LateSoftmax { warp, half, scale_log2, max, shift: fill(f32::NAN), sum, step_sum: fill(0.0) }
+    }
+
+    /// Scores of the first keys become exponentials, packed. Nothing is in the output yet.
+    #[track_caller]
+    pub(crate) fn first(&self, s: &Acc<'k>, p: &Packed<'k>, masks: Masks<'_, 'k>) {
+        let newest = self.newest(s, [f32::NEG_INFINITY; 2].map(|x| self.warp.threads().f32(x)));
+        self.set_max(newest);
+        self.exponentials(s, p, masks, self.finite_shifts());
+        (0..THREAD_ROWS).for_each(|row| self.sum[row].set(self.step_sum[row].get()));
+    }
+
+    /// The first pieces of 16 keys, as far as there are registers for them besides those of the product under way.
+    #[track_caller]
+    pub(crate) fn begin(&self, s: &Acc<'k>, early: u32, masks: Masks<'_, 'k>) -> Early<'k> {
+        let mut sums = [None; THREAD_ROWS];
+        let shift = from_fn(|row| self.shift[row].get());
+        let pieces = (0..early as usize).map(|k16| self.piece(s, k16, masks, shift, &mut sums)).collect();
+        Early { pieces, sums }
+    }
+
+    /// Scores of further keys become exponentials, packed; `out` is corrected if they have grown.
+    #[track_caller]
+    pub(crate) fn step(
+        &self,
+        s: &Acc<'k>,
+        p: &Packed<'k>,
+        masks: Masks<'_, 'k>,
+        early: Early<'k>,
+        out: &Acc<'k>,
+    ) {
+        let Early { pieces, mut sums } = early;
+        let shift = from_fn(|row| self.shift[row].get());
+        for (k16, p) in p.iter().enumerate() {
+            let words = match pieces.get(k16) {
+                Some(words) => *words,
+                None => self.piece(s, k16, masks, shift, &mut sums),
+            };
+            p.iter().zip(words).for_each(|(p, word)| p.set(word));
+        }
+        self.set_step_sums(sums);
+        // A NaN is not less.
+        let small = |row: usize| self.step_sum[row].get().lt(GROWN);
+        let grown = !(small(0) & small(1));
+        self.warp.when(self.warp.any(grown), |_| {
+            let before: [_; THREAD_ROWS] = from_fn(|row| self.max[row].get());
+            self.set_max(self.newest(s, before));
+            let shifts = self.finite_shifts();
+            let corrections = from_fn(|row| before[row].mul_add(self.scale_log2, shifts[row]).ex2());
+            (0..THREAD_ROWS).for_each(|row| self.sum[row].set(self.sum[row].get() * corrections[row]));
+            scale_rows(out, corrections);
+            self.exponentials(s, p, masks, shifts);
+        });
+        for row in 0..THREAD_ROWS {
+            self.sum[row].set(self.sum[row].get() + self.step_sum[row].get());
+        }
+    }
+
+    /// The rows' maxima so far.
+    #[track_caller]
+    fn newest(&self, s: &Acc<'k>, before: [Val<'k, F32>; THREAD_ROWS]) -> [Val<'k, F32>; THREAD_ROWS] {
+        from_fn(|row| {
+            let cells = (0..s.groups()).flat_map(|group| [2 * row, 2 * row + 1].map(|r| s.at(group, r)));
+            let own = cells.fold(before[row], |max, x| max.max(x.get()));
+            over_row(self.warp, own, |a, b| a.max(b))
+        })
+    }
+
+    #[track_caller]
+    fn set_max(&self, max: [Val<'k, F32>; THREAD_ROWS]) {
+        let t = self.warp.threads();
+        for (row, max) in max.into_iter().enumerate() {
+            self.max[row].set(max);
+            let shift = -(max * self.scale_log2);
+            self.shift[row].set(max.eq(f32::NEG_INFINITY).select(t.f32(f32::NAN), shift));
+        }
+    }
+
+    /// As `shift`, but 0 for rows that have seen no key: -inf + 0 is -inf.
+    #[track_caller]
+    fn finite_shifts(&self) -> [Val<'k, F32>; THREAD_ROWS] {
+        from_fn(|row| -(finite(self.warp.threads(), self.max[row].get()) * self.scale_log2))
+    }
+
+    #[track_caller]
+    fn exponentials(
+        &self,
+        s: &Acc<'k>,
+        p: &Packed<'k>,
+        masks: Masks<'_, 'k>,
+        shift: [Val<'k, F32>; THREAD_ROWS],
+    ) {
+        let mut sums = [None; THREAD_ROWS];
+        for (k16, p) in p.iter().enumerate() {
+            let words = self.piece(s, k16, masks, shift, &mut sums);
+            p.iter().zip(words).for_each(|(p, word)| p.set(word));
+        }
+        self.set_step_sums(sums);
+    }
+
+    /// 16 keys: their exponentials, rounded and masked; before that they are added up.
+    #[track_caller]
+    fn piece(
+        &self,
+        s: &Acc<'k>,
+        k16: usize,
+        masks: Masks<'_, 'k>,
+        shift: [Val<'k, F32>; THREAD_ROWS],
+        sums: &mut Sums<'k>,
+    ) -> [Val<'k, B32>; 4] {
+        let masks = masks(k16);
+        from_fn(|i| {
+            let (group, row) = (2 * k16 + i / 2, i % 2);
+            let e = [0, 1].map(|x| {
+                let e = s.at(group, 2 * row + x).get().mul_add(self.scale_log2, shift[row]).ex2();
+                sums[row] = Some(sums[row].map_or(e, |sum| sum + e));
+                e
+            });
+            let pair = e[0].pack(e[1], self.half, false);
+            masks.map_or(pair, |masks| pair & masks[i])
+        })
+    }
+
+    #[track_caller]
+    fn set_step_sums(&self, sums: Sums<'k>) {
+        for (sum, step_sum) in sums.into_iter().zip(&self.step_sum) {
+            step_sum.set(sum.expect("a step has keys"));
+        }
+    }
+
+    /// The rows' sums and logarithms.
+    #[track_caller]
+    pub(crate) fn finish(&self) -> RowResult<'k> {
+        RowResult::of(self.warp, self.scale_log2, &self.max, &self.sum)
+    }
+}
