@@ -2,143 +2,314 @@
 """Signflash next to PyTorch's FlashAttention-2 and cuDNN on one NVIDIA GPU, forward and backward.
 
     cargo build --release
-    python3 benchmarks/gpu.py --signflash target/release/signflash     about 2 minutes; writes benchmarks/gpu.md, gpu.json,
-                                                                       README's table
+    python3 benchmarks/gpu.py --signflash target/release/signflash     about 4 minutes; writes gpu.json, then
+                                                                       what --render writes
     ... --quick                                                        fewer lengths; prints, writes nothing
+    python3 benchmarks/gpu.py --render                                 without a GPU, from gpu.json: gpu.md,
+                                                                       README's tables, docs/images/gpu.svg
 
-bf16, 16384 tokens in all, heads * head_dim = 2048. For each shape PyTorch's kernels and ours take turns, all in one run;
-a time is the median of 20 calls after 5, by CUDA events. Ours is `signflash bench --device cuda --json`, the binary that
-users run, which compares a few rows with the f64 formulas before it times them. PyTorch's is
-scaled_dot_product_attention with one backend allowed, the forward under no_grad, the backward by autograd.grad. cuDNN
-takes dropout only for p = k / 16 and is shown at 0.125 where ours and FlashAttention-2 are at 0.1.
+Long problems have 16384 tokens in all and heads * head_dim = 2048; short ones batch 4 and 16 heads. For
+each problem PyTorch's kernels and ours take turns, all in one run; a time is the median of 20
+measurements by CUDA events, after 5 calls that do not count. A measurement is one call, or, of a short
+problem, 20 back to back. Ours is `signflash bench --device cuda --json`, the binary that users run, which
+compares a few rows with the f64 formulas before it times them. PyTorch's is scaled_dot_product_attention
+with one backend allowed, the forward under no_grad, the backward by autograd.grad. cuDNN takes dropout
+only for p = k / 16 and is shown at 0.125 where ours and FlashAttention-2 are at 0.1.
 
-Operations are counted as the field does: 4 * batch * heads * seqlen^2 * head_dim for the forward, half of it if causal,
-2.5 times for the backward.
+Operations are counted as the field does: 4 * batch * heads * seqlen^2 * head_dim for the forward, half of
+it if causal, 2.5 times for the backward.
 """
 
 import argparse
+import dataclasses
 import datetime
+import functools
 import itertools
 import json
 import pathlib
 import subprocess
+import sys
+
+sys.dont_write_bytecode = True  # Else importing chart leaves a folder in the checkout.
+import chart
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TOKENS, WIDTH = 16384, 2048
+LENGTHS, HEAD_DIMS = (2048, 4096, 8192, 16384), (128, 64)
+SHORT_LENGTHS, SHORT_BATCH, SHORT_HEADS, SHORT_CALLS = (128, 256, 512, 1024), 4, 16, 20
+README_LENGTH = F16_LENGTH = 8192
 WARM_UP, REPS = 5, 20
 DROPOUT = 0.1
 CUDNN_DROPOUT = 0.125
+# About 2 ms, longer than PyTorch's host code takes for SHORT_CALLS calls.
+HOLD_CYCLES = 4_000_000
+
+# (head_dim, seqlen, causal): TFLOP/s of FlashAttention-3 and of cuDNN, both measured on an H200, bf16.
+FA3_AND_CUDNN = {
+    (128, 2048, False): (698, 659),
+    (128, 2048, True): (614, 521),
+    (128, 8192, False): (740, 681),
+    (128, 8192, True): (729, 612),
+    (128, 16384, False): (697, 634),
+    (128, 16384, True): (722, 633),
+    (64, 2048, False): (500, 470),
+    (64, 2048, True): (434, 400),
+    (64, 8192, False): (580, 492),
+    (64, 8192, True): (549, 461),
+    (64, 16384, False): (527, 463),
+    (64, 16384, True): (518, 472),
+}
 
 
-def flops(head_dim, seqlen, causal, direction):
-    forward = 4.0 * TOKENS * WIDTH * seqlen / (2 if causal else 1)
-    return forward * (2.5 if direction == "bwd" else 1.0)
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A problem, and how many calls a measurement makes."""
+
+    dtype: str
+    batch: int
+    heads: int
+    head_dim: int
+    seqlen: int
+    causal: bool
+    dropout_p: float
+    calls: int = 1
+
+    def flops(self, direction):
+        forward = 4.0 * self.batch * self.heads * self.seqlen**2 * self.head_dim / (2 if self.causal else 1)
+        return forward * (2.5 if direction == "bwd" else 1.0)
+
+    def tflops(self, direction, ms):
+        return None if ms is None else self.flops(direction) / ms / 1e9
 
 
-def median_ms(torch, call):
+def long_cell(dtype, head_dim, seqlen, causal, p):
+    return Cell(dtype, TOKENS // seqlen, WIDTH // head_dim, head_dim, seqlen, causal, p)
+
+
+def plan(quick):
+    """Cells and their passes. Short ones come first: a binary without --calls is found out at once."""
+    lengths, short = ((2048, 8192), (256, 1024)) if quick else (LENGTHS, SHORT_LENGTHS)
+    masks = (False, True)
+    for head_dim, seqlen, causal, p in itertools.product(HEAD_DIMS, short, masks, (0.0, DROPOUT)):
+        yield Cell("bf16", SHORT_BATCH, SHORT_HEADS, head_dim, seqlen, causal, p, SHORT_CALLS), ("fwd",)
+    for head_dim, seqlen, causal in itertools.product(HEAD_DIMS, lengths, masks):
+        for p in (0.0, DROPOUT, CUDNN_DROPOUT):
+            passes = ("fwd",) if p == CUDNN_DROPOUT else ("fwd", "bwd")
+            yield long_cell("bf16", head_dim, seqlen, causal, p), passes
+    for head_dim, causal, p in itertools.product(HEAD_DIMS, masks, (0.0, DROPOUT)):
+        yield long_cell("f16", head_dim, F16_LENGTH, causal, p), ("fwd",)
+
+
+def median_ms(torch, call, calls):
     for _ in range(WARM_UP):
         call()
     torch.cuda.synchronize()
     pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(REPS)]
     for start, end in pairs:
+        if calls > 1:
+            # The calls queue up behind this, so that the kernels are timed and not PyTorch's host code.
+            torch.cuda._sleep(HOLD_CYCLES)
         start.record()
-        call()
+        for _ in range(calls):
+            call()
         end.record()
     torch.cuda.synchronize()
-    return sorted(start.elapsed_time(end) for start, end in pairs)[REPS // 2]
+    return sorted(start.elapsed_time(end) for start, end in pairs)[REPS // 2] / calls
 
 
-def torch_times(torch, backend, head_dim, seqlen, causal, p):
-    """Forward and backward of one of PyTorch's kernels; None where it does not take the case."""
-    from torch.nn.attention import sdpa_kernel
+@functools.cache
+def torch_ms(backend, cell, direction):
+    """Of one of PyTorch's kernels; None where it does not take the case. Some cells are asked for twice."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 
     torch.manual_seed(0)
-    shape = (TOKENS // seqlen, WIDTH // head_dim, seqlen, head_dim)
-    q, k, v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    shape = (cell.batch, cell.heads, cell.seqlen, cell.head_dim)
+    dtype = {"bf16": torch.bfloat16, "f16": torch.float16}[cell.dtype]
+    q, k, v = (torch.randn(shape, device="cuda", dtype=dtype) for _ in range(3))
+    attention = torch.nn.functional.scaled_dot_product_attention
 
     def forward():
-        with sdpa_kernel([backend]):
-            return torch.nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=causal)
+        return attention(q, k, v, dropout_p=cell.dropout_p, is_causal=cell.causal)
 
     try:
-        with torch.no_grad():
-            times = {"fwd": median_ms(torch, forward)}
-        for x in (q, k, v):
-            x.requires_grad_(True)
-        out = forward()
+        with sdpa_kernel([getattr(SDPBackend, backend)]):
+            if direction == "fwd":
+                with torch.no_grad():
+                    return median_ms(torch, forward, cell.calls)
+            for x in (q, k, v):
+                x.requires_grad_(True)
+            out = forward()
         dout = torch.randn_like(out)
-        times["bwd"] = median_ms(torch, lambda: torch.autograd.grad(out, (q, k, v), dout, retain_graph=True))
-        return times
+        backward = lambda: torch.autograd.grad(out, (q, k, v), dout, retain_graph=True)
+        return median_ms(torch, backward, cell.calls)
     except RuntimeError as error:
-        print(f"# {backend} head_dim {head_dim} seqlen {seqlen} causal {causal} p {p}: {str(error).splitlines()[0][:120]}")
+        print(f"# {backend} {direction} {cell}: {str(error).splitlines()[0][:120]}")
         return None
 
 
-def our_rows(binary, head_dim, seqlen, causal, p):
-    command = [binary, "bench", "--device", "cuda", "--json", "--quiet", "--dtype", "bf16", "--pass", "fwd,bwd"]
-    command += ["--batch", TOKENS // seqlen, "--heads", WIDTH // head_dim, "--head-dim", head_dim, "--seqlen", seqlen]
-    command += ["--causal", "true" if causal else "false", "--dropout-p", p, "--reps", REPS]
+def our_rows(binary, cell, passes):
+    command = [binary, "bench", "--device", "cuda", "--json", "--quiet", "--dtype", cell.dtype]
+    command += ["--pass", ",".join(passes), "--batch", cell.batch, "--heads", cell.heads, "--reps", REPS]
+    command += ["--head-dim", cell.head_dim, "--seqlen", cell.seqlen, "--dropout-p", cell.dropout_p]
+    command += ["--causal", "true" if cell.causal else "false"]
+    if cell.calls > 1:
+        command += ["--calls", cell.calls]
     done = subprocess.run([str(x) for x in command], capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(map(str, command))}: {done.stderr.strip()}")
     return {row["pass"]: row for row in map(json.loads, done.stdout.splitlines())}
 
 
+def measured_rows(binary, cell, passes):
+    """FlashAttention-2, ours, cuDNN, in turn: a row for each pass, and the commit of ours."""
+    cudnn_p = CUDNN_DROPOUT if cell.dropout_p else 0.0
+    cudnn_cell = dataclasses.replace(cell, dropout_p=cudnn_p)
+    fa2 = {direction: torch_ms("FLASH_ATTENTION", cell, direction) for direction in passes}
+    ours = our_rows(binary, cell, passes)
+    cudnn = {direction: torch_ms("CUDNN_ATTENTION", cudnn_cell, direction) for direction in passes}
+    rows = []
+    for direction in passes:
+        row = {"pass": direction, **dataclasses.asdict(cell), "cudnn_dropout_p": cudnn_p}
+        row["ours_ms"], row["ours_first_ms"] = ours[direction]["ms"], ours[direction]["first_ms"]
+        for name, ms in (("ours", row["ours_ms"]), ("fa2", fa2[direction]), ("cudnn", cudnn[direction])):
+            row[f"{name}_tflops"] = cell.tflops(direction, ms)
+        rows.append(row)
+    return rows, ours[passes[0]]["commit"]
+
+
+def line(row):
+    shown = lambda value: f"{value:.3g}" if isinstance(value, float) else value
+    return " ".join(f"{key}={shown(value)}" for key, value in row.items())
+
+
 def measure(args):
     import torch
-    from torch.nn.attention import SDPBackend
 
-    lengths = (2048, 8192) if args.quick else (2048, 4096, 8192, 16384)
-    rows = []
-    about = {"date": datetime.date.today().isoformat(), "torch": torch.__version__, "gpu": torch.cuda.get_device_name()}
+    gpu = torch.cuda.get_device_name()
+    about = {"date": datetime.date.today().isoformat(), "torch": torch.__version__, "gpu": gpu}
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    about["driver"] = subprocess.run(query, capture_output=True, text=True).stdout.strip()
-    for head_dim, seqlen, causal in itertools.product((128, 64), lengths, (False, True)):
-        for p in (0.0, DROPOUT):
-            fa2 = torch_times(torch, SDPBackend.FLASH_ATTENTION, head_dim, seqlen, causal, p)
-            ours = our_rows(args.signflash, head_dim, seqlen, causal, p)
-            cudnn_p = CUDNN_DROPOUT if p else 0.0
-            cudnn = torch_times(torch, SDPBackend.CUDNN_ATTENTION, head_dim, seqlen, causal, cudnn_p)
-            about["commit"] = args.commit or ours["fwd"]["commit"]
-            for direction in ("fwd", "bwd"):
-                rate = lambda ms: flops(head_dim, seqlen, causal, direction) / ms / 1e9
-                row = {"pass": direction, "head_dim": head_dim, "seqlen": seqlen, "causal": causal, "dropout_p": p}
-                row["ours_ms"], row["ours_first_ms"] = ours[direction]["ms"], ours[direction]["first_ms"]
-                row["ours_tflops"] = rate(row["ours_ms"])
-                for name, times in (("fa2", fa2), ("cudnn", cudnn)):
-                    row[f"{name}_tflops"] = rate(times[direction]) if times else None
-                row["ratio"] = row["ours_tflops"] / row["fa2_tflops"] if fa2 else None
-                rows.append(row)
-                print(" ".join(f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items()), flush=True)
+    about["driver"] = subprocess.run(query, capture_output=True, text=True).stdout.split("\n")[0].strip()
+    rows = []
+    for cell, passes in plan(args.quick):
+        new, commit = measured_rows(args.signflash, cell, passes)
+        about["commit"] = args.commit or commit
+        rows += new
+        print(*map(line, new), sep="\n", flush=True)
     return about, rows
+
+
+def complete(row):
+    """Older results lack some columns."""
+    return {"dtype": "bf16", "calls": 1, **row}
 
 
 def number(x, digits=0):
     return "-" if x is None else f"{x:.{digits}f}"
 
 
-def table(rows):
-    """A line for each shape and pass, without and with dropout side by side."""
-    columns = ["pass", "head_dim", "seqlen", "causal"]
-    for p in ("p = 0", f"p = {DROPOUT}"):
-        columns += [f"{p}: ours", f"{p}: FA2", f"{p}: ratio", f"{p}: cuDNN" + (" (0.125)" if p != "p = 0" else "")]
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * 4 + " ---: |" * 8]
-    key = lambda row: (row["pass"] != "fwd", -row["head_dim"], row["causal"], row["seqlen"])
-    for _, group in itertools.groupby(sorted(rows, key=lambda row: (key(row), row["dropout_p"])), key=key):
-        group = list(group)
-        first = group[0]
-        cells = [first["pass"], str(first["head_dim"]), str(first["seqlen"]), "yes" if first["causal"] else "no"]
-        for row in group:
-            cells += [number(row["ours_tflops"]), number(row["fa2_tflops"]), number(row["ratio"], 2), number(row["cudnn_tflops"])]
-        lines.append("| " + " | ".join(cells) + " |")
+def ratio(ours, theirs):
+    return number(ours / theirs if ours and theirs else None, 2)
+
+
+def better(row):
+    """The rate of the faster of FlashAttention-2 and cuDNN."""
+    return max((rate for rate in (row["fa2_tflops"], row["cudnn_tflops"]) if rate), default=None)
+
+
+def fa3_tflops(row):
+    """FlashAttention-3 is not run: cuDNN's rate of this run, times what it was of cuDNN's when both were."""
+    known = FA3_AND_CUDNN.get((row["head_dim"], row["seqlen"], row["causal"]))
+    if not known or row["dtype"] != "bf16" or row["calls"] > 1 or not row["cudnn_tflops"]:
+        return None
+    fa3, cudnn = known
+    return row["cudnn_tflops"] * fa3 / cudnn
+
+
+def cudnn_title(p):
+    return f"p = {p:g}: cuDNN" + (f" ({CUDNN_DROPOUT})" if p not in (0, CUDNN_DROPOUT) else "")
+
+
+def forward_titles(p, with_fa3):
+    titles = [f"p = {p:g}: ours", f"p = {p:g}: FA2", cudnn_title(p)]
+    if p:
+        return titles + [f"p = {p:g}: ours / better", f"p = {p:g}: ours / ours at p = 0"]
+    return titles + ["p = 0: FA3, estimated"] * with_fa3
+
+
+def forward_cells(row, undropped, with_fa3):
+    cells = [number(row[f"{name}_tflops"]) for name in ("ours", "fa2", "cudnn")]
+    if row["dropout_p"]:
+        ours = row["ours_tflops"]
+        return cells + [ratio(ours, better(row)), ratio(ours, undropped and undropped["ours_tflops"])]
+    return cells + [number(fa3_tflops(row))] * with_fa3
+
+
+def backward_titles(p, with_fa3):
+    return [f"p = {p:g}: ours", f"p = {p:g}: FA2", f"p = {p:g}: ratio", cudnn_title(p)]
+
+
+def backward_cells(row, undropped, with_fa3):
+    ours, fa2 = row["ours_tflops"], row["fa2_tflops"]
+    return [number(ours), number(fa2), ratio(ours, fa2), number(row["cudnn_tflops"])]
+
+
+def table(rows, dropouts, titles=forward_titles, cells=forward_cells):
+    """A line for each problem, the given probabilities side by side."""
+    with_fa3 = any(fa3_tflops(row) for row in rows)
+    columns = [title for p in dropouts for title in titles(p, with_fa3)]
+    lines = ["| " + " | ".join(["head_dim", "seqlen", "causal", *columns]) + " |"]
+    lines.append("|" + " --- |" * 3 + " ---: |" * len(columns))
+    key = lambda row: (-row["head_dim"], row["causal"], row["seqlen"])
+    for (_, causal, seqlen), group in itertools.groupby(sorted(rows, key=key), key=key):
+        at = {row["dropout_p"]: row for row in group}
+        head_dim = next(iter(at.values()))["head_dim"]
+        shown = [str(head_dim), str(seqlen), "yes" if causal else "no"]
+        for p in dropouts:
+            missing = ["-"] * len(titles(p, with_fa3))
+            shown += cells(at[p], at.get(0.0), with_fa3) if p in at else missing
+        lines.append("| " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
 
+def backward_table(rows):
+    return table(rows, (0.0, DROPOUT), backward_titles, backward_cells)
+
+
+def select(rows, direction="fwd", dtype="bf16", short=False, seqlen=None):
+    wanted = (direction, dtype, short)
+    found = [row for row in rows if (row["pass"], row["dtype"], row["calls"] > 1) == wanted]
+    return [row for row in found if seqlen in (None, row["seqlen"])]
+
+
 def heading(about):
-    return (
-        f"{about['gpu']}, driver {about['driver']}, PyTorch {about['torch']}. Signflash {about['commit'][:12]}. {about['date']}.\n"
-        f"bf16, {TOKENS} tokens in all, heads x head_dim = {WIDTH}. TFLOP/s; ratio is ours over FlashAttention-2 (FA2)."
-    )
+    made_with = f"{about['gpu']}, driver {about['driver']}, PyTorch {about['torch']}"
+    return f"""{made_with}. Signflash {about['commit'][:12]}. {about['date']}.
+{TOKENS} tokens in all, heads x head_dim = {WIDTH}. TFLOP/s."""
+
+
+FORWARD_NOTE = f"""Forward, bf16. FA2 and cuDNN are PyTorch's; "better" is the faster of the two, cuDNN at
+p = {CUDNN_DROPOUT} where ours is at {DROPOUT}. FA3 (FlashAttention-3) was not run: its estimate is this
+run's cuDNN times the ratio of the two in an earlier run on an H200."""
+BACKWARD_NOTE = "Backward, bf16. Ratio is ours over FA2."
+EIGHTH_NOTE = f"Forward, bf16, at p = {CUDNN_DROPOUT}, which cuDNN takes as well."
+F16_NOTE = "Forward, f16."
+SHORT_NOTE = f"""Forward, bf16, short problems: batch {SHORT_BATCH}, {SHORT_HEADS} heads; {SHORT_CALLS} calls
+back to back are timed together."""
+
+
+def sections(rows, seqlen=None):
+    """Notes and tables of the rows that there are; of one length, those of README."""
+    long, backward = select(rows, seqlen=seqlen), select(rows, "bwd", seqlen=seqlen)
+    dropped = (0.0, DROPOUT)
+    parts = [(FORWARD_NOTE, long, lambda rows: table(rows, dropped))]
+    if seqlen is None:
+        at_eighth = any(row["dropout_p"] == CUDNN_DROPOUT for row in long)
+        parts.append((EIGHTH_NOTE, long if at_eighth else [], lambda rows: table(rows, (CUDNN_DROPOUT,))))
+        parts.append((F16_NOTE, select(rows, dtype="f16"), lambda rows: table(rows, dropped)))
+        parts.append((SHORT_NOTE, select(rows, short=True), lambda rows: table(rows, dropped)))
+    parts.append((BACKWARD_NOTE, backward, backward_table))
+    return "\n\n".join(f"{note}\n\n{write(rows)}" for note, rows, write in parts if rows)
 
 
 def report(about, rows):
@@ -147,7 +318,7 @@ def report(about, rows):
 {heading(about)}
 Made by `python3 benchmarks/gpu.py --signflash target/release/signflash`, which says how.
 
-{table(rows)}
+{sections(rows)}
 """
 
 
@@ -161,26 +332,28 @@ def fill_readme(text):
 
 def render(about, rows):
     (ROOT / "benchmarks" / "gpu.md").write_text(report(about, rows))
-    chosen = [row for row in rows if row["seqlen"] == 8192]
-    fill_readme(f"{heading(about)}\nAll rows: [benchmarks/gpu.md](benchmarks/gpu.md).\n\n{table(chosen)}")
+    all_rows = "All rows: [benchmarks/gpu.md](benchmarks/gpu.md)."
+    fill_readme(f"{heading(about)}\n{all_rows}\n\n{sections(rows, README_LENGTH)}")
+    chart.write(about, rows)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("--signflash", help="the binary")
     parser.add_argument("--commit", help="what it was built from, if it does not know")
     parser.add_argument("--quick", action="store_true", help="two lengths; writes nothing")
-    parser.add_argument("--json", type=pathlib.Path, default=ROOT / "benchmarks" / "gpu.json", help="where results go")
-    parser.add_argument("--render", action="store_true", help="only write the pages, from the results that are there")
+    parser.add_argument("--json", type=pathlib.Path, default=chart.JSON, help="where results go")
+    parser.add_argument("--render", action="store_true", help="only write the pages, from the results there")
     args = parser.parse_args()
     if args.render:
         results = json.loads(args.json.read_text())
-        render(results["about"], results["rows"])
+        render(results["about"], list(map(complete, results["rows"])))
         return
     if not args.signflash:
         parser.error("--signflash is needed to measure")
     about, rows = measure(args)
-    print(heading(about), table(rows), sep="\n\n")
+    print(heading(about), sections(rows), sep="\n\n")
     if not args.quick:
         args.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
         render(about, rows)
