@@ -11,7 +11,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("# Kernels, as ptxas compiles them\n");
     println!("`cargo run --release -p signflash-kernels --example ptxas_table > benchmarks/kernels.md`\n");
     println!(
-        "{}. Each kernel for its least target and, in the columns of Hopper, for sm_90.\n",
+        "{}. Each kernel for its least target, those for Hopper for sm_90 at least. Registers are those that a thread starts \
+         with: kernels of sm_90a (sf_fwd90) then share them out, r in their name being what those that multiply get.\n",
         ptxas.version()
     );
     for (title, gpu, half) in [
@@ -53,7 +54,7 @@ fn table(ptxas: &Ptxas, title: &str, gpu: Gpu, half: Half) -> Result<(), Box<dyn
 fn row(ptxas: &Ptxas, config: &Config, gpu: Gpu) -> Result<String, Box<dyn Error>> {
     let kernel = config.kernel();
     let Needs { ptx: (major, minor), target } = kernel.needs();
-    let target = if gpu.compute_capability >= (9, 0) { Target::Sm90 } else { target };
+    let target = if gpu.compute_capability >= (9, 0) { target.max(Target::Sm90) } else { target };
     let Report { registers, spill_store_bytes, spill_load_bytes, .. } =
         ptxas.assemble(&kernel.ptx(), target)?;
     let (threads, smem) = (kernel.block_threads(), kernel.smem_bytes());

@@ -173,7 +173,7 @@ pub fn forward_with(
             let schedule = schedule(problem, tiles)?;
             let (queries, keys) = (problem.shape().q(), problem.shape().k());
             let args = sm90::forward::ForwardArgs {
-                q: tensor_map(q, queries, shape.rows()),
+                q: tensor_map(q, queries, sm90::forward::GROUP_ROWS),
                 k: tensor_map(k, keys, shape.step),
                 v: tensor_map(v, keys, shape.step),
                 out: tensor_map(out, queries, sm90::forward::GROUP_ROWS),

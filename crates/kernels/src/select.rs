@@ -126,12 +126,12 @@ const fn hopper(head_dim: u32, [groups, step, stages, registers]: [u32; 4]) -> H
 const HOPPER_FORWARD: &[HopperRow] = &[
     hopper(64, [3, 128, 2, 160]).turns(),
     hopper(64, [2, 128, 3, 192]).turns().drop(2, 4),
-    hopper(128, [2, 176, 2, 240]).turns().out_in_q().causal(false),
-    hopper(128, [2, 128, 2, 240]).turns(),
+    hopper(128, [2, 176, 2, 232]).turns().out_in_q().causal(false),
+    hopper(128, [2, 128, 2, 232]).turns(),
     hopper(128, [2, 128, 2, 208]).out_in_q().drop(2, 3),
-    hopper(192, [2, 112, 2, 240]).turns().out_in_q(),
+    hopper(192, [2, 112, 2, 232]).turns().out_in_q(),
     hopper(192, [2, 64, 2, 208]).out_in_q().drop(2, 3),
-    hopper(256, [2, 80, 2, 240]).turns().out_in_q(),
+    hopper(256, [2, 80, 2, 232]).turns().out_in_q(),
     hopper(256, [2, 64, 2, 216]).out_in_q().drop(1, 3),
 ];
 

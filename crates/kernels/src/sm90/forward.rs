@@ -10,9 +10,9 @@
 //! ```
 //! | ring | filled by | read by | stages |
 //! |---|---|---|---|
-//! | `q` | the copying thread | all multiplying warps | 1 |
+//! | `q` | the copying thread | the four warps of one multiplying warpgroup, which has a ring of its own | 1 |
 //! | `k`, `v` | the copying thread | all multiplying warps | `stages` |
-//! | `flags` | four loading warps | the four warps of one multiplying warpgroup, which has a ring of its own | `flag_stages` |
+//! | `flags` | four loading warps | as `q` | `flag_stages` |
 //!
 //! Named barriers: 0 the block, once; from 1 on turns (turns.rs); from 8 on each warpgroup's output (out.rs).
 //!
@@ -28,7 +28,7 @@ use signflash_ptx::{Builder, Cta, Kernel, Shape, TensorMap, U32, Val};
 kernel_args! {
     /// Arguments of the forward, in the order of the kernel's parameters.
     ForwardArgs / ForwardVals {
-        /// Queries, boxes of a block's rows.
+        /// Queries, boxes of 64 rows.
         q: TensorMap,
         /// Keys, boxes of a step's rows.
         k: TensorMap,

@@ -1,12 +1,13 @@
 //! The loading warpgroups: copies by one thread, and with dropout flags by all.
 use super::flags::FlagWriter;
-use super::forward::{Block, Tile};
+use super::forward::{Block, GROUP_ROWS, Tile};
 use signflash_ptx::{BulkRingProducer, Filling, Tensor, Thread, U32, Val, Warp};
 
 /// What the copying thread fills.
 struct Copies<'a, 'k> {
     block: &'a Block<'a, 'k>,
-    q: BulkRingProducer<'k>,
+    /// For each warpgroup that multiplies.
+    q: Vec<BulkRingProducer<'k>>,
     k: BulkRingProducer<'k>,
     v: BulkRingProducer<'k>,
 }
@@ -35,9 +36,11 @@ impl<'k> Block<'_, 'k> {
             || tiles.has_more(),
             |warp| {
                 let tile = self.tile(tiles.take());
+                // The first warpgroup can begin while the others are still at their last tile.
                 t.when(copier, |t| {
-                    copies.queries(t, &tile);
+                    copies.queries(t, &tile, 0);
                     copies.keys(t, &tile, t.u32(0));
+                    (1..self.shape.groups).for_each(|group| copies.queries(t, &tile, group));
                 });
                 flags.iter_mut().for_each(|flags| flags.begin(&tile));
                 let next = t.u32(0).var();
@@ -60,15 +63,16 @@ impl<'k> Block<'_, 'k> {
 impl<'a, 'k> Copies<'a, 'k> {
     fn new(block: &'a Block<'a, 'k>, t: Thread<'k>) -> Self {
         let smem = &block.smem;
-        Copies { block, q: smem.q.producer(t), k: smem.k.producer(t), v: smem.v.producer(t) }
+        let q = (0..block.shape.groups).map(|group| smem.q.nth(t.u32(group)).producer(t)).collect();
+        Copies { block, q, k: smem.k.producer(t), v: smem.v.producer(t) }
     }
 
-    fn queries(&mut self, t: Thread<'k>, tile: &Tile<'k>) {
-        let Block { common, shape, args, .. } = self.block;
-        let at = [tile.first_row, tile.work.head, tile.work.batch];
-        self.q.fill_by(t, |filling| {
+    fn queries(&mut self, t: Thread<'k>, tile: &Tile<'k>, group: u32) {
+        let Block { common, args, .. } = self.block;
+        let at = [tile.first_row + group * GROUP_ROWS, tile.work.head, tile.work.batch];
+        self.q[group as usize].fill_by(t, |filling| {
             for i in 0..common.boxes() {
-                filling.load(t, i * shape.rows() * 128, args.q.at(64 * i, at));
+                filling.load(t, i * GROUP_ROWS * 128, args.q.at(64 * i, at));
             }
         });
     }

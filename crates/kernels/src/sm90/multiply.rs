@@ -141,7 +141,7 @@ impl<'a, 'k> Multiplier<'a, 'k> {
             wg,
             group,
             turns: Turns::new(wg, group, shape),
-            q: smem.q.consumer(warp),
+            q: smem.q.nth(group).consumer(warp),
             k: smem.k.consumer(warp),
             v: smem.v.consumer(warp),
             flags: smem.flags.map(|rings| FlagReader::new(warp, rings, group, shape)),
@@ -149,7 +149,7 @@ impl<'a, 'k> Multiplier<'a, 'k> {
             s: wg.acc(shape.step),
             out: wg.acc(common.head_dim),
             p: (0..shape.step / 16).map(|_| [zero(), zero(), zero(), zero()]).collect(),
-            store: OutTile::new(smem, common, shape, group),
+            store: OutTile::new(smem, common, group),
         }
     }
 
@@ -159,7 +159,7 @@ impl<'a, 'k> Multiplier<'a, 'k> {
         let (wg, warp, shape) = (*wg, wg.warps(), block.shape);
         let first_row = tile.first_row + *group * GROUP_ROWS;
         let q_stage = q.wait(warp);
-        let q_tile = BoxTile::new(q_stage.address(), shape.rows()).from_row_of(*group * GROUP_ROWS);
+        let q_tile = BoxTile::new(q_stage.address(), GROUP_ROWS);
         out.clear();
 
         // The first step's scores; its product with values comes with the next step's scores.

@@ -1,7 +1,7 @@
 //! A warpgroup's output: from its accumulator through shared memory to the tensor.
 use super::forward::GROUP_ROWS;
 use super::pipeline::Pipeline;
-use crate::config::{Common, Warpgroups};
+use crate::config::Common;
 use crate::parts::product::pack;
 use signflash_ptx::{Acc, B32, Half, SmemAddr, Tensor, TileLayout, U32, Val, Warpgroup};
 
@@ -10,8 +10,6 @@ use signflash_ptx::{Acc, B32, Half, SmemAddr, Tensor, TileLayout, U32, Val, Warp
 pub(crate) struct OutTile<'k> {
     at: SmemAddr<'k>,
     boxes: u32,
-    /// From one box to the next.
-    box_bytes: u32,
     half: Half,
     barrier: Val<'k, U32>,
 }
@@ -20,14 +18,14 @@ pub(crate) struct OutTile<'k> {
 const FIRST_BARRIER: u32 = 8;
 
 impl<'k> OutTile<'k> {
-    /// Of one warpgroup: its rows of the queries' place, or a part of a place for itself.
-    pub(crate) fn new(smem: &Pipeline<'k>, common: &Common, shape: &Warpgroups, group: Val<'k, U32>) -> Self {
+    /// Of one warpgroup: its queries' place, or a place for itself.
+    pub(crate) fn new(smem: &Pipeline<'k>, common: &Common, group: Val<'k, U32>) -> Self {
         let boxes = common.boxes();
-        let (at, box_bytes) = match smem.out {
-            Some(out) => (out.plus(group * (boxes * BOX_BYTES)), BOX_BYTES),
-            None => (smem.q.data().plus(group * BOX_BYTES), shape.rows() * 128),
+        let at = match smem.out {
+            Some(out) => out.plus(group * (boxes * BOX_BYTES)),
+            None => smem.q.nth(group).data(),
         };
-        OutTile { at, boxes, box_bytes, half: common.half, barrier: group + FIRST_BARRIER }
+        OutTile { at, boxes, half: common.half, barrier: group + FIRST_BARRIER }
     }
 
     /// Rounds an accumulator and starts to write it to the box whose first row is `at[0]`. What was stored before has
@@ -39,7 +37,7 @@ impl<'k> OutTile<'k> {
         t.fence_proxy_async();
         self.meet(wg);
         t.when((t.index() & 127).eq(0), |t| {
-            t.store_boxes((0..self.boxes).map(|i| (self.at.at(i * self.box_bytes), to.at(64 * i, at))));
+            t.store_boxes((0..self.boxes).map(|i| (self.at.at(i * BOX_BYTES), to.at(64 * i, at))));
         });
     }
 
@@ -72,7 +70,7 @@ impl<'k> OutTile<'k> {
                 let group = 2 * k16 as u32 + right;
                 // The permutation is the same for rows g and g + 8.
                 let own = layout.chunk(row, group % 8) + (t.lane() & 3) * 4;
-                let to = self.at.plus(own).at(group / 8 * self.box_bytes);
+                let to = self.at.plus(own).at(group / 8 * BOX_BYTES);
                 for lower in 0..2 {
                     let word: Val<'k, B32> = words[2 * right as usize + lower];
                     t.store(to.at(layout.bytes(8 * lower as u32)), [word]);

@@ -1,11 +1,13 @@
 //! What a block of the forward keeps in shared memory, and who fills and reads it.
+use super::forward::GROUP_ROWS;
 use crate::config::{Common, Warpgroups};
 use signflash_ptx::{BulkRing, Cta, SmemAddr};
 
 /// Shared memory of a block. Tiles lie as the copy engine leaves them: boxes of 64 columns behind each other.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pipeline<'k> {
-    /// One tile of queries.
+    /// For each warpgroup that multiplies its 64 queries: it gets the next when it has done with these, whatever the
+    /// others do.
     pub(crate) q: BulkRing<'k>,
     /// Tiles of keys.
     pub(crate) k: BulkRing<'k>,
@@ -31,7 +33,7 @@ impl<'k> Pipeline<'k> {
             cta.stage_rings("flags", shape.groups, [shape.flag_stages, bytes], 4, 4)
         };
         Pipeline {
-            q: cta.bulk_ring("q", 1, tile(shape.rows()), readers),
+            q: cta.stage_rings("q", shape.groups, [1, tile(GROUP_ROWS)], 1, 4),
             k: cta.bulk_ring("k", shape.stages, tile(shape.step), readers),
             v: cta.bulk_ring("v", shape.stages, tile(shape.step), readers),
             out: (!shape.out_in_q).then(|| cta.smem("out", tile(shape.rows()), 1024)),

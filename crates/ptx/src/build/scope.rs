@@ -168,6 +168,13 @@ impl<'k> Thread<'k> {
         special(self.0, Special::Thread)
     }
 
+    /// Cycles of the multiprocessor's clock, from wherever on, modulo 2^32: for measurements. Always 0 in the
+    /// interpreter.
+    #[track_caller]
+    pub fn clock(self) -> Val<'k, U32> {
+        special(self.0, Special::Clock)
+    }
+
     /// Its number in its warp.
     #[track_caller]
     pub fn lane(self) -> Val<'k, U32> {

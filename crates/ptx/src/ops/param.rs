@@ -33,6 +33,7 @@ pub(crate) enum Special {
     Thread,
     Block,
     Blocks,
+    Clock,
 }
 
 /// Reads a special register.
@@ -48,6 +49,7 @@ impl Instruction for LoadSpecial {
             Special::Thread => "%tid.x",
             Special::Block => "%ctaid.x",
             Special::Blocks => "%nctaid.x",
+            Special::Clock => "%clock",
         };
         ptx.line(format_args!("mov.u32 {}, {name}", self.dst));
     }
@@ -58,6 +60,8 @@ impl Instruction for LoadSpecial {
             Special::Thread => std::array::from_fn(|lane| first + lane as u32),
             Special::Block => [machine.block.index; 32],
             Special::Blocks => [machine.launch.grid; 32],
+            // The interpreter has no time.
+            Special::Clock => [0; 32],
         };
         machine.write32(self.dst, &values);
         Ok(Flow::Next)
