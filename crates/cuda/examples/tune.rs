@@ -1,21 +1,42 @@
-//! Times tiles other than the table's on a GPU, for `crates/kernels/src/select.rs`. A line of standard input is a trial:
-//! `forward 128 2048 drop causal w4 r2 n64 s2 b2 reg`: pass, head_dim, seqlen, flags, tiles as their name spells them;
-//! `forward 128 2048 drop g2 n128 s2 r216`: the same of Hopper's kernel. Without tiles the tables' choice.
-//! 16384 tokens and heads * head_dim = 2048 in all, bf16, median of 20.
+//! Times kernels in other shapes than the tables', for `crates/kernels/src/select.rs`. 16384 tokens and
+//! heads * head_dim = 2048 in all, bf16, median of 20.
+//!
+//! A line of standard input is a trial: `forward 128 2048 drop causal w4 r2 n64 s2 b2 reg`: pass, head_dim, seqlen,
+//! flags, tiles as their name spells them; `forward 128 2048 drop g2 l2 n128 s2 f3 r208 noturns woven outq`: the same of
+//! Hopper's kernel. Without tiles it is the tables' choice.
+//!
+//! `tune search 64,128` tries many shapes of Hopper's forward instead, causal and not, with dropout and without, and
+//! prints the best of each as rows of the table.
 use signflash_core::{Dropout, Problem, Shape};
 use signflash_cuda::{CudaEngine, Device, DeviceBuffer, Event};
-use signflash_kernels::{BackwardCall, DeviceTensor, ForwardCall, ForwardShape, Half, Tiles, Warpgroups};
+use signflash_kernels::{
+    BackwardCall, DeviceTensor, ForwardCall, ForwardShape, Half, Step, Tiles, Warpgroups, backward_with,
+    choose_forward, forward_with,
+};
 use std::error::Error;
 use std::io::BufRead;
 
 const TOKENS: usize = 16384;
 const WIDTH: usize = 2048;
+const WARM_UP: usize = 3;
+const REPS: usize = 20;
+/// Lengths that a searched shape must be good at.
+const SEARCH_LENGTHS: [usize; 2] = [2048, 8192];
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let engine = CudaEngine::new(&Device::open(0)?)?;
+type Failure = Box<dyn Error>;
+
+fn main() -> Result<(), Failure> {
+    let bench = Bench::new()?;
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let [command, head_dims] = &words[..]
+        && command == "search"
+    {
+        let head_dims = head_dims.split(',').map(str::parse).collect::<Result<Vec<u32>, _>>()?;
+        return head_dims.into_iter().try_for_each(|head_dim| search(&bench, head_dim));
+    }
     for line in std::io::stdin().lock().lines() {
         let line = line?;
-        match trial(&engine, &line) {
+        match Trial::parse(&line).and_then(|trial| bench.time(&trial)) {
             Ok((ms, tflops)) => println!("{line:60} {ms:8.3} ms {tflops:7.1} TFLOP/s"),
             Err(error) => println!("{line:60} {error}"),
         }
@@ -23,147 +44,271 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn trial(engine: &CudaEngine, line: &str) -> Result<(f64, f64), Box<dyn Error>> {
-    let words: Vec<&str> = line.split_whitespace().collect();
-    let has = |word: &str| words.contains(&word);
-    let number = |letter: char| words.iter().find_map(|w| w.strip_prefix(letter)?.parse::<u32>().ok());
-    let (head_dim, seqlen): (usize, usize) = (words[1].parse()?, words[2].parse()?);
-    let hopper = number('g').map(|groups| Warpgroups {
-        groups,
-        loaders: number('l').unwrap_or(1),
-        flag_stages: number('f').unwrap_or(2),
-        step: number('n').unwrap_or(128),
-        stages: number('s').unwrap_or(2),
-        registers: number('r').unwrap_or(216),
-        turns: !has("noturns"),
-        early: number('e').unwrap_or(0),
-        out_in_q: has("outq"),
-    });
-    let tiles = number('w').map(|warps| Tiles {
-        warps,
-        row_tiles: number('r').unwrap_or(1),
-        split: number('c').unwrap_or(1),
-        step: number('n').unwrap_or(64),
-        slots: number('s').unwrap_or(2),
-        blocks_per_sm: number('b').unwrap_or(1),
-        late_dq: has("late"),
-        in_registers: has("reg"),
-    });
-    let heads = WIDTH / head_dim;
-    let shape = Shape {
-        batch: TOKENS / seqlen,
-        seqlen_q: seqlen,
-        seqlen_k: seqlen,
-        num_heads: heads,
-        num_heads_k: heads,
-        head_dim,
-    };
-    let mut problem = Problem::builder(shape).causal(has("causal"));
-    if has("drop") {
-        problem = problem.dropout(Dropout::new(0.1, 42, 0)?);
-    }
-    let problem = problem.build()?;
-    let backward = words[0] == "backward";
-    let shape_of = hopper.map(ForwardShape::Hopper).or(tiles.map(ForwardShape::Portable));
-    let ms = time(engine, &problem, (shape_of, tiles), backward, has("det"))?;
-    let flops = 4.0 * (shape.batch * heads * head_dim) as f64 * (seqlen as f64).powi(2);
-    let flops = flops * if backward { 2.5 } else { 1.0 } / if has("causal") { 2.0 } else { 1.0 };
-    Ok((ms, flops / ms / 1e9))
-}
-
-fn time(
-    engine: &CudaEngine,
-    problem: &Problem,
-    (forward_shape, tiles): (Option<ForwardShape>, Option<Tiles>),
+/// What is timed.
+#[derive(Clone, Copy, Debug, Default)]
+struct Trial {
     backward: bool,
     deterministic: bool,
-) -> Result<f64, Box<dyn Error>> {
-    let stream = engine.stream();
-    let mut state = 1u32;
-    let mut normal = |n: usize| -> Result<DeviceBuffer, Box<dyn Error>> {
-        let mut one = || {
-            state = state.wrapping_mul(1664525).wrapping_add(1013904223);
-            f64::from(state >> 8) / f64::from(1 << 24)
+    head_dim: usize,
+    seqlen: usize,
+    causal: bool,
+    dropout: bool,
+    /// Of the forward's kernel, or of the backward's pass over keys.
+    tiles: Option<Tiles>,
+    hopper: Option<Warpgroups>,
+}
+
+impl Trial {
+    fn parse(line: &str) -> Result<Trial, Failure> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let has = |word: &str| words.contains(&word);
+        let number = |letter: char| words.iter().find_map(|w| w.strip_prefix(letter)?.parse::<u32>().ok());
+        let or = |letter, default| number(letter).unwrap_or(default);
+        let tiles = number('w').map(|warps| Tiles {
+            warps,
+            row_tiles: or('r', 1),
+            split: or('c', 1),
+            step: or('n', 64),
+            slots: or('s', 2),
+            blocks_per_sm: or('b', 1),
+            late_dq: has("late"),
+            in_registers: has("reg"),
+        });
+        let hopper = number('g').map(|groups| Warpgroups {
+            groups,
+            loaders: or('l', 1),
+            step: or('n', 128),
+            stages: or('s', 2),
+            flag_stages: or('f', 2),
+            registers: or('r', 216),
+            turns: !has("noturns"),
+            early: or('e', 0),
+            woven: has("woven"),
+            out_in_q: has("outq"),
+        });
+        let [pass, head_dim, seqlen, ..] = words[..] else {
+            return Err("a trial is PASS HEAD_DIM SEQLEN".into());
         };
-        // A million numbers, again and again: the host would take longer than the GPU otherwise.
-        let data: Vec<u8> = (0..n.min(1_000_003))
-            .map(|_| ((one() + one() + one() + one() - 2.0) * 1.73) as f32)
-            .flat_map(|x| ((x.to_bits() >> 16) as u16).to_le_bytes())
-            .collect();
-        let data: Vec<u8> = data.iter().copied().cycle().take(2 * n).collect();
-        Ok(DeviceBuffer::from_host(stream, &data)?)
-    };
-    let shape = problem.shape();
-    let len = TOKENS * WIDTH;
-    let (q, k, v, dout) = (normal(len)?, normal(len)?, normal(len)?, normal(len)?);
-    let new = || DeviceBuffer::zeroed(stream, 2 * len);
-    let (out, dq, dk, dv) = (new()?, new()?, new()?, new()?);
-    let lse = DeviceBuffer::zeroed(stream, 4 * shape.lse_len())?;
-    let bytes = engine.backward_workspace_bytes(problem, deterministic);
-    let workspace = DeviceBuffer::zeroed(stream, 2 * bytes as usize)?;
-    let tensor = |buffer: &DeviceBuffer| DeviceTensor {
-        ptr: buffer.ptr(),
-        batch_stride: (shape.seqlen_q * WIDTH) as u64,
-        row_stride: WIDTH as u64,
-        head_stride: shape.head_dim as u64,
-    };
-    let half = Half::Bf16;
-    let (q, k, v, dout, dq, dk, dv) =
-        (tensor(&q), tensor(&k), tensor(&v), tensor(&dout), tensor(&dq), tensor(&dk), tensor(&dv));
-    let (out, lse) = (tensor(&out), lse.ptr());
-    let forward = ForwardCall { problem, half, q, k, v, out, lse, probs: None, seed_and_offset_ptr: 0 };
-    let workspace = workspace.ptr();
-    let call = BackwardCall {
-        problem,
-        half,
-        q,
-        k,
-        v,
-        out,
-        lse,
-        dout,
-        dq,
-        dk,
-        dv,
-        workspace,
-        deterministic,
-        seed_and_offset_ptr: 0,
-    };
-    let shape_of_forward =
-        forward_shape.unwrap_or_else(|| signflash_kernels::choose_forward(&forward, engine.gpu()).shape);
-    let run = || -> Result<(), Box<dyn Error>> {
-        let steps = match backward {
-            true => signflash_kernels::backward_with(&call, engine.gpu(), tiles)?,
-            false => signflash_kernels::forward_with(&forward, engine.gpu(), shape_of_forward)?,
+        Ok(Trial {
+            backward: pass == "backward",
+            deterministic: has("det"),
+            head_dim: head_dim.parse()?,
+            seqlen: seqlen.parse()?,
+            causal: has("causal"),
+            dropout: has("drop"),
+            tiles,
+            hopper,
+        })
+    }
+
+    fn problem(&self) -> Result<Problem, Failure> {
+        let heads = WIDTH / self.head_dim;
+        let shape = Shape {
+            batch: TOKENS / self.seqlen,
+            seqlen_q: self.seqlen,
+            seqlen_k: self.seqlen,
+            num_heads: heads,
+            num_heads_k: heads,
+            head_dim: self.head_dim,
         };
-        // SAFETY: all tensors are buffers of this function, as large as the problem says, alive until the end, where
-        // events wait for the stream.
-        Ok(unsafe { engine.run(stream, &steps) }?)
+        let problem = Problem::builder(shape).causal(self.causal);
+        let dropout = Dropout::new(if self.dropout { 0.1 } else { 0.0 }, 42, 0)?;
+        Ok(problem.dropout(dropout).build()?)
+    }
+
+    fn flops(&self) -> f64 {
+        let forward = 4.0 * (TOKENS * WIDTH * self.seqlen) as f64;
+        forward * if self.backward { 2.5 } else { 1.0 } / if self.causal { 2.0 } else { 1.0 }
+    }
+}
+
+/// The GPU, and tensors for any trial.
+struct Bench {
+    engine: CudaEngine,
+    inputs: [DeviceBuffer; 4],
+    outputs: [DeviceBuffer; 4],
+    lse: DeviceBuffer,
+    workspace: DeviceBuffer,
+}
+
+impl Bench {
+    fn new() -> Result<Bench, Failure> {
+        let engine = CudaEngine::new(&Device::open(0)?)?;
+        let stream = engine.stream();
+        let mut state = 1u32;
+        let mut normal = || -> Result<DeviceBuffer, Failure> {
+            let mut one = || {
+                state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+                f64::from(state >> 8) / f64::from(1 << 24)
+            };
+            // A million numbers, again and again: the host would take longer than the GPU otherwise.
+            let data: Vec<u8> = (0..1_000_003)
+                .map(|_| ((one() + one() + one() + one() - 2.0) * 1.73) as f32)
+                .flat_map(|x| ((x.to_bits() >> 16) as u16).to_le_bytes())
+                .collect();
+            let data: Vec<u8> = data.iter().copied().cycle().take(2 * TOKENS * WIDTH).collect();
+            Ok(DeviceBuffer::from_host(stream, &data)?)
+        };
+        let inputs = [normal()?, normal()?, normal()?, normal()?];
+        let new = |bytes| DeviceBuffer::zeroed(stream, bytes);
+        let tensor = || new(2 * TOKENS * WIDTH);
+        let outputs = [tensor()?, tensor()?, tensor()?, tensor()?];
+        // As many rows as there can be: head_dim 8. The workspace is dq in f32 and statistics of rows.
+        let lse = new(4 * TOKENS * WIDTH / 8)?;
+        let workspace = new(8 * TOKENS * WIDTH)?;
+        Ok(Bench { engine, inputs, outputs, lse, workspace })
+    }
+
+    /// Milliseconds and TFLOP/s.
+    fn time(&self, trial: &Trial) -> Result<(f64, f64), Failure> {
+        let problem = trial.problem()?;
+        let steps = self.steps(trial, &problem)?;
+        let stream = self.engine.stream();
+        // SAFETY: all tensors are buffers of this bench, as large as any problem of so many tokens and columns needs, and
+        // alive; `time` waits for the stream before it returns.
+        let run = || unsafe { self.engine.run(stream, &steps) };
+        for _ in 0..WARM_UP {
+            run()?;
+        }
+        stream.synchronize()?;
+        let mut times = vec![];
+        for _ in 0..REPS {
+            let start = Event::record(stream)?;
+            run()?;
+            let end = Event::record(stream)?;
+            end.synchronize()?;
+            times.push(f64::from(end.ms_since(&start)?));
+        }
+        times.sort_by(f64::total_cmp);
+        let ms = times[REPS / 2];
+        Ok((ms, trial.flops() / ms / 1e9))
+    }
+
+    /// What is run; for a backward the forward has been run before.
+    fn steps(&self, trial: &Trial, problem: &Problem) -> Result<Vec<Step>, Failure> {
+        let tensor = |buffer: &DeviceBuffer| DeviceTensor {
+            ptr: buffer.ptr(),
+            batch_stride: (trial.seqlen * WIDTH) as u64,
+            row_stride: WIDTH as u64,
+            head_stride: trial.head_dim as u64,
+        };
+        let [q, k, v, dout] = [0, 1, 2, 3].map(|i| tensor(&self.inputs[i]));
+        let [out, dq, dk, dv] = [0, 1, 2, 3].map(|i| tensor(&self.outputs[i]));
+        let (half, lse, workspace) = (Half::Bf16, self.lse.ptr(), self.workspace.ptr());
+        let (probs, seed_and_offset_ptr, gpu) = (None, 0, self.engine.gpu());
+        let forward = ForwardCall { problem, half, q, k, v, out, lse, probs, seed_and_offset_ptr };
+        let deterministic = trial.deterministic;
+        if !trial.backward {
+            let portable = trial.tiles.map(ForwardShape::Portable);
+            let shape = trial.hopper.map(ForwardShape::Hopper).or(portable);
+            let shape = shape.unwrap_or_else(|| choose_forward(&forward, gpu).shape);
+            return Ok(forward_with(&forward, gpu, shape)?);
+        }
+        // SAFETY: as in `time`, which waits for the stream later.
+        unsafe { self.engine.forward_on(self.engine.stream(), &forward)? };
+        let call = BackwardCall {
+            problem,
+            half,
+            q,
+            k,
+            v,
+            out,
+            lse,
+            dout,
+            dq,
+            dk,
+            dv,
+            workspace,
+            deterministic,
+            seed_and_offset_ptr,
+        };
+        Ok(backward_with(&call, gpu, trial.tiles)?)
+    }
+}
+
+/// Shapes worth a try at a head_dim.
+fn candidates(head_dim: u32, dropout: bool) -> Vec<Warpgroups> {
+    let roles: &[[u32; 3]] = match (head_dim, dropout) {
+        (..=64, false) => &[[3, 1, 160], [2, 1, 232]],
+        (..=64, true) => &[[2, 2, 192], [2, 2, 208], [3, 1, 152], [2, 1, 216]],
+        (_, false) => &[[2, 1, 232]],
+        (_, true) => &[[2, 2, 208], [2, 2, 200], [2, 1, 216]],
     };
-    if backward {
-        // SAFETY: as above.
-        unsafe { engine.forward_on(stream, &forward)? };
-    }
-    for _ in 0..5 {
-        run()?;
-    }
-    stream.synchronize()?;
-    if !backward && std::env::var_os("SIGNFLASH_TUNE_LOG").is_some() {
-        for step in signflash_kernels::forward_with(&forward, engine.gpu(), shape_of_forward)? {
-            let signflash_kernels::Step::Launch { config, .. } = step else { continue };
-            let missing = || unreachable!("it has just run");
-            let function = engine.cache().get_or_compile(engine.device(), &config.to_string(), missing)?;
-            println!("{config}: {} bytes of local memory\n{}", function.local_bytes(), function.jit_log());
+    let steps: &[u32] = match (head_dim, dropout) {
+        (..=64, _) => &[96, 128, 192],
+        (65..=128, false) => &[128, 144, 160, 176],
+        (65..=128, true) => &[96, 128],
+        (_, false) => &[64, 80, 96, 112],
+        (_, true) => &[32, 64],
+    };
+    let styles = [(true, 0, false), (false, 0, false), (true, 2, false), (false, 2, false), (false, 0, true)];
+    let mut all = vec![];
+    for &[groups, loaders, registers] in roles {
+        for &step in steps {
+            for (turns, early, woven) in styles {
+                for out_in_q in [false, true] {
+                    let (stages, flag_stages) = (2, if dropout { 3 } else { 0 });
+                    let shape = Warpgroups {
+                        groups,
+                        loaders,
+                        step,
+                        stages,
+                        flag_stages,
+                        registers,
+                        turns,
+                        early,
+                        woven,
+                        out_in_q,
+                    };
+                    all.push(shape);
+                }
+            }
         }
     }
-    let mut times = vec![];
-    for _ in 0..20 {
-        let start = Event::record(stream)?;
-        run()?;
-        let end = Event::record(stream)?;
-        end.synchronize()?;
-        times.push(f64::from(end.ms_since(&start)?));
+    all
+}
+
+/// The best shapes of a head_dim, as rows of the table.
+fn search(bench: &Bench, head_dim: u32) -> Result<(), Failure> {
+    for (dropout, causal) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut found: Vec<(f64, Warpgroups)> = vec![];
+        for shape in candidates(head_dim, dropout) {
+            let rate = |seqlen: usize| {
+                let (head_dim, hopper) = (head_dim as usize, Some(shape));
+                bench.time(&Trial { head_dim, seqlen, causal, dropout, hopper, ..Trial::default() })
+            };
+            // What does not fit or does not compile is no candidate.
+            let rates: Result<Vec<_>, _> = SEARCH_LENGTHS.into_iter().map(rate).collect();
+            if let Ok(rates) = rates {
+                let mean = rates.iter().map(|(_, tflops)| tflops.ln()).sum::<f64>() / rates.len() as f64;
+                eprintln!("{head_dim} {dropout} {causal} {shape}: {rates:.1?}");
+                found.push((mean.exp(), shape));
+            }
+        }
+        found.sort_by(|a, b| b.0.total_cmp(&a.0));
+        for (tflops, shape) in found.iter().take(3) {
+            println!(
+                "// head_dim {head_dim}, dropout {dropout}, causal {causal}: {tflops:.1} TFLOP/s, {shape}"
+            );
+            println!("    {}", row(head_dim, causal, dropout, shape));
+        }
     }
-    times.sort_by(f64::total_cmp);
-    Ok(times[times.len() / 2])
+    Ok(())
+}
+
+/// As `crates/kernels/src/select.rs` spells it.
+fn row(head_dim: u32, causal: bool, dropout: bool, shape: &Warpgroups) -> String {
+    let Warpgroups { groups, loaders, step, stages, flag_stages, registers, .. } = shape;
+    let mut text = format!("hopper({head_dim}, [{groups}, {step}, {stages}, {registers}]).causal({causal})");
+    let drop = format!(".drop({loaders}, {flag_stages})");
+    let early = format!(".early({})", shape.early);
+    let more = [
+        (dropout, drop.as_str()),
+        (shape.turns, ".turns()"),
+        (shape.early > 0, &early),
+        (shape.woven, ".woven()"),
+        (shape.out_in_q, ".out_in_q()"),
+    ];
+    more.into_iter().filter(|(on, _)| *on).for_each(|(_, method)| text += method);
+    text + ","
 }

@@ -45,6 +45,7 @@ fn main() {
         registers: number('r', 216),
         turns: !has("noturns"),
         early: number('e', 0),
+        woven: has("woven"),
         out_in_q: has("outq"),
     };
     let config = match words.first().map(String::as_str) {

@@ -76,6 +76,8 @@ pub struct Warpgroups {
     /// Of each step so many pieces of 16 keys go through the softmax while the product with values is under way. They
     /// take registers.
     pub early: u32,
+    /// Whether the softmax is woven into the product with values, piece by piece.
+    pub woven: bool,
     /// Whether the output leaves by way of the queries' shared memory: less of it, but the next queries wait.
     pub out_in_q: bool,
 }
@@ -165,10 +167,21 @@ impl fmt::Display for Tiles {
 
 impl fmt::Display for Warpgroups {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Warpgroups { groups, loaders, step, stages, flag_stages, registers, turns, early, out_in_q } =
-            self;
+        let Warpgroups {
+            groups,
+            loaders,
+            step,
+            stages,
+            flag_stages,
+            registers,
+            turns,
+            early,
+            woven,
+            out_in_q,
+        } = self;
         write!(f, "_g{groups}l{loaders}n{step}s{stages}f{flag_stages}r{registers}")?;
         write!(f, "e{early}{}", if *turns { "t" } else { "" })?;
+        f.write_str(if *woven { "w" } else { "" })?;
         f.write_str(if *out_in_q { "o" } else { "" })
     }
 }

@@ -105,6 +105,18 @@ impl HopperRow {
         HopperRow { shape: Warpgroups { turns: true, ..self.shape }, ..self }
     }
 
+    /// So many pieces of the softmax, or all, go beside the product with values. `tune search` tries them.
+    #[allow(dead_code)]
+    const fn early(self, early: u32) -> HopperRow {
+        HopperRow { shape: Warpgroups { early, ..self.shape }, ..self }
+    }
+
+    /// See [`early`](Self::early).
+    #[allow(dead_code)]
+    const fn woven(self) -> HopperRow {
+        HopperRow { shape: Warpgroups { woven: true, ..self.shape }, ..self }
+    }
+
     /// The output leaves by way of the queries' shared memory.
     const fn out_in_q(self) -> HopperRow {
         HopperRow { shape: Warpgroups { out_in_q: true, ..self.shape }, ..self }
@@ -117,8 +129,9 @@ impl HopperRow {
 }
 
 const fn hopper(head_dim: u32, [groups, step, stages, registers]: [u32; 4]) -> HopperRow {
-    let (loaders, flag_stages, turns, early, out_in_q) = (1, 0, false, 0, false);
-    let shape = Warpgroups { groups, loaders, step, stages, flag_stages, registers, turns, early, out_in_q };
+    let (loaders, flag_stages, turns, early, woven, out_in_q) = (1, 0, false, 0, false, false);
+    let shape =
+        Warpgroups { groups, loaders, step, stages, flag_stages, registers, turns, early, woven, out_in_q };
     HopperRow { head_dim, causal: None, dropout: false, shape }
 }
 

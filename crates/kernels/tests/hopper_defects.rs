@@ -21,6 +21,7 @@ const SHAPE: Warpgroups = Warpgroups {
     registers: 200,
     turns: true,
     early: 1,
+    woven: false,
     out_in_q: false,
 };
 
@@ -83,6 +84,7 @@ fn the_forward_is_right_as_it_is() {
     let others = [
         Warpgroups { out_in_q: true, turns: false, early: 0, loaders: 1, ..SHAPE },
         Warpgroups { groups: 3, loaders: 1, registers: 152, flag_stages: 3, ..SHAPE },
+        Warpgroups { woven: true, turns: false, early: 0, ..SHAPE },
     ];
     for (shape, seed) in
         [SHAPE].into_iter().chain(others).flat_map(|shape| [0, 1, 2].map(|seed| (shape, seed)))

@@ -7,18 +7,30 @@ use super::turns::Turns;
 use crate::parts::softmax::{RowResult, THREAD_ROWS, hide, scale_rows};
 use crate::sm80::forward::negate;
 use signflash_ptx::{
-    Acc, B32, BoxTile, BulkRingConsumer, Columns, GlobalAddr, PendingProduct, Product, Rows, U32, Val, Var,
-    Warp, Warpgroup,
+    Acc, B32, BoxTile, BulkRingConsumer, Columns, FullStage, GlobalAddr, PendingProduct, Product, Rows, U32,
+    Val, Var, Warp, Warpgroup,
 };
 
-/// What a warpgroup carries from step to step and from tile to tile.
+/// A warpgroup that multiplies.
 struct Multiplier<'a, 'k> {
+    q: BulkRingConsumer<'k>,
+    rows: TileRows<'a, 'k>,
+}
+
+/// A tile of queries, and this warpgroup's part of it.
+struct At<'a, 'k> {
+    tile: &'a Tile<'k>,
+    first_row: Val<'k, U32>,
+    q: BoxTile<'k>,
+}
+
+/// What a warpgroup carries from step to step and from tile to tile.
+struct TileRows<'a, 'k> {
     block: &'a Block<'a, 'k>,
     wg: Warpgroup<'k>,
     /// Its number among those that multiply.
     group: Val<'k, U32>,
     turns: Turns<'k>,
-    q: BulkRingConsumer<'k>,
     k: BulkRingConsumer<'k>,
     v: BulkRingConsumer<'k>,
     flags: Option<FlagReader<'k>>,
@@ -42,7 +54,7 @@ impl<'k> Block<'_, 'k> {
                 multiplier.tile(&tile);
             },
         );
-        multiplier.store.wait_stored(wg);
+        multiplier.rows.store.wait_stored(wg);
     }
 
     /// s = q k^T, under way.
@@ -58,34 +70,20 @@ impl<'k> Block<'_, 'k> {
         wg.multiply(s, &Product { rows, columns, depth, half, add: false })
     }
 
-    /// out += p v, under way.
-    fn sums<'s>(
-        &self,
-        wg: Warpgroup<'k>,
-        out: &'s mut Acc<'k>,
-        p: &[[Var<'k, B32>; 4]],
-        v: BoxTile<'k>,
-    ) -> PendingProduct<'s, 'k> {
+    /// out += p v.
+    fn sums<'p>(&self, p: &'p [[Var<'k, B32>; 4]], v: BoxTile<'k>) -> Product<'p, 'k> {
         let (rows, columns) = (Rows::Registers(p), Columns::Plain(v));
-        let (depth, half) = (self.shape.step, self.common.half);
-        wg.multiply(out, &Product { rows, columns, depth, half, add: true })
+        Product { rows, columns, depth: self.shape.step, half: self.common.half, add: true }
     }
 
     /// Makes scores ready for the softmax: their sign, and what is hidden.
-    fn prepare(
-        &self,
-        warp: Warp<'k>,
-        s: &Acc<'k>,
-        tile: &Tile<'k>,
-        first_row: Val<'k, U32>,
-        step: Val<'k, U32>,
-    ) {
+    fn prepare(&self, warp: Warp<'k>, s: &Acc<'k>, at: &At<'_, 'k>, step: Val<'k, U32>) {
         if self.common.negative_scale {
             negate(s);
         }
-        warp.when(tile.keys.is_edge(step), |warp| {
+        warp.when(at.tile.keys.is_edge(step), |warp| {
             let limits: [_; THREAD_ROWS] = std::array::from_fn(|lower| {
-                self.problem.visible(own_row(warp, first_row, lower), self.common.causal)
+                self.problem.visible(own_row(warp, at.first_row, lower), self.common.causal)
             });
             hide(warp.threads(), s, limits, step * self.shape.step - self.problem.column_shift);
         });
@@ -100,7 +98,7 @@ impl<'k> Block<'_, 'k> {
         RowResult { inverse, lse }: RowResult<'k>,
         out: &Acc<'k>,
         store: &OutTile<'k>,
-        (tile, first_row): (&Tile<'k>, Val<'k, U32>),
+        At { tile, first_row, .. }: &At<'_, 'k>,
     ) {
         let (warp, t) = (wg.warps(), wg.threads());
         let keep_scale = self.dropout.as_ref().map(|args| args.keep_scale);
@@ -108,12 +106,12 @@ impl<'k> Block<'_, 'k> {
         let head = tile.work.batch * self.problem.num_heads + tile.work.head;
         let start = head.mul_wide(self.problem.seqlen_q);
         for (lower, lse) in lse.into_iter().enumerate() {
-            let row = own_row(warp, first_row, lower);
+            let row = own_row(warp, *first_row, lower);
             let real = row.lt(self.problem.seqlen_q) & (t.lane() & 3).eq(0);
             let to = GlobalAddr::new((start + row.widen()) * 4u64 + self.args.lse);
             t.when(real, |t| t.store(to, [lse]));
         }
-        store.store(wg, out, self.args.out, [first_row, tile.work.head, tile.work.batch]);
+        store.store(wg, out, self.args.out, [*first_row, tile.work.head, tile.work.batch]);
     }
 }
 
@@ -121,6 +119,13 @@ impl<'k> Block<'_, 'k> {
 #[track_caller]
 fn own_row<'k>(warp: Warp<'k>, first_row: Val<'k, U32>, lower: usize) -> Val<'k, U32> {
     first_row + ((warp.index() & 3) << 4u32) + (warp.threads().lane() >> 2) + 8 * lower as u32
+}
+
+/// How many pieces behind the products the woven softmax is.
+const LAG: usize = 1;
+
+fn set<'k>(p: &[Var<'k, B32>; 4], words: [Val<'k, B32>; 4]) {
+    p.iter().zip(words).for_each(|(p, word)| p.set(word));
 }
 
 /// Runs `body` with the masks of the next step.
@@ -136,12 +141,12 @@ impl<'a, 'k> Multiplier<'a, 'k> {
         let Block { common, shape, smem, problem, .. } = block;
         let (warp, group) = (wg.warps(), wg.index());
         let zero = || warp.threads().u32(0).cast::<B32>().var();
-        Multiplier {
+        let q = smem.q.nth(group).consumer(warp);
+        let rows = TileRows {
             block,
             wg,
             group,
             turns: Turns::new(wg, group, shape),
-            q: smem.q.nth(group).consumer(warp),
             k: smem.k.consumer(warp),
             v: smem.v.consumer(warp),
             flags: smem.flags.map(|rings| FlagReader::new(warp, rings, group, shape)),
@@ -150,59 +155,121 @@ impl<'a, 'k> Multiplier<'a, 'k> {
             out: wg.acc(common.head_dim),
             p: (0..shape.step / 16).map(|_| [zero(), zero(), zero(), zero()]).collect(),
             store: OutTile::new(smem, common, group),
-        }
+        };
+        Multiplier { q, rows }
     }
 
     /// 64 rows of a tile of queries.
     fn tile(&mut self, tile: &Tile<'k>) {
-        let Multiplier { block, wg, group, turns, q, k, v, flags, softmax, s, out, p, store } = self;
-        let (wg, warp, shape) = (*wg, wg.warps(), block.shape);
-        let first_row = tile.first_row + *group * GROUP_ROWS;
+        let Multiplier { q, rows } = self;
+        let (wg, warp) = (rows.wg, rows.wg.warps());
         let q_stage = q.wait(warp);
-        let q_tile = BoxTile::new(q_stage.address(), GROUP_ROWS);
-        out.clear();
-
-        // The first step's scores; its product with values comes with the next step's scores.
-        let k_stage = k.wait(warp);
-        block.scores(wg, s, q_tile, BoxTile::new(k_stage.address(), shape.step)).wait();
-        k_stage.release_products(warp);
-        block.prepare(warp, s, tile, first_row, warp.threads().u32(0));
-        with_masks(flags, warp, |masks| softmax.first(s, p, masks));
-
+        let first_row = tile.first_row + rows.group * GROUP_ROWS;
+        let at = At { tile, first_row, q: BoxTile::new(q_stage.address(), GROUP_ROWS) };
+        rows.first(&at);
         let next = warp.threads().u32(1).var();
         wg.while_(
             || next.get().lt(tile.steps),
-            |wg| {
+            |_| {
                 let step = next.get();
-                let k_stage = k.wait(warp);
-                turns.begin(wg);
-                let scores = block.scores(wg, s, q_tile, BoxTile::new(k_stage.address(), shape.step));
-                let v_stage = v.wait(warp);
-                let sums = block.sums(wg, out, p, BoxTile::new(v_stage.address(), shape.step));
-                turns.end(wg);
-                scores.wait();
-                k_stage.release_products(warp);
-                block.prepare(warp, s, tile, first_row, step);
-                with_masks(flags, warp, |masks| {
-                    let early = softmax.begin(s, shape.early, masks);
-                    if shape.early > 0 {
-                        v_stage.hold_order(warp);
-                    }
-                    let out = sums.wait();
-                    v_stage.release_products(warp);
-                    softmax.step(s, p, masks, early, out);
-                });
+                match rows.block.shape.woven {
+                    true => rows.step_woven(&at, step),
+                    false => rows.step(&at, step),
+                }
                 next.set(step + 1);
             },
         );
+        rows.last(&at, q_stage);
+    }
+}
 
+impl<'k> TileRows<'_, 'k> {
+    /// The first step's scores and probabilities; their product with values comes with the next step's scores.
+    fn first(&mut self, at: &At<'_, 'k>) {
+        let TileRows { block, wg, k, flags, softmax, s, out, p, .. } = self;
+        let (warp, shape) = (wg.warps(), block.shape);
+        out.clear();
+        let k_stage = k.wait(warp);
+        block.scores(*wg, s, at.q, BoxTile::new(k_stage.address(), shape.step)).wait();
+        k_stage.release_products(warp);
+        block.prepare(warp, s, at, warp.threads().u32(0));
+        with_masks(flags, warp, |masks| softmax.first(s, p, masks));
+    }
+
+    /// A step: scores and the product with the last step's values together, then the softmax.
+    fn step(&mut self, at: &At<'_, 'k>, step: Val<'k, U32>) {
+        let TileRows { block, wg, turns, k, v, flags, softmax, s, out, p, .. } = self;
+        let (wg, warp, shape) = (*wg, wg.warps(), block.shape);
+        let k_stage = k.wait(warp);
+        turns.begin(wg);
+        let scores = block.scores(wg, s, at.q, BoxTile::new(k_stage.address(), shape.step));
         let v_stage = v.wait(warp);
-        let sums = block.sums(wg, out, p, BoxTile::new(v_stage.address(), shape.step));
+        let sums = wg.multiply(out, &block.sums(p, BoxTile::new(v_stage.address(), shape.step)));
+        turns.end(wg);
+        scores.wait();
+        k_stage.release_products(warp);
+        block.prepare(warp, s, at, step);
+        with_masks(flags, warp, |masks| {
+            let mut progress = softmax.begin();
+            let early = 0..shape.early as usize;
+            let early: Vec<_> = early.map(|k16| softmax.next(&mut progress, s, k16, masks)).collect();
+            if shape.early > 0 {
+                v_stage.hold_order(warp);
+            }
+            let out = sums.wait();
+            v_stage.release_products(warp);
+            for (k16, p) in p.iter().enumerate() {
+                let late = || softmax.next(&mut progress, s, k16, masks);
+                set(p, early.get(k16).copied().unwrap_or_else(late));
+            }
+            softmax.end(progress, s, p, masks, out);
+        });
+    }
+
+    /// The same with the softmax between the pieces of the product with values: a piece of p is replaced when the
+    /// product has read it.
+    fn step_woven(&mut self, at: &At<'_, 'k>, step: Val<'k, U32>) {
+        let TileRows { block, wg, turns, k, v, flags, softmax, s, out, p, .. } = self;
+        let (wg, warp, shape) = (*wg, wg.warps(), block.shape);
+        let k_stage = k.wait(warp);
+        turns.begin(wg);
+        block.scores(wg, s, at.q, BoxTile::new(k_stage.address(), shape.step)).wait();
+        k_stage.release_products(warp);
+        block.prepare(warp, s, at, step);
+        let v_stage = v.wait(warp);
+        let v_tile = BoxTile::new(v_stage.address(), shape.step);
+        with_masks(flags, warp, |masks| {
+            let mut progress = softmax.begin();
+            let mut sums = wg.chain(out);
+            for k16 in 0..p.len() {
+                sums.push(&block.sums(p, v_tile), k16 as u32..k16 as u32 + 1);
+                if let Some(done) = k16.checked_sub(LAG) {
+                    let words = softmax.next(&mut progress, s, done, masks);
+                    sums.wait_all_but(LAG);
+                    set(&p[done], words);
+                }
+            }
+            turns.end(wg);
+            let out = sums.wait();
+            v_stage.release_products(warp);
+            for (k16, p) in p.iter().enumerate().skip(p.len() - LAG) {
+                set(p, softmax.next(&mut progress, s, k16, masks));
+            }
+            softmax.end(progress, s, p, masks, out);
+        });
+    }
+
+    /// The last product with values, and the output.
+    fn last(&mut self, at: &At<'_, 'k>, q_stage: FullStage<'_, 'k>) {
+        let TileRows { block, wg, v, softmax, out, p, store, .. } = self;
+        let (wg, warp, shape) = (*wg, wg.warps(), block.shape);
+        let v_stage = v.wait(warp);
+        let sums = wg.multiply(out, &block.sums(p, BoxTile::new(v_stage.address(), shape.step)));
         if shape.out_in_q {
             let out = sums.wait();
             v_stage.release_products(warp);
             store.meet(wg); // the four warps' products have read the queries
-            block.finish(wg, softmax.finish(), out, store, (tile, first_row));
+            block.finish(wg, softmax.finish(), out, store, at);
             // The next queries come when the storing warp lets go, too.
             store.wait_stored(wg);
             q_stage.release(warp);
@@ -211,7 +278,7 @@ impl<'a, 'k> Multiplier<'a, 'k> {
             let out = sums.wait();
             v_stage.release_products(warp);
             store.wait(wg);
-            block.finish(wg, softmax.finish(), out, store, (tile, first_row));
+            block.finish(wg, softmax.finish(), out, store, at);
         }
     }
 }

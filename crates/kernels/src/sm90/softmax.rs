@@ -23,10 +23,10 @@ pub(crate) type Masks<'a, 'k> = &'a dyn Fn(usize) -> Option<[Val<'k, B32>; 4]>;
 
 type Sums<'k> = [Option<Val<'k, F32>>; THREAD_ROWS];
 
-/// What [`LateSoftmax::begin`] has done.
+/// A step of [`LateSoftmax`] that has begun.
 #[derive(Debug)]
-pub(crate) struct Early<'k> {
-    pieces: Vec<[Val<'k, B32>; 4]>,
+pub(crate) struct Progress<'k> {
+    shift: [Val<'k, F32>; THREAD_ROWS],
     sums: Sums<'k>,
 }
 
@@ -63,35 +63,35 @@ impl<'k> LateSoftmax<'k> {
         (0..THREAD_ROWS).for_each(|row| self.sum[row].set(self.step_sum[row].get()));
     }
 
-    /// The first pieces of 16 keys, as far as there are registers for them besides those of the product under way.
-    #[track_caller]
-    pub(crate) fn begin(&self, s: &Acc<'k>, early: u32, masks: Masks<'_, 'k>) -> Early<'k> {
-        let mut sums = [None; THREAD_ROWS];
-        let shift = from_fn(|row| self.shift[row].get());
-        let pieces = (0..early as usize).map(|k16| self.piece(s, k16, masks, shift, &mut sums)).collect();
-        Early { pieces, sums }
+    /// Further scores are about to become exponentials.
+    pub(crate) fn begin(&self) -> Progress<'k> {
+        Progress { shift: from_fn(|row| self.shift[row].get()), sums: [None; THREAD_ROWS] }
     }
 
-    /// Scores of further keys become exponentials, packed; `out` is corrected if they have grown.
+    /// The next piece of 16 keys.
     #[track_caller]
-    pub(crate) fn step(
+    pub(crate) fn next(
         &self,
+        progress: &mut Progress<'k>,
+        s: &Acc<'k>,
+        k16: usize,
+        masks: Masks<'_, 'k>,
+    ) -> [Val<'k, B32>; 4] {
+        let Progress { shift, sums } = progress;
+        self.piece(s, k16, masks, *shift, sums)
+    }
+
+    /// All pieces are in `p`; `out` is corrected if they have grown, and then they are computed anew.
+    #[track_caller]
+    pub(crate) fn end(
+        &self,
+        progress: Progress<'k>,
         s: &Acc<'k>,
         p: &Packed<'k>,
         masks: Masks<'_, 'k>,
-        early: Early<'k>,
         out: &Acc<'k>,
     ) {
-        let Early { pieces, mut sums } = early;
-        let shift = from_fn(|row| self.shift[row].get());
-        for (k16, p) in p.iter().enumerate() {
-            let words = match pieces.get(k16) {
-                Some(words) => *words,
-                None => self.piece(s, k16, masks, shift, &mut sums),
-            };
-            p.iter().zip(words).for_each(|(p, word)| p.set(word));
-        }
-        self.set_step_sums(sums);
+        self.set_step_sums(progress.sums);
         // A NaN is not less.
         let small = |row: usize| self.step_sum[row].get().lt(GROWN);
         let grown = !(small(0) & small(1));
