@@ -467,8 +467,8 @@ pub struct BenchArgs {
     /// Timed calls a row, at least; the median counts [default: as many as fit in a second, 3 to 30].
     #[arg(long, value_name = "N")]
     pub reps: Option<usize>,
-    /// On a GPU, calls behind each other that are timed as one, of which each then counts as its share: for calls that
-    /// take no longer than a few launches.
+    /// Calls behind each other that are timed as one, of which each then counts as its share: for calls that take no
+    /// longer than starting a clock, or a kernel.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub calls: usize,
     /// Where and how to compute.
