@@ -122,6 +122,8 @@ pub enum Config {
     HopperForward(Common, Warpgroups),
     /// The normalised, sign-encoded probabilities.
     Probs(Common, Tiles),
+    /// The same on Hopper.
+    HopperProbs(Common, Warpgroups),
     /// delta, and lse in base 2.
     Delta(Common),
     /// dk and dv, and dq in pieces, by blocks that own keys.
@@ -203,6 +205,7 @@ impl fmt::Display for Config {
             Config::Forward(common, tiles) => write!(f, "sf_fwd_{common}{tiles}"),
             Config::HopperForward(common, shape) => write!(f, "sf_fwd90_{common}{shape}"),
             Config::Probs(common, tiles) => write!(f, "sf_probs_{common}{tiles}"),
+            Config::HopperProbs(common, shape) => write!(f, "sf_probs90_{common}{shape}"),
             Config::Delta(common) => write!(f, "sf_delta_{common}"),
             Config::Keys(common, tiles, sums) => write!(f, "sf_bwd_keys_{common}{tiles}{sums}"),
             Config::Queries(common, tiles) => write!(f, "sf_bwd_queries_{common}{tiles}"),
@@ -215,7 +218,7 @@ impl Config {
     /// The shape of its blocks, if it has a choice.
     pub fn tiles(&self) -> Option<&Tiles> {
         match self {
-            Config::Delta(_) | Config::HopperForward(..) => None,
+            Config::Delta(_) | Config::HopperForward(..) | Config::HopperProbs(..) => None,
             Config::Forward(_, tiles)
             | Config::Probs(_, tiles)
             | Config::Keys(_, tiles, _)
@@ -232,6 +235,7 @@ impl Config {
             Config::Forward(common, tiles) => sm80::forward::kernel(&name, common, tiles),
             Config::HopperForward(common, shape) => sm90::forward::kernel(&name, common, shape),
             Config::Probs(common, tiles) => sm80::probs::kernel(&name, common, tiles),
+            Config::HopperProbs(common, shape) => sm90::probs::kernel(&name, common, shape),
             Config::Delta(common) => sm80::delta::kernel(&name, common),
             Config::Keys(common, tiles, sums) => sm80::backward_keys::kernel(&name, common, tiles, *sums),
             Config::Queries(common, tiles) => sm80::backward_queries::kernel(&name, common, tiles),

@@ -10,6 +10,7 @@
 //! | [`Config::Forward`] | out, lse | queries | keys |
 //! | [`Config::HopperForward`] | the same on Hopper: `src/sm90` | queries | keys |
 //! | [`Config::Probs`] | the sign-encoded probabilities | queries | keys |
+//! | [`Config::HopperProbs`] | the same on Hopper | queries | keys |
 //! | [`Config::Delta`] | statistics of rows | rows | |
 //! | [`Config::Keys`] | dk, dv, sums of dq | keys | queries of all heads of the group |
 //! | [`Config::ConvertDq`] | dq from its sums | | |

@@ -9,7 +9,7 @@ use crate::sm80::convert_dq::ConvertDqArgs;
 use crate::sm80::delta::DeltaArgs;
 use crate::sm80::forward::ForwardArgs;
 use crate::sm80::probs::ProbsArgs;
-use crate::sm90;
+use crate::sm90::{self, ScheduleArgs};
 use signflash_core::Problem;
 use signflash_ptx::{Arg, Half, TensorMap};
 
@@ -186,21 +186,44 @@ pub fn forward_with(
             launch(&mut steps, config, tiles.min(gpu.sm_count.into()), list(&own))?;
         }
     }
-    if let Some(probs) = probs {
-        let config = select.probs(common);
-        let own = |l: &mut Vec<Arg>| ProbsArgs { q, k, lse, probs }.push(l);
-        launch(&mut steps, config, query_blocks(problem, &config), list(&own))?;
+    let hopper = matches!(shape, ForwardShape::Hopper(_));
+    match probs {
+        None => {}
+        Some(probs) if hopper && select.hopper_takes_probs(problem, probs) => {
+            let shape = select.hopper_probs(common);
+            let tiles = query_tiles(problem, shape.rows());
+            let schedule = ScheduleArgs { heads_per_section: 1, ..schedule(problem, tiles)? };
+            let (queries, keys) = (problem.shape().q(), problem.shape().k());
+            let [batch, seqlen_q, heads, _] = queries;
+            let args = sm90::probs::ProbsArgs {
+                q: tensor_map(q, queries, sm90::forward::GROUP_ROWS),
+                k: tensor_map(k, keys, shape.step),
+                probs: tensor_map(probs, [batch, seqlen_q, heads, keys[1]], sm90::forward::GROUP_ROWS),
+                lse,
+            };
+            let own = |l: &mut Vec<Arg>| {
+                schedule.push(l);
+                args.push(l);
+            };
+            let config = Config::HopperProbs(common, shape);
+            launch(&mut steps, config, tiles.min(gpu.sm_count.into()), list(&own))?;
+        }
+        Some(probs) => {
+            let config = select.portable_probs(common);
+            let own = |l: &mut Vec<Arg>| ProbsArgs { q, k, lse, probs }.push(l);
+            launch(&mut steps, config, query_blocks(problem, &config), list(&own))?;
+        }
     }
     Ok(steps)
 }
 
 /// How tiles of queries are shared out among Hopper's blocks.
-fn schedule(problem: &Problem, tiles: u64) -> Result<sm90::ScheduleArgs, TooManyBlocks> {
+fn schedule(problem: &Problem, tiles: u64) -> Result<ScheduleArgs, TooManyBlocks> {
     let fitting = i32::try_from(tiles).map_err(|_| TooManyBlocks { blocks: tiles })?;
     let heads_total = heads(problem);
     // Under a causal mask long tiles come first, of all heads; else a head's tiles together, which share keys.
     let section = if problem.causal() { heads_total } else { 1 };
-    Ok(sm90::ScheduleArgs {
+    Ok(ScheduleArgs {
         tiles: fitting as u32,
         heads_total: heads_total as u32,
         heads_per_section: section as u32,

@@ -3,10 +3,11 @@
 //! Rows say what a block owns and what it walks over. They were chosen by measurement on an H200 for head_dim 64 and
 //! 128 (see `benchmarks/gpu.md`); other rows are bounded by registers (255 a thread) and by shared memory, which is why
 //! the last row of each head_dim is one that fits the 99 KiB of the smallest GPUs since Ampere.
+use crate::DeviceTensor;
 use crate::config::{Common, Config, DqSums, Tiles, Warpgroups};
 use crate::parts::copy::Access;
 use crate::plan::{ForwardCall, ForwardShape};
-use signflash_core::{Dtype, Problem};
+use signflash_core::{Dtype, KeepRule, Problem};
 use signflash_ptx::Half;
 use std::fmt;
 
@@ -287,8 +288,40 @@ impl Select {
         Ok(())
     }
 
-    /// The kernel that writes probs.
+    /// Whether Hopper's kernel writes probs, where its forward computes a call.
+    pub(crate) fn hopper_takes_probs(&self, problem: &Problem, probs: DeviceTensor) -> bool {
+        let inside =
+            |rule: KeepRule| !rule.first_column().is_multiple_of(32) || !rule.first_row().is_multiple_of(16);
+        probs.is_aligned() && !problem.keep_rule().is_some_and(inside)
+    }
+
+    /// The shape of Hopper's kernel that writes probs.
+    pub(crate) fn hopper_probs(&self, common: Common) -> Warpgroups {
+        let (loaders, registers) = if common.dropout { (2, 200) } else { (1, 232) };
+        Warpgroups {
+            groups: 2,
+            loaders,
+            step: if common.head_dim > 128 { 64 } else { 128 },
+            stages: 2,
+            flag_stages: 2,
+            registers,
+            turns: false,
+            early: 0,
+            woven: false,
+            out_in_q: false,
+        }
+    }
+
+    /// The kernel that writes probs, where a GPU's own kernels take the call.
     pub fn probs(&self, common: Common) -> Config {
+        match self.gpu.is_hopper() && self.access == Access::Wide {
+            true => Config::HopperProbs(common, self.hopper_probs(common)),
+            false => self.portable_probs(common),
+        }
+    }
+
+    /// The kernel that writes probs on every GPU since Ampere.
+    pub fn portable_probs(&self, common: Common) -> Config {
         let smem = |t: &Tiles| 2 * common.head_dim * (t.rows() + 2 * t.slots * t.step);
         Config::Probs(common, self.tiles(QUERIES, common, smem))
     }

@@ -41,6 +41,7 @@ pub fn variants(gpu: Gpu, half: Half) -> Vec<Config> {
             select.forward(common),
             select.portable_forward(common),
             select.probs(common),
+            select.portable_probs(common),
             adding.delta,
             adding.keys,
             adding.dq,

@@ -4,17 +4,17 @@
 //! l of a multiplying warp needs, and leaves it there as it is: 16 bytes for 16 rows and 32 columns, "dropped" in the
 //! sign bit of each. `prmt` replicates the sign of a byte, so that one instruction makes of two flags the mask of a packed
 //! pair of probabilities.
-use super::forward::{Block, Tile};
 use super::pipeline::FLAG_BLOCK_BYTES;
 use super::softmax::Masks;
 use crate::config::Warpgroups;
 use crate::parts::args::DropoutVals;
 use crate::parts::dropout::{Philox, ROW_WORDS, SignMask, StreamRow};
+use crate::parts::work::Work;
 use signflash_ptx::{B32, BulkRing, BulkRingConsumer, BulkRingProducer, U32, Val, Var, Warp};
 
 /// Draws flags: warp w of a loading warpgroup those of warp w of one or more that multiply.
 pub(super) struct FlagWriter<'a, 'k> {
-    block: &'a Block<'a, 'k>,
+    shape: &'a Warpgroups,
     philox: Philox<'k>,
     sign: SignMask<'k>,
     served: Vec<Served<'k>>,
@@ -32,17 +32,22 @@ struct Served<'k> {
 }
 
 impl<'a, 'k> FlagWriter<'a, 'k> {
-    pub(super) fn new(block: &'a Block<'a, 'k>, warp: Warp<'k>, args: &DropoutVals<'k>) -> Self {
-        let (t, shape) = (warp.threads(), block.shape);
+    /// For the rings of all multiplying warpgroups.
+    pub(super) fn new(
+        warp: Warp<'k>,
+        rings: BulkRing<'k>,
+        shape: &'a Warpgroups,
+        args: &DropoutVals<'k>,
+    ) -> Self {
+        let t = warp.threads();
         let (loader, number) = ((warp.index() >> 2u32) - shape.groups, warp.index() & 3);
         assert!(shape.groups.is_multiple_of(shape.loaders), "each loader serves as many: {shape:?}");
-        let rings = block.smem.flags.expect("planned with dropout");
         let serve = |i: u32| {
             let ring = rings.nth(loader + i * shape.loaders).producer(t);
             Served { ring, row: [(); ROW_WORDS].map(|()| t.u32(0).var()) }
         };
         FlagWriter {
-            block,
+            shape,
             philox: Philox::new(warp, args),
             sign: SignMask::new(t, args),
             served: (0..shape.groups / shape.loaders).map(serve).collect(),
@@ -53,10 +58,10 @@ impl<'a, 'k> FlagWriter<'a, 'k> {
     }
 
     /// For another tile of queries.
-    pub(super) fn begin(&mut self, tile: &Tile<'k>) {
-        let (t, shape) = (self.block.cta.threads(), self.block.shape);
-        let stream = self.philox.stream(t, tile.work.batch, tile.work.head);
-        let first = self.first_row16 + tile.work.block * (shape.rows() / 16);
+    pub(super) fn begin(&mut self, warp: Warp<'k>, work: Work<'k>) {
+        let shape = self.shape;
+        let stream = self.philox.stream(warp.threads(), work.batch, work.head);
+        let first = self.first_row16 + work.block * (shape.rows() / 16);
         for (i, served) in self.served.iter().enumerate() {
             let words = stream.row(first + 4 * shape.loaders * i as u32).words();
             served.row.iter().zip(words).for_each(|(var, word)| var.set(word));
@@ -65,7 +70,7 @@ impl<'a, 'k> FlagWriter<'a, 'k> {
 
     /// Those of one step, of all served at once: the more independent chains of products, the better.
     pub(super) fn write(&mut self, warp: Warp<'k>, step: Val<'k, U32>) {
-        let (t, columns32) = (warp.threads(), self.block.shape.step / 32);
+        let (t, columns32) = (warp.threads(), self.shape.step / 32);
         let FlagWriter { philox, sign, served, own, .. } = self;
         let first = self.first_column32 + step * columns32;
         let row_of =
@@ -103,17 +108,26 @@ impl<'k> FlagReader<'k> {
         FlagReader { ring: rings.nth(group).consumer(warp), own, columns32 }
     }
 
-    /// Waits for the next step's flags. What they keep of a packed pair is worked out when `body` asks for it.
-    pub(super) fn read(&mut self, warp: Warp<'k>, body: impl FnOnce(Masks<'_, 'k>)) {
+    /// Waits for the next step's flags: for each 32 columns four words.
+    pub(super) fn words(&mut self, warp: Warp<'k>) -> Vec<[Val<'k, B32>; 4]> {
         let stage = self.ring.wait(warp);
         let from = stage.address().plus(self.own);
-        let words: Vec<[Val<'k, B32>; 4]> =
-            (0..self.columns32).map(|i| warp.threads().load(from.at(i * FLAG_BLOCK_BYTES))).collect();
+        let words = (0..self.columns32).map(|i| warp.threads().load(from.at(i * FLAG_BLOCK_BYTES))).collect();
         stage.release(warp);
-        body(&|k16| {
-            let words = &words[k16 / 2][2 * (k16 % 2)..];
-            let kept = |word: Val<'k, B32>, lower: usize| !word.permute(0u32, DROPPED[lower]);
-            Some([kept(words[0], 0), kept(words[0], 1), kept(words[1], 0), kept(words[1], 1)])
-        });
+        words
     }
+
+    /// Runs `body` with the masks of the next step. What is kept of a packed pair is worked out when `body` asks for it.
+    pub(super) fn read(&mut self, warp: Warp<'k>, body: impl FnOnce(Masks<'_, 'k>)) {
+        let words = self.words(warp);
+        body(&|k16| Some(dropped(&words, k16).map(|mask| !mask)));
+    }
+}
+
+/// Of 16 columns what is dropped of the four packed pairs of an operand: all ones in the halves.
+#[track_caller]
+pub(super) fn dropped<'k>(words: &[[Val<'k, B32>; 4]], k16: usize) -> [Val<'k, B32>; 4] {
+    let words = &words[k16 / 2][2 * (k16 % 2)..];
+    let dropped = |word: Val<'k, B32>, lower: usize| word.permute(0u32, DROPPED[lower]);
+    [dropped(words[0], 0), dropped(words[0], 1), dropped(words[1], 0), dropped(words[1], 1)]
 }

@@ -16,7 +16,10 @@ impl<'k> Block<'_, 'k> {
     /// All that the loading warpgroups do.
     pub(super) fn load(&self, warp: Warp<'k>) {
         match &self.dropout {
-            Some(args) => self.load_tiles(warp, Some(FlagWriter::new(self, warp, args))),
+            Some(args) => {
+                let rings = self.smem.flags.expect("planned with dropout");
+                self.load_tiles(warp, Some(FlagWriter::new(warp, rings, self.shape, args)));
+            }
             None => {
                 // One warp is enough; the others are done.
                 let copies = warp.index().eq(4 * self.shape.groups);
@@ -42,7 +45,7 @@ impl<'k> Block<'_, 'k> {
                     copies.keys(t, &tile, t.u32(0));
                     (1..self.shape.groups).for_each(|group| copies.queries(t, &tile, group));
                 });
-                flags.iter_mut().for_each(|flags| flags.begin(&tile));
+                flags.iter_mut().for_each(|flags| flags.begin(warp, tile.work));
                 let next = t.u32(0).var();
                 warp.while_(
                     || next.get().lt(tile.steps),

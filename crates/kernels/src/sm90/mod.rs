@@ -6,6 +6,7 @@ mod load;
 mod multiply;
 mod out;
 mod pipeline;
+pub(crate) mod probs;
 mod schedule;
 mod softmax;
 mod turns;

@@ -32,7 +32,7 @@ impl<'k> OutTile<'k> {
     /// left.
     #[track_caller]
     pub(crate) fn store(&self, wg: Warpgroup<'k>, out: &Acc<'k>, to: Tensor<'k>, at: [Val<'k, U32>; 3]) {
-        self.stage(wg, out);
+        stage_words(wg, &pack(out, self.half, false), self.at);
         let t = wg.threads();
         t.fence_proxy_async();
         self.meet(wg);
@@ -60,21 +60,23 @@ impl<'k> OutTile<'k> {
         let t = wg.threads();
         t.when((t.index() & 127).eq(0), |t| t.wait_stored());
     }
+}
 
-    fn stage(&self, wg: Warpgroup<'k>, out: &Acc<'k>) {
-        let (warp, t) = (wg.warps(), wg.threads());
-        let layout = TileLayout::new(64);
-        let row = ((warp.index() & 3) << 4u32) + (t.lane() >> 2);
-        for (k16, words) in pack(out, self.half, false).into_iter().enumerate() {
-            for right in 0..2 {
-                let group = 2 * k16 as u32 + right;
-                // The permutation is the same for rows g and g + 8.
-                let own = layout.chunk(row, group % 8) + (t.lane() & 3) * 4;
-                let to = self.at.plus(own).at(group / 8 * BOX_BYTES);
-                for lower in 0..2 {
-                    let word: Val<'k, B32> = words[2 * right as usize + lower];
-                    t.store(to.at(layout.bytes(8 * lower as u32)), [word]);
-                }
+/// Writes packed accumulators of 64 rows into boxes of 64 columns.
+#[track_caller]
+pub(super) fn stage_words<'k>(wg: Warpgroup<'k>, words: &[[Val<'k, B32>; 4]], to: SmemAddr<'k>) {
+    let (warp, t) = (wg.warps(), wg.threads());
+    let layout = TileLayout::new(64);
+    let row = ((warp.index() & 3) << 4u32) + (t.lane() >> 2);
+    for (k16, words) in words.iter().enumerate() {
+        for right in 0..2 {
+            let group = 2 * k16 as u32 + right;
+            // The permutation is the same for rows g and g + 8.
+            let own = layout.chunk(row, group % 8) + (t.lane() & 3) * 4;
+            let own = to.plus(own).at(group / 8 * BOX_BYTES);
+            for lower in 0..2 {
+                let word = words[2 * right as usize + lower];
+                t.store(own.at(layout.bytes(8 * lower as u32)), [word]);
             }
         }
     }

@@ -24,6 +24,11 @@ impl<'k> Cta<'k> {
 }
 
 impl<'k> Tensor<'k> {
+    /// As [`at`](Self::at), from a column that is known on the GPU alone.
+    pub fn at_columns(self, column: Val<'k, U32>, [row, third, fourth]: [Val<'k, U32>; 3]) -> TensorBox {
+        TensorBox(Place { tensor: self.0.src, coordinates: [column.src, row.src, third.src, fourth.src] })
+    }
+
     /// The box whose first element has these coordinates, which may be outside: a negative row is a huge number here.
     pub fn at(self, column: u32, [row, third, fourth]: [Val<'k, U32>; 3]) -> TensorBox {
         let coordinates = [Src::Imm(column.into()), row.src, third.src, fourth.src];

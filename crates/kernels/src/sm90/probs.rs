@@ -1,0 +1,291 @@
+//! Probabilities on Hopper: normalised, the mask in the sign bit, every entry written.
+//!
+//! A second kernel after the forward: p = exp2(s - lse) from the forward's own lse. Roles are the forward's; of the
+//! products there is one, and what a step leaves in shared memory goes straight to the tensor. Time is that of writing:
+//! seqlen_q * seqlen_k numbers a head.
+//!
+//! ```text
+//! multiply   64 rows each; step j:  s = q k(j)^T;  p = exp2(s - lse), round;  sign <- flags;  hidden <- +0;  store
+//! load       one thread copies q, then k step by step; with dropout every warp draws flags, as for the forward
+//! ```
+use super::flags::{FlagReader, FlagWriter, dropped};
+use super::forward::GROUP_ROWS;
+use super::out::stage_words;
+use super::pipeline::FLAG_BLOCK_BYTES;
+use super::schedule::{Schedule, ScheduleVals};
+use crate::config::{Common, Warpgroups};
+use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
+use crate::parts::softmax::THREAD_ROWS;
+use crate::parts::work::Work;
+use crate::sm80::forward::negate;
+use signflash_ptx::{
+    Acc, B32, BoxTile, Builder, BulkRing, Columns, Cta, F32, GlobalAddr, Kernel, Product, Rows, Shape,
+    SmemAddr, TensorMap, U32, Val, Warp, Warpgroup,
+};
+use std::array::from_fn;
+use std::f32::consts::LOG2_E;
+
+kernel_args! {
+    /// Arguments of the pass that writes probs, in the order of the kernel's parameters.
+    ProbsArgs / ProbsVals {
+        /// Queries, boxes of 64 rows.
+        q: TensorMap,
+        /// Keys, boxes of a step's rows.
+        k: TensorMap,
+        /// Written: (batch, num_heads, seqlen_q, seqlen_k), boxes of 64 rows.
+        probs: TensorMap,
+        /// Of the forward: (batch, num_heads, seqlen_q) f32, dense.
+        lse: u64,
+    }
+}
+
+/// The kernel of a configuration.
+pub(crate) fn kernel(name: &str, common: &Common, shape: &Warpgroups) -> Kernel {
+    let launch = Shape { block_threads: shape.threads(), min_blocks_per_sm: 1 };
+    Builder::build(name, launch, |cta| {
+        let problem = ProblemVals::declare(cta);
+        let schedule = ScheduleVals::declare(cta);
+        let args = ProbsVals::declare(cta);
+        let dropout = common.dropout.then(|| DropoutVals::declare(cta));
+        let smem = Smem::plan(cta, common, shape);
+        cta.sync(); // barriers are initialised
+        let block = Block { cta, common, shape, problem, schedule, args, dropout, smem };
+        let wg = cta.warpgroups();
+        wg.when_else(
+            wg.index().lt(shape.groups),
+            |wg| {
+                wg.grow_registers(shape.registers);
+                block.multiply(wg);
+            },
+            |wg| {
+                wg.shrink_registers(shape.producer_registers());
+                block.load(wg.warps());
+            },
+        );
+    })
+}
+
+/// Shared memory of a block.
+struct Smem<'k> {
+    /// For each multiplying warpgroup its 64 queries.
+    q: BulkRing<'k>,
+    k: BulkRing<'k>,
+    /// As the forward's.
+    flags: Option<BulkRing<'k>>,
+    /// For each multiplying warpgroup a step's probabilities, as boxes of 64 columns.
+    p: SmemAddr<'k>,
+}
+
+impl<'k> Smem<'k> {
+    fn plan(cta: Cta<'k>, common: &Common, shape: &Warpgroups) -> Self {
+        let tile = |rows: u32| rows * common.boxes() * 128;
+        let flags = || {
+            let bytes = 4 * shape.step / 32 * FLAG_BLOCK_BYTES;
+            cta.stage_rings("flags", shape.groups, [shape.flag_stages, bytes], 4, 4)
+        };
+        Smem {
+            q: cta.stage_rings("q", shape.groups, [1, tile(GROUP_ROWS)], 1, 4),
+            k: cta.bulk_ring("k", shape.stages, tile(shape.step), 4 * shape.groups),
+            p: cta.smem("p", shape.groups * place_bytes(shape), 1024),
+            flags: common.dropout.then(flags),
+        }
+    }
+}
+
+/// A warpgroup's place for a step's probabilities.
+fn place_bytes(shape: &Warpgroups) -> u32 {
+    GROUP_ROWS * shape.step * 2
+}
+
+struct Block<'a, 'k> {
+    cta: Cta<'k>,
+    common: &'a Common,
+    shape: &'a Warpgroups,
+    problem: ProblemVals<'k>,
+    schedule: ScheduleVals<'k>,
+    args: ProbsVals<'k>,
+    dropout: Option<DropoutVals<'k>>,
+    smem: Smem<'k>,
+}
+
+/// A thread's two rows.
+struct OwnRows<'k> {
+    /// -lse in base 2; -inf for rows without keys and beyond the end.
+    shift: [Val<'k, F32>; THREAD_ROWS],
+    visible: [Val<'k, U32>; THREAD_ROWS],
+}
+
+/// Named barriers from this one on keep a warpgroup's threads together.
+const FIRST_BARRIER: u32 = 8;
+
+impl<'k> Block<'_, 'k> {
+    fn tiles(&self) -> Schedule<'k> {
+        Schedule::new(self.cta, self.schedule, &self.problem, self.shape.rows())
+    }
+
+    /// Tiles start with the tensor: shards that do not are the portable kernel's.
+    fn first_row(&self, work: &Work<'k>) -> Val<'k, U32> {
+        work.block * self.shape.rows()
+    }
+
+    fn steps(&self) -> Val<'k, U32> {
+        self.problem.key_tiles(self.shape.step)
+    }
+
+    fn load(&self, warp: Warp<'k>) {
+        let (t, shape, boxes) = (warp.threads(), self.shape, self.common.boxes());
+        let copier = t.index().eq(128 * shape.groups);
+        let mut flags = self.dropout.as_ref().zip(self.smem.flags);
+        let mut flags = flags.take().map(|(args, rings)| FlagWriter::new(warp, rings, shape, args));
+        let mut q: Vec<_> = (0..shape.groups).map(|i| self.smem.q.nth(t.u32(i)).producer(t)).collect();
+        let mut k = self.smem.k.producer(t);
+        let (tiles, steps) = (self.tiles(), self.steps());
+        warp.while_(
+            || tiles.has_more(),
+            |warp| {
+                let work = tiles.take();
+                let first_row = self.first_row(&work);
+                t.when(copier, |t| {
+                    for (group, q) in (0..).zip(&mut q) {
+                        let at = [first_row + group * GROUP_ROWS, work.head, work.batch];
+                        q.fill_by(t, |filling| {
+                            for i in 0..boxes {
+                                filling.load(t, i * GROUP_ROWS * 128, self.args.q.at(64 * i, at));
+                            }
+                        });
+                    }
+                });
+                flags.iter_mut().for_each(|flags| flags.begin(warp, work));
+                let head_k = work.head / self.problem.group;
+                let next = t.u32(0).var();
+                warp.while_(
+                    || next.get().lt(steps),
+                    |warp| {
+                        let step = next.get();
+                        t.when(copier, |t| {
+                            let at = [step * shape.step, head_k, work.batch];
+                            k.fill_by(t, |filling| {
+                                for i in 0..boxes {
+                                    filling.load(t, i * shape.step * 128, self.args.k.at(64 * i, at));
+                                }
+                            });
+                        });
+                        flags.iter_mut().for_each(|flags| flags.write(warp, step));
+                        next.set(step + 1);
+                    },
+                );
+            },
+        );
+    }
+
+    fn multiply(&self, wg: Warpgroup<'k>) {
+        let (warp, t, shape, group) = (wg.warps(), wg.threads(), self.shape, wg.index());
+        let mut q = self.smem.q.nth(group).consumer(warp);
+        let mut k = self.smem.k.consumer(warp);
+        let mut flags = self.smem.flags.map(|rings| FlagReader::new(warp, rings, group, shape));
+        let place = self.smem.p.plus(group * place_bytes(shape));
+        let mut s = wg.acc(shape.step);
+        let (tiles, steps) = (self.tiles(), self.steps());
+        let stores = (t.index() & 127).eq(0);
+        wg.while_(
+            || tiles.has_more(),
+            |wg| {
+                let work = tiles.take();
+                let first_row = self.first_row(&work) + group * GROUP_ROWS;
+                let rows = self.own_rows(warp, &work, first_row);
+                let q_stage = q.wait(warp);
+                let q_tile = BoxTile::new(q_stage.address(), GROUP_ROWS);
+                let next = t.u32(0).var();
+                wg.while_(
+                    || next.get().lt(steps),
+                    |wg| {
+                        let step = next.get();
+                        let k_stage = k.wait(warp);
+                        self.scores(wg, &mut s, q_tile, BoxTile::new(k_stage.address(), shape.step));
+                        k_stage.release_products(warp);
+                        let words = flags.as_mut().map(|flags| flags.words(warp));
+                        let p = self.probabilities(warp, &s, &rows, step, words.as_deref());
+                        // The last step's have left.
+                        t.when(stores, |t| t.wait_stored());
+                        wg.sync_among(group + FIRST_BARRIER, 128);
+                        stage_words(wg, &p, place);
+                        t.fence_proxy_async();
+                        wg.sync_among(group + FIRST_BARRIER, 128);
+                        t.when(stores, |t| {
+                            let at = |i: u32| {
+                                let to = self.args.probs.at_columns(
+                                    step * shape.step + 64 * i,
+                                    [first_row, work.head, work.batch],
+                                );
+                                (place.at(i * GROUP_ROWS * 128), to)
+                            };
+                            t.store_boxes((0..shape.step / 64).map(at));
+                        });
+                        next.set(step + 1);
+                    },
+                );
+                q_stage.release_products(warp);
+            },
+        );
+        t.when(stores, |t| t.wait_stored());
+    }
+
+    fn scores(&self, wg: Warpgroup<'k>, s: &mut Acc<'k>, q: BoxTile<'k>, k: BoxTile<'k>) {
+        let (rows, columns) = (Rows::Tile(q), Columns::OfRows(k));
+        let (depth, half) = (self.common.head_dim, self.common.half);
+        wg.multiply(s, &Product { rows, columns, depth, half, add: false }).wait();
+        if self.common.negative_scale {
+            negate(s);
+        }
+    }
+
+    fn own_rows(&self, warp: Warp<'k>, work: &Work<'k>, first_row: Val<'k, U32>) -> OwnRows<'k> {
+        let (t, problem) = (warp.threads(), &self.problem);
+        let first = first_row + ((warp.index() & 3) << 4u32) + (t.lane() >> 2);
+        let row = |lower: usize| first + 8 * lower as u32;
+        let shift = |lower| {
+            let lse = t.f32(f32::INFINITY).var();
+            t.when(row(lower).lt(problem.seqlen_q), |t| {
+                let head = (work.batch * problem.num_heads + work.head).mul_wide(problem.seqlen_q);
+                let from = GlobalAddr::new((head + row(lower).widen()) * 4u64 + self.args.lse);
+                let [own] = t.load::<F32, 1>(from);
+                lse.set(own.eq(f32::NEG_INFINITY).select(t.f32(f32::INFINITY), own));
+            });
+            -(lse.get() * LOG2_E)
+        };
+        let visible = |lower| problem.visible(row(lower), self.common.causal);
+        OwnRows { shift: from_fn(shift), visible: from_fn(visible) }
+    }
+
+    /// For each 16 keys four packed pairs, with signs.
+    fn probabilities(
+        &self,
+        warp: Warp<'k>,
+        s: &Acc<'k>,
+        rows: &OwnRows<'k>,
+        step: Val<'k, U32>,
+        flags: Option<&[[Val<'k, B32>; 4]]>,
+    ) -> Vec<[Val<'k, B32>; 4]> {
+        let (t, half) = (warp.threads(), self.common.half);
+        let first = step * self.shape.step + (t.lane() & 3) * 2;
+        let piece = |k16: usize| {
+            let dropped = flags.map(|words| dropped(words, k16));
+            from_fn(|i| {
+                let (group, row) = (2 * k16 + i / 2, i % 2);
+                let e = [0, 1].map(|x| {
+                    let score = s.at(group, 2 * row + x).get();
+                    score.mul_add(self.problem.scale_log2, rows.shift[row]).ex2()
+                });
+                // The sign is set after rounding, which would lose a NaN's.
+                let pair = e[0].pack(e[1], half, false);
+                let signed = dropped.map_or(pair, |dropped| pair ^ (dropped[i] & 0x8000_8000u32));
+                // What is hidden is +0, whatever was drawn for it.
+                let seen = [0u32, 1].map(|x| (first + (8 * group as u32 + x)).lt(rows.visible[row]));
+                let low = seen[0].select::<B32>(0xFFFFu32, 0u32);
+                let high = seen[1].select::<B32>(0xFFFF_0000u32, 0u32);
+                signed & (low | high)
+            })
+        };
+        (0..self.shape.step as usize / 16).map(piece).collect()
+    }
+}
