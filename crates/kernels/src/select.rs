@@ -271,6 +271,9 @@ impl Select {
         if call.problem.keep_rule().is_some_and(|rule| !rule.first_row().is_multiple_of(16)) {
             return Err("the shard starts inside a block of 16 rows of the mask".into());
         }
+        if !shape.head_dim.is_multiple_of(8) {
+            return Err(format!("head_dim is {}, and rows are written in pieces of 8", shape.head_dim));
+        }
         for (name, tensor, [batch, seqlen, heads, columns]) in tensors {
             if [batch, seqlen, heads, columns].contains(&0) {
                 return Err(format!("{name} is empty"));
@@ -292,7 +295,8 @@ impl Select {
     pub(crate) fn hopper_takes_probs(&self, problem: &Problem, probs: DeviceTensor) -> bool {
         let inside =
             |rule: KeepRule| !rule.first_column().is_multiple_of(32) || !rule.first_row().is_multiple_of(16);
-        probs.is_aligned() && !problem.keep_rule().is_some_and(inside)
+        let in_pieces = problem.shape().seqlen_k.is_multiple_of(8);
+        in_pieces && probs.is_aligned() && !problem.keep_rule().is_some_and(inside)
     }
 
     /// The shape of Hopper's kernel that writes probs.
@@ -428,7 +432,7 @@ mod tests {
                 "the rows of v do not all start at multiples of 16 bytes",
             ),
             (told(SHAPE, whole, |call| call.k.head_stride = 0), "k has a stride of 0 elements"),
-            (told(Shape { head_dim: 41, ..SHAPE }, whole, |_| {}), "the rows of q do not all start"),
+            (told(Shape { head_dim: 41, ..SHAPE }, whole, |_| {}), "head_dim is 41, and rows are written in pieces of 8"),
             (told(Shape { seqlen_k: 0, ..SHAPE }, whole, |_| {}), "k is empty"),
             (
                 told(SHAPE, Shard { first_row: 8, ..whole }, |_| {}),

@@ -2,7 +2,8 @@
 //! reports the other by name.
 
 use signflash_ptx::{
-    Arg, Builder, Cta, F32, Global, GlobalAddr, Kernel, Launch, Rule, Shape, SmemAddr, Thread, Trap, U32, Val,
+    Arg, Builder, Cta, F32, Global, GlobalAddr, Kernel, Launch, Rule, Shape, SmemAddr, TensorMap, Thread, Trap,
+    U32, Val,
 };
 
 const SEEDS: std::ops::Range<u64> = 0..25;
@@ -238,4 +239,35 @@ fn a_schedule_is_reproducible() {
     let kernel = less(copying(), "bar.sync");
     let reports: Vec<String> = (0..2).map(|_| run(&kernel, 1, 3).unwrap_err().to_string()).collect();
     assert_eq!(reports[0], reports[1]);
+}
+
+/// Stores a box of zeros to a tensor of so many columns, from this row on.
+fn store_box(columns: u64, row: i32) -> Result<(), Box<Trap>> {
+    let kernel = Builder::build("store", Shape { block_threads: 32, min_blocks_per_sm: 1 }, |cta| {
+        let (t, y) = (cta.threads(), cta.param_tensor("y"));
+        let tile = cta.smem("tile", 1024, 1024);
+        for i in 0..2 {
+            t.store(tile.plus(t.index() * 16).at(512 * i), [t.u32(0); 4]);
+        }
+        t.fence_proxy_async();
+        cta.sync();
+        t.when(t.index().eq(0), |t| {
+            t.store_boxes([(tile, y.at(0, [t.u32(row as u32), t.u32(0), t.u32(0)]))]);
+            t.wait_stored();
+        });
+    });
+    let mut memory = Global::default();
+    let base = memory.reserve("y", 128 * 16).0;
+    let map = TensorMap { base, dims: [columns, 16, 1, 1], strides_bytes: [128, 2048, 2048], box_rows: 8 };
+    kernel.interpret(&Launch { grid: 1, args: &[Arg::Tensor(map)], seed: 0 }, &mut memory).map(drop)
+}
+
+#[test]
+fn boxes_are_stored_from_no_negative_row_and_in_whole_pieces_of_16_bytes() {
+    store_box(48, 12).unwrap();
+    for (columns, row, told) in [(48, -1, "from [0, -1, 0, 0] on"), (44, 0, "rows of 44 columns")] {
+        let trap = store_box(columns, row).unwrap_err();
+        assert_eq!(trap.fault.rule, Rule::OutOfBounds, "{trap}");
+        assert!(trap.to_string().contains(told), "{trap}");
+    }
 }

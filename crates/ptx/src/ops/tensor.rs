@@ -158,6 +158,11 @@ impl Instruction for TensorStore {
                 let at = coordinates.map(|c| c[lane] as i32);
                 return Err(Fault::new(Rule::OutOfBounds, format!("a box is stored from {at:?} on")));
             }
+            if !map.dims[0].is_multiple_of(8) {
+                // An H200 writes whole pieces of 16 bytes: what lies behind each row, too.
+                let text = format!("rows of {} columns are stored in pieces of 8", map.dims[0]);
+                return Err(Fault::new(Rule::OutOfBounds, text));
+            }
             let base = from[lane];
             let flight = machine.block.shared.depart(false, lane, machine.at);
             let len = map.box_bytes() as usize;

@@ -12,8 +12,11 @@ const ROW_WORDS: u32 = TensorMap::BOX_COLUMNS / 2;
 const WORDS: usize = 4096;
 
 /// 100 columns of 9 rows, twice, twice, with gaps behind each.
-const MAP: TensorMap =
+const READ: TensorMap =
     TensorMap { base: 32, dims: [100, 9, 2, 2], strides_bytes: [208, 2000, 4096], box_rows: ROWS };
+
+/// The same with 88 columns: rows that are stored consist of pieces of 8.
+const WRITTEN: TensorMap = TensorMap { dims: [88, 9, 2, 2], ..READ };
 
 pub(super) fn probes() -> Vec<Probe> {
     vec![
@@ -26,19 +29,19 @@ pub(super) fn probes() -> Vec<Probe> {
 }
 
 /// The word of a buffer that holds a pair of columns, if the tensor has it.
-fn word_of([column, row, c2, c3]: [i64; 4]) -> Option<usize> {
+fn word_of(map: &TensorMap, [column, row, c2, c3]: [i64; 4]) -> Option<usize> {
     let inside = |c: i64, dim: u64| (0..dim as i64).contains(&c);
-    let all = [column, row, c2, c3].into_iter().zip(MAP.dims).all(|(c, dim)| inside(c, dim));
-    let [s1, s2, s3] = MAP.strides_bytes.map(|stride| stride as i64);
-    all.then(|| (MAP.base as i64 + 2 * column + row * s1 + c2 * s2 + c3 * s3) as usize / 4)
+    let all = [column, row, c2, c3].into_iter().zip(map.dims).all(|(c, dim)| inside(c, dim));
+    let [s1, s2, s3] = map.strides_bytes.map(|stride| stride as i64);
+    all.then(|| (map.base as i64 + 2 * column + row * s1 + c2 * s2 + c3 * s3) as usize / 4)
 }
 
 /// For each word of a box the tensor's.
-fn words_of(at: [i64; 4]) -> impl Iterator<Item = Option<usize>> {
+fn words_of(map: &TensorMap, at: [i64; 4]) -> impl Iterator<Item = Option<usize>> {
     let [column, row, c2, c3] = at;
     (0..i64::from(ROWS * ROW_WORDS)).map(move |i| {
         let (r, pair) = (i / i64::from(ROW_WORDS), i % i64::from(ROW_WORDS));
-        word_of([column + 2 * pair, row + r, c2, c3])
+        word_of(map, [column + 2 * pair, row + r, c2, c3])
     })
 }
 
@@ -59,14 +62,14 @@ fn coordinates<'k>(t: Thread<'k>, at: [i64; 4]) -> (u32, [Val<'k, U32>; 3]) {
 /// One thread loads a box; everybody copies it to the output, row by row.
 fn load(what: &str, at: [i64; 4]) -> Probe {
     let words = move |input: &[u32]| -> Vec<u32> {
-        let marked = words_of(at).map(|word| word.map_or(0, |word| input[word]));
+        let marked = words_of(&READ, at).map(|word| word.map_or(0, |word| input[word]));
         marked.map(|word| word.wrapping_add(1)).collect()
     };
     let plan = Plan::new(&format!("cp.async.bulk.tensor load, {what}"), THREADS);
-    let plan = plan.sizes(WORDS, (ROWS * ROW_WORDS) as usize).tensor(Buffer::Input, MAP);
+    let plan = plan.sizes(WORDS, (ROWS * ROW_WORDS) as usize).tensor(Buffer::Input, READ);
     plan.build(words, |cta: Cta<'_>, io| {
         let (t, w) = (cta.threads(), cta.warps());
-        let ring = cta.bulk_ring("box", 1, MAP.box_bytes(), THREADS / 32);
+        let ring = cta.bulk_ring("box", 1, READ.box_bytes(), THREADS / 32);
         cta.sync();
         let tensor = io.tensor.expect("planned");
         let (mut producer, mut consumer) = (ring.producer(t), ring.consumer(w));
@@ -95,16 +98,16 @@ fn load(what: &str, at: [i64; 4]) -> Probe {
 fn store(what: &str, at: [i64; 4]) -> Probe {
     let words = move |input: &[u32]| -> Vec<u32> {
         let mut output = vec![0; WORDS];
-        for (from, to) in words_of(at).enumerate() {
+        for (from, to) in words_of(&WRITTEN, at).enumerate() {
             to.into_iter().for_each(|to| output[to] = input[from]);
         }
         output
     };
     let plan = Plan::new(&format!("cp.async.bulk.tensor store, {what}"), THREADS);
-    let plan = plan.sizes((ROWS * ROW_WORDS) as usize, WORDS).tensor(Buffer::Output, MAP);
+    let plan = plan.sizes((ROWS * ROW_WORDS) as usize, WORDS).tensor(Buffer::Output, WRITTEN);
     plan.build(words, |cta: Cta<'_>, io| {
         let t = cta.threads();
-        let place = cta.smem("box", MAP.box_bytes(), 1024);
+        let place = cta.smem("box", WRITTEN.box_bytes(), 1024);
         for_each_word(t, |word, own| {
             t.store(place.plus(own), t.load::<U32, 1>(io.input.plus(word.widen())));
         });
