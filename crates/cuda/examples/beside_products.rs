@@ -108,7 +108,14 @@ fn kernel(op: Op, left: Left) -> Kernel {
                             Left::Shared => (Rows::Tile(BoxTile::new(tile, 64)), Columns::OfRows(right)),
                             Left::Registers => (Rows::Registers(&operand), Columns::Plain(right)),
                         };
-                        let product = Product { rows, columns, depth: 64, half: Half::Bf16, add: true };
+                        let product = Product {
+                            rows,
+                            columns,
+                            depth: 64,
+                            half: Half::Bf16,
+                            add: true,
+                            columns_at_once: None,
+                        };
                         wg.multiply(&mut acc, &product).wait();
                         done.set(done.get() + 1);
                     },

@@ -2,7 +2,7 @@
 //! heads * head_dim = 2048 in all, bf16, median of 20.
 //!
 //! A line of standard input is a trial: `forward 128 2048 drop causal w4 r2 n64 s2 b2 reg`: pass, head_dim, seqlen,
-//! flags, tiles as their name spells them; `forward 128 2048 drop g2 l2 n128 s2 f3 r208 noturns woven outq`: the same of
+//! flags, tiles as their name spells them; `forward 128 2048 drop g2 d1 n128 s2 f3 r208 e4 noturns outq`: the same of
 //! Hopper's kernel. Without tiles it is the tables' choice.
 //!
 //! `tune search 64,128` tries many shapes of Hopper's forward instead, causal and not, with dropout and without, and
@@ -76,14 +76,13 @@ impl Trial {
         });
         let hopper = number('g').map(|groups| Warpgroups {
             groups,
-            loaders: or('l', 1),
+            drawers: or('d', 0),
             step: or('n', 128),
             stages: or('s', 2),
-            flag_stages: or('f', 2),
+            flag_stages: or('f', 0),
             registers: or('r', 216),
             turns: !has("noturns"),
             early: or('e', 0),
-            woven: has("woven"),
             out_in_q: has("outq"),
         });
         let [pass, head_dim, seqlen, ..] = words[..] else {
@@ -228,39 +227,39 @@ impl Bench {
 
 /// Shapes worth a try at a head_dim.
 fn candidates(head_dim: u32, dropout: bool) -> Vec<Warpgroups> {
+    // [warpgroups that multiply, that draw, registers]
     let roles: &[[u32; 3]] = match (head_dim, dropout) {
-        (..=64, false) => &[[3, 1, 160], [2, 1, 232]],
-        (..=64, true) => &[[2, 2, 192], [2, 2, 208], [3, 1, 152], [2, 1, 216]],
-        (_, false) => &[[2, 1, 232]],
-        (_, true) => &[[2, 2, 208], [2, 2, 200], [2, 1, 216]],
+        (..=64, false) => &[[3, 0, 160], [2, 0, 232]],
+        (..=64, true) => &[[2, 2, 168], [2, 2, 160], [2, 1, 208]],
+        (_, false) => &[[2, 0, 232]],
+        (_, true) => &[[2, 1, 208], [2, 1, 200], [2, 1, 216]],
     };
-    let steps: &[u32] = match (head_dim, dropout) {
-        (..=64, _) => &[96, 128, 192],
-        (65..=128, false) => &[128, 144, 160, 176],
-        (65..=128, true) => &[96, 128],
-        (_, false) => &[64, 80, 96, 112],
-        (_, true) => &[32, 64],
+    // [keys a step, stages, stages of flags]
+    let rings: &[[u32; 3]] = match (head_dim, dropout) {
+        (..=64, false) => &[[128, 2, 0], [128, 3, 0], [192, 2, 0]],
+        (..=64, true) => &[[128, 3, 4], [128, 4, 4], [96, 4, 4]],
+        (65..=128, false) => &[[128, 2, 0], [144, 2, 0], [160, 2, 0], [176, 2, 0]],
+        (65..=128, true) => &[[128, 2, 2], [128, 2, 3], [96, 3, 3]],
+        (129..=192, false) => &[[80, 2, 0], [96, 2, 0], [112, 2, 0]],
+        (_, false) => &[[64, 2, 0], [80, 2, 0]],
+        (_, true) => &[[32, 3, 4], [64, 2, 3]],
     };
-    let styles = [(true, 0, false), (false, 0, false), (true, 2, false), (false, 2, false), (false, 0, true)];
     let mut all = vec![];
-    for &[groups, loaders, registers] in roles {
-        for &step in steps {
-            for (turns, early, woven) in styles {
-                for out_in_q in [false, true] {
-                    let (stages, flag_stages) = (2, if dropout { 3 } else { 0 });
-                    let shape = Warpgroups {
+    for &[groups, drawers, registers] in roles {
+        for &[step, stages, flag_stages] in rings {
+            for early in [0, step / 32, step / 16].into_iter().filter(|early| *early != 1) {
+                for (turns, out_in_q) in [(true, false), (true, true), (false, false), (false, true)] {
+                    all.push(Warpgroups {
                         groups,
-                        loaders,
+                        drawers,
                         step,
                         stages,
                         flag_stages,
                         registers,
                         turns,
                         early,
-                        woven,
                         out_in_q,
-                    };
-                    all.push(shape);
+                    });
                 }
             }
         }
@@ -298,15 +297,14 @@ fn search(bench: &Bench, head_dim: u32) -> Result<(), Failure> {
 
 /// As `crates/kernels/src/select.rs` spells it.
 fn row(head_dim: u32, causal: bool, dropout: bool, shape: &Warpgroups) -> String {
-    let Warpgroups { groups, loaders, step, stages, flag_stages, registers, .. } = shape;
+    let Warpgroups { groups, drawers, step, stages, flag_stages, registers, .. } = shape;
     let mut text = format!("hopper({head_dim}, [{groups}, {step}, {stages}, {registers}]).causal({causal})");
-    let drop = format!(".drop({loaders}, {flag_stages})");
+    let drop = format!(".drop({drawers}, {flag_stages})");
     let early = format!(".early({})", shape.early);
     let more = [
         (dropout, drop.as_str()),
         (shape.turns, ".turns()"),
         (shape.early > 0, &early),
-        (shape.woven, ".woven()"),
         (shape.out_in_q, ".out_in_q()"),
     ];
     more.into_iter().filter(|(on, _)| *on).for_each(|(_, method)| text += method);

@@ -38,14 +38,13 @@ fn main() {
     };
     let groups = Warpgroups {
         groups: number('g', 2),
-        loaders: number('l', 1),
-        flag_stages: number('f', 2),
+        drawers: number('d', 0),
+        flag_stages: number('f', 0),
         step: number('n', 128),
         stages: number('s', 2),
         registers: number('r', 216),
         turns: !has("noturns"),
         early: number('e', 0),
-        woven: has("woven"),
         out_in_q: has("outq"),
     };
     let config = match words.first().map(String::as_str) {

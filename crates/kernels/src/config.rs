@@ -56,13 +56,14 @@ impl Tiles {
     }
 }
 
-/// The shape of a block of Hopper's forward: warpgroups that multiply 64 rows each, and others that load.
+/// The shape of a block of Hopper's kernels: warpgroups that multiply 64 rows each, others that draw flags, and one that
+/// copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Warpgroups {
     /// Warpgroups that multiply.
     pub groups: u32,
-    /// Warpgroups that load; with dropout each draws the flags of as many of those that multiply.
-    pub loaders: u32,
+    /// With dropout: warpgroups that draw flags, each those of as many of those that multiply. Else none.
+    pub drawers: u32,
     /// Keys a step: a multiple of 16, with dropout of 32.
     pub step: u32,
     /// Steps of keys, and of values, that shared memory holds at once.
@@ -76,8 +77,6 @@ pub struct Warpgroups {
     /// Of each step so many pieces of 16 keys go through the softmax while the product with values is under way. They
     /// take registers.
     pub early: u32,
-    /// Whether the softmax is woven into the product with values, piece by piece.
-    pub woven: bool,
     /// Whether the output leaves by way of the queries' shared memory: less of it, but the next queries wait.
     pub out_in_q: bool,
 }
@@ -90,15 +89,19 @@ impl Warpgroups {
 
     /// Threads a block.
     pub fn threads(&self) -> u32 {
-        128 * (self.groups + self.loaders)
+        128 * (self.groups + self.drawers + 1)
     }
 
-    /// Registers that are left for a thread that loads.
-    pub fn producer_registers(&self) -> u32 {
+    /// Registers of a thread that copies, and of one that draws: what those that multiply leave.
+    pub fn other_registers(&self) -> [u32; 2] {
+        const COPIER: u32 = 32;
         // No thread can have more than 255, and the compiler does not start with more than 248.
         let at_start = (65536 / self.threads() / 8 * 8).min(248);
-        let left = at_start * (self.groups + self.loaders) - self.registers * self.groups;
-        (left / self.loaders / 8 * 8).min(128)
+        let left = at_start * (self.groups + self.drawers + 1) - self.registers * self.groups;
+        match self.drawers {
+            0 => [left.min(128), 0],
+            drawers => [COPIER, ((left - COPIER) / drawers / 8 * 8).min(128)],
+        }
     }
 }
 
@@ -169,21 +172,10 @@ impl fmt::Display for Tiles {
 
 impl fmt::Display for Warpgroups {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Warpgroups {
-            groups,
-            loaders,
-            step,
-            stages,
-            flag_stages,
-            registers,
-            turns,
-            early,
-            woven,
-            out_in_q,
-        } = self;
-        write!(f, "_g{groups}l{loaders}n{step}s{stages}f{flag_stages}r{registers}")?;
+        let Warpgroups { groups, drawers, step, stages, flag_stages, registers, turns, early, out_in_q } =
+            self;
+        write!(f, "_g{groups}d{drawers}n{step}s{stages}f{flag_stages}r{registers}")?;
         write!(f, "e{early}{}", if *turns { "t" } else { "" })?;
-        f.write_str(if *woven { "w" } else { "" })?;
         f.write_str(if *out_in_q { "o" } else { "" })
     }
 }

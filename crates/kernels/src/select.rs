@@ -112,41 +112,34 @@ impl HopperRow {
         HopperRow { shape: Warpgroups { early, ..self.shape }, ..self }
     }
 
-    /// See [`early`](Self::early).
-    #[allow(dead_code)]
-    const fn woven(self) -> HopperRow {
-        HopperRow { shape: Warpgroups { woven: true, ..self.shape }, ..self }
-    }
-
     /// The output leaves by way of the queries' shared memory.
     const fn out_in_q(self) -> HopperRow {
         HopperRow { shape: Warpgroups { out_in_q: true, ..self.shape }, ..self }
     }
 
-    /// With dropout: so many warpgroups load and draw flags, so many steps ahead.
-    const fn drop(self, loaders: u32, flag_stages: u32) -> HopperRow {
-        HopperRow { dropout: true, shape: Warpgroups { loaders, flag_stages, ..self.shape }, ..self }
+    /// With dropout: so many warpgroups draw flags, so many steps ahead.
+    const fn drop(self, drawers: u32, flag_stages: u32) -> HopperRow {
+        HopperRow { dropout: true, shape: Warpgroups { drawers, flag_stages, ..self.shape }, ..self }
     }
 }
 
 const fn hopper(head_dim: u32, [groups, step, stages, registers]: [u32; 4]) -> HopperRow {
-    let (loaders, flag_stages, turns, early, woven, out_in_q) = (1, 0, false, 0, false, false);
-    let shape =
-        Warpgroups { groups, loaders, step, stages, flag_stages, registers, turns, early, woven, out_in_q };
+    let (drawers, flag_stages, turns, early, out_in_q) = (0, 0, false, 0, false);
+    let shape = Warpgroups { groups, drawers, step, stages, flag_stages, registers, turns, early, out_in_q };
     HopperRow { head_dim, causal: None, dropout: false, shape }
 }
 
 /// Head_dim up to, [warpgroups that multiply, keys a step, stages, registers]. With dropout steps are multiples of 32.
 const HOPPER_FORWARD: &[HopperRow] = &[
     hopper(64, [3, 128, 2, 160]).turns(),
-    hopper(64, [2, 128, 3, 192]).turns().drop(2, 4),
+    hopper(64, [2, 128, 4, 168]).turns().drop(2, 4),
     hopper(128, [2, 176, 2, 232]).turns().out_in_q().causal(false),
     hopper(128, [2, 128, 2, 232]).turns(),
-    hopper(128, [2, 128, 2, 208]).out_in_q().drop(2, 3),
+    hopper(128, [2, 128, 2, 208]).turns().out_in_q().drop(1, 3),
     hopper(192, [2, 112, 2, 232]).turns().out_in_q(),
-    hopper(192, [2, 64, 2, 208]).out_in_q().drop(2, 3),
+    hopper(192, [2, 64, 2, 216]).turns().out_in_q().drop(1, 3),
     hopper(256, [2, 80, 2, 232]).turns().out_in_q(),
-    hopper(256, [2, 64, 2, 216]).out_in_q().drop(1, 3),
+    hopper(256, [2, 64, 2, 216]).turns().out_in_q().drop(1, 3),
 ];
 
 /// The same columns: warps own queries, and walk over keys.
@@ -301,17 +294,16 @@ impl Select {
 
     /// The shape of Hopper's kernel that writes probs.
     pub(crate) fn hopper_probs(&self, common: Common) -> Warpgroups {
-        let (loaders, registers) = if common.dropout { (2, 200) } else { (1, 232) };
+        let (drawers, registers) = if common.dropout { (2, 168) } else { (0, 232) };
         Warpgroups {
             groups: 2,
-            loaders,
+            drawers,
             step: if common.head_dim > 128 { 64 } else { 128 },
             stages: 2,
             flag_stages: 2,
             registers,
             turns: false,
             early: 0,
-            woven: false,
             out_in_q: false,
         }
     }
@@ -432,7 +424,10 @@ mod tests {
                 "the rows of v do not all start at multiples of 16 bytes",
             ),
             (told(SHAPE, whole, |call| call.k.head_stride = 0), "k has a stride of 0 elements"),
-            (told(Shape { head_dim: 41, ..SHAPE }, whole, |_| {}), "head_dim is 41, and rows are written in pieces of 8"),
+            (
+                told(Shape { head_dim: 41, ..SHAPE }, whole, |_| {}),
+                "head_dim is 41, and rows are written in pieces of 8",
+            ),
             (told(Shape { seqlen_k: 0, ..SHAPE }, whole, |_| {}), "k is empty"),
             (
                 told(SHAPE, Shard { first_row: 8, ..whole }, |_| {}),

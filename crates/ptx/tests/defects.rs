@@ -2,8 +2,8 @@
 //! reports the other by name.
 
 use signflash_ptx::{
-    Arg, Builder, Cta, F32, Global, GlobalAddr, Kernel, Launch, Rule, Shape, SmemAddr, TensorMap, Thread, Trap,
-    U32, Val,
+    Arg, Builder, Cta, F32, Global, GlobalAddr, Kernel, Launch, Rule, Shape, SmemAddr, TensorMap, Thread,
+    Trap, U32, Val,
 };
 
 const SEEDS: std::ops::Range<u64> = 0..25;

@@ -172,6 +172,7 @@ fn a_product_that_nobody_waits_for() {
             depth: 64,
             half: signflash_ptx::Half::F16,
             add: false,
+            columns_at_once: None,
         };
         drop(wg.multiply(&mut wg.acc(64), &product));
     });

@@ -63,15 +63,15 @@ impl<'k> Philox<'k> {
         Stream { keys: self.keys.clone(), counter: [counter.low(), (counter >> 32u32).low()] }
     }
 
-    /// The lane's 16 bytes of a block, as [`Stream::block`], from what its row has in common: 10 of 14 products.
+    /// The lane's 16 bytes of a block, as [`Stream::block`], from what its row and its column have in common with others:
+    /// 9 of 14 products.
     ///
-    /// Of the first round nothing depends on both row and column, of the second and third a half.
+    /// Of the first round nothing depends on both row and column, nor of the second; of the third a half.
     #[track_caller]
-    pub(crate) fn block(&self, row: &StreamRow<'k>, column32: Word<'k>) -> [Val<'k, B32>; 4] {
-        let (column_high, column_low) = product2(row.lane ^ column32);
-        let (high, low) = product0(column_high ^ row.second);
+    pub(crate) fn block(&self, row: &StreamRow<'k>, column: &StreamColumn<'k>) -> [Val<'k, B32>; 4] {
+        let (high, low) = product0(column.high ^ row.second);
         let [third_0, third_1, third_2] = row.third;
-        let mut x = [third_0 ^ column_low, third_1, high ^ third_2, low];
+        let mut x = [third_0 ^ column.low, third_1, high ^ third_2, low];
         for [k0, k1] in &self.keys[3..] {
             let ((high0, low0), (high1, low1)) = (product0(x[0]), product2(x[2]));
             x = [xor3(high1, x[1], *k0), low1, xor3(high0, x[3], *k1), low0];
@@ -95,15 +95,20 @@ impl<'k> Stream<'k> {
         x.map(|word| word.cast())
     }
 
+    /// What a column's number is mixed with, of this lane.
+    #[track_caller]
+    pub(crate) fn lane(&self) -> Word<'k> {
+        product0(self.counter[0]).0 ^ self.keys[0][1]
+    }
+
     /// What blocks of one row have in common.
     #[track_caller]
     pub(crate) fn row(&self, row16: Word<'k>) -> StreamRow<'k> {
         let (keys, [c0, c1]) = (&self.keys, self.counter);
-        let ((high0, low0), (high1, low1)) = (product0(c0), product2(row16));
+        let (low0, (high1, low1)) = (product0(c0).1, product2(row16));
         let (next_high, next_low) = product0(xor3(high1, c1, keys[0][0]));
         let (last_high, last_low) = product2(xor3(next_high, low0, keys[1][1]));
         StreamRow {
-            lane: high0 ^ keys[0][1],
             second: low1 ^ keys[1][0],
             third: [last_high ^ keys[2][0], last_low, next_low ^ keys[2][1]],
         }
@@ -123,13 +128,11 @@ fn product2<'k>(x: Word<'k>) -> (Word<'k>, Word<'k>) {
 }
 
 /// Words of a [`StreamRow`].
-pub(crate) const ROW_WORDS: usize = 5;
+pub(crate) const ROW_WORDS: usize = 4;
 
 /// What the blocks of one row of a stream have in common.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StreamRow<'k> {
-    /// What the column is mixed with.
-    lane: Word<'k>,
     second: Word<'k>,
     third: [Word<'k>; 3],
 }
@@ -138,11 +141,27 @@ impl<'k> StreamRow<'k> {
     /// In an order that [`from_words`](Self::from_words) knows.
     pub(crate) fn words(&self) -> [Word<'k>; ROW_WORDS] {
         let [a, b, c] = self.third;
-        [self.lane, self.second, a, b, c]
+        [self.second, a, b, c]
     }
 
-    pub(crate) fn from_words([lane, second, a, b, c]: [Word<'k>; ROW_WORDS]) -> Self {
-        StreamRow { lane, second, third: [a, b, c] }
+    pub(crate) fn from_words([second, a, b, c]: [Word<'k>; ROW_WORDS]) -> Self {
+        StreamRow { second, third: [a, b, c] }
+    }
+}
+
+/// What the blocks of one column of a stream have in common.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StreamColumn<'k> {
+    high: Word<'k>,
+    low: Word<'k>,
+}
+
+impl<'k> StreamColumn<'k> {
+    /// From [`Stream::lane`].
+    #[track_caller]
+    pub(crate) fn new(lane: Word<'k>, column32: Word<'k>) -> Self {
+        let (high, low) = product2(lane ^ column32);
+        StreamColumn { high, low }
     }
 }
 

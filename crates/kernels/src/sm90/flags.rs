@@ -1,34 +1,78 @@
-//! Dropout: flags that the loading warps draw, and masks that the multiplying warps make of them.
+//! Dropout: selectors that the drawing warps make, by which the multiplying warps pack probabilities.
 //!
-//! The generator's word order is the accumulator's (`parts/dropout.rs`), so that lane l of a loading warp draws what lane
-//! l of a multiplying warp needs, and leaves it there as it is: 16 bytes for 16 rows and 32 columns, "dropped" in the
-//! sign bit of each. `prmt` replicates the sign of a byte, so that one instruction makes of two flags the mask of a packed
-//! pair of probabilities.
+//! The generator's word order is the accumulator's (`parts/dropout.rs`), so that what lane l of any warp draws is what
+//! lane l of a multiplying warp needs: 16 bytes for 16 rows and 32 columns. A byte becomes the half of a selector of `prmt`:
+//! the two bytes of a probability in what is packed, or, with the sign bits of both nibbles set, "dropped": twice the sign
+//! of a positive number, which is zero. So one instruction packs two probabilities and drops those that are dropped
+//! (bf16; f16 has to be rounded by another).
 use super::pipeline::FLAG_BLOCK_BYTES;
-use super::softmax::Masks;
-use crate::config::Warpgroups;
+use super::softmax::Selectors;
+use crate::config::{Common, Warpgroups};
 use crate::parts::args::DropoutVals;
-use crate::parts::dropout::{Philox, ROW_WORDS, SignMask, StreamRow};
+use crate::parts::dropout::{Philox, ROW_WORDS, SignMask, StreamColumn, StreamRow};
 use crate::parts::work::Work;
-use signflash_ptx::{B32, BulkRing, BulkRingConsumer, BulkRingProducer, U32, Val, Var, Warp};
+use signflash_ptx::{B32, BulkRing, BulkRingConsumer, BulkRingProducer, Half, U32, Val, Var, Warp};
 
-/// Draws flags: warp w of a loading warpgroup those of warp w of one or more that multiply.
+/// Selectors of two pairs of which all are kept: bytes 2 and 3 of one f32 and of the other (bf16 is the upper half of
+/// f32), or both halves of a packed pair.
+pub(super) fn kept(half: Half) -> u32 {
+    match half {
+        Half::Bf16 => 0x7632_7632,
+        Half::F16 => 0x3210_3210,
+    }
+}
+
+/// What turns both nibbles of a kept byte into the sign of the upper one.
+const DROP: u32 = 0x8989_8989;
+
+/// Selector of `prmt` that replicates the sign of each byte over its bits.
+const SIGNS: u32 = 0xBA98;
+
+/// Draws flags: each drawing warpgroup those of one or more that multiply.
 pub(super) struct FlagWriter<'a, 'k> {
     shape: &'a Warpgroups,
     philox: Philox<'k>,
     sign: SignMask<'k>,
+    kept: Val<'k, B32>,
+    share: Share,
+    lane: Var<'k, U32>,
     served: Vec<Served<'k>>,
-    /// Bytes from a stage's start to the lane's first 16.
+    /// Bytes from a stage's start to the first 16 of this lane.
     own: Val<'k, U32>,
-    /// The 16 rows of the whole that the first one served has in the first tile.
+    /// The 16 rows of the whole that are the first of this warp's, in the first tile.
     first_row16: Val<'k, U32>,
+    /// The first 32 columns of this warp's, in the first step.
     first_column32: Val<'k, U32>,
 }
 
-/// A multiplying warpgroup: its ring, and what of the generator does not change within a tile.
+/// A multiplying warpgroup: its ring, and what of the generator does not change within a tile, for each 16 rows.
 struct Served<'k> {
     ring: BulkRingProducer<'k>,
-    row: [Var<'k, U32>; ROW_WORDS],
+    rows: Vec<[Var<'k, U32>; ROW_WORDS]>,
+}
+
+/// How the four warps of a drawing warpgroup share a step: the fewer columns a warp has, the more of the generator its
+/// blocks have in common.
+#[derive(Clone, Copy, Debug)]
+struct Share {
+    /// Blocks of 32 columns of a step.
+    columns32: u32,
+    /// Warps among which they are shared; the rest of the four share the rows.
+    column_warps: u32,
+}
+
+impl Share {
+    fn of(shape: &Warpgroups) -> Share {
+        let columns32 = shape.step / 32;
+        let column_warps =
+            [4, 2, 1].into_iter().find(|warps| columns32.is_multiple_of(*warps)).expect("one does");
+        Share { columns32, column_warps }
+    }
+
+    /// Bytes from a stage's start to a block's.
+    fn place(&self, row16: u32, column32: u32) -> u32 {
+        (row16 * self.columns32 + column32) * FLAG_BLOCK_BYTES
+    }
 }
 
 impl<'a, 'k> FlagWriter<'a, 'k> {
@@ -37,23 +81,33 @@ impl<'a, 'k> FlagWriter<'a, 'k> {
         warp: Warp<'k>,
         rings: BulkRing<'k>,
         shape: &'a Warpgroups,
+        common: &Common,
         args: &DropoutVals<'k>,
     ) -> Self {
         let t = warp.threads();
-        let (loader, number) = ((warp.index() >> 2u32) - shape.groups, warp.index() & 3);
-        assert!(shape.groups.is_multiple_of(shape.loaders), "each loader serves as many: {shape:?}");
+        let share = Share::of(shape);
+        let (drawer, number) = ((warp.index() >> 2u32) - shape.groups, warp.index() & 3);
+        let column = number & (share.column_warps - 1);
+        let row = (number >> share.column_warps.ilog2()) * share.column_warps;
+        assert!(shape.groups.is_multiple_of(shape.drawers), "each drawer serves as many: {shape:?}");
+        let zero = || t.u32(0).var();
         let serve = |i: u32| {
-            let ring = rings.nth(loader + i * shape.loaders).producer(t);
-            Served { ring, row: [(); ROW_WORDS].map(|()| t.u32(0).var()) }
+            let ring = rings.nth(drawer + i * shape.drawers).producer(t);
+            Served { ring, rows: (0..share.column_warps).map(|_| [(); ROW_WORDS].map(|()| zero())).collect() }
         };
         FlagWriter {
             shape,
             philox: Philox::new(warp, args),
             sign: SignMask::new(t, args),
-            served: (0..shape.groups / shape.loaders).map(serve).collect(),
-            own: number * (shape.step / 32 * FLAG_BLOCK_BYTES) + t.lane() * 16,
-            first_row16: args.first_row16 + loader * 4 + number,
-            first_column32: args.first_column32,
+            // A number that ptxas does not know (the threshold has 8 bits), so that it stays in a register: two constants
+            // would take two instructions.
+            kept: ((args.threshold >> 8u32) | kept(common.half)).cast(),
+            share,
+            lane: zero(),
+            served: (0..shape.groups / shape.drawers).map(serve).collect(),
+            own: (row * share.columns32 + column) * FLAG_BLOCK_BYTES + t.lane() * 16,
+            first_row16: args.first_row16 + drawer * 4 + row,
+            first_column32: args.first_column32 + column,
         }
     }
 
@@ -61,38 +115,49 @@ impl<'a, 'k> FlagWriter<'a, 'k> {
     pub(super) fn begin(&mut self, warp: Warp<'k>, work: Work<'k>) {
         let shape = self.shape;
         let stream = self.philox.stream(warp.threads(), work.batch, work.head);
+        self.lane.set(stream.lane());
         let first = self.first_row16 + work.block * (shape.rows() / 16);
         for (i, served) in self.served.iter().enumerate() {
-            let words = stream.row(first + 4 * shape.loaders * i as u32).words();
-            served.row.iter().zip(words).for_each(|(var, word)| var.set(word));
+            for (r, row) in served.rows.iter().enumerate() {
+                let words = stream.row(first + 4 * shape.drawers * i as u32 + r as u32).words();
+                row.iter().zip(words).for_each(|(var, word)| var.set(word));
+            }
         }
     }
 
     /// Those of one step, of all served at once: the more independent chains of products, the better.
     pub(super) fn write(&mut self, warp: Warp<'k>, step: Val<'k, U32>) {
-        let (t, columns32) = (warp.threads(), self.shape.step / 32);
-        let FlagWriter { philox, sign, served, own, .. } = self;
-        let first = self.first_column32 + step * columns32;
-        let row_of =
-            |served: &Served<'k>| StreamRow::from_words(std::array::from_fn(|i| served.row[i].get()));
-        let rows: Vec<StreamRow<'k>> = served.iter().map(row_of).collect();
-        let mut rings: Vec<_> = served.iter_mut().map(|served| &mut served.ring).collect();
+        let t = warp.threads();
+        let FlagWriter { philox, sign, served, own, share, lane, kept, .. } = self;
+        let first = self.first_column32 + step * share.columns32;
+        let columns = (0..share.columns32).step_by(share.column_warps as usize);
+        let mut rings = vec![];
+        let mut rows: Vec<Vec<StreamRow<'k>>> = vec![];
+        for Served { ring, rows: words } in served.iter_mut() {
+            rings.push(ring);
+            rows.push(
+                words.iter().map(|words| StreamRow::from_words(words.each_ref().map(Var::get))).collect(),
+            );
+        }
         BulkRingProducer::fill_with_stores(&mut rings, warp, |stages| {
-            for (stage, row) in stages.iter().zip(&rows) {
-                let to = stage.plus(*own);
-                for i in 0..columns32 {
-                    let words = philox.block(row, first + i);
-                    t.store(to.at(i * FLAG_BLOCK_BYTES), words.map(|word| sign.dropped(word)));
+            for column in columns {
+                let words = StreamColumn::new(lane.get(), first + column);
+                for (stage, rows) in stages.iter().zip(&rows) {
+                    for (r, row) in (0..).zip(rows) {
+                        let to = stage.plus(*own).at(share.place(r, column));
+                        let selectors = philox.block(row, &words).map(|bytes| {
+                            let dropped = sign.dropped(bytes).permute(0u32, SIGNS);
+                            (dropped & DROP) | *kept
+                        });
+                        t.store(to, selectors);
+                    }
                 }
             }
         });
     }
 }
 
-/// Selectors of `prmt` that replicate the sign bits of the lower two bytes, or of the upper two, over 16 bits each.
-const DROPPED: [u32; 2] = [0x9988, 0xBBAA];
-
-/// Reads flags, and makes masks of them.
+/// Reads selectors.
 pub(super) struct FlagReader<'k> {
     ring: BulkRingConsumer<'k>,
     /// Bytes from a stage's start to the lane's first 16.
@@ -108,7 +173,7 @@ impl<'k> FlagReader<'k> {
         FlagReader { ring: rings.nth(group).consumer(warp), own, columns32 }
     }
 
-    /// Waits for the next step's flags: for each 32 columns four words.
+    /// Waits for the next step's: for each 32 columns four words, whose bytes have "dropped" in their sign bits.
     pub(super) fn words(&mut self, warp: Warp<'k>) -> Vec<[Val<'k, B32>; 4]> {
         let stage = self.ring.wait(warp);
         let from = stage.address().plus(self.own);
@@ -117,12 +182,19 @@ impl<'k> FlagReader<'k> {
         words
     }
 
-    /// Runs `body` with the masks of the next step. What is kept of a packed pair is worked out when `body` asks for it.
-    pub(super) fn read(&mut self, warp: Warp<'k>, body: impl FnOnce(Masks<'_, 'k>)) {
+    /// Runs `body` with the selectors of the next step: a word has those of two rows, and is shifted when `body` asks.
+    pub(super) fn read(&mut self, warp: Warp<'k>, body: impl FnOnce(Selectors<'_, 'k>)) {
         let words = self.words(warp);
-        body(&|k16| Some(dropped(&words, k16).map(|mask| !mask)));
+        body(&|k16| {
+            let words = &words[k16 / 2][2 * (k16 % 2)..];
+            let lower = |word: Val<'k, B32>| word >> 16u32;
+            Some([words[0], lower(words[0]), words[1], lower(words[1])])
+        });
     }
 }
+
+/// Selectors of `prmt` that replicate the sign bits of the lower two bytes, or of the upper two, over 16 bits each.
+const DROPPED: [u32; 2] = [0x9988, 0xBBAA];
 
 /// Of 16 columns what is dropped of the four packed pairs of an operand: all ones in the halves.
 #[track_caller]

@@ -5,14 +5,14 @@
 //!     turn:  s = q k(j)^T  and  out += p v(j-1)     both under way, then the next warpgroup's turn
 //!     wait for s;   hide;   the softmax's early pieces, if any
 //!     wait for out; softmax, round, mask -> p       while other warpgroups' products go on
-//! load (load.rs)          one thread copies q, then k and v step by step, as far ahead as there are stages;
-//!                         with dropout every warp draws flags (flags.rs), as far ahead as there are stages
+//! copy (load.rs)          one thread: q, then k and v step by step, as far ahead as there are stages
+//! draw (load.rs)          with dropout: flags (flags.rs), as far ahead as there are stages
 //! ```
 //! | ring | filled by | read by | stages |
 //! |---|---|---|---|
 //! | `q` | the copying thread | the four warps of one multiplying warpgroup, which has a ring of its own | 1 |
 //! | `k`, `v` | the copying thread | all multiplying warps | `stages` |
-//! | `flags` | four loading warps | as `q` | `flag_stages` |
+//! | `flags` | the four warps of one drawing warpgroup | as `q` | `flag_stages` |
 //!
 //! Named barriers: 0 the block, once; from 1 on turns (turns.rs); from 8 on each warpgroup's output (out.rs).
 //!
@@ -23,7 +23,7 @@ use super::schedule::{Schedule, ScheduleVals};
 use crate::config::{Common, Warpgroups};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
 use crate::parts::work::{KeyTiles, Work};
-use signflash_ptx::{Builder, Cta, Kernel, Shape, TensorMap, U32, Val};
+use signflash_ptx::{Builder, Cta, Kernel, Shape, TensorMap, Thread, U32, Val, Warp, Warpgroup};
 
 kernel_args! {
     /// Arguments of the forward, in the order of the kernel's parameters.
@@ -55,19 +55,36 @@ pub(crate) fn kernel(name: &str, common: &Common, shape: &Warpgroups) -> Kernel 
         let smem = Pipeline::plan(cta, common, shape);
         cta.sync(); // barriers are initialised
         let block = Block { cta, common, shape, problem, args, dropout, smem, schedule };
-        let wg = cta.warpgroups();
-        wg.when_else(
-            wg.index().lt(shape.groups),
-            |wg| {
-                wg.grow_registers(shape.registers);
-                block.multiply(wg);
-            },
-            |wg| {
-                wg.shrink_registers(shape.producer_registers());
-                block.load(wg.warps());
-            },
-        );
+        by_role(cta, shape, |wg| block.multiply(wg), |warp| block.draw(warp), |t| block.copy(t));
     })
+}
+
+/// Gives each warpgroup its role, and its registers. One thread of the last copies; its others are done.
+pub(super) fn by_role<'k>(
+    cta: Cta<'k>,
+    shape: &Warpgroups,
+    multiply: impl FnOnce(Warpgroup<'k>),
+    draw: impl FnOnce(Warp<'k>),
+    copy: impl FnOnce(Thread<'k>),
+) {
+    let (wg, drawing) = (cta.warpgroups(), shape.groups + shape.drawers);
+    let [copier_registers, drawer_registers] = shape.other_registers();
+    let index = wg.index();
+    wg.when(index.lt(shape.groups), |wg| {
+        wg.grow_registers(shape.registers);
+        multiply(wg);
+    });
+    if shape.drawers > 0 {
+        wg.when(!index.lt(shape.groups) & index.lt(drawing), |wg| {
+            wg.shrink_registers(drawer_registers);
+            draw(wg.warps());
+        });
+    }
+    wg.when(index.eq(drawing), |wg| {
+        wg.shrink_registers(copier_registers);
+        let t = wg.threads();
+        t.when(t.index().eq(128 * drawing), copy);
+    });
 }
 
 /// What every role of a block knows.

@@ -1,7 +1,58 @@
-//! The loading warpgroups: copies by one thread, and with dropout flags by all.
+//! What multiplying warpgroups are given: tensors by the copying thread, with dropout flags by the drawing warps.
 use super::flags::FlagWriter;
 use super::forward::{Block, GROUP_ROWS, Tile};
 use signflash_ptx::{BulkRingProducer, Filling, Tensor, Thread, U32, Val, Warp};
+
+impl<'k> Block<'_, 'k> {
+    /// All that the drawing warps do.
+    pub(super) fn draw(&self, warp: Warp<'k>) {
+        let args = self.dropout.as_ref().expect("only dropout draws");
+        let rings = self.smem.flags.expect("planned with dropout");
+        let mut flags = FlagWriter::new(warp, rings, self.shape, self.common, args);
+        let tiles = self.tiles();
+        warp.while_(
+            || tiles.has_more(),
+            |warp| {
+                let tile = self.tile(tiles.take());
+                flags.begin(warp, tile.work);
+                let next = warp.threads().u32(0).var();
+                warp.while_(
+                    || next.get().lt(tile.steps),
+                    |warp| {
+                        flags.write(warp, next.get());
+                        next.set(next.get() + 1);
+                    },
+                );
+            },
+        );
+    }
+
+    /// All that the copying thread does: what it copies is in the order in which it is needed.
+    pub(super) fn copy(&self, t: Thread<'k>) {
+        let mut copies = Copies::new(self, t);
+        let tiles = self.tiles();
+        t.while_(
+            || tiles.has_more(),
+            |t| {
+                let tile = self.tile(tiles.take());
+                // The first warpgroup can begin while the others are still at their last tile.
+                copies.queries(t, &tile, 0);
+                copies.keys(t, &tile, t.u32(0));
+                (1..self.shape.groups).for_each(|group| copies.queries(t, &tile, group));
+                let next = t.u32(0).var();
+                t.while_(
+                    || next.get().lt(tile.steps),
+                    |t| {
+                        let step = next.get();
+                        t.when((step + 1).lt(tile.steps), |t| copies.keys(t, &tile, step + 1));
+                        copies.values(t, &tile, step);
+                        next.set(step + 1);
+                    },
+                );
+            },
+        );
+    }
+}
 
 /// What the copying thread fills.
 struct Copies<'a, 'k> {
@@ -10,57 +61,6 @@ struct Copies<'a, 'k> {
     q: Vec<BulkRingProducer<'k>>,
     k: BulkRingProducer<'k>,
     v: BulkRingProducer<'k>,
-}
-
-impl<'k> Block<'_, 'k> {
-    /// All that the loading warpgroups do.
-    pub(super) fn load(&self, warp: Warp<'k>) {
-        match &self.dropout {
-            Some(args) => {
-                let rings = self.smem.flags.expect("planned with dropout");
-                self.load_tiles(warp, Some(FlagWriter::new(warp, rings, self.shape, args)));
-            }
-            None => {
-                // One warp is enough; the others are done.
-                let copies = warp.index().eq(4 * self.shape.groups);
-                warp.when(copies, |warp| self.load_tiles(warp, None));
-            }
-        }
-    }
-
-    /// A step's keys come before its flags, and its values last: in the order in which they are needed. The copying
-    /// thread waits for values' places longest, and by then its warp has drawn the flags.
-    fn load_tiles(&self, warp: Warp<'k>, mut flags: Option<FlagWriter<'_, 'k>>) {
-        let t = warp.threads();
-        let copier = t.index().eq(128 * self.shape.groups);
-        let mut copies = Copies::new(self, t);
-        let tiles = self.tiles();
-        warp.while_(
-            || tiles.has_more(),
-            |warp| {
-                let tile = self.tile(tiles.take());
-                // The first warpgroup can begin while the others are still at their last tile.
-                t.when(copier, |t| {
-                    copies.queries(t, &tile, 0);
-                    copies.keys(t, &tile, t.u32(0));
-                    (1..self.shape.groups).for_each(|group| copies.queries(t, &tile, group));
-                });
-                flags.iter_mut().for_each(|flags| flags.begin(warp, tile.work));
-                let next = t.u32(0).var();
-                warp.while_(
-                    || next.get().lt(tile.steps),
-                    |warp| {
-                        let step = next.get();
-                        let more = copier & (step + 1).lt(tile.steps);
-                        t.when(more, |t| copies.keys(t, &tile, step + 1));
-                        flags.iter_mut().for_each(|flags| flags.write(warp, step));
-                        t.when(copier, |t| copies.values(t, &tile, step));
-                        next.set(step + 1);
-                    },
-                );
-            },
-        );
-    }
 }
 
 impl<'a, 'k> Copies<'a, 'k> {

@@ -2,7 +2,7 @@
 use super::flags::FlagReader;
 use super::forward::{Block, GROUP_ROWS, Tile};
 use super::out::OutTile;
-use super::softmax::{LateSoftmax, Masks};
+use super::softmax::{LateSoftmax, Selectors};
 use super::turns::Turns;
 use crate::parts::softmax::{RowResult, THREAD_ROWS, hide, scale_rows};
 use crate::sm80::forward::negate;
@@ -67,13 +67,15 @@ impl<'k> Block<'_, 'k> {
     ) -> PendingProduct<'s, 'k> {
         let (rows, columns) = (Rows::Tile(q), Columns::OfRows(k));
         let (depth, half) = (self.common.head_dim, self.common.half);
-        wg.multiply(s, &Product { rows, columns, depth, half, add: false })
+        wg.multiply(s, &Product { rows, columns, depth, half, add: false, columns_at_once: None })
     }
 
     /// out += p v.
     fn sums<'p>(&self, p: &'p [[Var<'k, B32>; 4]], v: BoxTile<'k>) -> Product<'p, 'k> {
         let (rows, columns) = (Rows::Registers(p), Columns::Plain(v));
-        Product { rows, columns, depth: self.shape.step, half: self.common.half, add: true }
+        // With as many threads as dropout has, ptxas refuses instructions of 256 columns.
+        let columns_at_once = (self.common.dropout && self.common.head_dim > 192).then_some(128);
+        Product { rows, columns, depth: self.shape.step, half: self.common.half, add: true, columns_at_once }
     }
 
     /// Makes scores ready for the softmax: their sign, and what is hidden.
@@ -121,15 +123,16 @@ fn own_row<'k>(warp: Warp<'k>, first_row: Val<'k, U32>, lower: usize) -> Val<'k,
     first_row + ((warp.index() & 3) << 4u32) + (warp.threads().lane() >> 2) + 8 * lower as u32
 }
 
-/// How many pieces behind the products the woven softmax is.
-const LAG: usize = 1;
-
 fn set<'k>(p: &[Var<'k, B32>; 4], words: [Val<'k, B32>; 4]) {
     p.iter().zip(words).for_each(|(p, word)| p.set(word));
 }
 
-/// Runs `body` with the masks of the next step.
-fn with_masks<'k>(flags: &mut Option<FlagReader<'k>>, warp: Warp<'k>, body: impl FnOnce(Masks<'_, 'k>)) {
+/// Runs `body` with the selectors of the next step.
+fn with_selectors<'k>(
+    flags: &mut Option<FlagReader<'k>>,
+    warp: Warp<'k>,
+    body: impl FnOnce(Selectors<'_, 'k>),
+) {
     match flags {
         None => body(&|_| None),
         Some(flags) => flags.read(warp, body),
@@ -150,7 +153,7 @@ impl<'a, 'k> Multiplier<'a, 'k> {
             k: smem.k.consumer(warp),
             v: smem.v.consumer(warp),
             flags: smem.flags.map(|rings| FlagReader::new(warp, rings, group, shape)),
-            softmax: LateSoftmax::new(warp, problem.scale_log2, common.half),
+            softmax: LateSoftmax::new(warp, problem.scale_log2, common),
             s: wg.acc(shape.step),
             out: wg.acc(common.head_dim),
             p: (0..shape.step / 16).map(|_| [zero(), zero(), zero(), zero()]).collect(),
@@ -172,10 +175,7 @@ impl<'a, 'k> Multiplier<'a, 'k> {
             || next.get().lt(tile.steps),
             |_| {
                 let step = next.get();
-                match rows.block.shape.woven {
-                    true => rows.step_woven(&at, step),
-                    false => rows.step(&at, step),
-                }
+                rows.step(&at, step);
                 next.set(step + 1);
             },
         );
@@ -193,7 +193,7 @@ impl<'k> TileRows<'_, 'k> {
         block.scores(*wg, s, at.q, BoxTile::new(k_stage.address(), shape.step)).wait();
         k_stage.release_products(warp);
         block.prepare(warp, s, at, warp.threads().u32(0));
-        with_masks(flags, warp, |masks| softmax.first(s, p, masks));
+        with_selectors(flags, warp, |selectors| softmax.first(s, p, selectors));
     }
 
     /// A step: scores and the product with the last step's values together, then the softmax.
@@ -209,53 +209,20 @@ impl<'k> TileRows<'_, 'k> {
         scores.wait();
         k_stage.release_products(warp);
         block.prepare(warp, s, at, step);
-        with_masks(flags, warp, |masks| {
+        with_selectors(flags, warp, |selectors| {
             let mut progress = softmax.begin();
             let early = 0..shape.early as usize;
-            let early: Vec<_> = early.map(|k16| softmax.next(&mut progress, s, k16, masks)).collect();
+            let early: Vec<_> = early.map(|k16| softmax.next(&mut progress, s, k16, selectors)).collect();
             if shape.early > 0 {
                 v_stage.hold_order(warp);
             }
             let out = sums.wait();
             v_stage.release_products(warp);
             for (k16, p) in p.iter().enumerate() {
-                let late = || softmax.next(&mut progress, s, k16, masks);
+                let late = || softmax.next(&mut progress, s, k16, selectors);
                 set(p, early.get(k16).copied().unwrap_or_else(late));
             }
-            softmax.end(progress, s, p, masks, out);
-        });
-    }
-
-    /// The same with the softmax between the pieces of the product with values: a piece of p is replaced when the
-    /// product has read it.
-    fn step_woven(&mut self, at: &At<'_, 'k>, step: Val<'k, U32>) {
-        let TileRows { block, wg, turns, k, v, flags, softmax, s, out, p, .. } = self;
-        let (wg, warp, shape) = (*wg, wg.warps(), block.shape);
-        let k_stage = k.wait(warp);
-        turns.begin(wg);
-        block.scores(wg, s, at.q, BoxTile::new(k_stage.address(), shape.step)).wait();
-        k_stage.release_products(warp);
-        block.prepare(warp, s, at, step);
-        let v_stage = v.wait(warp);
-        let v_tile = BoxTile::new(v_stage.address(), shape.step);
-        with_masks(flags, warp, |masks| {
-            let mut progress = softmax.begin();
-            let mut sums = wg.chain(out);
-            for k16 in 0..p.len() {
-                sums.push(&block.sums(p, v_tile), k16 as u32..k16 as u32 + 1);
-                if let Some(done) = k16.checked_sub(LAG) {
-                    let words = softmax.next(&mut progress, s, done, masks);
-                    sums.wait_all_but(LAG);
-                    set(&p[done], words);
-                }
-            }
-            turns.end(wg);
-            let out = sums.wait();
-            v_stage.release_products(warp);
-            for (k16, p) in p.iter().enumerate().skip(p.len() - LAG) {
-                set(p, softmax.next(&mut progress, s, k16, masks));
-            }
-            softmax.end(progress, s, p, masks, out);
+            softmax.end(progress, s, p, out);
         });
     }
 

@@ -6,10 +6,11 @@
 //!
 //! ```text
 //! multiply   64 rows each; step j:  s = q k(j)^T;  p = exp2(s - lse), round;  sign <- flags;  hidden <- +0;  store
-//! load       one thread copies q, then k step by step; with dropout every warp draws flags, as for the forward
+//! copy       one thread: q, then k step by step
+//! draw       with dropout: flags, as for the forward
 //! ```
 use super::flags::{FlagReader, FlagWriter, dropped};
-use super::forward::GROUP_ROWS;
+use super::forward::{GROUP_ROWS, by_role};
 use super::out::stage_words;
 use super::pipeline::FLAG_BLOCK_BYTES;
 use super::schedule::{Schedule, ScheduleVals};
@@ -20,7 +21,7 @@ use crate::parts::work::Work;
 use crate::sm80::forward::negate;
 use signflash_ptx::{
     Acc, B32, BoxTile, Builder, BulkRing, Columns, Cta, F32, GlobalAddr, Kernel, Product, Rows, Shape,
-    SmemAddr, TensorMap, U32, Val, Warp, Warpgroup,
+    SmemAddr, TensorMap, Thread, U32, Val, Warp, Warpgroup,
 };
 use std::array::from_fn;
 use std::f32::consts::LOG2_E;
@@ -50,18 +51,7 @@ pub(crate) fn kernel(name: &str, common: &Common, shape: &Warpgroups) -> Kernel 
         let smem = Smem::plan(cta, common, shape);
         cta.sync(); // barriers are initialised
         let block = Block { cta, common, shape, problem, schedule, args, dropout, smem };
-        let wg = cta.warpgroups();
-        wg.when_else(
-            wg.index().lt(shape.groups),
-            |wg| {
-                wg.grow_registers(shape.registers);
-                block.multiply(wg);
-            },
-            |wg| {
-                wg.shrink_registers(shape.producer_registers());
-                block.load(wg.warps());
-            },
-        );
+        by_role(cta, shape, |wg| block.multiply(wg), |warp| block.draw(warp), |t| block.copy(t));
     })
 }
 
@@ -132,46 +122,57 @@ impl<'k> Block<'_, 'k> {
         self.problem.key_tiles(self.shape.step)
     }
 
-    fn load(&self, warp: Warp<'k>) {
-        let (t, shape, boxes) = (warp.threads(), self.shape, self.common.boxes());
-        let copier = t.index().eq(128 * shape.groups);
-        let mut flags = self.dropout.as_ref().zip(self.smem.flags);
-        let mut flags = flags.take().map(|(args, rings)| FlagWriter::new(warp, rings, shape, args));
-        let mut q: Vec<_> = (0..shape.groups).map(|i| self.smem.q.nth(t.u32(i)).producer(t)).collect();
-        let mut k = self.smem.k.producer(t);
+    fn draw(&self, warp: Warp<'k>) {
+        let args = self.dropout.as_ref().expect("only dropout draws");
+        let rings = self.smem.flags.expect("planned with dropout");
+        let mut flags = FlagWriter::new(warp, rings, self.shape, self.common, args);
         let (tiles, steps) = (self.tiles(), self.steps());
         warp.while_(
             || tiles.has_more(),
             |warp| {
-                let work = tiles.take();
-                let first_row = self.first_row(&work);
-                t.when(copier, |t| {
-                    for (group, q) in (0..).zip(&mut q) {
-                        let at = [first_row + group * GROUP_ROWS, work.head, work.batch];
-                        q.fill_by(t, |filling| {
-                            for i in 0..boxes {
-                                filling.load(t, i * GROUP_ROWS * 128, self.args.q.at(64 * i, at));
-                            }
-                        });
-                    }
-                });
-                flags.iter_mut().for_each(|flags| flags.begin(warp, work));
-                let head_k = work.head / self.problem.group;
-                let next = t.u32(0).var();
+                flags.begin(warp, tiles.take());
+                let next = warp.threads().u32(0).var();
                 warp.while_(
                     || next.get().lt(steps),
                     |warp| {
-                        let step = next.get();
-                        t.when(copier, |t| {
-                            let at = [step * shape.step, head_k, work.batch];
-                            k.fill_by(t, |filling| {
-                                for i in 0..boxes {
-                                    filling.load(t, i * shape.step * 128, self.args.k.at(64 * i, at));
-                                }
-                            });
+                        flags.write(warp, next.get());
+                        next.set(next.get() + 1);
+                    },
+                );
+            },
+        );
+    }
+
+    fn copy(&self, t: Thread<'k>) {
+        let (shape, boxes) = (self.shape, self.common.boxes());
+        let mut q: Vec<_> = (0..shape.groups).map(|i| self.smem.q.nth(t.u32(i)).producer(t)).collect();
+        let mut k = self.smem.k.producer(t);
+        let (tiles, steps) = (self.tiles(), self.steps());
+        t.while_(
+            || tiles.has_more(),
+            |t| {
+                let work = tiles.take();
+                let first_row = self.first_row(&work);
+                for (group, q) in (0..).zip(&mut q) {
+                    let at = [first_row + group * GROUP_ROWS, work.head, work.batch];
+                    q.fill_by(t, |filling| {
+                        for i in 0..boxes {
+                            filling.load(t, i * GROUP_ROWS * 128, self.args.q.at(64 * i, at));
+                        }
+                    });
+                }
+                let head_k = work.head / self.problem.group;
+                let next = t.u32(0).var();
+                t.while_(
+                    || next.get().lt(steps),
+                    |t| {
+                        let at = [next.get() * shape.step, head_k, work.batch];
+                        k.fill_by(t, |filling| {
+                            for i in 0..boxes {
+                                filling.load(t, i * shape.step * 128, self.args.k.at(64 * i, at));
+                            }
                         });
-                        flags.iter_mut().for_each(|flags| flags.write(warp, step));
-                        next.set(step + 1);
+                        next.set(next.get() + 1);
                     },
                 );
             },
@@ -233,7 +234,7 @@ impl<'k> Block<'_, 'k> {
     fn scores(&self, wg: Warpgroup<'k>, s: &mut Acc<'k>, q: BoxTile<'k>, k: BoxTile<'k>) {
         let (rows, columns) = (Rows::Tile(q), Columns::OfRows(k));
         let (depth, half) = (self.common.head_dim, self.common.half);
-        wg.multiply(s, &Product { rows, columns, depth, half, add: false }).wait();
+        wg.multiply(s, &Product { rows, columns, depth, half, add: false, columns_at_once: None }).wait();
         if self.common.negative_scale {
             negate(s);
         }

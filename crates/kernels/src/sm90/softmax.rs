@@ -8,18 +8,35 @@
 //! A step that fails the test is done again, from the scores, which are still there: with the maximum of its scores, and
 //! the output so far made relative to it. A row that has seen no key has NaN for a shift, fails every test, and so gets
 //! its maximum with its first key.
+//!
+//! With dropout, pairs of bf16 are not rounded but cut off, because `prmt` can pack, cut off and drop at once
+//! (`flags.rs`). Exponentials are therefore taken a little too large, by [`LIFT`], so that what is cut off is made up for
+//! on average, and the sums are corrected when a row is finished.
+use super::flags::kept;
+use crate::config::Common;
 use crate::parts::softmax::{RowResult, THREAD_ROWS, finite, over_row, scale_rows};
-use signflash_ptx::{Acc, B32, F32, Half, Val, Var, Warp};
+use signflash_ptx::{Acc, B32, F32, Half, U32, Val, Var, Warp};
 use std::array::from_fn;
 
 /// What exponentials of one thread's part of a row and step may add up to.
 const GROWN: f32 = 256.0;
 
+/// How much larger exponentials of bf16 are taken that are cut off to 8 bits, in powers of two: log2(1 + ln 2 / 256). Half
+/// a unit of the last place is 1/256 of the power of two below a number m times as large, and where logarithms are spread
+/// evenly the mean of m is 1 / ln 2.
+const LIFT: f32 = 0.003_901_0;
+
 /// Probabilities as operands: for each 16 keys four registers.
 pub(crate) type Packed<'k> = [[Var<'k, B32>; 4]];
 
-/// For each 16 keys what is kept of the four packed pairs; nothing to ask without dropout.
-pub(crate) type Masks<'a, 'k> = &'a dyn Fn(usize) -> Option<[Val<'k, B32>; 4]>;
+/// For each 16 keys what packs the four pairs (`flags.rs`); nothing to ask without dropout.
+pub(crate) type Selectors<'a, 'k> = &'a dyn Fn(usize) -> Option<Words<'k>>;
+
+/// Four registers of an operand.
+type Words<'k> = [Val<'k, B32>; 4];
+
+/// What becomes those.
+type Pairs<'k> = [[Val<'k, F32>; 2]; 4];
 
 type Sums<'k> = [Option<Val<'k, F32>>; THREAD_ROWS];
 
@@ -35,9 +52,12 @@ pub(crate) struct Progress<'k> {
 pub(crate) struct LateSoftmax<'k> {
     warp: Warp<'k>,
     half: Half,
+    dropout: bool,
     scale_log2: Val<'k, F32>,
+    /// Of the exponentials, if they are cut off: [`LIFT`].
+    lift: Option<f32>,
     max: [Var<'k, F32>; THREAD_ROWS],
-    /// -max * scale, or NaN.
+    /// What scaled scores are shifted by: -max * scale and the lift, or NaN.
     shift: [Var<'k, F32>; THREAD_ROWS],
     /// Of this thread's columns.
     sum: [Var<'k, F32>; THREAD_ROWS],
@@ -48,18 +68,30 @@ pub(crate) struct LateSoftmax<'k> {
 impl<'k> LateSoftmax<'k> {
     /// No key seen.
     #[track_caller]
-    pub(crate) fn new(warp: Warp<'k>, scale_log2: Val<'k, F32>, half: Half) -> Self {
+    pub(crate) fn new(warp: Warp<'k>, scale_log2: Val<'k, F32>, common: &Common) -> Self {
+        let Common { half, dropout, .. } = *common;
+        let lift = (dropout && half == Half::Bf16).then_some(LIFT);
         let fill = |x: f32| from_fn(|_| warp.threads().f32(x).var());
         let (max, sum) = (fill(f32::NEG_INFINITY), fill(0.0));
-        LateSoftmax { warp, half, scale_log2, max, shift: fill(f32::NAN), sum, step_sum: fill(0.0) }
+        LateSoftmax {
+            warp,
+            half,
+            dropout,
+            scale_log2,
+            lift,
+            max,
+            shift: fill(f32::NAN),
+            sum,
+            step_sum: fill(0.0),
+        }
     }
 
     /// Scores of the first keys become exponentials, packed. Nothing is in the output yet.
     #[track_caller]
-    pub(crate) fn first(&self, s: &Acc<'k>, p: &Packed<'k>, masks: Masks<'_, 'k>) {
+    pub(crate) fn first(&self, s: &Acc<'k>, p: &Packed<'k>, selectors: Selectors<'_, 'k>) {
         let newest = self.newest(s, [f32::NEG_INFINITY; 2].map(|x| self.warp.threads().f32(x)));
         self.set_max(newest);
-        self.exponentials(s, p, masks, self.finite_shifts());
+        self.exponentials(s, p, self.finite_shifts(), |pairs, k16, _| self.pack(pairs, selectors(k16)));
         (0..THREAD_ROWS).for_each(|row| self.sum[row].set(self.step_sum[row].get()));
     }
 
@@ -75,22 +107,15 @@ impl<'k> LateSoftmax<'k> {
         progress: &mut Progress<'k>,
         s: &Acc<'k>,
         k16: usize,
-        masks: Masks<'_, 'k>,
-    ) -> [Val<'k, B32>; 4] {
+        selectors: Selectors<'_, 'k>,
+    ) -> Words<'k> {
         let Progress { shift, sums } = progress;
-        self.piece(s, k16, masks, *shift, sums)
+        self.pack(self.pairs(s, k16, *shift, sums), selectors(k16))
     }
 
     /// All pieces are in `p`; `out` is corrected if they have grown, and then they are computed anew.
     #[track_caller]
-    pub(crate) fn end(
-        &self,
-        progress: Progress<'k>,
-        s: &Acc<'k>,
-        p: &Packed<'k>,
-        masks: Masks<'_, 'k>,
-        out: &Acc<'k>,
-    ) {
+    pub(crate) fn end(&self, progress: Progress<'k>, s: &Acc<'k>, p: &Packed<'k>, out: &Acc<'k>) {
         self.set_step_sums(progress.sums);
         // A NaN is not less.
         let small = |row: usize| self.step_sum[row].get().lt(GROWN);
@@ -99,10 +124,14 @@ impl<'k> LateSoftmax<'k> {
             let before: [_; THREAD_ROWS] = from_fn(|row| self.max[row].get());
             self.set_max(self.newest(s, before));
             let shifts = self.finite_shifts();
-            let corrections = from_fn(|row| before[row].mul_add(self.scale_log2, shifts[row]).ex2());
+            let lowered = shifts.map(|shift| self.lift.map_or(shift, |lift| shift - lift));
+            let corrections = from_fn(|row| before[row].mul_add(self.scale_log2, lowered[row]).ex2());
             (0..THREAD_ROWS).for_each(|row| self.sum[row].set(self.sum[row].get() * corrections[row]));
             scale_rows(out, corrections);
-            self.exponentials(s, p, masks, shifts);
+            self.exponentials(s, p, shifts, |pairs, _, before| match self.dropout {
+                false => self.pack(pairs, None),
+                true => self.pack_again(pairs, before),
+            });
         });
         for row in 0..THREAD_ROWS {
             self.sum[row].set(self.sum[row].get() + self.step_sum[row].get());
@@ -124,53 +153,86 @@ impl<'k> LateSoftmax<'k> {
         let t = self.warp.threads();
         for (row, max) in max.into_iter().enumerate() {
             self.max[row].set(max);
-            let shift = -(max * self.scale_log2);
-            self.shift[row].set(max.eq(f32::NEG_INFINITY).select(t.f32(f32::NAN), shift));
+            let shift = max.eq(f32::NEG_INFINITY).select(t.f32(f32::NAN), self.shift_of(max));
+            self.shift[row].set(shift);
         }
     }
 
     /// As `shift`, but 0 for rows that have seen no key: -inf + 0 is -inf.
     #[track_caller]
     fn finite_shifts(&self) -> [Val<'k, F32>; THREAD_ROWS] {
-        from_fn(|row| -(finite(self.warp.threads(), self.max[row].get()) * self.scale_log2))
+        from_fn(|row| self.shift_of(finite(self.warp.threads(), self.max[row].get())))
     }
 
+    #[track_caller]
+    fn shift_of(&self, max: Val<'k, F32>) -> Val<'k, F32> {
+        match self.lift {
+            None => -(max * self.scale_log2),
+            Some(lift) => max.mul_add(-self.scale_log2, lift),
+        }
+    }
+
+    /// `pack` makes operands of pairs, given the piece's number and what was in its place.
     #[track_caller]
     fn exponentials(
         &self,
         s: &Acc<'k>,
         p: &Packed<'k>,
-        masks: Masks<'_, 'k>,
         shift: [Val<'k, F32>; THREAD_ROWS],
+        pack: impl Fn(Pairs<'k>, usize, Words<'k>) -> Words<'k>,
     ) {
         let mut sums = [None; THREAD_ROWS];
         for (k16, p) in p.iter().enumerate() {
-            let words = self.piece(s, k16, masks, shift, &mut sums);
+            let words = pack(self.pairs(s, k16, shift, &mut sums), k16, p.each_ref().map(Var::get));
             p.iter().zip(words).for_each(|(p, word)| p.set(word));
         }
         self.set_step_sums(sums);
     }
 
-    /// 16 keys: their exponentials, rounded and masked; before that they are added up.
+    /// 16 keys: their exponentials, which are added up.
     #[track_caller]
-    fn piece(
+    fn pairs(
         &self,
         s: &Acc<'k>,
         k16: usize,
-        masks: Masks<'_, 'k>,
         shift: [Val<'k, F32>; THREAD_ROWS],
         sums: &mut Sums<'k>,
-    ) -> [Val<'k, B32>; 4] {
-        let masks = masks(k16);
+    ) -> Pairs<'k> {
         from_fn(|i| {
             let (group, row) = (2 * k16 + i / 2, i % 2);
-            let e = [0, 1].map(|x| {
+            [0, 1].map(|x| {
                 let e = s.at(group, 2 * row + x).get().mul_add(self.scale_log2, shift[row]).ex2();
                 sums[row] = Some(sums[row].map_or(e, |sum| sum + e));
                 e
-            });
-            let pair = e[0].pack(e[1], self.half, false);
-            masks.map_or(pair, |masks| pair & masks[i])
+            })
+        })
+    }
+
+    /// Pairs as operands: rounded, or as selectors say.
+    #[track_caller]
+    fn pack(&self, pairs: Pairs<'k>, selectors: Option<Words<'k>>) -> Words<'k> {
+        from_fn(|i| {
+            let [low, high] = pairs[i];
+            match (selectors, self.half) {
+                (Some(selectors), Half::Bf16) => low.cast::<B32>().permute(high.cast::<B32>(), selectors[i]),
+                (Some(selectors), Half::F16) => low.pack(high, Half::F16, false).permute(0u32, selectors[i]),
+                (None, half) => low.pack(high, half, false),
+            }
+        })
+    }
+
+    /// The same where zeros were before: dropped, or so small that they are zero again, now that the maximum has grown.
+    /// (So the usual way need not keep the selectors.)
+    #[track_caller]
+    fn pack_again(&self, pairs: Pairs<'k>, before: Words<'k>) -> Words<'k> {
+        let t = self.warp.threads();
+        let kept = [t.u32(kept(self.half)).cast(); 4];
+        let words = self.pack(pairs, Some(kept));
+        from_fn(|i| {
+            let half = |ones: u32| {
+                (before[i] & ones).cast::<U32>().eq(0).select(t.u32(0), t.u32(ones)).cast::<B32>()
+            };
+            words[i] & (half(0xFFFF) | half(0xFFFF_0000))
         })
     }
 
@@ -184,6 +246,9 @@ impl<'k> LateSoftmax<'k> {
     /// The rows' sums and logarithms.
     #[track_caller]
     pub(crate) fn finish(&self) -> RowResult<'k> {
+        if let Some(lift) = self.lift {
+            self.sum.iter().for_each(|sum| sum.set(sum.get() * (-lift).exp2()));
+        }
         RowResult::of(self.warp, self.scale_log2, &self.max, &self.sum)
     }
 }

@@ -110,23 +110,35 @@ pub struct BulkRing<'k> {
 /// A place in the ring: the stage, and the parity that flips whenever the stages have been gone through.
 #[derive(Debug)]
 struct Position<'k> {
-    stage: Var<'k, U32>,
+    /// Of several.
+    stage: Option<Var<'k, U32>>,
     parity: Var<'k, U32>,
+    zero: Val<'k, U32>,
 }
 
 impl<'k> Position<'k> {
     #[track_caller]
-    fn new(t: Thread<'k>, parity: u32) -> Self {
-        let start = |x: u32| Val::new(t.0, Src::Imm(x.into())).var();
-        Position { stage: start(0), parity: start(parity) }
+    fn new(t: Thread<'k>, parity: u32, stages: u32) -> Self {
+        let number = |x: u32| Val::new(t.0, Src::Imm(x.into()));
+        let stage = (stages > 1).then(|| number(0).var());
+        Position { stage, parity: number(parity).var(), zero: number(0) }
+    }
+
+    #[track_caller]
+    fn stage(&self) -> Val<'k, U32> {
+        self.stage.as_ref().map_or(self.zero, Var::get)
     }
 
     #[track_caller]
     fn advance(&self, stages: u32) {
-        let next = self.stage.get() + 1;
+        let Some(stage) = &self.stage else {
+            self.parity.set(self.parity.get() ^ 1u32);
+            return;
+        };
+        let next = stage.get() + 1;
         let wrap = next.eq(stages);
         self.parity.set(self.parity.get() ^ wrap.select(1u32, 0u32));
-        self.stage.set(wrap.select(0u32, next));
+        stage.set(wrap.select(0u32, next));
     }
 }
 
@@ -148,13 +160,13 @@ impl<'k> BulkRing<'k> {
     #[track_caller]
     pub fn producer(self, t: Thread<'k>) -> BulkRingProducer<'k> {
         // A fresh barrier has "just finished" parity 1: the first round of stages is empty.
-        BulkRingProducer { ring: self, position: Position::new(t, 1) }
+        BulkRingProducer { ring: self, position: Position::new(t, 1, self.stages) }
     }
 
     /// For each warp that reads.
     #[track_caller]
     pub fn consumer(self, warp: Warp<'k>) -> BulkRingConsumer<'k> {
-        BulkRingConsumer { ring: self, position: Position::new(warp.threads(), 0) }
+        BulkRingConsumer { ring: self, position: Position::new(warp.threads(), 0, self.stages) }
     }
 }
 
@@ -201,7 +213,7 @@ impl<'k> BulkRingProducer<'k> {
 
     #[track_caller]
     fn begin(&self, t: Thread<'k>) -> Filling<'k> {
-        let (ring, stage) = (self.ring, self.position.stage.get());
+        let (ring, stage) = (self.ring, self.position.stage());
         ring.empty.nth(stage).wait(t, self.position.parity.get());
         Filling { at: ring.data.plus(stage * ring.stage_bytes), full: ring.full.nth(stage) }
     }
@@ -236,7 +248,7 @@ impl<'k> BulkRingConsumer<'k> {
     /// Waits until the next stage is full. It borrows the ring: one stage is read at a time.
     #[track_caller]
     pub fn wait(&mut self, warp: Warp<'k>) -> FullStage<'_, 'k> {
-        let stage = self.position.stage.get();
+        let stage = self.position.stage();
         self.ring.full.nth(stage).wait(warp.threads(), self.position.parity.get());
         FullStage {
             at: self.ring.data.plus(stage * self.ring.stage_bytes),

@@ -31,6 +31,8 @@ pub struct BoxTile<'k> {
     rows: u32,
     /// The first row that is meant.
     first_row: u32,
+    /// Boxes before the first that is meant, in units of 16 bytes.
+    skipped: u32,
 }
 
 /// Units of 16 bytes a row of a box.
@@ -41,7 +43,7 @@ impl<'k> BoxTile<'k> {
     #[track_caller]
     pub fn new(at: SmemAddr<'k>, rows: u32) -> Self {
         assert!(rows.is_multiple_of(8), "a tile of {rows} rows");
-        BoxTile { start: (at.base + at.offset) >> 4u32, rows, first_row: 0 }
+        BoxTile { start: (at.base + at.offset) >> 4u32, rows, first_row: 0, skipped: 0 }
     }
 
     /// From this row on, a multiple of 8.
@@ -62,9 +64,15 @@ impl<'k> BoxTile<'k> {
         Tile { start: self.start.src, offset, piece: self.rows * ROW, major: Major::Depth }
     }
 
+    /// The columns from this one on, a multiple of 64.
+    fn from_column(self, column: u32) -> Self {
+        assert!(column.is_multiple_of(64), "boxes have 64 columns: {column}");
+        BoxTile { skipped: self.skipped + column / 64 * self.rows * ROW, ..self }
+    }
+
     /// Rows `16 * k16..`, every column: rows are the depth.
     fn by_rows(self, k16: u32) -> Tile {
-        let offset = (self.first_row + 16 * k16) * ROW;
+        let offset = self.skipped + (self.first_row + 16 * k16) * ROW;
         Tile { start: self.start.src, offset, piece: self.rows * ROW, major: Major::Other }
     }
 }
@@ -111,6 +119,9 @@ pub struct Product<'a, 'k> {
     pub half: Half,
     /// Added to what the accumulator holds, or in place of it.
     pub add: bool,
+    /// How many columns of [`Columns::Plain`] an instruction has, a multiple of 64; all, if none. (ptxas wants the
+    /// registers of one instruction to fit those that a block starts with.)
+    pub columns_at_once: Option<u32>,
 }
 
 impl<'k> Warpgroup<'k> {
@@ -178,13 +189,18 @@ impl<'k> Warpgroup<'k> {
     #[track_caller]
     fn start(self, acc: &Acc<'k>, product: &Product<'_, 'k>, part: Range<u32>) -> u32 {
         self.0.emit(WgmmaOrder::Fence);
+        let registers = acc.registers();
+        // A thread has two numbers of each 4 columns.
+        let at_once = product.columns_at_once.map_or(registers.len(), |columns| columns as usize / 2);
         for k16 in part {
-            let b = match product.columns {
-                Columns::OfRows(tile) => tile.by_columns(k16),
-                Columns::Plain(tile) => tile.by_rows(k16),
-            };
-            let (a, half, add) = (product.rows.left(k16), product.half, product.add || k16 > 0);
-            self.0.emit(Wgmma { acc: acc.registers(), a, b, half, add });
+            for (i, acc) in (0..).zip(registers.chunks(at_once)) {
+                let b = match product.columns {
+                    Columns::OfRows(tile) => tile.by_columns(k16),
+                    Columns::Plain(tile) => tile.from_column(i * 2 * at_once as u32).by_rows(k16),
+                };
+                let (a, half, add) = (product.rows.left(k16), product.half, product.add || k16 > 0);
+                self.0.emit(Wgmma { acc: acc.to_vec(), a, b, half, add });
+            }
         }
         self.0.emit(WgmmaOrder::Commit);
         self.0.products.borrow_mut().start()

@@ -19,15 +19,17 @@ pub(super) fn probes() -> Vec<Probe> {
             (Left::Registers, Right::OfRows, 16),
         ] {
             probes.push(product(
-                Case { half, left, right, columns },
+                Case { half, left, right, columns, at_once: None },
                 Words::ExactHalves(half),
                 Tolerance::EXACT,
             ));
         }
         // 160 products of at most 4 each; hardware drops bits below the greatest one's 24th.
         let rounded = Tolerance { absolute: 1e-4, ..Tolerance::EXACT };
-        let case = Case { half, left: Left::Tile, right: Right::Plain, columns: 32 };
+        let case = Case { half, left: Left::Tile, right: Right::Plain, columns: 32, at_once: None };
         probes.push(product(case, Words::Halves(half), rounded));
+        let case = Case { columns: 128, at_once: Some(64), ..case };
+        probes.push(product(case, Words::ExactHalves(half), Tolerance::EXACT));
     }
     probes
 }
@@ -51,6 +53,8 @@ struct Case {
     left: Left,
     right: Right,
     columns: u32,
+    /// Columns of an instruction.
+    at_once: Option<u32>,
 }
 
 /// Depth of both products: a box of 64 columns, and one in part.
@@ -123,9 +127,10 @@ fn product(case: Case, words: Words, tolerance: Tolerance) -> Probe {
             |thread| (0..case.columns / 8).flat_map(move |group| [0, 1, 2, 3].map(|i| (thread, group, i)));
         (0..THREADS).flat_map(of_thread).map(|(t, group, i)| own(t, group, i).to_bits()).collect()
     };
-    let Case { half, left, right, columns } = case;
+    let Case { half, left, right, columns, at_once } = case;
     let exact = if tolerance == Tolerance::EXACT { "exact" } else { "rounded" };
-    let name = format!("wgmma {} {left:?} {right:?} n{columns} {exact}", half.name()).to_lowercase();
+    let parts = at_once.map_or(String::new(), |at_once| format!(" by {at_once}"));
+    let name = format!("wgmma {} {left:?} {right:?} n{columns}{parts} {exact}", half.name()).to_lowercase();
     let plan = Plan::new(&name, THREADS).words(words).tolerance(tolerance);
     let (a_words, b_words) = case.words();
     plan.sizes(a_words + b_words, (THREADS * columns / 2) as usize).build(sums, |cta: Cta<'_>, io| {
@@ -145,7 +150,14 @@ fn product(case: Case, words: Words, tolerance: Tolerance) -> Probe {
         let tile = BoxTile::new(b, rows);
         let columns_of = if right == Right::OfRows { Columns::OfRows(tile) } else { Columns::Plain(tile) };
         let mut acc = wg.acc(columns);
-        let product = |add| Product { rows: rows_of(), columns: columns_of, depth: DEPTH, half, add };
+        let product = |add| Product {
+            rows: rows_of(),
+            columns: columns_of,
+            depth: DEPTH,
+            half,
+            add,
+            columns_at_once: at_once,
+        };
         wg.multiply(&mut acc, &product(false)).wait();
         for (group, i) in (0..acc.groups()).flat_map(|group| [0, 1, 2, 3].map(|i| (group, i))) {
             let cell = acc.at(group, i);
