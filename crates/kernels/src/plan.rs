@@ -169,8 +169,7 @@ pub fn forward_with(
         }
         ForwardShape::Hopper(shape) => {
             let config = Config::HopperForward(common, shape);
-            let tiles = query_tiles(problem, shape.rows());
-            let schedule = schedule(problem, tiles)?;
+            let (schedule, blocks) = schedule(problem, shape.rows(), problem.causal(), gpu)?;
             let (queries, keys) = (problem.shape().q(), problem.shape().k());
             let args = sm90::forward::ForwardArgs {
                 q: tensor_map(q, queries, sm90::forward::GROUP_ROWS),
@@ -183,7 +182,7 @@ pub fn forward_with(
                 schedule.push(l);
                 args.push(l);
             };
-            launch(&mut steps, config, tiles.min(gpu.sm_count.into()), list(&own))?;
+            launch(&mut steps, config, blocks, list(&own))?;
         }
     }
     let hopper = matches!(shape, ForwardShape::Hopper(_));
@@ -191,8 +190,8 @@ pub fn forward_with(
         None => {}
         Some(probs) if hopper && select.hopper_takes_probs(problem, probs) => {
             let shape = select.hopper_probs(common);
-            let tiles = query_tiles(problem, shape.rows());
-            let schedule = ScheduleArgs { heads_per_section: 1, ..schedule(problem, tiles)? };
+            // Every key is written, whether it is seen or not.
+            let (schedule, blocks) = schedule(problem, shape.rows(), false, gpu)?;
             let (queries, keys) = (problem.shape().q(), problem.shape().k());
             let [batch, seqlen_q, heads, _] = queries;
             let args = sm90::probs::ProbsArgs {
@@ -206,7 +205,7 @@ pub fn forward_with(
                 args.push(l);
             };
             let config = Config::HopperProbs(common, shape);
-            launch(&mut steps, config, tiles.min(gpu.sm_count.into()), list(&own))?;
+            launch(&mut steps, config, blocks, list(&own))?;
         }
         Some(probs) => {
             let config = select.portable_probs(common);
@@ -217,17 +216,17 @@ pub fn forward_with(
     Ok(steps)
 }
 
-/// How tiles of queries are shared out among Hopper's blocks.
-fn schedule(problem: &Problem, tiles: u64) -> Result<ScheduleArgs, TooManyBlocks> {
-    let fitting = i32::try_from(tiles).map_err(|_| TooManyBlocks { blocks: tiles })?;
-    let heads_total = heads(problem);
-    // Under a causal mask long tiles come first, of all heads; else a head's tiles together, which share keys.
-    let section = if problem.causal() { heads_total } else { 1 };
-    Ok(ScheduleArgs {
-        tiles: fitting as u32,
-        heads_total: heads_total as u32,
-        heads_per_section: section as u32,
-    })
+/// How tiles of queries are shared out among Hopper's blocks, and how many blocks that takes.
+fn schedule(
+    problem: &Problem,
+    rows: u32,
+    causal: bool,
+    gpu: Gpu,
+) -> Result<(ScheduleArgs, u64), TooManyBlocks> {
+    let (tiles, heads, blocks) = (query_tiles(problem, rows), heads(problem), gpu.sm_count.into());
+    let schedule = ScheduleArgs::new(heads, tiles / heads, causal, blocks);
+    let schedule = schedule.ok_or(TooManyBlocks { blocks: tiles })?;
+    Ok((schedule, blocks.min(schedule.units.into())))
 }
 
 /// A tensor (batch, seqlen, heads, columns) for the copy engine, in boxes of so many rows.

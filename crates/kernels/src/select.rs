@@ -106,8 +106,7 @@ impl HopperRow {
         HopperRow { shape: Warpgroups { turns: true, ..self.shape }, ..self }
     }
 
-    /// So many pieces of the softmax, or all, go beside the product with values. `tune search` tries them.
-    #[allow(dead_code)]
+    /// So many pieces of the softmax go beside the product with values.
     const fn early(self, early: u32) -> HopperRow {
         HopperRow { shape: Warpgroups { early, ..self.shape }, ..self }
     }
@@ -132,10 +131,9 @@ const fn hopper(head_dim: u32, [groups, step, stages, registers]: [u32; 4]) -> H
 /// Head_dim up to, [warpgroups that multiply, keys a step, stages, registers]. With dropout steps are multiples of 32.
 const HOPPER_FORWARD: &[HopperRow] = &[
     hopper(64, [3, 128, 2, 160]).turns(),
-    hopper(64, [2, 128, 4, 168]).turns().drop(2, 4),
-    hopper(128, [2, 176, 2, 232]).turns().out_in_q().causal(false),
-    hopper(128, [2, 128, 2, 232]).turns(),
-    hopper(128, [2, 128, 2, 208]).turns().out_in_q().drop(1, 3),
+    hopper(64, [2, 128, 3, 168]).turns().early(4).drop(1, 4),
+    hopper(128, [2, 128, 2, 232]).turns().early(4),
+    hopper(128, [2, 128, 2, 200]).turns().early(4).drop(1, 2),
     hopper(192, [2, 112, 2, 232]).turns().out_in_q(),
     hopper(192, [2, 64, 2, 216]).turns().out_in_q().drop(1, 3),
     hopper(256, [2, 80, 2, 232]).turns().out_in_q(),

@@ -1,23 +1,32 @@
-//! Which tiles of queries a block works on: a fixed share, the longest first.
+//! Which tiles of queries a block works on: a fixed share.
 //!
-//! There are as many blocks as multiprocessors. Tiles are numbered so that neighbours share keys and values: some heads
-//! (a section) at a time, of a section the last rows of every head first, which see most keys if causal. Blocks take
-//! tiles in rounds, forwards and backwards in turn: who had the longest of a round has the shortest of the next.
-//! (Always forwards, the first blocks had 17 % more than their share: 595 instead of 700 TFLOP/s, causal, 8192 keys.)
-//! FlashAttention-3 draws tiles from a counter in memory instead, which needs one, and a launch to reset it.
+//! There are as many blocks as multiprocessors, and at any time they work on neighbouring tiles, which share keys and
+//! values in the second-level cache. Under a causal mask tiles differ in length; there a block takes a head's tiles in
+//! pairs, a long one and the short one that makes up for it, so that all pairs are equally long. (Longest first over all
+//! heads, which balances as well, read keys and values from memory again and again: causal, 2048 keys, 455 to 539
+//! TFLOP/s.) FlashAttention-3 draws tiles from a counter in memory instead, which needs one, and a launch to reset it.
 use crate::parts::args::{ProblemVals, kernel_args};
 use crate::parts::work::Work;
-use signflash_ptx::{Cta, U32, Val, Var};
+use signflash_ptx::{Cta, Pred, U32, Val, Var};
 
 kernel_args! {
-    /// How tiles are numbered.
+    /// How tiles are shared out.
     ScheduleArgs / ScheduleVals {
-        /// Tiles in all.
-        tiles: u32,
-        /// Pairs of batch and head.
-        heads_total: u32,
-        /// Of which a section has so many.
-        heads_per_section: u32,
+        /// Units of work in all: tiles, or pairs of them.
+        units: u32,
+        /// Of one head. Fewer than it has tiles, if these are pairs.
+        units_per_head: u32,
+    }
+}
+
+impl ScheduleArgs {
+    /// For so many heads of so many tiles each, on so many blocks. None if that are too many units for a launch.
+    pub(crate) fn new(heads: u64, tiles_per_head: u64, causal: bool, blocks: u64) -> Option<Self> {
+        // With a block for each tile, the long ones need not wait for the short ones.
+        let pairs = causal && heads * tiles_per_head > blocks;
+        let units_per_head = if pairs { tiles_per_head.div_ceil(2) } else { tiles_per_head };
+        let units = i32::try_from(heads * units_per_head).ok()? as u32;
+        Some(ScheduleArgs { units, units_per_head: units_per_head as u32 })
     }
 }
 
@@ -26,12 +35,12 @@ kernel_args! {
 pub(crate) struct Schedule<'k> {
     args: ScheduleVals<'k>,
     /// Tiles of one head.
-    blocks: Val<'k, U32>,
+    tiles: Val<'k, U32>,
     num_heads: Val<'k, U32>,
-    next: Var<'k, U32>,
-    /// The sum of this tile's number and that of the block's next.
-    both: Var<'k, U32>,
-    two_rounds: Val<'k, U32>,
+    blocks: Val<'k, U32>,
+    unit: Var<'k, U32>,
+    /// 1 for the second of a pair.
+    second: Var<'k, U32>,
 }
 
 impl<'k> Schedule<'k> {
@@ -39,35 +48,50 @@ impl<'k> Schedule<'k> {
     pub(crate) fn new(cta: Cta<'k>, args: ScheduleVals<'k>, problem: &ProblemVals<'k>, rows: u32) -> Self {
         Schedule {
             args,
-            blocks: problem.query_tiles(rows),
+            tiles: problem.query_tiles(rows),
             num_heads: problem.num_heads,
-            next: cta.index().var(),
-            both: (cta.count() * 2 - 1).var(),
-            two_rounds: cta.count() * 2,
+            blocks: cta.count(),
+            unit: cta.index().var(),
+            second: cta.threads().u32(0).var(),
         }
     }
 
     /// Whether there is a tile left.
     #[track_caller]
-    pub(crate) fn has_more(&self) -> Val<'k, signflash_ptx::Pred> {
-        self.next.get().lt(self.args.tiles)
+    pub(crate) fn has_more(&self) -> Val<'k, Pred> {
+        self.unit.get().lt(self.args.units)
     }
 
     /// This tile; the next call gives the next.
     #[track_caller]
     pub(crate) fn take(&self) -> Work<'k> {
-        let tile = self.next.get();
-        let both = self.both.get();
-        self.next.set(both - tile);
-        self.both.set(both + self.two_rounds);
-        let per_section = self.args.heads_per_section * self.blocks;
-        let section = tile / per_section;
-        let first_head = section * self.args.heads_per_section;
-        let heads = self.args.heads_per_section.min(self.args.heads_total - first_head);
-        let rest = tile - section * per_section;
-        let rank = rest / heads;
-        let pair = first_head + (rest - rank * heads);
+        let (unit, second) = (self.unit.get(), self.second.get().ne(0));
+        let pair = unit / self.args.units_per_head;
+        let short = unit - pair * self.args.units_per_head;
+        let long = self.tiles - 1 - short;
+        let two = self.args.units_per_head.lt(self.tiles) & short.lt(long);
+        let stays = two & !second;
+        self.second.set(stays.select(1u32, 0u32));
+        self.unit.set(stays.select(unit, unit + self.blocks));
         let batch = pair / self.num_heads;
-        Work { batch, head: pair - batch * self.num_heads, block: self.blocks - 1 - rank }
+        Work { batch, head: pair - batch * self.num_heads, block: second.select(short, long) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ScheduleArgs;
+
+    #[test]
+    fn pairs_are_for_causal_problems_of_more_tiles_than_blocks() {
+        let units = |heads, tiles, causal| {
+            let args = ScheduleArgs::new(heads, tiles, causal, 132).unwrap();
+            (args.units, args.units_per_head)
+        };
+        assert_eq!(units(16, 9, false), (144, 9));
+        assert_eq!(units(16, 9, true), (80, 5));
+        assert_eq!(units(16, 8, true), (128, 8));
+        assert_eq!(units(200, 1, true), (200, 1));
+        assert!(ScheduleArgs::new(1 << 20, 1 << 20, false, 132).is_none());
     }
 }
