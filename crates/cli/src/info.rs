@@ -47,7 +47,7 @@ fn chosen(device: &str) -> Result<String, Error> {
         let shape = Shape { batch: 1, seqlen_q: 1, seqlen_k: 1, num_heads: 1, num_heads_k: 1, head_dim };
         let problem = Problem::builder(shape).dropout(Dropout::new(dropout_p, 0, 0)?).build()?;
         let select = Select { gpu, access: Access::Wide };
-        let kernel = select.forward(select.common(&problem, Half::Bf16));
+        let kernel = select.forward(select.common(&problem, Half::Bf16), problem.shape().seqlen_k);
         rows.push(vec![head_dim.to_string(), dropout_p.to_string(), kernel.to_string()]);
     }
     let why = if gpu.is_hopper() {

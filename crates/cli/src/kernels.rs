@@ -31,7 +31,7 @@ pub fn run(args: &KernelsArgs, stdout: &mut dyn Write) -> Result<(), Error> {
         let common = select.common(&problem, half);
         let (adding, ordered) = (select.backward(common, false), select.backward(common, true));
         let kernels = [
-            (KernelPass::Forward, select.forward(common)),
+            (KernelPass::Forward, select.forward(common, usize::MAX)),
             (KernelPass::PortableForward, select.portable_forward(common)),
             (KernelPass::Probs, select.probs(common)),
             (KernelPass::Delta, adding.delta),

@@ -24,11 +24,11 @@
 //! let shape = Shape { batch: 1, seqlen_q: 4096, seqlen_k: 4096, num_heads: 8, num_heads_k: 8, head_dim: 128 };
 //! let problem = Problem::builder(shape).causal(true).build()?;
 //! let select = Select { gpu: Gpu::AMPERE, access: Access::Wide };
-//! let config = select.forward(select.common(&problem, Half::Bf16));
+//! let config = select.forward(select.common(&problem, Half::Bf16), problem.shape().seqlen_k);
 //! assert_eq!(config.to_string(), "sf_fwd_bf16_d128_causal_w4r32n64s2b2");
 //! assert!(config.kernel().ptx().contains("mma.sync"));
 //! let select = Select { gpu: Gpu::HOPPER, ..select };
-//! let config = select.forward(select.common(&problem, Half::Bf16));
+//! let config = select.forward(select.common(&problem, Half::Bf16), problem.shape().seqlen_k);
 //! assert!(config.kernel().ptx().contains("wgmma.mma_async"));
 //! # Ok::<(), signflash_core::ProblemError>(())
 //! ```

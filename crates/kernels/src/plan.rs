@@ -135,14 +135,14 @@ pub fn choose_forward(call: &ForwardCall<'_>, gpu: Gpu) -> ForwardChoice {
     let select = Select { gpu, access: access(&[call.q, call.k, call.v, call.out]) };
     let common = select.common(call.problem, call.half);
     let taken = select.hopper_takes(call);
-    let shape = select.forward_shape(common, taken.is_ok());
+    let shape = select.forward_shape(common, call.problem.shape().seqlen_k, taken.is_ok());
     ForwardChoice { shape, not_hopper: taken.err().filter(|_| gpu.is_hopper()) }
 }
 
 /// The portable kernel for a call.
 pub fn portable_forward(call: &ForwardCall<'_>, gpu: Gpu) -> ForwardShape {
     let select = Select { gpu, access: access(&[call.q, call.k, call.v, call.out]) };
-    select.forward_shape(select.common(call.problem, call.half), false)
+    select.forward_shape(select.common(call.problem, call.half), call.problem.shape().seqlen_k, false)
 }
 
 /// The same with a kernel and shape of the caller's choice: to find better ones, or to do without Hopper's. A shape of

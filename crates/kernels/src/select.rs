@@ -93,12 +93,18 @@ struct HopperRow {
     /// Only causal, or only not.
     causal: Option<bool>,
     dropout: bool,
+    /// For no more keys than these.
+    up_to_keys: usize,
     shape: Warpgroups,
 }
 
 impl HopperRow {
     const fn causal(self, causal: bool) -> HopperRow {
         HopperRow { causal: Some(causal), ..self }
+    }
+
+    const fn up_to_keys(self, up_to_keys: usize) -> HopperRow {
+        HopperRow { up_to_keys, ..self }
     }
 
     /// Warpgroups start their products in turns.
@@ -125,13 +131,15 @@ impl HopperRow {
 const fn hopper(head_dim: u32, [groups, step, stages, registers]: [u32; 4]) -> HopperRow {
     let (drawers, flag_stages, turns, early, out_in_q) = (0, 0, false, 0, false);
     let shape = Warpgroups { groups, drawers, step, stages, flag_stages, registers, turns, early, out_in_q };
-    HopperRow { head_dim, causal: None, dropout: false, shape }
+    HopperRow { head_dim, causal: None, dropout: false, up_to_keys: usize::MAX, shape }
 }
 
 /// Head_dim up to, [warpgroups that multiply, keys a step, stages, registers]. With dropout steps are multiples of 32.
 const HOPPER_FORWARD: &[HopperRow] = &[
+    // Tiles of 192 rows are too few, and end too unevenly, for short causal problems.
+    hopper(64, [2, 128, 2, 232]).turns().causal(true).up_to_keys(2048),
     hopper(64, [3, 128, 2, 160]).turns(),
-    hopper(64, [2, 128, 3, 168]).turns().early(4).drop(1, 4),
+    hopper(64, [2, 128, 3, 168]).early(4).drop(1, 4),
     hopper(128, [2, 128, 2, 232]).turns().early(4),
     hopper(128, [2, 128, 2, 200]).turns().early(4).drop(1, 2),
     hopper(192, [2, 112, 2, 232]).turns().out_in_q(),
@@ -216,9 +224,9 @@ impl Select {
         table.iter().find(fits).expect("the last row fits every GPU since Ampere").tiles
     }
 
-    /// The forward's kernel, for a call that Hopper's [takes](Self::hopper_takes).
-    pub fn forward(&self, common: Common) -> Config {
-        match self.forward_shape(common, true) {
+    /// The forward's kernel, for a call with so many keys that Hopper's [takes](Self::hopper_takes).
+    pub fn forward(&self, common: Common, seqlen_k: usize) -> Config {
+        match self.forward_shape(common, seqlen_k, true) {
             ForwardShape::Portable(tiles) => Config::Forward(common, tiles),
             ForwardShape::Hopper(shape) => Config::HopperForward(common, shape),
         }
@@ -230,11 +238,12 @@ impl Select {
         Config::Forward(common, self.tiles(FORWARD, common, smem))
     }
 
-    pub(crate) fn forward_shape(&self, common: Common, hopper: bool) -> ForwardShape {
+    pub(crate) fn forward_shape(&self, common: Common, seqlen_k: usize, hopper: bool) -> ForwardShape {
         let is_hopper = self.gpu.is_hopper() && self.access == Access::Wide;
         let row = |row: &&HopperRow| {
             row.head_dim >= common.head_dim
                 && row.dropout == common.dropout
+                && row.up_to_keys >= seqlen_k
                 && row.causal.is_none_or(|causal| causal == common.causal)
                 && row.shape.smem_bytes(&common) <= self.gpu.smem_per_block_bytes
         };

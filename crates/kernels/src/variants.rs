@@ -38,7 +38,8 @@ pub fn variants(gpu: Gpu, half: Half) -> Vec<Config> {
         let select = Select { gpu, access: common.access };
         let (adding, ordered) = (select.backward(common, false), select.backward(common, true));
         let of_one = [
-            select.forward(common),
+            select.forward(common, 1024),
+            select.forward(common, usize::MAX),
             select.portable_forward(common),
             select.probs(common),
             select.portable_probs(common),

@@ -65,7 +65,7 @@ impl<'k> BoxTile<'k> {
     }
 
     /// The columns from this one on, a multiple of 64.
-    fn from_column(self, column: u32) -> Self {
+    fn skip_columns(self, column: u32) -> Self {
         assert!(column.is_multiple_of(64), "boxes have 64 columns: {column}");
         BoxTile { skipped: self.skipped + column / 64 * self.rows * ROW, ..self }
     }
@@ -196,7 +196,7 @@ impl<'k> Warpgroup<'k> {
             for (i, acc) in (0..).zip(registers.chunks(at_once)) {
                 let b = match product.columns {
                     Columns::OfRows(tile) => tile.by_columns(k16),
-                    Columns::Plain(tile) => tile.from_column(i * 2 * at_once as u32).by_rows(k16),
+                    Columns::Plain(tile) => tile.skip_columns(i * 2 * at_once as u32).by_rows(k16),
                 };
                 let (a, half, add) = (product.rows.left(k16), product.half, product.add || k16 > 0);
                 self.0.emit(Wgmma { acc: acc.to_vec(), a, b, half, add });
