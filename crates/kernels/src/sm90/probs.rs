@@ -21,7 +21,7 @@ use crate::parts::work::Work;
 use crate::sm80::forward::negate;
 use signflash_ptx::{
     Acc, B32, BoxTile, Builder, BulkRing, Columns, Cta, F32, GlobalAddr, Kernel, Product, Rows, Shape,
-    SmemAddr, TensorMap, Thread, U32, Val, Warp, Warpgroup,
+    SmemAddr, TensorMap, Thread, U32, Val, Var, Warp, Warpgroup,
 };
 use std::array::from_fn;
 use std::f32::consts::LOG2_E;
@@ -280,13 +280,26 @@ impl<'k> Block<'_, 'k> {
                 // The sign is set after rounding, which would lose a NaN's.
                 let pair = e[0].pack(e[1], half, false);
                 let signed = dropped.map_or(pair, |dropped| pair ^ (dropped[i] & 0x8000_8000u32));
-                // What is hidden is +0, whatever was drawn for it.
+                signed.var()
+            })
+        };
+        let p: Vec<[Var<'k, B32>; 4]> = (0..self.shape.step as usize / 16).map(piece).collect();
+        let hides = rows.visible.iter().map(|visible| visible.lt((step + 1) * self.shape.step));
+        let hides = hides.reduce(|a, b| a | b).expect("a thread has rows");
+        warp.when(warp.any(hides), |_| self.hide(&p, rows, first));
+        p.iter().map(|words| words.each_ref().map(Var::get)).collect()
+    }
+
+    /// What is hidden becomes +0, whatever was drawn for it. `first` is the thread's first column.
+    fn hide(&self, p: &[[Var<'k, B32>; 4]], rows: &OwnRows<'k>, first: Val<'k, U32>) {
+        for (k16, words) in p.iter().enumerate() {
+            for (i, word) in words.iter().enumerate() {
+                let (group, row) = (2 * k16 + i / 2, i % 2);
                 let seen = [0u32, 1].map(|x| (first + (8 * group as u32 + x)).lt(rows.visible[row]));
                 let low = seen[0].select::<B32>(0xFFFFu32, 0u32);
                 let high = seen[1].select::<B32>(0xFFFF_0000u32, 0u32);
-                signed & (low | high)
-            })
-        };
-        (0..self.shape.step as usize / 16).map(piece).collect()
+                word.set(word.get() & (low | high));
+            }
+        }
     }
 }
