@@ -29,8 +29,11 @@ type NotNeeded = (&'static str, &'static str, usize, &'static str);
 
 const FENCES: &str = "the next covers it; on the barriers of the last completes no copy";
 
+const LANES: &str = "every lane arrives for itself, and the warp meets again before one speaks for it";
+
 const NOT_NEEDED: [&[NotNeeded]; 2] = [
     &[
+        ("bar.warp.sync", "flags.rs", 1, LANES),
         ("fence.mbarrier_init", "", 8, FENCES),
         (", 256 dropped", "multiply.rs", 1, "a turn: for speed alone"),
         (
@@ -42,7 +45,7 @@ const NOT_NEEDED: [&[NotNeeded]; 2] = [
         ("try_wait", "multiply.rs", 1, "it waits twice, to hold the order"),
         ("try_wait", "load.rs", 1, "the first keys' place is free when the queries' is"),
     ],
-    &[("fence.mbarrier_init", "", 6, FENCES)],
+    &[("bar.warp.sync", "flags.rs", 1, LANES), ("fence.mbarrier_init", "", 6, FENCES)],
 ];
 
 fn problem() -> Problem {

@@ -33,7 +33,7 @@ impl<'k> Pipeline<'k> {
             cta.stage_rings("flags", shape.groups, [shape.flag_stages, bytes], 4, 4)
         };
         Pipeline {
-            q: cta.stage_rings("q", shape.groups, [1, tile(GROUP_ROWS)], 1, 4),
+            q: cta.bulk_rings("q", shape.groups, [1, tile(GROUP_ROWS)], 4),
             k: cta.bulk_ring("k", shape.stages, tile(shape.step), readers),
             v: cta.bulk_ring("v", shape.stages, tile(shape.step), readers),
             out: (!shape.out_in_q).then(|| cta.smem("out", tile(shape.rows()), 1024)),

@@ -74,7 +74,7 @@ impl<'k> Smem<'k> {
             cta.stage_rings("flags", shape.groups, [shape.flag_stages, bytes], 4, 4)
         };
         Smem {
-            q: cta.stage_rings("q", shape.groups, [1, tile(GROUP_ROWS)], 1, 4),
+            q: cta.bulk_rings("q", shape.groups, [1, tile(GROUP_ROWS)], 4),
             k: cta.bulk_ring("k", shape.stages, tile(shape.step), 4 * shape.groups),
             p: cta.smem("p", shape.groups * place_bytes(shape), 1024),
             flags: common.dropout.then(flags),
