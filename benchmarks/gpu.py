@@ -35,7 +35,7 @@ import chart
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TOKENS, WIDTH = 16384, 2048
-LENGTHS, HEAD_DIMS = (2048, 4096, 8192, 16384), (128, 64)
+LENGTHS, HEAD_DIMS = (2048, 8192, 16384), (128, 64)
 SHORT_LENGTHS, SHORT_BATCH, SHORT_HEADS, SHORT_CALLS = (128, 256, 512, 1024), 4, 16, 20
 README_LENGTH = F16_LENGTH = 8192
 WARM_UP, REPS = 5, 20
@@ -196,7 +196,16 @@ def measure(args):
         about["commit"] = args.commit or commit
         rows += new
         print(*map(line, new), sep="\n", flush=True)
+        if not args.quick:
+            save(args.json, about, rows)
     return about, rows
+
+
+def save(path, about, rows):
+    """What there is so far: a run that is stopped loses nothing."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+    partial.replace(path)
 
 
 def complete(row):
@@ -355,7 +364,6 @@ def main():
     about, rows = measure(args)
     print(heading(about), sections(rows), sep="\n\n")
     if not args.quick:
-        args.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
         render(about, rows)
 
 

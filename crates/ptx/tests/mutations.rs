@@ -9,7 +9,7 @@ const SCHEDULES: u64 = 12;
 const FENCES: &str = "the next covers it; on the others completes no copy";
 
 /// Probe, start of the mistake, how many such, and why nothing can go wrong.
-const NOT_NEEDED: [(&str, &str, usize, &str); 18] = [
+const NOT_NEEDED: [(&str, &str, usize, &str); 20] = [
     ("cp.async.bulk.tensor load, in the middle", "fence.mbarrier_init", 2, FENCES),
     ("cp.async.bulk.tensor load, before the first row", "fence.mbarrier_init", 2, FENCES),
     ("cp.async.bulk.tensor load, nowhere", "fence.mbarrier_init", 2, FENCES),
@@ -17,6 +17,8 @@ const NOT_NEEDED: [(&str, &str, usize, &str); 18] = [
     ("stores in rings of 3", "fence.mbarrier_init", 2, "no copy completes on them"),
     ("stores in rings of 1", "mbarrier.try_wait", 2, "it waits twice, to hold the order"),
     ("stores in rings of 3", "mbarrier.try_wait", 2, "it waits twice, to hold the order"),
+    ("stores in rings of 1", "bar.warp.sync", 1, "every lane arrives for itself"),
+    ("stores in rings of 3", "bar.warp.sync", 1, "every lane arrives for itself"),
     ("bar.sync", "bar.sync 0, 128 dropped", 1, "the last: nobody writes any more"),
     ("cp.async in a ring of 1", "bar.sync 0, 64 dropped", 1, "the last take is of an empty group"),
     ("cp.async in a ring of 2", "bar.sync 0, 64 dropped", 1, "the last take is of an empty group"),
