@@ -1,8 +1,9 @@
 //! What instructions cost on Hopper beside products (wgmma), and what they cost the products:
 //! `cargo run --release -p signflash-cuda --example beside_products`.
 //!
-//! A block a multiprocessor: one warpgroup multiplies, 64 x 128 x 64 at a time, and two others repeat one instruction
-//! each in eight independent chains, two warps a scheduler. Cycles are the multiprocessor's own clock.
+//! A block a multiprocessor: two warpgroups multiply, 64 x 128 x 128 at a time, so that the tensor cores are always busy,
+//! and two others repeat one instruction each in eight independent chains, two warps a scheduler. Cycles are the
+//! multiprocessor's own clock.
 use signflash_cuda::{Arg, Device, DeviceBuffer, Function, Program, Stream};
 use signflash_ptx::{
     B32, BoxTile, Builder, Columns, F32, GlobalAddr, Half, Kernel, Product, Rows, Shape, Thread, U32, Val,
@@ -10,7 +11,12 @@ use signflash_ptx::{
 };
 use std::error::Error;
 
+/// Warpgroups that multiply: while one waits the other's products go on.
+const MULTIPLYING: u32 = 2;
+/// Warpgroups that repeat an instruction.
 const WARPGROUPS: u32 = 2;
+/// Of a product.
+const DEPTH: u32 = 128;
 const CHAINS: u32 = 8;
 /// Instructions of each chain in a round.
 const UNROLLED: u32 = 8;
@@ -33,12 +39,25 @@ enum Op {
     Prmt,
     Imad,
     ImadWide,
+    ImadHi,
+    LopAdd,
     Ffma,
     Fadd,
     Ex2,
 }
 
-const OPS: [Op; 8] = [Op::Lop3, Op::Fmnmx, Op::Prmt, Op::Imad, Op::ImadWide, Op::Ffma, Op::Fadd, Op::Ex2];
+const OPS: [Op; 10] = [
+    Op::Lop3,
+    Op::Fmnmx,
+    Op::Prmt,
+    Op::Imad,
+    Op::ImadWide,
+    Op::ImadHi,
+    Op::LopAdd,
+    Op::Ffma,
+    Op::Fadd,
+    Op::Ex2,
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let device = Device::open(0)?;
@@ -65,7 +84,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 let at = |thread: usize| {
                     f64::from(u32::from_le_bytes(bytes[4 * thread..][..4].try_into().unwrap()))
                 };
-                Ok([at(0), at(128)])
+                Ok([at(0), at(128 * MULTIPLYING as usize)])
             };
             let count = f64::from(ROUNDS * UNROLLED * CHAINS * WARPGROUPS);
             let ([_, alone], [_, beside]) = (run(ROUNDS, 0)?, run(ROUNDS, PRODUCTS)?);
@@ -79,7 +98,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// The first thread of each warpgroup writes how many cycles its warpgroup took.
 fn kernel(op: Op, left: Left) -> Kernel {
-    let shape = Shape { block_threads: 128 * (1 + WARPGROUPS), min_blocks_per_sm: 1 };
+    let shape = Shape { block_threads: 128 * (MULTIPLYING + WARPGROUPS), min_blocks_per_sm: 1 };
     Builder::build("beside_products", shape, |cta| {
         let clocks = GlobalAddr::new(cta.param_u64("clocks"));
         let (rounds, products) = (cta.param_u32("rounds"), cta.param_u32("products"));
@@ -94,12 +113,12 @@ fn kernel(op: Op, left: Left) -> Kernel {
         let done = t.u32(0).var();
         let start = t.clock();
         wg.when_else(
-            wg.index().eq(0),
+            wg.index().lt(MULTIPLYING),
             |wg| {
                 let mut acc = wg.acc(128);
                 acc.clear();
                 let operand: Vec<[Var<'_, B32>; 4]> =
-                    (0..4).map(|_| [(); 4].map(|()| t.u32(0).cast::<B32>().var())).collect();
+                    (0..DEPTH / 16).map(|_| [(); 4].map(|()| t.u32(0).cast::<B32>().var())).collect();
                 let right = BoxTile::new(tile.at(16384), 128);
                 wg.while_(
                     || done.get().lt(products),
@@ -111,7 +130,7 @@ fn kernel(op: Op, left: Left) -> Kernel {
                         let product = Product {
                             rows,
                             columns,
-                            depth: 64,
+                            depth: DEPTH,
                             half: Half::Bf16,
                             add: true,
                             columns_at_once: None,
@@ -166,6 +185,9 @@ fn step<'k>(op: Op, word: &Var<'k, U32>, float: &Var<'k, F32>, y: Val<'k, U32>, 
             let product = x.mul_wide(0xD251_1F53u32);
             word.set((product >> 32u32).low() ^ product.low());
         }
+        Op::ImadHi => word.set(x.mul_hi(0xD251_1F53u32)),
+        // Two instructions, counted as one: a LOP3 and a VIADD.
+        Op::LopAdd => word.set((x ^ 0x1234_5677u32) + 0x9351_1F53u32),
         Op::Ffma => float.set(f.mul_add(y.to_f32(), 0.5f32)),
         Op::Fadd => float.set(f + y.to_f32()),
         Op::Ex2 => float.set(f.ex2()),
