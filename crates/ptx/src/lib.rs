@@ -57,9 +57,8 @@ mod types;
 
 pub use build::{
     Acc, BoxTile, Builder, BulkRing, BulkRingConsumer, BulkRingProducer, Columns, CopyRing, Cta, Filling,
-    FullSlot, FullStage, GlobalAddr, Mbarrier, Operand, Order, PendingCopy, PendingProduct, Product,
-    ProductChain, Rows, Shape, SmemAddr, Tensor, TensorBox, Thread, TileLanes, TileLayout, TileThread, Val,
-    Var, Warp, Warpgroup,
+    FullSlot, FullStage, GlobalAddr, Mbarrier, Operand, Order, PendingCopy, PendingProduct, Product, Rows,
+    Shape, SmemAddr, Tensor, TensorBox, Thread, TileLanes, TileLayout, TileThread, Val, Var, Warp, Warpgroup,
 };
 pub use instruction::{Flow, Instruction, Label, Printer};
 pub use interp::{Fault, Global, Lanes, Launch, Machine, Pointer, Profile, Region, Rule, SharedUse, Trap};

@@ -9,7 +9,7 @@ const SCHEDULES: u64 = 12;
 const FENCES: &str = "the next covers it; on the others completes no copy";
 
 /// Probe, start of the mistake, how many such, and why nothing can go wrong.
-const NOT_NEEDED: [(&str, &str, usize, &str); 20] = [
+const NOT_NEEDED: [(&str, &str, usize, &str); 21] = [
     ("cp.async.bulk.tensor load, in the middle", "fence.mbarrier_init", 2, FENCES),
     ("cp.async.bulk.tensor load, before the first row", "fence.mbarrier_init", 2, FENCES),
     ("cp.async.bulk.tensor load, nowhere", "fence.mbarrier_init", 2, FENCES),
@@ -19,6 +19,7 @@ const NOT_NEEDED: [(&str, &str, usize, &str); 20] = [
     ("stores in rings of 3", "mbarrier.try_wait", 2, "it waits twice, to hold the order"),
     ("stores in rings of 1", "bar.warp.sync", 1, "every lane arrives for itself"),
     ("stores in rings of 3", "bar.warp.sync", 1, "every lane arrives for itself"),
+    ("cp.reduce.async.bulk", "bar.sync 0, 128 dropped", 1, "the last: nobody writes any more"),
     ("bar.sync", "bar.sync 0, 128 dropped", 1, "the last: nobody writes any more"),
     ("cp.async in a ring of 1", "bar.sync 0, 64 dropped", 1, "the last take is of an empty group"),
     ("cp.async in a ring of 2", "bar.sync 0, 64 dropped", 1, "the last take is of an empty group"),
@@ -106,7 +107,8 @@ fn mistakes_are_reported_by_the_rule_they_break() {
             "cp.async.commit_group" => &[Rule::InFlight],
             "cp.async.wait_group" => &[Rule::InFlight, Rule::Abandoned],
             "cp.async.bulk.commit_group" => &[Rule::InFlight],
-            "cp.async.bulk.wait_group" | "cp.async.bulk.wait_group.read" => &[Rule::Abandoned],
+            "cp.async.bulk.wait_group" => &[Rule::Abandoned],
+            "cp.async.bulk.wait_group.read" => &[Rule::Abandoned, Rule::InFlight],
             "wgmma.fence.sync.aligned" => &[Rule::MissingFence],
             "wgmma.commit_group.sync.aligned" => &[Rule::InFlight],
             "wgmma.wait_group.sync.aligned" => &[Rule::InFlight, Rule::Abandoned],

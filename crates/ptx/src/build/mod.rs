@@ -23,7 +23,7 @@ pub use scope::{Cta, Thread, Warp};
 pub use tensor::{Tensor, TensorBox};
 pub use tile::{Order, TileLanes, TileLayout, TileThread};
 pub use value::{Operand, Val, Var};
-pub use warpgroup::{BoxTile, Columns, PendingProduct, Product, ProductChain, Rows, Warpgroup};
+pub use warpgroup::{BoxTile, Columns, PendingProduct, Product, Rows, Warpgroup};
 
 use crate::instruction::{Instruction, Label, Line};
 use crate::interp::Region;

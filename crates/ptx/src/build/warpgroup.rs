@@ -8,7 +8,6 @@ use crate::ops::barrier::NamedBarrier;
 use crate::ops::registers::SetRegisters;
 use crate::ops::wgmma::{Left, Major, Tile, Wgmma, WgmmaOrder};
 use crate::types::{B32, Half, U32};
-use std::ops::Range;
 
 /// Each warpgroup: four warps, the first of which has a number divisible by four.
 #[derive(Clone, Copy, Debug)]
@@ -82,6 +81,8 @@ impl<'k> BoxTile<'k> {
 pub enum Rows<'a, 'k> {
     /// 64 rows of a tile.
     Tile(BoxTile<'k>),
+    /// 64 columns of a tile, each of whose rows is a step of the depth: tile^T * b.
+    ColumnsOf(BoxTile<'k>),
     /// Each warp's 16 rows in registers, four for each 16 columns, in the order of [`Acc`]'s.
     Registers(&'a [[Var<'k, B32>; 4]]),
 }
@@ -90,6 +91,7 @@ impl<'k> Rows<'_, 'k> {
     fn left(&self, k16: u32) -> Left {
         match self {
             Rows::Tile(tile) => Left::Tile(tile.by_columns(k16)),
+            Rows::ColumnsOf(tile) => Left::Tile(tile.by_rows(k16)),
             Rows::Registers(pieces) => {
                 Left::Registers([0, 1, 2, 3].map(|i| pieces[k16 as usize][i].in_place()))
             }
@@ -171,28 +173,23 @@ impl<'k> Warpgroup<'k> {
         self.warps().acc(columns)
     }
 
-    /// A product in pieces of its depth, between which the warps do something else.
-    pub fn chain<'a>(self, acc: &'a mut Acc<'k>) -> ProductChain<'a, 'k> {
-        ProductChain { wg: self, acc: Some(acc), pieces: vec![] }
-    }
-
     /// Starts a product, which goes on while the warps do something else. Nobody may touch the accumulator, nor change
     /// its operands, before [`PendingProduct::wait`].
     #[track_caller]
     pub fn multiply<'a>(self, acc: &'a mut Acc<'k>, product: &Product<'_, 'k>) -> PendingProduct<'a, 'k> {
         assert!(product.depth.is_multiple_of(16) && product.depth > 0, "a depth of {}", product.depth);
-        let number = self.start(acc, product, 0..product.depth / 16);
+        let number = self.start(acc, product);
         PendingProduct { builder: self.0, acc: Some(acc), number }
     }
 
-    /// Starts a part of a product, a group of its own: its number.
+    /// Starts a product, a group of its own: its number.
     #[track_caller]
-    fn start(self, acc: &Acc<'k>, product: &Product<'_, 'k>, part: Range<u32>) -> u32 {
+    fn start(self, acc: &Acc<'k>, product: &Product<'_, 'k>) -> u32 {
         self.0.emit(WgmmaOrder::Fence);
         let registers = acc.registers();
         // A thread has two numbers of each 4 columns.
         let at_once = product.columns_at_once.map_or(registers.len(), |columns| columns as usize / 2);
-        for k16 in part {
+        for k16 in 0..product.depth / 16 {
             for (i, acc) in (0..).zip(registers.chunks(at_once)) {
                 let b = match product.columns {
                     Columns::OfRows(tile) => tile.by_columns(k16),
@@ -204,51 +201,6 @@ impl<'k> Warpgroup<'k> {
         }
         self.0.emit(WgmmaOrder::Commit);
         self.0.products.borrow_mut().start()
-    }
-}
-
-/// A product whose pieces are started one by one. It borrows its accumulator.
-#[must_use = "a product must be waited for"]
-#[derive(Debug)]
-pub struct ProductChain<'a, 'k> {
-    wg: Warpgroup<'k>,
-    /// Until it is waited for.
-    acc: Option<&'a mut Acc<'k>>,
-    /// Numbers of those under way.
-    pieces: Vec<u32>,
-}
-
-impl<'a, 'k> ProductChain<'a, 'k> {
-    /// Starts the next piece: so many 16s of the product's depth.
-    #[track_caller]
-    pub fn push(&mut self, product: &Product<'_, 'k>, part: Range<u32>) {
-        assert!(part.end * 16 <= product.depth, "{part:?} of a depth of {}", product.depth);
-        let acc = self.acc.as_deref().expect("it is waited for last");
-        self.pieces.push(self.wg.start(acc, product, part));
-    }
-
-    /// Waits for all pieces but so many of the newest: operands of the others may be overwritten.
-    #[track_caller]
-    pub fn wait_all_but(&mut self, newest: usize) {
-        let done = self.pieces.len().saturating_sub(newest);
-        let Some(last) = self.pieces.drain(..done).next_back() else { return };
-        let newest = self.wg.0.products.borrow_mut().wait(last);
-        self.wg.0.emit(WgmmaOrder::Wait(newest));
-    }
-
-    /// Waits for all pieces. Gives the accumulator back.
-    #[track_caller]
-    pub fn wait(mut self) -> &'a mut Acc<'k> {
-        self.wait_all_but(0);
-        self.acc.take().expect("it is waited for once")
-    }
-}
-
-impl Drop for ProductChain<'_, '_> {
-    fn drop(&mut self) {
-        if self.acc.is_some() && !std::thread::panicking() {
-            panic!("a product was started and never waited for");
-        }
     }
 }
 

@@ -53,6 +53,8 @@ pub(crate) struct BulkStore {
     pub(crate) to: Address,
     pub(crate) from: Address,
     pub(crate) bytes: u32,
+    /// f32 numbers are added to what is there (`cp.reduce.async.bulk`), in no fixed order among blocks.
+    pub(crate) add: bool,
 }
 
 impl Instruction for BulkStore {
@@ -62,7 +64,11 @@ impl Instruction for BulkStore {
 
     fn print(&self, ptx: &mut Printer) {
         let (to, from) = (self.to.text(), self.from.text());
-        ptx.line(format_args!("cp.async.bulk.global.shared::cta.bulk_group {to}, {from}, {}", self.bytes));
+        let (name, what) = if self.add { ("cp.reduce", ".add.f32") } else { ("cp", "") };
+        ptx.line(format_args!(
+            "{name}.async.bulk.global.shared::cta.bulk_group{what} {to}, {from}, {}",
+            self.bytes
+        ));
     }
 
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
@@ -78,12 +84,20 @@ impl Instruction for BulkStore {
             )?;
             machine.block.shared.check_written(from[lane], bytes.len())?;
             for (i, chunk) in bytes.chunks(16).enumerate() {
-                machine.store_global(to[lane] + 16 * i as u64, chunk)?;
+                let to = to[lane] + 16 * i as u64;
+                match self.add {
+                    false => machine.store_global(to, chunk)?,
+                    true => machine.global.add_f32(to, &floats(chunk))?,
+                }
             }
             machine.warp.bulk_uncommitted.push(flight);
         }
         Ok(Flow::Next)
     }
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
 }
 
 /// `cp.async.bulk.commit_group`, and `wait_group` for all.

@@ -1,5 +1,5 @@
 //! Probes of Hopper's barriers and bulk copies.
-use super::{Plan, Probe};
+use super::{Plan, Probe, Words};
 use crate::types::U32;
 
 const THREADS: u32 = 128;
@@ -7,7 +7,7 @@ const STAGE: u32 = 512;
 const ROUNDS: u32 = 7;
 
 pub(super) fn probes() -> Vec<Probe> {
-    vec![barrier(), two_phases(), ring(1), ring(2), ring(3), bulk_store()]
+    vec![barrier(), two_phases(), ring(1), ring(2), ring(3), bulk_store(), bulk_add()]
 }
 
 /// Everybody writes and arrives; everybody waits and reads another warp's word.
@@ -108,5 +108,34 @@ fn bulk_store() -> Probe {
         t.fence_proxy_async();
         cta.sync();
         t.when(t.index().eq(0), |t| t.bulk_store(io.output, smem, 4 * THREADS));
+    })
+}
+
+/// Two blocks add floats, mirrored in shared memory, to the same ones; twice, so that shared memory is used again.
+fn bulk_add() -> Probe {
+    const GRID: u32 = 2;
+    let n = THREADS as usize;
+    let sums = move |input: &[u32]| -> Vec<u32> {
+        let sum =
+            |i: usize| -> f32 { input.chunks_exact(n).map(|block| f32::from_bits(block[n - 1 - i])).sum() };
+        (0..n).map(|i| (2.0 * sum(i)).to_bits()).collect()
+    };
+    let plan = Plan::new("cp.reduce.async.bulk", THREADS).grid(GRID).words(Words::ExactFloats);
+    plan.sizes(n * GRID as usize, n).build(sums, |cta, io| {
+        let t = cta.threads();
+        let smem = cta.smem("words", 4 * THREADS, 16);
+        let own = t.index() * 4;
+        let mirror = t.u32(4 * (THREADS - 1)) - own;
+        let from = io.input.plus((cta.index() * (4 * THREADS) + own).widen());
+        for _ in 0..2 {
+            t.store(smem.plus(mirror), t.load::<U32, 1>(from));
+            t.fence_proxy_async();
+            cta.sync();
+            t.when(t.index().eq(0), |t| {
+                t.bulk_add(io.output, smem, 4 * THREADS);
+                t.wait_stored();
+            });
+            cta.sync();
+        }
     })
 }

@@ -17,6 +17,8 @@ pub(super) fn probes() -> Vec<Probe> {
             (Left::Tile, Right::Plain, 128),
             (Left::Registers, Right::Plain, 96),
             (Left::Registers, Right::OfRows, 16),
+            (Left::Columns, Right::Plain, 64),
+            (Left::Columns, Right::OfRows, 32),
         ] {
             probes.push(product(
                 Case { half, left, right, columns, at_once: None },
@@ -37,6 +39,7 @@ pub(super) fn probes() -> Vec<Probe> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Left {
     Tile,
+    Columns,
     Registers,
 }
 
@@ -91,7 +94,11 @@ impl Case {
                 Right::OfRows => self.value(b, width, column, k),
                 Right::Plain => self.value(b, width, k, column),
             };
-            self.value(a, DEPTH, LEFT_ROWS - 64 + row, k) * b
+            let a = match self.left {
+                Left::Columns => self.value(a, 64, k, row),
+                _ => self.value(a, DEPTH, LEFT_ROWS - 64 + row, k),
+            };
+            a * b
         };
         (0..DEPTH).map(one).sum()
     }
@@ -138,13 +145,15 @@ fn product(case: Case, words: Words, tolerance: Tolerance) -> Probe {
         let (rows, width) = case.right();
         let a = cta.smem("a", LEFT_ROWS * 128 * DEPTH.div_ceil(64), 1024);
         let b = cta.smem("b", rows * 128 * width.div_ceil(64), 1024);
-        fill(t, a, io.input, [LEFT_ROWS, DEPTH]);
+        let left_size = if left == Left::Columns { [DEPTH, 64] } else { [LEFT_ROWS, DEPTH] };
+        fill(t, a, io.input, left_size);
         fill(t, b, io.input.at(4 * a_words as i64), [rows, width]);
         t.fence_proxy_async();
         cta.sync();
         let operand = registers_of(wg, io.input);
         let rows_of = || match left {
             Left::Tile => Rows::Tile(BoxTile::new(a, LEFT_ROWS).from_row(LEFT_ROWS - 64)),
+            Left::Columns => Rows::ColumnsOf(BoxTile::new(a, DEPTH)),
             Left::Registers => Rows::Registers(&operand),
         };
         let tile = BoxTile::new(b, rows);
