@@ -131,6 +131,8 @@ pub enum Config {
     Delta(Common),
     /// dk and dv, and dq in pieces, by blocks that own keys.
     Keys(Common, Tiles, DqSums),
+    /// The same on Hopper.
+    HopperKeys(Common, Warpgroups),
     /// dq by blocks that own queries: the same bits in every run.
     Queries(Common, Tiles),
     /// dq from its sums.
@@ -200,6 +202,7 @@ impl fmt::Display for Config {
             Config::HopperProbs(common, shape) => write!(f, "sf_probs90_{common}{shape}"),
             Config::Delta(common) => write!(f, "sf_delta_{common}"),
             Config::Keys(common, tiles, sums) => write!(f, "sf_bwd_keys_{common}{tiles}{sums}"),
+            Config::HopperKeys(common, shape) => write!(f, "sf_bwd90_keys_{common}{shape}"),
             Config::Queries(common, tiles) => write!(f, "sf_bwd_queries_{common}{tiles}"),
             Config::ConvertDq(common, tiles, sums) => write!(f, "sf_convert_dq_{common}{tiles}{sums}"),
         }
@@ -210,7 +213,10 @@ impl Config {
     /// The shape of its blocks, if it has a choice.
     pub fn tiles(&self) -> Option<&Tiles> {
         match self {
-            Config::Delta(_) | Config::HopperForward(..) | Config::HopperProbs(..) => None,
+            Config::Delta(_)
+            | Config::HopperForward(..)
+            | Config::HopperProbs(..)
+            | Config::HopperKeys(..) => None,
             Config::Forward(_, tiles)
             | Config::Probs(_, tiles)
             | Config::Keys(_, tiles, _)
@@ -230,6 +236,7 @@ impl Config {
             Config::HopperProbs(common, shape) => sm90::probs::kernel(&name, common, shape),
             Config::Delta(common) => sm80::delta::kernel(&name, common),
             Config::Keys(common, tiles, sums) => sm80::backward_keys::kernel(&name, common, tiles, *sums),
+            Config::HopperKeys(common, shape) => sm90::backward::kernel(&name, common, shape),
             Config::Queries(common, tiles) => sm80::backward_queries::kernel(&name, common, tiles),
             Config::ConvertDq(common, tiles, sums) => sm80::convert_dq::kernel(&name, common, tiles, *sums),
         }

@@ -1,5 +1,5 @@
 //! What one call does on a GPU: launches with their arguments. The interpreter and the driver run the same plan.
-use crate::config::{Config, Tiles, Warpgroups};
+use crate::config::{Config, DqSums, Tiles, Warpgroups};
 use crate::parts::args::{DeviceTensor, DropoutArgs, ProblemArgs};
 use crate::parts::copy::Access;
 use crate::select::{Gpu, Select};
@@ -268,24 +268,52 @@ pub fn backward_with(
     let configs = select.backward_with(select.common(problem, half), call.deterministic, tiles);
     let space = Workspace::plan(problem, gpu, call.deterministic);
     let (stats, dq_sums) = (call.workspace, call.workspace + space.dq_sums);
-    let (args, dropout) = (problem_args(problem), dropout_args(problem, call.seed_and_offset_ptr));
-    let list = |own: &dyn Fn(&mut Vec<Arg>)| argument_list(args, own, dropout);
+    let (args_problem, dropout) = (problem_args(problem), dropout_args(problem, call.seed_and_offset_ptr));
+    let list = |own: &dyn Fn(&mut Vec<Arg>)| argument_list(args_problem, own, dropout);
     let mut steps = vec![];
 
     let keep_scale = dropout.map_or(1.0, |d| d.keep_scale);
     let own = |l: &mut Vec<Arg>| DeltaArgs { out, dout, lse, stats, keep_scale }.push(l);
     let rows = heads(problem) * stat_rows(problem);
     let blocks = rows.div_ceil(crate::sm80::delta::ROWS_PER_BLOCK.into());
-    launch(&mut steps, configs.delta, blocks, argument_list(args, &own, None))?;
+    launch(&mut steps, configs.delta, blocks, argument_list(args_problem, &own, None))?;
     let converts = matches!(configs.dq, Config::ConvertDq(..));
     if converts && space.bytes > space.dq_sums {
         steps.push(Step::Zero { ptr: dq_sums, bytes: space.bytes - space.dq_sums });
+    }
+    if tiles.is_none() && select.hopper_takes_backward(call).is_ok() {
+        let (common, shape) = select.hopper_keys(select.common(problem, half));
+        let (queries, keys) = (problem.shape().q(), problem.shape().k());
+        let (rows, key_rows) = (sm90::backward::QUERIES, sm90::backward::KEYS);
+        let args = sm90::backward::KeysArgs {
+            q: tensor_map(q, queries, rows),
+            k: tensor_map(k, keys, key_rows),
+            v: tensor_map(v, keys, key_rows),
+            dout: tensor_map(dout, queries, rows),
+            dk: tensor_map(dk, keys, rows),
+            dv: tensor_map(dv, keys, rows),
+            stats,
+            dq_sums,
+        };
+        let own = |l: &mut Vec<Arg>| args.push(l);
+        let blocks = (keys[0] * keys[2]) as u64 * (keys[1] as u64).div_ceil(key_rows.into());
+        launch(&mut steps, Config::HopperKeys(common, shape), blocks, list(&own))?;
+        let tiles = Tiles { step: rows, ..*configs.keys.tiles().expect("it has a step") };
+        let config = Config::ConvertDq(common, tiles, DqSums::Wide);
+        let own = |l: &mut Vec<Arg>| ConvertDqArgs { dq, dq_sums, keep_scale }.push(l);
+        launch(&mut steps, config, dq_blocks(problem, &config), argument_list(args_problem, &own, None))?;
+        return Ok(steps);
     }
     let own = |l: &mut Vec<Arg>| KeysArgs { q, k, v, dout, dk, dv, stats, dq_sums }.push(l);
     launch(&mut steps, configs.keys, key_blocks(problem, &configs.keys), list(&own))?;
     if converts {
         let own = |l: &mut Vec<Arg>| ConvertDqArgs { dq, dq_sums, keep_scale }.push(l);
-        launch(&mut steps, configs.dq, dq_blocks(problem, &configs.dq), argument_list(args, &own, None))?;
+        launch(
+            &mut steps,
+            configs.dq,
+            dq_blocks(problem, &configs.dq),
+            argument_list(args_problem, &own, None),
+        )?;
     } else {
         let own = |l: &mut Vec<Arg>| QueriesArgs { q, k, v, dout, dq, stats }.push(l);
         launch(&mut steps, configs.dq, query_blocks(problem, &configs.dq), list(&own))?;
@@ -435,6 +463,13 @@ impl Workspace {
             }
             _ => 0,
         };
+        // Hopper's kernel may take the call, and has larger tiles.
+        let hopper = || {
+            let (common, shape) = select.hopper_keys(select.common(problem, Half::Bf16));
+            heads(problem) * query_steps(problem, shape.step) * u64::from(4 * shape.step * common.head_dim)
+        };
+        let of_hopper = gpu.is_hopper() && !deterministic && problem.shape().head_dim <= 128;
+        let sums = if of_hopper { sums.max(hopper()) } else { sums };
         Workspace { dq_sums: stats, bytes: stats + sums }
     }
 }

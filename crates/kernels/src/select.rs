@@ -6,7 +6,7 @@
 use crate::DeviceTensor;
 use crate::config::{Common, Config, DqSums, Tiles, Warpgroups};
 use crate::parts::copy::Access;
-use crate::plan::{ForwardCall, ForwardShape};
+use crate::plan::{BackwardCall, ForwardCall, ForwardShape};
 use signflash_core::{Dtype, KeepRule, Problem};
 use signflash_ptx::Half;
 use std::fmt;
@@ -271,24 +271,7 @@ impl Select {
         if call.problem.keep_rule().is_some_and(|rule| !rule.first_row().is_multiple_of(16)) {
             return Err("the shard starts inside a block of 16 rows of the mask".into());
         }
-        if !shape.head_dim.is_multiple_of(8) {
-            return Err(format!("head_dim is {}, and rows are written in pieces of 8", shape.head_dim));
-        }
-        for (name, tensor, [batch, seqlen, heads, columns]) in tensors {
-            if [batch, seqlen, heads, columns].contains(&0) {
-                return Err(format!("{name} is empty"));
-            }
-            if !tensor.is_aligned() {
-                return Err(format!("the rows of {name} do not all start at multiples of 16 bytes"));
-            }
-            let used =
-                [(batch, tensor.batch_stride), (seqlen, tensor.row_stride), (heads, tensor.head_stride)];
-            let unfit = |(size, stride): &(usize, u64)| *size > 1 && !(1..1 << 39).contains(stride);
-            if let Some((_, stride)) = used.into_iter().find(unfit) {
-                return Err(format!("{name} has a stride of {stride} elements"));
-            }
-        }
-        Ok(())
+        copy_engine_takes(shape.head_dim, &tensors)
     }
 
     /// Whether Hopper's kernel writes probs, where its forward computes a call.
@@ -329,6 +312,50 @@ impl Select {
         Config::Probs(common, self.tiles(QUERIES, common, smem))
     }
 
+    /// Whether Hopper's kernels take a backward's tensors.
+    ///
+    /// # Errors
+    /// What they do not take, in words.
+    pub(crate) fn hopper_takes_backward(&self, call: &BackwardCall<'_>) -> Result<(), String> {
+        let shape = call.problem.shape();
+        if !self.gpu.is_hopper() || call.deterministic || shape.head_dim > 128 {
+            return Err("not this backward".into());
+        }
+        if call.problem.keep_rule().is_some_and(|rule| !rule.first_column().is_multiple_of(32)) {
+            return Err("the shard starts inside a block of 32 columns of the mask".into());
+        }
+        if !call.workspace.is_multiple_of(16) {
+            return Err("the workspace does not start at a multiple of 16 bytes".into());
+        }
+        let tensors = [
+            ("q", call.q, shape.q()),
+            ("k", call.k, shape.k()),
+            ("v", call.v, shape.k()),
+            ("dout", call.dout, shape.q()),
+            ("dk", call.dk, shape.k()),
+            ("dv", call.dv, shape.k()),
+        ];
+        copy_engine_takes(shape.head_dim, &tensors)
+    }
+
+    /// Hopper's pass over keys: what it shares with others, and its shape.
+    pub(crate) fn hopper_keys(&self, common: Common) -> (Common, Warpgroups) {
+        let head_dim = common.head_dim.next_multiple_of(64);
+        let (drawers, registers) = if common.dropout { (1, 208) } else { (0, 232) };
+        let shape = Warpgroups {
+            groups: 2,
+            drawers,
+            step: crate::sm90::backward::QUERIES,
+            stages: 2,
+            flag_stages: if common.dropout { 2 } else { 0 },
+            registers,
+            turns: false,
+            early: 0,
+            out_in_q: false,
+        };
+        (Common { head_dim, full_width: false, ..common }, shape)
+    }
+
     /// The backward's kernels.
     pub fn backward(&self, common: Common, deterministic: bool) -> BackwardConfigs {
         self.backward_with(common, deterministic, None)
@@ -360,6 +387,27 @@ impl Select {
         };
         BackwardConfigs { delta: Config::Delta(common), keys: Config::Keys(common, tiles, sums), dq }
     }
+}
+
+/// Whether the copy engine takes tensors.
+fn copy_engine_takes(head_dim: usize, tensors: &[(&str, DeviceTensor, [usize; 4])]) -> Result<(), String> {
+    if !head_dim.is_multiple_of(8) {
+        return Err(format!("head_dim is {}, and rows are written in pieces of 8", head_dim));
+    }
+    for (name, tensor, [batch, seqlen, heads, columns]) in tensors.iter().copied() {
+        if [batch, seqlen, heads, columns].contains(&0) {
+            return Err(format!("{name} is empty"));
+        }
+        if !tensor.is_aligned() {
+            return Err(format!("the rows of {name} do not all start at multiples of 16 bytes"));
+        }
+        let used = [(batch, tensor.batch_stride), (seqlen, tensor.row_stride), (heads, tensor.head_stride)];
+        let unfit = |(size, stride): &(usize, u64)| *size > 1 && !(1..1 << 39).contains(stride);
+        if let Some((_, stride)) = used.into_iter().find(unfit) {
+            return Err(format!("{name} has a stride of {stride} elements"));
+        }
+    }
+    Ok(())
 }
 
 /// The 16-bit format of a dtype, if it is one.

@@ -1,5 +1,6 @@
 //! Kernels for Hopper alone: wgmma, the copy engine, warpgroups with roles.
 
+pub(crate) mod backward;
 mod flags;
 pub(crate) mod forward;
 mod load;
