@@ -10,8 +10,8 @@
 use signflash_core::{Dropout, Problem, Shape};
 use signflash_cuda::{CudaEngine, Device, DeviceBuffer, Event};
 use signflash_kernels::{
-    BackwardCall, DeviceTensor, ForwardCall, ForwardShape, Half, Step, Tiles, Warpgroups, backward_with,
-    choose_forward, forward_with,
+    BackwardCall, BackwardShape, DeviceTensor, ForwardCall, ForwardShape, Half, Step, Tiles, Warpgroups,
+    backward_with, choose_backward, choose_forward, forward_with, portable_backward,
 };
 use std::error::Error;
 use std::io::BufRead;
@@ -56,6 +56,8 @@ struct Trial {
     /// Of the forward's kernel, or of the backward's pass over keys.
     tiles: Option<Tiles>,
     hopper: Option<Warpgroups>,
+    /// The table's tiles of the portable kernel.
+    portable: bool,
 }
 
 impl Trial {
@@ -97,6 +99,7 @@ impl Trial {
             dropout: has("drop"),
             tiles,
             hopper,
+            portable: has("portable"),
         })
     }
 
@@ -221,7 +224,13 @@ impl Bench {
             deterministic,
             seed_and_offset_ptr,
         };
-        Ok(backward_with(&call, gpu, trial.tiles)?)
+        let portable = trial.tiles.map(BackwardShape::Portable);
+        let shape = trial.hopper.map(BackwardShape::Hopper).or(portable);
+        let default = || match trial.portable {
+            true => portable_backward(&call, gpu),
+            false => choose_backward(&call, gpu).shape,
+        };
+        Ok(backward_with(&call, gpu, shape.unwrap_or_else(default))?)
     }
 }
 

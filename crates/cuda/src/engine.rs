@@ -11,7 +11,7 @@ use crate::workspace::Workspace;
 use cudarc::driver::sys;
 use signflash_core::{Dtype, Problem, ProblemError};
 use signflash_kernels::{
-    BackwardCall, Config, ForwardCall, ForwardChoice, ForwardShape, Gpu, Step, TooManyBlocks,
+    BackwardCall, BackwardChoice, BackwardShape, Config, ForwardCall, ForwardChoice, ForwardShape, Gpu, Step, TooManyBlocks,
 };
 use std::sync::{Arc, Once};
 
@@ -149,11 +149,18 @@ impl CudaEngine {
             return signflash_kernels::portable_forward(call, self.gpu());
         }
         let ForwardChoice { shape, not_hopper } = signflash_kernels::choose_forward(call, self.gpu());
-        if let Some(reason) = not_hopper {
-            SAID.call_once(|| {
-                log::warn!("{reason}: the portable kernels compute such calls, at half the speed")
-            });
+        not_hopper.inspect(|reason| SAID.call_once(|| say_portable("forwards", reason)));
+        shape
+    }
+
+    /// The backward's, likewise.
+    fn backward_shape(&self, call: &BackwardCall<'_>) -> BackwardShape {
+        static SAID: Once = Once::new();
+        if self.portable {
+            return signflash_kernels::portable_backward(call, self.gpu());
         }
+        let BackwardChoice { shape, not_hopper } = signflash_kernels::choose_backward(call, self.gpu());
+        not_hopper.inspect(|reason| SAID.call_once(|| say_portable("backwards", reason)));
         shape
     }
 
@@ -165,7 +172,7 @@ impl CudaEngine {
     /// # Safety
     /// As [`forward_on`](Self::forward_on); the workspace is written.
     pub unsafe fn backward_on(&self, stream: &Stream, call: &BackwardCall<'_>) -> Result<(), EngineError> {
-        let steps = signflash_kernels::backward(call, self.gpu())?;
+        let steps = signflash_kernels::backward_with(call, self.gpu(), self.backward_shape(call))?;
         // SAFETY: the plan reads and writes the call's tensors and workspace, for which the caller answers.
         Ok(unsafe { self.run(stream, &steps) }?)
     }
@@ -200,6 +207,10 @@ impl CudaEngine {
     pub(crate) fn workspace(&self, bytes: u64) -> Result<Workspace<'_>, CudaError> {
         Workspace::new(&self.stream, bytes as usize)
     }
+}
+
+fn say_portable(passes: &str, reason: &str) {
+    log::warn!("{reason}: the portable kernels compute such {passes}, at half the speed");
 }
 
 /// A kernel's text, and what launches it.

@@ -54,6 +54,7 @@ fn main() {
         Some("queries") => Config::Queries(common, tiles),
         Some("convert") => Config::ConvertDq(common, tiles, sums),
         Some("hopper") => Config::HopperForward(common, groups),
+        Some("hopperkeys") => Config::HopperKeys(common, groups),
         _ => Config::Forward(common, tiles),
     };
     print!("{}", config.kernel().ptx());

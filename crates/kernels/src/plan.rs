@@ -245,26 +245,71 @@ pub fn backward_workspace_bytes(problem: &Problem, gpu: Gpu, deterministic: bool
     Workspace::plan(problem, gpu, deterministic).bytes
 }
 
+/// Which kernel computes a backward's pass over keys, and in what shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackwardShape {
+    /// The one that every GPU since Ampere runs.
+    Portable(Tiles),
+    /// Hopper's.
+    Hopper(Warpgroups),
+}
+
+/// The tables' answer for a backward.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackwardChoice {
+    /// The kernel and its shape.
+    pub shape: BackwardShape,
+    /// On Hopper, what about the call its own kernels do not take, if so.
+    pub not_hopper: Option<String>,
+}
+
+/// Which kernel computes a call's backward.
+pub fn choose_backward(call: &BackwardCall<'_>, gpu: Gpu) -> BackwardChoice {
+    let select = Select { gpu, access: backward_access(call) };
+    let taken = select.hopper_takes_backward(call);
+    let shape = match taken {
+        Ok(()) => BackwardShape::Hopper(select.hopper_keys(select.common(call.problem, call.half)).1),
+        Err(_) => portable_backward(call, gpu),
+    };
+    BackwardChoice { shape, not_hopper: taken.err().filter(|_| gpu.is_hopper()) }
+}
+
+/// The portable kernel for a call's backward.
+pub fn portable_backward(call: &BackwardCall<'_>, gpu: Gpu) -> BackwardShape {
+    let select = Select { gpu, access: backward_access(call) };
+    let configs = select.backward(select.common(call.problem, call.half), call.deterministic);
+    BackwardShape::Portable(*configs.keys.tiles().expect("the portable pass has tiles"))
+}
+
+fn backward_access(BackwardCall { q, k, v, out, dout, dq, dk, dv, .. }: &BackwardCall<'_>) -> Access {
+    access(&[*q, *k, *v, *out, *dout, *dq, *dk, *dv])
+}
+
 /// The steps of a backward.
 ///
 /// # Errors
 /// [`TooManyBlocks`].
 pub fn backward(call: &BackwardCall<'_>, gpu: Gpu) -> Result<Vec<Step>, TooManyBlocks> {
-    backward_with(call, gpu, None)
+    backward_with(call, gpu, choose_backward(call, gpu).shape)
 }
 
-/// The same with other tiles than the table's for the pass over keys, to find better ones. Their step must be that of
-/// the table for the workspace to suffice, or smaller and a power of two.
+/// The same with a kernel and shape of the caller's choice for the pass over keys: to find better ones, or to do without
+/// Hopper's. Portable tiles must have the step of the table's for the workspace to suffice, or a smaller power of two; a
+/// shape of Hopper's must be for a call that [`choose_backward`] would give one.
 ///
 /// # Errors
 /// [`TooManyBlocks`].
 pub fn backward_with(
     call: &BackwardCall<'_>,
     gpu: Gpu,
-    tiles: Option<Tiles>,
+    shape: BackwardShape,
 ) -> Result<Vec<Step>, TooManyBlocks> {
+    let tiles = match shape {
+        BackwardShape::Portable(tiles) => Some(tiles),
+        BackwardShape::Hopper(_) => None,
+    };
     let BackwardCall { problem, half, q, k, v, out, lse, dout, dq, dk, dv, .. } = *call;
-    let select = Select { gpu, access: access(&[q, k, v, out, dout, dq, dk, dv]) };
+    let select = Select { gpu, access: backward_access(call) };
     let configs = select.backward_with(select.common(problem, half), call.deterministic, tiles);
     let space = Workspace::plan(problem, gpu, call.deterministic);
     let (stats, dq_sums) = (call.workspace, call.workspace + space.dq_sums);
@@ -281,8 +326,8 @@ pub fn backward_with(
     if converts && space.bytes > space.dq_sums {
         steps.push(Step::Zero { ptr: dq_sums, bytes: space.bytes - space.dq_sums });
     }
-    if tiles.is_none() && select.hopper_takes_backward(call).is_ok() {
-        let (common, shape) = select.hopper_keys(select.common(problem, half));
+    if let BackwardShape::Hopper(shape) = shape {
+        let (common, _) = select.hopper_keys(select.common(problem, half));
         let (queries, keys) = (problem.shape().q(), problem.shape().k());
         let (rows, key_rows) = (sm90::backward::QUERIES, sm90::backward::KEYS);
         let args = sm90::backward::KeysArgs {

@@ -319,7 +319,7 @@ impl Select {
     pub(crate) fn hopper_takes_backward(&self, call: &BackwardCall<'_>) -> Result<(), String> {
         let shape = call.problem.shape();
         if !self.gpu.is_hopper() || call.deterministic || shape.head_dim > 128 {
-            return Err("not this backward".into());
+            return Err("it is for Hopper, head_dim up to 128, and adds to dq in any order".into());
         }
         if call.problem.keep_rule().is_some_and(|rule| !rule.first_column().is_multiple_of(32)) {
             return Err("the shard starts inside a block of 32 columns of the mask".into());
@@ -339,9 +339,9 @@ impl Select {
     }
 
     /// Hopper's pass over keys: what it shares with others, and its shape.
-    pub(crate) fn hopper_keys(&self, common: Common) -> (Common, Warpgroups) {
+    pub fn hopper_keys(&self, common: Common) -> (Common, Warpgroups) {
         let head_dim = common.head_dim.next_multiple_of(64);
-        let (drawers, registers) = if common.dropout { (1, 208) } else { (0, 232) };
+        let (drawers, registers) = if common.dropout { (1, 224) } else { (0, 232) };
         let shape = Warpgroups {
             groups: 2,
             drawers,

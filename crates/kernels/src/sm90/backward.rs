@@ -137,19 +137,6 @@ impl<'k> Smem<'k> {
     }
 }
 
-/// Shared memory that a block asks for, at most.
-pub(crate) fn smem_bytes(common: &Common, shape: &Warpgroups) -> u32 {
-    let queries = shape.stages * (2 * rows_bytes(common, QUERIES) + QUERIES * STAT_BYTES);
-    let flags = if common.dropout { shape.flag_stages * KEYS / 16 * (QUERIES / 32) * FLAG_BYTES } else { 0 };
-    let barriers_and_gaps = 2048;
-    2 * rows_bytes(common, KEYS)
-        + queries
-        + flags
-        + 2 * DS_BYTES
-        + 4 * QUERIES * common.head_dim
-        + barriers_and_gaps
-}
-
 struct Block<'a, 'k> {
     cta: Cta<'k>,
     common: &'a Common,
