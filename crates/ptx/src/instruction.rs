@@ -39,6 +39,8 @@ pub enum Flow {
     Goto(Label),
     /// Waits, and then tries the same instruction again. The words say for what, in a deadlock's report.
     Park(String),
+    /// The same, for what another block does.
+    Await(String),
     /// Is done.
     Exit,
 }

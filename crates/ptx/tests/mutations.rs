@@ -9,7 +9,8 @@ const SCHEDULES: u64 = 12;
 const FENCES: &str = "the next covers it; on the others completes no copy";
 
 /// Probe, start of the mistake, how many such, and why nothing can go wrong.
-const NOT_NEEDED: [(&str, &str, usize, &str); 21] = [
+const NOT_NEEDED: [(&str, &str, usize, &str); 22] = [
+    ("counters between blocks", "ld.acquire", 1, "the order of additions alone; the last test here tells"),
     ("cp.async.bulk.tensor load, in the middle", "fence.mbarrier_init", 2, FENCES),
     ("cp.async.bulk.tensor load, before the first row", "fence.mbarrier_init", 2, FENCES),
     ("cp.async.bulk.tensor load, nowhere", "fence.mbarrier_init", 2, FENCES),
@@ -112,6 +113,7 @@ fn mistakes_are_reported_by_the_rule_they_break() {
             "wgmma.fence.sync.aligned" => &[Rule::MissingFence],
             "wgmma.commit_group.sync.aligned" => &[Rule::InFlight],
             "wgmma.wait_group.sync.aligned" => &[Rule::InFlight, Rule::Abandoned],
+            "red.release.gpu.global.add.u32" => &[Rule::Deadlock],
             "bar.arrive" => &[Rule::Deadlock, Rule::Barrier],
             "fence.proxy.async.shared::cta" => &[Rule::MissingFence],
             "mbarrier.init.shared.b64" => &[
@@ -134,4 +136,17 @@ fn mistakes_are_reported_by_the_rule_they_break() {
             .any(|name| report.contains(name));
         assert!(names_it, "{report}");
     }
+}
+
+#[test]
+fn blocks_that_do_not_wait_for_each_other_add_in_any_order() {
+    let probe = probe::named("counters between blocks").unwrap();
+    let input = probe.input(1);
+    let wait = probe.kernel.mutations().iter().position(|m| m.to_string().starts_with("ld.acquire")).unwrap();
+    let sum = |kernel: signflash_ptx::Kernel, seed| probe.interpret_kernel(&kernel, &input, seed).unwrap()[0];
+    let own = || probe::named(&probe.name).unwrap().kernel;
+    let without = || own().mutate(own().mutations().swap_remove(wait));
+    let right = 1f32.to_bits();
+    assert!((0..SCHEDULES).all(|seed| sum(own(), seed) == right));
+    assert!((0..SCHEDULES).any(|seed| sum(without(), seed) != right));
 }

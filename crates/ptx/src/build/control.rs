@@ -40,9 +40,13 @@ impl Builder {
         self.place(top);
         let cond = cond();
         self.emit(While { cond: cond.src, exit });
-        let products = self.products.borrow().is_empty();
+        let products = self.products.borrow().under_way();
         body();
-        assert_eq!(products, self.products.borrow().is_empty(), "a loop leaves a product under way");
+        assert_eq!(
+            products,
+            self.products.borrow().under_way(),
+            "a loop changes how many products are under way"
+        );
         assert_eq!(before, self.copies.borrow().state(), "a loop changes which copies are in flight");
         self.emit(Again { top });
         self.place(exit);

@@ -9,6 +9,7 @@ use crate::ops::alu::MOV32;
 use crate::ops::ldmatrix::LoadMatrices;
 use crate::ops::mma::Mma;
 use crate::ops::movmatrix::Transpose;
+use crate::ops::stmatrix::StoreMatrices;
 use crate::types::{B32, F32, Half, Reg, Src, Width};
 
 /// A 16-row accumulator of a warp in f32, `8 * groups` columns wide.
@@ -95,6 +96,27 @@ impl<'k> Warp<'k> {
         let from = from.address();
         self.0.emit(LoadMatrices { dst, from, transposed });
         dst.map(|reg| Val::new(self.0, Src::Reg(reg)))
+    }
+
+    /// Stores what [`load_matrices`](Self::load_matrices) of the same place would load.
+    #[track_caller]
+    pub fn store_matrices(
+        self,
+        lanes: &TileLanes<'k>,
+        tile: SmemAddr<'k>,
+        row: u32,
+        col16: u32,
+        matrices: [Val<'k, B32>; 4],
+    ) {
+        self.store_matrices_at(lanes.matrices(tile, row, col16), false, matrices);
+    }
+
+    /// Stores four matrices, lane l giving the address of row l % 8 of matrix l / 8. A lane holds two neighbours of row
+    /// lane / 4 of each; transposed, of column lane / 4. As all stores it needs a barrier before other lanes read.
+    #[track_caller]
+    pub fn store_matrices_at(self, to: SmemAddr<'k>, transposed: bool, matrices: [Val<'k, B32>; 4]) {
+        let to = to.address();
+        self.0.emit(StoreMatrices { src: matrices.map(|v| v.src), to, transposed });
     }
 
     /// An 8x8 matrix of 16-bit numbers, a lane holding two neighbours of row lane / 4: its transpose.

@@ -36,10 +36,24 @@ impl<'k> Cta<'k> {
         self.bulk_rings(name, 1, [stages, stage_bytes], readers)
     }
 
+    /// The same for readers of which some load for themselves what the copies bring, instead of leaving it to products:
+    /// every lane arrives when it has read, as for [`stage_rings`](Self::stage_rings).
+    #[track_caller]
+    pub fn bulk_ring_for_lanes(
+        self,
+        name: &str,
+        stages: u32,
+        stage_bytes: u32,
+        readers: u32,
+    ) -> BulkRing<'k> {
+        let by_lane = ByLane { writers: false, readers: true };
+        self.rings(name, 1, [stages, stage_bytes], [1, 32 * readers], by_lane)
+    }
+
     /// `count` such rings of `[stages, stage_bytes]` each, to be told apart by [`BulkRing::nth`].
     #[track_caller]
     pub fn bulk_rings(self, name: &str, count: u32, sizes: [u32; 2], readers: u32) -> BulkRing<'k> {
-        self.rings(name, count, sizes, [1, readers], false)
+        self.rings(name, count, sizes, [1, readers], ByLane { writers: false, readers: false })
     }
 
     /// `stages` pieces of shared memory, filled by `writers` warps with ordinary stores and read by `readers` warps.
@@ -68,7 +82,8 @@ impl<'k> Cta<'k> {
         writers: u32,
         readers: u32,
     ) -> BulkRing<'k> {
-        self.rings(name, count, sizes, [32 * writers, 32 * readers], true)
+        let by_lane = ByLane { writers: true, readers: true };
+        self.rings(name, count, sizes, [32 * writers, 32 * readers], by_lane)
     }
 
     #[track_caller]
@@ -78,7 +93,7 @@ impl<'k> Cta<'k> {
         count: u32,
         [stages, stage_bytes]: [u32; 2],
         [fulls, empties]: [u32; 2],
-        by_lane: bool,
+        by_lane: ByLane,
     ) -> BulkRing<'k> {
         assert!(stage_bytes.is_multiple_of(16), "a stage has whole pieces of 16 bytes");
         BulkRing {
@@ -87,6 +102,7 @@ impl<'k> Cta<'k> {
             empty: self.mbarriers(&format!("{name}_empty"), count * stages, empties),
             stages,
             stage_bytes,
+            copied_bytes: stage_bytes,
             by_lane,
         }
     }
@@ -127,8 +143,16 @@ pub struct BulkRing<'k> {
     empty: Mbarrier<'k>,
     stages: u32,
     stage_bytes: u32,
-    /// Whether every lane arrives, or one for its warp.
-    by_lane: bool,
+    /// What bulk copies bring of a stage.
+    copied_bytes: u32,
+    by_lane: ByLane,
+}
+
+/// Whether every lane arrives, or one for its warp.
+#[derive(Clone, Copy, Debug)]
+struct ByLane {
+    writers: bool,
+    readers: bool,
 }
 
 /// A place in the ring: the stage, and the parity that flips whenever the stages have been gone through.
@@ -175,6 +199,12 @@ impl<'k> BulkRing<'k> {
         BulkRing { data, full: self.full.nth(first), empty: self.empty.nth(first), ..self }
     }
 
+    /// The same, with stages of which bulk copies bring only so many bytes.
+    pub fn with_copies_of(self, bytes: u32) -> Self {
+        assert!(bytes <= self.stage_bytes, "{bytes} bytes for stages of {}", self.stage_bytes);
+        BulkRing { copied_bytes: bytes, ..self }
+    }
+
     /// Where the first stage is.
     pub fn data(self) -> SmemAddr<'k> {
         self.data
@@ -205,20 +235,30 @@ impl<'k> BulkRingProducer<'k> {
     /// Waits until the next stage is empty and starts to fill it from one contiguous piece of memory, 16-byte aligned.
     #[track_caller]
     pub fn fill(&mut self, t: Thread<'k>, from: GlobalAddr<'k>) {
-        let bytes = self.ring.stage_bytes;
-        self.fill_by(t, |filling| {
-            let (to, barrier) = (filling.at.address(), filling.barrier());
-            t.0.emit(BulkLoad { to, from: from.address(), bytes, barrier });
-        });
+        let bytes = self.ring.copied_bytes;
+        self.fill_by(t, |filling| filling.load_bytes(t, 0, from, bytes));
     }
 
     /// Waits until the next stage is empty and starts the copies that `copy` asks for, which together bring as many
-    /// bytes as a stage has.
+    /// bytes as a stage has, or as [`BulkRing::with_copies_of`] says.
     #[track_caller]
     pub fn fill_by(&mut self, t: Thread<'k>, copy: impl FnOnce(Filling<'k>)) {
         let filling = self.begin(t);
-        filling.full.arrive_expecting(t, self.ring.stage_bytes);
+        filling.full.arrive_expecting(t, self.ring.copied_bytes);
         copy(filling);
+        self.position.advance(self.ring.stages);
+    }
+
+    /// The same by a warp that has more to do: all lanes wait, and lane 0 copies.
+    #[track_caller]
+    pub fn fill_by_warp(&mut self, warp: Warp<'k>, copy: impl FnOnce(Thread<'k>, Filling<'k>)) {
+        let t = warp.threads();
+        let filling = self.begin(t);
+        t.when(t.lane().eq(0), |t| {
+            filling.full.arrive_expecting(t, self.ring.copied_bytes);
+            copy(t, filling);
+        });
+        warp.sync();
         self.position.advance(self.ring.stages);
     }
 
@@ -229,7 +269,7 @@ impl<'k> BulkRingProducer<'k> {
         let t = warp.threads();
         let fillings: Vec<Filling<'k>> = rings.iter().map(|ring| ring.begin(t)).collect();
         let stages: Vec<SmemAddr<'k>> = fillings.iter().map(|filling| filling.at).collect();
-        assert!(rings.iter().all(|ring| ring.ring.by_lane), "a ring that is filled by bulk copies");
+        assert!(rings.iter().all(|ring| ring.ring.by_lane.writers), "a ring that is filled by bulk copies");
         write(&stages);
         fillings.iter().for_each(|filling| filling.full.arrive(t));
         rings.iter().for_each(|ring| ring.position.advance(ring.ring.stages));
@@ -256,6 +296,13 @@ impl<'k> Filling<'k> {
         self.at
     }
 
+    /// Brings contiguous bytes, a multiple of 16 as their place, to so many bytes behind the stage's start.
+    #[track_caller]
+    pub fn load_bytes(&self, t: Thread<'k>, offset: u32, from: GlobalAddr<'k>, bytes: u32) {
+        let (to, barrier) = (self.at.at(offset).address(), self.barrier());
+        t.0.emit(BulkLoad { to, from: from.address(), bytes, barrier });
+    }
+
     pub(super) fn barrier(&self) -> crate::ops::memory::Address {
         self.full.at.address()
     }
@@ -269,6 +316,12 @@ pub struct BulkRingConsumer<'k> {
 }
 
 impl<'k> BulkRingConsumer<'k> {
+    /// Goes on to the stage after the next, which somebody else reads.
+    #[track_caller]
+    pub fn skip(&mut self) {
+        self.position.advance(self.ring.stages);
+    }
+
     /// Waits until the next stage is full. It borrows the ring: one stage is read at a time.
     #[track_caller]
     pub fn wait(&mut self, warp: Warp<'k>) -> FullStage<'_, 'k> {
@@ -320,7 +373,7 @@ impl<'k> FullStage<'_, 'k> {
     pub fn release_products(mut self, warp: Warp<'k>) {
         self.released = true;
         let (t, empty) = (warp.threads(), self.consumer.ring.empty.nth(self.stage));
-        match self.consumer.ring.by_lane {
+        match self.consumer.ring.by_lane.readers {
             true => empty.arrive(t),
             false => t.when(t.lane().eq(0), |t| empty.arrive(t)),
         }

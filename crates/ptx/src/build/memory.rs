@@ -2,6 +2,7 @@
 use super::scope::Thread;
 use super::value::{Operand, Val};
 use crate::ops::atomic::AddFloats;
+use crate::ops::counter::{CounterAdvance, CounterWait};
 use crate::ops::cp_async::CopyAsync;
 use crate::ops::memory::{Address, Load, Space, Store, Unit};
 use crate::types::{B32, F32, Reg, Src, Ty, U32, U64, Width};
@@ -135,6 +136,21 @@ impl<'k> Thread<'k> {
     pub fn add_floats<const N: usize>(self, to: GlobalAddr<'k>, values: [Val<'k, F32>; N]) {
         assert!(matches!(N, 1 | 2 | 4), "one, two or four floats are added at once");
         self.0.emit(AddFloats { to: to.address(), src: values.iter().map(|v| v.src).collect() });
+    }
+
+    /// Counts one more in global memory (u32). Who [waits](Self::wait_counter) for it finds there what this thread has
+    /// written before, and what [`wait_written`](Self::wait_written) has waited for.
+    #[track_caller]
+    pub fn advance_counter(self, counter: GlobalAddr<'k>) {
+        self.0.emit(CounterAdvance { counter: counter.address() });
+    }
+
+    /// Waits until a counter is at least so much. That is for blocks that have started when this one does or end without
+    /// it: those of lower numbers.
+    #[track_caller]
+    pub fn wait_counter(self, counter: GlobalAddr<'k>, at_least: Val<'k, U32>) {
+        let number = self.0.register(Width::Pred).index; // any number that is used once
+        self.0.emit(CounterWait { counter: counter.address(), at_least: at_least.src, number });
     }
 
     /// Starts to copy 16 bytes, or to write zeros where `real` is false; nothing is read there. The data may be

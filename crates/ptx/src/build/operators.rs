@@ -1,8 +1,23 @@
 //! Arithmetic on values: operators where Rust has them, methods elsewhere. One row of the table each.
 use super::value::{Operand, Val};
 use crate::ops::alu;
-use crate::types::{B32, F32, Half, Pred, S32, U32, U64};
+use crate::types::{B32, F32, Half, Pred, S32, Src, U32, U64};
 use std::ops::{Add, BitAnd, BitOr, BitXor, Div, Mul, Neg, Not, Shl, Shr, Sub};
+
+impl<'k, R: Operand<'k, U32>> Div<R> for Val<'k, U32> {
+    type Output = Val<'k, U32>;
+    /// By a power of two that is known now it is a shift: ptxas makes a long division of it where the dividend is the same
+    /// for all lanes.
+    #[track_caller]
+    fn div(self, rhs: R) -> Self::Output {
+        match rhs.src() {
+            Src::Imm(divisor) if divisor.is_power_of_two() => {
+                self.binary(alu::SHR, Src::Imm(divisor.trailing_zeros().into()))
+            }
+            src => self.binary(alu::DIV, src),
+        }
+    }
+}
 
 macro_rules! operators {
     ($($trait:ident $method:ident $ty:ident $rhs:ident $row:ident;)*) => {$(
@@ -19,7 +34,6 @@ operators! {
     Add add U32 U32 ADD;
     Sub sub U32 U32 SUB;
     Mul mul U32 U32 MUL;
-    Div div U32 U32 DIV;
     Add add S32 S32 ADD;
     Sub sub S32 S32 SUB;
     Shr shr S32 U32 SHR_S;

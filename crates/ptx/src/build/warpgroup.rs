@@ -30,7 +30,7 @@ pub struct BoxTile<'k> {
     rows: u32,
     /// The first row that is meant.
     first_row: u32,
-    /// Boxes before the first that is meant, in units of 16 bytes.
+    /// What comes before the first column that is meant, in units of 16 bytes.
     skipped: u32,
 }
 
@@ -63,10 +63,12 @@ impl<'k> BoxTile<'k> {
         Tile { start: self.start.src, offset, piece: self.rows * ROW, major: Major::Depth }
     }
 
-    /// The columns from this one on, a multiple of 64.
-    fn skip_columns(self, column: u32) -> Self {
-        assert!(column.is_multiple_of(64), "boxes have 64 columns: {column}");
-        BoxTile { skipped: self.skipped + column / 64 * self.rows * ROW, ..self }
+    /// From this column on, a multiple of 8, for a tile whose rows are the depth. What is taken of it must end in the
+    /// same box, or start with one.
+    pub fn from_column(self, column: u32) -> Self {
+        assert!(column.is_multiple_of(8), "a part of a tile from column {column}");
+        let skipped = self.skipped + column / 64 * self.rows * ROW + column % 64 / 8;
+        BoxTile { skipped, ..self }
     }
 
     /// Rows `16 * k16..`, every column: rows are the depth.
@@ -193,7 +195,7 @@ impl<'k> Warpgroup<'k> {
             for (i, acc) in (0..).zip(registers.chunks(at_once)) {
                 let b = match product.columns {
                     Columns::OfRows(tile) => tile.by_columns(k16),
-                    Columns::Plain(tile) => tile.skip_columns(i * 2 * at_once as u32).by_rows(k16),
+                    Columns::Plain(tile) => tile.from_column(i * 2 * at_once as u32).by_rows(k16),
                 };
                 let (a, half, add) = (product.rows.left(k16), product.half, product.add || k16 > 0);
                 self.0.emit(Wgmma { acc: acc.to_vec(), a, b, half, add });
@@ -226,8 +228,8 @@ impl InFlight {
         self.open.len() as u32
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.open.is_empty()
+    pub(super) fn under_way(&self) -> usize {
+        self.open.len()
     }
 }
 

@@ -178,6 +178,30 @@ impl Global {
         Ok(())
     }
 
+    /// Counts one more, as no other access in between could.
+    pub(crate) fn advance(&mut self, address: u64) -> Result<(), Fault> {
+        let count = self.count(address)?.wrapping_add(1);
+        let (buffer, at) = self.find(address, 4, "reduction")?;
+        buffer.owner[at / PIECE..(at + 4) / PIECE].fill(ATOMIC);
+        buffer.bytes[at..at + 4].copy_from_slice(&count.to_le_bytes());
+        Ok(())
+    }
+
+    /// What a counter says, which other blocks may advance.
+    pub(crate) fn count(&mut self, address: u64) -> Result<u32, Fault> {
+        let (buffer, at) = self.find(address, 4, "counter")?;
+        if !buffer.written[at..at + 4].iter().all(|&written| written) {
+            let text = format!("{} + {at} counts before it is zeroed", buffer.name);
+            return Err(Fault::new(Rule::Uninitialised, text));
+        }
+        let owners = &buffer.owner[at / PIECE..(at + 4) / PIECE];
+        if owners.iter().any(|owner| !matches!(*owner, NOBODY | ATOMIC)) {
+            let text = format!("{} + {at} is written by a store and is a counter", buffer.name);
+            return Err(Fault::new(Rule::BlockRace, text));
+        }
+        Ok(u32::from_le_bytes(buffer.bytes[at..at + 4].try_into().expect("four bytes")))
+    }
+
     /// Adds to neighbouring floats, as no other access in between could.
     pub(crate) fn add_f32(&mut self, address: u64, values: &[f32]) -> Result<(), Fault> {
         let (buffer, at) = self.find(address, 4 * values.len(), "reduction")?;

@@ -211,15 +211,18 @@ pub(crate) fn run(kernel: &Kernel, launch: &Launch<'_>, global: &mut Global) -> 
     for left in (1..order.len()).rev() {
         order.swap(left, random.below(left + 1));
     }
+    // Blocks that wait for others, which may not have started.
+    let mut started: Vec<(Block, Vec<Warp>)> = vec![];
     for index in order {
         let warps = kernel.block_threads() as usize / LANES;
-        let mut block = Block {
+        let block = Block {
             index,
             shared: Shared::new(kernel.smem_bytes(), warps, kernel.regions()),
             mbarriers: Mbarriers::default(),
             named: Default::default(),
         };
-        let mut warps: Vec<Warp> = (0..warps).map(|i| Warp::new(i, warps, kernel.registers())).collect();
+        let warps: Vec<Warp> = (0..warps).map(|i| Warp::new(i, warps, kernel.registers())).collect();
+        started.push((block, warps));
         let mut schedule = Schedule {
             kernel,
             launch,
@@ -228,9 +231,21 @@ pub(crate) fn run(kernel: &Kernel, launch: &Launch<'_>, global: &mut Global) -> 
             instructions: &mut profile.instructions,
             random: &mut random,
         };
-        schedule
-            .run_block(&mut block, &mut warps)
-            .map_err(|stop| trap(index, &stop.who, stop.at, stop.fault))?;
+        let mut moved = true;
+        while std::mem::take(&mut moved) {
+            for (mut block, mut warps) in std::mem::take(&mut started) {
+                let ended = schedule.run_block(&mut block, &mut warps);
+                let ended = ended.map_err(|stop| trap(block.index, &stop.who, stop.at, stop.fault))?;
+                moved |= ended != Ended::Stuck;
+                if ended != Ended::Done {
+                    started.push((block, warps));
+                }
+            }
+        }
+    }
+    if let Some((block, warps)) = started.first() {
+        let stop = deadlock(warps);
+        return Err(trap(block.index, &stop.who, stop.at, stop.fault));
     }
     for (line, used) in kernel.lines().iter().zip(uses).filter(|(_, used)| used.accesses > 0) {
         let sum = profile.shared.entry((line.at.file(), line.at.line())).or_default();
@@ -247,6 +262,16 @@ struct Stop {
     fault: Fault,
 }
 
+/// How far a block has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    Done,
+    /// It has moved, and now waits for another block.
+    Waits,
+    /// It still waits for another block.
+    Stuck,
+}
+
 /// Who moves next.
 struct Schedule<'a> {
     kernel: &'a Kernel,
@@ -259,8 +284,10 @@ struct Schedule<'a> {
 
 impl Schedule<'_> {
     /// Warps take turns of random length. A parked warp tries again once anything else has moved. When none can and no
-    /// asynchronous copy is left to land, it is a deadlock.
-    fn run_block(&mut self, block: &mut Block, warps: &mut [Warp]) -> Result<(), Stop> {
+    /// asynchronous copy is left to land, it is a deadlock, unless one of them waits for another block.
+    fn run_block(&mut self, block: &mut Block, warps: &mut [Warp]) -> Result<Ended, Stop> {
+        let mut so_far = Ended::Stuck;
+        warps.iter_mut().for_each(|warp| warp.parked = None);
         loop {
             let ready: Vec<usize> =
                 (0..warps.len()).filter(|&w| !warps[w].done && warps[w].parked.is_none()).collect();
@@ -272,8 +299,9 @@ impl Schedule<'_> {
             }
             if ready.is_empty() && landing == 0 {
                 return match done {
-                    true => Ok(()),
-                    false => Err(self.deadlock(warps)),
+                    true => Ok(Ended::Done),
+                    false if warps.iter().any(|w| w.awaits_block) => Ok(so_far),
+                    false => Err(deadlock(warps)),
                 };
             }
             // A copy lands when nobody else can move, or, rarely, before.
@@ -288,6 +316,7 @@ impl Schedule<'_> {
                 self.run_warp(block, &mut warps[who], turns)?
             };
             if moved {
+                so_far = Ended::Waits;
                 warps.iter_mut().for_each(|warp| warp.parked = None);
             }
         }
@@ -319,11 +348,12 @@ impl Schedule<'_> {
             let flow = stepped.and_then(|flow| warp.check_clobbered().map(|()| flow)).map_err(|fault| {
                 Stop { who: format!("warp {}", warp.index), at: At(line.at).to_string(), fault }
             })?;
+            warp.awaits_block = matches!(flow, Flow::Await(_));
             match flow {
                 Flow::Next => warp.pc += 1,
                 Flow::Goto(label) => warp.pc = self.kernel.place(label),
                 Flow::Exit => warp.pc = self.kernel.lines().len(),
-                Flow::Park(why) => {
+                Flow::Park(why) | Flow::Await(why) => {
                     warp.parked = Some(format!("warp {} waits at {} for {why}", warp.index, At(line.at)));
                     // An arrival that leaves a barrier closed lets nobody else move.
                     return Ok(turn > 0);
@@ -333,10 +363,10 @@ impl Schedule<'_> {
         }
         Ok(true)
     }
+}
 
-    fn deadlock(&self, warps: &[Warp]) -> Stop {
-        let parked: Vec<&str> = warps.iter().filter_map(|w| w.parked.as_deref()).collect();
-        let fault = Fault::new(Rule::Deadlock, parked.join("; "));
-        Stop { who: "all warps".into(), at: "the waits below".into(), fault }
-    }
+fn deadlock(warps: &[Warp]) -> Stop {
+    let parked: Vec<&str> = warps.iter().filter_map(|w| w.parked.as_deref()).collect();
+    let fault = Fault::new(Rule::Deadlock, parked.join("; "));
+    Stop { who: "all warps".into(), at: "the waits below".into(), fault }
 }

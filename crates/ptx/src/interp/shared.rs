@@ -181,7 +181,10 @@ impl Shared {
     fn unordered(&self, warp: &Warp, word: usize, how: &str, at: &'static Location<'static>) -> Fault {
         let write = self.writes[word];
         let who = match write.warp as usize {
-            _ if write.proxy || usize::from(write.lane) == NO_LANE => "an asynchronous copy".to_owned(),
+            _ if write.proxy => "an asynchronous copy".to_owned(),
+            _ if usize::from(write.lane) == NO_LANE => {
+                "an asynchronous copy, or the warp together,".to_owned()
+            }
             other if other == warp.index => format!("lane {}", write.lane),
             other => format!("warp {other}"),
         };

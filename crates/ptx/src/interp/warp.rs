@@ -114,6 +114,8 @@ pub(crate) struct Warp {
     pub(crate) frames: Vec<Frame>,
     pub(crate) done: bool,
     pub(crate) parked: Option<String>,
+    /// Whether what it is parked for is what another block does.
+    pub(crate) awaits_block: bool,
     /// What all lanes know.
     pub(crate) known: Knowledge,
     /// What some lanes alone know, because they alone waited for a barrier.
@@ -150,6 +152,7 @@ impl Warp {
             frames: Vec::new(),
             done: false,
             parked: None,
+            awaits_block: false,
             known: Knowledge { clock, fenced: Clock::new(warps) },
             private: Vec::new(),
             met: 0,

@@ -107,8 +107,8 @@ pub(crate) enum BulkGroup {
     Commit,
     /// The sources of all groups may be overwritten, and what they wrote is there.
     Wait,
-    /// The sources of all groups may be overwritten.
-    WaitRead,
+    /// The sources of all groups but so many of the newest may be overwritten.
+    WaitRead(u32),
 }
 
 impl Instruction for BulkGroup {
@@ -117,15 +117,21 @@ impl Instruction for BulkGroup {
     }
 
     fn print(&self, ptx: &mut Printer) {
-        ptx.line(match self {
-            BulkGroup::Commit => "cp.async.bulk.commit_group",
-            BulkGroup::Wait => "cp.async.bulk.wait_group 0",
-            BulkGroup::WaitRead => "cp.async.bulk.wait_group.read 0",
-        });
+        match self {
+            BulkGroup::Commit => ptx.line("cp.async.bulk.commit_group"),
+            BulkGroup::Wait => ptx.line("cp.async.bulk.wait_group 0"),
+            BulkGroup::WaitRead(newest) => {
+                ptx.line(format_args!("cp.async.bulk.wait_group.read {newest}"));
+            }
+        }
     }
 
     fn mistakes(&self) -> Vec<Mistake> {
-        vec![Mistake::dropped()]
+        let mut mistakes = vec![Mistake::dropped()];
+        if let BulkGroup::WaitRead(newest) = self {
+            mistakes.push(Mistake::new("for a group less", BulkGroup::WaitRead(newest + 1)));
+        }
+        mistakes
     }
 
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
@@ -136,8 +142,10 @@ impl Instruction for BulkGroup {
                 let text = "bulk stores are waited for before they are committed";
                 return Err(Fault::new(Rule::InFlight, text));
             }
-            BulkGroup::Wait | BulkGroup::WaitRead => {
-                let groups = std::mem::take(&mut warp.bulk_groups);
+            BulkGroup::Wait | BulkGroup::WaitRead(_) => {
+                let newest = if let BulkGroup::WaitRead(newest) = self { *newest as usize } else { 0 };
+                let done = warp.bulk_groups.len().saturating_sub(newest);
+                let groups: Vec<_> = warp.bulk_groups.drain(..done).collect();
                 for flight in groups.into_iter().flatten() {
                     machine.block.shared.land(flight, warp.index, warp.now(), false);
                 }

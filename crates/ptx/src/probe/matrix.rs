@@ -11,6 +11,7 @@ pub(super) fn probes() -> Vec<Probe> {
     for order in [Order::Down, Order::Across] {
         probes.extend([load(order, false), load(order, true)]);
     }
+    probes.extend([store(false), store(true)]);
     for half in [Half::F16, Half::Bf16] {
         probes.push(product("exact", half, Words::ExactHalves(half), Tolerance::EXACT));
         // 32 products of at most 4 each; hardware drops bits below the greatest one's 24th.
@@ -65,6 +66,32 @@ fn load(order: Order, transposed: bool) -> Probe {
             true => w.load_transposed(&lanes, tile, 16, 1),
         };
         t.store(io.output.plus((t.lane() * 16).widen()), matrices);
+    })
+}
+
+/// Four matrices of each lane's registers, 64 words behind each other, as rows of 8 elements.
+fn store(transposed: bool) -> Probe {
+    let rows = move |input: &[u32]| -> Vec<u32> {
+        // Lane l's four words are l-th of the input; so matrix m's row r, of pairs, is in lanes 4 r and on.
+        let element = |m: usize, row: usize, col: usize| {
+            input[4 * (4 * row + col / 2) + m] >> (16 * (col % 2)) & 0xFFFF
+        };
+        let word = |m: usize, row: usize, c: usize| match transposed {
+            false => pair(element(m, row, c), element(m, row, c + 1)),
+            true => pair(element(m, c, row), element(m, c + 1, row)),
+        };
+        (0..128).map(|i| word(i / 32, i / 4 % 8, 2 * (i % 4))).collect()
+    };
+    let how = if transposed { ", transposed" } else { "" };
+    let plan = Plan::new(&format!("stmatrix{how}"), 32).sizes(128, 128);
+    plan.build(rows, |cta, io| {
+        let (t, w) = (cta.threads(), cta.warps());
+        let tile = cta.smem("tile", 512, 128);
+        let own = t.lane() * 16;
+        let words = t.load::<B32, 4>(io.input.plus(own.widen()));
+        w.store_matrices_at(tile.plus(own), transposed, words);
+        w.sync();
+        t.store(io.output.plus(own.widen()), t.load::<B32, 4>(tile.plus(own)));
     })
 }
 

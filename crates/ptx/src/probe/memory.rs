@@ -22,7 +22,23 @@ pub(super) fn probes() -> Vec<Probe> {
         reduction::<2>(),
         reduction::<4>(),
         special_registers(),
+        in_order(),
     ]
+}
+
+/// Blocks add numbers whose sum in f32 is 1 in their order, and 0 in most others; behind it, how many have.
+fn in_order() -> Probe {
+    let sum = |_: &[u32]| -> Vec<u32> { vec![1f32.to_bits(), 3] };
+    let plan = Plan::new("counters between blocks", 32).grid(3).sizes(1, 2);
+    plan.build(sum, |cta, io| {
+        let (t, index, counter) = (cta.threads(), cta.index(), io.output.at(4));
+        t.when(t.lane().eq(0), |t| {
+            t.wait_counter(counter, index);
+            let large = index.eq(0).select(t.f32(1e8), t.f32(-1e8));
+            t.add_floats(io.output, [index.eq(2).select(t.f32(1.0), large)]);
+            t.advance_counter(counter);
+        });
+    })
 }
 
 fn own_bytes<'k>(cta: Cta<'k>, bytes: u32) -> Val<'k, U32> {
