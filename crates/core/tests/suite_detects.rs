@@ -356,3 +356,10 @@ fn what_is_not_supported_is_skipped_with_its_reason() {
     assert_eq!((report.ran, report.skipped.len(), report.failures.len()), (2, 1, 0), "{report}");
     assert!(report.to_string().contains("skipped p_0_1 f32: no f32 here"), "{report}");
 }
+
+#[test]
+#[should_panic(expected = "wrong, Some([0, 0, 0, ")]
+fn a_backward_without_the_mask_is_detected_by_its_dv() {
+    let broken = Broken { fault: Fault::GradientsWithoutMask, calls: AtomicUsize::new(0) };
+    signflash_core::suite::check_backward_mask::<f32, _>(&broken);
+}

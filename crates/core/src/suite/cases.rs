@@ -69,6 +69,13 @@ macro_rules! named_cases {
                         $crate::suite::check(stringify!($name), &$dollar implementation);
                     }
                 )*
+
+                #[test]
+                fn the_backward_draws_the_mask_of_the_forward() {
+                    $crate::suite::check_backward_mask::<f32, _>(&$dollar implementation);
+                    $crate::suite::check_backward_mask::<$crate::f16, _>(&$dollar implementation);
+                    $crate::suite::check_backward_mask::<$crate::bf16, _>(&$dollar implementation);
+                }
             };
         }
     };

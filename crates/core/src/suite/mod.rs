@@ -11,8 +11,11 @@
 //! - every element written: results start as poison;
 //! - nothing else written, and nothing read beside a row: guards and gaps between rows hold NaNs;
 //! - the same bits from a second run.
+//!
+//! And the backward must [draw the forward's mask](check_backward_mask).
 
 mod adjust;
+mod backward_mask;
 mod case;
 mod cases;
 mod compare;
@@ -27,6 +30,7 @@ mod tolerance;
 mod truth;
 pub mod vectors;
 
+pub use backward_mask::check_backward_mask;
 pub use case::{Adjust, Case, Cuts};
 pub use cases::{NAMES, case};
 pub use implementation::{Implementation, Reference, RunError};

@@ -1,0 +1,121 @@
+//! The mask that a backward draws, read from dv.
+
+use super::{Implementation, RunError};
+use crate::{Dropout, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Shape, TensorMut, TensorRef};
+
+const HEAD_DIM: usize = 64;
+
+/// Fails unless the backward drops exactly what the forward and the mask's formula drop.
+///
+/// dv = p^T dout, so a dout of unit rows makes dv columns of p: entry (key j, column c) is what query c gave key j, which
+/// is 0 where it was dropped. Queries take turns, as many at once as there are columns, and so do the heads that share
+/// keys.
+///
+/// # Panics
+/// With the entries that differ.
+///
+/// ```
+/// use signflash_core::suite::{Reference, check_backward_mask};
+/// check_backward_mask::<f32, _>(&Reference);
+/// ```
+pub fn check_backward_mask<T: Element, I: Implementation>(implementation: &I) {
+    for (seqlen_q, seqlen_k, causal) in [(130, 170, false), (97, 140, true)] {
+        let shape = Shape { batch: 2, seqlen_q, seqlen_k, num_heads: 4, num_heads_k: 2, head_dim: HEAD_DIM };
+        let problem = Problem::builder(shape).causal(causal).dropout(Dropout::new(0.3, 8, 2).expect("valid"));
+        let problem = problem.build().expect("valid");
+        if let Err(why) = implementation.supports(T::DTYPE, &problem) {
+            println!("skipped {}: {why}", T::DTYPE);
+            return;
+        }
+        let wrong = wrong_entries::<T, I>(implementation, &problem);
+        let wrong = wrong.unwrap_or_else(|error| panic!("{}: {error}", implementation.name()));
+        let first = wrong.first();
+        assert!(
+            wrong.is_empty(),
+            "{}, {}: {} wrong, {first:?}",
+            implementation.name(),
+            T::DTYPE,
+            wrong.len()
+        );
+    }
+}
+
+/// (batch, head, query, key) that one of the passes takes for kept and another does not.
+fn wrong_entries<T: Element, I: Implementation>(
+    implementation: &I,
+    problem: &Problem,
+) -> Result<Vec<[usize; 4]>, RunError> {
+    let (shape, rule) = (*problem.shape(), problem.keep_rule().expect("with dropout"));
+    let Shape { batch, seqlen_q, seqlen_k, num_heads, num_heads_k, head_dim } = shape;
+    let numbers = |dims: [usize; 4]| -> Vec<T> {
+        (0..dims.iter().product()).map(|i: usize| T::from_f32((i * 37 % 101) as f32 / 101.0 - 0.5)).collect()
+    };
+    let (q, k) = (numbers(shape.q()), numbers(shape.k()));
+    let keys = TensorRef::bshd(&k, shape.k());
+    let inputs = Inputs { q: TensorRef::bshd(&q, shape.q()), k: keys, v: keys };
+    let probs_dims = [batch, num_heads, seqlen_q, seqlen_k];
+    let (mut out, mut lse) = (vec![T::from_f32(0.0); q.len()], vec![0.0; shape.lse_len()]);
+    let mut probs = vec![T::from_f32(0.0); probs_dims.iter().product()];
+    let mut outputs = Outputs {
+        out: TensorMut::bshd(&mut out, shape.q()),
+        lse: &mut lse,
+        probs: Some(TensorMut::bshd(&mut probs, probs_dims)),
+    };
+    implementation.forward(problem, &inputs, &mut outputs)?;
+
+    let group = num_heads / num_heads_k;
+    let mut wrong = vec![];
+    for (first, member) in
+        (0..seqlen_q).step_by(head_dim).flat_map(|first| (0..group).map(move |m| (first, m)))
+    {
+        let rows = first..seqlen_q.min(first + head_dim);
+        let mut dout = vec![T::from_f32(0.0); q.len()];
+        for (b, i, h) in product(batch, rows.clone(), num_heads_k) {
+            dout[((b * seqlen_q + i) * num_heads + h * group + member) * head_dim + i - first] =
+                T::from_f32(1.0);
+        }
+        let dv = dv_of(implementation, problem, &inputs, [&out, &dout], &lse)?;
+        for (b, i, h) in product(batch, rows, num_heads_k) {
+            let head = h * group + member;
+            for j in problem.visible_keys(i) {
+                let in_backward =
+                    dv[((b * seqlen_k + j) * num_heads_k + h) * head_dim + i - first].to_f32() != 0.0;
+                let p = probs[((b * num_heads + head) * seqlen_q + i) * seqlen_k + j];
+                let expected = rule.keep(b, head, i, j);
+                if in_backward != expected || p.is_dropped() == expected {
+                    wrong.push([b, head, i, j]);
+                }
+            }
+        }
+    }
+    Ok(wrong)
+}
+
+fn product(
+    batches: usize,
+    rows: std::ops::Range<usize>,
+    heads: usize,
+) -> impl Iterator<Item = (usize, usize, usize)> {
+    let of_batch = move |b| rows.clone().flat_map(move |i| (0..heads).map(move |h| (b, i, h)));
+    (0..batches).flat_map(of_batch)
+}
+
+fn dv_of<T: Element, I: Implementation>(
+    implementation: &I,
+    problem: &Problem,
+    inputs: &Inputs<'_, T>,
+    [out, dout]: [&[T]; 2],
+    lse: &[f32],
+) -> Result<Vec<T>, RunError> {
+    let (q, k) = (problem.shape().q(), problem.shape().k());
+    let zeros = |dims: [usize; 4]| vec![T::from_f32(0.0); dims.iter().product()];
+    let (mut dq, mut dk, mut dv) = (zeros(q), zeros(k), zeros(k));
+    let mut gradients = Gradients {
+        dq: TensorMut::bshd(&mut dq, q),
+        dk: TensorMut::bshd(&mut dk, k),
+        dv: TensorMut::bshd(&mut dv, k),
+    };
+    let (out, dout) = (TensorRef::bshd(out, q), TensorRef::bshd(dout, q));
+    implementation.backward(problem, &GradInputs { inputs: *inputs, out, lse, dout }, &mut gradients)?;
+    Ok(dv)
+}
