@@ -3,15 +3,16 @@
 //!
 //! A line of standard input is a trial: `forward 128 2048 drop causal w4 r2 n64 s2 b2 reg`: pass, head_dim, seqlen,
 //! flags, tiles as their name spells them; `forward 128 2048 drop g2 d1 n128 s2 f3 r208 e4 noturns outq`: the same of
-//! Hopper's kernel. Without tiles it is the tables' choice.
+//! Hopper's kernel, `backward 128 2048 drop n64 s2 p3 f2 r232` of its backward's. Without tiles it is the tables' choice,
+//! of the portable kernels with `portable`.
 //!
 //! `tune search 64,128` tries many shapes of Hopper's forward instead, causal and not, with dropout and without, and
 //! prints the best of each as rows of the table.
 use signflash_core::{Dropout, Problem, Shape};
 use signflash_cuda::{CudaEngine, Device, DeviceBuffer, Event};
 use signflash_kernels::{
-    BackwardCall, BackwardShape, DeviceTensor, ForwardCall, ForwardShape, Half, Step, Tiles, Warpgroups,
-    backward_with, choose_backward, choose_forward, forward_with, portable_backward,
+    BackwardCall, BackwardShape, DeviceTensor, ForwardCall, ForwardShape, Half, KeySteps, Step, Tiles,
+    Warpgroups, backward_with, choose_backward, choose_forward, forward_with, portable_backward,
 };
 use std::error::Error;
 use std::io::BufRead;
@@ -56,6 +57,7 @@ struct Trial {
     /// Of the forward's kernel, or of the backward's pass over keys.
     tiles: Option<Tiles>,
     hopper: Option<Warpgroups>,
+    steps: Option<KeySteps>,
     /// The table's tiles of the portable kernel.
     portable: bool,
 }
@@ -87,6 +89,14 @@ impl Trial {
             early: or('e', 0),
             out_in_q: has("outq"),
         });
+        let steps = number('p').map(|ds_stages| KeySteps {
+            step: or('n', 64),
+            stages: or('s', 2),
+            ds_stages,
+            flag_stages: or('f', 0),
+            registers: or('r', 232),
+            ordered_heads: or('o', 0),
+        });
         let [pass, head_dim, seqlen, ..] = words[..] else {
             return Err("a trial is PASS HEAD_DIM SEQLEN".into());
         };
@@ -99,6 +109,7 @@ impl Trial {
             dropout: has("drop"),
             tiles,
             hopper,
+            steps,
             portable: has("portable"),
         })
     }
@@ -225,7 +236,7 @@ impl Bench {
             seed_and_offset_ptr,
         };
         let portable = trial.tiles.map(BackwardShape::Portable);
-        let shape = trial.hopper.map(BackwardShape::Hopper).or(portable);
+        let shape = trial.steps.map(BackwardShape::Hopper).or(portable);
         let default = || match trial.portable {
             true => portable_backward(&call, gpu),
             false => choose_backward(&call, gpu).shape,

@@ -11,7 +11,8 @@ use crate::workspace::Workspace;
 use cudarc::driver::sys;
 use signflash_core::{Dtype, Problem, ProblemError};
 use signflash_kernels::{
-    BackwardCall, BackwardChoice, BackwardShape, Config, ForwardCall, ForwardChoice, ForwardShape, Gpu, Step, TooManyBlocks,
+    BackwardCall, BackwardChoice, BackwardShape, Config, ForwardCall, ForwardChoice, ForwardShape, Gpu, Step,
+    TooManyBlocks,
 };
 use std::sync::{Arc, Once};
 

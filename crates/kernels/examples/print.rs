@@ -1,7 +1,7 @@
 //! Prints a kernel's PTX, for looking at what ptxas makes of it:
 //! `cargo run -p signflash-kernels --example print -- forward bf16 128 drop causal w4 r2 n64 s2 b2 reg`, or
-//! `hopper bf16 128 drop g2 n128 s2 r216`.
-use signflash_kernels::{Access, Common, Config, DqSums, Tiles, Warpgroups};
+//! `hopper bf16 128 drop g2 n128 s2 r216`, or `hopperkeys bf16 128 drop n64 s2 p3 f2 r232`.
+use signflash_kernels::{Access, Common, Config, DqSums, KeySteps, Tiles, Warpgroups};
 use signflash_ptx::Half;
 
 fn main() {
@@ -47,6 +47,14 @@ fn main() {
         early: number('e', 0),
         out_in_q: has("outq"),
     };
+    let steps = KeySteps {
+        step: number('n', 64),
+        stages: number('s', 2),
+        ds_stages: number('p', 2),
+        flag_stages: number('f', 0),
+        registers: number('r', 232),
+        ordered_heads: number('o', 0),
+    };
     let config = match words.first().map(String::as_str) {
         Some("probs") => Config::Probs(common, tiles),
         Some("delta") => Config::Delta(common),
@@ -54,7 +62,7 @@ fn main() {
         Some("queries") => Config::Queries(common, tiles),
         Some("convert") => Config::ConvertDq(common, tiles, sums),
         Some("hopper") => Config::HopperForward(common, groups),
-        Some("hopperkeys") => Config::HopperKeys(common, groups),
+        Some("hopperkeys") => Config::HopperKeys(common, steps),
         _ => Config::Forward(common, tiles),
     };
     print!("{}", config.kernel().ptx());

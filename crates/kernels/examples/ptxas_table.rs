@@ -12,7 +12,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("`cargo run --release -p signflash-kernels --example ptxas_table > benchmarks/kernels.md`\n");
     println!(
         "{}. Each kernel for its least target, those for Hopper for sm_90 at least. Registers are those that a thread starts \
-         with: kernels of sm_90a (sf_fwd90) then share them out, r in their name being what those that multiply get.\n",
+         with: kernels of sm_90a (sf_fwd90, sf_probs90, sf_bwd90) then share them out, r in their name being what those that multiply get.\n",
         ptxas.version()
     );
     for (title, gpu, half) in [

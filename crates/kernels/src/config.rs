@@ -105,6 +105,37 @@ impl Warpgroups {
     }
 }
 
+/// The shape of a block of Hopper's pass over keys: two warpgroups that multiply 64 keys each, and one that serves them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct KeySteps {
+    /// Queries a step: 64, or with a head_dim up to 64 also 128.
+    pub step: u32,
+    /// Steps of queries that shared memory holds at once.
+    pub stages: u32,
+    /// Steps of ds that it holds at once.
+    pub ds_stages: u32,
+    /// With dropout: steps of flags that it holds at once.
+    pub flag_stages: u32,
+    /// Registers of a thread that multiplies, a multiple of 8.
+    pub registers: u32,
+    /// 0 if blocks add to dq in any order. Else in the order of their keys, and so many heads' blocks alternate in the
+    /// grid, so that blocks of one head, which wait for each other, start one after the other.
+    pub ordered_heads: u32,
+}
+
+impl KeySteps {
+    /// Threads a block.
+    pub fn threads(&self) -> u32 {
+        3 * 128
+    }
+
+    /// Registers of a thread that serves: what those that multiply leave.
+    pub fn serving_registers(&self) -> u32 {
+        let at_start = 65536 / self.threads() / 8 * 8;
+        (3 * at_start - 2 * self.registers).min(at_start)
+    }
+}
+
 /// Whether a pass over keys adds up dq in global memory, in f32, in no fixed order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DqSums {
@@ -132,7 +163,7 @@ pub enum Config {
     /// dk and dv, and dq in pieces, by blocks that own keys.
     Keys(Common, Tiles, DqSums),
     /// The same on Hopper.
-    HopperKeys(Common, Warpgroups),
+    HopperKeys(Common, KeySteps),
     /// dq by blocks that own queries: the same bits in every run.
     Queries(Common, Tiles),
     /// dq from its sums.
@@ -179,6 +210,14 @@ impl fmt::Display for Warpgroups {
         write!(f, "_g{groups}d{drawers}n{step}s{stages}f{flag_stages}r{registers}")?;
         write!(f, "e{early}{}", if *turns { "t" } else { "" })?;
         f.write_str(if *out_in_q { "o" } else { "" })
+    }
+}
+
+impl fmt::Display for KeySteps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let KeySteps { step, stages, ds_stages, flag_stages, registers, ordered_heads } = self;
+        write!(f, "_n{step}s{stages}p{ds_stages}f{flag_stages}r{registers}")?;
+        if *ordered_heads > 0 { write!(f, "o{ordered_heads}") } else { Ok(()) }
     }
 }
 

@@ -43,14 +43,14 @@ mod sm80;
 mod sm90;
 mod variants;
 
-pub use config::{Common, Config, DqSums, Tiles, Warpgroups};
+pub use config::{Common, Config, DqSums, KeySteps, Tiles, Warpgroups};
 pub use interpreted::{InterpretError, Interpreted};
 pub use parts::args::DeviceTensor;
 pub use parts::copy::Access;
 pub use plan::{
     BackwardCall, BackwardChoice, BackwardShape, ForwardCall, ForwardChoice, ForwardShape, Step,
-    TooManyBlocks, backward, backward_with, backward_workspace_bytes, choose_backward, choose_forward, forward,
-    forward_with, portable_backward, portable_forward,
+    TooManyBlocks, backward, backward_with, backward_workspace_bytes, choose_backward, choose_forward,
+    forward, forward_with, portable_backward, portable_forward,
 };
 pub use select::{Gpu, Select, half_of};
 pub use signflash_ptx::{Arg, Half, TensorMap};

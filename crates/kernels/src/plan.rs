@@ -1,14 +1,15 @@
 //! What one call does on a GPU: launches with their arguments. The interpreter and the driver run the same plan.
-use crate::config::{Config, DqSums, Tiles, Warpgroups};
+use crate::config::{Config, KeySteps, Tiles, Warpgroups};
 use crate::parts::args::{DeviceTensor, DropoutArgs, ProblemArgs};
 use crate::parts::copy::Access;
-use crate::select::{Gpu, Select};
+use crate::select::{Gpu, HOPPER_BACKWARD_HEAD_DIM, Select, hopper_convert_dq};
 use crate::sm80::backward_keys::KeysArgs;
 use crate::sm80::backward_queries::QueriesArgs;
 use crate::sm80::convert_dq::ConvertDqArgs;
 use crate::sm80::delta::DeltaArgs;
 use crate::sm80::forward::ForwardArgs;
 use crate::sm80::probs::ProbsArgs;
+use crate::sm90::backward::COUNTERS_BYTES;
 use crate::sm90::{self, ScheduleArgs};
 use signflash_core::Problem;
 use signflash_ptx::{Arg, Half, TensorMap};
@@ -240,7 +241,7 @@ fn tensor_map(tensor: DeviceTensor, [batch, seqlen, heads, columns]: [usize; 4],
 }
 
 /// Bytes of device memory that a backward needs besides its tensors: delta and lse of every row, and dq in f32 unless
-/// deterministic or head_dim is above 128.
+/// head_dim is above 128 or, but on Hopper, deterministic.
 pub fn backward_workspace_bytes(problem: &Problem, gpu: Gpu, deterministic: bool) -> u64 {
     Workspace::plan(problem, gpu, deterministic).bytes
 }
@@ -251,7 +252,7 @@ pub enum BackwardShape {
     /// The one that every GPU since Ampere runs.
     Portable(Tiles),
     /// Hopper's.
-    Hopper(Warpgroups),
+    Hopper(KeySteps),
 }
 
 /// The tables' answer for a backward.
@@ -268,7 +269,9 @@ pub fn choose_backward(call: &BackwardCall<'_>, gpu: Gpu) -> BackwardChoice {
     let select = Select { gpu, access: backward_access(call) };
     let taken = select.hopper_takes_backward(call);
     let shape = match taken {
-        Ok(()) => BackwardShape::Hopper(select.hopper_keys(select.common(call.problem, call.half)).1),
+        Ok(()) => BackwardShape::Hopper(
+            select.hopper_keys(select.common(call.problem, call.half), call.deterministic).1,
+        ),
         Err(_) => portable_backward(call, gpu),
     };
     BackwardChoice { shape, not_hopper: taken.err().filter(|_| gpu.is_hopper()) }
@@ -318,33 +321,38 @@ pub fn backward_with(
     let mut steps = vec![];
 
     let keep_scale = dropout.map_or(1.0, |d| d.keep_scale);
+    let keep_scale = match shape {
+        BackwardShape::Hopper(_) => keep_scale * sm90::backward::ds_scale(dropout.is_some()),
+        BackwardShape::Portable(_) => keep_scale,
+    };
     let own = |l: &mut Vec<Arg>| DeltaArgs { out, dout, lse, stats, keep_scale }.push(l);
     let rows = heads(problem) * stat_rows(problem);
-    let blocks = rows.div_ceil(crate::sm80::delta::ROWS_PER_BLOCK.into());
+    let Config::Delta(common) = configs.delta else { unreachable!("statistics are of the kernel for them") };
+    let blocks = rows.div_ceil(crate::sm80::delta::rows_per_block(&common).into());
     launch(&mut steps, configs.delta, blocks, argument_list(args_problem, &own, None))?;
     let converts = matches!(configs.dq, Config::ConvertDq(..));
-    if converts && space.bytes > space.dq_sums {
+    if (converts || matches!(shape, BackwardShape::Hopper(_))) && space.bytes > space.dq_sums {
         steps.push(Step::Zero { ptr: dq_sums, bytes: space.bytes - space.dq_sums });
     }
     if let BackwardShape::Hopper(shape) = shape {
-        let (common, _) = select.hopper_keys(select.common(problem, half));
+        let (common, _) = select.hopper_keys(select.common(problem, half), call.deterministic);
         let (queries, keys) = (problem.shape().q(), problem.shape().k());
-        let (rows, key_rows) = (sm90::backward::QUERIES, sm90::backward::KEYS);
+        let (rows, key_rows) = (shape.step, sm90::backward::KEYS);
         let args = sm90::backward::KeysArgs {
             q: tensor_map(q, queries, rows),
             k: tensor_map(k, keys, key_rows),
             v: tensor_map(v, keys, key_rows),
             dout: tensor_map(dout, queries, rows),
-            dk: tensor_map(dk, keys, rows),
-            dv: tensor_map(dv, keys, rows),
+            dk: tensor_map(dk, keys, sm90::forward::GROUP_ROWS),
+            dv: tensor_map(dv, keys, sm90::forward::GROUP_ROWS),
             stats,
             dq_sums,
+            dq_counters: call.workspace + space.dq_counters,
         };
         let own = |l: &mut Vec<Arg>| args.push(l);
         let blocks = (keys[0] * keys[2]) as u64 * (keys[1] as u64).div_ceil(key_rows.into());
         launch(&mut steps, Config::HopperKeys(common, shape), blocks, list(&own))?;
-        let tiles = Tiles { step: rows, ..*configs.keys.tiles().expect("it has a step") };
-        let config = Config::ConvertDq(common, tiles, DqSums::Wide);
+        let config = hopper_convert_dq(common, shape);
         let own = |l: &mut Vec<Arg>| ConvertDqArgs { dq, dq_sums, keep_scale }.push(l);
         launch(&mut steps, config, dq_blocks(problem, &config), argument_list(args_problem, &own, None))?;
         return Ok(steps);
@@ -491,6 +499,7 @@ fn dropout_args(problem: &Problem, seed_and_offset_ptr: u64) -> Option<DropoutAr
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Workspace {
     dq_sums: u64,
+    dq_counters: u64,
     bytes: u64,
 }
 
@@ -500,7 +509,7 @@ impl Workspace {
         // Alignment of the tensors changes how rows are read, not how work is shared out.
         let select = Select { gpu, access: Access::Wide };
         let configs = select.backward(select.common(problem, Half::Bf16), deterministic);
-        let sums = match configs.dq {
+        let mut sums = match configs.dq {
             Config::ConvertDq(common, tiles, _) => {
                 heads(problem)
                     * query_steps(problem, tiles.step)
@@ -509,12 +518,14 @@ impl Workspace {
             _ => 0,
         };
         // Hopper's kernel may take the call, and has larger tiles.
-        let hopper = || {
-            let (common, shape) = select.hopper_keys(select.common(problem, Half::Bf16));
-            heads(problem) * query_steps(problem, shape.step) * u64::from(4 * shape.step * common.head_dim)
-        };
-        let of_hopper = gpu.is_hopper() && !deterministic && problem.shape().head_dim <= 128;
-        let sums = if of_hopper { sums.max(hopper()) } else { sums };
-        Workspace { dq_sums: stats, bytes: stats + sums }
+        let mut counters = 0;
+        if gpu.is_hopper() && problem.shape().head_dim <= HOPPER_BACKWARD_HEAD_DIM as usize {
+            let (common, shape) = select.hopper_keys(select.common(problem, Half::Bf16), deterministic);
+            let steps = heads(problem) * query_steps(problem, shape.step);
+            sums = sums.max(steps * u64::from(4 * shape.step * common.head_dim));
+            counters = if deterministic { steps * u64::from(COUNTERS_BYTES) } else { 0 };
+        }
+        let dq_counters = stats + sums;
+        Workspace { dq_sums: stats, dq_counters, bytes: dq_counters + counters }
     }
 }

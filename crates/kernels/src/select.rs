@@ -4,7 +4,7 @@
 //! 128 (see `benchmarks/gpu.md`); other rows are bounded by registers (255 a thread) and by shared memory, which is why
 //! the last row of each head_dim is one that fits the 99 KiB of the smallest GPUs since Ampere.
 use crate::DeviceTensor;
-use crate::config::{Common, Config, DqSums, Tiles, Warpgroups};
+use crate::config::{Common, Config, DqSums, KeySteps, Tiles, Warpgroups};
 use crate::parts::copy::Access;
 use crate::plan::{BackwardCall, ForwardCall, ForwardShape};
 use signflash_core::{Dtype, KeepRule, Problem};
@@ -318,8 +318,11 @@ impl Select {
     /// What they do not take, in words.
     pub(crate) fn hopper_takes_backward(&self, call: &BackwardCall<'_>) -> Result<(), String> {
         let shape = call.problem.shape();
-        if !self.gpu.is_hopper() || call.deterministic || shape.head_dim > 128 {
-            return Err("it is for Hopper, head_dim up to 128, and adds to dq in any order".into());
+        if !self.gpu.is_hopper() {
+            return Err("it is for Hopper".into());
+        }
+        if shape.head_dim > HOPPER_BACKWARD_HEAD_DIM as usize {
+            return Err(format!("head_dim is {}, above {HOPPER_BACKWARD_HEAD_DIM}", shape.head_dim));
         }
         if call.problem.keep_rule().is_some_and(|rule| !rule.first_column().is_multiple_of(32)) {
             return Err("the shard starts inside a block of 32 columns of the mask".into());
@@ -338,21 +341,28 @@ impl Select {
         copy_engine_takes(shape.head_dim, &tensors)
     }
 
+    /// The kernels of a backward on Hopper of its own, where it has some: the pass over keys, and dq from its sums.
+    pub fn hopper_backward(&self, common: Common, deterministic: bool) -> Vec<Config> {
+        if !self.gpu.is_hopper() || self.access != Access::Wide || common.head_dim > HOPPER_BACKWARD_HEAD_DIM
+        {
+            return vec![];
+        }
+        let (common, shape) = self.hopper_keys(common, deterministic);
+        vec![Config::HopperKeys(common, shape), hopper_convert_dq(common, shape)]
+    }
+
     /// Hopper's pass over keys: what it shares with others, and its shape.
-    pub fn hopper_keys(&self, common: Common) -> (Common, Warpgroups) {
+    pub(crate) fn hopper_keys(&self, common: Common, deterministic: bool) -> (Common, KeySteps) {
         let head_dim = common.head_dim.next_multiple_of(64);
-        let (drawers, registers) = if common.dropout { (1, 224) } else { (0, 232) };
-        let shape = Warpgroups {
-            groups: 2,
-            drawers,
-            step: crate::sm90::backward::QUERIES,
-            stages: 2,
-            flag_stages: if common.dropout { 2 } else { 0 },
-            registers,
-            turns: false,
-            early: 0,
-            out_in_q: false,
+        let (step, ds_stages) = if head_dim > 64 { (64, 3) } else { (128, 2) };
+        let (flag_stages, registers) = if common.dropout { (2, 232) } else { (0, 240) };
+        // More heads at once: blocks of one wait less for each other. Fewer: more of what they read is in cache.
+        let ordered_heads = match (deterministic, common.causal) {
+            (false, _) => 0,
+            (true, false) => 16,
+            (true, true) => 32,
         };
+        let shape = KeySteps { step, stages: 2, ds_stages, flag_stages, registers, ordered_heads };
         (Common { head_dim, full_width: false, ..common }, shape)
     }
 
@@ -387,6 +397,25 @@ impl Select {
         };
         BackwardConfigs { delta: Config::Delta(common), keys: Config::Keys(common, tiles, sums), dq }
     }
+}
+
+/// Hopper's backward is for head_dims up to this one: above, accumulators of 64 keys need more registers than there are.
+pub(crate) const HOPPER_BACKWARD_HEAD_DIM: u32 = 128;
+
+/// dq from the sums that Hopper's pass over keys adds to.
+pub(crate) fn hopper_convert_dq(common: Common, shape: KeySteps) -> Config {
+    // Of the tiles nothing but the step matters here.
+    let tiles = Tiles {
+        warps: 4,
+        row_tiles: 1,
+        split: 1,
+        step: shape.step,
+        slots: 1,
+        blocks_per_sm: 1,
+        late_dq: false,
+        in_registers: false,
+    };
+    Config::ConvertDq(common, tiles, DqSums::Wide)
 }
 
 /// Whether the copy engine takes tensors.

@@ -49,7 +49,8 @@ pub fn variants(gpu: Gpu, half: Half) -> Vec<Config> {
             ordered.keys,
             ordered.dq,
         ];
-        for config in of_one {
+        let hopper = [false, true].map(|deterministic| select.hopper_backward(common, deterministic));
+        for config in of_one.into_iter().chain(hopper.into_iter().flatten()) {
             if !kernels.contains(&config) {
                 kernels.push(config);
             }

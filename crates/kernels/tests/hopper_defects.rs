@@ -1,13 +1,15 @@
-//! Hopper's forward and the pass that writes probs with every mistake that its instructions know of, one at a time:
-//! waits, arrivals, barriers and fences dropped, counts off by one, parities flipped. The interpreter reports each under
-//! some schedule, or it is listed here with the reason why nothing can go wrong.
+//! Hopper's forward, the pass that writes probs and the backward's pass over keys with every mistake that their
+//! instructions know of, one at a time: waits, arrivals, barriers and fences dropped, counts off by one, parities flipped.
+//! The interpreter reports each under some schedule, or it is listed here with the reason why nothing can go wrong.
 
 use signflash_core::{Dropout, Problem, Shape, bf16};
-use signflash_kernels::{Config, DeviceTensor, ForwardCall, ForwardShape, Gpu, Half, Step, Warpgroups};
+use signflash_kernels::{
+    BackwardCall, BackwardShape, Config, DeviceTensor, ForwardCall, ForwardShape, Gpu, Half, KeySteps, Step,
+    Warpgroups, backward_with, backward_workspace_bytes, forward_with,
+};
 use signflash_ptx::{Arg, Global, Kernel, Launch, Rule};
 
 const QUERIES: usize = 200;
-const KEYS: usize = 336;
 const DIM: usize = 64;
 const SCHEDULES: u64 = 4;
 
@@ -24,6 +26,18 @@ const SHAPE: Warpgroups = Warpgroups {
     out_in_q: false,
 };
 
+/// The backward's: in three stages of ds the first is free again before the last step.
+const STEPS: KeySteps =
+    KeySteps { step: 64, stages: 2, ds_stages: 2, flag_stages: 2, registers: 232, ordered_heads: 0 };
+
+/// A kernel, and what is launched before and after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pass {
+    Forward(Warpgroups),
+    Probs,
+    Backward(KeySteps),
+}
+
 /// What the mistake's text contains, the file of the instruction, how many such, and why nothing can go wrong.
 type NotNeeded = (&'static str, &'static str, usize, &'static str);
 
@@ -31,7 +45,9 @@ const FENCES: &str = "the next covers it; on the barriers of the last completes 
 
 const LANES: &str = "every lane arrives for itself, and the warp meets again before one speaks for it";
 
-const NOT_NEEDED: [&[NotNeeded]; 2] = [
+const ONCE: &str = "k and v come once: nobody waits for their place";
+
+const NOT_NEEDED: [&[NotNeeded]; 3] = [
     &[
         ("bar.warp.sync", "flags.rs", 1, LANES),
         ("fence.mbarrier_init", "", 8, FENCES),
@@ -46,76 +62,135 @@ const NOT_NEEDED: [&[NotNeeded]; 2] = [
         ("try_wait", "load.rs", 1, "the first keys' place is free when the queries' is"),
     ],
     &[("bar.warp.sync", "flags.rs", 1, LANES), ("fence.mbarrier_init", "", 6, FENCES)],
+    &[
+        ("of an arrival", "mbarrier.rs", 2, ONCE),
+        ("try_wait", "serve.rs", 1, ONCE),
+        ("mbarrier.arrive", "mbarrier.rs", 1, ONCE),
+        ("bar.warp.sync", "multiply.rs", 3, LANES),
+        ("bar.warp.sync", "serve.rs", 2, "lane 0 has waited itself"),
+        ("fence.mbarrier_init", "", 9, FENCES),
+        ("wgmma.fence", "multiply.rs", 1, "a step's cover each other"),
+        ("wgmma.fence", "dq.rs", 2, "a step's other products come between"),
+        ("wgmma.commit_group", "multiply.rs", 1, "the next takes it along"),
+        ("wgmma.wait_group.sync.aligned 1", "multiply.rs", 2, "the next waits for all"),
+        ("mbarrier.arrive", "dq.rs", 1, "the last ds: its place is not filled again"),
+        ("cp.async.bulk.commit_group", "multiply.rs", 1, "the next takes it along"),
+    ],
 ];
 
-fn problem() -> Problem {
-    let (num_heads, num_heads_k, head_dim) = (4, 2, DIM);
-    let shape = Shape { batch: 1, seqlen_q: QUERIES, seqlen_k: KEYS, num_heads, num_heads_k, head_dim };
-    Problem::builder(shape).dropout(Dropout::new(0.2, 1, 0).unwrap()).build().unwrap()
+impl Pass {
+    /// Which of the launches it is.
+    fn position(self) -> usize {
+        if matches!(self, Pass::Forward(_)) { 0 } else { 1 }
+    }
+
+    /// Several tiles for a block of the forward; one tile of keys, for the queries of two heads, for one of the backward.
+    fn problem(self) -> Problem {
+        let (num_heads, num_heads_k, seqlen_k) =
+            if matches!(self, Pass::Backward(_)) { (2, 1, 100) } else { (4, 2, 336) };
+        let shape = Shape { batch: 1, seqlen_q: QUERIES, seqlen_k, num_heads, num_heads_k, head_dim: DIM };
+        Problem::builder(shape).dropout(Dropout::new(0.2, 1, 0).unwrap()).build().unwrap()
+    }
+
+    fn not_needed(self) -> &'static [NotNeeded] {
+        match self {
+            Pass::Forward(_) => NOT_NEEDED[0],
+            Pass::Probs => NOT_NEEDED[1],
+            Pass::Backward(_) => NOT_NEEDED[2],
+        }
+    }
 }
 
-/// The launches of the forward and of probs, with memory made for them. One block does all tiles.
-fn launches(problem: &Problem, shape: Warpgroups) -> (Global, Vec<(Config, Vec<Arg>)>) {
-    let mut memory = Global::default();
-    let mut tensor = |name: &str, rows: usize, heads: usize| {
+/// A launch of some blocks.
+struct Launched {
+    config: Config,
+    grid: u32,
+    args: Vec<Arg>,
+}
+
+/// The launches of a pass, with memory made for them. One block of the forward does all tiles.
+fn launches(pass: Pass) -> (Global, Vec<Launched>) {
+    let (problem, mut memory) = (&pass.problem(), Global::default());
+    let shape = *problem.shape();
+    let mut tensor = |name: &str, [_, rows, heads, _]: [usize; 4]| {
         let numbers = (0..rows * heads * DIM).map(|n| bf16::from_f32((n % 7) as f32 / 8.0));
         let bytes: Vec<u8> = numbers.flat_map(|x| x.to_le_bytes()).collect();
         let (row_stride, head_stride) = ((heads * DIM) as u64, DIM as u64);
         let ptr = memory.upload(name, &bytes).0;
         DeviceTensor { ptr, batch_stride: rows as u64 * row_stride, row_stride, head_stride }
     };
-    let (q, k) = (tensor("q", QUERIES, 4), tensor("k", KEYS, 2));
-    let (v, out) = (tensor("v", KEYS, 2), tensor("out", QUERIES, 4));
-    let lse = memory.reserve("lse", 4 * 4 * QUERIES).0;
-    let (row_stride, head_stride) = (KEYS as u64, (QUERIES * KEYS) as u64);
-    let ptr = memory.reserve("probs", 2 * 4 * QUERIES * KEYS).0;
-    let probs = Some(DeviceTensor { ptr, batch_stride: 4 * head_stride, row_stride, head_stride });
-    let (half, seed_and_offset_ptr) = (Half::Bf16, 0);
-    let call = ForwardCall { problem, half, q, k, v, out, lse, probs, seed_and_offset_ptr };
-    let gpu = Gpu { sm_count: 1, ..Gpu::HOPPER };
-    let steps = signflash_kernels::forward_with(&call, gpu, ForwardShape::Hopper(shape)).unwrap();
-    let launch = |step| match step {
-        Step::Launch { config, grid: 1, args } => (config, args),
-        other => panic!("a launch of one block, not {other:?}"),
+    let (q, k, v) = (tensor("q", shape.q()), tensor("k", shape.k()), tensor("v", shape.k()));
+    let [out, dout, dq] = ["out", "dout", "dq"].map(|name| tensor(name, shape.q()));
+    let [dk, dv] = ["dk", "dv"].map(|name| tensor(name, shape.k()));
+    let lse = memory.upload("lse", &vec![0; 4 * shape.lse_len()]).0;
+    let (half, seed_and_offset_ptr, gpu) = (Half::Bf16, 0, Gpu { sm_count: 1, ..Gpu::HOPPER });
+    let steps = match pass {
+        Pass::Backward(steps) => {
+            let workspace =
+                memory.reserve("workspace", backward_workspace_bytes(problem, gpu, false) as usize).0;
+            let deterministic = false;
+            #[rustfmt::skip]
+            let call = BackwardCall {
+                problem, half, q, k, v, out, lse, dout, dq, dk, dv, workspace, deterministic, seed_and_offset_ptr,
+            };
+            backward_with(&call, gpu, BackwardShape::Hopper(steps))
+        }
+        _ => {
+            let (row_stride, head_stride) = (shape.seqlen_k as u64, (QUERIES * shape.seqlen_k) as u64);
+            let ptr = memory.reserve("probs", 2 * shape.num_heads * QUERIES * shape.seqlen_k).0;
+            let batch_stride = shape.num_heads as u64 * head_stride;
+            let probs = Some(DeviceTensor { ptr, batch_stride, row_stride, head_stride });
+            let call = ForwardCall { problem, half, q, k, v, out, lse, probs, seed_and_offset_ptr };
+            let shape = if let Pass::Forward(shape) = pass { shape } else { SHAPE };
+            forward_with(&call, gpu, ForwardShape::Hopper(shape))
+        }
     };
-    (memory, steps.into_iter().map(launch).collect())
+    let launched = steps.unwrap().into_iter().filter_map(|step| match step {
+        Step::Launch { config, grid, args } => Some(Launched { config, grid, args }),
+        Step::Zero { ptr, bytes } => {
+            memory.zero(ptr, bytes as usize);
+            None
+        }
+    });
+    let launched = launched.collect();
+    (memory, launched)
 }
 
-/// The rule that the kernels break under a schedule, one of them changed.
-fn run(
-    problem: &Problem,
-    shape: Warpgroups,
-    which: usize,
-    change: impl Fn(Kernel) -> Kernel,
-    seed: u64,
-) -> Option<(Rule, String)> {
-    let (mut memory, launches) = launches(problem, shape);
-    launches.into_iter().enumerate().find_map(|(i, (config, args))| {
-        let kernel = if i == which { change(config.kernel()) } else { config.kernel() };
-        let trap = kernel.interpret(&Launch { grid: 1, args: &args, seed }, &mut memory).err()?;
+/// The rule that the kernels break under a schedule, that of the pass changed.
+fn run(pass: Pass, change: impl Fn(Kernel) -> Kernel, seed: u64) -> Option<(Rule, String)> {
+    let (mut memory, launches) = launches(pass);
+    launches.into_iter().enumerate().find_map(|(i, Launched { config, grid, args })| {
+        let kernel = if i == pass.position() { change(config.kernel()) } else { config.kernel() };
+        let trap = kernel.interpret(&Launch { grid, args: &args, seed }, &mut memory).err()?;
         Some((trap.fault.rule, trap.to_string()))
     })
 }
 
 #[test]
 fn the_kernels_are_right_as_they_are() {
-    let kernels = launches(&problem(), SHAPE).1;
-    assert!(matches!(kernels[..], [(Config::HopperForward(..), _), (Config::HopperProbs(..), _)]));
-    let others = [
+    let kernel = |pass: Pass| launches(pass).1.swap_remove(pass.position()).config;
+    assert!(matches!(kernel(Pass::Forward(SHAPE)), Config::HopperForward(..)));
+    assert!(matches!(kernel(Pass::Probs), Config::HopperProbs(..)));
+    assert!(matches!(kernel(Pass::Backward(STEPS)), Config::HopperKeys(..)));
+    let forwards = [
+        SHAPE,
         Warpgroups { out_in_q: true, turns: false, early: 0, drawers: 1, ..SHAPE },
         Warpgroups { groups: 3, drawers: 1, registers: 128, flag_stages: 3, ..SHAPE },
     ];
-    for (shape, seed) in
-        [SHAPE].into_iter().chain(others).flat_map(|shape| [0, 1, 2].map(|seed| (shape, seed)))
-    {
-        assert_eq!(run(&problem(), shape, 0, |kernel| kernel, seed), None, "{shape:?}");
+    let backwards = [
+        STEPS,
+        KeySteps { step: 128, ..STEPS },
+        KeySteps { stages: 3, ds_stages: 3, flag_stages: 1, ..STEPS },
+    ];
+    let passes = forwards.map(Pass::Forward).into_iter().chain(backwards.map(Pass::Backward));
+    for (pass, seed) in passes.flat_map(|pass| [0, 1, 2].map(|seed| (pass, seed))) {
+        assert_eq!(run(pass, |kernel| kernel, seed), None, "{pass:?}");
     }
 }
 
-/// Mistakes in one of the kernels that nobody notices, but for those that are listed.
-fn unnoticed(which: usize) -> Vec<String> {
-    let problem = problem();
-    let mutations = || launches(&problem, SHAPE).1.swap_remove(which).0.kernel().mutations();
+/// Mistakes in a kernel that nobody notices, but for those that are listed.
+fn unnoticed(pass: Pass) -> Vec<String> {
+    let mutations = || launches(pass).1.swap_remove(pass.position()).config.kernel().mutations();
     let count = mutations().len();
     assert!(count > 40, "only {count} mistakes");
     let seeded = |number: usize| {
@@ -124,11 +199,11 @@ fn unnoticed(which: usize) -> Vec<String> {
             let mutation = kernel.mutations().swap_remove(number);
             kernel.mutate(mutation)
         };
-        let caught = (0..SCHEDULES).find_map(|seed| run(&problem, SHAPE, which, change, seed));
+        let caught = (0..SCHEDULES).find_map(|seed| run(pass, change, seed));
         caught.is_none().then_some(mutation)
     };
     let mut unnoticed: Vec<String> = (0..count).filter_map(seeded).collect();
-    for (text, file, count, why) in NOT_NEEDED[which] {
+    for (text, file, count, why) in pass.not_needed() {
         let (listed, others): (Vec<String>, _) =
             unnoticed.into_iter().partition(|mistake| mistake.contains(text) && mistake.contains(file));
         assert_eq!(listed.len(), *count, "{text} in {file} ({why}): {listed:#?}");
@@ -139,10 +214,15 @@ fn unnoticed(which: usize) -> Vec<String> {
 
 #[test]
 fn every_mistake_in_the_forward_that_matters_is_noticed() {
-    assert_eq!(unnoticed(0), Vec::<String>::new());
+    assert_eq!(unnoticed(Pass::Forward(SHAPE)), Vec::<String>::new());
 }
 
 #[test]
 fn every_mistake_in_probs_that_matters_is_noticed() {
-    assert_eq!(unnoticed(1), Vec::<String>::new());
+    assert_eq!(unnoticed(Pass::Probs), Vec::<String>::new());
+}
+
+#[test]
+fn every_mistake_in_the_backward_that_matters_is_noticed() {
+    assert_eq!(unnoticed(Pass::Backward(STEPS)), Vec::<String>::new());
 }

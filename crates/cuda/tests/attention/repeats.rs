@@ -4,7 +4,7 @@ use crate::gpu::{gpu, say};
 use crate::tensors::Both;
 use signflash_core::{Dropout, Problem, Shape};
 use signflash_cuda::{CudaEngine, DeviceBuffer, Event, Stream};
-use signflash_kernels::{DeviceTensor, ForwardCall, Half};
+use signflash_kernels::{BackwardCall, DeviceTensor, ForwardCall, Half};
 use std::time::Instant;
 
 const HEADS: usize = 4;
@@ -16,6 +16,8 @@ struct Tensors {
     qkv: [DeviceBuffer; 3],
     out: DeviceBuffer,
     lse: DeviceBuffer,
+    dout: DeviceBuffer,
+    gradients: [DeviceBuffer; 3],
 }
 
 impl Tensors {
@@ -33,26 +35,52 @@ impl Tensors {
         let rows = batch * seqlen * HEADS;
         let qkv = [1, 2, 3].map(|seed| Both::normal(stream, rows * DIM, seed).buffer);
         let [out, lse] = [2 * DIM, 4].map(|bytes| DeviceBuffer::zeroed(stream, rows * bytes).unwrap());
-        Tensors { problem, qkv, out, lse }
+        let dout = Both::normal(stream, rows * DIM, 4).buffer;
+        let gradients = [(); 3].map(|()| DeviceBuffer::zeroed(stream, rows * 2 * DIM).unwrap());
+        Tensors { problem, qkv, out, lse, dout, gradients }
+    }
+
+    fn dense(&self, buffer: &DeviceBuffer) -> DeviceTensor {
+        let row_stride = (HEADS * DIM) as u64;
+        DeviceTensor {
+            ptr: buffer.ptr(),
+            batch_stride: self.problem.shape().seqlen_q as u64 * row_stride,
+            row_stride,
+            head_stride: DIM as u64,
+        }
+    }
+
+    /// The backward of one order of additions.
+    fn backward(&self, workspace: &DeviceBuffer) -> BackwardCall<'_> {
+        let [q, k, v] = self.qkv.each_ref().map(|buffer| self.dense(buffer));
+        let [dq, dk, dv] = self.gradients.each_ref().map(|buffer| self.dense(buffer));
+        BackwardCall {
+            problem: &self.problem,
+            half: Half::Bf16,
+            q,
+            k,
+            v,
+            out: self.dense(&self.out),
+            lse: self.lse.ptr(),
+            dout: self.dense(&self.dout),
+            dq,
+            dk,
+            dv,
+            workspace: workspace.ptr(),
+            deterministic: true,
+            seed_and_offset_ptr: 0,
+        }
     }
 
     fn call(&self) -> ForwardCall<'_> {
-        let seqlen = self.problem.shape().seqlen_q;
-        let row_stride = (HEADS * DIM) as u64;
-        let dense = |buffer: &DeviceBuffer| DeviceTensor {
-            ptr: buffer.ptr(),
-            batch_stride: seqlen as u64 * row_stride,
-            row_stride,
-            head_stride: DIM as u64,
-        };
-        let [q, k, v] = self.qkv.each_ref().map(dense);
+        let [q, k, v] = self.qkv.each_ref().map(|buffer| self.dense(buffer));
         ForwardCall {
             problem: &self.problem,
             half: Half::Bf16,
             q,
             k,
             v,
-            out: dense(&self.out),
+            out: self.dense(&self.out),
             lse: self.lse.ptr(),
             probs: None,
             seed_and_offset_ptr: 0,
@@ -75,6 +103,28 @@ fn a_thousand_forwards_give_the_same_bits() {
         assert!((1..1000).all(|_| once() == first), "causal {causal}");
     }
     say("1000 forwards, causal and not: equal bits");
+}
+
+#[test]
+fn fifty_deterministic_backwards_give_the_same_bits() {
+    let Some(device) = gpu() else { return };
+    let (stream, engine) = (Stream::new(&device).unwrap(), CudaEngine::new(&device).unwrap());
+    for causal in [false, true] {
+        let tensors = Tensors::new(&stream, 6, 3000, causal);
+        let bytes = engine.backward_workspace_bytes(&tensors.problem, true) as usize;
+        let workspace = DeviceBuffer::alloc(&device, bytes).unwrap();
+        // SAFETY: the tensors have the sizes of the problem, and live until they have been read.
+        unsafe { engine.forward_on(&stream, &tensors.call()) }.unwrap();
+        let once = || {
+            // SAFETY: as above; the workspace has the size that was asked for.
+            unsafe { engine.backward_on(&stream, &tensors.backward(&workspace)) }.unwrap();
+            tensors.gradients.each_ref().map(|buffer| buffer.to_host(&stream).unwrap())
+        };
+        let first = once();
+        assert!(first.iter().all(|bytes| bytes.iter().any(|byte| *byte != 0)));
+        assert!((1..50).all(|_| once() == first), "causal {causal}");
+    }
+    say("50 deterministic backwards with dropout, causal and not: equal bits");
 }
 
 #[test]

@@ -24,6 +24,7 @@
 //!
 //! Grid: key tiles x key heads x batches, along x. Block: 32 * warps threads.
 use super::convert_dq::SumsTile;
+use super::delta::Stats;
 use super::forward::negate;
 use crate::config::{Common, DqSums, Tiles};
 use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_args};
@@ -34,8 +35,8 @@ use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
 use crate::parts::softmax::scale_rows;
 use crate::parts::work::Work;
 use signflash_ptx::{
-    Acc, B32, Builder, CopyRing, Cta, F32, GlobalAddr, Kernel, Pred, S32, Shape, SmemAddr, Thread,
-    TileLayout, U32, Val, Var, Warp,
+    Acc, B32, Builder, CopyRing, Cta, GlobalAddr, Kernel, Pred, S32, Shape, SmemAddr, Thread, TileLayout,
+    U32, Val, Var, Warp,
 };
 
 kernel_args! {
@@ -429,11 +430,9 @@ impl<'k> Keys<'_, 'k> {
     ) {
         let t = self.cta.threads();
         for group in 0..s[0].groups() {
-            // Of queries 2 c and 2 c + 1 of the group.
-            let first = (t.lane() & 3) * (2 * STAT_BYTES) + own.part * (self.queries() * STAT_BYTES);
-            let [lse0, delta0, lse1, delta1] =
-                t.load::<F32, 4>(stats.plus(first).at(8 * STAT_BYTES * group as u32));
-            let (negative_lse, delta) = ([lse0, lse1], [delta0, delta1]);
+            let first = stats.plus(own.part * (self.queries() * STAT_BYTES));
+            let of = |first| Stats::of_columns(t, first, group as u32);
+            let (negative_lse, delta) = (of(first), of(first.at(Stats::DELTA)));
             for (i, s) in s.iter().enumerate() {
                 for register in 0..4 {
                     let (h, x) = (register / 2, register % 2);

@@ -12,6 +12,7 @@
 //! whatever order they come.
 //!
 //! Grid: query tiles x heads x batches, along x. Block: 32 * warps threads.
+use super::delta::Stats;
 use super::forward::negate;
 use crate::config::{Common, Tiles};
 use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_args};
@@ -21,9 +22,7 @@ use crate::parts::epilogue::store_rows;
 use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
 use crate::parts::softmax::{THREAD_ROWS, scale_rows};
 use crate::parts::work::{KeyTiles, Work};
-use signflash_ptx::{
-    Acc, Builder, CopyRing, Cta, F32, GlobalAddr, Kernel, Shape, SmemAddr, TileLayout, U32, Val,
-};
+use signflash_ptx::{Acc, Builder, CopyRing, Cta, F32, Kernel, Shape, SmemAddr, TileLayout, U32, Val};
 
 kernel_args! {
     /// Arguments of the pass over queries.
@@ -186,8 +185,10 @@ impl<'k> Queries<'_, 'k> {
         let stat = |i: u32, h: u32| {
             // Statistics start where the first tile does. Tiles may reach behind them.
             let at = work.block * tiles.rows() + in_tile(i, h);
-            let from = (head + at.min(problem.stat_rows - 1).widen()) * 8u64 + self.args.stats;
-            t.load_constant::<F32, 2>(GlobalAddr::new(from))
+            let from = Stats::of_row(self.args.stats, head + at.min(problem.stat_rows - 1).widen());
+            let [lse] = t.load_constant::<F32, 1>(from);
+            let [delta] = t.load_constant::<F32, 1>(from.at(Stats::DELTA.into()));
+            [lse, delta]
         };
         let limit = |i: u32, h: u32| problem.visible(first_row + in_tile(i, h), self.common.causal);
         Own {

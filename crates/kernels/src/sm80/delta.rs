@@ -3,18 +3,56 @@
 //! delta is divided by the keep scale, which is then applied once to dq and dk instead of to every dp. Rows that see no
 //! key, and those before and behind the tensor that complete a tile, get -inf and 0: their probabilities are 0.
 //!
-//! A warp takes a row. Memory-bound: two rows in, eight bytes out.
+//! Memory-bound: two rows in, eight bytes out. A lane takes 8 columns, so that a warp takes as many rows as fit; where
+//! single elements are read, one row.
 use crate::config::Common;
 use crate::parts::args::{DeviceTensor, ProblemVals, kernel_args};
 use crate::parts::copy::Access;
-use signflash_ptx::{B32, Builder, F32, GlobalAddr, Kernel, Shape, Thread, U32, Val, Var};
+use signflash_ptx::{B32, Builder, F32, GlobalAddr, Kernel, Shape, SmemAddr, Thread, U32, U64, Val, Var};
 use std::f32::consts::LOG2_E;
 
 const WARPS: u32 = 8;
-/// Rows that one block computes.
-pub(crate) const ROWS_PER_BLOCK: u32 = WARPS;
+/// Columns of a lane where rows are read in pieces of 16 bytes.
+const LANE_COLUMNS: u32 = 8;
+
+/// Lanes that share a row: a power of two.
+fn lanes_per_row(common: &Common) -> u32 {
+    match common.access {
+        Access::Wide => common.head_dim.div_ceil(LANE_COLUMNS).next_power_of_two(),
+        Access::Narrow => 32,
+    }
+}
+
+/// Rows that one block computes: it divides [`STEP`].
+pub(crate) fn rows_per_block(common: &Common) -> u32 {
+    WARPS * (32 / lanes_per_row(common))
+}
+
 /// Heads have a multiple of so many rows in the statistics.
-pub(crate) const STEP: u32 = 64;
+pub(crate) const STEP: u32 = 128;
+
+/// How statistics lie: for each 8 rows, -lse of all and then delta of all, so that a lane reads those of two neighbours at
+/// once.
+pub(crate) struct Stats;
+
+impl Stats {
+    /// Bytes of 8 rows, and from a row's -lse to its delta.
+    pub(crate) const GROUP_BYTES: u32 = 64;
+    pub(crate) const DELTA: u32 = 32;
+
+    /// Where -lse of a row is, rows counted over all heads.
+    #[track_caller]
+    pub(crate) fn of_row<'k>(stats: Val<'k, U64>, row: Val<'k, U64>) -> GlobalAddr<'k> {
+        let place = (row >> 3u32) * u64::from(Self::GROUP_BYTES) + (row.low() & 7).widen() * 4u64;
+        GlobalAddr::new(place + stats)
+    }
+
+    /// -lse of the two of 8 columns that a lane of an accumulator has; [`DELTA`](Self::DELTA) further on, delta.
+    #[track_caller]
+    pub(crate) fn of_columns<'k>(t: Thread<'k>, stats: SmemAddr<'k>, group: u32) -> [Val<'k, F32>; 2] {
+        t.load(stats.plus((t.lane() & 3) * 8).at(Self::GROUP_BYTES * group))
+    }
+}
 
 kernel_args! {
     /// Arguments of the statistics.
@@ -25,7 +63,7 @@ kernel_args! {
         dout: DeviceTensor,
         /// (batch, num_heads, seqlen_q) f32, dense.
         lse: u64,
-        /// (batch, num_heads, stat_rows, 2) f32; written.
+        /// (batch, num_heads, stat_rows) pairs of f32, see [`Stats`]; written.
         stats: u64,
         /// Factor of kept probabilities.
         keep_scale: f32,
@@ -38,7 +76,9 @@ pub(crate) fn kernel(name: &str, common: &Common) -> Kernel {
         let problem = ProblemVals::declare(cta);
         let args = DeltaVals::declare(cta);
         let (warp, t) = (cta.warps(), cta.threads());
-        let index = cta.index() * WARPS + warp.index();
+        let lanes = lanes_per_row(common);
+        let lane = t.lane() & (lanes - 1);
+        let index = cta.index() * rows_per_block(common) + t.index() / lanes;
         let bh = index / problem.stat_rows;
         let row = index - bh * problem.stat_rows - problem.row_shift;
         let batch = bh / problem.num_heads;
@@ -48,45 +88,50 @@ pub(crate) fn kernel(name: &str, common: &Common) -> Kernel {
         let lse = t.f32(f32::INFINITY).var();
         t.when(row.lt(problem.seqlen_q), |t| {
             let (out, dout) = (args.out.head(batch, head).row(row), args.dout.head(batch, head).row(row));
-            for first in (0..common.head_dim).step_by(64) {
-                dot_pair(t, common, t.lane() * 2 + first, problem.head_dim, [out, dout], &delta);
-            }
+            dot(t, common, lane, problem.head_dim, [out, dout], &delta);
             let at = (bh.mul_wide(problem.seqlen_q) + row.widen()) * 4u64 + args.lse;
             let [own] = t.load::<F32, 1>(GlobalAddr::new(at));
             // A row without keys has lse = -inf; its probabilities shall be 0, not exp(s + inf).
             lse.set(own.eq(f32::NEG_INFINITY).select(t.f32(f32::INFINITY), own));
         });
-        let delta =
-            [16, 8, 4, 2, 1].into_iter().fold(delta.get(), |sum, bit| sum + warp.shuffle_xor(sum, bit));
-        let stat = [-(lse.get() * LOG2_E), delta * args.keep_scale.rcp()];
-        t.when(t.lane().eq(0), |t| t.store(GlobalAddr::new(index.mul_wide(8u32) + args.stats), stat));
+        let halves = [16, 8, 4, 2, 1].into_iter().filter(|bit| *bit < lanes);
+        let delta = halves.fold(delta.get(), |sum, bit| sum + warp.shuffle_xor(sum, bit));
+        let to = Stats::of_row(args.stats, index.widen());
+        t.when(lane.eq(0), |t| {
+            t.store(to, [-(lse.get() * LOG2_E)]);
+            t.store(to.at(Stats::DELTA.into()), [delta * args.keep_scale.rcp()]);
+        });
     })
 }
 
-/// Adds the products of two columns to `sum`, as far as they are real.
-fn dot_pair<'k>(
+/// Adds the products of the lane's columns to `sum`, as far as they are real.
+fn dot<'k>(
     t: Thread<'k>,
     common: &Common,
-    col: Val<'k, U32>,
+    lane: Val<'k, U32>,
     head_dim: Val<'k, U32>,
     rows: [GlobalAddr<'k>; 2],
     sum: &Var<'k, F32>,
 ) {
-    let own = rows.map(|row| row.plus((col * 2).widen()));
     let add = |x: Val<'k, B32>, y: Val<'k, B32>| {
         sum.set(x.half_to_f32(common.half).mul_add(y.half_to_f32(common.half), sum.get()));
     };
     match common.access {
-        // head_dim is even: both columns are real, or none.
-        Access::Wide => t.when(col.lt(head_dim), |t| {
-            let [x, y] = own.map(|own| t.load_constant::<B32, 1>(own)[0]);
-            add(x, y);
-            add(x >> 16u32, y >> 16u32);
-        }),
+        // head_dim is a multiple of 8: all columns are real, or none.
+        Access::Wide => {
+            let first = lane * LANE_COLUMNS;
+            t.when(first.lt(head_dim), |t| {
+                let [out, dout] = rows.map(|row| t.load_constant::<B32, 4>(row.plus((first * 2).widen())));
+                for (x, y) in out.into_iter().zip(dout) {
+                    add(x, y);
+                    add(x >> 16u32, y >> 16u32);
+                }
+            });
+        }
         Access::Narrow => {
-            for i in 0..2 {
-                t.when((col + i).lt(head_dim), |t| {
-                    let [x, y] = own.map(|own| t.load_half(own.at(2 * i64::from(i))));
+            for column in (0..common.head_dim).step_by(32).map(|first| lane + first) {
+                t.when(column.lt(head_dim), |t| {
+                    let [x, y] = rows.map(|row| t.load_half(row.plus((column * 2).widen())));
                     add(x, y);
                 });
             }

@@ -3,7 +3,7 @@ use super::forward::GROUP_ROWS;
 use super::pipeline::Pipeline;
 use crate::config::Common;
 use crate::parts::product::pack;
-use signflash_ptx::{Acc, B32, Half, SmemAddr, Tensor, TileLayout, U32, Val, Warpgroup};
+use signflash_ptx::{Acc, B32, Half, Order, SmemAddr, Tensor, TileLayout, U32, Val, Warpgroup};
 
 /// A warpgroup's place for 64 rows, as boxes of 64 columns.
 #[derive(Debug)]
@@ -65,20 +65,11 @@ impl<'k> OutTile<'k> {
 /// Writes packed accumulators of 64 rows into boxes of 64 columns.
 #[track_caller]
 pub(super) fn stage_words<'k>(wg: Warpgroup<'k>, words: &[[Val<'k, B32>; 4]], to: SmemAddr<'k>) {
-    let (warp, t) = (wg.warps(), wg.threads());
-    let layout = TileLayout::new(64);
-    let row = ((warp.index() & 3) << 4u32) + (t.lane() >> 2);
-    for (k16, words) in words.iter().enumerate() {
-        for right in 0..2 {
-            let group = 2 * k16 as u32 + right;
-            // The permutation is the same for rows g and g + 8.
-            let own = layout.chunk(row, group % 8) + (t.lane() & 3) * 4;
-            let own = to.plus(own).at(group / 8 * BOX_BYTES);
-            for lower in 0..2 {
-                let word = words[2 * right as usize + lower];
-                t.store(own.at(layout.bytes(8 * lower as u32)), [word]);
-            }
-        }
+    let (warp, layout) = (wg.warps(), TileLayout::new(64));
+    let lanes = warp.tile_lanes(layout, Order::Down);
+    let own = to.plus((warp.index() & 3) * layout.bytes(16));
+    for (k16, words) in (0..).zip(words) {
+        warp.store_matrices(&lanes, own.at(k16 / 4 * BOX_BYTES), 0, k16 % 4, *words);
     }
 }
 

@@ -1,0 +1,168 @@
+//! dq of a step, of all keys of the block: by the warpgroups in turn, a step late.
+use super::multiply::Keys;
+use super::{Block, Cursor, KEYS, QUERIES};
+use signflash_ptx::{
+    Acc, BoxTile, Columns, GlobalAddr, PendingProduct, Product, Rows, SmemAddr, Thread, U32, Val, Var, Warp,
+    Warpgroup,
+};
+
+/// Which step's dq comes next.
+pub(super) struct Turn<'k> {
+    /// Steps whose ds has been made.
+    done: Var<'k, U32>,
+    /// The last one's number among those of all heads.
+    tile: Var<'k, U32>,
+    /// If blocks add in order: the step that this warpgroup has added last and has not told the next block of.
+    untold: Option<Var<'k, U32>>,
+}
+
+/// No step's number.
+const NONE: u32 = u32::MAX;
+
+/// Warps that add a step's dq, and bytes of their counters.
+const ADDERS: u32 = 4;
+pub(crate) const COUNTERS_BYTES: u32 = 4 * ADDERS;
+
+impl<'k> Turn<'k> {
+    pub(super) fn new(t: Thread<'k>, ordered: bool) -> Self {
+        let untold = ordered.then(|| t.u32(NONE).var());
+        Turn { done: t.u32(0).var(), tile: t.u32(0).var(), untold }
+    }
+
+    /// ds of another step has been made.
+    pub(super) fn advance(&self, block: &Block<'_, 'k>, at: &Cursor<'k>) {
+        let bh = block.work.batch * block.problem.num_heads + block.head(at);
+        self.tile.set(bh * block.problem.query_tiles(block.shape.step) + at.step.get());
+        self.done.set(self.done.get() + 1);
+    }
+}
+
+impl<'k> Block<'_, 'k> {
+    /// If the turn before was this warpgroup's: waits until what it has staged is read, so that the other may stage. Time
+    /// has passed since; it waits for little.
+    pub(super) fn pass_turn(&self, wg: Warpgroup<'k>, group: Val<'k, U32>, turn: &Turn<'k>) {
+        let (t, done) = (wg.threads(), turn.done.get());
+        let mine = ((done ^ group) & 1).eq(1);
+        wg.when(mine & t.u32(1).lt(done), |wg| {
+            let t = wg.threads();
+            // Lane 0 has copied for all, and arrives when that has been read.
+            t.when(t.lane().eq(0), |t| t.wait_stored());
+            self.smem.dq_left.arrive(t);
+        });
+    }
+
+    /// ds^T k: 64 queries' dq.
+    fn over_keys<'p>(&self, ds: BoxTile<'k>, k: BoxTile<'k>) -> Product<'p, 'k> {
+        Product {
+            rows: Rows::ColumnsOf(ds),
+            columns: Columns::Plain(k),
+            depth: KEYS,
+            half: self.common.half,
+            add: false,
+            columns_at_once: None,
+        }
+    }
+
+    /// How many blocks have added the warp's part of a step.
+    fn counter(&self, t: Thread<'k>, tile: Val<'k, U32>) -> GlobalAddr<'k> {
+        let own = (t.index() >> 5u32 & (ADDERS - 1)) * 4;
+        GlobalAddr::new(tile.widen().mul_add(u64::from(COUNTERS_BYTES), self.args.dq_counters) + own.widen())
+    }
+
+    /// If blocks add in order: tells the next one of what this warp has added last.
+    pub(super) fn tell(&self, wg: Warpgroup<'k>, turn: &Turn<'k>) {
+        let t = wg.threads();
+        if let Some(untold) = &turn.untold {
+            // Lane 0 has added for all.
+            t.when(t.lane().eq(0) & untold.get().ne(NONE), |t| {
+                t.wait_written();
+                t.advance_counter(self.counter(t, untold.get()));
+            });
+        }
+    }
+
+    /// If blocks add in order: waits until those before have added this step.
+    fn wait_turn(&self, wg: Warpgroup<'k>, turn: &Turn<'k>) {
+        let t = wg.threads();
+        if let Some(untold) = &turn.untold {
+            let tile = turn.tile.get();
+            t.when(t.lane().eq(0), |t| t.wait_counter(self.counter(t, tile), self.work.block));
+            untold.set(tile);
+        }
+    }
+
+    fn sums(&self, wg: Warpgroup<'k>, tile: Val<'k, U32>) -> Sums<'k> {
+        let Block { common, shape, args, smem, .. } = self;
+        let t = wg.threads();
+        let (bytes, parts) = (4 * QUERIES * common.head_dim, shape.step / QUERIES);
+        let sums = tile.widen().mul_add(u64::from(parts * bytes), args.dq_sums);
+        let own = (t.index() >> 5u32 & 3) * (bytes / 4) + t.lane() * 16;
+        Sums { to: GlobalAddr::new(sums + own.widen()), staging: smem.dq.plus(own), bytes, parts }
+    }
+}
+
+impl<'k> Keys<'_, 'k> {
+    /// dq of the last step whose ds has been made, if it is this warpgroup's turn.
+    pub(super) fn take_turn(&mut self, turn: &Turn<'k>) {
+        let Keys { block, wg, ds_of_all, k_of_all, group, .. } = self;
+        let (block, wg, k, done) = (*block, *wg, *k_of_all, turn.done.get());
+        let (warp, t) = (wg.warps(), wg.threads());
+        let (any, mine) = (t.u32(0).lt(done), ((done ^ *group) & 1).eq(0));
+        wg.when(any & !mine, |_| ds_of_all.skip());
+        wg.when(any & mine, |_| {
+            let stage = ds_of_all.wait(warp);
+            let ds = BoxTile::new(stage.address(), KEYS);
+            let mut parts: Vec<Acc<'k>> =
+                (0..block.shape.step / QUERIES).map(|_| wg.acc(block.common.head_dim)).collect();
+            let pending: Vec<PendingProduct<'_, 'k>> = (0..)
+                .zip(&mut parts)
+                .map(|(part, dq)| wg.multiply(dq, &block.over_keys(ds.from_column(part * QUERIES), k)))
+                .collect();
+            block.tell(wg, turn);
+            block.wait_turn(wg, turn);
+            let sums = block.sums(wg, turn.tile.get());
+            // The other's turn before this one is passed. A fresh barrier is past parity 1.
+            block.smem.dq_left.wait(t, done & 1);
+            let (last, mut stage) = (pending.len() - 1, Some(stage));
+            for (part, pending) in pending.into_iter().enumerate() {
+                let dq = pending.wait();
+                let read = stage.take_if(|_| part == last);
+                read.into_iter().for_each(|stage| stage.release_products(warp));
+                sums.stage(t, dq, part as u32);
+            }
+            sums.add(warp);
+        });
+    }
+}
+
+/// Where a warp's sums of a step are: for each 64 queries 16 rows, groups of 8 columns, each four registers of 32 lanes.
+struct Sums<'k> {
+    to: GlobalAddr<'k>,
+    staging: SmemAddr<'k>,
+    /// Of 64 queries, and so many times.
+    bytes: u32,
+    parts: u32,
+}
+
+impl<'k> Sums<'k> {
+    /// Puts an accumulator where it can be added from.
+    fn stage(&self, t: Thread<'k>, dq: &Acc<'k>, part: u32) {
+        for group in 0..dq.groups() {
+            let values = [0, 1, 2, 3].map(|r| dq.at(group, r).get());
+            t.store(self.staging.at(part * self.bytes + 512 * group as u32), values);
+        }
+    }
+
+    /// Starts to add what has been staged to what is there.
+    fn add(&self, warp: Warp<'k>) {
+        let t = warp.threads();
+        t.fence_proxy_async();
+        warp.sync();
+        // Lane 0's place is the warp's.
+        t.when(t.lane().eq(0), |t| {
+            for offset in (0..self.parts).map(|part| part * self.bytes) {
+                t.bulk_add(self.to.at(offset.into()), self.staging.at(offset), self.bytes / 4);
+            }
+        });
+    }
+}

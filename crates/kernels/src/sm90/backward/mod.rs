@@ -1,0 +1,253 @@
+//! Backward on Hopper, by blocks that own 128 keys: dk, dv, and dq's pieces.
+//!
+//! ```text
+//! multiply (multiply.rs)  two warpgroups, 64 keys each, accumulators whose rows are keys; step j, some queries:
+//!     s^T = k q^T   dp^T = v dout^T             both under way
+//!     p = exp2(s - lse), its sign: dropped      (scores.rs) while dp is under way
+//!     ds = keep p dp - p delta                  out of p + |p| and |p|
+//!     dv += max(p, 0)^T dout                    under way; ds -> smem
+//!     dk += ds^T q                              under way
+//!     turn (dq.rs): if j and the warpgroup are both even or both odd
+//!         dq(j-1) = ds(j-1) k -> smem -> added to the sums in f32 in global memory, by the copy engine
+//! serve (serve.rs)        one warpgroup; as far ahead as there are stages
+//!     first warp          copies: k and v, then q, dout and statistics step by step
+//!     with dropout, all   draw: flags, transposed (`movmatrix`), step by step
+//! ```
+//! | ring | filled by | read by | stages |
+//! |---|---|---|---|
+//! | `keys` (k and v) | the copying warp | all multiplying warps | 1, once |
+//! | `queries` (q, dout, statistics) | the copying warp | all multiplying warps | `stages` |
+//! | `flags` | the four drawing warps | all multiplying warps | `flag_stages` |
+//! | `ds` | all multiplying warps | the warpgroup whose turn it is | `ds_stages` |
+//!
+//! `dq_left` is a barrier in shared memory: a phase ends when dq of a turn has been read, and the next may be put there.
+//! Named barriers: 0 the block, once; 1 the multiplying warpgroups, in the end; from 8 on each one's output.
+//!
+//! With keys as rows, accumulators of s^T and ds^T are operands of dv and dk as they are. What a step's dq needs of the
+//! other warpgroup was made a step ago, so that the two need not keep in step: one's exponentials run during the other's
+//! products. `docs/hopper.md` has what else was tried.
+//!
+//! Grid: key tiles x key heads x batches.
+mod dq;
+mod multiply;
+mod scores;
+mod serve;
+
+pub(crate) use dq::COUNTERS_BYTES;
+
+use crate::config::{Common, KeySteps};
+use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
+use crate::parts::work::Work;
+use signflash_ptx::{
+    Builder, BulkRing, Cta, Kernel, Mbarrier, Pred, S32, Shape, SmemAddr, TensorMap, U32, Val, Var,
+};
+
+kernel_args! {
+    /// Arguments of the pass over keys.
+    KeysArgs / KeysVals {
+        /// Queries, boxes of a step's rows.
+        q: TensorMap,
+        /// Keys, boxes of 128 rows.
+        k: TensorMap,
+        /// Values, likewise.
+        v: TensorMap,
+        /// Gradient of the output, boxes of a step's rows.
+        dout: TensorMap,
+        /// Written, boxes of 64 rows.
+        dk: TensorMap,
+        /// Written, likewise.
+        dv: TensorMap,
+        /// Of `sm80/delta.rs`; delta divided by [`ds_scale`].
+        stats: u64,
+        /// Sums of dq divided by [`ds_scale`], see `sm80/convert_dq.rs`; zeroed before.
+        dq_sums: u64,
+        /// For each step of queries and each warp that adds, how many blocks have (u32), zeroed before; if in order.
+        dq_counters: u64,
+    }
+}
+
+/// Keys of a block.
+pub(crate) const KEYS: u32 = 128;
+
+/// Warpgroups that multiply.
+const GROUPS: u32 = 2;
+
+/// Queries that are multiplied at once for dq.
+const QUERIES: u32 = 64;
+
+/// Bytes of a query's statistics: -lse in base 2, and delta.
+const STAT_BYTES: u32 = 8;
+
+/// Bytes of the flags of 8 keys and 16 queries: a word of each lane.
+const FLAG_BYTES: u32 = 8 * 16;
+
+/// The barrier of the multiplying warpgroups when they have read all keys, and the first of each one's own.
+const KEYS_READ: u32 = 1;
+const FIRST_BARRIER: u32 = 8;
+
+/// What sums of ds have to be multiplied by: with dropout the kernel computes twice ds, which takes an instruction less.
+pub(crate) fn ds_scale(dropout: bool) -> f32 {
+    if dropout { 0.5 } else { 1.0 }
+}
+
+/// The kernel of a configuration.
+pub(crate) fn kernel(name: &str, common: &Common, shape: &KeySteps) -> Kernel {
+    assert!(shape.step.is_multiple_of(QUERIES) && common.head_dim.is_multiple_of(64), "whole boxes");
+    let launch = Shape { block_threads: shape.threads(), min_blocks_per_sm: 1 };
+    Builder::build(name, launch, |cta| {
+        let problem = ProblemVals::declare(cta);
+        let args = KeysVals::declare(cta);
+        let dropout = common.dropout.then(|| DropoutVals::declare(cta));
+        let smem = Smem::plan(cta, common, shape);
+        let (tiles, heads) = (problem.key_tiles(KEYS), problem.num_heads_k);
+        let work = match shape.ordered_heads {
+            0 => Work::locate(cta, tiles, heads, false),
+            at_once => Work::alternate(cta, tiles, heads, at_once),
+        };
+        cta.sync(); // barriers are initialised
+        let block = Block { cta, common, shape, problem, args, dropout, smem, work };
+        let (wg, index) = (cta.warpgroups(), cta.warpgroups().index());
+        wg.when(index.lt(GROUPS), |wg| {
+            wg.grow_registers(shape.registers);
+            block.multiply(wg, index);
+        });
+        wg.when(index.eq(GROUPS), |wg| {
+            wg.shrink_registers(shape.serving_registers());
+            block.serve(wg);
+        });
+    })
+}
+
+/// Shared memory of a block. Tiles lie as the copy engine leaves them: boxes of 64 columns behind each other.
+struct Smem<'k> {
+    /// k, and behind it v; in the end dk and dv on their way out.
+    keys: BulkRing<'k>,
+    /// q, behind it dout, and behind that statistics of a step.
+    queries: BulkRing<'k>,
+    /// For each 16 keys, each 32 queries and each lane four numbers of four flags each.
+    flags: Option<BulkRing<'k>>,
+    /// ds, rows keys, columns queries.
+    ds: BulkRing<'k>,
+    /// dq of a step in f32, as accumulators lie.
+    dq: SmemAddr<'k>,
+    dq_left: Mbarrier<'k>,
+}
+
+/// Bytes of 16-bit rows.
+fn rows_bytes(common: &Common, rows: u32) -> u32 {
+    2 * rows * common.head_dim
+}
+
+/// Bytes of a step's q, dout and statistics, which the copy engine brings.
+fn queries_bytes(common: &Common, shape: &KeySteps) -> u32 {
+    2 * rows_bytes(common, shape.step) + shape.step * STAT_BYTES
+}
+
+impl<'k> Smem<'k> {
+    fn plan(cta: Cta<'k>, common: &Common, shape: &KeySteps) -> Self {
+        let multiplying_warps = 4 * GROUPS;
+        let queries = queries_bytes(common, shape);
+        let flags = || {
+            let bytes = KEYS / 8 * (shape.step / 16) * FLAG_BYTES;
+            cta.stage_ring("flags", shape.flag_stages, bytes, 4, multiplying_warps)
+        };
+        Smem {
+            keys: cta.bulk_ring("keys", 1, 2 * rows_bytes(common, KEYS), multiplying_warps),
+            queries: cta
+                .bulk_ring_for_lanes(
+                    "queries",
+                    shape.stages,
+                    queries.next_multiple_of(1024),
+                    multiplying_warps,
+                )
+                .with_copies_of(queries),
+            flags: common.dropout.then(flags),
+            ds: cta.stage_ring("ds", shape.ds_stages, 2 * KEYS * shape.step, multiplying_warps, 4),
+            dq: cta.smem("dq", 4 * shape.step * common.head_dim, 1024),
+            dq_left: cta.mbarriers("dq_left", 1, 128),
+        }
+    }
+}
+
+/// What every role of a block knows.
+struct Block<'a, 'k> {
+    cta: Cta<'k>,
+    common: &'a Common,
+    shape: &'a KeySteps,
+    problem: ProblemVals<'k>,
+    args: KeysVals<'k>,
+    dropout: Option<DropoutVals<'k>>,
+    smem: Smem<'k>,
+    work: Work<'k>,
+}
+
+/// A role's walk over queries: all steps of a head, then the next head of the group.
+struct Cursor<'k> {
+    first: Val<'k, U32>,
+    end: Val<'k, U32>,
+    group: Val<'k, U32>,
+    step: Var<'k, U32>,
+    /// Heads of the group that are done.
+    member: Var<'k, U32>,
+}
+
+impl<'k> Cursor<'k> {
+    fn more(&self) -> Val<'k, Pred> {
+        self.member.get().lt(self.group) & self.first.lt(self.end)
+    }
+
+    fn advance(&self) {
+        let next = self.step.get() + 1;
+        let wraps = next.eq(self.end);
+        self.step.set(wraps.select(self.first, next));
+        self.member.set(self.member.get() + wraps.select(1u32, 0u32));
+    }
+}
+
+impl<'k> Block<'_, 'k> {
+    fn first_key(&self) -> Val<'k, U32> {
+        self.work.block * KEYS
+    }
+
+    fn cursor(&self) -> Cursor<'k> {
+        let Block { problem, .. } = self;
+        let t = self.cta.threads();
+        let end = problem.query_tiles(self.shape.step);
+        let first = match self.common.causal {
+            false => t.u32(0),
+            true => {
+                // Query i sees key j from i = j - (seqlen_k - seqlen_q) on.
+                let hidden = problem.seqlen_q.cast::<S32>() - problem.seqlen_k.cast::<S32>();
+                let first_row = (self.first_key().cast::<S32>() + hidden).max(0);
+                ((first_row.cast::<U32>() + problem.row_shift) / self.shape.step).min(end)
+            }
+        };
+        Cursor { first, end, group: problem.group, step: first.var(), member: t.u32(0).var() }
+    }
+
+    fn head(&self, at: &Cursor<'k>) -> Val<'k, U32> {
+        self.work.head * self.problem.group + at.member.get()
+    }
+
+    /// The first row of a step; before the tensor's first, if a shard starts there.
+    fn first_row(&self, at: &Cursor<'k>) -> Val<'k, U32> {
+        at.step.get() * self.shape.step - self.problem.row_shift
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Config, Gpu, Half, variants};
+
+    #[test]
+    fn blocks_ask_for_no_more_shared_memory_than_there_is() {
+        let mut seen = 0;
+        for config in variants(Gpu::HOPPER, Half::F16) {
+            let Config::HopperKeys(..) = config else { continue };
+            let asked = config.kernel().smem_bytes();
+            assert!(asked <= Gpu::HOPPER.smem_per_block_bytes, "{config}: {asked}");
+            seen += 1;
+        }
+        assert!(seen >= 8, "{seen}");
+    }
+}

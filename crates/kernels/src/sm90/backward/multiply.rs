@@ -1,0 +1,209 @@
+//! The multiplying warpgroups: products, and in the end dk and dv.
+use super::dq::Turn;
+use super::scores::{Hidden, OfQueries};
+use super::{Block, Cursor, FIRST_BARRIER, GROUPS, KEYS, KEYS_READ, ds_scale, rows_bytes};
+use crate::parts::product::pack;
+use crate::parts::softmax::scale_rows;
+use crate::sm80::delta::Stats;
+use crate::sm80::forward::negate;
+use crate::sm90::forward::GROUP_ROWS;
+use crate::sm90::out::stage_words;
+use signflash_ptx::{
+    Acc, B32, BoxTile, BulkRingConsumer, BulkRingProducer, Columns, Product, Rows, SmemAddr, U32, Val, Var,
+    Warpgroup,
+};
+
+/// A left operand: for each 16 columns four registers.
+type Operand<'k> = Vec<[Var<'k, B32>; 4]>;
+
+/// What a multiplying warpgroup has at hand.
+pub(super) struct Keys<'a, 'k> {
+    pub(super) block: &'a Block<'a, 'k>,
+    pub(super) wg: Warpgroup<'k>,
+    pub(super) group: Val<'k, U32>,
+    /// The same, known to each thread by itself: where threads need it, no lane has to ask another.
+    own_group: Val<'k, U32>,
+    /// Its rows of k and v.
+    k: BoxTile<'k>,
+    v: BoxTile<'k>,
+    pub(super) k_of_all: BoxTile<'k>,
+    queries: BulkRingConsumer<'k>,
+    flags: Option<BulkRingConsumer<'k>>,
+    to_ds: BulkRingProducer<'k>,
+    pub(super) ds_of_all: BulkRingConsumer<'k>,
+    s: Acc<'k>,
+    dp: Acc<'k>,
+    dk: Acc<'k>,
+    dv: Acc<'k>,
+    p: Operand<'k>,
+    ds: Operand<'k>,
+}
+
+impl<'k> Block<'_, 'k> {
+    /// All that a multiplying warpgroup does.
+    pub(super) fn multiply(&self, wg: Warpgroup<'k>, group: Val<'k, U32>) {
+        let (warp, smem) = (wg.warps(), &self.smem);
+        let mut keys = smem.keys.consumer(warp);
+        let stage = keys.wait(warp);
+        let mut own = Keys::new(self, wg, group, stage.address());
+        own.walk();
+        // Everybody has read k, whose place dk takes.
+        stage.release(warp);
+        wg.sync_among(KEYS_READ, 128 * GROUPS);
+        own.finish(smem.keys.data());
+    }
+
+    /// rows (64) * columns^T over head_dim.
+    fn over_head_dim<'p>(&self, rows: BoxTile<'k>, columns: BoxTile<'k>) -> Product<'p, 'k> {
+        Product {
+            rows: Rows::Tile(rows),
+            columns: Columns::OfRows(columns),
+            depth: self.common.head_dim,
+            half: self.common.half,
+            add: false,
+            columns_at_once: None,
+        }
+    }
+
+    /// p^T or ds^T times a step of dout or q, added.
+    fn over_queries<'p>(&self, words: &'p [[Var<'k, B32>; 4]], queries: BoxTile<'k>) -> Product<'p, 'k> {
+        Product {
+            rows: Rows::Registers(words),
+            columns: Columns::Plain(queries),
+            depth: self.shape.step,
+            half: self.common.half,
+            add: true,
+            columns_at_once: None,
+        }
+    }
+}
+
+fn set<'k>(operand: &[[Var<'k, B32>; 4]], words: &[[Val<'k, B32>; 4]]) {
+    let pairs = operand.iter().flatten().zip(words.iter().flatten());
+    pairs.for_each(|(var, word)| var.set(*word));
+}
+
+impl<'a, 'k> Keys<'a, 'k> {
+    /// With k and v at this address.
+    fn new(block: &'a Block<'a, 'k>, wg: Warpgroup<'k>, group: Val<'k, U32>, keys: SmemAddr<'k>) -> Self {
+        let Block { smem, common, shape, .. } = block;
+        let (warp, t) = (wg.warps(), wg.threads());
+        let tile = |at: SmemAddr<'k>| BoxTile::new(at, KEYS);
+        let own_row = group * GROUP_ROWS;
+        let operand = || -> Operand<'k> {
+            (0..shape.step / 16).map(|_| [(); 4].map(|()| t.u32(0).cast::<B32>().var())).collect()
+        };
+        let own = Keys {
+            block,
+            wg,
+            group,
+            own_group: t.index() >> 7u32,
+            k: tile(keys).from_row_of(own_row),
+            v: tile(keys.at(rows_bytes(common, KEYS))).from_row_of(own_row),
+            k_of_all: tile(keys),
+            queries: smem.queries.consumer(warp),
+            flags: smem.flags.map(|ring| ring.consumer(warp)),
+            to_ds: smem.ds.producer(t),
+            ds_of_all: smem.ds.consumer(warp),
+            s: wg.acc(shape.step),
+            dp: wg.acc(shape.step),
+            dk: wg.acc(common.head_dim),
+            dv: wg.acc(common.head_dim),
+            p: operand(),
+            ds: operand(),
+        };
+        own.dk.clear();
+        own.dv.clear();
+        own
+    }
+
+    fn walk(&mut self) {
+        let (block, wg, group) = (self.block, self.wg, self.group);
+        let (at, turn) = (block.cursor(), Turn::new(wg.threads(), block.shape.ordered_heads > 0));
+        wg.while_(
+            || at.more(),
+            |_| {
+                self.step(&at, &turn);
+                self.take_turn(&turn);
+                turn.advance(block, &at);
+                at.advance();
+            },
+        );
+        block.pass_turn(wg, group, &turn);
+        self.take_turn(&turn);
+        block.tell(wg, &turn);
+    }
+
+    fn step(&mut self, at: &Cursor<'k>, turn: &Turn<'k>) {
+        let Keys { block, wg, group, own_group, k, v, queries, flags, to_ds, s, dp, dk, dv, p, ds, .. } =
+            self;
+        let (block, wg, own_group) = (*block, *wg, *own_group);
+        let (warp, common, shape) = (wg.warps(), block.common, block.shape);
+        let stage = queries.wait(warp);
+        let [q, dout, stats] = [0, 1, 2].map(|i| stage.address().at(i * rows_bytes(common, shape.step)));
+        let [q, dout] = [q, dout].map(|at| BoxTile::new(at, shape.step));
+        let scores = wg.multiply(s, &block.over_head_dim(*k, q));
+        let gradients = wg.multiply(dp, &block.over_head_dim(*v, dout));
+
+        // What there are registers for is read before products are waited for.
+        let few = shape.step <= 64;
+        let of_queries =
+            |offset, early| OfQueries::new(wg.threads(), stats.at(offset), shape.step as usize / 8, early);
+        let (lse, delta) = (of_queries(0, few), of_queries(Stats::DELTA, few && !common.dropout));
+        let flags = flags.as_mut().map(|ring| ring.wait(warp));
+        let own_flags = flags.as_ref().map(|stage| block.own_flags(warp, stage, own_group));
+        let s = scores.wait();
+        if common.negative_scale {
+            negate(s);
+        }
+        block.probabilities(s, &lse, own_flags);
+        flags.into_iter().for_each(|stage| stage.release(warp));
+        block.pass_turn(wg, *group, turn);
+        let dp = gradients.wait();
+        block.score_gradients([s, dp], &delta);
+        let hidden = Hidden::new(block, warp, own_group, block.first_row(at));
+        warp.when(warp.any(hidden.any), |_| hidden.zero([s, dp]));
+
+        // The dropped p are negative: relu makes them 0.
+        set(p, &pack(s, common.half, common.dropout));
+        let values = wg.multiply(dv, &block.over_queries(p, dout));
+        let words = pack(dp, common.half, false);
+        set(ds, &words);
+        BulkRingProducer::fill_with_stores(&mut [to_ds], warp, |stages| {
+            let own = stages[0].plus(own_group * (GROUP_ROWS * 128));
+            for (i, words) in (0..).zip(words.chunks(4)) {
+                stage_words(wg, words, own.at(i * KEYS * 128));
+            }
+            wg.threads().fence_proxy_async();
+        });
+        let keys = wg.multiply(dk, &block.over_queries(ds, q));
+        values.wait();
+        keys.wait();
+        stage.release(warp);
+    }
+
+    /// Scales and writes dk and dv; `keys` is where k was, and v behind it.
+    fn finish(&self, keys: SmemAddr<'k>) {
+        let Keys { block, wg, group, own_group, dk, dv, .. } = self;
+        let (common, t) = (block.common, wg.threads());
+        let keep_scale = block.dropout.as_ref().map_or(t.f32(1.0), |args| args.keep_scale);
+        let scales = [block.problem.scale * keep_scale * ds_scale(common.dropout), keep_scale];
+        let own = *own_group * rows_bytes(common, GROUP_ROWS);
+        let places = [keys.plus(own), keys.at(rows_bytes(common, KEYS)).plus(own)];
+        for ((acc, place), scale) in [dk, dv].into_iter().zip(places).zip(scales) {
+            scale_rows(acc, [scale, scale]);
+            stage_words(*wg, &pack(acc, common.half, false), place);
+        }
+        t.fence_proxy_async();
+        wg.sync_among(*group + FIRST_BARRIER, 128);
+        let at = [block.first_key() + *group * GROUP_ROWS, block.work.head, block.work.batch];
+        t.when((t.index() & 127).eq(0), |t| {
+            for (tensor, place) in [block.args.dk, block.args.dv].into_iter().zip(places) {
+                let boxes = 0..common.boxes();
+                t.store_boxes(boxes.map(|i| (place.at(i * GROUP_ROWS * 128), tensor.at(64 * i, at))));
+            }
+        });
+        // Also what the warp's lane 0 has added last.
+        t.when(t.lane().eq(0), |t| t.wait_stored());
+    }
+}

@@ -1,0 +1,130 @@
+//! From scores to their gradients, in a multiplying warpgroup's registers. Accumulators' rows are keys.
+use super::{Block, FLAG_BYTES, KEYS};
+use crate::parts::dropout::SignMask;
+use crate::sm80::delta::Stats;
+use crate::sm90::forward::GROUP_ROWS;
+use signflash_ptx::{Acc, B32, F32, FullStage, Pred, S32, SmemAddr, Thread, U32, Val, Warp};
+
+/// For each 8 queries a number of each of the thread's two.
+pub(super) struct OfQueries<'k> {
+    t: Thread<'k>,
+    from: SmemAddr<'k>,
+    /// Those that have been read.
+    read: Vec<[Val<'k, F32>; 2]>,
+}
+
+impl<'k> OfQueries<'k> {
+    /// Of `groups` times 8 queries, read now if `early`, else when they are used.
+    pub(super) fn new(t: Thread<'k>, from: SmemAddr<'k>, groups: usize, early: bool) -> Self {
+        let mut own = OfQueries { t, from, read: vec![] };
+        if early {
+            own.read = (0..groups).map(|group| own.get(group)).collect();
+        }
+        own
+    }
+
+    fn get(&self, group: usize) -> [Val<'k, F32>; 2] {
+        let late = || Stats::of_columns(self.t, self.from, group as u32);
+        self.read.get(group).copied().unwrap_or_else(late)
+    }
+}
+
+impl<'k> Block<'_, 'k> {
+    /// Where the lane's flags of the warp's 16 keys and of a step of queries are.
+    pub(super) fn own_flags(
+        &self,
+        warp: Warp<'k>,
+        stage: &FullStage<'_, 'k>,
+        group: Val<'k, U32>,
+    ) -> SmemAddr<'k> {
+        let own = group * 4 + (warp.index() & 3);
+        stage.address().plus(own * (self.shape.step / 8 * FLAG_BYTES) + warp.threads().lane() * 4)
+    }
+
+    /// s becomes p, its sign saying what is dropped.
+    pub(super) fn probabilities(&self, s: &Acc<'k>, lse: &OfQueries<'k>, flags: Option<SmemAddr<'k>>) {
+        for k16 in 0..s.groups() / 2 {
+            let signs = flags.map(|flags| {
+                [0, 1].map(|h| {
+                    let place = (h * (self.shape.step / 16) + k16 as u32) * FLAG_BYTES;
+                    let [word] = lse.t.load::<B32, 1>(flags.at(place));
+                    SignMask::signs(word)
+                })
+            });
+            for (group, right) in [(2 * k16, 0), (2 * k16 + 1, 1)] {
+                let lse = lse.get(group);
+                for (h, x) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                    let cell = s.at(group, 2 * h + x);
+                    let p = cell.get().mul_add(self.problem.scale_log2, lse[x]).ex2();
+                    cell.set(signs.map_or(p, |signs| p * signs[h][2 * x + right]));
+                }
+            }
+        }
+    }
+
+    /// dp becomes ds divided by [`ds_scale`](super::ds_scale).
+    pub(super) fn score_gradients(&self, [p, dp]: [&Acc<'k>; 2], delta: &OfQueries<'k>) {
+        for group in 0..p.groups() {
+            let delta = delta.get(group);
+            for register in 0..4 {
+                let x = register % 2;
+                let (p, cell) = (p.at(group, register).get(), dp.at(group, register));
+                cell.set(match self.common.dropout {
+                    // The dropped p is negative: p + |p| is what dp counts for, |p| what delta, doubled, counts for.
+                    true => (p + p.abs()).mul_add(cell.get(), -(p.abs() * delta[x])),
+                    false => p * (cell.get() - delta[x]),
+                });
+            }
+        }
+    }
+}
+
+/// Which entries of a step are hidden: beyond the keys, or by the causal mask.
+pub(super) struct Hidden<'k> {
+    /// Whether any is, of the block's keys.
+    pub(super) any: Val<'k, Pred>,
+    /// For the thread's two keys, the first column of an accumulator (from the thread's first) that sees it.
+    seen_from: [Val<'k, S32>; 2],
+}
+
+impl<'k> Hidden<'k> {
+    pub(super) fn new(
+        block: &Block<'_, 'k>,
+        warp: Warp<'k>,
+        group: Val<'k, U32>,
+        first_row: Val<'k, U32>,
+    ) -> Self {
+        let (t, problem, causal) = (warp.threads(), &block.problem, block.common.causal);
+        let first_key = block.first_key();
+        let behind = first_key + KEYS;
+        let fewest = problem.visible(first_row, causal);
+        let own_row = first_row + (t.lane() & 3) * 2;
+        let own_key = first_key + group * GROUP_ROWS + ((warp.index() & 3) << 4u32) + (t.lane() >> 2);
+        let seen_from = |h: u32| {
+            let key = own_key + 8 * h;
+            let from = match causal {
+                true => (key + problem.seqlen_q - problem.seqlen_k - own_row).cast::<S32>(),
+                false => t.u32(0).cast(),
+            };
+            key.lt(problem.seqlen_k).select(from, t.u32(i32::MAX as u32).cast())
+        };
+        let beyond = problem.seqlen_k.lt(behind);
+        Hidden {
+            any: beyond | fewest.cast::<S32>().lt(behind.cast::<S32>()),
+            seen_from: [seen_from(0), seen_from(1)],
+        }
+    }
+
+    /// Zeroes what is hidden, whatever it became.
+    pub(super) fn zero(&self, accs: [&Acc<'k>; 2]) {
+        let [s, _] = accs;
+        for (group, register) in (0..s.groups()).flat_map(|group| (0..4).map(move |r| (group, r))) {
+            let column = (8 * group + register % 2) as i32;
+            let hidden = self.seen_from[register / 2].le(column);
+            for acc in accs {
+                let cell = acc.at(group, register);
+                cell.set(hidden.select(cell.get(), 0.0f32));
+            }
+        }
+    }
+}

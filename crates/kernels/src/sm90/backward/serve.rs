@@ -1,0 +1,131 @@
+//! The serving warpgroup: copies for the multiplying ones, and flags.
+use super::{Block, Cursor, FLAG_BYTES, KEYS, QUERIES, STAT_BYTES, rows_bytes};
+use crate::parts::args::DropoutVals;
+use crate::parts::dropout::{Philox, SignMask, StreamColumn};
+use signflash_ptx::{BulkRingProducer, GlobalAddr, Pred, U32, Val, Warp, Warpgroup};
+
+impl<'k> Block<'_, 'k> {
+    /// All that the serving warpgroup does.
+    pub(super) fn serve(&self, wg: Warpgroup<'k>) {
+        let warp = wg.warps();
+        let mut copies = Copies::new(self, warp);
+        copies.keys(warp);
+        let mut draws = self.dropout.as_ref().map(|args| Draws::new(self, warp, args));
+        let at = self.cursor();
+        wg.while_(
+            || at.more(),
+            |_| {
+                copies.next(warp, &at);
+                if let Some(draws) = &mut draws {
+                    draws.next(warp, &at);
+                }
+                at.advance();
+            },
+        );
+    }
+}
+
+/// What the first warp copies. All its lanes wait and count, so that what they count is the same for all of them, which
+/// saves registers; lane 0 copies.
+struct Copies<'a, 'k> {
+    block: &'a Block<'a, 'k>,
+    is_copier: Val<'k, Pred>,
+    queries: BulkRingProducer<'k>,
+}
+
+impl<'a, 'k> Copies<'a, 'k> {
+    fn new(block: &'a Block<'a, 'k>, warp: Warp<'k>) -> Self {
+        let queries = block.smem.queries.producer(warp.threads());
+        Copies { block, is_copier: (warp.index() & 3).eq(0), queries }
+    }
+
+    /// The block's keys and values.
+    fn keys(&self, warp: Warp<'k>) {
+        let Block { args, work, smem, common, .. } = self.block;
+        let mut keys = smem.keys.producer(warp.threads());
+        warp.when(self.is_copier, |warp| {
+            keys.fill_by_warp(warp, |t, filling| {
+                for (tensor, to) in [(args.k, 0), (args.v, rows_bytes(common, KEYS))] {
+                    for i in 0..common.boxes() {
+                        let from = tensor.at(64 * i, [self.block.first_key(), work.head, work.batch]);
+                        filling.load(t, to + i * KEYS * 128, from);
+                    }
+                }
+            });
+        });
+    }
+
+    /// A step's queries.
+    fn next(&mut self, warp: Warp<'k>, at: &Cursor<'k>) {
+        let Copies { block, is_copier, queries } = self;
+        let Block { args, problem, work, common, shape, .. } = block;
+        warp.when(*is_copier, |warp| {
+            let head = block.head(at);
+            let place = [block.first_row(at), head, work.batch];
+            let bytes = rows_bytes(common, shape.step);
+            queries.fill_by_warp(warp, |t, filling| {
+                for (tensor, to) in [(args.q, 0), (args.dout, bytes)] {
+                    for i in 0..common.boxes() {
+                        filling.load(t, to + i * shape.step * 128, tensor.at(64 * i, place));
+                    }
+                }
+                let row = (work.batch * problem.num_heads + head).mul_wide(problem.stat_rows)
+                    + (at.step.get() * shape.step).widen();
+                let stats = GlobalAddr::new(row * u64::from(STAT_BYTES) + args.stats);
+                filling.load_bytes(t, 2 * bytes, stats, shape.step * STAT_BYTES);
+            });
+        });
+    }
+}
+
+/// Flags: warp w draws what queries 16 w.. of each 64 drop, of all keys.
+struct Draws<'a, 'k> {
+    block: &'a Block<'a, 'k>,
+    philox: Philox<'k>,
+    mask: SignMask<'k>,
+    ring: BulkRingProducer<'k>,
+    /// The place of the lane's first words in a stage.
+    own: Val<'k, U32>,
+    /// The warp's first row, and the block's first column.
+    row16: Val<'k, U32>,
+    column32: Val<'k, U32>,
+}
+
+/// Columns of 32 keys of a block.
+const COLUMNS32: u32 = KEYS / 32;
+
+impl<'a, 'k> Draws<'a, 'k> {
+    fn new(block: &'a Block<'a, 'k>, warp: Warp<'k>, args: &DropoutVals<'k>) -> Self {
+        let t = warp.threads();
+        let number = warp.index() & 3;
+        Draws {
+            block,
+            philox: Philox::new(warp, args),
+            mask: SignMask::new(t, args),
+            ring: block.smem.flags.expect("planned with dropout").producer(t),
+            own: ((t.lane() >> 3u32) * (block.shape.step / 16) + number) * FLAG_BYTES + (t.lane() & 7) * 16,
+            row16: args.first_row16 + number,
+            column32: args.first_column32 + block.work.block * COLUMNS32,
+        }
+    }
+
+    /// A step's, as soon as there is room for them.
+    fn next(&mut self, warp: Warp<'k>, at: &Cursor<'k>) {
+        let Draws { block, philox, mask, ring, own, row16, column32 } = self;
+        let (t, step) = (warp.threads(), block.shape.step);
+        let stream = philox.stream(t, block.work.batch, block.head(at));
+        let first16 = *row16 + at.step.get() * (step / 16);
+        BulkRingProducer::fill_with_stores(&mut [ring], warp, |stages| {
+            let to = stages[0].plus(*own);
+            for part in 0..step / QUERIES {
+                let row = stream.row(first16 + QUERIES / 16 * part);
+                for column in 0..COLUMNS32 {
+                    let bytes = philox.block(&row, &StreamColumn::new(stream.lane(), *column32 + column));
+                    let flags = bytes.map(|bytes| mask.pairs(bytes));
+                    let place = 4 * (column * (step / 16) + part) * FLAG_BYTES;
+                    warp.store_matrices_at(to.at(place), true, flags);
+                }
+            }
+        });
+    }
+}
