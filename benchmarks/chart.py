@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Draws docs/images/gpu.svg from benchmarks/gpu.json: the forward with dropout, ours and PyTorch's kernels.
+"""Draws docs/images/gpu.svg and gpu_backward.svg from benchmarks/gpu.json: attention with dropout, ours and PyTorch's
+kernels.
 
-    python3 benchmarks/chart.py [--json PATH] [--svg PATH]
+    python3 benchmarks/chart.py [--json PATH] [--images FOLDER]
 """
 
 import argparse
@@ -12,7 +13,9 @@ from xml.sax.saxutils import escape
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 JSON = ROOT / "benchmarks" / "gpu.json"
-SVG = ROOT / "docs" / "images" / "gpu.svg"
+IMAGES = ROOT / "docs" / "images"
+# Pass, its name, its picture.
+PICTURES = (("fwd", "forward", "gpu.svg"), ("bwd", "backward", "gpu_backward.svg"))
 SEQLEN, DROPOUT = 8192, 0.1
 GROUPS = ((128, False), (128, True), (64, False), (64, True))
 
@@ -34,10 +37,10 @@ BARS = (
 
 
 def find(rows, head_dim, causal, p):
-    """The row of a group; short problems and f16 are not drawn. Older results lack dtype and calls."""
-    wanted = ("fwd", "bf16", 1, SEQLEN, head_dim, causal, p)
+    """The row of a group, of one pass; short problems and f16 are not drawn. Older results lack dtype and calls."""
+    wanted = ("bf16", 1, SEQLEN, head_dim, causal, p)
     for row in rows:
-        shape = (row["pass"], row.get("dtype", "bf16"), row.get("calls", 1))
+        shape = (row.get("dtype", "bf16"), row.get("calls", 1))
         if (*shape, row["seqlen"], row["head_dim"], row["causal"], row["dropout_p"]) == wanted:
             return row
     return {}
@@ -115,15 +118,15 @@ def footer(about):
     return [text(LEFT, y, words, "start", size=12) for y, words in lines]
 
 
-def draw(about, rows):
-    """The picture, as text."""
+def draw(about, rows, name):
+    """The picture of one pass, as text."""
     values = [find(rows, *shape, p).get(column) or 0 for shape in GROUPS for column, p, *_ in BARS]
     if not any(values):
         raise SystemExit(f"no rows of seqlen {SEQLEN} to draw")
     # Room for a value over the highest bar.
     highest = max(values) * 1.08
     step = tick_step(highest)
-    title = f"Attention forward with dropout, bf16, sequences of {SEQLEN}"
+    title = f"Attention {name} with dropout, bf16, sequences of {SEQLEN}"
     parts = [text(LEFT, 34, title, "start", size=19, weight="bold"), *legend(), *axis(highest, step)]
     each = (RIGHT - LEFT) / len(GROUPS)
     for i, (head_dim, causal) in enumerate(GROUPS):
@@ -135,18 +138,20 @@ def draw(about, rows):
     return "\n".join([head, f"<title>{escape(title)}</title>", *parts, "</svg>\n"])
 
 
-def write(about, rows, path=SVG):
-    path.write_text(draw(about, rows))
+def write(about, rows, images=IMAGES):
+    for direction, name, file in PICTURES:
+        of_pass = [row for row in rows if row["pass"] == direction]
+        (images / file).write_text(draw(about, of_pass, name))
 
 
 def main():
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("--json", type=pathlib.Path, default=JSON, help="results")
-    parser.add_argument("--svg", type=pathlib.Path, default=SVG, help="where the picture goes")
+    parser.add_argument("--images", type=pathlib.Path, default=IMAGES, help="where the pictures go")
     args = parser.parse_args()
     results = json.loads(args.json.read_text())
-    write(results["about"], results["rows"], args.svg)
+    write(results["about"], results["rows"], args.images)
 
 
 if __name__ == "__main__":

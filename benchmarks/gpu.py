@@ -2,11 +2,11 @@
 """Signflash next to PyTorch's FlashAttention-2 and cuDNN on one NVIDIA GPU, forward and backward.
 
     cargo build --release
-    python3 benchmarks/gpu.py --signflash target/release/signflash     about 4 minutes; writes gpu.json, then
+    python3 benchmarks/gpu.py --signflash target/release/signflash     about 5 minutes; writes gpu.json, then
                                                                        what --render writes
     ... --quick                                                        fewer lengths; prints, writes nothing
     python3 benchmarks/gpu.py --render                                 without a GPU, from gpu.json: gpu.md,
-                                                                       README's tables, docs/images/gpu.svg
+                                                                       README's tables, pictures in docs/images
 
 Long problems have 16384 tokens in all and heads * head_dim = 2048; short ones batch 4 and 16 heads. For
 each problem PyTorch's kernels and ours take turns, all in one run; a time is the median of 20
@@ -44,21 +44,39 @@ CUDNN_DROPOUT = 0.125
 # About 2 ms, longer than PyTorch's host code takes for SHORT_CALLS calls.
 HOLD_CYCLES = 4_000_000
 
-# (head_dim, seqlen, causal): TFLOP/s of FlashAttention-3 and of cuDNN, both measured on an H200, bf16.
+# (head_dim, seqlen, causal): TFLOP/s of FlashAttention-3 and of cuDNN, both measured on an H200, bf16, p = 0.
 FA3_AND_CUDNN = {
-    (128, 2048, False): (698, 659),
-    (128, 2048, True): (614, 521),
-    (128, 8192, False): (740, 681),
-    (128, 8192, True): (729, 612),
-    (128, 16384, False): (697, 634),
-    (128, 16384, True): (722, 633),
-    (64, 2048, False): (500, 470),
-    (64, 2048, True): (434, 400),
-    (64, 8192, False): (580, 492),
-    (64, 8192, True): (549, 461),
-    (64, 16384, False): (527, 463),
-    (64, 16384, True): (518, 472),
+    "fwd": {
+        (128, 2048, False): (698, 659),
+        (128, 2048, True): (614, 521),
+        (128, 8192, False): (740, 681),
+        (128, 8192, True): (729, 612),
+        (128, 16384, False): (697, 634),
+        (128, 16384, True): (722, 633),
+        (64, 2048, False): (500, 470),
+        (64, 2048, True): (434, 400),
+        (64, 8192, False): (580, 492),
+        (64, 8192, True): (549, 461),
+        (64, 16384, False): (527, 463),
+        (64, 16384, True): (518, 472),
+    },
+    "bwd": {
+        (128, 2048, False): (572, 525),
+        (128, 2048, True): (482, 416),
+        (128, 8192, False): (587, 531),
+        (128, 8192, True): (566, 523),
+        (128, 16384, False): (608, 539),
+        (128, 16384, True): (594, 555),
+        (64, 2048, False): (500, 432),
+        (64, 2048, True): (424, 331),
+        (64, 8192, False): (512, 440),
+        (64, 8192, True): (511, 423),
+        (64, 16384, False): (524, 448),
+        (64, 16384, True): (537, 427),
+    },
 }
+# Of the backward, ours in one order of additions is timed as well.
+DETERMINISTIC_LENGTHS = (2048, 8192)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +112,7 @@ def plan(quick):
         yield Cell("bf16", SHORT_BATCH, SHORT_HEADS, head_dim, seqlen, causal, p, SHORT_CALLS), ("fwd",)
     for head_dim, seqlen, causal in itertools.product(HEAD_DIMS, lengths, masks):
         for p in (0.0, DROPOUT, CUDNN_DROPOUT):
-            passes = ("fwd",) if p == CUDNN_DROPOUT else ("fwd", "bwd")
-            yield long_cell("bf16", head_dim, seqlen, causal, p), passes
+            yield long_cell("bf16", head_dim, seqlen, causal, p), ("fwd", "bwd")
     for head_dim, causal, p in itertools.product(HEAD_DIMS, masks, (0.0, DROPOUT)):
         yield long_cell("f16", head_dim, F16_LENGTH, causal, p), ("fwd",)
 
@@ -148,11 +165,11 @@ def torch_ms(backend, cell, direction):
         return None
 
 
-def our_rows(binary, cell, passes):
+def our_rows(binary, cell, passes, *flags):
     command = [binary, "bench", "--device", "cuda", "--json", "--quiet", "--dtype", cell.dtype]
     command += ["--pass", ",".join(passes), "--batch", cell.batch, "--heads", cell.heads, "--reps", REPS]
     command += ["--head-dim", cell.head_dim, "--seqlen", cell.seqlen, "--dropout-p", cell.dropout_p]
-    command += ["--causal", "true" if cell.causal else "false"]
+    command += ["--causal", "true" if cell.causal else "false", *flags]
     if cell.calls > 1:
         command += ["--calls", cell.calls]
     done = subprocess.run([str(x) for x in command], capture_output=True, text=True)
@@ -174,6 +191,9 @@ def measured_rows(binary, cell, passes):
         row["ours_ms"], row["ours_first_ms"] = ours[direction]["ms"], ours[direction]["first_ms"]
         for name, ms in (("ours", row["ours_ms"]), ("fa2", fa2[direction]), ("cudnn", cudnn[direction])):
             row[f"{name}_tflops"] = cell.tflops(direction, ms)
+        if direction == "bwd" and cell.seqlen in DETERMINISTIC_LENGTHS and cell.dropout_p != CUDNN_DROPOUT:
+            deterministic = our_rows(binary, cell, ("bwd",), "--deterministic")["bwd"]["ms"]
+            row["ours_deterministic_tflops"] = cell.tflops("bwd", deterministic)
         rows.append(row)
     return rows, ours[passes[0]]["commit"]
 
@@ -228,7 +248,7 @@ def better(row):
 
 def fa3_tflops(row):
     """FlashAttention-3 is not run: cuDNN's rate of this run, times what it was of cuDNN's when both were."""
-    known = FA3_AND_CUDNN.get((row["head_dim"], row["seqlen"], row["causal"]))
+    known = FA3_AND_CUDNN[row["pass"]].get((row["head_dim"], row["seqlen"], row["causal"]))
     if not known or row["dtype"] != "bf16" or row["calls"] > 1 or not row["cudnn_tflops"]:
         return None
     fa3, cudnn = known
@@ -239,14 +259,14 @@ def cudnn_title(p):
     return f"p = {p:g}: cuDNN" + (f" ({CUDNN_DROPOUT})" if p not in (0, CUDNN_DROPOUT) else "")
 
 
-def forward_titles(p, with_fa3):
+def peer_titles(p, with_fa3):
     titles = [f"p = {p:g}: ours", f"p = {p:g}: FA2", cudnn_title(p)]
     if p:
         return titles + [f"p = {p:g}: ours / better", f"p = {p:g}: ours / ours at p = 0"]
     return titles + ["p = 0: FA3, estimated"] * with_fa3
 
 
-def forward_cells(row, undropped, with_fa3):
+def peer_cells(row, undropped, with_fa3):
     cells = [number(row[f"{name}_tflops"]) for name in ("ours", "fa2", "cudnn")]
     if row["dropout_p"]:
         ours = row["ours_tflops"]
@@ -254,16 +274,24 @@ def forward_cells(row, undropped, with_fa3):
     return cells + [number(fa3_tflops(row))] * with_fa3
 
 
-def backward_titles(p, with_fa3):
-    return [f"p = {p:g}: ours", f"p = {p:g}: FA2", f"p = {p:g}: ratio", cudnn_title(p)]
+def ordered_titles(p, with_fa3):
+    return [f"p = {p:g}: any order", f"p = {p:g}: one order", f"p = {p:g}: ratio"]
 
 
-def backward_cells(row, undropped, with_fa3):
-    ours, fa2 = row["ours_tflops"], row["fa2_tflops"]
-    return [number(ours), number(fa2), ratio(ours, fa2), number(row["cudnn_tflops"])]
+def ordered_cells(row, undropped, with_fa3):
+    ours, ordered = row["ours_tflops"], row["ours_deterministic_tflops"]
+    return [number(ours), number(ordered), ratio(ordered, ours)]
 
 
-def table(rows, dropouts, titles=forward_titles, cells=forward_cells):
+def both_titles(p, with_fa3):
+    return [f"p = {p:g}: ours, ms", f"p = {p:g}: FA2, ms", f"p = {p:g}: times as fast"]
+
+
+def both_cells(row, undropped, with_fa3):
+    return [number(row["ours_ms"], 2), number(row["fa2_ms"], 2), ratio(row["fa2_ms"], row["ours_ms"])]
+
+
+def table(rows, dropouts, titles=peer_titles, cells=peer_cells):
     """A line for each problem, the given probabilities side by side."""
     with_fa3 = any(fa3_tflops(row) for row in rows)
     columns = [title for p in dropouts for title in titles(p, with_fa3)]
@@ -281,8 +309,20 @@ def table(rows, dropouts, titles=forward_titles, cells=forward_cells):
     return "\n".join(lines)
 
 
-def backward_table(rows):
-    return table(rows, (0.0, DROPOUT), backward_titles, backward_cells)
+def together(rows):
+    """Milliseconds of forward and backward, of the long bf16 problems that have both."""
+    found = {}
+    for row in rows:
+        if row["dtype"] == "bf16" and row["calls"] == 1:
+            key = tuple(row[name] for name in ("head_dim", "seqlen", "causal", "dropout_p"))
+            found.setdefault(key, {})[row["pass"]] = row
+    both = []
+    for passes in found.values():
+        if len(passes) == 2 and all(row["fa2_tflops"] for row in passes.values()):
+            cell = Cell(**{field.name: passes["fwd"][field.name] for field in dataclasses.fields(Cell)})
+            ms = lambda name: sum(cell.tflops(d, 1) / passes[d][f"{name}_tflops"] for d in passes)
+            both.append({**passes["bwd"], "ours_ms": ms("ours"), "fa2_ms": ms("fa2")})
+    return both
 
 
 def select(rows, direction="fwd", dtype="bf16", short=False, seqlen=None):
@@ -297,11 +337,16 @@ def heading(about):
 {TOKENS} tokens in all, heads x head_dim = {WIDTH}. TFLOP/s."""
 
 
-FORWARD_NOTE = f"""Forward, bf16. FA2 and cuDNN are PyTorch's; "better" is the faster of the two, cuDNN at
+PEERS_NOTE = f"""FA2 and cuDNN are PyTorch's; "better" is the faster of the two, cuDNN at
 p = {CUDNN_DROPOUT} where ours is at {DROPOUT}. FA3 (FlashAttention-3) was not run: its estimate is this
 run's cuDNN times the ratio of the two in an earlier run on an H200."""
-BACKWARD_NOTE = "Backward, bf16. Ratio is ours over FA2."
+FORWARD_NOTE = f"Forward, bf16. {PEERS_NOTE}"
+BACKWARD_NOTE = "Backward, bf16. Columns as above."
 EIGHTH_NOTE = f"Forward, bf16, at p = {CUDNN_DROPOUT}, which cuDNN takes as well."
+BACKWARD_EIGHTH_NOTE = f"Backward, bf16, at p = {CUDNN_DROPOUT}."
+ORDERED_NOTE = """Backward, bf16, ours: dq added up in any order, or in one order, which gives the same bits in
+every run (`--deterministic`)."""
+BOTH_NOTE = "Forward and backward together, bf16."
 F16_NOTE = "Forward, f16."
 SHORT_NOTE = f"""Forward, bf16, short problems: batch {SHORT_BATCH}, {SHORT_HEADS} heads; {SHORT_CALLS} calls
 back to back are timed together."""
@@ -311,13 +356,18 @@ def sections(rows, seqlen=None):
     """Notes and tables of the rows that there are; of one length, those of README."""
     long, backward = select(rows, seqlen=seqlen), select(rows, "bwd", seqlen=seqlen)
     dropped = (0.0, DROPOUT)
-    parts = [(FORWARD_NOTE, long, lambda rows: table(rows, dropped))]
+    with_peers = lambda rows: table(rows, dropped)
+    eighth = lambda rows: table(rows, (CUDNN_DROPOUT,))
+    at_eighth = lambda rows: rows if any(row["dropout_p"] == CUDNN_DROPOUT for row in rows) else []
+    ordered = [row for row in backward if row.get("ours_deterministic_tflops")]
+    parts = [(FORWARD_NOTE, long, with_peers), (BACKWARD_NOTE, backward, with_peers)]
     if seqlen is None:
-        at_eighth = any(row["dropout_p"] == CUDNN_DROPOUT for row in long)
-        parts.append((EIGHTH_NOTE, long if at_eighth else [], lambda rows: table(rows, (CUDNN_DROPOUT,))))
-        parts.append((F16_NOTE, select(rows, dtype="f16"), lambda rows: table(rows, dropped)))
-        parts.append((SHORT_NOTE, select(rows, short=True), lambda rows: table(rows, dropped)))
-    parts.append((BACKWARD_NOTE, backward, backward_table))
+        parts.append((BOTH_NOTE, together(rows), lambda rows: table(rows, dropped, both_titles, both_cells)))
+        parts.append((EIGHTH_NOTE, at_eighth(long), eighth))
+        parts.append((BACKWARD_EIGHTH_NOTE, at_eighth(backward), eighth))
+        parts.append((ORDERED_NOTE, ordered, lambda rows: table(rows, dropped, ordered_titles, ordered_cells)))
+        parts.append((F16_NOTE, select(rows, dtype="f16"), with_peers))
+        parts.append((SHORT_NOTE, select(rows, short=True), with_peers))
     return "\n\n".join(f"{note}\n\n{write(rows)}" for note, rows, write in parts if rows)
 
 
