@@ -86,7 +86,7 @@ impl Compute<'_> {
                 let out = layout.view(&out, shape.q());
                 engine.backward(
                     problem,
-                    &GradInputs { inputs, out, lse: &lse, dout },
+                    &GradInputs { inputs, out, lse: &lse, dout, dlse: None },
                     &mut Gradients {
                         dq: layout.view_mut(&mut grads.dq, shape.q()),
                         dk: layout.view_mut(&mut grads.dk, shape.k()),

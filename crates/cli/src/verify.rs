@@ -213,7 +213,7 @@ impl<T: FileElement> Verify<'_, T> {
         let gradients = match self.operands.dout(self.problem, self.layout) {
             Some(dout) => {
                 let dout = sub(&dout, at, 0, part.shape().q());
-                Some(oracle::backward(&part, &inputs, &dout, &forward)?)
+                Some(oracle::backward(&part, &inputs, &dout, None, &forward)?)
             }
             None => None,
         };

@@ -55,8 +55,8 @@ pub struct Outputs<'a, T> {
     pub probs: Option<TensorMut<'a, T>>,
 }
 
-/// What the backward reads: the forward's inputs and results, and the gradient of `out`. The mask is not among them:
-/// it is drawn again from the problem's seed.
+/// What the backward reads: the forward's inputs and results, and the gradients of `out` and, if it has one, of `lse`. The
+/// mask is not among them: it is drawn again from the problem's seed.
 ///
 /// ```
 /// use signflash_core::{GradInputs, Inputs, Problem, Shape, TensorRef};
@@ -64,7 +64,13 @@ pub struct Outputs<'a, T> {
 /// let problem = Problem::builder(shape).build()?;
 /// let (stored, lse) = ([0.0f32; 64], vec![0.0; shape.lse_len()]);
 /// let x = TensorRef::bshd(&stored, shape.q());
-/// GradInputs { inputs: Inputs { q: x, k: x, v: x }, out: x, lse: &lse, dout: x }.check(&problem)?;
+/// let grad_inputs = GradInputs { inputs: Inputs { q: x, k: x, v: x }, out: x, lse: &lse, dout: x, dlse: None };
+/// grad_inputs.check(&problem)?;
+///
+/// let through_lse = [1.0; 8]; // of a loss that lse is part of
+/// GradInputs { dlse: Some(&through_lse), ..grad_inputs }.check(&problem)?;
+/// let refused = GradInputs { dlse: Some(&through_lse[1..]), ..grad_inputs }.check(&problem).unwrap_err();
+/// assert!(refused.to_string().starts_with("dlse has shape [7], expected [1, 4, 2]"));
 /// # Ok::<(), signflash_core::ProblemError>(())
 /// ```
 #[derive(Clone, Copy, Debug)]
@@ -77,6 +83,9 @@ pub struct GradInputs<'a, T> {
     pub lse: &'a [f32],
     /// The gradient of `out`, of its shape.
     pub dout: TensorRef<'a, T>,
+    /// The gradient of `lse`, of its shape, dense; `None` if the loss does not depend on `lse` but through `out`. What it
+    /// holds where a query sees no key does not matter, even if it is NaN.
+    pub dlse: Option<&'a [f32]>,
 }
 
 /// What the backward writes: the gradients, each of its tensor's shape; every element of them, and nothing else of
@@ -128,7 +137,7 @@ impl<T: Element> Outputs<'_, T> {
     pub fn check(&self, problem: &Problem) -> Result<(), ProblemError> {
         let shape = problem.shape();
         check_write(TensorName::Out, &self.out, shape.q())?;
-        check_lse(problem, self.lse.len())?;
+        check_rows(TensorName::Lse, problem, self.lse.len())?;
         self.probs.as_ref().map_or(Ok(()), |probs| check_write(TensorName::Probs, probs, shape.probs()))
     }
 }
@@ -141,8 +150,9 @@ impl<T: Element> GradInputs<'_, T> {
     pub fn check(&self, problem: &Problem) -> Result<(), ProblemError> {
         self.inputs.check(problem)?;
         check_read(TensorName::Out, &self.out, problem.shape().q())?;
-        check_lse(problem, self.lse.len())?;
-        check_read(TensorName::Dout, &self.dout, problem.shape().q())
+        check_rows(TensorName::Lse, problem, self.lse.len())?;
+        check_read(TensorName::Dout, &self.dout, problem.shape().q())?;
+        check_dlse(problem, self.dlse)
     }
 }
 
@@ -211,15 +221,21 @@ fn check(claim: &Claim, expected: [usize; 4]) -> Result<(), ProblemError> {
     Ok(())
 }
 
-fn check_lse(problem: &Problem, len: usize) -> Result<(), ProblemError> {
+/// Judges the gradient of lse, if there is one.
+pub(crate) fn check_dlse(problem: &Problem, dlse: Option<&[f32]>) -> Result<(), ProblemError> {
+    dlse.map_or(Ok(()), |dlse| check_rows(TensorName::Dlse, problem, dlse.len()))
+}
+
+/// Judges a tensor of one number a row: lse, or its gradient.
+fn check_rows(tensor: TensorName, problem: &Problem, len: usize) -> Result<(), ProblemError> {
     let shape = problem.shape();
     if len == shape.lse_len() {
         return Ok(());
     }
-    Err(ProblemError::Shape {
-        tensor: TensorName::Lse,
-        expected: vec![shape.batch, shape.num_heads, shape.seqlen_q],
-        got: vec![len],
-        meaning: "(batch, num_heads, seqlen_q), dense",
-    })
+    let meaning = match tensor {
+        TensorName::Dlse => "(batch, num_heads, seqlen_q), dense; pass None if lse has no gradient",
+        _ => "(batch, num_heads, seqlen_q), dense",
+    };
+    let expected = vec![shape.batch, shape.num_heads, shape.seqlen_q];
+    Err(ProblemError::Shape { tensor, expected, got: vec![len], meaning })
 }

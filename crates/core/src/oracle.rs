@@ -6,7 +6,7 @@
 //! p[i,j]  = exp(s[i,j] - lse[i])
 //! out[i]  = keep_scale * sum_{j kept} p[i,j] v[j]
 //!
-//! delta[i] = <dout[i], out[i]>
+//! delta[i] = <dout[i], out[i]> - dlse[i]                     dlse is 0 if no gradient comes through lse
 //! dv[j]    = keep_scale * sum_{i kept} p[i,j] dout[i]
 //! dp[i,j]  = keep_scale * <dout[i], v[j]> where kept, else 0
 //! ds[i,j]  = p[i,j] * (dp[i,j] - delta[i])
@@ -26,11 +26,11 @@
 //! in f64 and one row of scores.
 
 use crate::dropout::KeepRule;
-use crate::operands::{GradInputs, Inputs};
+use crate::operands::{GradInputs, Inputs, check_dlse, check_read};
 use crate::problem::{Problem, Shape};
 use crate::sign_bit::SignBit;
 use crate::tensor::TensorRef;
-use crate::{Element, ProblemError};
+use crate::{Element, ProblemError, TensorName};
 
 /// What the forward gives, dense.
 #[derive(Clone, Debug, PartialEq)]
@@ -137,7 +137,8 @@ pub fn probs<T: Element>(
     Ok(probs)
 }
 
-/// The gradients of `<out, dout>` with the mask held fixed; see the [module](self) for the formulas.
+/// The gradients of `<out, dout> + <lse, dlse>` with the mask held fixed; see the [module](self) for the formulas. Without
+/// `dlse`, (batch, num_heads, seqlen_q), those of `<out, dout>`.
 ///
 /// `forward` is what [`forward`] gave for the truth, or [`Forward::of_inputs`] for what the rounded results imply, or
 /// the results of the whole for a shard of its keys.
@@ -153,9 +154,13 @@ pub fn probs<T: Element>(
 ///     v: TensorRef::bshd(&v, shape.k()),
 /// };
 /// let forward = oracle::forward(&problem, &inputs)?;
-/// let gradients = oracle::backward(&problem, &inputs, &TensorRef::bshd(&dout, shape.q()), &forward)?;
+/// let dout = TensorRef::bshd(&dout, shape.q());
+/// let gradients = oracle::backward(&problem, &inputs, &dout, None, &forward)?;
 /// assert!((gradients.dv[1] - 0.75).abs() < 1e-6); // the weight itself
 /// assert!((gradients.dk[1] - 0.75 * (8.0 - 7.0)).abs() < 1e-6); // p * (dp - delta) * q
+///
+/// let through_lse = oracle::backward(&problem, &inputs, &dout, Some(&[2.0]), &forward)?;
+/// assert!((through_lse.dk[1] - 0.75 * (8.0 - 7.0 + 2.0)).abs() < 1e-6); // d lse / d s = p
 /// # Ok::<(), signflash_core::ProblemError>(())
 /// ```
 ///
@@ -168,10 +173,12 @@ pub fn backward<T: Element>(
     problem: &Problem,
     inputs: &Inputs<'_, T>,
     dout: &TensorRef<'_, T>,
+    dlse: Option<&[f32]>,
     forward: &Forward,
 ) -> Result<Gradients, ProblemError> {
     inputs.check(problem)?;
-    crate::operands::check_read(crate::TensorName::Dout, dout, problem.shape().q())?;
+    check_read(TensorName::Dout, dout, problem.shape().q())?;
+    check_dlse(problem, dlse)?;
     let shape = problem.shape();
     let (dim, dout) = (shape.head_dim, dense(dout));
     let len = |shape: [usize; 4]| shape.into_iter().product();
@@ -181,7 +188,7 @@ pub fn backward<T: Element>(
     for head in Head::all(problem, inputs) {
         for i in 0..shape.seqlen_q {
             let (query, dout_i) = (head.query(i), head.query_row(i, &dout));
-            let delta = dot(dout_i, head.query_row(i, &forward.out));
+            let delta = dot(dout_i, head.query_row(i, &forward.out)) - head.dlse(i, dlse);
             for Weight { j, p, kept } in head.weights(i, &head.scores(i), forward.lse[head.lse_index(i)]) {
                 if p == 0.0 {
                     continue;
@@ -287,6 +294,11 @@ impl<'a> Head<'a> {
     /// `dp[i,j]` of query i, whose dout this is.
     pub(crate) fn dp(&self, j: usize, kept: bool, dout_i: &[f64]) -> f64 {
         if kept { self.problem.keep_scale() * dot(dout_i, self.v(j)) } else { 0.0 }
+    }
+
+    /// The gradient of query i's lse: 0 if there is none.
+    pub(crate) fn dlse(&self, i: usize, dlse: Option<&[f32]>) -> f64 {
+        dlse.map_or(0.0, |dlse| dlse[self.lse_index(i)].into())
     }
 
     /// Query i of a dense tensor of q's shape.

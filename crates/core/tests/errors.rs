@@ -190,12 +190,18 @@ fn an_empty_output_shares_no_elements() {
 fn what_the_backward_reads_and_writes() {
     let (q, k) = (SHAPE.q(), SHAPE.k());
     let x = TensorRef::bshd(&STORAGE, q);
-    let inputs = GradInputs { inputs: good(), out: x, lse: &STORAGE[..24], dout: x };
+    let inputs = GradInputs { inputs: good(), out: x, lse: &STORAGE[..24], dout: x, dlse: None };
     assert_eq!(inputs.check(&problem()), Ok(()));
     let name = |inputs: GradInputs<'_, f32>| inputs.check(&problem()).unwrap_err().to_string();
     assert!(name(GradInputs { out: TensorRef::bshd(&STORAGE, k), ..inputs }).starts_with("out has shape"));
     assert!(name(GradInputs { dout: TensorRef::bshd(&STORAGE, k), ..inputs }).starts_with("dout has shape"));
     assert!(name(GradInputs { lse: &STORAGE[..25], ..inputs }).starts_with("lse has shape [25]"));
+    let dlse = |len| GradInputs { dlse: Some(&STORAGE[..len]), ..inputs };
+    assert_eq!(dlse(24).check(&problem()), Ok(()));
+    assert_eq!(
+        name(dlse(23)),
+        "dlse has shape [23], expected [2, 4, 3] (batch, num_heads, seqlen_q), dense; pass None if lse has no gradient"
+    );
 
     let refused = |dq: [usize; 4], dk: [usize; 4], dv: [usize; 4]| {
         let (mut a, mut b, mut c) = (STORAGE, STORAGE, STORAGE);

@@ -11,13 +11,15 @@ struct Operands {
     k: Vec<f32>,
     v: Vec<f32>,
     dout: Vec<f32>,
+    dlse: Option<Vec<f32>>,
 }
 
 impl Operands {
     fn of(case: &Case) -> Self {
-        let Values { q, k, v, dout } = case.values();
+        let Values { q, k, v, dout, dlse } = case.values();
         let round = |x: Vec<f64>| x.into_iter().map(|x| x as f32).collect();
-        Self { problem: case.problem(), q: round(q), k: round(k), v: round(v), dout: round(dout) }
+        let (dout, dlse) = (round(dout), dlse.map(round));
+        Self { problem: case.problem(), q: round(q), k: round(k), v: round(v), dout, dlse }
     }
 
     fn shape(&self) -> &Shape {
@@ -39,12 +41,17 @@ impl Operands {
 
     fn backward(&self) -> oracle::Gradients {
         let dout = TensorRef::bshd(&self.dout, self.shape().q());
-        oracle::backward(&self.problem, &self.inputs(), &dout, &self.forward()).unwrap()
+        let dlse = self.dlse.as_deref();
+        oracle::backward(&self.problem, &self.inputs(), &dout, dlse, &self.forward()).unwrap()
     }
 
-    /// `<out, dout>`, of which the backward gives the gradients.
+    /// `<out, dout> + <lse, dlse>`, of which the backward gives the gradients. lse of a row without keys is a constant.
     fn loss(&self) -> f64 {
-        self.forward().out.iter().zip(&self.dout).map(|(out, dout)| out * f64::from(*dout)).sum()
+        let oracle::Forward { out, lse } = self.forward();
+        let dot = |x: &[f64], dx: &[f32]| -> f64 {
+            x.iter().zip(dx).filter(|(x, _)| x.is_finite()).map(|(x, dx)| x * f64::from(*dx)).sum()
+        };
+        dot(&out, &self.dout) + self.dlse.as_ref().map_or(0.0, |dlse| dot(&lse, dlse))
     }
 }
 
@@ -102,6 +109,35 @@ fn gradients_are_finite_differences_of_causal_head_groups() {
     assert_gradients_are_the_differences(groups.clone().dropout(0.3));
     assert_gradients_are_the_differences(groups.softmax_scale(-0.7));
     assert_gradients_are_the_differences(Case::new(7, 4).head_dim(3).causal().dropout(0.3));
+}
+
+#[test]
+fn gradients_are_finite_differences_of_a_loss_that_lse_is_part_of() {
+    assert_gradients_are_the_differences(Case::new(5, 7).head_dim(4).dlse());
+    assert_gradients_are_the_differences(Case::new(5, 7).head_dim(4).dropout(0.4).dlse());
+    assert_gradients_are_the_differences(Case::new(5, 7).head_dim(4).dropout(0.4).nominal().dlse());
+    let groups = Case::new(4, 6).batch(2).heads(4, 2).head_dim(3).causal().dlse();
+    assert_gradients_are_the_differences(groups.clone().dropout(0.3));
+    assert_gradients_are_the_differences(groups.softmax_scale(-0.7));
+}
+
+/// Seven queries of four keys: the first three see none, and their dlse is NaN.
+#[test]
+fn gradients_are_finite_differences_where_rows_without_keys_have_a_nan_for_the_gradient_of_their_lse() {
+    let case = Case::new(7, 4).head_dim(3).causal().dropout(0.3).dlse();
+    let dlse = case.values().dlse.expect("the case has one");
+    assert!(dlse.iter().enumerate().all(|(n, x)| x.is_nan() == (n % 7 < 3)), "{dlse:?}");
+    assert_gradients_are_the_differences(case);
+}
+
+/// d lse / d s is p, dropped or not: with dout = 0 the mask has no say.
+#[test]
+fn the_gradient_through_lse_alone_does_not_know_the_mask() {
+    let alone = |case: Case| Operands { dout: vec![0.0; 5 * 2 * 4], ..Operands::of(&case) }.backward();
+    let case = || Case::new(5, 7).head_dim(4).dlse();
+    let (with, without) = (alone(case().dropout(0.4)), alone(case()));
+    assert_eq!(with, without);
+    assert!(with.dq.iter().any(|&x| x != 0.0) && with.dv.iter().all(|&x| x == 0.0));
 }
 
 #[test]
@@ -197,9 +233,13 @@ fn a_nan_stays_in_the_rows_that_keep_it() {
 fn tensors_that_do_not_fit_are_refused_by_name() {
     let operands = Operands::of(&Case::new(4, 4));
     let wrong = TensorRef::bshd(&operands.dout, [1, 4, 1, 128]);
-    let refused =
-        oracle::backward(&operands.problem, &operands.inputs(), &wrong, &operands.forward()).unwrap_err();
+    let refused = oracle::backward(&operands.problem, &operands.inputs(), &wrong, None, &operands.forward())
+        .unwrap_err();
     assert!(refused.to_string().starts_with("dout has shape [1, 4, 1, 128]"), "{refused}");
+    let dout = TensorRef::bshd(&operands.dout, operands.shape().q());
+    let (inputs, dlse) = (operands.inputs(), Some(&[0.0f32; 7][..]));
+    let refused = oracle::backward(&operands.problem, &inputs, &dout, dlse, &operands.forward()).unwrap_err();
+    assert!(refused.to_string().starts_with("dlse has shape [7], expected [1, 2, 4]"), "{refused}");
     let inputs = Inputs { k: wrong, ..operands.inputs() };
     let refused = oracle::forward(&operands.problem, &inputs).unwrap_err();
     assert!(refused.to_string().starts_with("k has shape"), "{refused}");

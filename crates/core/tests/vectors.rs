@@ -25,7 +25,7 @@ fn relative_error(got: &[f64], want: &[f64]) -> f64 {
 fn assert_within<T: Element>(file: &str, vector: &Vector) {
     let (problem, shape) = (&vector.problem, vector.problem.shape());
     let exact = |x: &[f64]| x.iter().map(|&x| T::from_f32(x as f32)).collect::<Vec<_>>();
-    let Values { q, k, v, dout } = &vector.inputs;
+    let Values { q, k, v, dout, .. } = &vector.inputs;
     let (q, k, v, dout) = (exact(q), exact(k), exact(v), exact(dout));
     let inputs = Inputs {
         q: TensorRef::bshd(&q, shape.q()),
@@ -34,7 +34,8 @@ fn assert_within<T: Element>(file: &str, vector: &Vector) {
     };
     let forward = oracle::forward(problem, &inputs).expect("the file's tensors fit");
     let dout = TensorRef::bshd(&dout, shape.q());
-    let gradients = oracle::backward(problem, &inputs, &dout, &forward).expect("the file's tensors fit");
+    let gradients =
+        oracle::backward(problem, &inputs, &dout, None, &forward).expect("the file's tensors fit");
     let bounds = Tolerance::of(T::DTYPE, 0.0);
     let pairs = [
         ("out", &vector.out, &forward.out, bounds.out),

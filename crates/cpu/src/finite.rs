@@ -26,6 +26,11 @@ pub(crate) fn all_finite<T: Element>(threads: usize, x: &TensorRef<'_, T>) -> bo
     !found.into_inner()
 }
 
+/// Whether the gradient of lse is finite wherever it counts: where a query saw a key.
+pub(crate) fn finite_where_seen(lse: &[f32], dlse: &[f32]) -> bool {
+    lse.iter().zip(dlse).all(|(lse, dlse)| *lse == f32::NEG_INFINITY || dlse.is_finite())
+}
+
 /// An exponent of all ones is an infinity or a NaN. Without early exit, so that it vectorises.
 fn row_is_finite<T: Element>(row: &[T]) -> bool {
     match T::DTYPE {

@@ -42,6 +42,7 @@ fn extra_bytes<T: Element>(seqlen: usize, engine: CpuEngine) -> [usize; 2] {
         out: TensorRef::bhsd(&out, shape.q()),
         lse: &lse,
         dout: TensorRef::bhsd(&dout, shape.q()),
+        dlse: None,
     };
     let mut gradients = Gradients {
         dq: TensorMut::bhsd(&mut dq, shape.q()),

@@ -85,8 +85,9 @@ fn run<T: Element>(engine: CpuEngine, case: &Case) -> Bits {
     let shape = problem.shape();
     let rounded = |x: &[f64]| x.iter().map(|&x| T::from_f32(x as f32)).collect::<Vec<_>>();
     let zeros = |shape: [usize; 4]| vec![T::default(); shape.into_iter().product()];
-    let Values { q, k, v, dout } = &values;
+    let Values { q, k, v, dout, dlse } = &values;
     let (q, k, v, dout) = (rounded(q), rounded(k), rounded(v), rounded(dout));
+    let dlse: Option<Vec<f32>> = dlse.as_ref().map(|x| x.iter().map(|&x| x as f32).collect());
     let (mut out, mut lse, mut probs) = (zeros(shape.q()), vec![0.0; shape.lse_len()], zeros(shape.probs()));
     let inputs = Inputs {
         q: TensorRef::bshd(&q, shape.q()),
@@ -105,6 +106,7 @@ fn run<T: Element>(engine: CpuEngine, case: &Case) -> Bits {
         out: TensorRef::bshd(&out, shape.q()),
         lse: &lse,
         dout: TensorRef::bshd(&dout, shape.q()),
+        dlse: dlse.as_deref(),
     };
     let mut gradients = Gradients {
         dq: TensorMut::bshd(&mut dq, shape.q()),
@@ -129,7 +131,7 @@ fn assert_same_bits(got: &Bits, expected: &Bits, what: &str) {
 fn cases() -> Vec<Case> {
     vec![
         Case::new(300, 1100).batch(2).heads(4, 2).dropout(0.1),
-        Case::new(515, 515).heads(3, 3).head_dim(128).causal().dropout(0.3),
+        Case::new(515, 515).heads(3, 3).head_dim(128).causal().dropout(0.3).dlse(),
         Case::new(400, 700).heads(4, 1).head_dim(40).layout(Layout::Bhsd).causal(),
     ]
 }

@@ -200,6 +200,7 @@ impl<T: FileElement> Tensors<T> {
             out: TensorRef::bhsd(&self.out, shape.q()),
             lse: &self.lse,
             dout: TensorRef::bhsd(&self.dout, shape.q()),
+            dlse: None,
         };
         let mut gradients = Gradients {
             dq: TensorMut::bhsd(&mut self.dq, shape.q()),

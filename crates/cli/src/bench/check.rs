@@ -32,7 +32,7 @@ pub(super) fn check<T: FileElement>(
         Pass::Fwd => ("out", view(tensors.out.as_slice()), forward.out),
         Pass::Bwd => {
             let dout = view(tensors.dout.as_slice());
-            ("dq", view(tensors.dq.as_slice()), oracle::backward(&part, &inputs, &dout, &forward)?.dq)
+            ("dq", view(tensors.dq.as_slice()), oracle::backward(&part, &inputs, &dout, None, &forward)?.dq)
         }
     };
     let mut distance = Distance::default();

@@ -116,6 +116,10 @@ fn dv_of<T: Element, I: Implementation>(
         dv: TensorMut::bshd(&mut dv, k),
     };
     let (out, dout) = (TensorRef::bshd(out, q), TensorRef::bshd(dout, q));
-    implementation.backward(problem, &GradInputs { inputs: *inputs, out, lse, dout }, &mut gradients)?;
+    implementation.backward(
+        problem,
+        &GradInputs { inputs: *inputs, out, lse, dout, dlse: None },
+        &mut gradients,
+    )?;
     Ok(dv)
 }

@@ -46,6 +46,7 @@ pub struct Case {
     scale_rule: ScaleRule,
     shard: Shard,
     std: (f64, f64),
+    dlse: bool,
     pub(super) adjust: Option<Adjust>,
     vector: Option<&'static str>,
 }
@@ -65,6 +66,7 @@ impl Case {
             scale_rule: ScaleRule::Unbiased,
             shard: Shard::default(),
             std: (1.0, 1.0),
+            dlse: false,
             adjust: None,
             vector: None,
         }
@@ -133,6 +135,11 @@ impl Case {
         Self { std: (q, k), ..self }
     }
 
+    /// With a gradient that arrives through lse, NaN where a query sees no key.
+    pub fn dlse(self) -> Self {
+        Self { dlse: true, ..self }
+    }
+
     /// Another order of storage.
     pub fn layout(self, layout: Layout) -> Self {
         Self { layout, ..self }
@@ -183,6 +190,9 @@ impl Case {
         let seed = (self.shape.seqlen_q * 1009 + self.shape.seqlen_k) as u64; // cases of one shape share operands
         let mut values = Values::normal(&self.shape, seed, q_std, k_std);
         self.layout.tie(&self.shape, &mut values);
+        if self.dlse {
+            values = values.with_dlse(&self.problem(), seed);
+        }
         if let Some(adjust) = self.adjust {
             adjust(&self.problem(), &mut values);
         }

@@ -97,7 +97,7 @@ impl Implementation for Reference {
         gradients.check(problem)?;
         let forward = oracle::Forward::of_inputs(inputs);
         let oracle::Gradients { dq, dk, dv } =
-            oracle::backward(problem, &inputs.inputs, &inputs.dout, &forward)?;
+            oracle::backward(problem, &inputs.inputs, &inputs.dout, inputs.dlse, &forward)?;
         write(&mut gradients.dq, &dq);
         write(&mut gradients.dk, &dk);
         write(&mut gradients.dv, &dv);

@@ -1,10 +1,10 @@
 //! The operands of a case.
 
-use crate::Shape;
 use crate::dropout::philox::philox4x32;
+use crate::{Problem, Shape};
 
 /// Dense operands: q and dout (batch, seqlen_q, num_heads, head_dim), k and v (batch, seqlen_k, num_heads_k,
-/// head_dim). Not yet rounded to the dtype.
+/// head_dim), dlse (batch, num_heads, seqlen_q). Not yet rounded to the dtype.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub struct Values {
@@ -12,11 +12,13 @@ pub struct Values {
     pub k: Vec<f64>,
     pub v: Vec<f64>,
     pub dout: Vec<f64>,
+    /// `None`: no gradient comes through lse.
+    pub dlse: Option<Vec<f64>>,
 }
 
 impl Values {
-    /// Normal variates: q and k of these standard deviations, v and dout of 1. The same on every machine up to the
-    /// last bits of its logarithm and cosine.
+    /// Normal variates: q and k of these standard deviations, v and dout of 1, no dlse. The same on every machine
+    /// up to the last bits of its logarithm and cosine.
     ///
     /// ```
     /// use signflash_core::{Shape, suite::Values};
@@ -31,8 +33,27 @@ impl Values {
             k: normals(seed, 1, k_len, k_std),
             v: normals(seed, 2, k_len, 1.0),
             dout: normals(seed, 3, q_len, 1.0),
+            dlse: None,
         }
     }
+
+    /// The same with a gradient of lse: normal variates, and NaN where a query sees no key. That must not matter, and is
+    /// what autograd gives where an lse of -inf is subtracted from itself.
+    pub(super) fn with_dlse(self, problem: &Problem, seed: u64) -> Self {
+        let shape = problem.shape();
+        let mut dlse = normals(seed, 4, shape.lse_len(), 1.0);
+        for (n, x) in dlse.iter_mut().enumerate() {
+            if problem.visible_keys(n % shape.seqlen_q).is_empty() {
+                *x = f64::NAN;
+            }
+        }
+        Self { dlse: Some(dlse), ..self }
+    }
+}
+
+/// Of lse and its gradient, which are f32 whatever the dtype.
+pub(super) fn as_f32(x: &[f64]) -> Vec<f32> {
+    x.iter().map(|&x| x as f32).collect()
 }
 
 /// Philox with its published 10 rounds, made normal by Box and Muller.

@@ -83,6 +83,7 @@ impl Part {
             k: gather(&values.k, k_shape, &self.k(whole)),
             v: gather(&values.v, k_shape, &self.k(whole)),
             dout: gather(&values.dout, q_shape, &self.q(whole)),
+            dlse: values.dlse.as_ref().map(|dlse| gather(dlse, lse_shape(whole), &self.lse())),
         }
     }
 

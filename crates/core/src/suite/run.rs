@@ -3,7 +3,7 @@
 use super::case::Case;
 use super::compare::{self, Found};
 use super::implementation::Implementation;
-use super::inputs::Values;
+use super::inputs::{Values, as_f32};
 use super::layout::Layout;
 use super::part::{ForwardResults, Part, add_gradient, combine, parts};
 use super::report::{Failure, Finding, Report};
@@ -160,6 +160,7 @@ struct Piece<T> {
     dout: Storage<T>,
     out: Storage<T>,
     lse: Vec<f32>,
+    dlse: Option<Vec<f32>>,
 }
 
 struct ForwardBuffers<T> {
@@ -188,7 +189,8 @@ impl<T: Element> Piece<T> {
             v: Storage::holding(k, k_strides, &values.v),
             dout: Storage::holding(q, q_strides, &values.dout),
             out: Storage::holding(q, q_strides, &out),
-            lse: lse.into_iter().map(|x| x as f32).collect(),
+            lse: as_f32(&lse),
+            dlse: values.dlse.as_deref().map(as_f32),
             problem,
         }
     }
@@ -236,6 +238,7 @@ impl<T: Element> Piece<T> {
             out: self.out.tensor(),
             lse: &self.lse,
             dout: self.dout.tensor(),
+            dlse: self.dlse.as_deref(),
         };
         let mut gradients = Gradients { dq: dq.tensor_mut(), dk: dk.tensor_mut(), dv: dv.tensor_mut() };
         implementation.backward(&self.problem, &inputs, &mut gradients).map_err(call_failed)?;

@@ -1,6 +1,6 @@
 //! What the oracle says of a case.
 
-use super::inputs::Values;
+use super::inputs::{Values, as_f32};
 use super::storage::Storage;
 use crate::oracle::{self, Head, Weight, dot};
 use crate::{Element, Inputs, Problem, contiguous_strides};
@@ -16,7 +16,7 @@ pub(super) struct Truth {
 }
 
 /// How large dq and dk would be if their terms did not cancel: the root of the sum of the squares of
-/// `softmax_scale p (|dp| + |delta|) |k|` over the keys of each query, and likewise over the queries of each key. Zero
+/// `softmax_scale p (|dp| + |<dout, out>| + |dlse|) |k|` over the keys of each query, and likewise over the queries of each key. Zero
 /// where there are no terms at all.
 pub(super) struct Terms {
     /// One for each query and head, in the order of q.
@@ -34,9 +34,10 @@ impl Truth {
         let inputs = Inputs { q: q.tensor(), k: k.tensor(), v: v.tensor() };
         let forward = oracle::forward(problem, &inputs).expect("the suite's operands fit");
         let probs = oracle::probs(problem, &inputs, &forward.lse).expect("the suite's operands fit");
-        let gradients = oracle::backward(problem, &inputs, &dout.tensor(), &forward);
+        let dlse = values.dlse.as_deref().map(as_f32);
+        let gradients = oracle::backward(problem, &inputs, &dout.tensor(), dlse.as_deref(), &forward);
         let gradients = gradients.expect("the suite's operands fit");
-        let (terms, max_score) = terms(problem, &inputs, &dout.to_dense(), &forward);
+        let (terms, max_score) = terms(problem, &inputs, &dout.to_dense(), dlse.as_deref(), &forward);
         Self { forward, probs, gradients, terms, max_score }
     }
 }
@@ -45,6 +46,7 @@ fn terms<T: Element>(
     problem: &Problem,
     inputs: &Inputs<'_, T>,
     dout: &[f64],
+    dlse: Option<&[f32]>,
     forward: &oracle::Forward,
 ) -> (Terms, f64) {
     let shape = problem.shape();
@@ -55,14 +57,14 @@ fn terms<T: Element>(
     for head in Head::all(problem, inputs) {
         for i in 0..shape.seqlen_q {
             let dout_i = head.query_row(i, dout);
-            let delta = dot(dout_i, head.query_row(i, &forward.out));
+            let delta = dot(dout_i, head.query_row(i, &forward.out)).abs() + head.dlse(i, dlse).abs();
             let (scores, q2) = (head.scores(i), norm2(head.q(i)));
             max_score = scores.iter().filter(|s| s.is_finite()).fold(max_score, |max, s| max.max(s.abs()));
             for Weight { j, p, kept } in head.weights(i, &scores, forward.lse[head.lse_index(i)]) {
                 if p == 0.0 {
                     continue;
                 }
-                let ds = problem.softmax_scale() * p * (head.dp(j, kept, dout_i).abs() + delta.abs());
+                let ds = problem.softmax_scale() * p * (head.dp(j, kept, dout_i).abs() + delta);
                 dq[head.query(i) / dim] += ds * ds * norm2(head.k(j));
                 dk[head.key(j) / dim] += ds * ds * q2;
             }

@@ -85,6 +85,7 @@ fn parse(bytes: &[u8]) -> Result<Vector, ParseError> {
             k: heads_last("k")?,
             v: heads_last("v")?,
             dout: heads_last("dout")?,
+            dlse: None,
         },
         out: heads_last("out")?,
         lse: tensor("lse")?,

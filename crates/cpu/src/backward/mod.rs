@@ -4,7 +4,7 @@
 //! ```text
 //! dk, dv of the chunk = 0                                    f32, in scratch
 //! for each query head of the group, for each tile of 64 queries, last first
-//!     q, dout rows; q^T, dout^T panels; lse; delta = <dout, out> / keep_scale
+//!     q, dout rows; q^T, dout^T panels; lse; delta = (<dout, out> - dlse) / keep_scale
 //!     for each block of 64 keys of the chunk
 //!         p^T  = 2^(K q^T - lse)      sign set where dropped: one register is weight and mask
 //!         dp^T = V dout^T
@@ -46,6 +46,8 @@ pub(crate) struct Backward<'a> {
     pub(crate) out: View<'a>,
     pub(crate) dout: View<'a>,
     pub(crate) lse: &'a [f32],
+    /// The gradient of lse.
+    pub(crate) dlse: Option<&'a [f32]>,
     pub(crate) dq: ViewMut<'a>,
     pub(crate) dk: ViewMut<'a>,
     pub(crate) dv: ViewMut<'a>,

@@ -85,24 +85,28 @@ impl Work<'_> {
     #[inline(always)]
     pub(super) unsafe fn row_terms<S: Simd>(&self, scratch: &mut Scratch, batch: usize, queries: &Queries) {
         let shape = self.backward.call.problem.shape();
-        let lse = &self.backward.lse[(batch * shape.num_heads + queries.head) * shape.seqlen_q..];
+        let first = (batch * shape.num_heads + queries.head) * shape.seqlen_q;
+        let lse = &self.backward.lse[first..];
+        let dlse = self.backward.dlse.map(|dlse| &dlse[first..]);
         let (minus_lse_log2, delta) = (scratch.minus_lse_log2.floats(), scratch.delta.floats());
         let (dout_row, out_row) = (scratch.floats.floats(), scratch.floats.floats().add(self.dim));
         for lane in 0..queries.tile.rows {
-            let (mut shift, mut sum) = (f32::NEG_INFINITY, 0.0);
+            let (mut shift, mut row_delta) = (f32::NEG_INFINITY, 0.0);
             if queries.tile.is_real(lane) {
                 let row = queries.tile.row_of(lane);
-                let lse = f64::from(lse[row]);
-                if lse != f64::NEG_INFINITY {
-                    shift = (-lse * std::f64::consts::LOG2_E) as f32;
-                }
                 let index = [batch, row, queries.head];
                 self.load_padded::<S>(&self.backward.dout, index, dout_row);
                 self.load_padded::<S>(&self.backward.out, index, out_row);
-                sum = dot::<S>(dout_row, out_row, self.dim);
+                row_delta = f64::from(dot::<S>(dout_row, out_row, self.dim));
+                let lse = f64::from(lse[row]);
+                if lse != f64::NEG_INFINITY {
+                    shift = (-lse * std::f64::consts::LOG2_E) as f32;
+                    // Not in a row without weights, where dlse may be NaN: 0 * NaN is NaN.
+                    row_delta -= dlse.map_or(0.0, |dlse| f64::from(dlse[row]));
+                }
             }
             *minus_lse_log2.add(lane) = shift;
-            *delta.add(lane) = (f64::from(sum) / self.backward.call.keep_scale) as f32;
+            *delta.add(lane) = (row_delta / self.backward.call.keep_scale) as f32;
         }
     }
 

@@ -25,7 +25,7 @@ fn first_call(engine: &CudaEngine) -> (Duration, Duration) {
     let mut gradients = [(); 3].map(|()| vec![bf16::ZERO; LEN * DIM]);
     let [dq, dk, dv] = gradients.each_mut().map(|x| TensorMut::bshd(x, shape.q()));
     let out = TensorRef::bshd(&out, shape.q());
-    let inputs = GradInputs { inputs, out, lse: &lse, dout: x };
+    let inputs = GradInputs { inputs, out, lse: &lse, dout: x, dlse: None };
     engine.backward(&problem, &inputs, &mut Gradients { dq, dk, dv }).unwrap();
     (forward, start.elapsed())
 }
