@@ -228,6 +228,7 @@ impl Bench {
             out,
             lse,
             dout,
+            dlse: None,
             dq,
             dk,
             dv,

@@ -96,7 +96,8 @@ impl CudaEngine {
         let up = |tensor: &TensorRef<'_, T>| Uploaded::new(self, tensor);
         let (q, k, v) = (up(&inputs.inputs.q)?, up(&inputs.inputs.k)?, up(&inputs.inputs.v)?);
         let (out, dout) = (up(&inputs.out)?, up(&inputs.dout)?);
-        let lse = DeviceBuffer::from_host(self.stream(), bytemuck::cast_slice(inputs.lse))?;
+        let up_rows = |rows| DeviceBuffer::from_host(self.stream(), bytemuck::cast_slice::<f32, u8>(rows));
+        let (lse, dlse) = (up_rows(inputs.lse)?, inputs.dlse.map(up_rows).transpose()?);
         let Gradients { dq: to_dq, dk: to_dk, dv: to_dv } = gradients;
         let (dq, dk, dv) = (up(&to_dq.as_ref())?, up(&to_dk.as_ref())?, up(&to_dv.as_ref())?);
         let deterministic = self.is_deterministic();
@@ -110,6 +111,7 @@ impl CudaEngine {
             out: out.rows_first(),
             lse: lse.ptr(),
             dout: dout.rows_first(),
+            dlse: dlse.as_ref().map(DeviceBuffer::ptr),
             dq: dq.rows_first(),
             dk: dk.rows_first(),
             dv: dv.rows_first(),

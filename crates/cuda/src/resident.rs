@@ -32,6 +32,7 @@ pub struct Resident<'a, T> {
     k: DeviceBuffer,
     v: DeviceBuffer,
     dout: DeviceBuffer,
+    dlse: Option<DeviceBuffer>,
     out: DeviceBuffer,
     lse: DeviceBuffer,
     dq: DeviceBuffer,
@@ -55,13 +56,7 @@ impl<'a, T: Element> Resident<'a, T> {
         let shape = problem.shape();
         let bytes = |shape: [usize; 4]| shape.into_iter().product::<usize>() * size_of::<T>();
         let (of_q, of_k) = (bytes(shape.q()), bytes(shape.k()));
-        let up = |data: &[T], device: usize| {
-            let host = size_of_val(data);
-            if host != device {
-                return Err(CudaError::Length { doing: Doing::Copy { bytes: host }, device, host });
-            }
-            DeviceBuffer::from_host(engine.stream(), bytemuck::cast_slice(data))
-        };
+        let up = |data: &[T], device: usize| upload(engine, bytemuck::cast_slice(data), device);
         let room = |bytes: usize| DeviceBuffer::alloc(engine.device(), bytes);
         let workspace = engine.backward_workspace_bytes(&problem, engine.is_deterministic());
         Ok(Self {
@@ -71,6 +66,7 @@ impl<'a, T: Element> Resident<'a, T> {
             k: up(k, of_k)?,
             v: up(v, of_k)?,
             dout: up(dout, of_q)?,
+            dlse: None,
             out: room(of_q)?,
             lse: room(4 * shape.lse_len())?,
             dq: room(of_q)?,
@@ -80,6 +76,28 @@ impl<'a, T: Element> Resident<'a, T> {
             problem,
             element: PhantomData,
         })
+    }
+
+    /// The same with a gradient of lse, (batch, num_heads, seqlen_q), which is uploaded: the loss depends on lse, too.
+    ///
+    /// ```no_run
+    /// use signflash_core::{Problem, Shape, bf16};
+    /// use signflash_cuda::{CudaEngine, Device, Resident};
+    /// let shape = Shape { batch: 1, seqlen_q: 3, seqlen_k: 5, num_heads: 2, num_heads_k: 1, head_dim: 8 };
+    /// let engine = CudaEngine::new(&Device::open(0)?)?;
+    /// let (q, k) = ([bf16::ONE; 48], [bf16::ONE; 40]);
+    /// let resident = Resident::new(&engine, Problem::builder(shape).build()?, [&q, &k, &k, &q])?;
+    /// let resident = resident.with_dlse(&[1.0; 6])?;
+    /// resident.forward()?;
+    /// resident.backward()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`CudaError::Length`] if it has not lse's size; the driver's.
+    pub fn with_dlse(self, dlse: &[f32]) -> Result<Self, CudaError> {
+        let dlse = upload(self.engine, bytemuck::cast_slice(dlse), self.lse.len_bytes())?;
+        Ok(Self { dlse: Some(dlse), ..self })
     }
 
     /// out and lse.
@@ -118,6 +136,7 @@ impl<'a, T: Element> Resident<'a, T> {
             out: bhsd(&self.out, shape.q()),
             lse: self.lse.ptr(),
             dout: bhsd(&self.dout, shape.q()),
+            dlse: self.dlse.as_ref().map(DeviceBuffer::ptr),
             dq: bhsd(&self.dq, shape.q()),
             dk: bhsd(&self.dk, shape.k()),
             dv: bhsd(&self.dv, shape.k()),
@@ -171,6 +190,15 @@ impl<'a, T: Element> Resident<'a, T> {
         buffer.copy_to_host(self.engine.stream(), bytemuck::cast_slice_mut(&mut host))?;
         Ok(host)
     }
+}
+
+/// Host bytes in a buffer that should have so many.
+fn upload(engine: &CudaEngine, data: &[u8], device: usize) -> Result<DeviceBuffer, CudaError> {
+    let host = data.len();
+    if host != device {
+        return Err(CudaError::Length { doing: Doing::Copy { bytes: host }, device, host });
+    }
+    DeviceBuffer::from_host(engine.stream(), data)
 }
 
 fn bhsd(buffer: &DeviceBuffer, [batch, seqlen, heads, head_dim]: [usize; 4]) -> DeviceTensor {

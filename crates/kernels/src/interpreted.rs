@@ -114,7 +114,7 @@ impl Interpreted {
         inputs.check(problem)?;
         gradients.check(problem)?;
         let mut memory = Global::default();
-        let lse: Vec<u8> = inputs.lse.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let bytes = |x: &[f32]| -> Vec<u8> { x.iter().flat_map(|x| x.to_le_bytes()).collect() };
         let space = plan::backward_workspace_bytes(problem, self.gpu, self.deterministic);
         let call = BackwardCall {
             problem,
@@ -123,8 +123,9 @@ impl Interpreted {
             k: upload(&mut memory, "k", &inputs.inputs.k),
             v: upload(&mut memory, "v", &inputs.inputs.v),
             out: upload(&mut memory, "out", &inputs.out),
-            lse: memory.upload("lse", &lse).0,
+            lse: memory.upload("lse", &bytes(inputs.lse)).0,
             dout: upload(&mut memory, "dout", &inputs.dout),
+            dlse: inputs.dlse.map(|dlse| memory.upload("dlse", &bytes(dlse)).0),
             dq: upload_mut(&mut memory, "dq", &gradients.dq),
             dk: upload_mut(&mut memory, "dk", &gradients.dk),
             dv: upload_mut(&mut memory, "dv", &gradients.dv),

@@ -72,6 +72,8 @@ pub struct BackwardCall<'a> {
     /// (batch, num_heads, seqlen_q) f32, dense.
     pub lse: u64,
     pub dout: DeviceTensor,
+    /// The gradient of lse, like it, if it has one.
+    pub dlse: Option<u64>,
     /// Written.
     pub dq: DeviceTensor,
     /// Written.
@@ -325,7 +327,8 @@ pub fn backward_with(
         BackwardShape::Hopper(_) => keep_scale * sm90::backward::ds_scale(dropout.is_some()),
         BackwardShape::Portable(_) => keep_scale,
     };
-    let own = |l: &mut Vec<Arg>| DeltaArgs { out, dout, lse, stats, keep_scale }.push(l);
+    let dlse = call.dlse.unwrap_or(0);
+    let own = |l: &mut Vec<Arg>| DeltaArgs { out, dout, lse, dlse, stats, keep_scale }.push(l);
     let rows = heads(problem) * stat_rows(problem);
     let Config::Delta(common) = configs.delta else { unreachable!("statistics are of the kernel for them") };
     let blocks = rows.div_ceil(crate::sm80::delta::rows_per_block(&common).into());

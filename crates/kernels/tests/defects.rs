@@ -37,6 +37,7 @@ fn all(problem: &Problem) -> (Global, Vec<Step>) {
         out,
         lse,
         dout,
+        dlse: None,
         dq,
         dk,
         dv,

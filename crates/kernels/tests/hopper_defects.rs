@@ -128,10 +128,10 @@ fn launches(pass: Pass) -> (Global, Vec<Launched>) {
         Pass::Backward(steps) => {
             let workspace =
                 memory.reserve("workspace", backward_workspace_bytes(problem, gpu, false) as usize).0;
-            let deterministic = false;
+            let (deterministic, dlse) = (false, None);
             #[rustfmt::skip]
             let call = BackwardCall {
-                problem, half, q, k, v, out, lse, dout, dq, dk, dv, workspace, deterministic, seed_and_offset_ptr,
+                problem, half, q, k, v, out, lse, dout, dlse, dq, dk, dv, workspace, deterministic, seed_and_offset_ptr,
             };
             backward_with(&call, gpu, BackwardShape::Hopper(steps))
         }

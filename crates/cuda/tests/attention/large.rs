@@ -120,6 +120,7 @@ fn more_than_2_31_scores() {
         out: call.out,
         lse: call.lse,
         dout: tensor(&dout.buffer),
+        dlse: None,
         dq: tensor(&dq),
         dk: tensor(&dk),
         dv: tensor(&dv),

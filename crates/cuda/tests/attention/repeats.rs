@@ -63,6 +63,7 @@ impl Tensors {
             out: self.dense(&self.out),
             lse: self.lse.ptr(),
             dout: self.dense(&self.dout),
+            dlse: None,
             dq,
             dk,
             dv,

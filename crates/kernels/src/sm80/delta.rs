@@ -1,7 +1,9 @@
-//! Statistics of each query row that the backward starts from: -lse in base 2, and delta = <dout, out>.
+//! Statistics of each query row that the backward starts from: -lse in base 2, and delta = <dout, out> - dlse, where dlse
+//! is the gradient of lse, if it has one.
 //!
 //! delta is divided by the keep scale, which is then applied once to dq and dk instead of to every dp. Rows that see no
-//! key, and those before and behind the tensor that complete a tile, get -inf and 0: their probabilities are 0.
+//! key, and those before and behind the tensor that complete a tile, get -inf and 0: their probabilities are 0. dlse may be
+//! NaN in such rows, and is left out, because 0 * NaN is not 0.
 //!
 //! Memory-bound: two rows in, eight bytes out. A lane takes 8 columns, so that a warp takes as many rows as fit; where
 //! single elements are read, one row.
@@ -63,6 +65,8 @@ kernel_args! {
         dout: DeviceTensor,
         /// (batch, num_heads, seqlen_q) f32, dense.
         lse: u64,
+        /// Its gradient, likewise, or 0 for none.
+        dlse: u64,
         /// (batch, num_heads, stat_rows) pairs of f32, see [`Stats`]; written.
         stats: u64,
         /// Factor of kept probabilities.
@@ -86,20 +90,26 @@ pub(crate) fn kernel(name: &str, common: &Common) -> Kernel {
 
         let delta = t.f32(0.0).var();
         let lse = t.f32(f32::INFINITY).var();
+        let dlse = t.f32(0.0).var();
         t.when(row.lt(problem.seqlen_q), |t| {
             let (out, dout) = (args.out.head(batch, head).row(row), args.dout.head(batch, head).row(row));
             dot(t, common, lane, problem.head_dim, [out, dout], &delta);
-            let at = (bh.mul_wide(problem.seqlen_q) + row.widen()) * 4u64 + args.lse;
-            let [own] = t.load::<F32, 1>(GlobalAddr::new(at));
+            let at = (bh.mul_wide(problem.seqlen_q) + row.widen()) * 4u64;
+            let [own] = t.load::<F32, 1>(GlobalAddr::new(at + args.lse));
             // A row without keys has lse = -inf; its probabilities shall be 0, not exp(s + inf).
-            lse.set(own.eq(f32::NEG_INFINITY).select(t.f32(f32::INFINITY), own));
+            let blind = own.eq(f32::NEG_INFINITY);
+            lse.set(blind.select(t.f32(f32::INFINITY), own));
+            t.when(args.dlse.ne(0u64), |t| {
+                let [own] = t.load::<F32, 1>(GlobalAddr::new(at + args.dlse));
+                dlse.set(blind.select(t.f32(0.0), own));
+            });
         });
         let halves = [16, 8, 4, 2, 1].into_iter().filter(|bit| *bit < lanes);
         let delta = halves.fold(delta.get(), |sum, bit| sum + warp.shuffle_xor(sum, bit));
         let to = Stats::of_row(args.stats, index.widen());
         t.when(lane.eq(0), |t| {
             t.store(to, [-(lse.get() * LOG2_E)]);
-            t.store(to.at(Stats::DELTA.into()), [delta * args.keep_scale.rcp()]);
+            t.store(to.at(Stats::DELTA.into()), [(delta - dlse.get()) * args.keep_scale.rcp()]);
         });
     })
 }
