@@ -33,6 +33,10 @@ enum Fault {
     GradientsWithoutScale,
     GradientsWithoutMask,
     DvOfHalfTheGroup,
+    IgnoresDlse,
+    /// As if delta, of which it is part, were already divided by the keep scale.
+    DlseTimesKeepScale,
+    NanOfBlindDlse,
     Fails,
 }
 
@@ -187,12 +191,29 @@ impl Implementation for Broken {
             }
             _ => problem,
         };
+        let scaled_dlse: Option<Vec<f32>> = inputs.dlse.map(|dlse| {
+            let keep_scale = problem.keep_scale() as f32;
+            dlse.iter().map(|x| x * keep_scale).collect()
+        });
+        let inputs = &match self.fault {
+            Fault::IgnoresDlse => GradInputs { dlse: None, ..*inputs },
+            Fault::DlseTimesKeepScale => GradInputs { dlse: scaled_dlse.as_deref(), ..*inputs },
+            _ => *inputs,
+        };
         Reference.backward(&problem, inputs, gradients)?;
         match self.fault {
             Fault::GradientsWithoutScale => {
                 each(&mut gradients.dk, |_, x| scaled(x, 1.0 / problem.softmax_scale()))
             }
             Fault::DvOfHalfTheGroup => each(&mut gradients.dv, |_, x| scaled(x, 0.5)),
+            Fault::NanOfBlindDlse => {
+                let dlse = inputs.dlse.expect("the case has one");
+                let shape = *problem.shape();
+                each(&mut gradients.dq, |[b, i, h, _], x| {
+                    let row = (b * shape.num_heads + h) * shape.seqlen_q + i;
+                    T::from_f32(x.to_f32() + 0.0 * dlse[row]) // "its p is 0, it cannot matter"
+                });
+            }
             Fault::ForgetsTheLastElement => {
                 let last = gradients.dk.shape.map(|size| size - 1);
                 *gradients.dk.at_mut(last) = T::from_f32(0.0);
@@ -305,6 +326,19 @@ fn wrong_gradients() {
     assert_detected(Fault::GradientsWithoutMask, "p_0_1", TensorName::Dv, ERROR);
     assert_detected(Fault::DvOfHalfTheGroup, "one_key_head_for_2", TensorName::Dv, ERROR);
     assert_detected(Fault::ForgetsTheLastElement, "p_0_1", TensorName::Dk, ERROR);
+}
+
+#[test]
+fn a_wrong_gradient_through_lse() {
+    let dropout = "gradient_through_lse_with_dropout";
+    for name in [dropout, "gradient_through_lse_of_head_groups", "gradient_through_lse_in_pieces"] {
+        assert_detected(Fault::IgnoresDlse, name, TensorName::Dq, ERROR);
+        assert_detected(Fault::IgnoresDlse, name, TensorName::Dk, ERROR);
+        assert_detected(Fault::DlseTimesKeepScale, name, TensorName::Dq, ERROR);
+        assert_detected(Fault::DlseTimesKeepScale, name, TensorName::Dk, ERROR);
+    }
+    let blind = "gradient_through_lse_of_rows_that_see_no_key";
+    assert_detected(Fault::NanOfBlindDlse, blind, TensorName::Dq, SPECIAL);
 }
 
 #[test]

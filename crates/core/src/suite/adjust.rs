@@ -23,6 +23,10 @@ pub(super) fn nan_in_one_dout(problem: &Problem, values: &mut Values) {
     query(problem, &mut values.dout, 5, 1)[3] = f64::NAN;
 }
 
+pub(super) fn nan_in_one_dlse(_: &Problem, values: &mut Values) {
+    values.dlse.as_mut().expect("the case has a gradient through lse")[5] = f64::NAN;
+}
+
 /// Causal with more queries than keys: the first queries see nothing.
 pub(super) fn nan_in_blind_queries(problem: &Problem, values: &mut Values) {
     let blind = (0..problem.shape().seqlen_q).filter(|&i| problem.visible_keys(i).is_empty());

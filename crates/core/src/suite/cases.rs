@@ -152,6 +152,22 @@ named_cases! { $
     softmax_scale_negative => Case::new(50, 70).softmax_scale(-0.1).causal().dropout(0.1),
     softmax_scale_1 => Case::new(50, 70).head_dim(32).softmax_scale(1.0).dropout(0.1),
 
+    // A gradient that arrives through lse, too.
+    gradient_through_lse => Case::new(65, 113).dlse(),
+    gradient_through_lse_with_dropout => Case::new(113, 113).head_dim(128).causal().dropout(0.3).dlse(),
+    gradient_through_lse_of_rows_that_see_no_key =>
+        Case::new(203, 113).causal().dropout(0.1).dlse(),
+    gradient_through_lse_of_many_keys => Case::new(65, 600).causal().dropout(0.1).dlse(),
+    gradient_through_lse_of_head_groups =>
+        Case::new(40, 70).batch(2).heads(4, 2).head_dim(40).layout(Layout::Bhsd).dropout(0.5).dlse(),
+    gradient_through_lse_in_pieces => Case::new(50, 70).batch(2).heads(4, 2).dropout(0.1).dlse().cut(Cuts {
+        batches: vec![1],
+        heads: vec![2],
+        rows: vec![23],
+        columns: vec![35],
+    }),
+    gradient_through_lse_without_keys => Case::new(17, 0).dropout(0.1).dlse(),
+
     // Storage.
     layout_bhsd => Case::new(50, 70).batch(2).heads(4, 2).layout(Layout::Bhsd).dropout(0.1),
     layout_sbhd => Case::new(50, 70).batch(2).heads(4, 2).layout(Layout::Sbhd).causal().dropout(0.1),
@@ -207,6 +223,7 @@ named_cases! { $
     // NaN and infinity, only where they belong.
     nan_in_one_query => Case::new(40, 50).causal().dropout(0.3).adjust(adjust::nan_in_one_query),
     nan_in_one_dout => Case::new(40, 50).causal().dropout(0.3).adjust(adjust::nan_in_one_dout),
+    nan_in_one_dlse => Case::new(40, 50).causal().dropout(0.3).dlse().adjust(adjust::nan_in_one_dlse),
     nan_in_queries_that_see_no_key =>
         Case::new(90, 40).causal().dropout(0.3).adjust(adjust::nan_in_blind_queries),
     nan_in_a_value_that_some_rows_do_not_see =>
