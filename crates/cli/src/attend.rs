@@ -35,7 +35,7 @@ pub fn run(args: &AttendArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(),
     let engine = machine::engine(&args.engine)?;
     let output = args.output.as_deref().map(|path| create(path, &args.input)).transpose()?;
     let picture = args.plot.as_deref().map(|path| plot::create("--plot", path)).transpose()?;
-    let mut wanted = vec!["q", "k", "v", "dout"];
+    let mut wanted = vec!["q", "k", "v", "dout", "dlse"];
     if args.verify.is_some() {
         wanted.extend(REFERENCES);
         wanted.push(SIGNBIT);

@@ -148,9 +148,10 @@ impl KernelPass {
 const ATTEND: &str = "\
 Run attention on the tensors of a file.
 
-INPUT holds q, k, v and, for gradients, dout:
+INPUT holds q, k, v and, for gradients, dout; also dlse, if the loss depends on lse, too:
   q, dout  (batch, num_heads, seqlen_q, head_dim)      f32, f16 or bf16
   k, v     (batch, num_heads_k, seqlen_k, head_dim)    the same; num_heads_k divides num_heads
+  dlse     (batch, num_heads, seqlen_q)                f32
 With --layout bshd, the second and third dimensions are exchanged. Results keep the layout:
   out, dq, dk, dv   like q, q, k, v
   lse               (batch, num_heads, seqlen_q) f32, natural log; -inf where no key is seen

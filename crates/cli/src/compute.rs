@@ -86,7 +86,7 @@ impl Compute<'_> {
                 let out = layout.view(&out, shape.q());
                 engine.backward(
                     problem,
-                    &GradInputs { inputs, out, lse: &lse, dout, dlse: None },
+                    &GradInputs { inputs, out, lse: &lse, dout, dlse: operands.dlse.as_deref() },
                     &mut Gradients {
                         dq: layout.view_mut(&mut grads.dq, shape.q()),
                         dk: layout.view_mut(&mut grads.dk, shape.k()),

@@ -13,13 +13,15 @@ pub struct Operands<T> {
     pub k: Vec<T>,
     pub v: Vec<T>,
     pub dout: Option<Vec<T>>,
+    /// The gradient of lse, (batch, num_heads, seqlen_q) in either layout.
+    pub dlse: Option<Vec<f32>>,
 }
 
 impl<T: FileElement> Operands<T> {
     /// Takes the tensors out of `archive`; [`problem`] has judged their shapes.
     ///
     /// # Errors
-    /// [`Error::TensorDtype`] if they are not all of type `T`.
+    /// [`Error::TensorDtype`] if they are not all of type `T`, and dlse f32.
     pub fn take(archive: &mut Archive) -> Result<Self, Error> {
         let mut take = |name: &'static str| match archive.tensors.remove(name) {
             Some(tensor) => elements(name, tensor.data).map(Some),
@@ -27,7 +29,8 @@ impl<T: FileElement> Operands<T> {
         };
         let (q, k, v, dout) = (take("q")?, take("k")?, take("v")?, take("dout")?);
         let (q, k, v) = (q.unwrap_or_default(), k.unwrap_or_default(), v.unwrap_or_default());
-        Ok(Self { q, k, v, dout })
+        let dlse = archive.tensors.remove("dlse").map(|dlse| rows("dlse", dlse.data)).transpose()?;
+        Ok(Self { q, k, v, dout, dlse })
     }
 
     /// As views of the problem's shapes.
@@ -44,6 +47,15 @@ impl<T: FileElement> Operands<T> {
     pub fn dout(&self, problem: &Problem, layout: Layout) -> Option<TensorRef<'_, T>> {
         self.dout.as_deref().map(|dout| layout.view(dout, problem.shape().q()))
     }
+}
+
+/// One number a row, which is f32 whatever q is.
+fn rows(tensor: &'static str, data: Data) -> Result<Vec<f32>, Error> {
+    f32::take(data).map_err(|other| Error::TensorDtype {
+        tensor,
+        got: other.name(),
+        expected: "f32, that of lse".into(),
+    })
 }
 
 fn elements<T: FileElement>(tensor: &'static str, data: Data) -> Result<Vec<T>, Error> {
@@ -69,6 +81,7 @@ pub fn problem(archive: &Archive, settings: &Settings) -> Result<Problem, Error>
     expect_shape(archive, "k", layout, expected_k, "same batch and head_dim as q")?;
     expect_shape(archive, "v", layout, expected_k, "that of k")?;
     expect_shape(archive, "dout", layout, q, "that of q")?;
+    expect_dlse(archive, [batch, num_heads, seqlen_q])?;
     settings.problem(Shape { batch, seqlen_q, seqlen_k, num_heads, num_heads_k, head_dim })
 }
 
@@ -121,6 +134,21 @@ fn expect_shape(
         }),
         _ => Ok(()),
     }
+}
+
+/// The gradient of lse, if it is there: of lse's shape, beside a dout.
+fn expect_dlse(archive: &Archive, expected: [usize; 3]) -> Result<(), Error> {
+    let Some(dlse) = archive.tensors.get("dlse") else { return Ok(()) };
+    if dlse.shape != expected {
+        return Err(Error::TensorShape {
+            tensor: "dlse",
+            got: dlse.shape.clone(),
+            expected: format!("{expected:?} (that of lse)"),
+            meaning: "(batch, heads, seqlen_q), whatever the layout",
+        });
+    }
+    tensor(archive, "dout", "dlse asks for gradients, which need dout: zeros, if only lse has a gradient")?;
+    Ok(())
 }
 
 const fn meaning(layout: Layout) -> &'static str {

@@ -213,7 +213,8 @@ impl<T: FileElement> Verify<'_, T> {
         let gradients = match self.operands.dout(self.problem, self.layout) {
             Some(dout) => {
                 let dout = sub(&dout, at, 0, part.shape().q());
-                Some(oracle::backward(&part, &inputs, &dout, None, &forward)?)
+                let dlse = self.operands.dlse.as_deref().map(|dlse| self.group_rows(dlse, at));
+                Some(oracle::backward(&part, &inputs, &dout, dlse, &forward)?)
             }
             None => None,
         };
@@ -235,6 +236,13 @@ impl<T: FileElement> Verify<'_, T> {
         let lse_shape = [1, whole.seqlen_q, whole.group_size(), 1];
         distances.push(lse.distances(at, &TensorRef::bhsd(&forward.lse, lse_shape)));
         Ok(distances)
+    }
+
+    /// The part of a dense (batch, num_heads, seqlen_q) that a group of heads has from (batch, head) on.
+    fn group_rows<'b>(&self, rows: &'b [f32], (batch, head): (usize, usize)) -> &'b [f32] {
+        let shape = self.problem.shape();
+        let first = (batch * shape.num_heads + head) * shape.seqlen_q;
+        &rows[first..first + shape.group_size() * shape.seqlen_q]
     }
 
     fn to_file<U: FileElement>(&self, pair: &Pair<'_, U>) -> Distance {

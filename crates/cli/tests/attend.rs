@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Dir, VECTORS, data, fail, input, read, signflash, succeed, vector, write};
+use common::{Dir, VECTORS, data, fail, input, read, signflash, succeed, tensor, vector, write};
 use signflash_cli::files::{Data, FileElement, Tensor};
 use signflash_core::{SignBit, bf16, f16};
 use std::fs;
@@ -162,6 +162,7 @@ fn s_len(tensor: &Tensor) -> usize {
 fn the_layout_changes_nothing_but_the_order() {
     let dir = Dir::new();
     let mut archive = input::<f32>([2, 4, 19, 8], [2, 2, 33, 8], &[("dropout_p", "0.3"), ("causal", "1")]);
+    archive.tensors.insert("dlse".into(), tensor::<f32>(&[2, 4, 19], 5));
     write(dir.path("bhsd.safetensors"), &archive);
     archive.tensors.values_mut().for_each(|tensor| *tensor = exchanged(tensor));
     write(dir.path("flag.safetensors"), &archive);
@@ -181,6 +182,25 @@ fn the_layout_changes_nothing_but_the_order() {
             let tensor = if same_order { tensor.clone() } else { exchanged(tensor) };
             assert_eq!(other.tensors[name], tensor, "{name}");
         }
+    }
+}
+
+#[test]
+fn a_gradient_of_lse_is_used() {
+    let dir = Dir::new();
+    let run = |name: &str, dlse: Option<Tensor>| {
+        let mut archive = input::<f32>([2, 4, 9, 8], [2, 2, 6, 8], &[("dropout_p", "0.3"), ("causal", "1")]);
+        archive.tensors.extend(dlse.map(|dlse| ("dlse".to_string(), dlse)));
+        write(dir.path(name), &archive);
+        let out = dir.file("out.npz");
+        let table = succeed(&["attend", &dir.file(name), "-o", &out, "--verify"]);
+        assert!(!table.contains("FAILED"), "{name}:\n{table}");
+        read(out).tensors
+    };
+    let (without, dlse) = (run("without.npz", None), tensor::<f32>(&[2, 4, 9], 5));
+    for with in [run("with.npz", Some(dlse.clone())), run("with.safetensors", Some(dlse))] {
+        let same: Vec<_> = with.keys().filter(|name| with[*name] == without[*name]).cloned().collect();
+        assert_eq!(same, ["dv", "lse", "out"]);
     }
 }
 

@@ -110,6 +110,15 @@ fn wrong_tensors_are_named() {
     refused(&put("k", &[1, 2, 5, 9]), &["k has shape [1, 2, 5, 9]", "head_dim"]);
     refused(&put("v", &[1, 2, 6, 8]), &["v has shape [1, 2, 6, 8]", "that of k"]);
     refused(&put("dout", &[1, 2, 6, 8]), &["dout has shape [1, 2, 6, 8]", "that of q"]);
+    refused(&put("dlse", &[1, 6, 4]), &["dlse has shape [1, 6, 4]", "[1, 4, 6]", "that of lse"]);
+    refused(&put("dlse", &[1, 4, 6]), &["dlse has dtype f16", "f32, that of lse"]);
+    refused(
+        &|a| {
+            a.tensors.remove("dout");
+            a.tensors.insert("dlse".into(), tensor::<f32>(&[1, 4, 6], 9));
+        },
+        &["dout is missing", "dlse asks for gradients"],
+    );
     refused(&put("out", &[1, 4, 6, 7]), &["out has shape [1, 4, 6, 7]", "[1, 4, 6, 8]"]);
     refused(&put("lse", &[1, 6, 4]), &["lse has shape [1, 6, 4]", "[1, 4, 6]"]);
     refused(&put("signbit", &[1, 4, 5, 6]), &["signbit has shape [1, 4, 5, 6]", "[1, 4, 6, 5]"]);

@@ -80,8 +80,8 @@ pub fn fail(arguments: &[&str], code: i32, needles: &[&str]) -> Ran {
     ran
 }
 
-const ALL: [&str; 12] =
-    ["q", "k", "v", "dout", "out", "lse", "probs", "dq", "dk", "dv", "signbit", "settings"];
+const ALL: [&str; 13] =
+    ["q", "k", "v", "dout", "dlse", "out", "lse", "probs", "dq", "dk", "dv", "signbit", "settings"];
 
 /// Every tensor of a file that this program knows.
 pub fn read(path: impl AsRef<Path>) -> Archive {
