@@ -9,6 +9,8 @@ mod large;
 mod repeats;
 #[path = "attention/replay.rs"]
 mod replay;
+#[path = "attention/resident.rs"]
+mod resident;
 #[path = "attention/start.rs"]
 mod start;
 #[path = "attention/tensors.rs"]
