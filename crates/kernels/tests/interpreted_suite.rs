@@ -1,7 +1,9 @@
 //! The suite of named cases on the GPU's kernels, run by the interpreter.
 
 use signflash_core::suite::{Implementation, RunError};
-use signflash_core::{Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem};
+use signflash_core::{
+    Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Shape, TensorMut, TensorRef, bf16,
+};
 use signflash_kernels::{Gpu, Interpreted};
 
 /// The interpreter as one of these tests sets it up.
@@ -65,4 +67,26 @@ mod ampere {
 mod small {
     use super::{Gpu, Interpreted, On};
     signflash_core::test_implementation!(On(Interpreted { gpu: Gpu::SMALL, seed: 2, deterministic: false }));
+}
+
+/// Causality hides the rows without keys of the suite's cases, and what is hidden is zeroed. Here a row sees keys, whose
+/// scores were all -inf.
+#[test]
+fn a_row_whose_lse_is_minus_infinity_has_no_gradient_whatever_that_of_its_lse() {
+    let shape = Shape { batch: 1, seqlen_q: 2, seqlen_k: 3, num_heads: 1, num_heads_k: 1, head_dim: 8 };
+    let problem = Problem::builder(shape).build().unwrap();
+    let (ones, lse, dlse) = ([bf16::ONE; 24], [f32::NEG_INFINITY; 2], [f32::NAN, f32::INFINITY]);
+    let [q, k] = [shape.q(), shape.k()].map(|shape| TensorRef::bshd(&ones, shape));
+    let inputs = GradInputs { inputs: Inputs { q, k, v: k }, out: q, lse: &lse, dout: q, dlse: Some(&dlse) };
+    for (gpu, deterministic) in [(Gpu::HOPPER, false), (Gpu::HOPPER, true), (Gpu::SMALL, false)] {
+        let (mut dq, mut dk, mut dv) = ([bf16::NAN; 16], [bf16::NAN; 24], [bf16::NAN; 24]);
+        let mut gradients = Gradients {
+            dq: TensorMut::bshd(&mut dq, shape.q()),
+            dk: TensorMut::bshd(&mut dk, shape.k()),
+            dv: TensorMut::bshd(&mut dv, shape.k()),
+        };
+        let interpreted = Interpreted { gpu, seed: 0, deterministic };
+        interpreted.backward(&problem, &inputs, &mut gradients).unwrap();
+        assert!(dq.iter().chain(&dk).chain(&dv).all(|x| x.to_f32() == 0.0), "{interpreted:?}");
+    }
 }
