@@ -1,0 +1,146 @@
+//! One forward or backward over somebody else's tensors.
+
+use crate::foreign::ForeignTensor;
+use crate::settings::Settings;
+use crate::{cpu, cuda};
+use signflash_core::{Dtype, Problem, ProblemError, TensorName};
+use signflash_cuda::EngineError;
+
+/// Who computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// This machine's processor.
+    Cpu {
+        /// The most threads that it may use; 0 is all.
+        threads: usize,
+    },
+    /// A GPU, in the order of a stream; the call does not wait.
+    Cuda {
+        /// Its number among those that the process sees.
+        ordinal: u32,
+        /// A `CUstream` of its primary context.
+        stream: u64,
+    },
+}
+
+/// A forward's tensors; lse is (batch, num_heads, seqlen_q) f32, dense.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub struct Forward {
+    pub dtype: Dtype,
+    pub q: ForeignTensor,
+    pub k: ForeignTensor,
+    pub v: ForeignTensor,
+    /// Written.
+    pub out: ForeignTensor,
+    /// Written.
+    pub lse: u64,
+    /// Written, if asked for.
+    pub probs: Option<ForeignTensor>,
+    /// On a GPU, where seed and offset are if not in the settings; or 0.
+    pub seed_and_offset: u64,
+}
+
+/// A backward's tensors.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub struct Backward {
+    pub dtype: Dtype,
+    pub q: ForeignTensor,
+    pub k: ForeignTensor,
+    pub v: ForeignTensor,
+    pub out: ForeignTensor,
+    pub lse: u64,
+    pub dout: ForeignTensor,
+    /// Written.
+    pub dq: ForeignTensor,
+    /// Written.
+    pub dk: ForeignTensor,
+    /// Written.
+    pub dv: ForeignTensor,
+    /// As in [`Forward`].
+    pub seed_and_offset: u64,
+    /// On a GPU, memory of [`workspace_bytes`]; 0 on the CPU.
+    pub workspace: u64,
+    /// On a GPU, the same bits in every run.
+    pub deterministic: bool,
+}
+
+impl Forward {
+    /// The problem, if all tensors fit it.
+    pub(crate) fn problem(&self, settings: &Settings) -> Result<Problem, ProblemError> {
+        let problem = settings.problem(&self.q, &self.k)?;
+        let shape = problem.shape();
+        self.k.check(TensorName::K, shape.k())?;
+        self.v.check(TensorName::V, shape.k())?;
+        self.q.check(TensorName::Q, shape.q())?;
+        self.out.check(TensorName::Out, shape.q())?;
+        self.probs.map_or(Ok(()), |probs| probs.check(TensorName::Probs, shape.probs()))?;
+        Ok(problem)
+    }
+}
+
+impl Backward {
+    /// The problem, if all tensors fit it.
+    pub(crate) fn problem(&self, settings: &Settings) -> Result<Problem, ProblemError> {
+        let problem = settings.problem(&self.q, &self.k)?;
+        let shape = problem.shape();
+        let of_q = [(TensorName::Q, self.q), (TensorName::Out, self.out), (TensorName::Dout, self.dout)];
+        let of_k = [(TensorName::K, self.k), (TensorName::V, self.v)];
+        let written = [(TensorName::Dk, self.dk), (TensorName::Dv, self.dv)];
+        for (name, tensor) in of_q.into_iter().chain([(TensorName::Dq, self.dq)]) {
+            tensor.check(name, shape.q())?;
+        }
+        for (name, tensor) in of_k.into_iter().chain(written) {
+            tensor.check(name, shape.k())?;
+        }
+        Ok(problem)
+    }
+}
+
+/// Computes out, lse and, where asked for, probs.
+///
+/// # Errors
+/// An [`EngineError`] naming what does not fit, or the driver's.
+///
+/// # Safety
+/// Every tensor must be where its description says, in this process's memory or on the GPU that [`Place`] names, with
+/// elements of the call's dtype; nobody else may write what is read, or use what is written, until the call is done (on
+/// a GPU: until the stream is).
+pub unsafe fn forward(place: Place, call: &Forward, settings: &Settings) -> Result<(), EngineError> {
+    let problem = call.problem(settings)?;
+    match place {
+        // SAFETY: the tensors fit the problem, as just checked; that they are there is the caller's promise.
+        Place::Cpu { threads } => unsafe { cpu::forward(threads, call, &problem) },
+        // SAFETY: as above.
+        Place::Cuda { ordinal, stream } => unsafe { cuda::forward(ordinal, stream, call, &problem) },
+    }
+}
+
+/// Computes dq, dk and dv.
+///
+/// # Errors
+/// As [`forward`].
+///
+/// # Safety
+/// As [`forward`]; the workspace is as long as [`workspace_bytes`] says.
+pub unsafe fn backward(place: Place, call: &Backward, settings: &Settings) -> Result<(), EngineError> {
+    let problem = call.problem(settings)?;
+    match place {
+        // SAFETY: the tensors fit the problem, as just checked; that they are there is the caller's promise.
+        Place::Cpu { threads } => unsafe { cpu::backward(threads, call, &problem) },
+        // SAFETY: as above.
+        Place::Cuda { ordinal, stream } => unsafe { cuda::backward(ordinal, stream, call, &problem) },
+    }
+}
+
+/// Bytes of [`Backward::workspace`]: 0 on the CPU, which has its own.
+///
+/// # Errors
+/// That there is no such GPU.
+pub fn workspace_bytes(place: Place, problem: &Problem, deterministic: bool) -> Result<u64, EngineError> {
+    match place {
+        Place::Cpu { .. } => Ok(0),
+        Place::Cuda { ordinal, .. } => cuda::workspace_bytes(ordinal, problem, deterministic),
+    }
+}

@@ -1,0 +1,28 @@
+//! The native half of the Python package `signflash`: attention over tensors that PyTorch or NumPy owns, which arrive
+//! as an address, a shape and strides.
+//!
+//! Nothing of Python's or PyTorch's is linked: the module is built for Python's stable interface (`abi3`), by maturin,
+//! with the feature `extension`. Without it this is an ordinary crate, so that the workspace builds where there is no
+//! Python.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`foreign`] | somebody else's tensor, judged against the problem |
+//! | [`settings`] | what is to be computed |
+//! | [`call`] | forward and backward, on the CPU or on a GPU |
+//! | [`mask`] | the dropout mask, written out |
+//! | `module` | the functions that Python sees |
+
+pub mod call;
+pub mod foreign;
+pub mod mask;
+pub mod settings;
+
+mod cpu;
+mod cuda;
+mod pool;
+
+#[cfg(feature = "extension")]
+mod logger;
+#[cfg(feature = "extension")]
+mod module;

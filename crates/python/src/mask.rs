@@ -1,0 +1,54 @@
+//! The dropout mask, written out: a byte an entry, for who wants to look at it.
+
+use crate::foreign::ForeignTensor;
+use crate::pool;
+use crate::settings::Settings;
+use rayon::prelude::*;
+use signflash_core::{ProblemError, Shape};
+
+/// Rows that are drawn at a time.
+const ROWS: usize = 64;
+
+/// Writes 1 where an entry is kept and 0 where it is dropped, densely, as (batch, num_heads, seqlen_q, seqlen_k).
+///
+/// # Errors
+/// A [`ProblemError`] naming the argument.
+///
+/// # Safety
+/// `to` must be the address of that many bytes, which nobody else uses.
+pub unsafe fn write_mask(to: u64, shape: [usize; 4], settings: &Settings) -> Result<(), ProblemError> {
+    let [batch, num_heads, seqlen_q, seqlen_k] = shape;
+    let whole = Shape { batch, seqlen_q, seqlen_k, num_heads, num_heads_k: num_heads, head_dim: 1 };
+    let problem = settings.of_shape(whole)?;
+    let bytes = shape.into_iter().fold(1, usize::saturating_mul);
+    let tensor = ForeignTensor { address: to, shape: [1, 1, 1, bytes], strides: [0, 0, 0, 1] };
+    // SAFETY: the caller's promise.
+    let entries = unsafe { tensor.to_write::<u8>() }.data;
+    let Some(rule) = problem.keep_rule() else {
+        entries.fill(1);
+        return Ok(());
+    };
+    if entries.is_empty() {
+        return Ok(());
+    }
+    let fill = |(index, block): (usize, &mut [u8])| {
+        let blocks = seqlen_q.div_ceil(ROWS);
+        let (head, first) = (index / blocks, index % blocks * ROWS);
+        let rows = first..(first + ROWS).min(seqlen_q);
+        let mask = rule.keep_mask(head / num_heads, head % num_heads, rows, 0..seqlen_k);
+        for (i, row) in block.chunks_mut(seqlen_k).enumerate() {
+            for (j, entry) in row.iter_mut().enumerate() {
+                *entry = mask.keep(i, j).into();
+            }
+        }
+    };
+    pool::run(|| {
+        let blocks = entries.par_chunks_mut(seqlen_q * seqlen_k).enumerate().flat_map(|(head, entries)| {
+            let first = head * seqlen_q.div_ceil(ROWS);
+            let blocks = entries.par_chunks_mut(ROWS * seqlen_k).enumerate();
+            blocks.map(move |(index, block)| (first + index, block))
+        });
+        blocks.for_each(fill);
+    });
+    Ok(())
+}

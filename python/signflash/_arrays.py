@@ -1,0 +1,136 @@
+"""Attention of NumPy arrays, and of what speaks DLPack on the CPU (JAX, CuPy's host arrays, ...)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import _native, _random
+from ._settings import Settings
+
+CPU = 1  # kDLCPU
+DTYPES = ("float32", "float16", "bfloat16")
+QKV_DIMS = "(batch, seqlen, num_heads, head_dim)"
+
+
+def numpy():
+    try:
+        import numpy
+    except ImportError as error:
+        raise TypeError("q is no torch.Tensor, and arrays need NumPy, which is not installed; install it") from error
+    return numpy
+
+
+def to_numpy(name: str, x: Any):
+    """A NumPy array over the memory of x."""
+    np = numpy()
+    if isinstance(x, np.ndarray):
+        return x
+    if not hasattr(x, "__dlpack__"):
+        raise TypeError(f"{name} must be a torch.Tensor, a NumPy array or speak DLPack, got {type(x).__name__}")
+    device = x.__dlpack_device__()
+    if device[0] != CPU:
+        raise NotImplementedError(f"{name} must be in the CPU's memory, got DLPack device {device}; use torch.from_dlpack")
+    return np.from_dlpack(x)
+
+
+def check(name: str, x, dims: int = 4, meaning: str = QKV_DIMS):
+    if x.ndim != dims:
+        raise ValueError(f"{name} must have {dims} dimensions {meaning}, got shape {x.shape}; use reshape")
+    return x
+
+
+def dense(x):
+    """With whole, positive strides and a last one of 1; a copy if it was not so."""
+    size = x.itemsize
+    fits = all(stride >= 0 and stride % size == 0 for stride in x.strides)
+    fits = fits and (x.shape[-1] <= 1 or x.strides[-1] == size) and x.dtype.isnative and x.flags.aligned
+    return x if fits else numpy().array(x, dtype=x.dtype.newbyteorder("="), order="C")
+
+
+def tensor(x):
+    return (x.ctypes.data, x.shape, [stride // x.itemsize for stride in x.strides])
+
+
+def operands(q, k, v):
+    arrays = {name: check(name, to_numpy(name, x)) for name, x in (("q", q), ("k", k), ("v", v))}
+    q = arrays["q"]
+    if q.dtype.name not in DTYPES:
+        raise TypeError(f"q must be float32, float16 or bfloat16 (of ml_dtypes), got {q.dtype}; use astype")
+    for name, x in arrays.items():
+        if x.dtype != q.dtype:
+            raise TypeError(f"{name} must have q's dtype {q.dtype}, got {x.dtype}; use astype")
+    return [dense(x) for x in arrays.values()]
+
+
+def back(like: Any, x):
+    """x as the kind of array that like is, where that is known."""
+    if isinstance(like, numpy().ndarray) or not hasattr(like, "__array_namespace__"):
+        return x
+    namespace = like.__array_namespace__()
+    return namespace.from_dlpack(x) if hasattr(namespace, "from_dlpack") else x
+
+
+def attention(given_q, k, v, *, seed, offset, generator, rng_state, deterministic, return_probs, dropout_p, **rest):
+    """(out, lse, probs or None, (seed, offset)); the backward of the CPU is always deterministic."""
+    np = numpy()
+    if rng_state is not None:
+        raise TypeError("rng_state is for PyTorch tensors; give seed and offset")
+    if generator is not None and not isinstance(generator, _random.Generator):
+        kind = type(generator).__name__
+        raise TypeError(f"generator must be a signflash.Generator for arrays, got {kind}; or give seed and offset")
+    q, k, v = operands(given_q, k, v)
+    batch, seqlen_q, num_heads, _ = q.shape
+    if dropout_p > 0.0 and seed is None:
+        source = generator or _random.scoped() or _random.of_arrays()
+        seed, offset = source.next(batch, num_heads)
+    seed = seed or 0
+    out = np.empty(q.shape, q.dtype)
+    lse = np.empty((batch, num_heads, seqlen_q), np.float32)
+    probs = np.empty((batch, num_heads, seqlen_q, k.shape[1]), q.dtype) if return_probs else None
+    settings = Settings(seed=seed, offset=offset, dropout_p=dropout_p, **rest)
+    _native.forward(
+        (-1, 0),
+        q.dtype.name,
+        tensor(q),
+        tensor(k),
+        tensor(v),
+        tensor(out),
+        lse.ctypes.data,
+        None if probs is None else tensor(probs),
+        0,
+        settings,
+    )
+    probs = None if probs is None else back(given_q, probs)
+    return back(given_q, out), back(given_q, lse), probs, (seed, offset)
+
+
+def backward(dout, given_q, k, v, out, lse, **settings):
+    """(dq, dk, dv)."""
+    np = numpy()
+    q, k, v = operands(given_q, k, v)
+    read = [q, k, v]
+    for name, x in (("out", out), ("dout", dout)):
+        x = check(name, to_numpy(name, x))
+        if x.dtype != q.dtype:
+            raise TypeError(f"{name} must have q's dtype {q.dtype}, got {x.dtype}; use astype")
+        read.append(dense(x))
+    lse = check("lse", to_numpy("lse", lse), 3, "(batch, num_heads, seqlen_q)")
+    expected = (q.shape[0], q.shape[2], q.shape[1])
+    if lse.dtype != np.float32 or lse.shape != expected:
+        raise ValueError(
+            f"lse must be float32 of shape {expected}, got {lse.dtype} of shape {lse.shape}; pass what the forward returned"
+        )
+    lse = np.ascontiguousarray(lse)
+    written = [np.empty(x.shape, x.dtype) for x in (q, k, v)]
+    _native.backward(
+        (-1, 0),
+        q.dtype.name,
+        [tensor(x) for x in read],
+        lse.ctypes.data,
+        [tensor(x) for x in written],
+        0,
+        False,
+        0,
+        Settings(**settings),
+    )
+    return tuple(back(given_q, x) for x in written)

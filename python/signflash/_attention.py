@@ -1,0 +1,166 @@
+"""The native function: attention of PyTorch tensors, NumPy arrays, and what speaks DLPack on the CPU."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Optional, Sequence
+
+from ._settings import check_dropout_p, check_scale_rule, check_shard, check_softmax_scale, check_u64
+
+
+def is_torch(x: Any) -> bool:
+    """Whether x is a PyTorch tensor; PyTorch is not imported to find out."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    dropout_p: float = 0.0,
+    causal: bool = False,
+    softmax_scale: Optional[float] = None,
+    seed: Optional[int] = None,
+    offset: Optional[int] = None,
+    generator: Any = None,
+    rng_state: Any = None,
+    scale_rule: str = "unbiased",
+    shard: Optional[Sequence] = None,
+    deterministic: bool = False,
+    return_lse: bool = False,
+    return_probs: bool = False,
+    return_rng_state: bool = False,
+) -> Any:
+    """Exact attention with dropout on the probabilities; differentiable for PyTorch tensors.
+
+    Args:
+        q: (batch, seqlen_q, num_heads, head_dim), float16 or bfloat16; float32 on the CPU. head_dim is 1 to 256.
+        k: (batch, seqlen_k, num_heads_k, head_dim). num_heads is a multiple of num_heads_k; query head h reads key head
+            ``h // (num_heads // num_heads_k)``.
+        v: as k. Strides are free but for the last, which is made 1 by a copy if it is not.
+        dropout_p: probability of dropping, in [0, 1). Pass 0.0 in evaluation. The mask has 8 bits an entry: the effective
+            probability is a multiple of 1/256.
+        causal: query i sees keys ``j <= i + seqlen_k - seqlen_q`` (bottom-right aligned).
+        softmax_scale: factor of the scores; None is ``1 / sqrt(head_dim)``.
+        seed, offset: the mask, chosen. Without a seed it is drawn from ``generator``, from the innermost
+            :func:`random_state`, or from PyTorch's generator of the device, which is advanced as by PyTorch's
+            FlashAttention.
+        generator: a ``torch.Generator`` of q's device, or a :class:`Generator`.
+        rng_state: (seed, offset) as an int64 tensor of 2 elements on q's device, read when the kernel runs.
+        scale_rule: ``"unbiased"`` multiplies what is kept by the inverse of the true keep probability;
+            ``"nominal"`` by ``1 / (1 - dropout_p)``, as FlashAttention-2 and PyTorch.
+        shard: a :class:`Shard`, where the tensors lie in a larger problem whose mask is to be drawn.
+        deterministic: the backward gives the same bits in every run on a GPU too, at about 1.35 times the time; also
+            under ``torch.use_deterministic_algorithms(True)``. The CPU's always does.
+        return_lse: also return lse (batch, num_heads, seqlen_q) float32: the logarithm of the sum of the exponentials of
+            each row's scores, dropped or not; -inf where a query sees no key. No gradient flows through it.
+        return_probs: also return probs (batch, num_heads, seqlen_q, seqlen_k) in q's dtype: the normalised probabilities
+            with the sign *bit* set where dropped; see :func:`decode`. Takes another pass, and memory of its size.
+        return_rng_state: also return (seed, offset) that drew the mask; a tensor as ``rng_state`` while a CUDA graph is
+            captured or under ``torch.compile``.
+
+    Returns:
+        out (batch, seqlen_q, num_heads, head_dim), of q's dtype; with any of the ``return_`` arguments a tuple
+        (out, lse, probs, rng_state) of those asked for, in this order.
+
+    Raises:
+        ValueError, TypeError, NotImplementedError: name the argument, what was expected, what came and the remedy.
+    """
+    dropout_p = check_dropout_p(dropout_p)
+    softmax_scale = check_softmax_scale(softmax_scale)
+    nominal = check_scale_rule(scale_rule)
+    shard = check_shard(shard)
+    if seed is None:
+        if offset is not None:
+            raise ValueError(f"offset was given as {offset} without seed; give both, or neither")
+        if shard is not None and rng_state is None and dropout_p > 0.0:
+            raise ValueError("seed must be given with shard, so that all pieces draw from the same state; got None")
+        offset = 0
+    else:
+        if generator is not None or rng_state is not None:
+            raise ValueError("seed was given together with generator or rng_state; give one of them")
+        seed, offset = check_u64("seed", seed), check_u64("offset", 0 if offset is None else offset)
+    if generator is not None and rng_state is not None:
+        raise ValueError("generator was given together with rng_state; give one of them")
+    call = _of_torch if is_torch(q) else _of_arrays
+    out, lse, probs, state = call(
+        q,
+        k,
+        v,
+        dropout_p=dropout_p,
+        softmax_scale=softmax_scale,
+        causal=bool(causal),
+        nominal=nominal,
+        seed=seed,
+        offset=offset,
+        generator=generator,
+        rng_state=rng_state,
+        shard=shard,
+        deterministic=bool(deterministic),
+        return_probs=bool(return_probs),
+    )
+    results = [out]
+    if return_lse:
+        results.append(lse)
+    if return_probs:
+        results.append(probs)
+    if return_rng_state:
+        results.append(state)
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def _of_torch(q, k, v, **settings):
+    from ._torch import attention as of_torch
+
+    return of_torch.attention((q, k, v), **settings)
+
+
+def _of_arrays(q, k, v, **settings):
+    from . import _arrays
+
+    return _arrays.attention(q, k, v, **settings)
+
+
+def attention_backward(
+    dout: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    out: Any,
+    lse: Any,
+    *,
+    dropout_p: float = 0.0,
+    causal: bool = False,
+    softmax_scale: Optional[float] = None,
+    seed: Optional[int] = None,
+    offset: int = 0,
+    scale_rule: str = "unbiased",
+    shard: Optional[Sequence] = None,
+    deterministic: bool = False,
+) -> Any:
+    """(dq, dk, dv) from dout, the gradient of out, and the forward's inputs and results: for who has no autograd.
+
+    Arguments are those of :func:`attention`; out and lse are what it returned, seed and offset what it drew
+    (``return_rng_state``). dq is (batch, seqlen_q, num_heads, head_dim), dk and dv (batch, seqlen_k, num_heads_k, head_dim).
+    """
+    dropout_p = check_dropout_p(dropout_p)
+    if dropout_p > 0.0 and seed is None:
+        raise ValueError("seed must be the forward's where dropout_p > 0, got None; ask it for return_rng_state=True")
+    settings = dict(
+        dropout_p=dropout_p,
+        softmax_scale=check_softmax_scale(softmax_scale),
+        causal=bool(causal),
+        nominal=check_scale_rule(scale_rule),
+        seed=check_u64("seed", 0 if seed is None else seed),
+        offset=check_u64("offset", offset),
+        shard=check_shard(shard),
+    )
+    if is_torch(q):
+        from ._torch import attention as of_torch
+
+        return of_torch.backward(dout, q, k, v, out, lse, deterministic=bool(deterministic), **settings)
+    from . import _arrays
+
+    return _arrays.backward(dout, q, k, v, out, lse, **settings)

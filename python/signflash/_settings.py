@@ -1,0 +1,95 @@
+"""What is to be computed, judged: everything that is not a tensor."""
+
+from __future__ import annotations
+
+import numbers
+from typing import NamedTuple, Optional, Sequence, Tuple
+
+U64 = 0xFFFF_FFFF_FFFF_FFFF
+
+SCALE_RULES = ("unbiased", "nominal")
+
+
+class Shard(NamedTuple):
+    """Where a call's tensors lie in a larger problem, so that a piece draws the dropout mask of the whole.
+
+    Only the mask depends on it. ``num_heads_total`` is the number of query heads of the whole; None means the call's.
+    """
+
+    first_batch: int = 0
+    first_head: int = 0
+    first_row: int = 0
+    first_column: int = 0
+    num_heads_total: Optional[int] = None
+
+
+class Settings(NamedTuple):
+    """As the native functions take them."""
+
+    causal: bool
+    softmax_scale: Optional[float]
+    dropout_p: float
+    seed: int
+    offset: int
+    nominal: bool
+    shard: Optional[Tuple]
+
+
+def check_dropout_p(dropout_p) -> float:
+    if isinstance(dropout_p, bool) or not isinstance(dropout_p, numbers.Real):
+        raise TypeError(f"dropout_p must be a float in [0, 1), got {type(dropout_p).__name__}; pass float(p)")
+    p = float(dropout_p)
+    if not 0.0 <= p < 1.0:
+        raise ValueError(f"dropout_p must be in [0, 1), got {p}; it is the probability of dropping, 0 turns it off")
+    return p
+
+
+def check_softmax_scale(softmax_scale) -> Optional[float]:
+    if softmax_scale is None:
+        return None
+    try:
+        return float(softmax_scale)
+    except (TypeError, ValueError):
+        kind = type(softmax_scale).__name__
+        raise TypeError(f"softmax_scale must be a number or None, got {kind}; None is 1 / sqrt(head_dim)") from None
+
+
+def check_scale_rule(scale_rule) -> bool:
+    """Whether it is the nominal one."""
+    if scale_rule not in SCALE_RULES:
+        raise ValueError(
+            f"scale_rule must be 'unbiased' or 'nominal', got {scale_rule!r}; unbiased is exact in expectation, nominal "
+            "is 1 / (1 - p) as FlashAttention-2's"
+        )
+    return scale_rule == "nominal"
+
+
+def check_shard(shard: Optional[Sequence]) -> Optional[Shard]:
+    if shard is None:
+        return None
+    try:
+        shard = Shard(*shard)
+    except TypeError:
+        raise TypeError(f"shard must be a signflash.Shard, got {shard!r}") from None
+    for name, value in zip(shard._fields, shard):
+        if value is None and name == "num_heads_total":
+            continue
+        if not isinstance(value, numbers.Integral):
+            raise TypeError(f"shard.{name} must be an int, got {type(value).__name__}")
+        if value < 0:
+            raise ValueError(f"shard.{name} must not be negative, got {value}")
+    return shard
+
+
+def check_u64(name: str, value) -> int:
+    """Seeds may be negative, as PyTorch's: they are taken modulo 2^64."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}; for a tensor use rng_state")
+    if not -(1 << 63) <= value <= U64:
+        raise ValueError(f"{name} must fit into 64 bits, got {value}")
+    return int(value) & U64
+
+
+def signed(value: int) -> int:
+    """The int64 with the bits of a u64."""
+    return value - (1 << 64) if value >> 63 else value

@@ -1,0 +1,1 @@
+"""Everything that knows PyTorch. Imported when the first tensor comes."""

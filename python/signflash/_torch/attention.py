@@ -1,0 +1,95 @@
+"""Attention of PyTorch tensors."""
+
+from __future__ import annotations
+
+import torch
+
+from .._settings import Settings
+from . import checks, function, native, random
+
+if hasattr(torch, "compiler") and hasattr(torch.compiler, "is_compiling"):
+    is_compiling = torch.compiler.is_compiling
+else:
+
+    def is_compiling():
+        return False
+
+
+def attention(
+    tensors,
+    packing=function.PLAIN,
+    *,
+    dropout_p=0.0,
+    softmax_scale=None,
+    causal=False,
+    nominal=False,
+    seed=None,
+    offset=0,
+    generator=None,
+    rng_state=None,
+    shard=None,
+    deterministic=False,
+    return_probs=False,
+):
+    """(out, lse, probs or None, state), everything but tensors judged before; state is (seed, offset) or a tensor."""
+    q, k, v = function.unpack(packing, tensors)
+    if is_compiling() or type(q) not in (torch.Tensor, torch.nn.Parameter):
+        from . import ops
+
+        return ops.attention(
+            *checks.autocast(q, k, v),
+            dropout_p=dropout_p,
+            softmax_scale=softmax_scale,
+            causal=causal,
+            nominal=nominal,
+            seed=seed,
+            offset=offset,
+            generator=generator,
+            rng_state=rng_state,
+            shard=shard,
+            deterministic=deterministic,
+            return_probs=return_probs,
+        )
+    if checks.autocast_dtype(q.device.type) is not None:
+        q, k, v = tensors = checks.autocast(q, k, v)
+        packing = function.PLAIN
+    checks.check_qkv(q, k, v)
+    if dropout_p == 0.0 or seed is not None:
+        seed = seed or 0
+    elif rng_state is None:
+        seed, offset, rng_state = random.draw(q, generator)
+    else:
+        random.check_rng_state(q, rng_state)
+        seed = 0
+    settings = Settings(causal, softmax_scale, dropout_p, seed, offset, nominal, shard)
+    state = (seed, offset) if rng_state is None else rng_state
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
+        out, lse, probs = function.Attention.apply(
+            settings, rng_state, return_probs, deterministic, packing, *tensors
+        )
+    else:
+        q, k, v = (native.dense(x) for x in (q, k, v))
+        out, lse, probs = native.forward(q, k, v, settings, rng_state, return_probs)
+    return out, lse, probs, state
+
+
+def backward(dout, q, k, v, out, lse, *, dropout_p, softmax_scale, causal, nominal, seed, offset, shard, deterministic):
+    """(dq, dk, dv), for who keeps the forward's results without autograd."""
+    checks.check_qkv(q, k, v)
+    for name, x in (("dout", dout), ("out", out)):
+        checks.check_tensor(name, x)
+        if x.dtype != q.dtype or x.device != q.device:
+            raise TypeError(f"{name} must be {q.dtype} on {q.device} as q, got {x.dtype} on {x.device}")
+    checks.check_tensor("lse", lse, 3, "(batch, num_heads, seqlen_q)")
+    batch, seqlen_q, num_heads, _ = q.shape
+    expected = (batch, num_heads, seqlen_q)
+    if lse.dtype is not torch.float32 or tuple(lse.shape) != expected or lse.device != q.device:
+        raise ValueError(
+            f"lse must be float32 of shape {expected} on {q.device}, got {lse.dtype} of shape {tuple(lse.shape)} on "
+            f"{lse.device}; pass what the forward returned"
+        )
+    settings = Settings(causal, softmax_scale, dropout_p, seed, offset, nominal, shard)
+    with torch.no_grad():
+        q, k, v, out = (native.dense(x) for x in (q, k, v, out))
+        return native.backward(dout, q, k, v, out, lse.contiguous(), settings, None, deterministic)

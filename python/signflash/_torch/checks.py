@@ -1,0 +1,66 @@
+"""Judges tensors by name. Shapes that must fit each other are judged by the native half."""
+
+from __future__ import annotations
+
+import torch
+
+NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+QKV_DIMS = "(batch, seqlen, num_heads, head_dim)"
+
+
+def check_tensor(name: str, x, dims: int = 4, meaning: str = QKV_DIMS) -> None:
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor as q is, got {type(x).__name__}; convert it with torch.as_tensor")
+    if x.dim() != dims:
+        raise ValueError(f"{name} must have {dims} dimensions {meaning}, got shape {tuple(x.shape)}; use view or unsqueeze")
+
+
+def check_qkv(q, k, v) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        check_tensor(name, x)
+    for name, x in (("k", k), ("v", v)):
+        if x.dtype != q.dtype:
+            raise TypeError(f"{name} must have q's dtype {q.dtype}, got {x.dtype}; use {name}.to(q.dtype)")
+        if x.device != q.device:
+            raise ValueError(f"{name} must be on q's device {q.device}, got {x.device}; use {name}.to(q.device)")
+    check_dtype(q)
+
+
+def check_dtype(q) -> None:
+    kind = q.device.type
+    if kind not in ("cpu", "cuda"):
+        raise NotImplementedError(f"q must be on the CPU or a CUDA device, got {q.device}; move q, k and v there")
+    if torch.version.hip is not None and kind == "cuda":
+        raise NotImplementedError("q is on an AMD GPU; expected an NVIDIA GPU or the CPU, move q, k and v there")
+    if q.layout is not torch.strided:
+        raise TypeError(f"q must be a dense tensor, got layout {q.layout}; use to_dense()")
+    if q.dtype not in NAMES:
+        raise TypeError(f"q must be float16, bfloat16 or (on the CPU) float32, got {q.dtype}; convert q, k and v")
+    if kind == "cuda" and q.dtype is torch.float32:
+        raise TypeError(
+            "q must be float16 or bfloat16 on CUDA, got float32; convert q, k and v, use torch.autocast('cuda'), or "
+            "compute on the CPU"
+        )
+
+
+def autocast(q, k, v):
+    """q, k, v in the dtype of the autocast region, if there is one: as PyTorch's own attention."""
+    dtype = autocast_dtype(q.device.type)
+    if dtype is None or not all(isinstance(x, torch.Tensor) for x in (k, v)):
+        return q, k, v
+    cast = [x.to(dtype) if x.is_floating_point() and x.dtype is not torch.float64 else x for x in (q, k, v)]
+    return cast[0], cast[1], cast[2]
+
+
+def _autocast_by_device(kind: str):
+    # Other devices are refused later, in words of our own.
+    return torch.get_autocast_dtype(kind) if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind) else None
+
+
+def _autocast_before_2_4(kind: str):
+    if kind == "cuda":
+        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+    return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+
+
+autocast_dtype = _autocast_by_device if hasattr(torch, "get_autocast_dtype") else _autocast_before_2_4

@@ -1,0 +1,50 @@
+"""Attention as a function that autograd knows."""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from . import native
+
+PLAIN, KV_PACKED, QKV_PACKED = 0, 1, 2
+
+
+def unpack(packing, tensors):
+    """q, k, v as views of what was given: (q, k, v), (q, kv) or (qkv,)."""
+    if packing == PLAIN:
+        return tensors
+    if packing == KV_PACKED:
+        q, kv = tensors
+        return q, kv[:, :, 0], kv[:, :, 1]
+    (qkv,) = tensors
+    return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+
+
+class Attention(torch.autograd.Function):
+    """(out, lse, probs) of (settings, rng_state, return_probs, deterministic, packing, *tensors)."""
+
+    @staticmethod
+    def forward(ctx, settings, rng_state, return_probs, deterministic, packing, *tensors):
+        q, k, v = (native.dense(x) for x in unpack(packing, tensors))
+        out, lse, probs = native.forward(q, k, v, settings, rng_state, return_probs)
+        saved = [q, k, v] if packing == PLAIN else [native.dense(x) for x in tensors]
+        ctx.save_for_backward(*saved, out, lse, *([] if rng_state is None else [rng_state]))
+        ctx.settings, ctx.deterministic, ctx.packing = settings, deterministic, packing
+        ctx.inputs = len(saved)
+        ctx.mark_non_differentiable(*(x for x in (lse, probs) if x is not None))
+        return out, lse, probs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout, _dlse, _dprobs):
+        saved = ctx.saved_tensors
+        tensors, (out, lse, *state) = saved[: ctx.inputs], saved[ctx.inputs :]
+        q, k, v = unpack(ctx.packing, tensors)
+        # A packed gradient is written in place, piece by piece: no copy puts it together.
+        gradients = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in tensors]
+        into = unpack(ctx.packing, gradients)
+        rng_state = state[0] if state else None
+        native.backward(dout, q, k, v, out, lse, ctx.settings, rng_state, ctx.deterministic, into)
+        wanted = ctx.needs_input_grad[5:]
+        return (None,) * 5 + tuple(x if want else None for x, want in zip(gradients, wanted))

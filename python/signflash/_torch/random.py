@@ -1,0 +1,68 @@
+"""Seeds and offsets from PyTorch's generators, read and advanced as PyTorch's FlashAttention does."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import _random
+from .._settings import U64, signed
+
+STATE = "an int64 tensor of 2 elements (seed, offset) on q's device"
+
+
+def draw(q, generator=None):
+    """(seed, offset, rng_state) of the next call on q (batch, seqlen, num_heads, head_dim).
+
+    rng_state is None but while a CUDA graph is captured: then it is a tensor that each replay fills anew.
+    """
+    batch, _, num_heads, _ = q.shape
+    own = generator if isinstance(generator, _random.Generator) else None
+    if generator is None:
+        own = _random.scoped()
+    if own is not None:
+        return (*own.next(batch, num_heads), None)
+    check_generator(q, generator)
+    if q.is_cuda:
+        return _draw_cuda(q, batch * num_heads * _random.LANES, generator)
+    # PyTorch's CPU generator has no counter: the seed comes from it, and each call advances it.
+    seed = int(torch.randint(-(1 << 63), (1 << 63) - 1, (1,), dtype=torch.int64, generator=generator))
+    return seed & U64, 0, None
+
+
+def check_generator(q, generator) -> None:
+    if generator is None:
+        return
+    if not isinstance(generator, torch.Generator):
+        kind = type(generator).__name__
+        raise TypeError(f"generator must be a torch.Generator or a signflash.Generator, got {kind}")
+    of = generator.device
+    if of.type != q.device.type or (of.index is not None and of.index != q.device.index):
+        raise ValueError(f"generator must be of q's device {q.device}, got {of}; use torch.Generator(q.device)")
+
+
+def check_rng_state(q, rng_state) -> None:
+    if not isinstance(rng_state, torch.Tensor):
+        raise TypeError(f"rng_state must be {STATE}, got {type(rng_state).__name__}")
+    fits = rng_state.dtype is torch.int64 and tuple(rng_state.shape) == (2,) and rng_state.device == q.device
+    if not fits or not rng_state.is_contiguous():
+        got = f"{rng_state.dtype} of shape {tuple(rng_state.shape)} on {rng_state.device}"
+        raise ValueError(f"rng_state must be {STATE}, contiguous; got {got}")
+
+
+def _draw_cuda(q, increment, generator):
+    if torch.cuda.is_current_stream_capturing():
+        # The generator's numbers are the replay's to know: a kernel draws them, so each replay has a mask of its own.
+        state = torch.randint(0, (1 << 63) - 1, (2,), dtype=torch.int64, device=q.device, generator=generator)
+        return 0, 0, state
+    if generator is None:
+        generator = torch.cuda.default_generators[q.device.index]
+    if hasattr(generator, "set_offset"):
+        seed, offset = generator.initial_seed() & U64, generator.get_offset()
+        generator.set_offset(offset + increment)
+        return seed, offset, None
+    # Before PyTorch 2.1: the state's last 16 bytes are seed and offset.
+    state = generator.get_state()
+    seed, offset = (int(x) for x in state[-16:].clone().view(torch.int64))
+    state[-8:] = torch.tensor([signed((offset + increment) & U64)], dtype=torch.int64).view(torch.uint8)
+    generator.set_state(state)
+    return seed & U64, offset & U64, None

@@ -1,0 +1,246 @@
+"""FlashAttention-2's functions: the same names, signatures, defaults and mask, on CPUs too.
+
+Differences, all on purpose:
+
+- ``return_attn_probs`` returns probabilities that are normalised, of exact shape (batch, num_heads, seqlen_q, seqlen_k), and
+  defined at ``dropout_p=0`` too; FlashAttention-2 returns unnormalised exponentials, padded to multiples of 128, and nothing
+  at 0. In both the sign says dropped.
+- float32 works on the CPU, and empty batches everywhere.
+- What is not there yet raises NotImplementedError: variable lengths, sliding windows, softcap, ALiBi, KV caches.
+"""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+from ._settings import check_dropout_p, check_softmax_scale
+
+__all__ = [
+    "flash_attn_func",
+    "flash_attn_kvpacked_func",
+    "flash_attn_qkvpacked_func",
+    "flash_attn_varlen_func",
+    "flash_attn_varlen_kvpacked_func",
+    "flash_attn_varlen_qkvpacked_func",
+    "flash_attn_with_kvcache",
+]
+
+
+def flash_attn_func(
+    q,
+    k,
+    v,
+    dropout_p=0.0,
+    softmax_scale=None,
+    causal=False,
+    window_size=(-1, -1),
+    softcap=0.0,
+    alibi_slopes=None,
+    deterministic=False,
+    return_attn_probs=False,
+):
+    """Attention of q (batch, seqlen_q, num_heads, head_dim), k and v (batch, seqlen_k, num_heads_k, head_dim).
+
+    Dropout has FlashAttention-2's mask and scale, ``1 / (1 - dropout_p)``; pass 0.0 in evaluation. ``causal`` is aligned to
+    the bottom right. ``window_size`` may be unbounded or the causal one, ``(-1, 0)``.
+
+    Returns out (batch, seqlen_q, num_heads, head_dim); with ``return_attn_probs`` (out, softmax_lse, S_dmask): softmax_lse
+    (batch, num_heads, seqlen_q) float32, +inf where a query sees no key, and S_dmask as this module says.
+    """
+    from ._torch import function
+
+    tensors = {"q": (q, 4, QKV), "k": (k, 4, QKV), "v": (v, 4, QKV)}
+    return _run(function.PLAIN, tensors, (dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs))
+
+
+def flash_attn_kvpacked_func(
+    q,
+    kv,
+    dropout_p=0.0,
+    softmax_scale=None,
+    causal=False,
+    window_size=(-1, -1),
+    softcap=0.0,
+    alibi_slopes=None,
+    deterministic=False,
+    return_attn_probs=False,
+):
+    """:func:`flash_attn_func` of q and kv (batch, seqlen_k, 2, num_heads_k, head_dim); the gradient is packed alike."""
+    from ._torch import function
+
+    tensors = {"q": (q, 4, QKV), "kv": (kv, 5, "(batch, seqlen_k, 2, num_heads_k, head_dim)")}
+    return _run(function.KV_PACKED, tensors, (dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs))
+
+
+def flash_attn_qkvpacked_func(
+    qkv,
+    dropout_p=0.0,
+    softmax_scale=None,
+    causal=False,
+    window_size=(-1, -1),
+    softcap=0.0,
+    alibi_slopes=None,
+    deterministic=False,
+    return_attn_probs=False,
+):
+    """:func:`flash_attn_func` of qkv (batch, seqlen, 3, num_heads, head_dim); the gradient is packed alike."""
+    from ._torch import function
+
+    tensors = {"qkv": (qkv, 5, "(batch, seqlen, 3, num_heads, head_dim)")}
+    return _run(function.QKV_PACKED, tensors, (dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs))
+
+
+def flash_attn_varlen_func(
+    q,
+    k,
+    v,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    max_seqlen_q,
+    max_seqlen_k,
+    dropout_p=0.0,
+    softmax_scale=None,
+    causal=False,
+    window_size=(-1, -1),
+    softcap=0.0,
+    alibi_slopes=None,
+    deterministic=False,
+    return_attn_probs=False,
+    block_table=None,
+):
+    """Not there yet: raises NotImplementedError."""
+    raise _not_yet("flash_attn_varlen_func")
+
+
+def flash_attn_varlen_kvpacked_func(
+    q,
+    kv,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    max_seqlen_q,
+    max_seqlen_k,
+    dropout_p=0.0,
+    softmax_scale=None,
+    causal=False,
+    window_size=(-1, -1),
+    softcap=0.0,
+    alibi_slopes=None,
+    deterministic=False,
+    return_attn_probs=False,
+):
+    """Not there yet: raises NotImplementedError."""
+    raise _not_yet("flash_attn_varlen_kvpacked_func")
+
+
+def flash_attn_varlen_qkvpacked_func(
+    qkv,
+    cu_seqlens,
+    max_seqlen,
+    dropout_p=0.0,
+    softmax_scale=None,
+    causal=False,
+    window_size=(-1, -1),
+    softcap=0.0,
+    alibi_slopes=None,
+    deterministic=False,
+    return_attn_probs=False,
+):
+    """Not there yet: raises NotImplementedError."""
+    raise _not_yet("flash_attn_varlen_qkvpacked_func")
+
+
+def flash_attn_with_kvcache(
+    q,
+    k_cache,
+    v_cache,
+    k=None,
+    v=None,
+    rotary_cos=None,
+    rotary_sin=None,
+    cache_seqlens=None,
+    cache_batch_idx=None,
+    cache_leftpad=None,
+    block_table=None,
+    softmax_scale=None,
+    causal=False,
+    window_size=(-1, -1),
+    softcap=0.0,
+    rotary_interleaved=True,
+    alibi_slopes=None,
+    num_splits=0,
+    return_softmax_lse=False,
+):
+    """Not there: raises NotImplementedError."""
+    raise NotImplementedError("flash_attn_with_kvcache is not there: this package is for training; use flash_attn for decoding")
+
+
+QKV = "(batch, seqlen, num_heads, head_dim)"
+
+
+def _not_yet(name: str) -> NotImplementedError:
+    return NotImplementedError(
+        f"{name} is not there yet: packed sequences of different lengths are not computed. Call flash_attn_func on each "
+        "sequence, or on groups of equal length; signflash.attention(..., shard=Shard(first_batch=i)) draws the mask that "
+        "sequence i would have in the packed call"
+    )
+
+
+def _check_window(window_size: Any, causal: bool, seqlen_k: int) -> bool:
+    """Whether it is the causal one; other windows than this and the unbounded one are refused."""
+    try:
+        left, right = (int(x) for x in (window_size[0], window_size[1]))
+    except (TypeError, IndexError, ValueError):
+        raise TypeError(f"window_size must be a pair (left, right) of ints, got {window_size!r}") from None
+    if left >= seqlen_k:
+        left = -1
+    if right >= seqlen_k:
+        right = -1
+    right = 0 if causal else right
+    if left >= 0 or right > 0:
+        raise NotImplementedError(
+            f"window_size must be (-1, -1), or (-1, 0) for causal, got ({left}, {right}): sliding windows are not there yet"
+        )
+    return right == 0
+
+
+def _check_absent(softcap: Any, alibi_slopes: Any) -> None:
+    if not isinstance(softcap, numbers.Real):
+        raise TypeError(f"softcap must be a float, got {type(softcap).__name__}")
+    if softcap != 0.0:
+        raise NotImplementedError(f"softcap must be 0.0, got {softcap}: soft-capped scores are not there yet")
+    if alibi_slopes is not None:
+        raise NotImplementedError("alibi_slopes must be None: ALiBi is not there yet")
+
+
+def _run(packing, given, tail):
+    import torch
+
+    from ._torch import checks
+    from ._torch.attention import attention
+
+    dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs = tail
+    for name, (x, dims, meaning) in given.items():
+        checks.check_tensor(name, x, dims, meaning)
+    for name, packed in (("kv", 2), ("qkv", 3)):
+        if name in given and given[name][0].shape[2] != packed:
+            _, _, meaning = given[name]
+            raise ValueError(f"{name} must be {meaning}, got shape {tuple(given[name][0].shape)}")
+    tensors = tuple(x for x, _, _ in given.values())
+    _check_absent(softcap, alibi_slopes)
+    # The last of the tensors holds the values, whatever the packing.
+    causal = _check_window(window_size, bool(causal), tensors[-1].shape[1])
+    out, lse, probs, _ = attention(
+        tensors,
+        packing,
+        dropout_p=check_dropout_p(dropout_p),
+        softmax_scale=check_softmax_scale(softmax_scale),
+        causal=causal,
+        nominal=True,
+        deterministic=bool(deterministic),
+        return_probs=bool(return_attn_probs),
+    )
+    if not return_attn_probs:
+        return out
+    # FlashAttention-2's infinity for rows that see nothing is the positive one.
+    return out, torch.where(torch.isinf(lse), lse.abs(), lse), probs

@@ -1,0 +1,100 @@
+"""NumPy arrays, and what speaks DLPack."""
+
+import pytest
+
+np = pytest.importorskip("numpy")
+
+import signflash
+
+
+def make(dtype="float32"):
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((2, 20, 4, 16)).astype(dtype) for _ in range(3)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_arrays_give_what_tensors_give(dtype):
+    torch = pytest.importorskip("torch")
+    q, k, v = make(dtype)
+    settings = dict(dropout_p=0.3, causal=True, seed=5, return_lse=True, return_probs=True)
+    got = signflash.attention(q, k, v, **settings)
+    expected = signflash.attention(*(torch.from_numpy(x) for x in (q, k, v)), **settings)
+    assert all(isinstance(x, np.ndarray) for x in got)
+    assert all(np.array_equal(a, b.numpy()) for a, b in zip(got, expected))
+
+
+def test_the_backward_of_arrays_is_autograds():
+    torch = pytest.importorskip("torch")
+    q, k, v = make()
+    out, lse, state = signflash.attention(q, k, v, dropout_p=0.3, return_lse=True, return_rng_state=True)
+    got = signflash.attention_backward(np.ones_like(out), q, k, v, out, lse, dropout_p=0.3, seed=state[0], offset=state[1])
+    tensors = [torch.from_numpy(x).requires_grad_() for x in (q, k, v)]
+    signflash.attention(*tensors, dropout_p=0.3, seed=state[0], offset=state[1]).sum().backward()
+    assert all(np.array_equal(a, b.grad.numpy()) for a, b in zip(got, tensors))
+
+
+def test_bfloat16_of_ml_dtypes():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    q, k, v = make(ml_dtypes.bfloat16)
+    out, probs = signflash.attention(q, k, v, dropout_p=0.3, seed=1, return_probs=True)
+    assert out.dtype == probs.dtype == ml_dtypes.bfloat16
+    assert np.array_equal(~signflash.decode(probs)[1], signflash.dropout_mask(probs.shape, 0.3, 1))
+
+
+def test_strides_of_all_kinds():
+    q, k, v = make()
+    expected = signflash.attention(q, k, v)
+    reversed_twice = [np.ascontiguousarray(x[:, ::-1])[:, ::-1] for x in (q, k, v)]
+    heads_first = [np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2) for x in (q, k, v)]
+    big_endian = [x.astype(">f4") for x in (q, k, v)]
+    for arrays in (reversed_twice, heads_first, [np.asfortranarray(x) for x in (q, k, v)], big_endian):
+        assert np.array_equal(signflash.attention(*arrays), expected)
+    one = np.broadcast_to(k[:1], k.shape)
+    assert np.array_equal(signflash.attention(q, one, v), signflash.attention(q, one.copy(), v))
+
+
+class Speaks:
+    """An array that speaks DLPack and nothing else."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **arguments):
+        return self.array.__dlpack__(**arguments)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+def test_dlpack_is_understood():
+    q, k, v = make()
+    assert np.array_equal(signflash.attention(Speaks(q), Speaks(k), Speaks(v)), signflash.attention(q, k, v))
+
+
+def test_a_seed_for_arrays_repeats_what_follows():
+    q, k, v = make()
+    signflash.manual_seed(3)
+    first = signflash.attention(q, k, v, dropout_p=0.5), signflash.attention(q, k, v, dropout_p=0.5)
+    signflash.manual_seed(3)
+    assert not np.array_equal(*first)
+    assert all(np.array_equal(x, signflash.attention(q, k, v, dropout_p=0.5)) for x in first)
+
+
+def test_what_is_no_array_is_refused():
+    q, k, v = make()
+    with pytest.raises(TypeError, match="q must be a torch.Tensor, a NumPy array or speak DLPack, got list"):
+        signflash.attention([1.0], k, v)
+    with pytest.raises(TypeError, match="k must have q's dtype float32, got float16"):
+        signflash.attention(q, k.astype("float16"), v)
+    with pytest.raises(TypeError, match="q must be float32, float16 or bfloat16"):
+        signflash.attention(*(x.astype("float64") for x in (q, k, v)))
+    with pytest.raises(ValueError, match="q must have 4 dimensions"):
+        signflash.attention(q[0], k, v)
+
+
+def test_pytorch_is_not_imported_for_arrays():
+    import subprocess
+    import sys
+
+    code = "import sys, numpy, signflash; x = numpy.ones((1, 2, 1, 8), 'float32'); signflash.attention(x, x, x);"
+    subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], check=True)

@@ -1,0 +1,111 @@
+"""FlashAttention-2's functions: signatures to the letter, semantics, and what is not there."""
+
+import inspect
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import reference
+import signflash
+
+TAIL = (
+    "dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None, "
+    "deterministic=False, return_attn_probs=False"
+)
+SIGNATURES = {
+    "flash_attn_func": f"(q, k, v, {TAIL})",
+    "flash_attn_kvpacked_func": f"(q, kv, {TAIL})",
+    "flash_attn_qkvpacked_func": f"(qkv, {TAIL})",
+    "flash_attn_varlen_func": "(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, "
+    f"{TAIL}, block_table=None)",
+    "flash_attn_varlen_kvpacked_func": "(q, kv, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, " f"{TAIL})",
+    "flash_attn_varlen_qkvpacked_func": f"(qkv, cu_seqlens, max_seqlen, {TAIL})",
+    "flash_attn_with_kvcache": "(q, k_cache, v_cache, k=None, v=None, rotary_cos=None, rotary_sin=None, "
+    "cache_seqlens=None, cache_batch_idx=None, cache_leftpad=None, block_table=None, softmax_scale=None, causal=False, "
+    "window_size=(-1, -1), softcap=0.0, rotary_interleaved=True, alibi_slopes=None, num_splits=0, "
+    "return_softmax_lse=False)",
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures_are_flash_attentions(name):
+    assert str(inspect.signature(getattr(signflash, name))) == SIGNATURES[name]
+
+
+def make(device, dtype=torch.float16, batch=2, seqlen=97, heads=3, dim=64):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, seqlen, 3, heads, dim, generator=generator).to(device, dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("p", [0.0, 0.17])
+def test_packed_functions_are_the_plain_one(p, causal, device):
+    qkv = make(device)
+    dout = torch.randn(2, 97, 3, 64, generator=torch.Generator().manual_seed(1)).to(device, qkv.dtype)
+    results = []
+    for call in (
+        lambda: signflash.flash_attn_qkvpacked_func(qkv, p, None, causal, deterministic=True),
+        lambda: signflash.flash_attn_kvpacked_func(qkv[:, :, 0], qkv[:, :, 1:], p, None, causal, deterministic=True),
+        lambda: signflash.flash_attn_func(*qkv.unbind(2), p, None, causal, deterministic=True),
+    ):
+        qkv.grad = None
+        with signflash.random_state(11):
+            out = call()
+        out.backward(dout)
+        results.append((out.detach(), qkv.grad))
+    for out, gradient in results[1:]:
+        assert torch.equal(out, results[0][0]) and torch.equal(gradient, results[0][1])
+
+
+@pytest.mark.parametrize("p", [0.0, 0.17])
+def test_returned_probabilities_are_normalised_and_exact_in_shape(p, device):
+    q, k, v = make(device).detach().unbind(2)
+    with signflash.random_state(3, 64):
+        out, lse, probs = signflash.flash_attn_func(q, k, v, p, causal=True, return_attn_probs=True)
+    assert probs.shape == (2, 3, 97, 97) and lse.shape == (2, 3, 97) and lse.dtype == torch.float32
+    probability, dropped = signflash.decode(probs)
+    assert torch.allclose(probability.float().sum(-1), torch.ones(2, 3, 97, device=device), atol=2e-3)
+    keep = reference.keep_mask(probs.shape, p, 3, 64) if p else None
+    scale = reference.keep_scale(p, nominal=True)
+    expected, _, _ = reference.attention(q, k, v, keep=keep, scale=scale, causal=True)
+    assert reference.error(out, expected) <= reference.OUT["float16"]
+    visible = torch.ones(97, 97, dtype=torch.bool, device=device).tril()
+    assert not dropped[..., ~visible].any()
+    assert bool(dropped.any()) == (p > 0)
+
+
+def test_rows_that_see_nothing_have_flash_attentions_infinity(device):
+    qkv = make(device).detach()
+    q, k, v = qkv[:, :, 0], qkv[:, :50, 1], qkv[:, :50, 2]
+    out, lse, _ = signflash.flash_attn_func(q, k, v, causal=True, return_attn_probs=True)
+    assert bool((lse[..., :47] == torch.inf).all()) and bool((out[:, :47] == 0).all())
+    assert bool(torch.isfinite(lse[..., 47:]).all())
+
+
+def test_windows_that_are_no_windows_are_taken(device):
+    q, k, v = make(device).detach().unbind(2)
+    causal = signflash.flash_attn_func(q, k, v, causal=True)
+    assert torch.equal(signflash.flash_attn_func(q, k, v, window_size=(-1, 0)), causal)
+    assert torch.equal(signflash.flash_attn_func(q, k, v, causal=True, window_size=torch.tensor([-1, -1])), causal)
+    assert torch.equal(signflash.flash_attn_func(q, k, v, causal=True, window_size=(200, 5)), causal)
+    assert torch.equal(signflash.flash_attn_func(q, k, v, window_size=(97, 97)), signflash.flash_attn_func(q, k, v))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [dict(window_size=(5, 5)), dict(window_size=(5, -1), causal=True), dict(softcap=30.0), dict(alibi_slopes=torch.ones(3))],
+    ids=str,
+)
+def test_what_is_not_there_is_refused_and_not_ignored(arguments):
+    q, k, v = make("cpu").detach().unbind(2)
+    with pytest.raises(NotImplementedError, match=next(iter(arguments))):
+        signflash.flash_attn_func(q, k, v, **arguments)
+
+
+@pytest.mark.parametrize("name", [name for name in SIGNATURES if "varlen" in name or "kvcache" in name])
+def test_functions_that_are_not_there_say_so(name):
+    function = getattr(signflash, name)
+    needed = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+    with pytest.raises(NotImplementedError, match=name):
+        function(*[None] * len(needed))
