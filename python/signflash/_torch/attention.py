@@ -7,6 +7,13 @@ import torch
 from .._settings import Settings
 from . import checks, function, native, random
 
+if hasattr(torch.library, "register_autograd"):  # PyTorch 2.4
+    from . import ops
+else:
+    ops = None
+
+PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
+
 if hasattr(torch, "compiler") and hasattr(torch.compiler, "is_compiling"):
     is_compiling = torch.compiler.is_compiling
 else:
@@ -33,9 +40,7 @@ def attention(
 ):
     """(out, lse, probs or None, state), everything but tensors judged before; state is (seed, offset) or a tensor."""
     q, k, v = function.unpack(packing, tensors)
-    if is_compiling() or type(q) not in (torch.Tensor, torch.nn.Parameter):
-        from . import ops
-
+    if ops is not None and (is_compiling() or type(q) not in PLAIN_TENSORS):
         return ops.attention(
             *checks.autocast(q, k, v),
             dropout_p=dropout_p,

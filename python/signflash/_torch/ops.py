@@ -1,0 +1,129 @@
+"""Attention as operators of ``torch.library``: for torch.compile, torch.export, and tensors that are subclasses.
+
+Without a compiler the autograd function is called directly: an operator of torch.library takes longer than the whole rest
+of a call. The random state is drawn when the operator runs, never while it is traced, so every run has a mask of its own.
+"""
+
+import torch
+
+from .._settings import U64, Settings, Shard, signed
+from . import checks, native, random
+
+SCHEMAS = {
+    "attention_forward": "(Tensor q, Tensor k, Tensor v, Tensor? rng_state, SymInt? seed, SymInt offset, float dropout_p, "
+    "float? softmax_scale, bool causal, bool nominal, bool deterministic, bool return_probs, SymInt[] shard) -> "
+    "(Tensor out, Tensor lse, Tensor probs, Tensor state)",
+    "attention_backward": "(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor state, "
+    "float dropout_p, float? softmax_scale, bool causal, bool nominal, bool deterministic, SymInt[] shard) -> "
+    "(Tensor dq, Tensor dk, Tensor dv)",
+}
+# Two calls with the same arguments have different masks: the compiler must not make them one.
+TAGS = {"attention_forward": (torch.Tag.nondeterministic_seeded,), "attention_backward": ()}
+
+
+def attention(
+    q, k, v, *, dropout_p, softmax_scale, causal, nominal, seed, offset, generator, rng_state, shard, deterministic, return_probs
+):  # fmt: skip
+    """As ``attention.attention``; the state is always a tensor."""
+    checks.check_qkv(q, k, v)
+    if generator is not None:
+        raise NotImplementedError("generator cannot be traced by torch.compile; use the default generator or rng_state")
+    if rng_state is not None:
+        random.check_rng_state(q, rng_state)
+    seed = None if seed is None else signed(seed)
+    deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
+    out, lse, probs, state = torch.ops.signflash.attention_forward(
+        q, k, v, rng_state, seed, signed(offset), dropout_p, softmax_scale, causal, nominal, deterministic, return_probs,
+        _shard_to_list(shard),
+    )  # fmt: skip
+    return out, lse.detach(), probs.detach() if return_probs else None, state
+
+
+def _shard_to_list(shard):
+    if shard is None:
+        return []
+    return [*shard[:4], -1 if shard[4] is None else shard[4]]
+
+
+def _shard_from_list(shard):
+    if not shard:
+        return None
+    return Shard(*shard[:4], None if shard[4] < 0 else shard[4])
+
+
+def _fill(q, seed, offset):
+    """The state as a tensor, without waiting for the GPU."""
+    state = torch.empty(2, dtype=torch.int64, device=q.device)
+    state[0].fill_(signed(seed & U64))
+    state[1].fill_(signed(offset & U64))
+    return state
+
+
+def _state(q, rng_state, seed, offset, dropout_p):
+    if rng_state is not None:
+        return rng_state.clone()  # an operator returns nothing that it was given
+    if dropout_p == 0.0 or seed is not None:
+        return _fill(q, seed or 0, offset)
+    seed, offset, state = random.draw(q)
+    return _fill(q, seed, offset) if state is None else state
+
+
+def _forward(
+    q, k, v, rng_state, seed, offset, dropout_p, softmax_scale, causal, nominal, deterministic, return_probs, shard
+):  # fmt: skip
+    state = _state(q, rng_state, seed, offset, dropout_p)
+    q, k, v = (native.dense(x) for x in (q, k, v))
+    settings = Settings(causal, softmax_scale, dropout_p, 0, 0, nominal, _shard_from_list(shard))
+    out, lse, probs = native.forward(q, k, v, settings, state, return_probs)
+    return out, lse, q.new_empty(0) if probs is None else probs, state
+
+
+def _forward_fake(
+    q, k, v, rng_state, seed, offset, dropout_p, softmax_scale, causal, nominal, deterministic, return_probs, shard
+):  # fmt: skip
+    batch, seqlen_q, num_heads, _ = q.shape
+    probs = (batch, num_heads, seqlen_q, k.shape[1]) if return_probs else (0,)
+    lse = q.new_empty((batch, num_heads, seqlen_q), dtype=torch.float32)
+    return q.new_empty(q.shape), lse, q.new_empty(probs), q.new_empty((2,), dtype=torch.int64)
+
+
+def _backward(
+    dout, q, k, v, out, lse, state, dropout_p, softmax_scale, causal, nominal, deterministic, shard
+):  # fmt: skip
+    q, k, v, out = (native.dense(x) for x in (q, k, v, out))
+    settings = Settings(causal, softmax_scale, dropout_p, 0, 0, nominal, _shard_from_list(shard))
+    return native.backward(dout, q, k, v, out, lse.contiguous(), settings, state, deterministic)
+
+
+def _backward_fake(
+    dout, q, k, v, out, lse, state, dropout_p, softmax_scale, causal, nominal, deterministic, shard
+):  # fmt: skip
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _setup_context(ctx, inputs, output):
+    q, k, v, _, _, _, dropout_p, softmax_scale, causal, nominal, deterministic, _, shard = inputs
+    out, lse, _, state = output
+    ctx.save_for_backward(q, k, v, out, lse, state)
+    ctx.settings = (dropout_p, softmax_scale, causal, nominal, deterministic, shard)
+
+
+def _differentiate(ctx, dout, _dlse, _dprobs, _dstate):
+    q, k, v, out, lse, state = ctx.saved_tensors
+    gradients = torch.ops.signflash.attention_backward(dout, q, k, v, out, lse, state, *ctx.settings)
+    return (*gradients, *(None,) * 10)
+
+
+def _define():
+    functions = {"attention_forward": (_forward, _forward_fake), "attention_backward": (_backward, _backward_fake)}
+    for name, (run, fake) in functions.items():
+        qualified = f"signflash::{name}"
+        torch.library.define(qualified, SCHEMAS[name], tags=TAGS[name])
+        torch.library.impl(qualified, ("cpu", "cuda"))(run)
+        torch.library.register_fake(qualified)(fake)
+    torch.library.register_autograd(
+        "signflash::attention_forward", _differentiate, setup_context=_setup_context
+    )
+
+
+_define()

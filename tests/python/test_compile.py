@@ -1,0 +1,144 @@
+"""The operators of torch.library: what PyTorch's own checks say, torch.compile, torch.export."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import signflash
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.library, "register_autograd"), reason="operators need PyTorch 2.4 or newer"
+)
+
+
+def make(device, requires_grad=True):
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(2, 40, 4, 32), (2, 50, 2, 32), (2, 50, 2, 32)]
+    made = [torch.randn(size, generator=generator).to(device, torch.float16) for size in sizes]
+    return [x.requires_grad_(requires_grad) for x in made]
+
+
+@pytest.fixture(autouse=True)
+def start_anew():
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("p,probs", [(0.0, False), (0.3, True)])
+def test_opcheck_finds_nothing(p, probs, device):
+    import signflash._torch.attention  # noqa: F401 (registers the operators)
+
+    q, k, v = make(device)
+    forward = torch.ops.signflash.attention_forward.default
+    common = (p, None, True, False, True)
+    state = torch.tensor([3, 64], dtype=torch.int64, device=device)
+    torch.library.opcheck(forward, (q, k, v, state, None, 0, *common, probs, []))
+    torch.library.opcheck(forward, (q, k, v, None, 5, 7, *common, probs, [1, 0, 0, 0, -1]))
+    inputs = [x.detach() for x in (q, k, v)]
+    out, lse, _, state = forward(*inputs, state, None, 0, *common, probs, [])
+    backward = torch.ops.signflash.attention_backward.default
+    torch.library.opcheck(backward, (torch.ones_like(out), *inputs, out, lse, state, *common, []))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_without_a_graph_break(backend, device):
+    if backend == "inductor" and device == "cpu" and not _has_compiler():
+        pytest.skip("no C++ compiler for inductor")
+    tensors = make(device)
+
+    def step(q, k, v):
+        out, lse = signflash.attention(q * 1.5, k, v, dropout_p=0.3, causal=True, seed=5, deterministic=True, return_lse=True)
+        return out * 2, lse
+
+    out, lse = step(*tensors)
+    expected = torch.autograd.grad(out.sum(), tensors)
+    compiled_out, compiled_lse = torch.compile(step, backend=backend, fullgraph=True)(*tensors)
+    got = torch.autograd.grad(compiled_out.sum(), tensors)
+    assert torch.allclose(compiled_out, out, atol=2e-3, rtol=2e-3) and torch.allclose(compiled_lse, lse, atol=1e-4)
+    assert not compiled_lse.requires_grad
+    assert all(torch.allclose(a, b, atol=1e-2, rtol=1e-2) for a, b in zip(got, expected))
+
+
+def _has_compiler():
+    import shutil
+
+    return shutil.which("g++") or shutil.which("clang++")
+
+
+def test_every_run_of_compiled_code_draws_a_mask_and_so_does_every_call_in_it(device):
+    q, k, v = make(device, requires_grad=False)
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def twice(q, k, v):
+        return signflash.attention(q, k, v, dropout_p=0.5), signflash.attention(q, k, v, dropout_p=0.5)
+
+    first, second = twice(q, k, v)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, twice(q, k, v)[0])
+    torch.manual_seed(0)
+    first = twice(q, k, v)
+    torch.manual_seed(0)
+    assert all(torch.equal(a, b) for a, b in zip(first, twice(q, k, v)))
+
+
+def test_compiled_and_eager_draw_alike(device):
+    q, k, v = make(device, requires_grad=False)
+    call = torch.compile(signflash.attention, backend="aot_eager", fullgraph=True)
+    torch.manual_seed(0)
+    expected = signflash.attention(q, k, v, dropout_p=0.5)
+    torch.manual_seed(0)
+    assert torch.equal(call(q, k, v, dropout_p=0.5), expected)
+    with signflash.random_state(3):
+        expected = signflash.attention(q, k, v, dropout_p=0.5)
+    with signflash.random_state(3):
+        assert torch.equal(call(q, k, v, dropout_p=0.5), expected)
+
+
+@pytest.mark.parametrize("function", ["flash_attn_qkvpacked_func", "flash_attn_func", "flash_attn_kvpacked_func"])
+def test_flash_attentions_functions_compile(function, device):
+    qkv = torch.randn(2, 20, 3, 4, 32, generator=torch.Generator().manual_seed(0)).to(device, torch.float16)
+    given = {"flash_attn_qkvpacked_func": (qkv,), "flash_attn_func": qkv.unbind(2)}
+    given = given.get(function, (qkv[:, :, 0], qkv[:, :, 1:]))
+    call = torch.compile(getattr(signflash, function), backend="aot_eager", fullgraph=True)
+    torch.manual_seed(0)
+    expected = getattr(signflash, function)(*given, 0.2, causal=True, return_attn_probs=True)
+    torch.manual_seed(0)
+    got = call(*given, 0.2, causal=True, return_attn_probs=True)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected))
+
+
+def test_lengths_may_change_without_compiling_again(device):
+    count = torch._dynamo.testing.CompileCounter()
+    call = torch.compile(lambda q: signflash.attention(q, q, q, dropout_p=0.1), backend=count, dynamic=True)
+    for length in (16, 48, 80):
+        x = torch.randn(2, length, 4, 32, device=device, dtype=torch.float16)
+        assert call(x).shape == x.shape
+    assert count.frame_count == 1
+
+
+def test_bad_input_is_refused_while_tracing(device):
+    q, k, v = make(device)
+    call = torch.compile(signflash.attention, backend="aot_eager")
+    with pytest.raises(Exception, match="dtype"):
+        call(q, k.bfloat16(), v)
+
+
+def test_autocast_is_traced(device):
+    q, k, v = (x.detach().float() for x in make(device))
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def step(q, k, v):
+        with torch.autocast(device, dtype=torch.bfloat16):
+            return signflash.attention(q, k, v)
+
+    assert step(q, k, v).dtype == torch.bfloat16
+
+
+def test_exported_programs_hold_the_operator():
+    class Module(torch.nn.Module):
+        def forward(self, q, k, v):
+            return signflash.attention(q, k, v, causal=True)
+
+    q, k, v = make("cpu", requires_grad=False)
+    program = torch.export.export(Module(), (q, k, v))
+    assert "signflash.attention_forward" in program.graph_module.code
+    assert torch.equal(program.module()(q, k, v), signflash.attention(q, k, v, causal=True))
