@@ -10,6 +10,7 @@ PyTorch tensors are differentiable, and ``from signflash import flash_attn_func`
 """
 
 from ._attention import attention, attention_backward
+from ._enable import disable, enable
 from ._mask import decode, dropout_mask, keep_scale
 from ._native import __version__
 from ._random import Generator, manual_seed, random_state
@@ -31,7 +32,9 @@ __all__ = [
     "attention",
     "attention_backward",
     "decode",
+    "disable",
     "dropout_mask",
+    "enable",
     "flash_attn_func",
     "flash_attn_kvpacked_func",
     "flash_attn_qkvpacked_func",

@@ -1,0 +1,76 @@
+"""Our kernels as PyTorch's flash implementation: what ``F.scaled_dot_product_attention`` then calls on CUDA.
+
+The scale is PyTorch's, ``1 / (1 - p)``, and so are mask and generator: results are those of PyTorch's FlashAttention.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .._settings import Settings, signed
+from . import checks, native, random
+
+NAME = "signflash"
+
+
+class Handle:
+    """What PyTorch's registry keeps; dropping the library brings PyTorch's kernels back."""
+
+    def __init__(self, library) -> None:
+        self.library = library
+
+    def remove(self) -> None:
+        self.library = None
+
+
+def register() -> Handle:
+    library = torch.library.Library("aten", "IMPL", "CUDA")
+    library.impl("_scaled_dot_product_flash_attention", forward, "CUDA")
+    library.impl("_scaled_dot_product_flash_attention_backward", backward, "CUDA")
+    return Handle(library)
+
+
+def _like(x):
+    """An empty tensor (batch, heads, seqlen, head_dim) as PyTorch's tracing predicts it, and one that a kernel can write."""
+    result = torch.empty_like(x)
+    return result, result if result.stride(-1) == 1 or result.shape[-1] == 1 else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _rows_first(*tensors):
+    return [native.dense(x.transpose(1, 2)) for x in tensors]
+
+
+def forward(query, key, value, dropout_p=0.0, is_causal=False, return_debug_mask=False, *, scale=None):
+    """(output, logsumexp, None, None, max_q, max_k, rng_state, unused, debug_attn_mask); the last are our probs."""
+    q, k, v = _rows_first(query, key, value)
+    checks.check_qkv(q, k, v)
+    seed, offset, state = (0, 0, None) if dropout_p == 0.0 else random.draw(q)
+    settings = Settings(bool(is_causal), scale, dropout_p, seed, offset, True, None)
+    out, written = _like(query)
+    _, lse, probs = native.forward(q, k, v, settings, state, return_debug_mask, written.transpose(1, 2))
+    if written is not out:
+        out.copy_(written)
+    if state is None:
+        # On the CPU: the backward reads it without waiting for the GPU.
+        state = torch.tensor([signed(seed), signed(offset)], dtype=torch.int64)
+    unused = torch.empty((), dtype=torch.uint64, device=query.device)
+    debug_mask = query.new_empty(0) if probs is None else probs
+    return out, lse, None, None, query.shape[2], key.shape[2], state.view(torch.uint64), unused, debug_mask
+
+
+def backward(
+    grad_out, query, key, value, out, logsumexp, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal, rng_state, unused,
+    *, scale=None,
+):  # fmt: skip
+    """(grad_query, grad_key, grad_value)."""
+    q, k, v, o, dout = _rows_first(query, key, value, out, grad_out)
+    settings = Settings(bool(is_causal), scale, dropout_p, 0, 0, True, None)
+    state = rng_state.view(torch.int64) if dropout_p > 0.0 else None
+    gradients = [_like(x) for x in (query, key, value)]
+    into = [written.transpose(1, 2) for _, written in gradients]
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    native.backward(dout, q, k, v, o, logsumexp.contiguous(), settings, state, deterministic, into)
+    for result, written in gradients:
+        if written is not result:
+            result.copy_(written)
+    return tuple(result for result, _ in gradients)
