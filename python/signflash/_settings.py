@@ -36,6 +36,8 @@ class Settings(NamedTuple):
 
 
 def check_dropout_p(dropout_p) -> float:
+    if type(dropout_p) is float and 0.0 <= dropout_p < 1.0:
+        return dropout_p
     if isinstance(dropout_p, bool) or not isinstance(dropout_p, numbers.Real):
         raise TypeError(f"dropout_p must be a float in [0, 1), got {type(dropout_p).__name__}; pass float(p)")
     p = float(dropout_p)

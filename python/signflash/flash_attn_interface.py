@@ -186,8 +186,13 @@ def _not_yet(name: str) -> NotImplementedError:
     )
 
 
+UNBOUNDED = (-1, -1)
+
+
 def _check_window(window_size: Any, causal: bool, seqlen_k: int) -> bool:
     """Whether it is the causal one; other windows than this and the unbounded one are refused."""
+    if type(window_size) is tuple and window_size == UNBOUNDED:
+        return causal
     try:
         left, right = (int(x) for x in (window_size[0], window_size[1]))
     except (TypeError, IndexError, ValueError):
@@ -205,7 +210,7 @@ def _check_window(window_size: Any, causal: bool, seqlen_k: int) -> bool:
 
 
 def _check_absent(softcap: Any, alibi_slopes: Any) -> None:
-    if not isinstance(softcap, numbers.Real):
+    if type(softcap) is not float and not isinstance(softcap, numbers.Real):
         raise TypeError(f"softcap must be a float, got {type(softcap).__name__}")
     if softcap != 0.0:
         raise NotImplementedError(f"softcap must be 0.0, got {softcap}: soft-capped scores are not there yet")

@@ -26,23 +26,26 @@ class Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, settings, rng_state, return_probs, deterministic, packing, *tensors):
-        q, k, v = (native.dense(x) for x in unpack(packing, tensors))
+        saved = tuple(native.dense(x) for x in tensors)
+        q, k, v = unpack(packing, saved)
         out, lse, probs = native.forward(q, k, v, settings, rng_state, return_probs)
-        saved = [q, k, v] if packing == PLAIN else [native.dense(x) for x in tensors]
-        ctx.save_for_backward(*saved, out, lse, *([] if rng_state is None else [rng_state]))
-        ctx.settings, ctx.deterministic, ctx.packing = settings, deterministic, packing
-        ctx.inputs = len(saved)
-        ctx.mark_non_differentiable(*(x for x in (lse, probs) if x is not None))
+        state = () if rng_state is None else (rng_state,)
+        ctx.save_for_backward(*saved, out, lse, *state)
+        ctx.settings, ctx.deterministic, ctx.packing, ctx.inputs = settings, deterministic, packing, len(saved)
+        ctx.mark_non_differentiable(*((lse,) if probs is None else (lse, probs)))
+        ctx.set_materialize_grads(False)
         return out, lse, probs
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dout, _dlse, _dprobs):
+        if dout is None:
+            return (None,) * (5 + ctx.inputs)
         saved = ctx.saved_tensors
         tensors, (out, lse, *state) = saved[: ctx.inputs], saved[ctx.inputs :]
         q, k, v = unpack(ctx.packing, tensors)
         # A packed gradient is written in place, piece by piece: no copy puts it together.
-        gradients = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in tensors]
+        gradients = [native.empty(x) for x in tensors]
         into = unpack(ctx.packing, gradients)
         rng_state = state[0] if state else None
         native.backward(dout, q, k, v, out, lse, ctx.settings, rng_state, ctx.deterministic, into)

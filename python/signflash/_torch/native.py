@@ -18,11 +18,18 @@ else:
 
 def dense(x):
     """With a last stride of 1, which costs a copy if it was not, and without lazy negation."""
+    if x.stride(-1) == 1 and not x.is_neg():
+        return x
     if x.is_neg():
         x = x.resolve_neg()
     if x.numel() == 0:
         return x.new_empty(x.shape)  # such a tensor may have any strides, and keeps them when made contiguous
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def empty(x):
+    """A dense tensor as x."""
+    return torch.empty_like(x) if x.is_contiguous() else x.new_empty(x.shape)
 
 
 def _place(x):
@@ -37,8 +44,6 @@ def _tensor(x):
 
 def _rng_state(settings, rng_state):
     """A state in memory: its address on CUDA, its numbers on the CPU."""
-    if rng_state is None:
-        return settings, 0
     if rng_state.is_cuda:
         return settings, rng_state.data_ptr()
     seed, offset = (int(x) & 0xFFFF_FFFF_FFFF_FFFF for x in rng_state.tolist())
@@ -49,12 +54,12 @@ def forward(q, k, v, settings: Settings, rng_state=None, return_probs: bool = Fa
     """(out, lse, probs or None) of q (batch, seqlen_q, num_heads, head_dim), dense in the last dimension."""
     batch, seqlen_q, num_heads, _ = q.shape
     if out is None:
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty((batch, num_heads, seqlen_q), dtype=torch.float32, device=q.device)
-    probs = None
-    if return_probs:
-        probs = torch.empty((batch, num_heads, seqlen_q, k.shape[1]), dtype=q.dtype, device=q.device)
-    settings, address = _rng_state(settings, rng_state)
+        out = empty(q)
+    lse = q.new_empty((batch, num_heads, seqlen_q), dtype=torch.float32)
+    probs = q.new_empty((batch, num_heads, seqlen_q, k.shape[1])) if return_probs else None
+    address = 0
+    if rng_state is not None:
+        settings, address = _rng_state(settings, rng_state)
     _native.forward(
         _place(q),
         NAMES[q.dtype],
@@ -73,13 +78,15 @@ def forward(q, k, v, settings: Settings, rng_state=None, return_probs: bool = Fa
 def backward(dout, q, k, v, out, lse, settings: Settings, rng_state=None, deterministic=False, into=None):
     """(dq, dk, dv); written to ``into`` if given."""
     if into is None:
-        into = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
+        into = [empty(x) for x in (q, k, v)]
     dout = dense(dout)
-    settings, address = _rng_state(settings, rng_state)
+    address = 0
+    if rng_state is not None:
+        settings, address = _rng_state(settings, rng_state)
     workspace = None
     if q.is_cuda:
         size = _native.workspace_bytes(q.device.index, q.shape, k.shape, deterministic, settings)
-        workspace = torch.empty(size, dtype=torch.uint8, device=q.device)
+        workspace = q.new_empty(size, dtype=torch.uint8)
     _native.backward(
         _place(q),
         NAMES[q.dtype],
