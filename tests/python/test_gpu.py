@@ -1,0 +1,255 @@
+"""What only a GPU shows: PyTorch's own FlashAttention for equal seeds, streams, CUDA graphs, memory, time before a launch."""
+
+import time
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import reference
+import signflash
+
+pytestmark = pytest.mark.gpu
+
+
+def make(batch=2, seqlen=300, heads=4, dim=64, dtype=torch.float16, requires_grad=True, heads_k=None, device="cuda"):
+    generator = torch.Generator().manual_seed(0)
+    sizes = [heads, heads_k or heads, heads_k or heads]
+    made = [torch.randn(batch, seqlen, h, dim, generator=generator).to(device, dtype) for h in sizes]
+    return [x.requires_grad_(requires_grad) for x in made]
+
+
+def pytorchs(q, k, v, p, causal):
+    """PyTorch's FlashAttention, of (batch, seqlen, heads, head_dim)."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        given = (x.transpose(1, 2) for x in (q, k, v))
+        return torch.nn.functional.scaled_dot_product_attention(*given, dropout_p=p, is_causal=causal).transpose(1, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dim", [32, 64, 128, 256])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5])
+def test_results_are_pytorchs_for_equal_seeds(dtype, dim, causal, p):
+    tensors = make(dim=dim, dtype=dtype)
+    dout = torch.randn(tensors[0].shape, generator=torch.Generator().manual_seed(1)).to("cuda", dtype)
+    results = []
+    for call in (
+        lambda: pytorchs(*tensors, p, causal),
+        lambda: signflash.flash_attn_func(*tensors, dropout_p=p, causal=causal),
+        lambda: signflash.attention(*tensors, dropout_p=p, causal=causal, scale_rule="nominal"),
+    ):
+        torch.manual_seed(42)
+        torch.rand(5, device="cuda")  # some offset
+        first = call()
+        again = call()
+        gradients = torch.autograd.grad(first, tensors, dout)
+        results.append((first, again, *gradients, torch.cuda.get_rng_state()))
+    name = str(dtype).split(".")[1]
+    for ours in results[1:]:
+        for got, theirs in zip(ours[:-1], results[0][:-1]):
+            # Both are rounded: twice the bound that each keeps from the truth.
+            assert reference.error(got, theirs) <= 2 * reference.GRADIENT[name]
+        assert torch.equal(ours[-1], results[0][-1]), "the generator was advanced otherwise than by PyTorch"
+
+
+def test_the_mask_is_pytorchs_to_the_bit():
+    """With the identity for values the output is the dropped probabilities: 0 exactly where dropped."""
+    q, k, _ = make(seqlen=64, dim=64, requires_grad=False)
+    v = torch.eye(64, device="cuda", dtype=q.dtype)[None, :, None].expand(2, -1, 4, -1).contiguous()
+    torch.manual_seed(3)
+    theirs = pytorchs(q, k, v, 0.3, False)
+    torch.manual_seed(3)
+    ours, probs, (seed, offset) = signflash.attention(
+        q, k, v, dropout_p=0.3, return_probs=True, return_rng_state=True, scale_rule="nominal"
+    )
+    mask = signflash.dropout_mask(probs.shape, 0.3, seed, offset, device="cuda")
+    assert torch.equal(theirs.transpose(1, 2) != 0, mask)
+    assert torch.equal(ours.transpose(1, 2) != 0, mask)
+    assert torch.equal(~torch.signbit(probs), mask)
+
+
+def test_the_cpu_draws_the_same_mask():
+    q, k, v = make(requires_grad=False)
+    settings = dict(dropout_p=0.2, causal=True, seed=77, offset=128)
+    on_gpu = signflash.attention(q, k, v, **settings)
+    on_cpu = signflash.attention(q.cpu(), k.cpu(), v.cpu(), **settings)
+    assert reference.error(on_gpu.cpu(), on_cpu) < 1e-3
+
+
+def test_the_deterministic_backward_repeats_itself_to_the_bit():
+    tensors = make(seqlen=1000, heads=8)
+    dout = torch.randn_like(tensors[0])
+
+    def run(**settings):
+        out = signflash.attention(*tensors, dropout_p=0.1, seed=1, **settings)
+        return torch.autograd.grad(out, tensors, dout)
+
+    first = run(deterministic=True)
+    for _ in range(20):
+        assert all(torch.equal(a, b) for a, b in zip(first, run(deterministic=True)))
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert all(torch.equal(a, b) for a, b in zip(first, run()))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_work_is_put_into_the_current_stream():
+    q, k, v = make(seqlen=512, requires_grad=False)
+    expected = signflash.attention(q, k, v)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(200_000_000)  # whoever does not wait for it sees zeros
+        late = [torch.zeros_like(x).copy_(x) for x in (q, k, v)]
+        out = signflash.attention(*late)
+        assert not stream.query(), "the call waited for the GPU"
+    stream.synchronize()
+    assert torch.equal(out, expected)
+
+
+def test_the_backward_runs_in_the_forwards_stream():
+    tensors = make(seqlen=512)
+    expected = torch.autograd.grad(signflash.attention(*tensors, deterministic=True).sum(), tensors)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        out = signflash.attention(*tensors, deterministic=True)
+        torch.cuda._sleep(100_000_000)
+        got = torch.autograd.grad(out.sum(), tensors)
+    stream.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(got, expected))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_tensors_of_another_gpu_are_worked_on_there():
+    first, second = make(device="cuda:0"), make(device="cuda:1")
+    torch.cuda.set_device(0)
+    outs = [signflash.attention(*tensors, dropout_p=0.1, seed=2, deterministic=True) for tensors in (first, second)]
+    assert torch.cuda.current_device() == 0 and outs[1].device.index == 1
+    for out in outs:
+        out.sum().backward()
+    assert torch.equal(outs[0].cpu(), outs[1].cpu())
+    assert all(torch.equal(a.grad.cpu(), b.grad.cpu()) for a, b in zip(first, second))
+
+
+def capture(run):
+    """A CUDA graph of run, kernels compiled before."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = run()
+    return graph, results
+
+
+def test_each_replay_of_a_graph_draws_a_new_mask_and_its_backward_the_same():
+    tensors = make(seqlen=64)
+    dout = torch.randn_like(tensors[0])
+
+    def run():
+        out, probs, state = signflash.attention(*tensors, dropout_p=0.5, return_probs=True, return_rng_state=True)
+        return (out, probs, state, *torch.autograd.grad(out, tensors, dout))
+
+    graph, (out, probs, state, *gradients) = capture(run)
+    seen = set()
+    for _ in range(5):
+        graph.replay()
+        seed, offset = state.tolist()
+        seen.add((seed, offset))
+        mask = signflash.dropout_mask(probs.shape, 0.5, seed, offset, device="cuda")
+        assert torch.equal(~torch.signbit(probs), mask)
+        again = signflash.attention(*tensors, dropout_p=0.5, seed=seed, offset=offset)
+        assert torch.equal(out, again)
+        expected = torch.autograd.grad(again, tensors, dout)
+        assert all(reference.error(a, b) < 1e-3 for a, b in zip(gradients, expected))
+    assert len(seen) == 5
+    torch.manual_seed(9)
+    graph.replay()
+    first = state.tolist()
+    torch.manual_seed(9)
+    graph.replay()
+    assert state.tolist() == first
+
+
+def test_a_state_in_memory_can_be_set_between_replays():
+    tensors = make(requires_grad=False)
+    state = torch.zeros(2, dtype=torch.int64, device="cuda")
+    graph, out = capture(lambda: signflash.attention(*tensors, dropout_p=0.5, rng_state=state))
+    for seed in (1, -2):
+        state.copy_(torch.tensor([seed, 32 * seed]))
+        graph.replay()
+        assert torch.equal(out, signflash.attention(*tensors, dropout_p=0.5, seed=seed, offset=32 * seed))
+
+
+def test_compiled_graphs_draw_a_mask_a_run():
+    tensors = make(requires_grad=False)
+    call = torch.compile(lambda q, k, v: signflash.attention(q, k, v, dropout_p=0.5) * 2, mode="reduce-overhead", fullgraph=True)
+    outs = [call(*tensors).clone() for _ in range(6)]
+    assert all(not torch.equal(a, b) for i, a in enumerate(outs) for b in outs[:i])
+
+
+def test_memory_is_operands_results_and_the_documented_workspace():
+    batch, seqlen, heads, dim = 2, 4096, 16, 128
+    tensors = make(batch, seqlen, heads, dim, torch.bfloat16)
+    size = tensors[0].numel() * 2
+    lse = batch * heads * seqlen * 4
+
+    def peak(run):
+        run()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        kept = run()
+        return torch.cuda.max_memory_allocated() - before, kept
+
+    slack = 1 << 20  # the allocator's rounding
+    used, out = peak(lambda: signflash.attention(*tensors, dropout_p=0.1))
+    assert size + lse <= used <= size + lse + slack
+    dout = torch.randn_like(out)
+    # delta and lse of every row (8 bytes), dq in float32: docs/python.md
+    workspace = batch * heads * seqlen * 8 + 2 * size
+    used, _ = peak(lambda: torch.autograd.grad(out, tensors, dout, retain_graph=True))
+    assert 3 * size <= used <= 3 * size + workspace + slack
+
+
+def host_time(run, calls=300):
+    for _ in range(20):
+        run()
+    best = float("inf")
+    for _ in range(5):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(calls // 5):
+            run()
+        best = min(best, (time.perf_counter() - start) / (calls // 5))
+        torch.cuda.synchronize()
+    return best * 1e6
+
+
+def test_a_call_costs_the_host_less_than_30_microseconds():
+    tensors = make(1, 128, 2, 64)
+    with torch.no_grad():
+        forward = host_time(lambda: signflash.flash_attn_func(*tensors, dropout_p=0.1))
+    with_graph = host_time(lambda: signflash.flash_attn_func(*tensors, dropout_p=0.1))
+    theirs = host_time(lambda: pytorchs(*tensors, 0.1, False))
+    print(f"host: forward {forward:.1f} us, with autograd {with_graph:.1f} us, PyTorch's flash {theirs:.1f} us")
+    assert forward < 30 and with_graph < 30
+
+
+def test_a_large_call_is_addressed_in_64_bits():
+    """More than 2^31 elements between first and last."""
+    q = torch.zeros(1, 8192, 1, 64, dtype=torch.float16, device="cuda")
+    big = torch.randn(1, 34_000_000 // 64, 64, 64, dtype=torch.float16, device="cuda")
+    k = big[:, -300:, -1:]
+    assert big.numel() > 1 << 31
+    out = signflash.attention(q, k, k)
+    expected = k.float().mean(1, keepdim=True).expand_as(out)
+    assert reference.error(out, expected) < 1e-3
