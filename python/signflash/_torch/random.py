@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 
 from .. import _random
 from .._settings import U64, signed
+
+#: Between reading a generator and advancing it no other thread may read it.
+_lock = threading.Lock()
 
 STATE = "an int64 tensor of 2 elements (seed, offset) on q's device"
 
@@ -56,13 +61,19 @@ def _draw_cuda(q, increment, generator):
         return 0, 0, state
     if generator is None:
         generator = torch.cuda.default_generators[q.device.index]
+    with _lock:
+        return (*_advance(generator, increment), None)
+
+
+def _advance(generator, increment):
+    """(seed, offset) of a CUDA generator, which then goes on."""
     if hasattr(generator, "set_offset"):
         seed, offset = generator.initial_seed() & U64, generator.get_offset()
         generator.set_offset(offset + increment)
-        return seed, offset, None
+        return seed, offset
     # Before PyTorch 2.1: the state's last 16 bytes are seed and offset.
     state = generator.get_state()
     seed, offset = (int(x) for x in state[-16:].clone().view(torch.int64))
     state[-8:] = torch.tensor([signed((offset + increment) & U64)], dtype=torch.int64).view(torch.uint8)
     generator.set_state(state)
-    return seed & U64, offset & U64, None
+    return seed & U64, offset & U64

@@ -5,6 +5,8 @@ The scale is PyTorch's, ``1 / (1 - p)``, and so are mask and generator: results 
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from .._settings import Settings, signed
@@ -25,8 +27,11 @@ class Handle:
 
 def register() -> Handle:
     library = torch.library.Library("aten", "IMPL", "CUDA")
-    library.impl("_scaled_dot_product_flash_attention", forward, "CUDA")
-    library.impl("_scaled_dot_product_flash_attention_backward", backward, "CUDA")
+    with warnings.catch_warnings():
+        # PyTorch tells that a kernel of its own is overridden: this is what was asked for.
+        warnings.filterwarnings("ignore", message="Warning only once for all operators")
+        library.impl("_scaled_dot_product_flash_attention", forward, "CUDA")
+        library.impl("_scaled_dot_product_flash_attention_backward", backward, "CUDA")
     return Handle(library)
 
 
