@@ -65,7 +65,9 @@ def kernels(a):
             for causal in (False, True):
                 for p in (0.0, 0.1):
                     shape = (16384 // seqlen, seqlen, 2048 // dim, dim)
-                    q, k, v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in range(3))
+                    q, k, v = (
+                        torch.randn(shape, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in range(3)
+                    )
                     dout = torch.randn_like(q)
                     forwards, backwards = {}, {}
                     for name, call in PEERS.items():
@@ -82,9 +84,26 @@ def kernels(a):
                     for pass_, times in found.items():
                         for name, ms in times.items():
                             tflops = flops(shape, causal, pass_ == "backward") / ms / 1e9
-                            rows.append(dict(peer=name, head_dim=dim, seqlen=seqlen, causal=causal, p=p, **{"pass": pass_}, ms=ms, tflops=tflops))
-                        text = "  ".join(f"{name} {flops(shape, causal, pass_ == 'backward') / ms / 1e9:6.1f}" for name, ms in times.items())
-                        print(f"d={dim:3d} s={seqlen:5d} causal={causal:d} p={p:3.1f} {pass_:8s} TFLOP/s: {text}", flush=True)
+                            rows.append(
+                                dict(
+                                    peer=name,
+                                    head_dim=dim,
+                                    seqlen=seqlen,
+                                    causal=causal,
+                                    p=p,
+                                    **{"pass": pass_},
+                                    ms=ms,
+                                    tflops=tflops,
+                                )
+                            )
+                        text = "  ".join(
+                            f"{name} {flops(shape, causal, pass_ == 'backward') / ms / 1e9:6.1f}"
+                            for name, ms in times.items()
+                        )
+                        print(
+                            f"d={dim:3d} s={seqlen:5d} causal={causal:d} p={p:3.1f} {pass_:8s} TFLOP/s: {text}",
+                            flush=True,
+                        )
     return rows
 
 
@@ -116,7 +135,10 @@ def host():
                 print(f"# {name}: {str(error).splitlines()[0][:120]}")
                 continue
             rows.append(dict(peer=name, p=p, forward_us=forward, recording_us=recording, backward_us=backward))
-            print(f"host: {name:9s} p={p:3.1f} forward {forward:5.1f} us, recording {recording:5.1f} us, backward {backward:5.1f} us", flush=True)
+            print(
+                f"host: {name:9s} p={p:3.1f} forward {forward:5.1f} us, recording {recording:5.1f} us, backward {backward:5.1f} us",
+                flush=True,
+            )
     return rows
 
 

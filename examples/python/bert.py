@@ -57,7 +57,10 @@ def train(implementation, seed, a):
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    print(f"{implementation}, seed {seed}: first {losses[0]:.4f}, last {losses[-1]:.4f}, {time.time() - start:.0f} s", flush=True)
+    print(
+        f"{implementation}, seed {seed}: first {losses[0]:.4f}, last {losses[-1]:.4f}, {time.time() - start:.0f} s",
+        flush=True,
+    )
     return torch.tensor(losses)
 
 
@@ -83,7 +86,9 @@ def main():
     # Variances within each kind say how far apart two means may be by chance: sqrt(2 / seeds) standard deviations.
     deviation = float(((eager.var(0) + ours.var(0)) / 2).mean().sqrt())
     apart = float((eager.mean(0) - ours.mean(0)).square().mean().sqrt())
-    print(f"runs of one kind have a standard deviation of {deviation:.5f}, the means are {apart:.5f} apart (root mean square)")
+    print(
+        f"runs of one kind have a standard deviation of {deviation:.5f}, the means are {apart:.5f} apart (root mean square)"
+    )
     equal = apart <= 2 * (2 / a.seeds) ** 0.5 * deviation + 1e-4
     print("equal within noise" if equal else "NOT equal within noise", f"; drawn: {a.plot}", sep="")
     return 0 if equal or a.quick else 1

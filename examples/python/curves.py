@@ -16,7 +16,9 @@ def draw(path, curves, x_name, y_name):
     def at(x, y):
         return LEFT + (x - x0) / (x1 - x0) * width, TOP + (y1 - y) / (y1 - y0) * height
 
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" font-family="sans-serif" font-size="12">']
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" font-family="sans-serif" font-size="12">'
+    ]
     parts.append(f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>')
     for tick in range(6):
         y = y0 + (y1 - y0) * tick / 5
@@ -27,13 +29,17 @@ def draw(path, curves, x_name, y_name):
         left, _ = at(x, y0)
         parts.append(f'<text x="{left:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{x:.4g}</text>')
     parts.append(f'<text x="{LEFT + width / 2}" y="{HEIGHT - 10}" text-anchor="middle">{x_name}</text>')
-    parts.append(f'<text x="14" y="{TOP + height / 2}" transform="rotate(-90 14 {TOP + height / 2})" text-anchor="middle">{y_name}</text>')
+    parts.append(
+        f'<text x="14" y="{TOP + height / 2}" transform="rotate(-90 14 {TOP + height / 2})" text-anchor="middle">{y_name}</text>'
+    )
     for index, (name, points) in enumerate(curves.items()):
         color = COLORS[index % len(COLORS)]
         line = " ".join("{:.1f},{:.1f}".format(*at(x, y)) for x, y in points)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="1.8"/>')
         top = TOP + 16 + 16 * index
-        parts.append(f'<line x1="{WIDTH - 210}" y1="{top - 4}" x2="{WIDTH - 190}" y2="{top - 4}" stroke="{color}" stroke-width="3"/>')
+        parts.append(
+            f'<line x1="{WIDTH - 210}" y1="{top - 4}" x2="{WIDTH - 190}" y2="{top - 4}" stroke="{color}" stroke-width="3"/>'
+        )
         parts.append(f'<text x="{WIDTH - 184}" y="{top}">{name}</text>')
     parts.append("</svg>\n")
     Path(path).write_text("\n".join(parts), encoding="utf-8")

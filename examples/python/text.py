@@ -86,7 +86,10 @@ def train(dropout_p, symbols, learn, unseen, a, device):
             curves["seen"].append((step, float(loss.detach())))
             curves["unseen"].append((step, validate(model, unseen, a, device)))
             seen, other = curves["seen"][-1][1], curves["unseen"][-1][1]
-            print(f"p={dropout_p} step {step}: loss {seen:.3f}, on unseen text {other:.3f} ({time.time() - start:.0f} s)", flush=True)
+            print(
+                f"p={dropout_p} step {step}: loss {seen:.3f}, on unseen text {other:.3f} ({time.time() - start:.0f} s)",
+                flush=True,
+            )
     return curves
 
 

@@ -29,7 +29,9 @@ def to_numpy(name: str, x: Any):
         raise TypeError(f"{name} must be a torch.Tensor, a NumPy array or speak DLPack, got {type(x).__name__}")
     device = x.__dlpack_device__()
     if device[0] != CPU:
-        raise NotImplementedError(f"{name} must be in the CPU's memory, got DLPack device {device}; use torch.from_dlpack")
+        raise NotImplementedError(
+            f"{name} must be in the CPU's memory, got DLPack device {device}; use torch.from_dlpack"
+        )
     return np.from_dlpack(x)
 
 

@@ -55,6 +55,9 @@ class Generator:
             self._offset = (self._offset + batch * num_heads * LANES) & U64
             return drawn
 
+    def __reduce__(self):
+        return Generator, self.get_state()  # copies and pickles go on from here, each on its own
+
     def __repr__(self) -> str:
         return f"signflash.Generator(seed={self._seed}, offset={self._offset})"
 

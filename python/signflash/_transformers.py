@@ -96,7 +96,11 @@ def _is_causal(mask_function: Any, kv_length: int) -> bool:
     window = _window_of(mask_function, masking_utils.causal_mask_function)
     if window is not None and window >= kv_length:
         return True
-    what = f"a sliding window of {window}" if window is not None else getattr(mask_function, "__qualname__", "a mask function")
+    what = (
+        f"a sliding window of {window}"
+        if window is not None
+        else getattr(mask_function, "__qualname__", "a mask function")
+    )
     raise NotImplementedError(f"the model asks for {what}; only causal and full attention are there, {REMEDY}")
 
 

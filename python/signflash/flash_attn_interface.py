@@ -51,7 +51,11 @@ def flash_attn_func(
     from ._torch import function
 
     tensors = {"q": (q, 4, QKV), "k": (k, 4, QKV), "v": (v, 4, QKV)}
-    return _run(function.PLAIN, tensors, (dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs))
+    return _run(
+        function.PLAIN,
+        tensors,
+        (dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs),
+    )
 
 
 def flash_attn_kvpacked_func(
@@ -70,7 +74,11 @@ def flash_attn_kvpacked_func(
     from ._torch import function
 
     tensors = {"q": (q, 4, QKV), "kv": (kv, 5, "(batch, seqlen_k, 2, num_heads_k, head_dim)")}
-    return _run(function.KV_PACKED, tensors, (dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs))
+    return _run(
+        function.KV_PACKED,
+        tensors,
+        (dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs),
+    )
 
 
 def flash_attn_qkvpacked_func(
@@ -88,7 +96,11 @@ def flash_attn_qkvpacked_func(
     from ._torch import function
 
     tensors = {"qkv": (qkv, 5, "(batch, seqlen, 3, num_heads, head_dim)")}
-    return _run(function.QKV_PACKED, tensors, (dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs))
+    return _run(
+        function.QKV_PACKED,
+        tensors,
+        (dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs),
+    )
 
 
 def flash_attn_varlen_func(
@@ -172,7 +184,9 @@ def flash_attn_with_kvcache(
     return_softmax_lse=False,
 ):
     """Not there: raises NotImplementedError."""
-    raise NotImplementedError("flash_attn_with_kvcache is not there: this package is for training; use flash_attn for decoding")
+    raise NotImplementedError(
+        "flash_attn_with_kvcache is not there: this package is for training; use flash_attn for decoding"
+    )
 
 
 QKV = "(batch, seqlen, num_heads, head_dim)"

@@ -26,7 +26,9 @@ def main() -> int:
     sys.path.insert(0, shim)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [shim, os.environ.get("PYTHONPATH")]))
     file = str(Path(sys.argv[1]).resolve())
-    return pytest.main([file, "-p", "not_there_yet", "-p", "no:cacheprovider", "--rootdir", str(Path(file).parent), *sys.argv[2:]])
+    return pytest.main(
+        [file, "-p", "not_there_yet", "-p", "no:cacheprovider", "--rootdir", str(Path(file).parent), *sys.argv[2:]]
+    )
 
 
 if __name__ == "__main__":

@@ -27,7 +27,9 @@ def test_the_backward_of_arrays_is_autograds():
     torch = pytest.importorskip("torch")
     q, k, v = make()
     out, lse, state = signflash.attention(q, k, v, dropout_p=0.3, return_lse=True, return_rng_state=True)
-    got = signflash.attention_backward(np.ones_like(out), q, k, v, out, lse, dropout_p=0.3, seed=state[0], offset=state[1])
+    got = signflash.attention_backward(
+        np.ones_like(out), q, k, v, out, lse, dropout_p=0.3, seed=state[0], offset=state[1]
+    )
     tensors = [torch.from_numpy(x).requires_grad_() for x in (q, k, v)]
     signflash.attention(*tensors, dropout_p=0.3, seed=state[0], offset=state[1]).sum().backward()
     assert all(np.array_equal(a, b.grad.numpy()) for a, b in zip(got, tensors))

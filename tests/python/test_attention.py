@@ -184,9 +184,7 @@ def test_shards_draw_the_mask_of_the_whole(device):
             shard = signflash.Shard(first_batch=batch, first_head=head, num_heads_total=4)
             got = signflash.attention(*piece, dropout_p=0.3, seed=9, offset=5, shard=shard)
             assert reference.error(got, whole[batch : batch + 1, :, head : head + 1]) < 1e-3
-    rows = signflash.attention(
-        q[:, 16:], k, v, dropout_p=0.3, seed=9, offset=5, shard=signflash.Shard(first_row=16)
-    )
+    rows = signflash.attention(q[:, 16:], k, v, dropout_p=0.3, seed=9, offset=5, shard=signflash.Shard(first_row=16))
     assert reference.error(rows, whole[:, 16:]) < 1e-3
 
 

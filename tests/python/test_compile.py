@@ -46,7 +46,9 @@ def test_compiled_without_a_graph_break(backend, device):
     tensors = make(device)
 
     def step(q, k, v):
-        out, lse = signflash.attention(q * 1.5, k, v, dropout_p=0.3, causal=True, seed=5, deterministic=True, return_lse=True)
+        out, lse = signflash.attention(
+            q * 1.5, k, v, dropout_p=0.3, causal=True, seed=5, deterministic=True, return_lse=True
+        )
         return out * 2, lse
 
     out, lse = step(*tensors)

@@ -36,27 +36,61 @@ def cases():
     yield "head_dim", wrong, "head_dim must be from 1 to 256, got 257", tensors(dim=257), {}
     yield "no head_dim", wrong, "head_dim must be from 1 to 256, got 0", tensors(dim=0), {}
     yield "3 dimensions", wrong, r"q must have 4 dimensions \(batch", (q[0], k, v), {}
-    yield "dtypes that differ", TypeError, "k must have q's dtype torch.float16, got torch.bfloat16", (q, k.bfloat16(), v), {}
+    yield (
+        "dtypes that differ",
+        TypeError,
+        "k must have q's dtype torch.float16, got torch.bfloat16",
+        (q, k.bfloat16(), v),
+        {},
+    )
     yield "a dtype without kernels", TypeError, "q must be float16, bfloat16", tensors(torch.float64), {}
     yield "integers", TypeError, "q must be float16, bfloat16", tensors(torch.int32), {}
     yield "no tensor", TypeError, "k must be a torch.Tensor as q is, got list", (q, [1.0], v), {}
     yield "softmax_scale", wrong, "softmax_scale must be finite, got inf", (q, k, v), {"softmax_scale": float("inf")}
     yield "softmax_scale's type", TypeError, "softmax_scale must be a number", (q, k, v), {"softmax_scale": "x"}
-    yield "scale_rule", wrong, "scale_rule must be 'unbiased' or 'nominal', got 'fair'", (q, k, v), {"scale_rule": "fair"}
+    yield (
+        "scale_rule",
+        wrong,
+        "scale_rule must be 'unbiased' or 'nominal', got 'fair'",
+        (q, k, v),
+        {"scale_rule": "fair"},
+    )
     yield "offset alone", wrong, "offset was given as 3 without seed", (q, k, v), {"offset": 3}
     yield "seed's type", TypeError, "seed must be an int, got float", (q, k, v), {"seed": 1.0}
     yield "seed's size", wrong, "seed must fit into 64 bits", (q, k, v), {"seed": 2**64}
-    yield "generator's type", TypeError, "generator must be a torch.Generator", (q, k, v), {"generator": 1, "dropout_p": 0.1}
+    yield (
+        "generator's type",
+        TypeError,
+        "generator must be a torch.Generator",
+        (q, k, v),
+        {"generator": 1, "dropout_p": 0.1},
+    )
     state = torch.zeros(3, dtype=torch.int64)
-    yield "rng_state", wrong, "rng_state must be an int64 tensor of 2", (q, k, v), {"rng_state": state, "dropout_p": 0.1}
+    yield (
+        "rng_state",
+        wrong,
+        "rng_state must be an int64 tensor of 2",
+        (q, k, v),
+        {"rng_state": state, "dropout_p": 0.1},
+    )
     yield "two states", wrong, "give one of them", (q, k, v), {"seed": 1, "generator": signflash.Generator(1)}
     yield "shard's type", TypeError, "shard.first_row must be an int", (q, k, v), {"shard": (0, 0, 1.5, 0), "seed": 1}
-    yield "shard's heads", wrong, "shard.num_heads_total", (q, k, v), {"shard": signflash.Shard(first_head=1), "seed": 1}
+    yield (
+        "shard's heads",
+        wrong,
+        "shard.num_heads_total",
+        (q, k, v),
+        {"shard": signflash.Shard(first_head=1), "seed": 1},
+    )
     yield "shard without seed", wrong, "seed must be given with shard", (q, k, v), {"shard": (1,), "dropout_p": 0.1}
     yield "sparse", TypeError, "dense tensor", (q.to_sparse(), k, v), {}
-    yield "a device without kernels", NotImplementedError, "must be on the CPU or a CUDA", tuple(
-        x.to("meta") for x in (q, k, v)
-    ), {}
+    yield (
+        "a device without kernels",
+        NotImplementedError,
+        "must be on the CPU or a CUDA",
+        tuple(x.to("meta") for x in (q, k, v)),
+        {},
+    )
 
 
 @pytest.mark.parametrize("error,message,given,settings", [c[1:] for c in cases()], ids=[c[0] for c in cases()])

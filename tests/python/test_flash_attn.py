@@ -19,7 +19,7 @@ SIGNATURES = {
     "flash_attn_qkvpacked_func": f"(qkv, {TAIL})",
     "flash_attn_varlen_func": "(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, "
     f"{TAIL}, block_table=None)",
-    "flash_attn_varlen_kvpacked_func": "(q, kv, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, " f"{TAIL})",
+    "flash_attn_varlen_kvpacked_func": f"(q, kv, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, {TAIL})",
     "flash_attn_varlen_qkvpacked_func": f"(qkv, cu_seqlens, max_seqlen, {TAIL})",
     "flash_attn_with_kvcache": "(q, k_cache, v_cache, k=None, v=None, rotary_cos=None, rotary_sin=None, "
     "cache_seqlens=None, cache_batch_idx=None, cache_leftpad=None, block_table=None, softmax_scale=None, causal=False, "
@@ -94,7 +94,12 @@ def test_windows_that_are_no_windows_are_taken(device):
 
 @pytest.mark.parametrize(
     "arguments",
-    [dict(window_size=(5, 5)), dict(window_size=(5, -1), causal=True), dict(softcap=30.0), dict(alibi_slopes=torch.ones(3))],
+    [
+        dict(window_size=(5, 5)),
+        dict(window_size=(5, -1), causal=True),
+        dict(softcap=30.0),
+        dict(alibi_slopes=torch.ones(3)),
+    ],
     ids=str,
 )
 def test_what_is_not_there_is_refused_and_not_ignored(arguments):

@@ -191,7 +191,9 @@ def test_a_state_in_memory_can_be_set_between_replays():
 
 def test_compiled_graphs_draw_a_mask_a_run():
     tensors = make(requires_grad=False)
-    call = torch.compile(lambda q, k, v: signflash.attention(q, k, v, dropout_p=0.5) * 2, mode="reduce-overhead", fullgraph=True)
+    call = torch.compile(
+        lambda q, k, v: signflash.attention(q, k, v, dropout_p=0.5) * 2, mode="reduce-overhead", fullgraph=True
+    )
     outs = [call(*tensors).clone() for _ in range(6)]
     assert all(not torch.equal(a, b) for i, a in enumerate(outs) for b in outs[:i])
 

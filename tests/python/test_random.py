@@ -87,3 +87,33 @@ def test_a_state_in_memory_is_read(device):
 def test_negative_seeds_are_those_of_64_bits():
     tensors = make()
     assert torch.equal(run(tensors, seed=-1), run(tensors, seed=2**64 - 1))
+
+
+def test_generators_can_be_copied_and_pickled():
+    import copy
+    import pickle
+
+    generator = signflash.Generator(3, 4)
+    for copied in (copy.deepcopy(generator), pickle.loads(pickle.dumps(generator))):
+        copied.next(1, 1)
+        assert copied.get_state() == (3, 4 + 32) and generator.get_state() == (3, 4)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpoints_draw_the_mask_again(reentrant, device):
+    from torch.utils.checkpoint import checkpoint
+
+    tensors = [x.requires_grad_() for x in make(device)]
+    gradients = []
+    for call in (run, lambda given: checkpoint(lambda *x: run(x), *given, use_reentrant=reentrant)):
+        torch.manual_seed(1)
+        out = call(tensors)
+        gradients.append(torch.autograd.grad(out.sum(), tensors) if not reentrant else _backward(out, tensors))
+    assert all(torch.allclose(a, b, atol=1e-2) for a, b in zip(*gradients))
+
+
+def _backward(out, tensors):
+    for x in tensors:
+        x.grad = None
+    out.sum().backward()
+    return [x.grad for x in tensors]

@@ -96,7 +96,9 @@ def test_attentions_are_the_probabilities(padding, device):
         assert torch.allclose(got, expected, **tolerance(device))
 
 
-@pytest.mark.parametrize("kind,name", [("bert", "attention_probs_dropout_prob"), ("llama", "attention_dropout"), ("gpt2", "attn_pdrop")])
+@pytest.mark.parametrize(
+    "kind,name", [("bert", "attention_probs_dropout_prob"), ("llama", "attention_dropout"), ("gpt2", "attn_pdrop")]
+)
 def test_dropout_is_honoured_in_training_and_only_there(kind, name, device):
     quiet = dict(bert=dict(hidden_dropout_prob=0.0), gpt2=dict(resid_pdrop=0.0, embd_pdrop=0.0)).get(kind, {})
     eager, ours = pair(kind, device, **{name: 0.4}, **quiet)

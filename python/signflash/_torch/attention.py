@@ -70,9 +70,7 @@ def attention(
     state = (seed, offset) if rng_state is None else rng_state
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
-        out, lse, probs = function.Attention.apply(
-            settings, rng_state, return_probs, deterministic, packing, *tensors
-        )
+        out, lse, probs = function.Attention.apply(settings, rng_state, return_probs, deterministic, packing, *tensors)
     else:
         q, k, v = (native.dense(x) for x in (q, k, v))
         out, lse, probs = native.forward(q, k, v, settings, rng_state, return_probs)

@@ -11,9 +11,13 @@ QKV_DIMS = "(batch, seqlen, num_heads, head_dim)"
 
 def check_tensor(name: str, x, dims: int = 4, meaning: str = QKV_DIMS) -> None:
     if not isinstance(x, torch.Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor as q is, got {type(x).__name__}; convert it with torch.as_tensor")
+        raise TypeError(
+            f"{name} must be a torch.Tensor as q is, got {type(x).__name__}; convert it with torch.as_tensor"
+        )
     if x.dim() != dims:
-        raise ValueError(f"{name} must have {dims} dimensions {meaning}, got shape {tuple(x.shape)}; use view or unsqueeze")
+        raise ValueError(
+            f"{name} must have {dims} dimensions {meaning}, got shape {tuple(x.shape)}; use view or unsqueeze"
+        )
 
 
 def check_qkv(q, k, v) -> None:

@@ -121,9 +121,7 @@ def _define():
         torch.library.define(qualified, SCHEMAS[name], tags=TAGS[name])
         torch.library.impl(qualified, ("cpu", "cuda"))(run)
         torch.library.register_fake(qualified)(fake)
-    torch.library.register_autograd(
-        "signflash::attention_forward", _differentiate, setup_context=_setup_context
-    )
+    torch.library.register_autograd("signflash::attention_forward", _differentiate, setup_context=_setup_context)
 
 
 _define()

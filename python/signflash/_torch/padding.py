@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, Tuple, Union
+from typing import List, Union
 
 import torch
 
@@ -14,8 +14,8 @@ from .attention import attention
 Positions = Union[slice, "torch.Tensor"]
 
 
-def positions(mask) -> List[Tuple[int, Positions]]:
-    """Of each row of a bool mask (batch, seqlen): how many positions count, and which. Waits for the GPU, once a mask."""
+def positions(mask) -> List[Positions]:
+    """Which positions count, of each row of a bool mask (batch, seqlen). Waits for the GPU, once a mask."""
     known = getattr(mask, "_signflash_positions", None)
     if known is not None and known[0] == mask._version:
         return known[1]
@@ -25,7 +25,7 @@ def positions(mask) -> List[Tuple[int, Positions]]:
         count = len(index)
         dense = count == 0 or int(index[-1]) - int(index[0]) + 1 == count
         first = int(index[0]) if count else 0
-        found.append((count, slice(first, first + count) if dense else index.to(mask.device)))
+        found.append(slice(first, first + count) if dense else index.to(mask.device))
     # A model hands the same mask to all of its layers.
     mask._signflash_positions = (mask._version, found)
     return found
@@ -58,7 +58,7 @@ def padded_attention(q, k, v, mask, *, causal, dropout_p, softmax_scale, return_
     seqlen_k = k.shape[1]
     seed, offset, state = (0, 0, None) if dropout_p == 0.0 else random.draw(q)
     outs, maps = [], []
-    for i, (count, keys) in enumerate(positions(mask)):
+    for i, keys in enumerate(positions(mask)):
         queries, q_i = _queries(keys, seqlen_q, seqlen_k, causal), q[i : i + 1]
         out, _, probs, _ = attention(
             (_take(q_i, queries), _take(k[i : i + 1], keys), _take(v[i : i + 1], keys)),

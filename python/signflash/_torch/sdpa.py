@@ -38,7 +38,9 @@ def register() -> Handle:
 def _like(x):
     """An empty tensor (batch, heads, seqlen, head_dim) as PyTorch's tracing predicts it, and one that a kernel can write."""
     result = torch.empty_like(x)
-    return result, result if result.stride(-1) == 1 or result.shape[-1] == 1 else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return result, result if result.stride(-1) == 1 or result.shape[-1] == 1 else torch.empty(
+        x.shape, dtype=x.dtype, device=x.device
+    )
 
 
 def _rows_first(*tensors):
