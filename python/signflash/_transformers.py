@@ -9,6 +9,13 @@ from __future__ import annotations
 import functools
 from typing import Any, Optional
 
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, masking_utils, modeling_utils
+
+from ._torch.attention import attention
+from ._torch.checks import autocast_dtype
+from ._torch.padding import padded_attention
+
 NAME = "signflash"
 
 #: Arguments of an attention function that change what is computed, and that are not there.
@@ -28,10 +35,12 @@ REFUSED = (
 REMEDY = "use attn_implementation='eager' or 'sdpa' for this model"
 
 
+#: Looking into a mask function, and at the mask, is not for the compiler.
+_uncompiled = torch.compiler.disable if hasattr(torch, "compiler") else lambda function: function
+
+
 def register() -> None:
     """Makes the name known to Transformers."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-
     AttentionInterface.register(NAME, attention_forward)
     AttentionMaskInterface.register(NAME, attention_mask_of)
     _need_no_flash_attn()
@@ -40,8 +49,6 @@ def register() -> None:
 def _need_no_flash_attn() -> None:
     """Transformers 5 takes every name with "flash" in it for a flavour of the package flash_attn, which it then imports
     when a model is made. Ours is registered already: there is nothing to import."""
-    from transformers import modeling_utils
-
     original = getattr(modeling_utils, "lazy_import_flash_attention", None)
     if original is None or hasattr(original, "_of_signflash"):
         return
@@ -54,6 +61,7 @@ def _need_no_flash_attn() -> None:
     modeling_utils.lazy_import_flash_attention = lazy_import_flash_attention
 
 
+@_uncompiled
 def attention_mask_of(
     batch_size: int,
     q_length: int,
@@ -69,8 +77,6 @@ def attention_mask_of(
 
     Patterns other than causal and full are refused.
     """
-    import torch
-
     # A cache may have room to spare: what is beyond the queries holds nothing yet, and is cut off.
     seqlen_k = kv_length
     if _is_causal(mask_function, kv_length):
@@ -87,32 +93,47 @@ def attention_mask_of(
 
 
 def _is_causal(mask_function: Any, kv_length: int) -> bool:
-    from transformers import masking_utils
-
+    mask_function = _without_packing(mask_function)
     if mask_function is None or mask_function is masking_utils.causal_mask_function:
         return True
     if mask_function is masking_utils.bidirectional_mask_function:
         return False
-    window = _window_of(mask_function, masking_utils.causal_mask_function)
+    window = None
+    overlay, rest = _parts(mask_function)
+    if rest is masking_utils.causal_mask_function:
+        window = _held(overlay, "sliding_window_overlay", "sliding_window")
     if window is not None and window >= kv_length:
         return True
-    what = (
-        f"a sliding window of {window}"
-        if window is not None
-        else getattr(mask_function, "__qualname__", "a mask function")
-    )
+    what = f"a sliding window of {window}" if window is not None else _name(mask_function)
     raise NotImplementedError(f"the model asks for {what}; only causal and full attention are there, {REMEDY}")
 
 
-def _window_of(mask_function: Any, causal: Any) -> Optional[int]:
-    """The window of Transformers' causal sliding-window mask, if it is one."""
-    try:
-        overlay, rest = mask_function.__closure__[0].cell_contents
-        if rest is causal and overlay.__qualname__.startswith("sliding_window_overlay"):
-            return int(overlay.__closure__[0].cell_contents)
-    except (AttributeError, IndexError, TypeError, ValueError):
-        pass
-    return None
+def _without_packing(mask_function: Any) -> Any:
+    """Compiled models always ask for packed sequences, also where each row holds one: that is the plain pattern."""
+    packing, remapping = _parts(mask_function)
+    sequences = _held(packing, "packed_sequence_mask_function", "packed_sequence_mask")
+    inner = _held(remapping, "remap_positions_for_packed_sequence", "mask_function")
+    if sequences is None or inner is None or bool((sequences[:, -1] != 0).any()):
+        return mask_function
+    return inner
+
+
+def _parts(mask_function: Any) -> Any:
+    """The two functions whose intersection it is, or two times None."""
+    parts = _held(mask_function, "and_masks", "mask_functions")
+    return parts if isinstance(parts, tuple) and len(parts) == 2 else (None, None)
+
+
+def _held(function: Any, maker: str, variable: str) -> Any:
+    """What a function that Transformers' `maker` returned holds in its `variable`; None if it is no such function."""
+    if not _name(function).startswith(f"{maker}.<locals>"):
+        return None
+    held = dict(zip(function.__code__.co_freevars, function.__closure__ or ()))
+    return held[variable].cell_contents if variable in held else None
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__qualname__", "a mask function")
 
 
 def attention_forward(
@@ -136,8 +157,6 @@ def attention_forward(
     query, key, value = _of_one_dtype(module, query, key, value)
     head_dim, value_dim = query.shape[-1], value.shape[-1]
     if value_dim < head_dim:
-        import torch
-
         value = torch.nn.functional.pad(value, (0, head_dim - value_dim))
     if attention_mask is not None:
         key, value = (x[:, :, : attention_mask.shape[1]] for x in (key, value))
@@ -146,12 +165,8 @@ def attention_forward(
         causal=bool(causal), dropout_p=float(dropout), softmax_scale=scaling, return_probs=bool(output_attentions)
     )
     if attention_mask is None:
-        from ._torch.attention import attention
-
         out, _, probs, _ = attention(tuple(tensors), **settings)
     else:
-        from ._torch.padding import padded_attention
-
         out, probs = padded_attention(*tensors, attention_mask, **settings)
     return out[..., :value_dim], None if probs is None else probs.abs()
 
@@ -170,10 +185,6 @@ def _check(attention_mask: Any, sliding_window: Optional[int], seqlen_k: int, kw
 
 def _of_one_dtype(module: Any, query: Any, key: Any, value: Any) -> Any:
     """Norms and rotations in float32 leave float32 behind in half-precision models: back to the weights' dtype."""
-    import torch
-
-    from ._torch.checks import autocast_dtype
-
     if query.dtype == key.dtype == value.dtype and not (query.is_cuda and query.dtype is torch.float32):
         return query, key, value
     dtype = value.dtype

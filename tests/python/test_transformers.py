@@ -159,3 +159,17 @@ def test_what_cannot_be_computed_is_refused(device):
         attention_forward(torch.nn.Module(), x, x, x, None, is_causal=True, softcap=30.0)
     with pytest.raises(NotImplementedError, match="does not say whether it is causal"):
         attention_forward(torch.nn.Module(), x, x, x, None)
+
+
+@pytest.mark.skipif(not hasattr(torch.library, "register_autograd"), reason="operators need PyTorch 2.4 or newer")
+@pytest.mark.parametrize("padding", [None, "right"])
+def test_compiled_models_are_computed(padding, device):
+    torch._dynamo.reset()
+    eager, ours = pair("llama", device)
+    ids = tokens(device)
+    mask = None if padding is None else torch.tensor(MASKS[padding], device=device)
+    with torch.no_grad():
+        expected = first(eager(ids, attention_mask=mask, use_cache=False))
+        got = first(torch.compile(ours, backend="aot_eager")(ids, attention_mask=mask, use_cache=False))
+    counts = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    assert torch.allclose(got[counts], expected[counts], **tolerance(device))
