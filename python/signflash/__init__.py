@@ -11,6 +11,7 @@ PyTorch tensors are differentiable, and ``from signflash import flash_attn_func`
 
 from ._attention import attention, attention_backward
 from ._enable import disable, enable
+from ._info import info
 from ._mask import decode, dropout_mask, keep_scale
 from ._native import __version__
 from ._random import Generator, manual_seed, random_state
@@ -42,6 +43,7 @@ __all__ = [
     "flash_attn_varlen_kvpacked_func",
     "flash_attn_varlen_qkvpacked_func",
     "flash_attn_with_kvcache",
+    "info",
     "keep_scale",
     "manual_seed",
     "random_state",

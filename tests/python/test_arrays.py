@@ -100,3 +100,30 @@ def test_pytorch_is_not_imported_for_arrays():
 
     code = "import sys, numpy, signflash; x = numpy.ones((1, 2, 1, 8), 'float32'); signflash.attention(x, x, x);"
     subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], check=True)
+
+
+def test_calls_of_many_threads_do_not_disturb_each_other():
+    from concurrent.futures import ThreadPoolExecutor
+
+    q, k, v = make()
+    expected = [signflash.attention(q, k, v, dropout_p=0.5, seed=seed) for seed in range(32)]
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(lambda seed: signflash.attention(q, k, v, dropout_p=0.5, seed=seed), range(32)))
+    assert all(np.array_equal(a, b) for a, b in zip(expected, got))
+    # One generator gives each call a state of its own.
+    generator = signflash.Generator(1)
+    with ThreadPoolExecutor(8) as pool:
+        states = set(pool.map(lambda _: generator.next(2, 4), range(100)))
+    assert len(states) == 100
+
+
+def test_the_examples_in_docstrings_run():
+    import doctest
+    import importlib
+
+    tried = 0
+    for name in ("signflash", "signflash._random", "signflash._mask", "signflash._info"):
+        result = doctest.testmod(importlib.import_module(name))
+        assert result.failed == 0
+        tried += result.attempted
+    assert tried >= 8
