@@ -106,7 +106,7 @@ def attention(given_q, k, v, *, seed, offset, generator, rng_state, deterministi
     return back(given_q, out), back(given_q, lse), probs, (seed, offset)
 
 
-def backward(dout, given_q, k, v, out, lse, **settings):
+def backward(dout, given_q, k, v, out, lse, *, dlse, **settings):
     """(dq, dk, dv)."""
     np = numpy()
     q, k, v = operands(given_q, k, v)
@@ -116,19 +116,15 @@ def backward(dout, given_q, k, v, out, lse, **settings):
         if x.dtype != q.dtype:
             raise TypeError(f"{name} must have q's dtype {q.dtype}, got {x.dtype}; use astype")
         read.append(dense(x))
-    lse = check("lse", to_numpy("lse", lse), 3, "(batch, num_heads, seqlen_q)")
-    expected = (q.shape[0], q.shape[2], q.shape[1])
-    if lse.dtype != np.float32 or lse.shape != expected:
-        raise ValueError(
-            f"lse must be float32 of shape {expected}, got {lse.dtype} of shape {lse.shape}; pass what the forward returned"
-        )
-    lse = np.ascontiguousarray(lse)
+    lse = rows("lse", lse, q)
+    dlse = None if dlse is None else rows("dlse", dlse, q)
     written = [np.empty(x.shape, x.dtype) for x in (q, k, v)]
     _native.backward(
         (-1, 0),
         q.dtype.name,
         [tensor(x) for x in read],
         lse.ctypes.data,
+        0 if dlse is None else dlse.ctypes.data,
         [tensor(x) for x in written],
         0,
         False,
@@ -136,3 +132,16 @@ def backward(dout, given_q, k, v, out, lse, **settings):
         Settings(**settings),
     )
     return tuple(back(given_q, x) for x in written)
+
+
+def rows(name: str, x: Any, q):
+    """lse or its gradient, dense."""
+    np = numpy()
+    x = check(name, to_numpy(name, x), 3, "(batch, num_heads, seqlen_q)")
+    expected = (q.shape[0], q.shape[2], q.shape[1])
+    if x.dtype != np.float32 or x.shape != expected:
+        raise ValueError(
+            f"{name} must be float32 of shape {expected}, got {x.dtype} of shape {x.shape}; lse is what the forward "
+            "returned, dlse the gradient of it"
+        )
+    return np.ascontiguousarray(x)

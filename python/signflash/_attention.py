@@ -55,7 +55,7 @@ def attention(
         deterministic: the backward gives the same bits in every run on a GPU too, which takes 8 to 20 % longer on Hopper; also
             under ``torch.use_deterministic_algorithms(True)``. The CPU's always does.
         return_lse: also return lse (batch, num_heads, seqlen_q) float32: the logarithm of the sum of the exponentials of
-            each row's scores, dropped or not; -inf where a query sees no key. No gradient flows through it.
+            each row's scores, dropped or not; -inf where a query sees no key. Differentiable, as out.
         return_probs: also return probs (batch, num_heads, seqlen_q, seqlen_k) in q's dtype: the normalised probabilities
             with the sign *bit* set where dropped; see :func:`decode`. Takes another pass, and memory of its size.
         return_rng_state: also return (seed, offset) that drew the mask; a tensor as ``rng_state`` while a CUDA graph is
@@ -131,6 +131,7 @@ def attention_backward(
     out: Any,
     lse: Any,
     *,
+    dlse: Any = None,
     dropout_p: float = 0.0,
     causal: bool = False,
     softmax_scale: Optional[float] = None,
@@ -143,12 +144,14 @@ def attention_backward(
     """(dq, dk, dv) from dout, the gradient of out, and the forward's inputs and results: for who has no autograd.
 
     Arguments are those of :func:`attention`; out and lse are what it returned, seed and offset what it drew
-    (``return_rng_state``). dq is (batch, seqlen_q, num_heads, head_dim), dk and dv (batch, seqlen_k, num_heads_k, head_dim).
+    (``return_rng_state``). dlse, the gradient of lse (batch, num_heads, seqlen_q) float32, is None if nothing depends on lse.
+    dq is (batch, seqlen_q, num_heads, head_dim), dk and dv (batch, seqlen_k, num_heads_k, head_dim).
     """
     dropout_p = check_dropout_p(dropout_p)
     if dropout_p > 0.0 and seed is None:
         raise ValueError("seed must be the forward's where dropout_p > 0, got None; ask it for return_rng_state=True")
     settings = dict(
+        dlse=dlse,
         dropout_p=dropout_p,
         softmax_scale=check_softmax_scale(softmax_scale),
         causal=bool(causal),

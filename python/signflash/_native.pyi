@@ -26,6 +26,7 @@ def backward(
     dtype_name: str,
     read: Sequence[_Tensor],
     lse: int,
+    dlse: int,
     written: Sequence[_Tensor],
     workspace: int,
     deterministic: bool,

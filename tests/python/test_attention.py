@@ -118,10 +118,44 @@ def test_tensors_that_need_no_gradient_get_none(device):
         assert not signflash.attention(q, k, v).requires_grad
 
 
-def test_lse_and_probs_refuse_a_gradient_and_do_not_lose_it(device):
+@pytest.mark.parametrize("through", ["lse", "both"])
+def test_the_gradient_through_lse_is_that_of_the_formulas(through, device):
+    for dtype in dtypes(device):
+        q, k, v = make(SHAPES["longer queries"], dtype, device)
+        settings = dict(dropout_p=0.3, causal=True, seed=3)
+        out, lse = signflash.attention(q, k, v, return_lse=True, **settings)
+        keep = reference.keep_mask((*lse.shape, k.shape[1]), 0.3, 3)
+        exact = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+        scale = reference.keep_scale(0.3, nominal=False)
+        results = reference.attention(*exact, keep=keep, scale=scale, causal=True)
+        weights = torch.randn(lse.shape, generator=torch.Generator().manual_seed(3)).to(device)
+
+        def loss(out, lse):
+            rows = (lse.masked_fill(torch.isinf(lse), 0) * weights).sum()
+            return rows if through == "lse" else rows + out.sum()
+
+        got = torch.autograd.grad(loss(out, lse), (q, k, v))
+        expected = torch.autograd.grad(loss(*results[:2]), exact, allow_unused=True)
+        bound = reference.GRADIENT[str(dtype).split(".")[1]]
+        for a, b in zip(got, expected):
+            assert reference.error(a, torch.zeros_like(a) if b is None else b) <= bound
+        by_hand = signflash.attention_backward(
+            torch.zeros_like(out) if through == "lse" else torch.ones_like(out),
+            q,
+            k,
+            v,
+            out,
+            lse,
+            dlse=weights.masked_fill(torch.isinf(lse), 0),
+            **settings,
+        )
+        assert all(reference.error(a, b) <= bound for a, b in zip(by_hand, got))
+
+
+def test_probs_refuse_a_gradient_and_do_not_lose_it(device):
     q, k, v = make(SHAPES["square"], torch.float16, device)
-    _, lse, probs = signflash.attention(q, k, v, return_lse=True, return_probs=True)
-    assert not lse.requires_grad and not probs.requires_grad
+    _, probs = signflash.attention(q, k, v, return_probs=True)
+    assert not probs.requires_grad
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 5, 2, 2, 8), (2, 0, 5, 2, 2, 8), (2, 4, 0, 2, 2, 8)])

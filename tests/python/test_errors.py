@@ -114,6 +114,8 @@ def test_a_backward_without_the_forwards_seed():
         signflash.attention_backward(q, q, k, v, q, None, dropout_p=0.1)
     with pytest.raises(ValueError, match=r"lse must be float32 of shape \(2, 4, 5\)"):
         signflash.attention_backward(q, q, k, v, q, torch.zeros(2, 5, 4))
+    with pytest.raises(ValueError, match=r"dlse must be float32 of shape \(2, 4, 5\)"):
+        signflash.attention_backward(q, q, k, v, q, torch.zeros(2, 4, 5), dlse=torch.zeros(2, 5, 4))
 
 
 @pytest.mark.gpu

@@ -52,6 +52,8 @@ pub struct Backward {
     pub out: ForeignTensor,
     pub lse: u64,
     pub dout: ForeignTensor,
+    /// The gradient of lse, like it; 0 if it has none.
+    pub dlse: u64,
     /// Written.
     pub dq: ForeignTensor,
     /// Written.

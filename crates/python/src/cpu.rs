@@ -66,9 +66,9 @@ unsafe fn backward_of<T: Element>(
     // SAFETY: the tensors are there and nobody else writes them, by the caller's promise.
     let (inputs, mut gradients) = unsafe {
         let inputs = Inputs { q: call.q.to_read::<T>(), k: call.k.to_read(), v: call.v.to_read() };
+        let dlse = (call.dlse != 0).then(|| lse(call.dlse, problem).to_read::<f32>().data);
         let lse = lse(call.lse, problem).to_read::<f32>().data;
-        let inputs =
-            GradInputs { inputs, out: call.out.to_read(), lse, dout: call.dout.to_read(), dlse: None };
+        let inputs = GradInputs { inputs, out: call.out.to_read(), lse, dout: call.dout.to_read(), dlse };
         let gradients =
             Gradients { dq: call.dq.to_write::<T>(), dk: call.dk.to_write(), dv: call.dv.to_write() };
         (inputs, gradients)

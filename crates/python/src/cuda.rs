@@ -68,7 +68,7 @@ pub(crate) unsafe fn backward(
         out: call.out.rows_first(),
         lse: call.lse,
         dout: call.dout.rows_first(),
-        dlse: None,
+        dlse: (call.dlse != 0).then_some(call.dlse),
         dq: call.dq.rows_first(),
         dk: call.dk.rows_first(),
         dv: call.dv.rows_first(),

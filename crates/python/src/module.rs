@@ -96,7 +96,7 @@ fn py_forward(
     py.detach(|| unsafe { call::forward(at, &call, &settings) }).map_err(raise)
 }
 
-/// dq, dk and dv, of q, k, v, out and dout.
+/// dq, dk and dv, of q, k, v, out and dout; dlse is 0 if lse has no gradient.
 #[pyfunction]
 #[pyo3(name = "backward")]
 #[allow(clippy::too_many_arguments)] // as above
@@ -106,6 +106,7 @@ fn py_backward(
     dtype_name: &str,
     read: [Tensor; 5],
     lse: u64,
+    dlse: u64,
     written: [Tensor; 3],
     workspace: u64,
     deterministic: bool,
@@ -114,8 +115,22 @@ fn py_backward(
 ) -> PyResult<()> {
     let ([q, k, v, out, dout], [dq, dk, dv]) = (read.map(tensor), written.map(tensor));
     let dtype = dtype(dtype_name)?;
-    let call =
-        Backward { dtype, q, k, v, out, lse, dout, dq, dk, dv, seed_and_offset, workspace, deterministic };
+    let call = Backward {
+        dtype,
+        q,
+        k,
+        v,
+        out,
+        lse,
+        dout,
+        dlse,
+        dq,
+        dk,
+        dv,
+        seed_and_offset,
+        workspace,
+        deterministic,
+    };
     let (at, settings) = (place(at), settings(settings_args));
     // SAFETY: as in `py_forward`; the workspace has the length that `workspace_bytes` told.
     py.detach(|| unsafe { call::backward(at, &call, &settings) }).map_err(raise)

@@ -77,22 +77,30 @@ def attention(
     return out, lse, probs, state
 
 
-def backward(dout, q, k, v, out, lse, *, dropout_p, softmax_scale, causal, nominal, seed, offset, shard, deterministic):
+def backward(
+    dout, q, k, v, out, lse, *, dlse, dropout_p, softmax_scale, causal, nominal, seed, offset, shard, deterministic
+):  # fmt: skip
     """(dq, dk, dv), for who keeps the forward's results without autograd."""
     checks.check_qkv(q, k, v)
     for name, x in (("dout", dout), ("out", out)):
         checks.check_tensor(name, x)
         if x.dtype != q.dtype or x.device != q.device:
             raise TypeError(f"{name} must be {q.dtype} on {q.device} as q, got {x.dtype} on {x.device}")
-    checks.check_tensor("lse", lse, 3, "(batch, num_heads, seqlen_q)")
-    batch, seqlen_q, num_heads, _ = q.shape
-    expected = (batch, num_heads, seqlen_q)
-    if lse.dtype is not torch.float32 or tuple(lse.shape) != expected or lse.device != q.device:
-        raise ValueError(
-            f"lse must be float32 of shape {expected} on {q.device}, got {lse.dtype} of shape {tuple(lse.shape)} on "
-            f"{lse.device}; pass what the forward returned"
-        )
+    _check_rows("lse", lse, q)
+    if dlse is not None:
+        _check_rows("dlse", dlse, q)
     settings = Settings(causal, softmax_scale, dropout_p, seed, offset, nominal, shard)
     with torch.no_grad():
         q, k, v, out = (native.dense(x) for x in (q, k, v, out))
-        return native.backward(dout, q, k, v, out, lse.contiguous(), settings, None, deterministic)
+        return native.backward(dout, q, k, v, out, lse.contiguous(), settings, None, deterministic, dlse=dlse)
+
+
+def _check_rows(name, x, q) -> None:
+    checks.check_tensor(name, x, 3, "(batch, num_heads, seqlen_q)")
+    batch, seqlen_q, num_heads, _ = q.shape
+    expected = (batch, num_heads, seqlen_q)
+    if x.dtype is not torch.float32 or tuple(x.shape) != expected or x.device != q.device:
+        raise ValueError(
+            f"{name} must be float32 of shape {expected} on {q.device}, got {x.dtype} of shape {tuple(x.shape)} on "
+            f"{x.device}; lse is what the forward returned, dlse the gradient of it"
+        )

@@ -32,14 +32,15 @@ class Attention(torch.autograd.Function):
         state = () if rng_state is None else (rng_state,)
         ctx.save_for_backward(*saved, out, lse, *state)
         ctx.settings, ctx.deterministic, ctx.packing, ctx.inputs = settings, deterministic, packing, len(saved)
-        ctx.mark_non_differentiable(*((lse,) if probs is None else (lse, probs)))
+        if probs is not None:
+            ctx.mark_non_differentiable(probs)
         ctx.set_materialize_grads(False)
         return out, lse, probs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dout, _dlse, _dprobs):
-        if dout is None:
+    def backward(ctx, dout, dlse, _dprobs):
+        if dout is None and dlse is None:
             return (None,) * (5 + ctx.inputs)
         saved = ctx.saved_tensors
         tensors, (out, lse, *state) = saved[: ctx.inputs], saved[ctx.inputs :]
@@ -48,6 +49,6 @@ class Attention(torch.autograd.Function):
         gradients = [native.empty(x) for x in tensors]
         into = unpack(ctx.packing, gradients)
         rng_state = state[0] if state else None
-        native.backward(dout, q, k, v, out, lse, ctx.settings, rng_state, ctx.deterministic, into)
+        native.backward(dout, q, k, v, out, lse, ctx.settings, rng_state, ctx.deterministic, into, dlse)
         wanted = ctx.needs_input_grad[5:]
         return (None,) * 5 + tuple(x if want else None for x, want in zip(gradients, wanted))

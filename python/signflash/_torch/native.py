@@ -75,11 +75,13 @@ def forward(q, k, v, settings: Settings, rng_state=None, return_probs: bool = Fa
     return out, lse, probs
 
 
-def backward(dout, q, k, v, out, lse, settings: Settings, rng_state=None, deterministic=False, into=None):
-    """(dq, dk, dv); written to ``into`` if given."""
+def backward(dout, q, k, v, out, lse, settings: Settings, rng_state=None, deterministic=False, into=None, dlse=None):
+    """(dq, dk, dv); written to ``into`` if given. None for dout or dlse is no gradient of it."""
     if into is None:
         into = [empty(x) for x in (q, k, v)]
-    dout = dense(dout)
+    dout = out.new_zeros(out.shape) if dout is None else dense(dout)
+    if dlse is not None:
+        dlse = dlse.contiguous()
     address = 0
     if rng_state is not None:
         settings, address = _rng_state(settings, rng_state)
@@ -92,6 +94,7 @@ def backward(dout, q, k, v, out, lse, settings: Settings, rng_state=None, determ
         NAMES[q.dtype],
         [_tensor(q), _tensor(k), _tensor(v), _tensor(out), _tensor(dout)],
         lse.data_ptr(),
+        0 if dlse is None else dlse.data_ptr(),
         [_tensor(x) for x in into],
         0 if workspace is None else workspace.data_ptr(),
         deterministic,

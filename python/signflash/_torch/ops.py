@@ -14,6 +14,7 @@ SCHEMAS = {
     "float? softmax_scale, bool causal, bool nominal, bool deterministic, bool return_probs, SymInt[] shard) -> "
     "(Tensor out, Tensor lse, Tensor probs, Tensor state)",
     "attention_backward": "(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor state, "
+    "Tensor? dlse, "
     "float dropout_p, float? softmax_scale, bool causal, bool nominal, bool deterministic, SymInt[] shard) -> "
     "(Tensor dq, Tensor dk, Tensor dv)",
 }
@@ -36,7 +37,7 @@ def attention(
         q, k, v, rng_state, seed, signed(offset), dropout_p, softmax_scale, causal, nominal, deterministic, return_probs,
         _shard_to_list(shard),
     )  # fmt: skip
-    return out, lse.detach(), probs.detach() if return_probs else None, state
+    return out, lse, probs.detach() if return_probs else None, state
 
 
 def _shard_to_list(shard):
@@ -88,15 +89,15 @@ def _forward_fake(
 
 
 def _backward(
-    dout, q, k, v, out, lse, state, dropout_p, softmax_scale, causal, nominal, deterministic, shard
+    dout, q, k, v, out, lse, state, dlse, dropout_p, softmax_scale, causal, nominal, deterministic, shard
 ):  # fmt: skip
     q, k, v, out = (native.dense(x) for x in (q, k, v, out))
     settings = Settings(causal, softmax_scale, dropout_p, 0, 0, nominal, _shard_from_list(shard))
-    return native.backward(dout, q, k, v, out, lse.contiguous(), settings, state, deterministic)
+    return native.backward(dout, q, k, v, out, lse.contiguous(), settings, state, deterministic, dlse=dlse)
 
 
 def _backward_fake(
-    dout, q, k, v, out, lse, state, dropout_p, softmax_scale, causal, nominal, deterministic, shard
+    dout, q, k, v, out, lse, state, dlse, dropout_p, softmax_scale, causal, nominal, deterministic, shard
 ):  # fmt: skip
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
@@ -106,11 +107,14 @@ def _setup_context(ctx, inputs, output):
     out, lse, _, state = output
     ctx.save_for_backward(q, k, v, out, lse, state)
     ctx.settings = (dropout_p, softmax_scale, causal, nominal, deterministic, shard)
+    ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx, dout, _dlse, _dprobs, _dstate):
+def _differentiate(ctx, dout, dlse, _dprobs, _dstate):
     q, k, v, out, lse, state = ctx.saved_tensors
-    gradients = torch.ops.signflash.attention_backward(dout, q, k, v, out, lse, state, *ctx.settings)
+    if dout is None:
+        dout = torch.zeros_like(out)
+    gradients = torch.ops.signflash.attention_backward(dout, q, k, v, out, lse, state, dlse, *ctx.settings)
     return (*gradients, *(None,) * 10)
 
 
