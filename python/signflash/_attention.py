@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import Any, Optional, Sequence
 
 from ._settings import check_dropout_p, check_scale_rule, check_shard, check_softmax_scale, check_u64
+
+_TORCH_HALF = __package__ + "._torch.attention"
+
+
+def torch_half() -> Any:
+    """The module that knows PyTorch, which it imports. An import statement would cost each call a microsecond."""
+    return sys.modules.get(_TORCH_HALF) or importlib.import_module(_TORCH_HALF)
 
 
 def is_torch(x: Any) -> bool:
@@ -84,11 +92,9 @@ def attention(
         seed, offset = check_u64("seed", seed), check_u64("offset", 0 if offset is None else offset)
     if generator is not None and rng_state is not None:
         raise ValueError("generator was given together with rng_state; give one of them")
-    call = _of_torch if is_torch(q) else _of_arrays
+    call = torch_half().attention if is_torch(q) else _of_arrays
     out, lse, probs, state = call(
-        q,
-        k,
-        v,
+        (q, k, v),
         dropout_p=dropout_p,
         softmax_scale=softmax_scale,
         causal=bool(causal),
@@ -111,16 +117,10 @@ def attention(
     return results[0] if len(results) == 1 else tuple(results)
 
 
-def _of_torch(q, k, v, **settings):
-    from ._torch import attention as of_torch
-
-    return of_torch.attention((q, k, v), **settings)
-
-
-def _of_arrays(q, k, v, **settings):
+def _of_arrays(tensors, **settings):
     from . import _arrays
 
-    return _arrays.attention(q, k, v, **settings)
+    return _arrays.attention(*tensors, **settings)
 
 
 def attention_backward(
@@ -161,9 +161,7 @@ def attention_backward(
         shard=check_shard(shard),
     )
     if is_torch(q):
-        from ._torch import attention as of_torch
-
-        return of_torch.backward(dout, q, k, v, out, lse, deterministic=bool(deterministic), **settings)
+        return torch_half().backward(dout, q, k, v, out, lse, deterministic=bool(deterministic), **settings)
     from . import _arrays
 
     return _arrays.backward(dout, q, k, v, out, lse, **settings)

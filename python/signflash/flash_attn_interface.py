@@ -14,6 +14,7 @@ from __future__ import annotations
 import numbers
 from typing import Any
 
+from ._attention import torch_half
 from ._settings import check_dropout_p, check_softmax_scale
 
 __all__ = [
@@ -48,11 +49,9 @@ def flash_attn_func(
     Returns out (batch, seqlen_q, num_heads, head_dim); with ``return_attn_probs`` (out, softmax_lse, S_dmask): softmax_lse
     (batch, num_heads, seqlen_q) float32, +inf where a query sees no key, and S_dmask as this module says.
     """
-    from ._torch import function
-
-    tensors = {"q": (q, 4, QKV), "k": (k, 4, QKV), "v": (v, 4, QKV)}
+    tensors = (q, k, v)
     return _run(
-        function.PLAIN,
+        _PLAIN,
         tensors,
         (dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs),
     )
@@ -71,11 +70,9 @@ def flash_attn_kvpacked_func(
     return_attn_probs=False,
 ):
     """:func:`flash_attn_func` of q and kv (batch, seqlen_k, 2, num_heads_k, head_dim); the gradient is packed alike."""
-    from ._torch import function
-
-    tensors = {"q": (q, 4, QKV), "kv": (kv, 5, "(batch, seqlen_k, 2, num_heads_k, head_dim)")}
+    tensors = (q, kv)
     return _run(
-        function.KV_PACKED,
+        _KV_PACKED,
         tensors,
         (dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs),
     )
@@ -93,11 +90,9 @@ def flash_attn_qkvpacked_func(
     return_attn_probs=False,
 ):
     """:func:`flash_attn_func` of qkv (batch, seqlen, 3, num_heads, head_dim); the gradient is packed alike."""
-    from ._torch import function
-
-    tensors = {"qkv": (qkv, 5, "(batch, seqlen, 3, num_heads, head_dim)")}
+    tensors = (qkv,)
     return _run(
-        function.QKV_PACKED,
+        _QKV_PACKED,
         tensors,
         (dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs),
     )
@@ -190,6 +185,13 @@ def flash_attn_with_kvcache(
 
 
 QKV = "(batch, seqlen, num_heads, head_dim)"
+_PLAIN, _KV_PACKED, _QKV_PACKED = 0, 1, 2  # as in _torch/function.py
+#: Of each packing, dimensions and meaning of the first tensor and of the last.
+_DIMS = (
+    ((4, QKV), (4, QKV)),
+    ((4, QKV), (5, "(batch, seqlen_k, 2, num_heads_k, head_dim)")),
+    ((5, "(batch, seqlen, 3, num_heads, head_dim)"), (5, "(batch, seqlen, 3, num_heads, head_dim)")),
+)
 
 
 def _not_yet(name: str) -> NotImplementedError:
@@ -232,24 +234,25 @@ def _check_absent(softcap: Any, alibi_slopes: Any) -> None:
         raise NotImplementedError("alibi_slopes must be None: ALiBi is not there yet")
 
 
-def _run(packing, given, tail):
-    import torch
+def _check_packed(half, packing, x):
+    name, pieces = ("kv", 2) if packing == _KV_PACKED else ("qkv", 3)
+    dims, meaning = _DIMS[packing][-1]
+    half.checks.check_tensor(name, x, dims, meaning)
+    if x.shape[2] != pieces:
+        raise ValueError(f"{name} must be {meaning}, got shape {tuple(x.shape)}")
 
-    from ._torch import checks
-    from ._torch.attention import attention
 
+def _run(packing, tensors, tail):
+    half = torch_half()
     dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs = tail
-    for name, (x, dims, meaning) in given.items():
-        checks.check_tensor(name, x, dims, meaning)
-    for name, packed in (("kv", 2), ("qkv", 3)):
-        if name in given and given[name][0].shape[2] != packed:
-            _, _, meaning = given[name]
-            raise ValueError(f"{name} must be {meaning}, got shape {tuple(given[name][0].shape)}")
-    tensors = tuple(x for x, _, _ in given.values())
+    # What is not packed is judged with the rest, but for q, whose type decides who judges.
+    half.checks.check_tensor("qkv" if packing == _QKV_PACKED else "q", tensors[0], *_DIMS[packing][0])
+    if packing != _PLAIN:
+        _check_packed(half, packing, tensors[-1])
     _check_absent(softcap, alibi_slopes)
     # The last of the tensors holds the values, whatever the packing.
     causal = _check_window(window_size, bool(causal), tensors[-1].shape[1])
-    out, lse, probs, _ = attention(
+    out, lse, probs, _ = half.attention(
         tensors,
         packing,
         dropout_p=check_dropout_p(dropout_p),
@@ -262,4 +265,4 @@ def _run(packing, given, tail):
     if not return_attn_probs:
         return out
     # FlashAttention-2's infinity for rows that see nothing is the positive one.
-    return out, torch.where(torch.isinf(lse), lse.abs(), lse), probs
+    return out, half.torch.where(half.torch.isinf(lse), lse.abs(), lse), probs

@@ -186,6 +186,9 @@ impl CudaEngine {
     /// # Safety
     /// What the steps' addresses point to is valid, as [`forward_on`](Self::forward_on) says.
     pub unsafe fn run(&self, stream: &Stream, steps: &[Step]) -> Result<(), CudaError> {
+        // Once for all: a thread that has no context yet, such as PyTorch's for the backward, would change it with each
+        // launch and each tensor map otherwise.
+        let _bound = self.device().bind()?;
         for step in steps {
             match step {
                 Step::Launch { config, grid, args } => {

@@ -55,7 +55,7 @@ def attention(
             deterministic=deterministic,
             return_probs=return_probs,
         )
-    if checks.autocast_dtype(q.device.type) is not None:
+    if checks.autocast_dtype("cuda" if q.is_cuda else q.device.type) is not None:
         q, k, v = tensors = checks.autocast(q, k, v)
         packing = function.PLAIN
     checks.check_qkv(q, k, v)
@@ -68,13 +68,20 @@ def attention(
         seed = 0
     settings = Settings(causal, softmax_scale, dropout_p, seed, offset, nominal, shard)
     state = (seed, offset) if rng_state is None else rng_state
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+    if torch.is_grad_enabled() and _any_requires_grad(tensors):
         deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
         out, lse, probs = function.Attention.apply(settings, rng_state, return_probs, deterministic, packing, *tensors)
     else:
-        q, k, v = (native.dense(x) for x in (q, k, v))
-        out, lse, probs = native.forward(q, k, v, settings, rng_state, return_probs)
+        dense = native.dense
+        out, lse, probs = native.forward(dense(q), dense(k), dense(v), settings, rng_state, return_probs)
     return out, lse, probs, state
+
+
+def _any_requires_grad(tensors):
+    for x in tensors:
+        if x.requires_grad:
+            return True
+    return False
 
 
 def backward(

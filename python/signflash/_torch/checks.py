@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+IS_AMD = torch.version.hip is not None
 HALF = (torch.float16, torch.bfloat16)
 QKV_DIMS = "(batch, seqlen, num_heads, head_dim)"
 
@@ -35,14 +36,15 @@ def check_qkv(q, k, v) -> None:
 
 def _is_good(q, k, v) -> bool:
     """What most calls are, found out quickly; the rest is judged one by one."""
-    tensors = isinstance(q, torch.Tensor) and isinstance(k, torch.Tensor) and isinstance(v, torch.Tensor)
-    if not tensors or not q.dtype is k.dtype is v.dtype or not q.device == k.device == v.device:
+    if not (isinstance(q, torch.Tensor) and isinstance(k, torch.Tensor) and isinstance(v, torch.Tensor)):
         return False
-    if not q.dim() == k.dim() == v.dim() == 4 or q.layout is not torch.strided:
+    if not q.dtype is k.dtype is v.dtype or not q.dim() == k.dim() == v.dim() == 4 or q.layout is not torch.strided:
         return False
     if q.is_cuda:
-        return q.dtype in HALF and torch.version.hip is None
-    return q.is_cpu and q.dtype in NAMES
+        # The number of the GPU, or -1: quicker than its name.
+        one_device = k.is_cuda and v.is_cuda and q.get_device() == k.get_device() == v.get_device()
+        return one_device and q.dtype in HALF and not IS_AMD
+    return q.is_cpu and k.is_cpu and v.is_cpu and q.dtype in NAMES
 
 
 def check_dtype(q) -> None:

@@ -33,8 +33,10 @@ def empty(x):
 
 
 def _place(x):
-    device = x.device
-    return (device.index, _stream(device.index)) if device.type == "cuda" else (-1, torch.get_num_threads())
+    if x.is_cuda:
+        index = x.get_device()
+        return (index, _stream(index))
+    return (-1, torch.get_num_threads())
 
 
 def _tensor(x):
@@ -87,7 +89,7 @@ def backward(dout, q, k, v, out, lse, settings: Settings, rng_state=None, determ
         settings, address = _rng_state(settings, rng_state)
     workspace = None
     if q.is_cuda:
-        size = _native.workspace_bytes(q.device.index, q.shape, k.shape, deterministic, settings)
+        size = _native.workspace_bytes(q.get_device(), q.shape, k.shape, deterministic, settings)
         workspace = q.new_empty(size, dtype=torch.uint8)
     _native.backward(
         _place(q),

@@ -54,8 +54,12 @@ def check_rng_state(q, rng_state) -> None:
         raise ValueError(f"rng_state must be {STATE}, contiguous; got {got}")
 
 
+#: PyTorch's without its wrapper, which asks whether CUDA is there.
+_is_capturing = getattr(torch._C, "_cuda_isCurrentStreamCapturing", torch.cuda.is_current_stream_capturing)
+
+
 def _draw_cuda(q, increment, generator):
-    if torch.cuda.is_current_stream_capturing():
+    if _is_capturing():
         # The generator's numbers are the replay's to know: a kernel draws them, so each replay has a mask of its own.
         state = torch.randint(0, (1 << 63) - 1, (2,), dtype=torch.int64, device=q.device, generator=generator)
         return 0, 0, state
