@@ -250,8 +250,9 @@ def _run(packing, tensors, tail):
     if packing != _PLAIN:
         _check_packed(half, packing, tensors[-1])
     _check_absent(softcap, alibi_slopes)
-    # The last of the tensors holds the values, whatever the packing.
-    causal = _check_window(window_size, bool(causal), tensors[-1].shape[1])
+    # The last of the tensors holds the values, whatever the packing; what is no tensor is refused below.
+    seqlen_k = tensors[-1].shape[1] if isinstance(tensors[-1], half.torch.Tensor) else 0
+    causal = _check_window(window_size, bool(causal), seqlen_k)
     out, lse, probs, _ = half.attention(
         tensors,
         packing,

@@ -106,6 +106,10 @@ def test_packed_tensors_of_another_shape():
         signflash.flash_attn_kvpacked_func(torch.zeros(1, 4, 2, 8), torch.zeros(1, 4, 2, 8))
     with pytest.raises(TypeError, match="q must be a torch.Tensor"):
         signflash.flash_attn_func(1, 2, 3)
+    with pytest.raises(TypeError, match="v must be a torch.Tensor as q is, got float"):
+        signflash.flash_attn_func(torch.zeros(1, 4, 2, 8), torch.zeros(1, 4, 2, 8), 3.0)
+    with pytest.raises(ValueError, match="v must have 4 dimensions"):
+        signflash.flash_attn_func(*(torch.zeros(1, 4, 2, 8) for _ in range(2)), torch.zeros(1, 4))
 
 
 def test_a_backward_without_the_forwards_seed():
