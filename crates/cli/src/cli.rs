@@ -72,7 +72,8 @@ const KERNELS: &str = "\
 Show which kernels a GPU gets for a problem, or print one as PTX. No GPU is needed.
 
 A kernel's name says what was chosen: format, padded head_dim, causal, dropout, then w warps, r
-rows a warp, n columns a step, s slots of shared memory, b blocks a multiprocessor.";
+rows a warp, n columns a step, s slots of shared memory, b blocks a multiprocessor. Hopper's own
+(sf_fwd90, sf_bwd90) have warpgroups instead: docs/hopper.md and docs/hopper-backward.md.";
 
 /// Arguments of `kernels`.
 #[derive(Args, Debug)]
@@ -121,12 +122,18 @@ pub enum KernelPass {
     Delta,
     /// dk and dv, and sums of dq.
     Keys,
+    /// The same of a deterministic backward; without sums of dq where there is a pass over queries for it.
+    KeysDeterministic,
     /// dq from its sums.
     ConvertDq,
+    /// dk and dv, and sums of dq, for tensors that the GPU's own kernel does not take.
+    PortableKeys,
+    /// dq from the sums of those.
+    PortableConvertDq,
     /// dk and dv alone, of a deterministic backward.
-    KeysDeterministic,
+    PortableKeysDeterministic,
     /// dq of a deterministic backward.
-    Queries,
+    PortableQueries,
 }
 
 impl KernelPass {
@@ -138,9 +145,12 @@ impl KernelPass {
             Self::Probs => "probs",
             Self::Delta => "delta",
             Self::Keys => "keys",
-            Self::ConvertDq => "convert-dq",
             Self::KeysDeterministic => "keys-deterministic",
-            Self::Queries => "queries",
+            Self::ConvertDq => "convert-dq",
+            Self::PortableKeys => "portable-keys",
+            Self::PortableConvertDq => "portable-convert-dq",
+            Self::PortableKeysDeterministic => "portable-keys-deterministic",
+            Self::PortableQueries => "portable-queries",
         }
     }
 }

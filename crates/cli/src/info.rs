@@ -47,21 +47,29 @@ fn chosen(device: &str) -> Result<String, Error> {
         let shape = Shape { batch: 1, seqlen_q: 1, seqlen_k: 1, num_heads: 1, num_heads_k: 1, head_dim };
         let problem = Problem::builder(shape).dropout(Dropout::new(dropout_p, 0, 0)?).build()?;
         let select = Select { gpu, access: Access::Wide };
-        let kernel = select.forward(select.common(&problem, Half::Bf16), problem.shape().seqlen_k);
-        rows.push(vec![head_dim.to_string(), dropout_p.to_string(), kernel.to_string()]);
+        let common = select.common(&problem, Half::Bf16);
+        let forward = select.forward(common, problem.shape().seqlen_k);
+        let portable = || select.backward(common, false).keys;
+        let backward = select.hopper_backward(common, false).first().copied().unwrap_or_else(portable);
+        rows.push(vec![
+            head_dim.to_string(),
+            dropout_p.to_string(),
+            forward.to_string(),
+            backward.to_string(),
+        ]);
     }
     let why = if gpu.is_hopper() {
-        "Hopper's own kernels (sf_fwd90) compute forwards. The portable ones (sf_fwd) take over, and say so once, if \
-         tensors are empty, if rows do not all start at multiples of 16 bytes, or if a shard starts inside a block of \
-         16 rows of the mask."
+        "Hopper's own kernels (sf_fwd90, sf_bwd90) compute forwards, and backwards of head_dim up to 128. The portable \
+         ones (sf_fwd, sf_bwd) take over, and say so once, if tensors are empty, if rows do not all start at multiples \
+         of 16 bytes, or if a shard starts inside a block of 16 rows (backwards: 32 columns) of the mask."
             .to_string()
     } else {
         let (major, minor) = gpu.compute_capability;
         format!(
-            "The portable kernels compute forwards: this is compute capability {major}.{minor}, and Hopper's own need 9.0."
+            "The portable kernels compute everything: this is compute capability {major}.{minor}, and Hopper's own need 9.0."
         )
     };
-    let header = ["head_dim", "dropout_p", "forward, bf16"];
+    let header = ["head_dim", "dropout_p", "forward, bf16", "backward's pass over keys, bf16"];
     Ok(format!("{gpu}\n{}\n{why}\n", table(&header, rows, 3)))
 }
 

@@ -30,15 +30,20 @@ pub fn run(args: &KernelsArgs, stdout: &mut dyn Write) -> Result<(), Error> {
         let select = Select { gpu, access: Access::Wide };
         let common = select.common(&problem, half);
         let (adding, ordered) = (select.backward(common, false), select.backward(common, true));
+        // The pass over keys, and dq from its sums.
+        let own = |deterministic, which| select.hopper_backward(common, deterministic).get(which).copied();
         let kernels = [
             (KernelPass::Forward, select.forward(common, usize::MAX)),
             (KernelPass::PortableForward, select.portable_forward(common)),
             (KernelPass::Probs, select.probs(common)),
             (KernelPass::Delta, adding.delta),
-            (KernelPass::Keys, adding.keys),
-            (KernelPass::ConvertDq, adding.dq),
-            (KernelPass::KeysDeterministic, ordered.keys),
-            (KernelPass::Queries, ordered.dq),
+            (KernelPass::Keys, own(false, 0).unwrap_or(adding.keys)),
+            (KernelPass::KeysDeterministic, own(true, 0).unwrap_or(ordered.keys)),
+            (KernelPass::ConvertDq, own(false, 1).unwrap_or(adding.dq)),
+            (KernelPass::PortableKeys, adding.keys),
+            (KernelPass::PortableConvertDq, adding.dq),
+            (KernelPass::PortableKeysDeterministic, ordered.keys),
+            (KernelPass::PortableQueries, ordered.dq),
         ];
         if let Some(pass) = args.ptx {
             let (_, config) = kernels.iter().find(|(of, _)| *of == pass).expect("every pass has a kernel");

@@ -61,8 +61,13 @@ fn a_gpu_agrees_with_the_formulas_on_every_vector() {
 fn the_table_of_kernels_needs_no_gpu() {
     let ran = signflash(&["kernels", "--head-dim", "64,128", "--dropout-p", "0.1", "--causal"]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
-    for expected in ["sf_fwd90_bf16_d128_causal_drop_", "sf_bwd_keys_bf16_d64_causal_drop_", "_dq4", "sm_90a"]
-    {
+    for expected in [
+        "sf_fwd90_bf16_d128_causal_drop_",
+        "sf_bwd90_keys_bf16_d128_ragged_causal_drop_",
+        "sf_bwd_keys_bf16_d64_causal_drop_",
+        "_dq4",
+        "sm_90a",
+    ] {
         assert!(ran.stdout.contains(expected), "{expected}: {}", ran.stdout);
     }
     let small = signflash(&["kernels", "--gpu", "small", "--head-dim", "256"]);
@@ -75,6 +80,11 @@ fn a_kernel_is_printed_as_ptx() {
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     assert!(ran.stdout.starts_with("// signflash: sf_fwd90_bf16_d128_"), "{}", &ran.stdout[..100]);
     assert!(ran.stdout.contains("wgmma.mma_async.sync.aligned"));
+    let ran = signflash(&["kernels", "--head-dim", "128", "--ptx", "keys"]);
+    assert!(
+        ran.stdout.contains("cp.reduce.async.bulk") && ran.stdout.contains("stmatrix"),
+        "Hopper's backward"
+    );
     let ran = signflash(&["kernels", "--head-dim", "128", "--ptx", "portable-forward"]);
     assert!(ran.stdout.contains("mma.sync.aligned.m16n8k16"));
 }
