@@ -139,6 +139,18 @@ def host():
                 f"host: {name:9s} p={p:3.1f} forward {forward:5.1f} us, recording {recording:5.1f} us, backward {backward:5.1f} us",
                 flush=True,
             )
+    rows.extend(by_hand(q, k, v))
+    return rows
+
+
+def by_hand(q, k, v):
+    """Our backward without PyTorch's engine, which runs it in a thread of its own: what is the engine's, and what is ours."""
+    rows = []
+    for p in (0.0, 0.1):
+        out, lse = signflash.attention(q, k, v, dropout_p=p, seed=1, return_lse=True)
+        us = host_us(lambda: signflash.attention_backward(out, q, k, v, out, lse, dropout_p=p, seed=1))
+        rows.append(dict(peer="signflash, by hand", p=p, backward_us=us))
+        print(f"host: signflash, by hand p={p:3.1f} backward {us:5.1f} us", flush=True)
     return rows
 
 
