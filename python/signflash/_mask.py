@@ -54,10 +54,10 @@ def decode(probs: Any) -> Tuple[Any, Any]:
         import torch
 
         return probs.abs(), torch.signbit(probs)
-    from ._arrays import numpy, to_numpy
+    from ._arrays import back, numpy, to_numpy
 
-    probs = to_numpy("probs", probs)
-    return numpy().abs(probs), numpy().signbit(probs)
+    array = to_numpy("probs", probs)
+    return back(probs, numpy().abs(array)), back(probs, numpy().signbit(array))
 
 
 def keep_scale(dropout_p: float, scale_rule: str = "unbiased") -> float:

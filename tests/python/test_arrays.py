@@ -73,6 +73,17 @@ def test_dlpack_is_understood():
     assert np.array_equal(signflash.attention(Speaks(q), Speaks(k), Speaks(v)), signflash.attention(q, k, v))
 
 
+def test_results_are_arrays_of_the_callers_kind():
+    strict = pytest.importorskip("array_api_strict")
+    q, k, v = make()
+    given = [strict.asarray(x) for x in (q, k, v)]
+    out, lse, probs = signflash.attention(*given, dropout_p=0.3, seed=1, return_lse=True, return_probs=True)
+    gradients = signflash.attention_backward(out, *given, out, lse, dropout_p=0.3, seed=1)
+    for x in (out, lse, probs, *gradients, *signflash.decode(probs)):
+        assert x.__array_namespace__() is strict
+    assert np.array_equal(np.from_dlpack(out), signflash.attention(q, k, v, dropout_p=0.3, seed=1))
+
+
 def test_a_seed_for_arrays_repeats_what_follows():
     q, k, v = make()
     signflash.manual_seed(3)
