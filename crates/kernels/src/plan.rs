@@ -1,5 +1,5 @@
 //! What one call does on a GPU: launches with their arguments. The interpreter and the driver run the same plan.
-use crate::config::{Config, KeySteps, Tiles, Warpgroups};
+use crate::config::{Common, Config, KeySteps, Tiles, Warpgroups};
 use crate::parts::args::{DeviceTensor, DropoutArgs, ProblemArgs};
 use crate::parts::copy::Access;
 use crate::select::{Gpu, HOPPER_BACKWARD_HEAD_DIM, Select, hopper_convert_dq};
@@ -300,7 +300,7 @@ pub fn backward(call: &BackwardCall<'_>, gpu: Gpu) -> Result<Vec<Step>, TooManyB
 
 /// The same with a kernel and shape of the caller's choice for the pass over keys: to find better ones, or to do without
 /// Hopper's. Portable tiles must have the step of the table's for the workspace to suffice, or a smaller power of two; a
-/// shape of Hopper's must be for a call that [`choose_backward`] would give one.
+/// shape of Hopper's must be for a call that [`choose_backward`] would give one, and ordered only if that is deterministic.
 ///
 /// # Errors
 /// [`TooManyBlocks`].
@@ -337,6 +337,10 @@ pub fn backward_with(
     if (converts || matches!(shape, BackwardShape::Hopper(_))) && space.bytes > space.dq_sums {
         steps.push(Step::Zero { ptr: dq_sums, bytes: space.bytes - space.dq_sums });
     }
+    let convert = |steps: &mut Vec<Step>, config: Config| {
+        let own = |l: &mut Vec<Arg>| ConvertDqArgs { dq, dq_sums, keep_scale }.push(l);
+        launch(steps, config, dq_blocks(problem, &config), argument_list(args_problem, &own, None))
+    };
     if let BackwardShape::Hopper(shape) = shape {
         let (common, _) = select.hopper_keys(select.common(problem, half), call.deterministic);
         let (queries, keys) = (problem.shape().q(), problem.shape().k());
@@ -355,21 +359,13 @@ pub fn backward_with(
         let own = |l: &mut Vec<Arg>| args.push(l);
         let blocks = (keys[0] * keys[2]) as u64 * (keys[1] as u64).div_ceil(key_rows.into());
         launch(&mut steps, Config::HopperKeys(common, shape), blocks, list(&own))?;
-        let config = hopper_convert_dq(common, shape);
-        let own = |l: &mut Vec<Arg>| ConvertDqArgs { dq, dq_sums, keep_scale }.push(l);
-        launch(&mut steps, config, dq_blocks(problem, &config), argument_list(args_problem, &own, None))?;
+        convert(&mut steps, hopper_convert_dq(common, shape))?;
         return Ok(steps);
     }
     let own = |l: &mut Vec<Arg>| KeysArgs { q, k, v, dout, dk, dv, stats, dq_sums }.push(l);
     launch(&mut steps, configs.keys, key_blocks(problem, &configs.keys), list(&own))?;
     if converts {
-        let own = |l: &mut Vec<Arg>| ConvertDqArgs { dq, dq_sums, keep_scale }.push(l);
-        launch(
-            &mut steps,
-            configs.dq,
-            dq_blocks(problem, &configs.dq),
-            argument_list(args_problem, &own, None),
-        )?;
+        convert(&mut steps, configs.dq)?;
     } else {
         let own = |l: &mut Vec<Arg>| QueriesArgs { q, k, v, dout, dq, stats }.push(l);
         launch(&mut steps, configs.dq, query_blocks(problem, &configs.dq), list(&own))?;
@@ -512,21 +508,18 @@ impl Workspace {
         // Alignment of the tensors changes how rows are read, not how work is shared out.
         let select = Select { gpu, access: Access::Wide };
         let configs = select.backward(select.common(problem, Half::Bf16), deterministic);
+        let steps = |step| heads(problem) * query_steps(problem, step);
+        let sums_of = |common: Common, step| steps(step) * u64::from(4 * step * common.head_dim);
         let mut sums = match configs.dq {
-            Config::ConvertDq(common, tiles, _) => {
-                heads(problem)
-                    * query_steps(problem, tiles.step)
-                    * u64::from(4 * tiles.step * common.head_dim)
-            }
+            Config::ConvertDq(common, tiles, _) => sums_of(common, tiles.step),
             _ => 0,
         };
         // Hopper's kernel may take the call, and has larger tiles.
         let mut counters = 0;
         if gpu.is_hopper() && problem.shape().head_dim <= HOPPER_BACKWARD_HEAD_DIM as usize {
             let (common, shape) = select.hopper_keys(select.common(problem, Half::Bf16), deterministic);
-            let steps = heads(problem) * query_steps(problem, shape.step);
-            sums = sums.max(steps * u64::from(4 * shape.step * common.head_dim));
-            counters = if deterministic { steps * u64::from(COUNTERS_BYTES) } else { 0 };
+            sums = sums.max(sums_of(common, shape.step));
+            counters = if deterministic { steps(shape.step) * u64::from(COUNTERS_BYTES) } else { 0 };
         }
         let dq_counters = stats + sums;
         Workspace { dq_sums: stats, dq_counters, bytes: dq_counters + counters }

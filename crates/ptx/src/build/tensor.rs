@@ -63,7 +63,7 @@ impl<'k> Thread<'k> {
     /// Waits until all boxes that this thread stores have been read.
     #[track_caller]
     pub fn wait_stored(self) {
-        self.wait_stored_but(0);
+        self.0.emit(BulkGroup::WaitRead(0));
     }
 
     /// Waits until all that this thread stores or adds in bulk is there, for other blocks that
@@ -71,11 +71,5 @@ impl<'k> Thread<'k> {
     #[track_caller]
     pub fn wait_written(self) {
         self.0.emit(BulkGroup::Wait);
-    }
-
-    /// The same but for the newest groups: boxes that were stored together, or one [`bulk_add`](Self::bulk_add).
-    #[track_caller]
-    pub fn wait_stored_but(self, newest: u32) {
-        self.0.emit(BulkGroup::WaitRead(newest));
     }
 }

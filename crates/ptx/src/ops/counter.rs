@@ -56,7 +56,7 @@ impl Instruction for CounterWait {
         ptx.line(format_args!("ld.acquire.gpu.global.u32 %count, {at}"));
         ptx.line(format_args!("setp.lt.u32 %behind, %count, {at_least}"));
         ptx.line(format_args!("@%behind bra $count{n}"));
-        ptx.line(format_args!("fence.proxy.async.global"));
+        ptx.line("fence.proxy.async.global");
         ptx.text.push_str("\t}\n");
     }
 

@@ -23,6 +23,11 @@ const NONE: u32 = u32::MAX;
 const ADDERS: u32 = 4;
 pub(crate) const COUNTERS_BYTES: u32 = 4 * ADDERS;
 
+/// Which of them this is.
+fn adder<'k>(t: Thread<'k>) -> Val<'k, U32> {
+    t.index() >> 5u32 & (ADDERS - 1)
+}
+
 impl<'k> Turn<'k> {
     pub(super) fn new(t: Thread<'k>, ordered: bool) -> Self {
         let untold = ordered.then(|| t.u32(NONE).var());
@@ -65,8 +70,8 @@ impl<'k> Block<'_, 'k> {
 
     /// How many blocks have added the warp's part of a step.
     fn counter(&self, t: Thread<'k>, tile: Val<'k, U32>) -> GlobalAddr<'k> {
-        let own = (t.index() >> 5u32 & (ADDERS - 1)) * 4;
-        GlobalAddr::new(tile.widen().mul_add(u64::from(COUNTERS_BYTES), self.args.dq_counters) + own.widen())
+        let counters = tile.widen().mul_add(u64::from(COUNTERS_BYTES), self.args.dq_counters);
+        GlobalAddr::new(counters + (adder(t) * 4).widen())
     }
 
     /// If blocks add in order: tells the next one of what this warp has added last.
@@ -96,7 +101,7 @@ impl<'k> Block<'_, 'k> {
         let t = wg.threads();
         let (bytes, parts) = (4 * QUERIES * common.head_dim, shape.step / QUERIES);
         let sums = tile.widen().mul_add(u64::from(parts * bytes), args.dq_sums);
-        let own = (t.index() >> 5u32 & 3) * (bytes / 4) + t.lane() * 16;
+        let own = adder(t) * (bytes / ADDERS) + t.lane() * 16;
         Sums { to: GlobalAddr::new(sums + own.widen()), staging: smem.dq.plus(own), bytes, parts }
     }
 }
@@ -161,7 +166,7 @@ impl<'k> Sums<'k> {
         // Lane 0's place is the warp's.
         t.when(t.lane().eq(0), |t| {
             for offset in (0..self.parts).map(|part| part * self.bytes) {
-                t.bulk_add(self.to.at(offset.into()), self.staging.at(offset), self.bytes / 4);
+                t.bulk_add(self.to.at(offset.into()), self.staging.at(offset), self.bytes / ADDERS);
             }
         });
     }
