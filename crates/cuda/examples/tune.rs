@@ -3,7 +3,7 @@
 //!
 //! A line of standard input is a trial: `forward 128 2048 drop causal w4 r2 n64 s2 b2 reg`: pass, head_dim, seqlen,
 //! flags, tiles as their name spells them; `forward 128 2048 drop g2 d1 n128 s2 f3 r208 e4 noturns outq`: the same of
-//! Hopper's kernel, `backward 128 2048 drop n64 s2 p3 f2 r232` of its backward's. Without tiles it is the tables' choice,
+//! Hopper's kernel, `backward 128 2048 drop k128 n64 s2 p3 f2 r232` of its backward's. Without tiles it is the tables' choice,
 //! of the portable kernels with `portable`.
 //!
 //! `tune search 64,128` tries many shapes of Hopper's forward instead, causal and not, with dropout and without, and
@@ -90,6 +90,7 @@ impl Trial {
             out_in_q: has("outq"),
         });
         let steps = number('p').map(|ds_stages| KeySteps {
+            keys: or('k', 128),
             step: or('n', 64),
             stages: or('s', 2),
             ds_stages,

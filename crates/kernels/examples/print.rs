@@ -1,6 +1,6 @@
 //! Prints a kernel's PTX, for looking at what ptxas makes of it:
 //! `cargo run -p signflash-kernels --example print -- forward bf16 128 drop causal w4 r2 n64 s2 b2 reg`, or
-//! `hopper bf16 128 drop g2 n128 s2 r216`, or `hopperkeys bf16 128 drop n64 s2 p3 f2 r232`.
+//! `hopper bf16 128 drop g2 n128 s2 r216`, or `hopperkeys bf16 128 drop k128 n64 s2 p3 f2 r232`.
 use signflash_kernels::{Access, Common, Config, DqSums, KeySteps, Tiles, Warpgroups};
 use signflash_ptx::Half;
 
@@ -48,6 +48,7 @@ fn main() {
         out_in_q: has("outq"),
     };
     let steps = KeySteps {
+        keys: number('k', 128),
         step: number('n', 64),
         stages: number('s', 2),
         ds_stages: number('p', 2),

@@ -105,9 +105,11 @@ impl Warpgroups {
     }
 }
 
-/// The shape of a block of Hopper's pass over keys: two warpgroups that multiply 64 keys each, and one that serves them.
+/// The shape of a block of Hopper's pass over keys: two warpgroups that multiply, and one that serves them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KeySteps {
+    /// Keys of a block: 128, 64 for each of the two; or 64 that they share, which is what head_dim above 128 takes.
+    pub keys: u32,
     /// Queries a step: 64, or with a head_dim up to 64 also 128.
     pub step: u32,
     /// Steps of queries that shared memory holds at once.
@@ -127,6 +129,11 @@ impl KeySteps {
     /// Threads a block.
     pub fn threads(&self) -> u32 {
         3 * 128
+    }
+
+    /// Whether the multiplying warpgroups share their keys.
+    pub fn shares_keys(&self) -> bool {
+        self.keys == 64
     }
 
     /// Registers of a thread that serves: what those that multiply leave.
@@ -215,8 +222,8 @@ impl fmt::Display for Warpgroups {
 
 impl fmt::Display for KeySteps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let KeySteps { step, stages, ds_stages, flag_stages, registers, ordered_heads } = self;
-        write!(f, "_n{step}s{stages}p{ds_stages}f{flag_stages}r{registers}")?;
+        let KeySteps { keys, step, stages, ds_stages, flag_stages, registers, ordered_heads } = self;
+        write!(f, "_k{keys}n{step}s{stages}p{ds_stages}f{flag_stages}r{registers}")?;
         if *ordered_heads > 0 { write!(f, "o{ordered_heads}") } else { Ok(()) }
     }
 }

@@ -2,14 +2,13 @@
 use crate::config::{Common, Config, KeySteps, Tiles, Warpgroups};
 use crate::parts::args::{DeviceTensor, DropoutArgs, ProblemArgs};
 use crate::parts::copy::Access;
-use crate::select::{Gpu, HOPPER_BACKWARD_HEAD_DIM, Select, hopper_convert_dq};
+use crate::select::{Gpu, Select, hopper_convert_dq};
 use crate::sm80::backward_keys::KeysArgs;
 use crate::sm80::backward_queries::QueriesArgs;
 use crate::sm80::convert_dq::ConvertDqArgs;
 use crate::sm80::delta::DeltaArgs;
 use crate::sm80::forward::ForwardArgs;
 use crate::sm80::probs::ProbsArgs;
-use crate::sm90::backward::COUNTERS_BYTES;
 use crate::sm90::{self, ScheduleArgs};
 use signflash_core::Problem;
 use signflash_ptx::{Arg, Half, TensorMap};
@@ -242,8 +241,8 @@ fn tensor_map(tensor: DeviceTensor, [batch, seqlen, heads, columns]: [usize; 4],
     TensorMap { base: ptr, dims, strides_bytes: [used(0), used(1), used(2)], box_rows }
 }
 
-/// Bytes of device memory that a backward needs besides its tensors: delta and lse of every row, and dq in f32 unless
-/// head_dim is above 128 or, but on Hopper, deterministic.
+/// Bytes of device memory that a backward needs besides its tensors: delta and lse of every row, and dq in f32. On
+/// other GPUs than Hopper the latter is not there if head_dim is above 128 or if it is deterministic.
 pub fn backward_workspace_bytes(problem: &Problem, gpu: Gpu, deterministic: bool) -> u64 {
     Workspace::plan(problem, gpu, deterministic).bytes
 }
@@ -344,7 +343,7 @@ pub fn backward_with(
     if let BackwardShape::Hopper(shape) = shape {
         let (common, _) = select.hopper_keys(select.common(problem, half), call.deterministic);
         let (queries, keys) = (problem.shape().q(), problem.shape().k());
-        let (rows, key_rows) = (shape.step, sm90::backward::KEYS);
+        let (rows, key_rows) = (shape.step, shape.keys);
         let args = sm90::backward::KeysArgs {
             q: tensor_map(q, queries, rows),
             k: tensor_map(k, keys, key_rows),
@@ -516,10 +515,11 @@ impl Workspace {
         };
         // Hopper's kernel may take the call, and has larger tiles.
         let mut counters = 0;
-        if gpu.is_hopper() && problem.shape().head_dim <= HOPPER_BACKWARD_HEAD_DIM as usize {
+        if gpu.is_hopper() {
             let (common, shape) = select.hopper_keys(select.common(problem, Half::Bf16), deterministic);
             sums = sums.max(sums_of(common, shape.step));
-            counters = if deterministic { steps(shape.step) * u64::from(COUNTERS_BYTES) } else { 0 };
+            let per_step = u64::from(sm90::backward::counters_bytes(&shape));
+            counters = if deterministic { steps(shape.step) * per_step } else { 0 };
         }
         let dq_counters = stats + sums;
         Workspace { dq_sums: stats, dq_counters, bytes: dq_counters + counters }

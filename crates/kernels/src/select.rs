@@ -321,9 +321,6 @@ impl Select {
         if !self.gpu.is_hopper() {
             return Err("it is for Hopper".into());
         }
-        if shape.head_dim > HOPPER_BACKWARD_HEAD_DIM as usize {
-            return Err(format!("head_dim is {}, above {HOPPER_BACKWARD_HEAD_DIM}", shape.head_dim));
-        }
         if call.problem.keep_rule().is_some_and(|rule| !rule.first_column().is_multiple_of(32)) {
             return Err("the shard starts inside a block of 32 columns of the mask".into());
         }
@@ -343,8 +340,7 @@ impl Select {
 
     /// The kernels of a backward on Hopper of its own, where it has some: the pass over keys, and dq from its sums.
     pub fn hopper_backward(&self, common: Common, deterministic: bool) -> Vec<Config> {
-        if !self.gpu.is_hopper() || self.access != Access::Wide || common.head_dim > HOPPER_BACKWARD_HEAD_DIM
-        {
+        if !self.gpu.is_hopper() || self.access != Access::Wide {
             return vec![];
         }
         let (common, shape) = self.hopper_keys(common, deterministic);
@@ -354,15 +350,20 @@ impl Select {
     /// Hopper's pass over keys: what it shares with others, and its shape.
     pub(crate) fn hopper_keys(&self, common: Common, deterministic: bool) -> (Common, KeySteps) {
         let head_dim = common.head_dim.next_multiple_of(64);
-        let (step, ds_stages) = if head_dim > 64 { (64, 3) } else { (128, 2) };
-        let (flag_stages, registers) = if common.dropout { (2, 232) } else { (0, 240) };
+        let (keys, step, ds_stages) = match head_dim {
+            ..=64 => (128, 128, 2),
+            65..=128 => (128, 64, 3),
+            _ => (64, 64, 1),
+        };
+        let flag_stages = if common.dropout { 2 } else { 0 };
+        let registers = if common.dropout && keys > 64 { 232 } else { 240 };
         // More heads at once: blocks of one wait less for each other. Fewer: more of what they read is in cache.
         let ordered_heads = match (deterministic, common.causal) {
             (false, _) => 0,
             (true, false) => 16,
             (true, true) => 32,
         };
-        let shape = KeySteps { step, stages: 2, ds_stages, flag_stages, registers, ordered_heads };
+        let shape = KeySteps { keys, step, stages: 2, ds_stages, flag_stages, registers, ordered_heads };
         (Common { head_dim, full_width: false, ..common }, shape)
     }
 
@@ -398,9 +399,6 @@ impl Select {
         BackwardConfigs { delta: Config::Delta(common), keys: Config::Keys(common, tiles, sums), dq }
     }
 }
-
-/// Hopper's backward is for head_dims up to this one: above, accumulators of 64 keys need more registers than there are.
-pub(crate) const HOPPER_BACKWARD_HEAD_DIM: u32 = 128;
 
 /// dq from the sums that Hopper's pass over keys adds to.
 pub(crate) fn hopper_convert_dq(common: Common, shape: KeySteps) -> Config {

@@ -28,7 +28,7 @@ const SHAPE: Warpgroups = Warpgroups {
 
 /// The backward's: in three stages of ds the first is free again before the last step.
 const STEPS: KeySteps =
-    KeySteps { step: 64, stages: 2, ds_stages: 2, flag_stages: 2, registers: 232, ordered_heads: 0 };
+    KeySteps { keys: 128, step: 64, stages: 2, ds_stages: 2, flag_stages: 2, registers: 232, ordered_heads: 0 };
 
 /// A kernel, and what is launched before and after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,8 +1,9 @@
 //! dq of a step, of all keys of the block: by the warpgroups in turn, a step late.
 use super::multiply::Keys;
-use super::{Block, Cursor, KEYS, QUERIES};
+use super::{Between, Block, Cursor, QUERIES};
+use crate::config::KeySteps;
 use signflash_ptx::{
-    Acc, BoxTile, Columns, GlobalAddr, PendingProduct, Product, Rows, SmemAddr, Thread, U32, Val, Var, Warp,
+    Acc, BoxTile, Columns, GlobalAddr, Mbarrier, PendingProduct, Pred, Product, Rows, SmemAddr, Thread, U32, Val, Var, Warp,
     Warpgroup,
 };
 
@@ -11,17 +12,24 @@ pub(super) struct Turn<'k> {
     /// Steps whose ds has been made.
     done: Var<'k, U32>,
     /// The last one's number among those of all heads.
-    tile: Var<'k, U32>,
+    pub(super) tile: Var<'k, U32>,
     /// If blocks add in order: the step that this warpgroup has added last and has not told the next block of.
     untold: Option<Var<'k, U32>>,
+    /// Its counters among those of a step.
+    counters: u32,
 }
 
 /// No step's number.
 const NONE: u32 = u32::MAX;
 
-/// Warps that add a step's dq, and bytes of their counters.
+/// Warps of a warpgroup, each of which adds its rows' part of a step's dq, and bytes of their counters.
 const ADDERS: u32 = 4;
-pub(crate) const COUNTERS_BYTES: u32 = 4 * ADDERS;
+const GROUP_COUNTERS_BYTES: u32 = 4 * ADDERS;
+
+/// Bytes of a step's counters: of one warpgroup, or of both if they share the columns of dq.
+pub(crate) fn counters_bytes(shape: &KeySteps) -> u32 {
+    if shape.shares_keys() { 2 * GROUP_COUNTERS_BYTES } else { GROUP_COUNTERS_BYTES }
+}
 
 /// Which of them this is.
 fn adder<'k>(t: Thread<'k>) -> Val<'k, U32> {
@@ -29,9 +37,16 @@ fn adder<'k>(t: Thread<'k>) -> Val<'k, U32> {
 }
 
 impl<'k> Turn<'k> {
-    pub(super) fn new(t: Thread<'k>, ordered: bool) -> Self {
+    /// Of a warpgroup that adds all columns, or, if it shares them, the half of this number.
+    pub(super) fn new(t: Thread<'k>, ordered: bool, half: u32) -> Self {
         let untold = ordered.then(|| t.u32(NONE).var());
-        Turn { done: t.u32(0).var(), tile: t.u32(0).var(), untold }
+        Turn { done: t.u32(0).var(), tile: t.u32(0).var(), untold, counters: half * GROUP_COUNTERS_BYTES }
+    }
+
+    /// Whether there is a step whose ds has been made.
+    pub(super) fn any(&self) -> Val<'k, Pred> {
+        let done = self.done.get();
+        done.ne(0)
     }
 
     /// ds of another step has been made.
@@ -52,16 +67,24 @@ impl<'k> Block<'_, 'k> {
             let t = wg.threads();
             // Lane 0 has copied for all, and arrives when that has been read.
             t.when(t.lane().eq(0), |t| t.wait_stored());
-            self.smem.dq_left.arrive(t);
+            self.staging().1.arrive(t);
         });
     }
 
+    /// Where a turn's dq is put to be added, and the barrier that says when it has left.
+    fn staging(&self) -> (SmemAddr<'k>, Mbarrier<'k>) {
+        match self.smem.between {
+            Between::Turns { dq, dq_left } => (dq, dq_left),
+            Between::Probs(_) => unreachable!("those who share keys add from registers"),
+        }
+    }
+
     /// ds^T k: 64 queries' dq.
-    fn over_keys<'p>(&self, ds: BoxTile<'k>, k: BoxTile<'k>) -> Product<'p, 'k> {
+    pub(super) fn over_keys<'p>(&self, ds: BoxTile<'k>, k: BoxTile<'k>) -> Product<'p, 'k> {
         Product {
             rows: Rows::ColumnsOf(ds),
             columns: Columns::Plain(k),
-            depth: KEYS,
+            depth: self.shape.keys,
             half: self.common.half,
             add: false,
             columns_at_once: None,
@@ -69,40 +92,59 @@ impl<'k> Block<'_, 'k> {
     }
 
     /// How many blocks have added the warp's part of a step.
-    fn counter(&self, t: Thread<'k>, tile: Val<'k, U32>) -> GlobalAddr<'k> {
-        let counters = tile.widen().mul_add(u64::from(COUNTERS_BYTES), self.args.dq_counters);
-        GlobalAddr::new(counters + (adder(t) * 4).widen())
+    fn counter(&self, t: Thread<'k>, turn: &Turn<'k>, tile: Val<'k, U32>) -> GlobalAddr<'k> {
+        let counters = tile.widen().mul_add(u64::from(counters_bytes(self.shape)), self.args.dq_counters);
+        GlobalAddr::new(counters + (adder(t) * 4 + turn.counters).widen())
     }
 
     /// If blocks add in order: tells the next one of what this warp has added last.
     pub(super) fn tell(&self, wg: Warpgroup<'k>, turn: &Turn<'k>) {
         let t = wg.threads();
         if let Some(untold) = &turn.untold {
-            // Lane 0 has added for all.
+            // Lane 0 has added for all, or all for themselves, and they have met since.
             t.when(t.lane().eq(0) & untold.get().ne(NONE), |t| {
                 t.wait_written();
-                t.advance_counter(self.counter(t, untold.get()));
+                t.advance_counter(self.counter(t, turn, untold.get()));
             });
         }
     }
 
     /// If blocks add in order: waits until those before have added this step.
-    fn wait_turn(&self, wg: Warpgroup<'k>, turn: &Turn<'k>) {
+    pub(super) fn wait_turn(&self, wg: Warpgroup<'k>, turn: &Turn<'k>) {
         let t = wg.threads();
         if let Some(untold) = &turn.untold {
             let tile = turn.tile.get();
-            t.when(t.lane().eq(0), |t| t.wait_counter(self.counter(t, tile), self.work.block));
+            t.when(t.lane().eq(0), |t| t.wait_counter(self.counter(t, turn, tile), self.work.block));
             untold.set(tile);
         }
     }
 
-    fn sums(&self, wg: Warpgroup<'k>, tile: Val<'k, U32>) -> Sums<'k> {
-        let Block { common, shape, args, smem, .. } = self;
-        let t = wg.threads();
-        let (bytes, parts) = (4 * QUERIES * common.head_dim, shape.step / QUERIES);
-        let sums = tile.widen().mul_add(u64::from(parts * bytes), args.dq_sums);
+    /// Where the lane's sums of a step are: its offset among those of 64 queries, and their address.
+    fn own_sums(&self, t: Thread<'k>, tile: Val<'k, U32>) -> (Val<'k, U32>, GlobalAddr<'k>) {
+        let bytes = self.queries_sums_bytes();
+        let step = u64::from(self.shape.step / QUERIES * bytes);
         let own = adder(t) * (bytes / ADDERS) + t.lane() * 16;
-        Sums { to: GlobalAddr::new(sums + own.widen()), staging: smem.dq.plus(own), bytes, parts }
+        (own, GlobalAddr::new(tile.widen().mul_add(step, self.args.dq_sums) + own.widen()))
+    }
+
+    /// Bytes of the sums of 64 queries.
+    fn queries_sums_bytes(&self) -> u32 {
+        4 * QUERIES * self.common.head_dim
+    }
+
+    fn sums(&self, wg: Warpgroup<'k>, tile: Val<'k, U32>) -> Sums<'k> {
+        let (own, to) = self.own_sums(wg.threads(), tile);
+        let (bytes, parts) = (self.queries_sums_bytes(), self.shape.step / QUERIES);
+        Sums { to, staging: self.staging().0.plus(own), bytes, parts }
+    }
+
+    /// Adds dq of 64 queries, columns `first..` of it, from registers.
+    pub(super) fn add_from_registers(&self, t: Thread<'k>, tile: Val<'k, U32>, dq: &Acc<'k>, first: u32) {
+        let (_, to) = self.own_sums(t, tile);
+        for group in 0..dq.groups() {
+            let values = [0, 1, 2, 3].map(|r| dq.at(group, r).get());
+            t.add_floats(to.at(i64::from(GROUP_BYTES * (first / 8 + group as u32))), values);
+        }
     }
 }
 
@@ -112,11 +154,11 @@ impl<'k> Keys<'_, 'k> {
         let Keys { block, wg, ds_of_all, k_of_all, group, .. } = self;
         let (block, wg, k, done) = (*block, *wg, *k_of_all, turn.done.get());
         let (warp, t) = (wg.warps(), wg.threads());
-        let (any, mine) = (t.u32(0).lt(done), ((done ^ *group) & 1).eq(0));
+        let (any, mine) = (turn.any(), ((done ^ *group) & 1).eq(0));
         wg.when(any & !mine, |_| ds_of_all.skip());
         wg.when(any & mine, |_| {
             let stage = ds_of_all.wait(warp);
-            let ds = BoxTile::new(stage.address(), KEYS);
+            let ds = BoxTile::new(stage.address(), block.shape.keys);
             let mut parts: Vec<Acc<'k>> =
                 (0..block.shape.step / QUERIES).map(|_| wg.acc(block.common.head_dim)).collect();
             let pending: Vec<PendingProduct<'_, 'k>> = (0..)
@@ -127,7 +169,7 @@ impl<'k> Keys<'_, 'k> {
             block.wait_turn(wg, turn);
             let sums = block.sums(wg, turn.tile.get());
             // The other's turn before this one is passed. A fresh barrier is past parity 1.
-            block.smem.dq_left.wait(t, done & 1);
+            block.staging().1.wait(t, done & 1);
             let (last, mut stage) = (pending.len() - 1, Some(stage));
             for (part, pending) in pending.into_iter().enumerate() {
                 let dq = pending.wait();
@@ -139,6 +181,9 @@ impl<'k> Keys<'_, 'k> {
         });
     }
 }
+
+/// Bytes of the sums of 16 queries and 8 columns.
+const GROUP_BYTES: u32 = 512;
 
 /// Where a warp's sums of a step are: for each 64 queries 16 rows, groups of 8 columns, each four registers of 32 lanes.
 struct Sums<'k> {
@@ -154,7 +199,7 @@ impl<'k> Sums<'k> {
     fn stage(&self, t: Thread<'k>, dq: &Acc<'k>, part: u32) {
         for group in 0..dq.groups() {
             let values = [0, 1, 2, 3].map(|r| dq.at(group, r).get());
-            t.store(self.staging.at(part * self.bytes + 512 * group as u32), values);
+            t.store(self.staging.at(part * self.bytes + GROUP_BYTES * group as u32), values);
         }
     }
 

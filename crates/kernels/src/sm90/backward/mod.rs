@@ -1,4 +1,4 @@
-//! Backward on Hopper, by blocks that own 128 keys: dk, dv, and dq's pieces.
+//! Backward on Hopper, by blocks that own 128 keys (with head_dim above 128: 64, see shared.rs): dk, dv, and dq's pieces.
 //!
 //! ```text
 //! multiply (multiply.rs)  two warpgroups, 64 keys each, accumulators whose rows are keys; step j, some queries:
@@ -32,8 +32,9 @@ mod dq;
 mod multiply;
 mod scores;
 mod serve;
+mod shared;
 
-pub(crate) use dq::COUNTERS_BYTES;
+pub(crate) use dq::counters_bytes;
 
 use crate::config::{Common, KeySteps};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
@@ -47,7 +48,7 @@ kernel_args! {
     KeysArgs / KeysVals {
         /// Queries, boxes of a step's rows.
         q: TensorMap,
-        /// Keys, boxes of 128 rows.
+        /// Keys, boxes of a block's rows.
         k: TensorMap,
         /// Values, likewise.
         v: TensorMap,
@@ -65,9 +66,6 @@ kernel_args! {
         dq_counters: u64,
     }
 }
-
-/// Keys of a block.
-pub(crate) const KEYS: u32 = 128;
 
 /// Warpgroups that multiply.
 const GROUPS: u32 = 2;
@@ -93,13 +91,14 @@ pub(crate) fn ds_scale(dropout: bool) -> f32 {
 /// The kernel of a configuration.
 pub(crate) fn kernel(name: &str, common: &Common, shape: &KeySteps) -> Kernel {
     assert!(shape.step.is_multiple_of(QUERIES) && common.head_dim.is_multiple_of(64), "whole boxes");
+    assert!(shape.keys == 128 || shape.shares_keys() && shape.step == QUERIES, "{shape:?}");
     let launch = Shape { block_threads: shape.threads(), min_blocks_per_sm: 1 };
     Builder::build(name, launch, |cta| {
         let problem = ProblemVals::declare(cta);
         let args = KeysVals::declare(cta);
         let dropout = common.dropout.then(|| DropoutVals::declare(cta));
         let smem = Smem::plan(cta, common, shape);
-        let (tiles, heads) = (problem.key_tiles(KEYS), problem.num_heads_k);
+        let (tiles, heads) = (problem.key_tiles(shape.keys), problem.num_heads_k);
         let work = match shape.ordered_heads {
             0 => Work::locate(cta, tiles, heads, false),
             at_once => Work::alternate(cta, tiles, heads, at_once),
@@ -109,7 +108,10 @@ pub(crate) fn kernel(name: &str, common: &Common, shape: &KeySteps) -> Kernel {
         let (wg, index) = (cta.warpgroups(), cta.warpgroups().index());
         wg.when(index.lt(GROUPS), |wg| {
             wg.grow_registers(shape.registers);
-            block.multiply(wg, index);
+            match shape.shares_keys() {
+                true => block.multiply_shared(wg, index),
+                false => block.multiply(wg, index),
+            }
         });
         wg.when(index.eq(GROUPS), |wg| {
             wg.shrink_registers(shape.serving_registers());
@@ -128,9 +130,15 @@ struct Smem<'k> {
     flags: Option<BulkRing<'k>>,
     /// ds, rows keys, columns queries.
     ds: BulkRing<'k>,
-    /// dq of a step in f32, as accumulators lie.
-    dq: SmemAddr<'k>,
-    dq_left: Mbarrier<'k>,
+    between: Between<'k>,
+}
+
+/// What the multiplying warpgroups have between them.
+enum Between<'k> {
+    /// Keys of their own. dq of a step in f32, as accumulators lie, and whether it has left.
+    Turns { dq: SmemAddr<'k>, dq_left: Mbarrier<'k> },
+    /// The same keys. p in f32 with its sign, as accumulators lie.
+    Probs(BulkRing<'k>),
 }
 
 /// Bytes of 16-bit rows.
@@ -145,14 +153,15 @@ fn queries_bytes(common: &Common, shape: &KeySteps) -> u32 {
 
 impl<'k> Smem<'k> {
     fn plan(cta: Cta<'k>, common: &Common, shape: &KeySteps) -> Self {
-        let multiplying_warps = 4 * GROUPS;
+        let (multiplying_warps, shares) = (4 * GROUPS, shape.shares_keys());
         let queries = queries_bytes(common, shape);
         let flags = || {
-            let bytes = KEYS / 8 * (shape.step / 16) * FLAG_BYTES;
-            cta.stage_ring("flags", shape.flag_stages, bytes, 4, multiplying_warps)
+            let bytes = shape.keys / 8 * (shape.step / 16) * FLAG_BYTES;
+            cta.stage_ring("flags", shape.flag_stages, bytes, 4, if shares { 4 } else { multiplying_warps })
         };
+        let [ds_writers, ds_readers] = if shares { [4, multiplying_warps] } else { [multiplying_warps, 4] };
         Smem {
-            keys: cta.bulk_ring("keys", 1, 2 * rows_bytes(common, KEYS), multiplying_warps),
+            keys: cta.bulk_ring("keys", 1, 2 * rows_bytes(common, shape.keys), multiplying_warps),
             queries: cta
                 .bulk_ring_for_lanes(
                     "queries",
@@ -162,9 +171,14 @@ impl<'k> Smem<'k> {
                 )
                 .with_copies_of(queries),
             flags: common.dropout.then(flags),
-            ds: cta.stage_ring("ds", shape.ds_stages, 2 * KEYS * shape.step, multiplying_warps, 4),
-            dq: cta.smem("dq", 4 * shape.step * common.head_dim, 1024),
-            dq_left: cta.mbarriers("dq_left", 1, 128),
+            ds: cta.stage_ring("ds", shape.ds_stages, 2 * shape.keys * shape.step, ds_writers, ds_readers),
+            between: match shares {
+                true => Between::Probs(cta.stage_ring("p", 1, 4 * shape.keys * shape.step, 4, 4)),
+                false => Between::Turns {
+                    dq: cta.smem("dq", 4 * shape.step * common.head_dim, 1024),
+                    dq_left: cta.mbarriers("dq_left", 1, 128),
+                },
+            },
         }
     }
 }
@@ -206,7 +220,7 @@ impl<'k> Cursor<'k> {
 
 impl<'k> Block<'_, 'k> {
     fn first_key(&self) -> Val<'k, U32> {
-        self.work.block * KEYS
+        self.work.block * self.shape.keys
     }
 
     fn cursor(&self) -> Cursor<'k> {

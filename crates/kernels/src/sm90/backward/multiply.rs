@@ -1,7 +1,7 @@
 //! The multiplying warpgroups: products, and in the end dk and dv.
 use super::dq::Turn;
 use super::scores::{Hidden, OfQueries};
-use super::{Block, Cursor, FIRST_BARRIER, GROUPS, KEYS, KEYS_READ, ds_scale, rows_bytes};
+use super::{Block, Cursor, FIRST_BARRIER, GROUPS, KEYS_READ, ds_scale, rows_bytes};
 use crate::parts::product::pack;
 use crate::parts::softmax::scale_rows;
 use crate::sm80::delta::Stats;
@@ -14,7 +14,7 @@ use signflash_ptx::{
 };
 
 /// A left operand: for each 16 columns four registers.
-type Operand<'k> = Vec<[Var<'k, B32>; 4]>;
+pub(super) type Operand<'k> = Vec<[Var<'k, B32>; 4]>;
 
 /// What a multiplying warpgroup has at hand.
 pub(super) struct Keys<'a, 'k> {
@@ -54,7 +54,7 @@ impl<'k> Block<'_, 'k> {
     }
 
     /// rows (64) * columns^T over head_dim.
-    fn over_head_dim<'p>(&self, rows: BoxTile<'k>, columns: BoxTile<'k>) -> Product<'p, 'k> {
+    pub(super) fn over_head_dim<'p>(&self, rows: BoxTile<'k>, columns: BoxTile<'k>) -> Product<'p, 'k> {
         Product {
             rows: Rows::Tile(rows),
             columns: Columns::OfRows(columns),
@@ -66,7 +66,7 @@ impl<'k> Block<'_, 'k> {
     }
 
     /// p^T or ds^T times a step of dout or q, added.
-    fn over_queries<'p>(&self, words: &'p [[Var<'k, B32>; 4]], queries: BoxTile<'k>) -> Product<'p, 'k> {
+    pub(super) fn over_queries<'p>(&self, words: &'p [[Var<'k, B32>; 4]], queries: BoxTile<'k>) -> Product<'p, 'k> {
         Product {
             rows: Rows::Registers(words),
             columns: Columns::Plain(queries),
@@ -78,7 +78,7 @@ impl<'k> Block<'_, 'k> {
     }
 }
 
-fn set<'k>(operand: &[[Var<'k, B32>; 4]], words: &[[Val<'k, B32>; 4]]) {
+pub(super) fn set<'k>(operand: &[[Var<'k, B32>; 4]], words: &[[Val<'k, B32>; 4]]) {
     let pairs = operand.iter().flatten().zip(words.iter().flatten());
     pairs.for_each(|(var, word)| var.set(*word));
 }
@@ -88,7 +88,7 @@ impl<'a, 'k> Keys<'a, 'k> {
     fn new(block: &'a Block<'a, 'k>, wg: Warpgroup<'k>, group: Val<'k, U32>, keys: SmemAddr<'k>) -> Self {
         let Block { smem, common, shape, .. } = block;
         let (warp, t) = (wg.warps(), wg.threads());
-        let tile = |at: SmemAddr<'k>| BoxTile::new(at, KEYS);
+        let tile = |at: SmemAddr<'k>| BoxTile::new(at, shape.keys);
         let own_row = group * GROUP_ROWS;
         let operand = || -> Operand<'k> {
             (0..shape.step / 16).map(|_| [(); 4].map(|()| t.u32(0).cast::<B32>().var())).collect()
@@ -99,7 +99,7 @@ impl<'a, 'k> Keys<'a, 'k> {
             group,
             own_group: t.index() >> 7u32,
             k: tile(keys).from_row_of(own_row),
-            v: tile(keys.at(rows_bytes(common, KEYS))).from_row_of(own_row),
+            v: tile(keys.at(rows_bytes(common, shape.keys))).from_row_of(own_row),
             k_of_all: tile(keys),
             queries: smem.queries.consumer(warp),
             flags: smem.flags.map(|ring| ring.consumer(warp)),
@@ -119,7 +119,7 @@ impl<'a, 'k> Keys<'a, 'k> {
 
     fn walk(&mut self) {
         let (block, wg, group) = (self.block, self.wg, self.group);
-        let (at, turn) = (block.cursor(), Turn::new(wg.threads(), block.shape.ordered_heads > 0));
+        let (at, turn) = (block.cursor(), Turn::new(wg.threads(), block.shape.ordered_heads > 0, 0));
         wg.while_(
             || at.more(),
             |_| {
@@ -160,9 +160,9 @@ impl<'a, 'k> Keys<'a, 'k> {
         flags.into_iter().for_each(|stage| stage.release(warp));
         block.pass_turn(wg, *group, turn);
         let dp = gradients.wait();
-        block.score_gradients([s, dp], &delta);
+        block.score_gradients(|group| [0, 1, 2, 3].map(|i| s.at(group, i).get()), dp, &delta);
         let hidden = Hidden::new(block, warp, own_group, block.first_row(at));
-        warp.when(warp.any(hidden.any), |_| hidden.zero([s, dp]));
+        warp.when(warp.any(hidden.any), |_| hidden.zero(&[s, dp]));
 
         // The dropped p are negative: relu makes them 0.
         set(p, &pack(s, common.half, common.dropout));
@@ -172,7 +172,7 @@ impl<'a, 'k> Keys<'a, 'k> {
         BulkRingProducer::fill_with_stores(&mut [to_ds], warp, |stages| {
             let own = stages[0].plus(own_group * (GROUP_ROWS * 128));
             for (i, words) in (0..).zip(words.chunks(4)) {
-                stage_words(wg, words, own.at(i * KEYS * 128));
+                stage_words(wg, words, own.at(i * shape.keys * 128));
             }
             wg.threads().fence_proxy_async();
         });
@@ -189,7 +189,7 @@ impl<'a, 'k> Keys<'a, 'k> {
         let keep_scale = block.dropout.as_ref().map_or(t.f32(1.0), |args| args.keep_scale);
         let scales = [block.problem.scale * keep_scale * ds_scale(common.dropout), keep_scale];
         let own = *own_group * rows_bytes(common, GROUP_ROWS);
-        let places = [keys.plus(own), keys.at(rows_bytes(common, KEYS)).plus(own)];
+        let places = [keys.plus(own), keys.at(rows_bytes(common, block.shape.keys)).plus(own)];
         for ((acc, place), scale) in [dk, dv].into_iter().zip(places).zip(scales) {
             scale_rows(acc, [scale, scale]);
             stage_words(*wg, &pack(acc, common.half, false), place);

@@ -1,5 +1,5 @@
 //! From scores to their gradients, in a multiplying warpgroup's registers. Accumulators' rows are keys.
-use super::{Block, FLAG_BYTES, KEYS};
+use super::{Block, FLAG_BYTES};
 use crate::parts::dropout::SignMask;
 use crate::sm80::delta::Stats;
 use crate::sm90::forward::GROUP_ROWS;
@@ -62,13 +62,18 @@ impl<'k> Block<'_, 'k> {
         }
     }
 
-    /// dp becomes ds divided by [`ds_scale`](super::ds_scale).
-    pub(super) fn score_gradients(&self, [p, dp]: [&Acc<'k>; 2], delta: &OfQueries<'k>) {
-        for group in 0..p.groups() {
-            let delta = delta.get(group);
-            for register in 0..4 {
+    /// dp becomes ds divided by [`ds_scale`](super::ds_scale). `p` gives that of 8 queries.
+    pub(super) fn score_gradients(
+        &self,
+        p: impl Fn(usize) -> [Val<'k, F32>; 4],
+        dp: &Acc<'k>,
+        delta: &OfQueries<'k>,
+    ) {
+        for group in 0..dp.groups() {
+            let (p, delta) = (p(group), delta.get(group));
+            for (register, p) in p.into_iter().enumerate() {
                 let x = register % 2;
-                let (p, cell) = (p.at(group, register).get(), dp.at(group, register));
+                let cell = dp.at(group, register);
                 cell.set(match self.common.dropout {
                     // The dropped p is negative: p + |p| is what dp counts for, |p| what delta, doubled, counts for.
                     true => (p + p.abs()).mul_add(cell.get(), -(p.abs() * delta[x])),
@@ -96,7 +101,7 @@ impl<'k> Hidden<'k> {
     ) -> Self {
         let (t, problem, causal) = (warp.threads(), &block.problem, block.common.causal);
         let first_key = block.first_key();
-        let behind = first_key + KEYS;
+        let behind = first_key + block.shape.keys;
         let fewest = problem.visible(first_row, causal);
         let own_row = first_row + (t.lane() & 3) * 2;
         let own_key = first_key + group * GROUP_ROWS + ((warp.index() & 3) << 4u32) + (t.lane() >> 2);
@@ -116,9 +121,8 @@ impl<'k> Hidden<'k> {
     }
 
     /// Zeroes what is hidden, whatever it became.
-    pub(super) fn zero(&self, accs: [&Acc<'k>; 2]) {
-        let [s, _] = accs;
-        for (group, register) in (0..s.groups()).flat_map(|group| (0..4).map(move |r| (group, r))) {
+    pub(super) fn zero(&self, accs: &[&Acc<'k>]) {
+        for (group, register) in (0..accs[0].groups()).flat_map(|group| (0..4).map(move |r| (group, r))) {
             let column = (8 * group + register % 2) as i32;
             let hidden = self.seen_from[register / 2].le(column);
             for acc in accs {

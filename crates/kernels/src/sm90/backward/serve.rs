@@ -1,5 +1,5 @@
 //! The serving warpgroup: copies for the multiplying ones, and flags.
-use super::{Block, Cursor, FLAG_BYTES, KEYS, QUERIES, STAT_BYTES, rows_bytes};
+use super::{Block, Cursor, FLAG_BYTES, QUERIES, STAT_BYTES, rows_bytes};
 use crate::parts::args::DropoutVals;
 use crate::parts::dropout::{Philox, SignMask, StreamColumn};
 use signflash_ptx::{BulkRingProducer, GlobalAddr, Pred, U32, Val, Warp, Warpgroup};
@@ -41,14 +41,14 @@ impl<'a, 'k> Copies<'a, 'k> {
 
     /// The block's keys and values.
     fn keys(&self, warp: Warp<'k>) {
-        let Block { args, work, smem, common, .. } = self.block;
+        let Block { args, work, smem, common, shape, .. } = self.block;
         let mut keys = smem.keys.producer(warp.threads());
         warp.when(self.is_copier, |warp| {
             keys.fill_by_warp(warp, |t, filling| {
-                for (tensor, to) in [(args.k, 0), (args.v, rows_bytes(common, KEYS))] {
+                for (tensor, to) in [(args.k, 0), (args.v, rows_bytes(common, shape.keys))] {
                     for i in 0..common.boxes() {
                         let from = tensor.at(64 * i, [self.block.first_key(), work.head, work.batch]);
-                        filling.load(t, to + i * KEYS * 128, from);
+                        filling.load(t, to + i * shape.keys * 128, from);
                     }
                 }
             });
@@ -91,9 +91,6 @@ struct Draws<'a, 'k> {
     column32: Val<'k, U32>,
 }
 
-/// Columns of 32 keys of a block.
-const COLUMNS32: u32 = KEYS / 32;
-
 impl<'a, 'k> Draws<'a, 'k> {
     fn new(block: &'a Block<'a, 'k>, warp: Warp<'k>, args: &DropoutVals<'k>) -> Self {
         let t = warp.threads();
@@ -105,7 +102,7 @@ impl<'a, 'k> Draws<'a, 'k> {
             ring: block.smem.flags.expect("planned with dropout").producer(t),
             own: ((t.lane() >> 3u32) * (block.shape.step / 16) + number) * FLAG_BYTES + (t.lane() & 7) * 16,
             row16: args.first_row16 + number,
-            column32: args.first_column32 + block.work.block * COLUMNS32,
+            column32: args.first_column32 + block.work.block * (block.shape.keys / 32),
         }
     }
 
@@ -119,7 +116,7 @@ impl<'a, 'k> Draws<'a, 'k> {
             let to = stages[0].plus(*own);
             for part in 0..step / QUERIES {
                 let row = stream.row(first16 + QUERIES / 16 * part);
-                for column in 0..COLUMNS32 {
+                for column in 0..block.shape.keys / 32 {
                     let bytes = philox.block(&row, &StreamColumn::new(stream.lane(), *column32 + column));
                     let flags = bytes.map(|bytes| mask.pairs(bytes));
                     let place = 4 * (column * (step / 16) + part) * FLAG_BYTES;

@@ -1,0 +1,284 @@
+//! The multiplying warpgroups with head_dim above 128, where dk and dv of 64 keys take all registers of one: both work on the
+//! same 64 keys.
+//!
+//! ```text
+//! probs     (warpgroup 0)  s = k q^T    p = exp2(s - lse), signed   -> smem   dv += max(p, 0)^T dout   dq's first 128 columns
+//! gradients (warpgroup 1)  dp = v dout^T            ds from p and dp -> smem   dk += ds^T q            dq's others
+//! ```
+//! Each has one sum of 64 by head_dim, one product over head_dim, and a part of dq, so that they take equally long. p goes
+//! from one's registers to the other's as it is, in f32: threads of the same number have the same places of their
+//! accumulators. `probs` makes a step's dq after the next step's p, so that it need not wait for ds; `gradients` at once.
+//! Both start it before their sum's product, under which they add it to memory, from registers: there is no room to stage
+//! 64 KiB beside two steps of queries.
+use super::dq::Turn;
+use super::multiply::{Operand, set};
+use super::scores::{Hidden, OfQueries};
+use super::{Between, Block, Cursor, FIRST_BARRIER, GROUPS, KEYS_READ, ds_scale, rows_bytes};
+use crate::parts::product::pack;
+use crate::parts::softmax::scale_rows;
+use crate::sm80::delta::Stats;
+use crate::sm80::forward::negate;
+use crate::sm90::forward::GROUP_ROWS;
+use crate::sm90::out::stage_words;
+use signflash_ptx::{
+    Acc, B32, BoxTile, BulkRing, BulkRingConsumer, BulkRingProducer, FullStage, SmemAddr, U32, Val, Warp,
+    Warpgroup,
+};
+
+/// Columns of dq that the first warpgroup makes.
+const FIRST_COLUMNS: u32 = 128;
+
+/// Bytes of p of 8 queries: four numbers of each thread.
+const P_GROUP_BYTES: u32 = 16 * 128;
+
+/// What both have.
+struct Half<'a, 'k> {
+    block: &'a Block<'a, 'k>,
+    wg: Warpgroup<'k>,
+    k: BoxTile<'k>,
+    /// k or v.
+    own: BoxTile<'k>,
+    ds: BulkRingConsumer<'k>,
+    /// s or dp.
+    scores: Acc<'k>,
+    /// dv or dk.
+    sum: Acc<'k>,
+    /// p or ds, packed.
+    operand: Operand<'k>,
+    /// Columns of dq that it makes: the first, and how many.
+    columns: [u32; 2],
+    turn: Turn<'k>,
+}
+
+impl<'k> Block<'_, 'k> {
+    /// All that a multiplying warpgroup does that shares its keys.
+    pub(super) fn multiply_shared(&self, wg: Warpgroup<'k>, group: Val<'k, U32>) {
+        for number in 0..GROUPS {
+            wg.when(group.eq(number), |wg| self.play(wg, number));
+        }
+    }
+
+    fn play(&self, wg: Warpgroup<'k>, number: u32) {
+        let (warp, smem) = (wg.warps(), &self.smem);
+        let Between::Probs(p) = smem.between else { unreachable!("planned for shared keys") };
+        let mut keys = smem.keys.consumer(warp);
+        let stage = keys.wait(warp);
+        let half = Half::new(self, wg, number, stage.address());
+        let sum = match number {
+            0 => Probs::new(half, p).walk(),
+            _ => Gradients::new(half, p).walk(),
+        };
+        // Everybody has read k and v, whose places dk and dv take.
+        stage.release(warp);
+        wg.sync_among(KEYS_READ, 128 * GROUPS);
+        self.finish_shared(wg, number, &sum);
+    }
+
+    /// Scales and writes dv (of warpgroup 0) or dk.
+    fn finish_shared(&self, wg: Warpgroup<'k>, number: u32, sum: &Acc<'k>) {
+        let Block { common, args, dropout, problem, .. } = self;
+        let t = wg.threads();
+        let keep_scale = dropout.as_ref().map_or(t.f32(1.0), |args| args.keep_scale);
+        let k = self.smem.keys.data();
+        let (tensor, place, scale) = match number {
+            0 => (args.dv, k.at(rows_bytes(common, self.shape.keys)), keep_scale),
+            _ => (args.dk, k, problem.scale * keep_scale * ds_scale(common.dropout)),
+        };
+        scale_rows(sum, [scale, scale]);
+        stage_words(wg, &pack(sum, common.half, false), place);
+        t.fence_proxy_async();
+        wg.sync_among(FIRST_BARRIER + number, 128);
+        let at = [self.first_key(), self.work.head, self.work.batch];
+        t.when((t.index() & 127).eq(0), |t| {
+            let boxes = 0..common.boxes();
+            t.store_boxes(boxes.map(|i| (place.at(i * GROUP_ROWS * 128), tensor.at(64 * i, at))));
+            t.wait_stored();
+        });
+    }
+}
+
+impl<'a, 'k> Half<'a, 'k> {
+    /// With k and v at this address.
+    fn new(block: &'a Block<'a, 'k>, wg: Warpgroup<'k>, number: u32, keys: SmemAddr<'k>) -> Self {
+        let Block { smem, common, shape, .. } = block;
+        let (warp, t) = (wg.warps(), wg.threads());
+        let tile = |i: u32| BoxTile::new(keys.at(i * rows_bytes(common, shape.keys)), shape.keys);
+        let words = || [(); 4].map(|()| t.u32(0).cast::<B32>().var());
+        let half = Half {
+            block,
+            wg,
+            k: tile(0),
+            own: tile(number),
+            ds: smem.ds.consumer(warp),
+            scores: wg.acc(shape.step),
+            sum: wg.acc(common.head_dim),
+            operand: (0..shape.step / 16).map(|_| words()).collect(),
+            columns: [[0, FIRST_COLUMNS], [FIRST_COLUMNS, common.head_dim - FIRST_COLUMNS]][number as usize],
+            turn: Turn::new(t, shape.ordered_heads > 0, number),
+        };
+        half.sum.clear();
+        half
+    }
+
+    /// The next step's dq, and the sum's product over `queries`, if any, under which dq is added to memory.
+    fn dq_and_sum(&mut self, queries: Option<BoxTile<'k>>) {
+        let Half { block, wg, k, ds, sum, operand, columns: [first, count], turn, .. } = self;
+        let (warp, t, ordered) = (wg.warps(), wg.threads(), block.shape.ordered_heads > 0);
+        let mut dq = wg.acc(*count);
+        let stage = ds.wait(warp);
+        let all = BoxTile::new(stage.address(), block.shape.keys);
+        let pieces = wg.multiply(&mut dq, &block.over_keys(all, k.from_column(*first)));
+        let product = queries.map(|queries| wg.multiply(sum, &block.over_queries(operand, queries)));
+        block.wait_turn(*wg, turn);
+        if ordered {
+            warp.sync(); // lane 0 has waited for all
+        }
+        let dq = pieces.wait();
+        stage.release_products(warp);
+        block.add_from_registers(t, turn.tile.get(), dq, *first);
+        if ordered {
+            warp.sync(); // lane 0 tells for all
+            block.tell(*wg, turn);
+        }
+        product.into_iter().for_each(|product| {
+            product.wait();
+        });
+    }
+}
+
+/// A step's q and dout, and its statistics.
+fn tiles<'k>(block: &Block<'_, 'k>, stage: &FullStage<'_, 'k>) -> ([BoxTile<'k>; 2], SmemAddr<'k>) {
+    let step = block.shape.step;
+    let [q, dout, stats] = [0, 1, 2].map(|i| stage.address().at(i * rows_bytes(block.common, step)));
+    ([q, dout].map(|at| BoxTile::new(at, step)), stats)
+}
+
+/// Zeroes what is hidden of a step.
+fn hide<'k>(block: &Block<'_, 'k>, warp: Warp<'k>, at: &Cursor<'k>, acc: &Acc<'k>) {
+    let hidden = Hidden::new(block, warp, warp.threads().u32(0), block.first_row(at));
+    warp.when(warp.any(hidden.any), |_| hidden.zero(&[acc]));
+}
+
+/// Where a thread's p of 8 queries is in a stage.
+fn own_p<'k>(warp: Warp<'k>, stage: SmemAddr<'k>, group: u32) -> SmemAddr<'k> {
+    stage.plus((warp.threads().index() & 127) * 16).at(group * P_GROUP_BYTES)
+}
+
+/// Warpgroup 0.
+struct Probs<'a, 'k> {
+    half: Half<'a, 'k>,
+    queries: BulkRingConsumer<'k>,
+    flags: Option<BulkRingConsumer<'k>>,
+    to_p: BulkRingProducer<'k>,
+}
+
+impl<'a, 'k> Probs<'a, 'k> {
+    fn new(half: Half<'a, 'k>, p: BulkRing<'k>) -> Self {
+        let (warp, smem) = (half.wg.warps(), &half.block.smem);
+        let queries = smem.queries.consumer(warp);
+        Probs { queries, flags: smem.flags.map(|ring| ring.consumer(warp)), to_p: p.producer(warp.threads()), half }
+    }
+
+    /// dv of the block's keys.
+    fn walk(mut self) -> Acc<'k> {
+        let (block, wg) = (self.half.block, self.half.wg);
+        let at = block.cursor();
+        wg.while_(
+            || at.more(),
+            |_| {
+                self.step(&at);
+                self.half.turn.advance(block, &at);
+                at.advance();
+            },
+        );
+        wg.when(self.half.turn.any(), |_| self.half.dq_and_sum(None));
+        self.half.sum
+    }
+
+    fn step(&mut self, at: &Cursor<'k>) {
+        let Probs { half, queries, flags, to_p } = self;
+        let (block, wg) = (half.block, half.wg);
+        let (warp, t, common) = (wg.warps(), wg.threads(), block.common);
+        let stage = queries.wait(warp);
+        let ([q, dout], stats) = tiles(block, &stage);
+        let product = wg.multiply(&mut half.scores, &block.over_head_dim(half.own, q));
+        let lse = OfQueries::new(t, stats, block.shape.step as usize / 8, true);
+        let drawn = flags.as_mut().map(|ring| ring.wait(warp));
+        let own_flags = drawn.as_ref().map(|stage| block.own_flags(warp, stage, t.u32(0)));
+        let s = product.wait();
+        if common.negative_scale {
+            negate(s);
+        }
+        block.probabilities(s, &lse, own_flags);
+        drawn.into_iter().for_each(|stage| stage.release(warp));
+        hide(block, warp, at, s);
+        BulkRingProducer::fill_with_stores(&mut [to_p], warp, |stages| {
+            for group in 0..s.groups() {
+                t.store(own_p(warp, stages[0], group as u32), [0, 1, 2, 3].map(|i| s.at(group, i).get()));
+            }
+        });
+        // The dropped p are negative: relu makes them 0.
+        set(&half.operand, &pack(s, common.half, common.dropout));
+        // Nothing may be under way where ways part.
+        let late = half.turn.any();
+        wg.when(late, |_| half.dq_and_sum(Some(dout)));
+        wg.when(!late, |wg| {
+            wg.multiply(&mut half.sum, &block.over_queries(&half.operand, dout)).wait();
+        });
+        stage.release(warp);
+    }
+}
+
+/// Warpgroup 1.
+struct Gradients<'a, 'k> {
+    half: Half<'a, 'k>,
+    queries: BulkRingConsumer<'k>,
+    p: BulkRingConsumer<'k>,
+    to_ds: BulkRingProducer<'k>,
+}
+
+impl<'a, 'k> Gradients<'a, 'k> {
+    fn new(half: Half<'a, 'k>, p: BulkRing<'k>) -> Self {
+        let (warp, smem) = (half.wg.warps(), &half.block.smem);
+        let queries = smem.queries.consumer(warp);
+        Gradients { queries, p: p.consumer(warp), to_ds: smem.ds.producer(warp.threads()), half }
+    }
+
+    /// dk of the block's keys.
+    fn walk(mut self) -> Acc<'k> {
+        let (block, wg) = (self.half.block, self.half.wg);
+        let at = block.cursor();
+        wg.while_(
+            || at.more(),
+            |_| {
+                self.step(&at);
+                at.advance();
+            },
+        );
+        self.half.sum
+    }
+
+    fn step(&mut self, at: &Cursor<'k>) {
+        let Gradients { half, queries, p, to_ds } = self;
+        let (block, wg) = (half.block, half.wg);
+        let (warp, t, common, shape) = (wg.warps(), wg.threads(), block.common, block.shape);
+        let stage = queries.wait(warp);
+        let ([q, dout], stats) = tiles(block, &stage);
+        let product = wg.multiply(&mut half.scores, &block.over_head_dim(half.own, dout));
+        let delta = OfQueries::new(t, stats.at(Stats::DELTA), shape.step as usize / 8, !common.dropout);
+        let probs = p.wait(warp);
+        let dp = product.wait();
+        block.score_gradients(|group| t.load(own_p(warp, probs.address(), group as u32)), dp, &delta);
+        probs.release(warp);
+        hide(block, warp, at, dp);
+        let words = pack(dp, common.half, false);
+        set(&half.operand, &words);
+        BulkRingProducer::fill_with_stores(&mut [to_ds], warp, |stages| {
+            stage_words(wg, &words, stages[0]);
+            t.fence_proxy_async();
+        });
+        half.turn.advance(block, at);
+        half.dq_and_sum(Some(q));
+        stage.release(warp);
+    }
+}
