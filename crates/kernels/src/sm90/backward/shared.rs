@@ -129,21 +129,33 @@ impl<'a, 'k> Half<'a, 'k> {
         let all = BoxTile::new(stage.address(), block.shape.keys);
         let pieces = wg.multiply(&mut dq, &block.over_keys(all, k.from_column(*first)));
         let product = queries.map(|queries| wg.multiply(sum, &block.over_queries(operand, queries)));
-        block.wait_turn(*wg, turn);
         if ordered {
+            tell(block, *wg, turn);
+            block.wait_turn(*wg, turn);
             warp.sync(); // lane 0 has waited for all
         }
         let dq = pieces.wait();
         stage.release_products(warp);
         block.add_from_registers(t, turn.tile.get(), dq, *first);
-        if ordered {
-            warp.sync(); // lane 0 tells for all
-            block.tell(*wg, turn);
-        }
         product.into_iter().for_each(|product| {
             product.wait();
         });
     }
+
+    /// The sum of all steps.
+    fn finish(self) -> Acc<'k> {
+        if self.block.shape.ordered_heads > 0 {
+            tell(self.block, self.wg, &self.turn);
+        }
+        self.sum
+    }
+}
+
+/// If blocks add in order: tells the next one of what was added a step ago, which has arrived in the meantime. (At once, the
+/// warp would wait until it has.)
+fn tell<'k>(block: &Block<'_, 'k>, wg: Warpgroup<'k>, turn: &Turn<'k>) {
+    wg.warps().sync(); // lane 0 tells for all
+    block.tell(wg, turn);
 }
 
 /// A step's q and dout, and its statistics.
@@ -192,7 +204,7 @@ impl<'a, 'k> Probs<'a, 'k> {
             },
         );
         wg.when(self.half.turn.any(), |_| self.half.dq_and_sum(None));
-        self.half.sum
+        self.half.finish()
     }
 
     fn step(&mut self, at: &Cursor<'k>) {
@@ -255,7 +267,7 @@ impl<'a, 'k> Gradients<'a, 'k> {
                 at.advance();
             },
         );
-        self.half.sum
+        self.half.finish()
     }
 
     fn step(&mut self, at: &Cursor<'k>) {
