@@ -59,8 +59,8 @@ fn chosen(device: &str) -> Result<String, Error> {
         ]);
     }
     let why = if gpu.is_hopper() {
-        "Hopper's own kernels (sf_fwd90, sf_bwd90) compute forwards, and backwards of head_dim up to 128. The portable \
-         ones (sf_fwd, sf_bwd) take over, and say so once, if tensors are empty, if rows do not all start at multiples \
+        "Hopper's own kernels (sf_fwd90, sf_bwd90) compute forwards and backwards. The portable ones \
+         (sf_fwd, sf_bwd) take over, and say so once, if tensors are empty, if rows do not all start at multiples \
          of 16 bytes, or if a shard starts inside a block of 16 rows (backwards: 32 columns) of the mask."
             .to_string()
     } else {

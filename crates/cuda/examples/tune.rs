@@ -96,7 +96,7 @@ impl Trial {
             ds_stages,
             flag_stages: or('f', 0),
             registers: or('r', 232),
-            ordered_heads: or('o', 0),
+            ordered: has("det"),
         });
         let [pass, head_dim, seqlen, ..] = words[..] else {
             return Err("a trial is PASS HEAD_DIM SEQLEN".into());

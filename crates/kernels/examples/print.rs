@@ -54,7 +54,7 @@ fn main() {
         ds_stages: number('p', 2),
         flag_stages: number('f', 0),
         registers: number('r', 232),
-        ordered_heads: number('o', 0),
+        ordered: has("det"),
     };
     let config = match words.first().map(String::as_str) {
         Some("probs") => Config::Probs(common, tiles),

@@ -120,9 +120,8 @@ pub struct KeySteps {
     pub flag_stages: u32,
     /// Registers of a thread that multiplies, a multiple of 8.
     pub registers: u32,
-    /// 0 if blocks add to dq in any order. Else in the order of their keys, and so many heads' blocks alternate in the
-    /// grid, so that blocks of one head, which wait for each other, start one after the other.
-    pub ordered_heads: u32,
+    /// Whether blocks add to dq in the order of their keys.
+    pub ordered: bool,
 }
 
 impl KeySteps {
@@ -222,9 +221,9 @@ impl fmt::Display for Warpgroups {
 
 impl fmt::Display for KeySteps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let KeySteps { keys, step, stages, ds_stages, flag_stages, registers, ordered_heads } = self;
+        let KeySteps { keys, step, stages, ds_stages, flag_stages, registers, ordered } = self;
         write!(f, "_k{keys}n{step}s{stages}p{ds_stages}f{flag_stages}r{registers}")?;
-        if *ordered_heads > 0 { write!(f, "o{ordered_heads}") } else { Ok(()) }
+        f.write_str(if *ordered { "o" } else { "" })
     }
 }
 

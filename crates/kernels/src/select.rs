@@ -357,13 +357,8 @@ impl Select {
         };
         let flag_stages = if common.dropout { 2 } else { 0 };
         let registers = if common.dropout && keys > 64 { 232 } else { 240 };
-        // More heads at once: blocks of one wait less for each other. Fewer: more of what they read is in cache.
-        let ordered_heads = match (deterministic, common.causal) {
-            (false, _) => 0,
-            (true, false) => 16,
-            (true, true) => 32,
-        };
-        let shape = KeySteps { keys, step, stages: 2, ds_stages, flag_stages, registers, ordered_heads };
+        let ordered = deterministic;
+        let shape = KeySteps { keys, step, stages: 2, ds_stages, flag_stages, registers, ordered };
         (Common { head_dim, full_width: false, ..common }, shape)
     }
 

@@ -10,7 +10,6 @@ use signflash_kernels::{
 use signflash_ptx::{Arg, Global, Kernel, Launch, Rule};
 
 const QUERIES: usize = 200;
-const DIM: usize = 64;
 const SCHEDULES: u64 = 4;
 
 /// Small enough to run often: every ring goes round, every block has several tiles.
@@ -28,7 +27,10 @@ const SHAPE: Warpgroups = Warpgroups {
 
 /// The backward's: in three stages of ds the first is free again before the last step.
 const STEPS: KeySteps =
-    KeySteps { keys: 128, step: 64, stages: 2, ds_stages: 2, flag_stages: 2, registers: 232, ordered_heads: 0 };
+    KeySteps { keys: 128, step: 64, stages: 2, ds_stages: 2, flag_stages: 2, registers: 232, ordered: false };
+
+/// Of warpgroups that share keys.
+const SHARED: KeySteps = KeySteps { keys: 64, ds_stages: 1, registers: 240, ..STEPS };
 
 /// A kernel, and what is launched before and after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +49,7 @@ const LANES: &str = "every lane arrives for itself, and the warp meets again bef
 
 const ONCE: &str = "k and v come once: nobody waits for their place";
 
-const NOT_NEEDED: [&[NotNeeded]; 3] = [
+const NOT_NEEDED: [&[NotNeeded]; 4] = [
     &[
         ("bar.warp.sync", "flags.rs", 1, LANES),
         ("fence.mbarrier_init", "", 8, FENCES),
@@ -76,6 +78,16 @@ const NOT_NEEDED: [&[NotNeeded]; 3] = [
         ("mbarrier.arrive", "dq.rs", 1, "the last ds: its place is not filled again"),
         ("cp.async.bulk.commit_group", "multiply.rs", 1, "the next takes it along"),
     ],
+    &[
+        ("of an arrival", "mbarrier.rs", 2, ONCE),
+        ("try_wait", "serve.rs", 1, ONCE),
+        ("mbarrier.arrive", "mbarrier.rs", 2, ONCE),
+        ("bar.warp.sync", "shared.rs", 6, LANES),
+        ("bar.warp.sync", "serve.rs", 2, "lane 0 has waited itself"),
+        ("fence.mbarrier_init", "", 10, FENCES),
+        ("wgmma.fence", "shared.rs", 5, "a step's cover each other"),
+        ("mbarrier.arrive", "shared.rs", 1, "the last ds: its place is not filled again"),
+    ],
 ];
 
 impl Pass {
@@ -88,7 +100,11 @@ impl Pass {
     fn problem(self) -> Problem {
         let (num_heads, num_heads_k, seqlen_k) =
             if matches!(self, Pass::Backward(_)) { (2, 1, 100) } else { (4, 2, 336) };
-        let shape = Shape { batch: 1, seqlen_q: QUERIES, seqlen_k, num_heads, num_heads_k, head_dim: DIM };
+        let head_dim = match self {
+            Pass::Backward(steps) if steps.shares_keys() => 192,
+            _ => 64,
+        };
+        let shape = Shape { batch: 1, seqlen_q: QUERIES, seqlen_k, num_heads, num_heads_k, head_dim };
         Problem::builder(shape).dropout(Dropout::new(0.2, 1, 0).unwrap()).build().unwrap()
     }
 
@@ -96,6 +112,7 @@ impl Pass {
         match self {
             Pass::Forward(_) => NOT_NEEDED[0],
             Pass::Probs => NOT_NEEDED[1],
+            Pass::Backward(steps) if steps.shares_keys() => NOT_NEEDED[3],
             Pass::Backward(_) => NOT_NEEDED[2],
         }
     }
@@ -113,9 +130,9 @@ fn launches(pass: Pass) -> (Global, Vec<Launched>) {
     let (problem, mut memory) = (&pass.problem(), Global::default());
     let shape = *problem.shape();
     let mut tensor = |name: &str, [_, rows, heads, _]: [usize; 4]| {
-        let numbers = (0..rows * heads * DIM).map(|n| bf16::from_f32((n % 7) as f32 / 8.0));
+        let numbers = (0..rows * heads * shape.head_dim).map(|n| bf16::from_f32((n % 7) as f32 / 8.0));
         let bytes: Vec<u8> = numbers.flat_map(|x| x.to_le_bytes()).collect();
-        let (row_stride, head_stride) = ((heads * DIM) as u64, DIM as u64);
+        let (row_stride, head_stride) = ((heads * shape.head_dim) as u64, shape.head_dim as u64);
         let ptr = memory.upload(name, &bytes).0;
         DeviceTensor { ptr, batch_stride: rows as u64 * row_stride, row_stride, head_stride }
     };
@@ -136,8 +153,8 @@ fn launches(pass: Pass) -> (Global, Vec<Launched>) {
             backward_with(&call, gpu, BackwardShape::Hopper(steps))
         }
         _ => {
-            let (row_stride, head_stride) = (shape.seqlen_k as u64, (QUERIES * shape.seqlen_k) as u64);
-            let ptr = memory.reserve("probs", 2 * shape.num_heads * QUERIES * shape.seqlen_k).0;
+            let (row_stride, head_stride) = (shape.seqlen_k as u64, (shape.seqlen_q * shape.seqlen_k) as u64);
+            let ptr = memory.reserve("probs", 2 * shape.num_heads * shape.seqlen_q * shape.seqlen_k).0;
             let batch_stride = shape.num_heads as u64 * head_stride;
             let probs = Some(DeviceTensor { ptr, batch_stride, row_stride, head_stride });
             let call = ForwardCall { problem, half, q, k, v, out, lse, probs, seed_and_offset_ptr };
@@ -179,6 +196,7 @@ fn the_kernels_are_right_as_they_are() {
     ];
     let backwards = [
         STEPS,
+        SHARED,
         KeySteps { step: 128, ..STEPS },
         KeySteps { stages: 3, ds_stages: 3, flag_stages: 1, ..STEPS },
     ];
@@ -226,3 +244,11 @@ fn every_mistake_in_probs_that_matters_is_noticed() {
 fn every_mistake_in_the_backward_that_matters_is_noticed() {
     assert_eq!(unnoticed(Pass::Backward(STEPS)), Vec::<String>::new());
 }
+
+#[test]
+fn every_mistake_where_warpgroups_share_keys_that_matters_is_noticed() {
+    assert_eq!(unnoticed(Pass::Backward(SHARED)), Vec::<String>::new());
+}
+
+#[test]
+fn every_mistake_in_sharing_places_that_matters_is_noticed() {}

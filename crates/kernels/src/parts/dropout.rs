@@ -221,7 +221,7 @@ impl<'k> SignMask<'k> {
     #[track_caller]
     pub(crate) fn transposed(&self, warp: Warp<'k>, word: Val<'k, B32>) -> Val<'k, B32> {
         // A pair of queries (g, g + 8) becomes one 16-bit element, so that 8x8 elements are transposed at once.
-        warp.transpose(self.dropped(word).permute(0u32, 0x3120u32))
+        warp.transpose(self.pairs(word))
     }
 
     /// `p` with bit 7 of byte `byte` of `flags` as its sign.
@@ -231,17 +231,9 @@ impl<'k> SignMask<'k> {
         p.cast::<B32>().choose(flag, 0x7FFF_FFFFu32).cast()
     }
 
-    /// The flags of a word as the upper bytes of 1 or, dropped, -1 for [`signs`](Self::signs); two rows, of one column,
-    /// are neighbours, so that a matrix of such pairs can be transposed.
+    /// The flags of a word, two rows of one column being neighbours, so that a matrix of such pairs can be transposed.
     #[track_caller]
     pub(crate) fn pairs(&self, word: Val<'k, B32>) -> Val<'k, B32> {
-        let upper = (self.dropped(word) & 0x8080_8080u32) | 0x3F3F_3F3Fu32;
-        upper.permute(0u32, 0x3120u32)
-    }
-
-    /// 1, or -1 for what is dropped, of each byte of a word of [`pairs`](Self::pairs).
-    #[track_caller]
-    pub(crate) fn signs(word: Val<'k, B32>) -> [Val<'k, F32>; 4] {
-        [0u32, 1, 2, 3].map(|byte| word.permute(0x80u32, byte << 12 | 0x455).cast())
+        self.dropped(word).permute(0u32, 0x3120u32)
     }
 }

@@ -30,7 +30,12 @@ impl<'k> Work<'k> {
 
     /// The tiles of `at_once` heads alternate in the grid: so many first tiles, then as many second ones.
     #[track_caller]
-    pub(crate) fn alternate(cta: Cta<'k>, blocks: Val<'k, U32>, heads: Val<'k, U32>, at_once: u32) -> Self {
+    pub(crate) fn alternate(
+        cta: Cta<'k>,
+        blocks: Val<'k, U32>,
+        heads: Val<'k, U32>,
+        at_once: Val<'k, U32>,
+    ) -> Self {
         let (index, rows) = (cta.index(), cta.count() / blocks);
         let first = index / (blocks * at_once) * at_once;
         let (width, within) = ((rows - first).min(at_once), index - first * blocks);

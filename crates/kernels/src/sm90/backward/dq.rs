@@ -3,8 +3,8 @@ use super::multiply::Keys;
 use super::{Between, Block, Cursor, QUERIES};
 use crate::config::KeySteps;
 use signflash_ptx::{
-    Acc, BoxTile, Columns, GlobalAddr, Mbarrier, PendingProduct, Pred, Product, Rows, SmemAddr, Thread, U32, Val, Var, Warp,
-    Warpgroup,
+    Acc, BoxTile, Columns, GlobalAddr, Mbarrier, PendingProduct, Pred, Product, Rows, SmemAddr, Thread, U32,
+    Val, Var, Warp, Warpgroup,
 };
 
 /// Which step's dq comes next.

@@ -64,6 +64,8 @@ kernel_args! {
         dq_sums: u64,
         /// For each step of queries and each warp that adds, how many blocks have (u32), zeroed before; if in order.
         dq_counters: u64,
+        /// Heads whose blocks alternate in the grid.
+        heads_at_once: u32,
     }
 }
 
@@ -99,10 +101,7 @@ pub(crate) fn kernel(name: &str, common: &Common, shape: &KeySteps) -> Kernel {
         let dropout = common.dropout.then(|| DropoutVals::declare(cta));
         let smem = Smem::plan(cta, common, shape);
         let (tiles, heads) = (problem.key_tiles(shape.keys), problem.num_heads_k);
-        let work = match shape.ordered_heads {
-            0 => Work::locate(cta, tiles, heads, false),
-            at_once => Work::alternate(cta, tiles, heads, at_once),
-        };
+        let work = Work::alternate(cta, tiles, heads, args.heads_at_once);
         cta.sync(); // barriers are initialised
         let block = Block { cta, common, shape, problem, args, dropout, smem, work };
         let (wg, index) = (cta.warpgroups(), cta.warpgroups().index());

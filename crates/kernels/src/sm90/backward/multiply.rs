@@ -66,7 +66,11 @@ impl<'k> Block<'_, 'k> {
     }
 
     /// p^T or ds^T times a step of dout or q, added.
-    pub(super) fn over_queries<'p>(&self, words: &'p [[Var<'k, B32>; 4]], queries: BoxTile<'k>) -> Product<'p, 'k> {
+    pub(super) fn over_queries<'p>(
+        &self,
+        words: &'p [[Var<'k, B32>; 4]],
+        queries: BoxTile<'k>,
+    ) -> Product<'p, 'k> {
         Product {
             rows: Rows::Registers(words),
             columns: Columns::Plain(queries),
@@ -119,7 +123,7 @@ impl<'a, 'k> Keys<'a, 'k> {
 
     fn walk(&mut self) {
         let (block, wg, group) = (self.block, self.wg, self.group);
-        let (at, turn) = (block.cursor(), Turn::new(wg.threads(), block.shape.ordered_heads > 0, 0));
+        let (at, turn) = (block.cursor(), Turn::new(wg.threads(), block.shape.ordered, 0));
         wg.while_(
             || at.more(),
             |_| {

@@ -44,11 +44,11 @@ impl<'k> Block<'_, 'k> {
     /// s becomes p, its sign saying what is dropped.
     pub(super) fn probabilities(&self, s: &Acc<'k>, lse: &OfQueries<'k>, flags: Option<SmemAddr<'k>>) {
         for k16 in 0..s.groups() / 2 {
-            let signs = flags.map(|flags| {
+            let dropped = flags.map(|flags| {
                 [0, 1].map(|h| {
                     let place = (h * (self.shape.step / 16) + k16 as u32) * FLAG_BYTES;
                     let [word] = lse.t.load::<B32, 1>(flags.at(place));
-                    SignMask::signs(word)
+                    word
                 })
             });
             for (group, right) in [(2 * k16, 0), (2 * k16 + 1, 1)] {
@@ -56,7 +56,7 @@ impl<'k> Block<'_, 'k> {
                 for (h, x) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
                     let cell = s.at(group, 2 * h + x);
                     let p = cell.get().mul_add(self.problem.scale_log2, lse[x]).ex2();
-                    cell.set(signs.map_or(p, |signs| p * signs[h][2 * x + right]));
+                    cell.set(dropped.map_or(p, |words| SignMask::sign(p, words[h], 2 * x as u32 + right)));
                 }
             }
         }

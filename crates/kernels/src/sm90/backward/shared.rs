@@ -114,7 +114,7 @@ impl<'a, 'k> Half<'a, 'k> {
             sum: wg.acc(common.head_dim),
             operand: (0..shape.step / 16).map(|_| words()).collect(),
             columns: [[0, FIRST_COLUMNS], [FIRST_COLUMNS, common.head_dim - FIRST_COLUMNS]][number as usize],
-            turn: Turn::new(t, shape.ordered_heads > 0, number),
+            turn: Turn::new(t, shape.ordered, number),
         };
         half.sum.clear();
         half
@@ -123,7 +123,7 @@ impl<'a, 'k> Half<'a, 'k> {
     /// The next step's dq, and the sum's product over `queries`, if any, under which dq is added to memory.
     fn dq_and_sum(&mut self, queries: Option<BoxTile<'k>>) {
         let Half { block, wg, k, ds, sum, operand, columns: [first, count], turn, .. } = self;
-        let (warp, t, ordered) = (wg.warps(), wg.threads(), block.shape.ordered_heads > 0);
+        let (warp, t, ordered) = (wg.warps(), wg.threads(), block.shape.ordered);
         let mut dq = wg.acc(*count);
         let stage = ds.wait(warp);
         let all = BoxTile::new(stage.address(), block.shape.keys);
@@ -144,7 +144,7 @@ impl<'a, 'k> Half<'a, 'k> {
 
     /// The sum of all steps.
     fn finish(self) -> Acc<'k> {
-        if self.block.shape.ordered_heads > 0 {
+        if self.block.shape.ordered {
             tell(self.block, self.wg, &self.turn);
         }
         self.sum
@@ -188,7 +188,12 @@ impl<'a, 'k> Probs<'a, 'k> {
     fn new(half: Half<'a, 'k>, p: BulkRing<'k>) -> Self {
         let (warp, smem) = (half.wg.warps(), &half.block.smem);
         let queries = smem.queries.consumer(warp);
-        Probs { queries, flags: smem.flags.map(|ring| ring.consumer(warp)), to_p: p.producer(warp.threads()), half }
+        Probs {
+            queries,
+            flags: smem.flags.map(|ring| ring.consumer(warp)),
+            to_p: p.producer(warp.threads()),
+            half,
+        }
     }
 
     /// dv of the block's keys.
