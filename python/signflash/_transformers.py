@@ -109,13 +109,18 @@ def _is_causal(mask_function: Any, kv_length: int) -> bool:
 
 
 def _without_packing(mask_function: Any) -> Any:
-    """Compiled models always ask for packed sequences, also where each row holds one: that is the plain pattern."""
-    packing, remapping = _parts(mask_function)
-    sequences = _held(packing, "packed_sequence_mask_function", "packed_sequence_mask")
-    inner = _held(remapping, "remap_positions_for_packed_sequence", "mask_function")
-    if sequences is None or inner is None or bool((sequences[:, -1] != 0).any()):
-        return mask_function
-    return inner
+    """Compiled models always ask for packed sequences, also where each row holds one: that is the plain pattern.
+
+    Versions of Transformers differ in the order of the two, and in whether positions are counted anew in each sequence.
+    """
+    parts = _parts(mask_function)
+    for packing, pattern in (parts, parts[::-1]):
+        sequences = _held(packing, "packed_sequence_mask_function", "packed_sequence_mask")
+        if sequences is not None:
+            one_a_row = not bool((sequences[:, -1] != 0).any())
+            inner = _held(pattern, "remap_positions_for_packed_sequence", "mask_function") or pattern
+            return inner if one_a_row else mask_function
+    return mask_function
 
 
 def _parts(mask_function: Any) -> Any:

@@ -161,6 +161,24 @@ def test_what_cannot_be_computed_is_refused(device):
         attention_forward(torch.nn.Module(), x, x, x, None)
 
 
+@pytest.mark.parametrize("packing_first", [True, False])
+def test_packed_sequences_are_seen_in_either_order(packing_first):
+    """Versions of Transformers differ in it. One sequence a row, which compiled models ask for, is the plain pattern."""
+    from signflash._transformers import _is_causal
+    from transformers import masking_utils
+
+    if not hasattr(masking_utils, "packed_sequence_mask_function"):
+        pytest.skip("this Transformers knows no packed sequences")
+
+    def pattern(sequences):
+        parts = [masking_utils.packed_sequence_mask_function(sequences), masking_utils.causal_mask_function]
+        return masking_utils.and_masks(*(parts if packing_first else parts[::-1]))
+
+    assert _is_causal(pattern(torch.zeros(2, 5, dtype=torch.long)), 5)
+    with pytest.raises(NotImplementedError, match="only causal and full attention"):
+        _is_causal(pattern(torch.tensor([[0, 0, 0, 0, 0], [0, 0, 0, 1, 1]])), 5)
+
+
 @pytest.mark.skipif(not hasattr(torch.library, "register_autograd"), reason="operators need PyTorch 2.4 or newer")
 @pytest.mark.parametrize("padding", [None, "right"])
 def test_compiled_models_are_computed(padding, device):
