@@ -1,34 +1,110 @@
 #!/usr/bin/env python3
 """Runs FlashAttention-2's own test file, unchanged, against signflash. Needs a GPU, pytest and einops.
 
-    python3 run.py path/to/flash-attention/tests/test_flash_attn.py [options of pytest]
+    python3 run.py path/to/flash-attention/tests/test_flash_attn.py [--jobs N] [--seconds S] [--share I/N] [options of pytest]
 
-Its imports find the folder `shim`. Tests of what is not there yet (sliding windows, ALiBi, softcap, packed sequences, KV
-caches) are skipped and counted as such. The whole file has half a million cases; with dropout and without, of what is there:
-
-    python3 run.py FILE -k "(qkvpacked or output or race_condition or overflow or transpose or deterministic) and not varlen"
+Its imports find the folder `shim`. Run are the cases of the functions that are there: without sliding windows, ALiBi, softcap,
+packed sequences and KV caches, which are the most of the file's half a million. N processes share them and the GPU; after
+S seconds no case is begun, and what was not run is counted. `--share` takes every N-th case from the I-th on.
 """
 
+import argparse
+import collections
+import json
 import os
+import re
+import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
-import pytest
+SHOWN = 20  # cases that failed, in words
+SHIM = Path(__file__).resolve().parent / "shim"
 
-HERE = Path(__file__).resolve().parent
+
+def start(a, rest, job, folder):
+    """One process with its share; pytest's own words go to a file."""
+    first, step = (int(x) for x in a.share.split("/"))
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        a.file,
+        "--rootdir",
+        str(Path(a.file).parent),
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
+    command += ["-p", "not_there_yet", "-p", "share", "--share", f"{first + step * job}/{step * a.jobs}"]
+    command += ["--outcomes", str(folder / f"{job}.jsonl")]
+    if a.seconds is not None:
+        command += ["--until", str(time.time() + a.seconds)]
+    path = os.pathsep.join(filter(None, [str(SHIM), os.environ.get("PYTHONPATH")]))
+    with open(folder / f"{job}.log", "w", encoding="utf-8") as log:
+        return subprocess.Popen(
+            command + rest, env={**os.environ, "PYTHONPATH": path}, stdout=log, stderr=subprocess.STDOUT
+        )
+
+
+def read(folder):
+    """The names of all cases, and the outcomes by name."""
+    names, outcomes = [], {}
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            said = json.loads(line)
+            names += said.get("collected", [])
+            if "case" in said:
+                outcomes[said["case"]] = said
+    return names, outcomes
+
+
+def group(name):
+    """The test, and its dropout_p: of test[0.0-0.17-97-32] the last with a point; the other is softcap."""
+    points = re.findall(r"[0-9]+\.[0-9]+", name)
+    return name.split("[")[0], points[-1] if points else ""
+
+
+def report(names, outcomes):
+    rows = collections.defaultdict(collections.Counter)
+    for name in names:
+        came = outcomes[name]["outcome"] if name in outcomes else "not run"
+        for key in (group(name), ("all", "")):
+            rows[key][came] += 1
+    columns = ("passed", "failed", "skipped", "not run")
+    print("| test | dropout_p | cases | " + " | ".join(columns) + " |\n|---|---|" + "---:|" * (1 + len(columns)))
+    for (test, dropout), counts in sorted(rows.items(), key=lambda row: (row[0][0] == "all", row[0])):
+        print(f"| {test} | {dropout} | {sum(counts.values())} | " + " | ".join(str(counts[c]) for c in columns) + " |")
+    failed = [said for said in outcomes.values() if said["outcome"] == "failed"]
+    for said in failed[:SHOWN]:
+        print(f"failed: {said['case']}: {' '.join(said['text'].split())}")
+    if len(failed) > SHOWN:
+        print(f"and {len(failed) - SHOWN} more failed")
 
 
 def main() -> int:
-    if len(sys.argv) < 2 or not Path(sys.argv[1]).is_file():
-        print(__doc__)
-        return 2
-    shim = str(HERE / "shim")
-    sys.path.insert(0, shim)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [shim, os.environ.get("PYTHONPATH")]))
-    file = str(Path(sys.argv[1]).resolve())
-    return pytest.main(
-        [file, "-p", "not_there_yet", "-p", "no:cacheprovider", "--rootdir", str(Path(file).parent), *sys.argv[2:]]
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--share", default="0/1")
+    parser.add_argument("--keep", help="a folder for each process's log and outcomes")
+    a, rest = parser.parse_known_args()
+    a.file = str(Path(a.file).resolve(strict=True))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(a.keep or temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        began = time.time()
+        codes = [process.wait() for process in [start(a, rest, job, folder) for job in range(a.jobs)]]
+        names, outcomes = read(folder)
+        report(names, outcomes)
+        for job, code in enumerate(codes):
+            if code not in (0, 1, 2, 5) or not names:  # 1: a case failed; 2: the time was over; 5: an empty share
+                print(f"process {job} ended with {code}:\n" + (folder / f"{job}.log").read_text()[-2000:])
+        print(f"{len(outcomes)} of {len(names)} cases in {time.time() - began:.0f} s, {a.jobs} processes")
+    failed = any(said["outcome"] == "failed" for said in outcomes.values())
+    return 1 if failed or not outcomes or any(code not in (0, 1, 2, 5) for code in codes) else 0
 
 
 if __name__ == "__main__":

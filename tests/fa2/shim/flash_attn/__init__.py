@@ -30,6 +30,28 @@ def _unnormalised(probs, lse, q, k, causal):
     return probs.float() * factor[..., None]
 
 
+class _OnceUsed:
+    """The tensor that `make` makes, when something is asked of it: most tests look at S_dmask in a few cases only."""
+
+    def __init__(self, make):
+        self._make = make
+
+    @functools.cached_property
+    def _tensor(self):
+        return self._make()
+
+    def __getattr__(self, name):
+        return getattr(self._tensor, name)
+
+    def __getitem__(self, index):
+        return self._tensor[index]
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        args = [x._tensor if isinstance(x, cls) else x for x in args]
+        return function(*args, **(kwargs or {}))
+
+
 def _wrap(function, unpack):
     @functools.wraps(function)
     def call(*args, **kwargs):
@@ -38,7 +60,8 @@ def _wrap(function, unpack):
             return results
         out, lse, probs = results
         q, k = unpack(args)
-        return out, lse, _unnormalised(probs, lse, q, k, kwargs.get("causal", False))
+        causal = kwargs.get("causal", False)
+        return out, lse, _OnceUsed(lambda: _unnormalised(probs, lse, q, k, causal))
 
     return call
 

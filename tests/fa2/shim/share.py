@@ -1,0 +1,79 @@
+"""A pytest plugin: the cases of what is there, one share of them, until a given time, and what came of each.
+
+Cases are ordered by the hash of their names, so that every share, and whatever a share gets done in its time, is drawn
+evenly from all.
+"""
+
+import hashlib
+import json
+import time
+
+import pytest
+
+FUNCTIONS = {
+    "test_flash_attn_qkvpacked",
+    "test_flash_attn_output",
+    "test_flash_attn_causal",
+    "test_flash_attn_race_condition",
+    "test_flash_attn_bwd_overflow",
+    "test_flash_attn_bwd_transpose",
+    "test_flash_attn_deterministic",
+}
+#: Of these parameters only what is there: no sliding windows, no ALiBi, no softcap.
+THERE = {"local": [False], "alibi": [False], "softcap": [0.0]}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--share", default="0/1", help="I/N: every N-th case from the I-th on")
+    parser.addoption("--until", type=float, help="a time of time.time(), after which no case is begun")
+    parser.addoption("--outcomes", help="a file that gets a line of JSON for each case")
+
+
+def pytest_pycollect_makeitem(collector, name, obj):
+    """Other tests are not even made: they have hundreds of thousands of cases."""
+    return [] if name.startswith("test_") and name not in FUNCTIONS else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc):
+    parametrize = metafunc.parametrize
+
+    def of_what_is_there(names, values, *args, **kwargs):
+        return parametrize(names, THERE.get(names, values), *args, **kwargs)
+
+    metafunc.parametrize = of_what_is_there
+
+
+def _order(item):
+    return hashlib.sha256(item.name.encode()).digest()
+
+
+def pytest_collection_modifyitems(config, items):
+    first, step = (int(x) for x in config.getoption("--share").split("/"))
+    items[:] = sorted(items, key=_order)[first::step]
+    _say(config, collected=[item.name for item in items])
+
+
+def _say(config, **what):
+    path = config.getoption("--outcomes")
+    if path is not None:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(what) + "\n")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.when == "call" or not report.passed and not report.when == "teardown":
+        text = "" if report.passed else str(call.excinfo.value)[:300]
+        _say(item.config, case=item.name, outcome=report.outcome, seconds=round(report.duration, 3), text=text)
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item):
+    until = item.config.getoption("--until")
+    if until is not None and time.time() > until:
+        item.session.shouldstop = "the time is over"
+        return True  # it is not run
+    return None
