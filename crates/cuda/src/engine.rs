@@ -4,9 +4,11 @@ use crate::cache::ModuleCache;
 use crate::device::Device;
 use crate::doing::Doing;
 use crate::error::{CudaError, check};
-use crate::launch::Arg;
+use crate::function::Function;
+use crate::known::KnownKernels;
 use crate::program::OwnedProgram;
 use crate::stream::Stream;
+use crate::value::PlanValues;
 use crate::workspace::Workspace;
 use cudarc::driver::sys;
 use signflash_core::{Dtype, Problem, ProblemError};
@@ -60,6 +62,7 @@ pub enum EngineError {
 pub struct CudaEngine {
     stream: Arc<Stream>,
     cache: Arc<ModuleCache>,
+    known: Arc<KnownKernels>,
     deterministic: bool,
     portable: bool,
 }
@@ -73,6 +76,7 @@ impl CudaEngine {
         Ok(Self {
             stream: Arc::new(Stream::new(device)?),
             cache: Arc::new(ModuleCache::new()),
+            known: Arc::default(),
             deterministic: false,
             portable: false,
         })
@@ -90,7 +94,7 @@ impl CudaEngine {
 
     /// With kernels from this cache.
     pub fn with_cache(self, cache: ModuleCache) -> Self {
-        Self { cache: Arc::new(cache), ..self }
+        Self { cache: Arc::new(cache), known: Arc::default(), ..self }
     }
 
     /// Whether backwards of host tensors are the same to the bit.
@@ -192,19 +196,24 @@ impl CudaEngine {
         for step in steps {
             match step {
                 Step::Launch { config, grid, args } => {
-                    let build = || program(config);
-                    let function = self.cache.get_or_compile(self.device(), &config.to_string(), build)?;
-                    let encode = |arg| Arg::encode(self.device(), arg);
-                    let args = args.iter().map(encode).collect::<Result<Vec<Arg>, CudaError>>()?;
+                    let function = self.function(config)?;
+                    let values = PlanValues::new(self.device(), args)?;
                     // SAFETY: the plan's arguments are those that the kernel declares, and the addresses among them
                     // are the caller's promise. The cache, which lives as long as the engine, keeps the function.
-                    unsafe { function.launch(stream, *grid, &args)? };
+                    unsafe { function.launch_values(stream, *grid, values.iter())? };
                 }
                 // SAFETY: the caller's promise about the plan's addresses.
                 Step::Zero { ptr, bytes } => unsafe { zero(stream, *ptr, *bytes as usize)? },
             }
         }
         Ok(())
+    }
+
+    /// A kernel, compiled if it is used for the first time.
+    fn function(&self, config: &Config) -> Result<Arc<Function>, CudaError> {
+        self.known.get_or_find(config, || {
+            self.cache.get_or_compile(self.device(), &config.to_string(), || program(config))
+        })
     }
 
     /// A workspace for one backward on the engine's stream.

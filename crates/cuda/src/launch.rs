@@ -7,6 +7,7 @@ use crate::error::{CudaError, check};
 use crate::function::Function;
 use crate::stream::Stream;
 use crate::tensor::EncodedTensor;
+use crate::value::Value;
 use crate::workspace::Workspace;
 use cudarc::driver::sys;
 use std::ffi::c_void;
@@ -48,23 +49,18 @@ impl Arg {
 
     /// How wide it is.
     pub fn bytes(&self) -> usize {
-        match self {
-            Self::U32(_) | Self::I32(_) | Self::F32(_) => 4,
-            Self::U64(_) => 8,
-            Self::Tensor(_) => EncodedTensor::BYTES,
-        }
+        self.value().bytes
     }
 
     /// Where its value is.
-    fn address(&self) -> *mut c_void {
-        let address: *const c_void = match self {
-            Self::U32(value) => std::ptr::from_ref(value).cast(),
-            Self::I32(value) => std::ptr::from_ref(value).cast(),
-            Self::U64(value) => std::ptr::from_ref(value).cast(),
-            Self::F32(value) => std::ptr::from_ref(value).cast(),
-            Self::Tensor(value) => std::ptr::from_ref(value).cast(),
-        };
-        address.cast_mut()
+    fn value(&self) -> Value<'_> {
+        match self {
+            Self::U32(value) => Value::of(value),
+            Self::I32(value) => Value::of(value),
+            Self::U64(value) => Value::of(value),
+            Self::F32(value) => Value::of(value),
+            Self::Tensor(value) => Value::of(value),
+        }
     }
 }
 
@@ -104,20 +100,37 @@ impl Function {
     /// writes with these arguments must be valid on this GPU, and used by nobody else in a way that races, until the
     /// kernel has ended; so must `self`. If the stream is being captured, that holds for each replay of the graph.
     pub unsafe fn launch(&self, stream: &Stream, grid_blocks: u32, args: &[Arg]) -> Result<(), CudaError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_values(stream, grid_blocks, args.iter().map(Arg::value)) }
+    }
+
+    /// The same, with arguments that stay where they are.
+    ///
+    /// # Errors
+    /// As [`launch`](Self::launch).
+    ///
+    /// # Safety
+    /// As [`launch`](Self::launch).
+    pub(crate) unsafe fn launch_values<'a>(
+        &self,
+        stream: &Stream,
+        grid_blocks: u32,
+        args: impl ExactSizeIterator<Item = Value<'a>> + Clone,
+    ) -> Result<(), CudaError> {
         let doing = || Doing::Launch { kernel: self.entry().into() };
-        check_args(self.entry(), self.parameter_bytes(), args)?;
+        check_args(self.entry(), self.parameter_bytes(), args.clone())?;
         self.device().require_same(stream.device(), doing)?;
         if grid_blocks == 0 {
             return Ok(());
         }
-        let mut addresses: Vec<*mut c_void> = args.iter().map(Arg::address).collect();
+        let mut addresses: Vec<*mut c_void> = args.map(|value| value.address).collect();
         let (threads, shared) = (self.block_threads(), self.dynamic_smem_bytes());
         let (values, none) = (addresses.as_mut_ptr(), std::ptr::null_mut());
         let (function, queue) = (self.handle(), stream.handle());
         let _bound = self.device().bind()?;
         // SAFETY: function and stream are live and of the device whose context is current, as checked above. `values`
-        // holds the address of one value for each parameter, as wide as declared (`check_args`); the driver copies
-        // them before it returns. What the kernel does with them is the caller's promise.
+        // holds the address of one value for each parameter, as wide as declared (`check_args`) and alive (`Value`); the
+        // driver copies them before it returns. What the kernel does with them is the caller's promise.
         let result = unsafe {
             sys::cuLaunchKernel(function, grid_blocks, 1, 1, threads, 1, 1, shared, queue, values, none)
         };
@@ -126,15 +139,18 @@ impl Function {
 }
 
 /// That `args` are as many and as wide as the kernel declares.
-fn check_args(kernel: &str, parameter_bytes: &[usize], args: &[Arg]) -> Result<(), CudaError> {
+fn check_args<'a>(
+    kernel: &str,
+    parameter_bytes: &[usize],
+    args: impl ExactSizeIterator<Item = Value<'a>>,
+) -> Result<(), CudaError> {
     if args.len() != parameter_bytes.len() {
         let (expected, got) = (parameter_bytes.len(), args.len());
         return Err(CudaError::ArgumentCount { kernel: kernel.into(), expected, got });
     }
     for (index, (&expected, arg)) in parameter_bytes.iter().zip(args).enumerate() {
-        let got = arg.bytes();
-        if got != expected {
-            return Err(CudaError::ArgumentWidth { kernel: kernel.into(), index, expected, got });
+        if arg.bytes != expected {
+            return Err(CudaError::ArgumentWidth { kernel: kernel.into(), index, expected, got: arg.bytes });
         }
     }
     Ok(())
@@ -144,18 +160,19 @@ fn check_args(kernel: &str, parameter_bytes: &[usize], args: &[Arg]) -> Result<(
 mod tests {
     use super::*;
 
+    fn check(parameter_bytes: &[usize], args: &[Arg]) -> Result<(), CudaError> {
+        check_args("add", parameter_bytes, args.iter().map(Arg::value))
+    }
+
     #[test]
     fn arguments_as_declared_pass() {
-        assert_eq!(
-            check_args("add", &[8, 4, 4, 4], &[1u64.into(), 2u32.into(), 3i32.into(), 4f32.into()]),
-            Ok(())
-        );
+        assert_eq!(check(&[8, 4, 4, 4], &[1u64.into(), 2u32.into(), 3i32.into(), 4f32.into()]), Ok(()));
     }
 
     #[test]
     fn a_missing_argument_is_counted() {
         assert_eq!(
-            check_args("add", &[8, 4], &[Arg::U64(1)]).unwrap_err().to_string(),
+            check(&[8, 4], &[Arg::U64(1)]).unwrap_err().to_string(),
             "kernel `add` takes 2 arguments, got 1; pass one for each .param of its .entry"
         );
     }
@@ -163,7 +180,7 @@ mod tests {
     #[test]
     fn an_argument_of_the_wrong_width_is_named() {
         assert_eq!(
-            check_args("add", &[8, 8], &[Arg::U64(1), Arg::U32(1)]).unwrap_err().to_string(),
+            check(&[8, 8], &[Arg::U64(1), Arg::U32(1)]).unwrap_err().to_string(),
             "argument 1 of kernel `add` takes 8 bytes, got 4; pass U64 for a pointer or .b64, U32, I32 or F32 for 32 \
              bits"
         );
@@ -173,6 +190,6 @@ mod tests {
     fn the_address_of_an_argument_holds_its_value() {
         let arg = Arg::F32(1.5);
         // SAFETY: the address is that of the f32 inside `arg`, which is alive.
-        assert_eq!(unsafe { *arg.address().cast::<f32>() }, 1.5);
+        assert_eq!(unsafe { *arg.value().address.cast::<f32>() }, 1.5);
     }
 }

@@ -65,11 +65,13 @@ mod event;
 mod function;
 mod graph;
 mod host;
+mod known;
 mod launch;
 mod program;
 mod resident;
 mod stream;
 mod tensor;
+mod value;
 mod workspace;
 
 pub use buffer::DeviceBuffer;
