@@ -50,7 +50,7 @@ def dense(x):
 
 
 def tensor(x):
-    return (x.ctypes.data, x.shape, [stride // x.itemsize for stride in x.strides])
+    return (x.ctypes.data, x.shape, tuple(stride // x.itemsize for stride in x.strides))
 
 
 def operands(q, k, v):
@@ -122,10 +122,10 @@ def backward(dout, given_q, k, v, out, lse, *, dlse, **settings):
     _native.backward(
         (-1, 0),
         q.dtype.name,
-        [tensor(x) for x in read],
+        tuple(tensor(x) for x in read),
         lse.ctypes.data,
         0 if dlse is None else dlse.ctypes.data,
-        [tensor(x) for x in written],
+        tuple(tensor(x) for x in written),
         0,
         False,
         0,

@@ -10,8 +10,10 @@ use pyo3::prelude::*;
 use signflash_core::{Dtype, ProblemError, Shape, Shard};
 use signflash_cuda::{Device, EngineError};
 
+/// Four numbers as a tuple, which PyO3 reads in half the time of a sequence.
+type Four = (usize, usize, usize, usize);
 /// (address, shape, strides).
-type Tensor = (u64, [usize; 4], [usize; 4]);
+type Tensor = (u64, Four, Four);
 /// (first_batch, first_head, first_row, first_column, num_heads_total).
 type ShardArgs = (usize, usize, usize, usize, Option<usize>);
 /// (causal, softmax_scale, dropout_p, seed, offset, nominal, shard).
@@ -21,7 +23,7 @@ type SettingsArgs = (bool, Option<f64>, f64, u64, u64, bool, Option<ShardArgs>);
 type PlaceArgs = (i64, u64);
 
 fn tensor((address, shape, strides): Tensor) -> ForeignTensor {
-    ForeignTensor { address, shape, strides }
+    ForeignTensor { address, shape: shape.into(), strides: strides.into() }
 }
 
 fn settings((causal, softmax_scale, dropout_p, seed, offset, nominal, shard): SettingsArgs) -> Settings {
@@ -104,16 +106,17 @@ fn py_backward(
     py: Python<'_>,
     at: PlaceArgs,
     dtype_name: &str,
-    read: [Tensor; 5],
+    read: (Tensor, Tensor, Tensor, Tensor, Tensor),
     lse: u64,
     dlse: u64,
-    written: [Tensor; 3],
+    written: (Tensor, Tensor, Tensor),
     workspace: u64,
     deterministic: bool,
     seed_and_offset: u64,
     settings_args: SettingsArgs,
 ) -> PyResult<()> {
-    let ([q, k, v, out, dout], [dq, dk, dv]) = (read.map(tensor), written.map(tensor));
+    let ([q, k, v, out, dout], [dq, dk, dv]) =
+        (<[Tensor; 5]>::from(read).map(tensor), <[Tensor; 3]>::from(written).map(tensor));
     let dtype = dtype(dtype_name)?;
     let call = Backward {
         dtype,
@@ -140,13 +143,13 @@ fn py_backward(
 #[pyfunction]
 fn workspace_bytes(
     ordinal: u32,
-    q_shape: [usize; 4],
-    k_shape: [usize; 4],
+    q_shape: Four,
+    k_shape: Four,
     deterministic: bool,
     settings_args: SettingsArgs,
 ) -> PyResult<u64> {
-    let [batch, seqlen_q, num_heads, head_dim] = q_shape;
-    let [_, seqlen_k, num_heads_k, _] = k_shape;
+    let (batch, seqlen_q, num_heads, head_dim) = q_shape;
+    let (_, seqlen_k, num_heads_k, _) = k_shape;
     let shape = Shape { batch, seqlen_q, seqlen_k, num_heads, num_heads_k, head_dim };
     let problem = settings(settings_args).of_shape(shape).map_err(|error| raise(error.into()))?;
     call::workspace_bytes(Place::Cuda { ordinal, stream: 0 }, &problem, deterministic).map_err(raise)
@@ -154,10 +157,11 @@ fn workspace_bytes(
 
 /// The keep mask of (batch, num_heads, seqlen_q, seqlen_k), a byte an entry.
 #[pyfunction]
-fn dropout_mask(py: Python<'_>, to: u64, shape: [usize; 4], settings_args: SettingsArgs) -> PyResult<()> {
+fn dropout_mask(py: Python<'_>, to: u64, shape: Four, settings_args: SettingsArgs) -> PyResult<()> {
     let settings = settings(settings_args);
     // SAFETY: the package's Python half has just allocated one byte an entry at this address.
-    let written: Result<(), ProblemError> = py.detach(|| unsafe { mask::write_mask(to, shape, &settings) });
+    let written: Result<(), ProblemError> =
+        py.detach(|| unsafe { mask::write_mask(to, shape.into(), &settings) });
     written.map_err(|error| raise(error.into()))
 }
 

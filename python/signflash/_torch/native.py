@@ -94,10 +94,10 @@ def backward(dout, q, k, v, out, lse, settings: Settings, rng_state=None, determ
     _native.backward(
         _place(q),
         NAMES[q.dtype],
-        [_tensor(q), _tensor(k), _tensor(v), _tensor(out), _tensor(dout)],
+        (_tensor(q), _tensor(k), _tensor(v), _tensor(out), _tensor(dout)),
         lse.data_ptr(),
         0 if dlse is None else dlse.data_ptr(),
-        [_tensor(x) for x in into],
+        tuple([_tensor(x) for x in into]),
         0 if workspace is None else workspace.data_ptr(),
         deterministic,
         address,

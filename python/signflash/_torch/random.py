@@ -26,7 +26,8 @@ def draw(q, generator=None):
         own = _random.scoped()
     if own is not None:
         return (*own.next(batch, num_heads), None)
-    check_generator(q, generator)
+    if generator is not None:
+        check_generator(q, generator)
     if q.is_cuda:
         return _draw_cuda(q, batch * num_heads * _random.LANES, generator)
     # PyTorch's CPU generator has no counter: the seed comes from it, and each call advances it.
@@ -35,8 +36,6 @@ def draw(q, generator=None):
 
 
 def check_generator(q, generator) -> None:
-    if generator is None:
-        return
     if not isinstance(generator, torch.Generator):
         kind = type(generator).__name__
         raise TypeError(f"generator must be a torch.Generator or a signflash.Generator, got {kind}")
@@ -64,20 +63,25 @@ def _draw_cuda(q, increment, generator):
         state = torch.randint(0, (1 << 63) - 1, (2,), dtype=torch.int64, device=q.device, generator=generator)
         return 0, 0, state
     if generator is None:
-        generator = torch.cuda.default_generators[q.device.index]
+        generator = torch.cuda.default_generators[q.get_device()]
     with _lock:
         return (*_advance(generator, increment), None)
 
 
-def _advance(generator, increment):
+def _advance_by_offset(generator, increment):
     """(seed, offset) of a CUDA generator, which then goes on."""
-    if hasattr(generator, "set_offset"):
-        seed, offset = generator.initial_seed() & U64, generator.get_offset()
-        generator.set_offset(offset + increment)
-        return seed, offset
-    # Before PyTorch 2.1: the state's last 16 bytes are seed and offset.
+    offset = generator.get_offset()
+    generator.set_offset(offset + increment)
+    return generator.initial_seed() & U64, offset
+
+
+def _advance_by_state(generator, increment):
+    """The same before PyTorch 2.1: the state's last 16 bytes are seed and offset."""
     state = generator.get_state()
     seed, offset = (int(x) for x in state[-16:].clone().view(torch.int64))
     state[-8:] = torch.tensor([signed((offset + increment) & U64)], dtype=torch.int64).view(torch.uint8)
     generator.set_state(state)
     return seed & U64, offset & U64
+
+
+_advance = _advance_by_offset if hasattr(torch.Generator, "set_offset") else _advance_by_state
