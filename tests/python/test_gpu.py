@@ -102,13 +102,16 @@ def test_work_is_put_into_the_current_stream():
     expected = signflash.attention(q, k, v)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        torch.cuda._sleep(200_000_000)  # whoever does not wait for it sees zeros
-        late = [torch.zeros_like(x).copy_(x) for x in (q, k, v)]
-        out = signflash.attention(*late)
-        assert not stream.query(), "the call waited for the GPU"
-    stream.synchronize()
-    assert torch.equal(out, expected)
+    # PyTorch loads its own kernels in the first round, and waits for the GPU while it does.
+    for cycles in (1, 200_000_000):
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(cycles)  # whoever does not wait for it sees zeros
+            late = [torch.zeros_like(x).copy_(x) for x in (q, k, v)]
+            out = signflash.attention(*late)
+            waited = stream.query()
+        stream.synchronize()
+        assert torch.equal(out, expected)
+    assert not waited, "the call waited for the GPU"
 
 
 def test_the_backward_runs_in_the_forwards_stream():
@@ -198,52 +201,60 @@ def test_compiled_graphs_draw_a_mask_a_run():
     assert all(not torch.equal(a, b) for i, a in enumerate(outs) for b in outs[:i])
 
 
-def test_memory_is_operands_results_and_the_documented_workspace():
-    batch, seqlen, heads, dim = 2, 4096, 16, 128
+def peak(run):
+    """Bytes that run holds at most beyond what is there before, and its result."""
+    run()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    kept = run()
+    return torch.cuda.max_memory_allocated() - before, kept
+
+
+@pytest.mark.parametrize("dim", [64, 128, 256])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_memory_is_operands_results_and_the_documented_workspace(dim, deterministic):
+    batch, seqlen, heads = 2, 4096, 16
     tensors = make(batch, seqlen, heads, dim, torch.bfloat16)
     size = tensors[0].numel() * 2
-    lse = batch * heads * seqlen * 4
-
-    def peak(run):
-        run()
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        kept = run()
-        return torch.cuda.max_memory_allocated() - before, kept
-
+    rows = batch * heads * seqlen
     slack = 1 << 20  # the allocator's rounding
-    used, out = peak(lambda: signflash.attention(*tensors, dropout_p=0.1))
-    assert size + lse <= used <= size + lse + slack
+    used, out = peak(lambda: signflash.attention(*tensors, dropout_p=0.1, deterministic=deterministic))
+    assert size + 4 * rows <= used <= size + 4 * rows + slack
     dout = torch.randn_like(out)
-    # delta and lse of every row (8 bytes), dq in float32: docs/python.md
-    workspace = batch * heads * seqlen * 8 + 2 * size
+    # docs/python.md: two numbers a row, and dq in float32 but where portable kernels add in one order
+    workspace = 8 * rows + (0 if dim > 128 and deterministic else 4 * rows * dim)
     used, _ = peak(lambda: torch.autograd.grad(out, tensors, dout, retain_graph=True))
-    assert 3 * size <= used <= 3 * size + workspace + slack
+    assert 3 * size + workspace <= used <= 3 * size + workspace + slack
 
 
-def host_time(run, calls=300):
-    for _ in range(20):
-        run()
-    best = float("inf")
-    for _ in range(5):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(calls // 5):
-            run()
-        best = min(best, (time.perf_counter() - start) / (calls // 5))
-        torch.cuda.synchronize()
-    return best * 1e6
+def host_times(runs, rounds=40, calls=30):
+    """Microseconds until a call returns, the best of many rounds, in which all take turns."""
+    best = {}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(calls):
+                run()
+            best[name] = min(best.get(name, float("inf")), (time.perf_counter() - start) / calls * 1e6)
+    return best
 
 
 def test_a_call_costs_the_host_less_than_30_microseconds():
-    tensors = make(1, 128, 2, 64)
-    with torch.no_grad():
-        forward = host_time(lambda: signflash.flash_attn_func(*tensors, dropout_p=0.1))
-    with_graph = host_time(lambda: signflash.flash_attn_func(*tensors, dropout_p=0.1))
-    theirs = host_time(lambda: pytorchs(*tensors, 0.1, False))
-    print(f"host: forward {forward:.1f} us, with autograd {with_graph:.1f} us, PyTorch's flash {theirs:.1f} us")
-    assert forward < 30 and with_graph < 30
+    tensors = make(1, 128, 2, 64, requires_grad=False)
+    learning = make(1, 128, 2, 64)
+    times = host_times(
+        {
+            "p = 0": lambda: signflash.flash_attn_func(*tensors),
+            "p = 0.1": lambda: signflash.flash_attn_func(*tensors, dropout_p=0.1),
+            "recording": lambda: signflash.flash_attn_func(*learning, dropout_p=0.1),
+        }
+    )
+    print(times)
+    assert times["p = 0"] < 30 and times["p = 0.1"] < 30
+    # PyTorch takes 15 us to record a function of Python's that does nothing.
+    assert times["recording"] < times["p = 0.1"] + 25
 
 
 def test_a_large_call_is_addressed_in_64_bits():
