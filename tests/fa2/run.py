@@ -20,11 +20,13 @@ import time
 from pathlib import Path
 
 SHOWN = 20  # cases that failed, in words
+ENDED = (0, 1, 2, 5)  # pytest: all passed, a case failed, the time was over, an empty share
 SHIM = Path(__file__).resolve().parent / "shim"
 
 
 def start(a, rest, job, folder):
-    """One process with its share; pytest's own words go to a file."""
+    """One process with its share; pytest's own words go to a file, as do outcomes, of this run alone."""
+    (folder / f"{job}.jsonl").unlink(missing_ok=True)
     first, step = (int(x) for x in a.share.split("/"))
     command = [
         sys.executable,
@@ -48,11 +50,11 @@ def start(a, rest, job, folder):
         )
 
 
-def read(folder):
+def read(paths):
     """The names of all cases, and the outcomes by name."""
     names, outcomes = [], {}
-    for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
+    for path in paths:
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
             said = json.loads(line)
             names += said.get("collected", [])
             if "case" in said:
@@ -97,14 +99,14 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         began = time.time()
         codes = [process.wait() for process in [start(a, rest, job, folder) for job in range(a.jobs)]]
-        names, outcomes = read(folder)
+        names, outcomes = read([folder / f"{job}.jsonl" for job in range(a.jobs)])
         report(names, outcomes)
         for job, code in enumerate(codes):
-            if code not in (0, 1, 2, 5) or not names:  # 1: a case failed; 2: the time was over; 5: an empty share
+            if code not in ENDED or not names:
                 print(f"process {job} ended with {code}:\n" + (folder / f"{job}.log").read_text()[-2000:])
         print(f"{len(outcomes)} of {len(names)} cases in {time.time() - began:.0f} s, {a.jobs} processes")
     failed = any(said["outcome"] == "failed" for said in outcomes.values())
-    return 1 if failed or not outcomes or any(code not in (0, 1, 2, 5) for code in codes) else 0
+    return 1 if failed or not outcomes or any(code not in ENDED for code in codes) else 0
 
 
 if __name__ == "__main__":
