@@ -2,7 +2,7 @@
 """Signflash next to PyTorch's FlashAttention-2 and cuDNN on one NVIDIA GPU, forward and backward.
 
     cargo build --release
-    python3 benchmarks/gpu.py --signflash target/release/signflash     about 5 minutes; writes gpu.json, then
+    python3 benchmarks/gpu.py --signflash target/release/signflash     about 6 minutes; writes gpu.json, then
                                                                        what --render writes
     ... --quick                                                        fewer lengths; prints, writes nothing
     python3 benchmarks/gpu.py --render                                 without a GPU, from gpu.json: gpu.md,
@@ -36,6 +36,8 @@ import chart
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TOKENS, WIDTH = 16384, 2048
 LENGTHS, HEAD_DIMS = (2048, 8192, 16384), (128, 64)
+# Also measured, at fewer lengths.
+LARGE_HEAD_DIM, LARGE_LENGTHS = 256, (2048, 8192)
 SHORT_LENGTHS, SHORT_BATCH, SHORT_HEADS, SHORT_CALLS = (128, 256, 512, 1024), 4, 16, 20
 README_LENGTH = F16_LENGTH = 8192
 WARM_UP, REPS = 5, 20
@@ -110,9 +112,9 @@ def plan(quick):
     masks = (False, True)
     for head_dim, seqlen, causal, p in itertools.product(HEAD_DIMS, short, masks, (0.0, DROPOUT)):
         yield Cell("bf16", SHORT_BATCH, SHORT_HEADS, head_dim, seqlen, causal, p, SHORT_CALLS), ("fwd",)
-    for head_dim, seqlen, causal in itertools.product(HEAD_DIMS, lengths, masks):
-        for p in (0.0, DROPOUT, CUDNN_DROPOUT):
-            yield long_cell("bf16", head_dim, seqlen, causal, p), ("fwd", "bwd")
+    long = [*itertools.product(HEAD_DIMS, lengths), *((LARGE_HEAD_DIM, seqlen) for seqlen in LARGE_LENGTHS)]
+    for (head_dim, seqlen), causal, p in itertools.product(long, masks, (0.0, DROPOUT, CUDNN_DROPOUT)):
+        yield long_cell("bf16", head_dim, seqlen, causal, p), ("fwd", "bwd")
     for head_dim, causal, p in itertools.product(HEAD_DIMS, masks, (0.0, DROPOUT)):
         yield long_cell("f16", head_dim, F16_LENGTH, causal, p), ("fwd",)
 

@@ -299,7 +299,8 @@ pub fn backward(call: &BackwardCall<'_>, gpu: Gpu) -> Result<Vec<Step>, TooManyB
 
 /// The same with a kernel and shape of the caller's choice for the pass over keys: to find better ones, or to do without
 /// Hopper's. Portable tiles must have the step of the table's for the workspace to suffice, or a smaller power of two; a
-/// shape of Hopper's must be for a call that [`choose_backward`] would give one, and ordered only if that is deterministic.
+/// shape of Hopper's must be for a call that [`choose_backward`] would give one with as many keys and queries a step. Whether
+/// it adds in order is the call's to say.
 ///
 /// # Errors
 /// [`TooManyBlocks`].
@@ -341,6 +342,7 @@ pub fn backward_with(
         launch(steps, config, dq_blocks(problem, &config), argument_list(args_problem, &own, None))
     };
     if let BackwardShape::Hopper(shape) = shape {
+        let shape = KeySteps { ordered: call.deterministic, ..shape };
         let (common, _) = select.hopper_keys(select.common(problem, half), call.deterministic);
         let (queries, keys) = (problem.shape().q(), problem.shape().k());
         let (rows, key_rows) = (shape.step, shape.keys);
@@ -546,5 +548,27 @@ impl Workspace {
         }
         let dq_counters = stats + sums;
         Workspace { dq_sums: stats, dq_counters, bytes: dq_counters + counters }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use signflash_core::Shape;
+
+    #[test]
+    fn as_many_heads_alternate_as_have_blocks_at_once() {
+        let at_once = |seqlen, causal, deterministic| {
+            let (batch, num_heads, head_dim) = (1, 8, 128);
+            let shape =
+                Shape { batch, seqlen_q: seqlen, seqlen_k: seqlen, num_heads, num_heads_k: 8, head_dim };
+            let problem = Problem::builder(shape).causal(causal).build().unwrap();
+            let select = Select { gpu: Gpu::HOPPER, access: Access::Wide };
+            let (_, steps) = select.hopper_keys(select.common(&problem, Half::Bf16), deterministic);
+            heads_at_once(&problem, &steps, Gpu::HOPPER)
+        };
+        assert_eq!([1, 2048, 8192, 16384].map(|seqlen| at_once(seqlen, true, false)), [128, 8, 2, 1]);
+        assert_eq!([1, 2048, 8192].map(|seqlen| at_once(seqlen, false, true)), [256, 16, 8]);
+        assert_eq!((at_once(2048, false, false), at_once(2048, true, true)), (1, 32));
     }
 }
