@@ -76,7 +76,7 @@ const NOT_NEEDED: [&[NotNeeded]; 4] = [
         ("wgmma.commit_group", "multiply.rs", 1, "the next takes it along"),
         ("wgmma.wait_group.sync.aligned 1", "multiply.rs", 2, "the next waits for all"),
         ("mbarrier.arrive", "dq.rs", 1, "the last ds: its place is not filled again"),
-        ("cp.async.bulk.commit_group", "multiply.rs", 1, "the next takes it along"),
+        ("cp.async.bulk.commit_group", "results.rs", 1, "the next takes it along"),
     ],
     &[
         ("of an arrival", "mbarrier.rs", 2, ONCE),

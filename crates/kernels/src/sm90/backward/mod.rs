@@ -20,6 +20,8 @@
 //! | `flags` | the four drawing warps | all multiplying warps | `flag_stages` |
 //! | `ds` | all multiplying warps | the warpgroup whose turn it is | `ds_stages` |
 //!
+//! (Where warpgroups share keys, shared.rs has its own table.)
+//!
 //! `dq_left` is a barrier in shared memory: a phase ends when dq of a turn has been read, and the next may be put there.
 //! Named barriers: 0 the block, once; 1 the multiplying warpgroups, in the end; from 8 on each one's output.
 //!
@@ -30,6 +32,7 @@
 //! Grid: key tiles x key heads x batches.
 mod dq;
 mod multiply;
+mod results;
 mod scores;
 mod serve;
 mod shared;

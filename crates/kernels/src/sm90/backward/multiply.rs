@@ -1,9 +1,9 @@
 //! The multiplying warpgroups: products, and in the end dk and dv.
 use super::dq::Turn;
+use super::results::Result;
 use super::scores::{Hidden, OfQueries};
-use super::{Block, Cursor, FIRST_BARRIER, GROUPS, KEYS_READ, ds_scale, rows_bytes};
+use super::{Block, Cursor, FIRST_BARRIER, GROUPS, KEYS_READ, rows_bytes};
 use crate::parts::product::pack;
-use crate::parts::softmax::scale_rows;
 use crate::sm80::delta::Stats;
 use crate::sm80::forward::negate;
 use crate::sm90::forward::GROUP_ROWS;
@@ -189,25 +189,14 @@ impl<'a, 'k> Keys<'a, 'k> {
     /// Scales and writes dk and dv; `keys` is where k was, and v behind it.
     fn finish(&self, keys: SmemAddr<'k>) {
         let Keys { block, wg, group, own_group, dk, dv, .. } = self;
-        let (common, t) = (block.common, wg.threads());
-        let keep_scale = block.dropout.as_ref().map_or(t.f32(1.0), |args| args.keep_scale);
-        let scales = [block.problem.scale * keep_scale * ds_scale(common.dropout), keep_scale];
+        let common = block.common;
+        let [dk_scale, dv_scale] = block.result_scales(wg.threads());
         let own = *own_group * rows_bytes(common, GROUP_ROWS);
         let places = [keys.plus(own), keys.at(rows_bytes(common, block.shape.keys)).plus(own)];
-        for ((acc, place), scale) in [dk, dv].into_iter().zip(places).zip(scales) {
-            scale_rows(acc, [scale, scale]);
-            stage_words(*wg, &pack(acc, common.half, false), place);
-        }
-        t.fence_proxy_async();
-        wg.sync_among(*group + FIRST_BARRIER, 128);
-        let at = [block.first_key() + *group * GROUP_ROWS, block.work.head, block.work.batch];
-        t.when((t.index() & 127).eq(0), |t| {
-            for (tensor, place) in [block.args.dk, block.args.dv].into_iter().zip(places) {
-                let boxes = 0..common.boxes();
-                t.store_boxes(boxes.map(|i| (place.at(i * GROUP_ROWS * 128), tensor.at(64 * i, at))));
-            }
-        });
-        // Also what the warp's lane 0 has added last.
-        t.when(t.lane().eq(0), |t| t.wait_stored());
+        let results = [
+            Result { sum: dk, scale: dk_scale, place: places[0], to: block.args.dk },
+            Result { sum: dv, scale: dv_scale, place: places[1], to: block.args.dv },
+        ];
+        block.write(*wg, *group + FIRST_BARRIER, block.first_key() + *group * GROUP_ROWS, &results);
     }
 }

@@ -10,15 +10,21 @@
 //! accumulators. `probs` makes a step's dq after the next step's p, so that it need not wait for ds; `gradients` at once.
 //! Both start it before their sum's product, under which they add it to memory, from registers: there is no room to stage
 //! 64 KiB beside two steps of queries.
+//!
+//! | ring | filled by | read by | stages |
+//! |---|---|---|---|
+//! | `keys`, `queries` | the copying warp | both | 1, `stages` |
+//! | `flags` | the four drawing warps | probs | `flag_stages` |
+//! | `p` | probs | gradients | 1 |
+//! | `ds` | gradients | both | `ds_stages`, 1 |
 use super::dq::Turn;
 use super::multiply::{Operand, set};
+use super::results::Result;
 use super::scores::{Hidden, OfQueries};
-use super::{Between, Block, Cursor, FIRST_BARRIER, GROUPS, KEYS_READ, ds_scale, rows_bytes};
+use super::{Between, Block, Cursor, FIRST_BARRIER, GROUPS, KEYS_READ, rows_bytes};
 use crate::parts::product::pack;
-use crate::parts::softmax::scale_rows;
 use crate::sm80::delta::Stats;
 use crate::sm80::forward::negate;
-use crate::sm90::forward::GROUP_ROWS;
 use crate::sm90::out::stage_words;
 use signflash_ptx::{
     Acc, B32, BoxTile, BulkRing, BulkRingConsumer, BulkRingProducer, FullStage, SmemAddr, U32, Val, Warp,
@@ -54,11 +60,11 @@ impl<'k> Block<'_, 'k> {
     /// All that a multiplying warpgroup does that shares its keys.
     pub(super) fn multiply_shared(&self, wg: Warpgroup<'k>, group: Val<'k, U32>) {
         for number in 0..GROUPS {
-            wg.when(group.eq(number), |wg| self.play(wg, number));
+            wg.when(group.eq(number), |wg| self.take_role(wg, number));
         }
     }
 
-    fn play(&self, wg: Warpgroup<'k>, number: u32) {
+    fn take_role(&self, wg: Warpgroup<'k>, number: u32) {
         let (warp, smem) = (wg.warps(), &self.smem);
         let Between::Probs(p) = smem.between else { unreachable!("planned for shared keys") };
         let mut keys = smem.keys.consumer(warp);
@@ -76,24 +82,15 @@ impl<'k> Block<'_, 'k> {
 
     /// Scales and writes dv (of warpgroup 0) or dk.
     fn finish_shared(&self, wg: Warpgroup<'k>, number: u32, sum: &Acc<'k>) {
-        let Block { common, args, dropout, problem, .. } = self;
-        let t = wg.threads();
-        let keep_scale = dropout.as_ref().map_or(t.f32(1.0), |args| args.keep_scale);
-        let k = self.smem.keys.data();
-        let (tensor, place, scale) = match number {
-            0 => (args.dv, k.at(rows_bytes(common, self.shape.keys)), keep_scale),
-            _ => (args.dk, k, problem.scale * keep_scale * ds_scale(common.dropout)),
+        let ([dk_scale, dv_scale], k) = (self.result_scales(wg.threads()), self.smem.keys.data());
+        let result = match number {
+            0 => {
+                let v = k.at(rows_bytes(self.common, self.shape.keys));
+                Result { sum, scale: dv_scale, place: v, to: self.args.dv }
+            }
+            _ => Result { sum, scale: dk_scale, place: k, to: self.args.dk },
         };
-        scale_rows(sum, [scale, scale]);
-        stage_words(wg, &pack(sum, common.half, false), place);
-        t.fence_proxy_async();
-        wg.sync_among(FIRST_BARRIER + number, 128);
-        let at = [self.first_key(), self.work.head, self.work.batch];
-        t.when((t.index() & 127).eq(0), |t| {
-            let boxes = 0..common.boxes();
-            t.store_boxes(boxes.map(|i| (place.at(i * GROUP_ROWS * 128), tensor.at(64 * i, at))));
-            t.wait_stored();
-        });
+        self.write(wg, wg.threads().u32(FIRST_BARRIER + number), self.first_key(), &[result]);
     }
 }
 

@@ -1,0 +1,50 @@
+//! dk and dv: from accumulators through shared memory to the tensors.
+use super::{Block, ds_scale};
+use crate::parts::product::pack;
+use crate::parts::softmax::scale_rows;
+use crate::sm90::forward::GROUP_ROWS;
+use crate::sm90::out::stage_words;
+use signflash_ptx::{Acc, F32, SmemAddr, Tensor, Thread, U32, Val, Warpgroup};
+
+/// The sum of 64 keys, and where it goes.
+pub(super) struct Result<'s, 'k> {
+    pub(super) sum: &'s Acc<'k>,
+    pub(super) scale: Val<'k, F32>,
+    /// For 64 rows.
+    pub(super) place: SmemAddr<'k>,
+    pub(super) to: Tensor<'k>,
+}
+
+impl<'k> Block<'_, 'k> {
+    /// What sums of dk and of dv have to be multiplied by.
+    pub(super) fn result_scales(&self, t: Thread<'k>) -> [Val<'k, F32>; 2] {
+        let keep_scale = self.dropout.as_ref().map_or(t.f32(1.0), |args| args.keep_scale);
+        [self.problem.scale * keep_scale * ds_scale(self.common.dropout), keep_scale]
+    }
+
+    /// Scales, rounds and writes a warpgroup's results, rows `first_key..`. `barrier` is its own.
+    pub(super) fn write(
+        &self,
+        wg: Warpgroup<'k>,
+        barrier: Val<'k, U32>,
+        first_key: Val<'k, U32>,
+        results: &[Result<'_, 'k>],
+    ) {
+        let (common, t) = (self.common, wg.threads());
+        for Result { sum, scale, place, .. } in results {
+            scale_rows(sum, [*scale, *scale]);
+            stage_words(wg, &pack(sum, common.half, false), *place);
+        }
+        t.fence_proxy_async();
+        wg.sync_among(barrier, 128);
+        let at = [first_key, self.work.head, self.work.batch];
+        t.when((t.index() & 127).eq(0), |t| {
+            for Result { place, to, .. } in results {
+                let boxes = 0..common.boxes();
+                t.store_boxes(boxes.map(|i| (place.at(i * GROUP_ROWS * 128), to.at(64 * i, at))));
+            }
+        });
+        // Also what the warp's lane 0 has added last.
+        t.when(t.lane().eq(0), |t| t.wait_stored());
+    }
+}
