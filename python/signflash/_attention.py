@@ -60,7 +60,7 @@ def attention(
         scale_rule: ``"unbiased"`` multiplies what is kept by the inverse of the true keep probability;
             ``"nominal"`` by ``1 / (1 - dropout_p)``, as FlashAttention-2 and PyTorch.
         shard: a :class:`Shard`, where the tensors lie in a larger problem whose mask is to be drawn.
-        deterministic: the backward gives the same bits in every run on a GPU too, which takes 8 to 20 % longer on Hopper; also
+        deterministic: the backward gives the same bits in every run on a GPU too, which takes 7 to 27 % longer on Hopper; also
             under ``torch.use_deterministic_algorithms(True)``. The CPU's always does.
         return_lse: also return lse (batch, num_heads, seqlen_q) float32: the logarithm of the sum of the exponentials of
             each row's scores, dropped or not; -inf where a query sees no key. Differentiable, as out.
