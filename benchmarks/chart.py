@@ -17,11 +17,11 @@ IMAGES = ROOT / "docs" / "images"
 # Pass, its name, its picture.
 PICTURES = (("fwd", "forward", "gpu.svg"), ("bwd", "backward", "gpu_backward.svg"))
 SEQLEN, DROPOUT = 8192, 0.1
-GROUPS = ((128, False), (128, True), (64, False), (64, True))
+GROUPS = tuple((head_dim, causal) for head_dim in (256, 128, 64) for causal in (False, True))
 
-WIDTH, HEIGHT = 900, 420
-LEFT, RIGHT, TOP, BOTTOM = 66, 884, 92, 340
-BAR, THIN, GAP = 42, 24, 8
+WIDTH, HEIGHT = 1140, 420
+LEFT, RIGHT, TOP, BOTTOM = 66, 1124, 92, 340
+BAR, THIN, GAP = 36, 24, 6
 
 # There is no background: these have at least 4 to 1 against white and against a near-black page.
 TEXT = "#78797d"
