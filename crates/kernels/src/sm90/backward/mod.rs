@@ -11,7 +11,7 @@
 //!         dq(j-1) = ds(j-1) k -> smem -> added to the sums in f32 in global memory, by the copy engine
 //! serve (serve.rs)        one warpgroup; as far ahead as there are stages
 //!     first warp          copies: k and v, then q, dout and statistics step by step
-//!     with dropout, all   draw: flags, transposed (`movmatrix`), step by step
+//!     with dropout, all   draw: flags, transposed (`stmatrix`), step by step
 //! ```
 //! | ring | filled by | read by | stages |
 //! |---|---|---|---|
@@ -27,7 +27,7 @@
 //!
 //! With keys as rows, accumulators of s^T and ds^T are operands of dv and dk as they are. What a step's dq needs of the
 //! other warpgroup was made a step ago, so that the two need not keep in step: one's exponentials run during the other's
-//! products. `docs/hopper.md` has what else was tried.
+//! products. `docs/hopper-backward.md` has what else was tried.
 //!
 //! Grid: key tiles x key heads x batches.
 mod dq;
