@@ -249,6 +249,3 @@ fn every_mistake_in_the_backward_that_matters_is_noticed() {
 fn every_mistake_where_warpgroups_share_keys_that_matters_is_noticed() {
     assert_eq!(unnoticed(Pass::Backward(SHARED)), Vec::<String>::new());
 }
-
-#[test]
-fn every_mistake_in_sharing_places_that_matters_is_noticed() {}

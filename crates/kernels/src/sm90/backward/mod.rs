@@ -43,7 +43,8 @@ use crate::config::{Common, KeySteps};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
 use crate::parts::work::Work;
 use signflash_ptx::{
-    Builder, BulkRing, Cta, Kernel, Mbarrier, Pred, S32, Shape, SmemAddr, TensorMap, U32, Val, Var,
+    BoxTile, Builder, BulkRing, Cta, FullStage, Kernel, Mbarrier, Pred, S32, Shape, SmemAddr, TensorMap, U32,
+    Val, Var, Warpgroup,
 };
 
 kernel_args! {
@@ -185,6 +186,13 @@ impl<'k> Smem<'k> {
     }
 }
 
+/// What a stage of queries holds.
+struct Queries<'k> {
+    q: BoxTile<'k>,
+    dout: BoxTile<'k>,
+    stats: SmemAddr<'k>,
+}
+
 /// What every role of a block knows.
 struct Block<'a, 'k> {
     cta: Cta<'k>,
@@ -208,6 +216,17 @@ struct Cursor<'k> {
 }
 
 impl<'k> Cursor<'k> {
+    /// Goes all the way.
+    fn walk(&self, wg: Warpgroup<'k>, body: impl FnOnce()) {
+        wg.while_(
+            || self.more(),
+            |_| {
+                body();
+                self.advance();
+            },
+        );
+    }
+
     fn more(&self) -> Val<'k, Pred> {
         self.member.get().lt(self.group) & self.first.lt(self.end)
     }
@@ -239,6 +258,12 @@ impl<'k> Block<'_, 'k> {
             }
         };
         Cursor { first, end, group: problem.group, step: first.var(), member: t.u32(0).var() }
+    }
+
+    fn queries(&self, stage: &FullStage<'_, 'k>) -> Queries<'k> {
+        let step = self.shape.step;
+        let [q, dout, stats] = [0, 1, 2].map(|i| stage.address().at(i * rows_bytes(self.common, step)));
+        Queries { q: BoxTile::new(q, step), dout: BoxTile::new(dout, step), stats }
     }
 
     fn head(&self, at: &Cursor<'k>) -> Val<'k, U32> {

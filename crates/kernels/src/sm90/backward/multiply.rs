@@ -1,16 +1,16 @@
 //! The multiplying warpgroups: products, and in the end dk and dv.
 use super::dq::Turn;
-use super::results::Result;
-use super::scores::{Hidden, OfQueries};
-use super::{Block, Cursor, FIRST_BARRIER, GROUPS, KEYS_READ, rows_bytes};
+use super::results::KeyGradient;
+use super::scores::OfQueries;
+use super::{Block, Cursor, FIRST_BARRIER, GROUPS, KEYS_READ, Queries, rows_bytes};
 use crate::parts::product::pack;
 use crate::sm80::delta::Stats;
 use crate::sm80::forward::negate;
 use crate::sm90::forward::GROUP_ROWS;
 use crate::sm90::out::stage_words;
 use signflash_ptx::{
-    Acc, B32, BoxTile, BulkRingConsumer, BulkRingProducer, Columns, Product, Rows, SmemAddr, U32, Val, Var,
-    Warpgroup,
+    Acc, B32, BoxTile, BulkRingConsumer, BulkRingProducer, Columns, Product, Rows, SmemAddr, Thread, U32,
+    Val, Var, Warpgroup,
 };
 
 /// A left operand: for each 16 columns four registers.
@@ -82,6 +82,11 @@ impl<'k> Block<'_, 'k> {
     }
 }
 
+/// For so many columns.
+pub(super) fn operand<'k>(t: Thread<'k>, columns: u32) -> Operand<'k> {
+    (0..columns / 16).map(|_| [(); 4].map(|()| t.u32(0).cast::<B32>().var())).collect()
+}
+
 pub(super) fn set<'k>(operand: &[[Var<'k, B32>; 4]], words: &[[Val<'k, B32>; 4]]) {
     let pairs = operand.iter().flatten().zip(words.iter().flatten());
     pairs.for_each(|(var, word)| var.set(*word));
@@ -94,9 +99,6 @@ impl<'a, 'k> Keys<'a, 'k> {
         let (warp, t) = (wg.warps(), wg.threads());
         let tile = |at: SmemAddr<'k>| BoxTile::new(at, shape.keys);
         let own_row = group * GROUP_ROWS;
-        let operand = || -> Operand<'k> {
-            (0..shape.step / 16).map(|_| [(); 4].map(|()| t.u32(0).cast::<B32>().var())).collect()
-        };
         let own = Keys {
             block,
             wg,
@@ -113,8 +115,8 @@ impl<'a, 'k> Keys<'a, 'k> {
             dp: wg.acc(shape.step),
             dk: wg.acc(common.head_dim),
             dv: wg.acc(common.head_dim),
-            p: operand(),
-            ds: operand(),
+            p: operand(t, shape.step),
+            ds: operand(t, shape.step),
         };
         own.dk.clear();
         own.dv.clear();
@@ -124,15 +126,11 @@ impl<'a, 'k> Keys<'a, 'k> {
     fn walk(&mut self) {
         let (block, wg, group) = (self.block, self.wg, self.group);
         let (at, turn) = (block.cursor(), Turn::new(wg.threads(), block.shape.ordered, 0));
-        wg.while_(
-            || at.more(),
-            |_| {
-                self.step(&at, &turn);
-                self.take_turn(&turn);
-                turn.advance(block, &at);
-                at.advance();
-            },
-        );
+        at.walk(wg, || {
+            self.step(&at, &turn);
+            self.take_turn(&turn);
+            turn.advance(block, &at);
+        });
         block.pass_turn(wg, group, &turn);
         self.take_turn(&turn);
         block.tell(wg, &turn);
@@ -144,8 +142,7 @@ impl<'a, 'k> Keys<'a, 'k> {
         let (block, wg, own_group) = (*block, *wg, *own_group);
         let (warp, common, shape) = (wg.warps(), block.common, block.shape);
         let stage = queries.wait(warp);
-        let [q, dout, stats] = [0, 1, 2].map(|i| stage.address().at(i * rows_bytes(common, shape.step)));
-        let [q, dout] = [q, dout].map(|at| BoxTile::new(at, shape.step));
+        let Queries { q, dout, stats } = block.queries(&stage);
         let scores = wg.multiply(s, &block.over_head_dim(*k, q));
         let gradients = wg.multiply(dp, &block.over_head_dim(*v, dout));
 
@@ -165,8 +162,7 @@ impl<'a, 'k> Keys<'a, 'k> {
         block.pass_turn(wg, *group, turn);
         let dp = gradients.wait();
         block.score_gradients(|group| [0, 1, 2, 3].map(|i| s.at(group, i).get()), dp, &delta);
-        let hidden = Hidden::new(block, warp, own_group, block.first_row(at));
-        warp.when(warp.any(hidden.any), |_| hidden.zero(&[s, dp]));
+        block.hide(warp, own_group, at, &[s, dp]);
 
         // The dropped p are negative: relu makes them 0.
         set(p, &pack(s, common.half, common.dropout));
@@ -194,9 +190,12 @@ impl<'a, 'k> Keys<'a, 'k> {
         let own = *own_group * rows_bytes(common, GROUP_ROWS);
         let places = [keys.plus(own), keys.at(rows_bytes(common, block.shape.keys)).plus(own)];
         let results = [
-            Result { sum: dk, scale: dk_scale, place: places[0], to: block.args.dk },
-            Result { sum: dv, scale: dv_scale, place: places[1], to: block.args.dv },
+            KeyGradient { sum: dk, scale: dk_scale, place: places[0], to: block.args.dk },
+            KeyGradient { sum: dv, scale: dv_scale, place: places[1], to: block.args.dv },
         ];
-        block.write(*wg, *group + FIRST_BARRIER, block.first_key() + *group * GROUP_ROWS, &results);
+        block.write(*wg, *group + FIRST_BARRIER, block.first_key() + *group * GROUP_ROWS, &results, |_| ());
+        // Also what the warp's lane 0 has added last.
+        let t = wg.threads();
+        t.when(t.lane().eq(0), |t| t.wait_stored());
     }
 }

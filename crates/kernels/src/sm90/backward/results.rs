@@ -6,8 +6,8 @@ use crate::sm90::forward::GROUP_ROWS;
 use crate::sm90::out::stage_words;
 use signflash_ptx::{Acc, F32, SmemAddr, Tensor, Thread, U32, Val, Warpgroup};
 
-/// The sum of 64 keys, and where it goes.
-pub(super) struct Result<'s, 'k> {
+/// dk or dv of 64 keys, and where it goes.
+pub(super) struct KeyGradient<'s, 'k> {
     pub(super) sum: &'s Acc<'k>,
     pub(super) scale: Val<'k, F32>,
     /// For 64 rows.
@@ -22,16 +22,18 @@ impl<'k> Block<'_, 'k> {
         [self.problem.scale * keep_scale * ds_scale(self.common.dropout), keep_scale]
     }
 
-    /// Scales, rounds and writes a warpgroup's results, rows `first_key..`. `barrier` is its own.
+    /// Scales, rounds and starts to write a warpgroup's results, rows `first_key..`. `barrier` is its own. What they are copied
+    /// from must stay until [`wait_stored`](Thread::wait_stored) by the thread that stores, which does `then` next.
     pub(super) fn write(
         &self,
         wg: Warpgroup<'k>,
         barrier: Val<'k, U32>,
         first_key: Val<'k, U32>,
-        results: &[Result<'_, 'k>],
+        results: &[KeyGradient<'_, 'k>],
+        then: impl FnOnce(Thread<'k>),
     ) {
         let (common, t) = (self.common, wg.threads());
-        for Result { sum, scale, place, .. } in results {
+        for KeyGradient { sum, scale, place, .. } in results {
             scale_rows(sum, [*scale, *scale]);
             stage_words(wg, &pack(sum, common.half, false), *place);
         }
@@ -39,12 +41,11 @@ impl<'k> Block<'_, 'k> {
         wg.sync_among(barrier, 128);
         let at = [first_key, self.work.head, self.work.batch];
         t.when((t.index() & 127).eq(0), |t| {
-            for Result { place, to, .. } in results {
+            for KeyGradient { place, to, .. } in results {
                 let boxes = 0..common.boxes();
                 t.store_boxes(boxes.map(|i| (place.at(i * GROUP_ROWS * 128), to.at(64 * i, at))));
             }
+            then(t);
         });
-        // Also what the warp's lane 0 has added last.
-        t.when(t.lane().eq(0), |t| t.wait_stored());
     }
 }

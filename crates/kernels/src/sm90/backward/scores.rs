@@ -1,5 +1,5 @@
 //! From scores to their gradients, in a multiplying warpgroup's registers. Accumulators' rows are keys.
-use super::{Block, FLAG_BYTES};
+use super::{Block, Cursor, FLAG_BYTES};
 use crate::parts::dropout::SignMask;
 use crate::sm80::delta::Stats;
 use crate::sm90::forward::GROUP_ROWS;
@@ -62,6 +62,12 @@ impl<'k> Block<'_, 'k> {
         }
     }
 
+    /// Zeroes what is hidden of a step, of 64 keys.
+    pub(super) fn hide(&self, warp: Warp<'k>, group: Val<'k, U32>, at: &Cursor<'k>, accs: &[&Acc<'k>]) {
+        let hidden = Hidden::new(self, warp, group, self.first_row(at));
+        warp.when(warp.any(hidden.any), |_| hidden.zero(accs));
+    }
+
     /// dp becomes ds divided by [`ds_scale`](super::ds_scale). `p` gives that of 8 queries.
     pub(super) fn score_gradients(
         &self,
@@ -85,20 +91,15 @@ impl<'k> Block<'_, 'k> {
 }
 
 /// Which entries of a step are hidden: beyond the keys, or by the causal mask.
-pub(super) struct Hidden<'k> {
+struct Hidden<'k> {
     /// Whether any is, of the block's keys.
-    pub(super) any: Val<'k, Pred>,
+    any: Val<'k, Pred>,
     /// For the thread's two keys, the first column of an accumulator (from the thread's first) that sees it.
     seen_from: [Val<'k, S32>; 2],
 }
 
 impl<'k> Hidden<'k> {
-    pub(super) fn new(
-        block: &Block<'_, 'k>,
-        warp: Warp<'k>,
-        group: Val<'k, U32>,
-        first_row: Val<'k, U32>,
-    ) -> Self {
+    fn new(block: &Block<'_, 'k>, warp: Warp<'k>, group: Val<'k, U32>, first_row: Val<'k, U32>) -> Self {
         let (t, problem, causal) = (warp.threads(), &block.problem, block.common.causal);
         let first_key = block.first_key();
         let behind = first_key + block.shape.keys;
@@ -121,7 +122,7 @@ impl<'k> Hidden<'k> {
     }
 
     /// Zeroes what is hidden, whatever it became.
-    pub(super) fn zero(&self, accs: &[&Acc<'k>]) {
+    fn zero(&self, accs: &[&Acc<'k>]) {
         for (group, register) in (0..accs[0].groups()).flat_map(|group| (0..4).map(move |r| (group, r))) {
             let column = (8 * group + register % 2) as i32;
             let hidden = self.seen_from[register / 2].le(column);

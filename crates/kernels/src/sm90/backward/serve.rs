@@ -12,16 +12,12 @@ impl<'k> Block<'_, 'k> {
         copies.keys(warp);
         let mut draws = self.dropout.as_ref().map(|args| Draws::new(self, warp, args));
         let at = self.cursor();
-        wg.while_(
-            || at.more(),
-            |_| {
-                copies.next(warp, &at);
-                if let Some(draws) = &mut draws {
-                    draws.next(warp, &at);
-                }
-                at.advance();
-            },
-        );
+        at.walk(wg, || {
+            copies.next(warp, &at);
+            if let Some(draws) = &mut draws {
+                draws.next(warp, &at);
+            }
+        });
     }
 }
 

@@ -18,17 +18,16 @@
 //! | `p` | probs | gradients | 1 |
 //! | `ds` | gradients | both | `ds_stages`, 1 |
 use super::dq::Turn;
-use super::multiply::{Operand, set};
-use super::results::Result;
-use super::scores::{Hidden, OfQueries};
-use super::{Between, Block, Cursor, FIRST_BARRIER, GROUPS, KEYS_READ, rows_bytes};
+use super::multiply::{Operand, operand, set};
+use super::results::KeyGradient;
+use super::scores::OfQueries;
+use super::{Between, Block, Cursor, FIRST_BARRIER, GROUPS, KEYS_READ, Queries, rows_bytes};
 use crate::parts::product::pack;
 use crate::sm80::delta::Stats;
 use crate::sm80::forward::negate;
 use crate::sm90::out::stage_words;
 use signflash_ptx::{
-    Acc, B32, BoxTile, BulkRing, BulkRingConsumer, BulkRingProducer, FullStage, SmemAddr, U32, Val, Warp,
-    Warpgroup,
+    Acc, BoxTile, BulkRing, BulkRingConsumer, BulkRingProducer, SmemAddr, U32, Val, Warp, Warpgroup,
 };
 
 /// Columns of dq that the first warpgroup makes.
@@ -86,11 +85,13 @@ impl<'k> Block<'_, 'k> {
         let result = match number {
             0 => {
                 let v = k.at(rows_bytes(self.common, self.shape.keys));
-                Result { sum, scale: dv_scale, place: v, to: self.args.dv }
+                KeyGradient { sum, scale: dv_scale, place: v, to: self.args.dv }
             }
-            _ => Result { sum, scale: dk_scale, place: k, to: self.args.dk },
+            _ => KeyGradient { sum, scale: dk_scale, place: k, to: self.args.dk },
         };
-        self.write(wg, wg.threads().u32(FIRST_BARRIER + number), self.first_key(), &[result]);
+        self.write(wg, wg.threads().u32(FIRST_BARRIER + number), self.first_key(), &[result], |t| {
+            t.wait_stored()
+        });
     }
 }
 
@@ -100,7 +101,6 @@ impl<'a, 'k> Half<'a, 'k> {
         let Block { smem, common, shape, .. } = block;
         let (warp, t) = (wg.warps(), wg.threads());
         let tile = |i: u32| BoxTile::new(keys.at(i * rows_bytes(common, shape.keys)), shape.keys);
-        let words = || [(); 4].map(|()| t.u32(0).cast::<B32>().var());
         let half = Half {
             block,
             wg,
@@ -109,7 +109,7 @@ impl<'a, 'k> Half<'a, 'k> {
             ds: smem.ds.consumer(warp),
             scores: wg.acc(shape.step),
             sum: wg.acc(common.head_dim),
-            operand: (0..shape.step / 16).map(|_| words()).collect(),
+            operand: operand(t, shape.step),
             columns: [[0, FIRST_COLUMNS], [FIRST_COLUMNS, common.head_dim - FIRST_COLUMNS]][number as usize],
             turn: Turn::new(t, shape.ordered, number),
         };
@@ -155,19 +155,6 @@ fn tell<'k>(block: &Block<'_, 'k>, wg: Warpgroup<'k>, turn: &Turn<'k>) {
     block.tell(wg, turn);
 }
 
-/// A step's q and dout, and its statistics.
-fn tiles<'k>(block: &Block<'_, 'k>, stage: &FullStage<'_, 'k>) -> ([BoxTile<'k>; 2], SmemAddr<'k>) {
-    let step = block.shape.step;
-    let [q, dout, stats] = [0, 1, 2].map(|i| stage.address().at(i * rows_bytes(block.common, step)));
-    ([q, dout].map(|at| BoxTile::new(at, step)), stats)
-}
-
-/// Zeroes what is hidden of a step.
-fn hide<'k>(block: &Block<'_, 'k>, warp: Warp<'k>, at: &Cursor<'k>, acc: &Acc<'k>) {
-    let hidden = Hidden::new(block, warp, warp.threads().u32(0), block.first_row(at));
-    warp.when(warp.any(hidden.any), |_| hidden.zero(&[acc]));
-}
-
 /// Where a thread's p of 8 queries is in a stage.
 fn own_p<'k>(warp: Warp<'k>, stage: SmemAddr<'k>, group: u32) -> SmemAddr<'k> {
     stage.plus((warp.threads().index() & 127) * 16).at(group * P_GROUP_BYTES)
@@ -197,14 +184,10 @@ impl<'a, 'k> Probs<'a, 'k> {
     fn walk(mut self) -> Acc<'k> {
         let (block, wg) = (self.half.block, self.half.wg);
         let at = block.cursor();
-        wg.while_(
-            || at.more(),
-            |_| {
-                self.step(&at);
-                self.half.turn.advance(block, &at);
-                at.advance();
-            },
-        );
+        at.walk(wg, || {
+            self.step(&at);
+            self.half.turn.advance(block, &at);
+        });
         wg.when(self.half.turn.any(), |_| self.half.dq_and_sum(None));
         self.half.finish()
     }
@@ -214,7 +197,7 @@ impl<'a, 'k> Probs<'a, 'k> {
         let (block, wg) = (half.block, half.wg);
         let (warp, t, common) = (wg.warps(), wg.threads(), block.common);
         let stage = queries.wait(warp);
-        let ([q, dout], stats) = tiles(block, &stage);
+        let Queries { q, dout, stats } = block.queries(&stage);
         let product = wg.multiply(&mut half.scores, &block.over_head_dim(half.own, q));
         let lse = OfQueries::new(t, stats, block.shape.step as usize / 8, true);
         let drawn = flags.as_mut().map(|ring| ring.wait(warp));
@@ -225,7 +208,7 @@ impl<'a, 'k> Probs<'a, 'k> {
         }
         block.probabilities(s, &lse, own_flags);
         drawn.into_iter().for_each(|stage| stage.release(warp));
-        hide(block, warp, at, s);
+        block.hide(warp, t.u32(0), at, &[s]);
         BulkRingProducer::fill_with_stores(&mut [to_p], warp, |stages| {
             for group in 0..s.groups() {
                 t.store(own_p(warp, stages[0], group as u32), [0, 1, 2, 3].map(|i| s.at(group, i).get()));
@@ -262,13 +245,7 @@ impl<'a, 'k> Gradients<'a, 'k> {
     fn walk(mut self) -> Acc<'k> {
         let (block, wg) = (self.half.block, self.half.wg);
         let at = block.cursor();
-        wg.while_(
-            || at.more(),
-            |_| {
-                self.step(&at);
-                at.advance();
-            },
-        );
+        at.walk(wg, || self.step(&at));
         self.half.finish()
     }
 
@@ -277,14 +254,14 @@ impl<'a, 'k> Gradients<'a, 'k> {
         let (block, wg) = (half.block, half.wg);
         let (warp, t, common, shape) = (wg.warps(), wg.threads(), block.common, block.shape);
         let stage = queries.wait(warp);
-        let ([q, dout], stats) = tiles(block, &stage);
+        let Queries { q, dout, stats } = block.queries(&stage);
         let product = wg.multiply(&mut half.scores, &block.over_head_dim(half.own, dout));
         let delta = OfQueries::new(t, stats.at(Stats::DELTA), shape.step as usize / 8, !common.dropout);
         let probs = p.wait(warp);
         let dp = product.wait();
         block.score_gradients(|group| t.load(own_p(warp, probs.address(), group as u32)), dp, &delta);
         probs.release(warp);
-        hide(block, warp, at, dp);
+        block.hide(warp, t.u32(0), at, &[dp]);
         let words = pack(dp, common.half, false);
         set(&half.operand, &words);
         BulkRingProducer::fill_with_stores(&mut [to_ds], warp, |stages| {
