@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from typing import Any, Optional, Sequence
 
@@ -13,7 +12,14 @@ _TORCH_HALF = __package__ + "._torch.attention"
 
 def torch_half() -> Any:
     """The module that knows PyTorch, which it imports. An import statement would cost each call a microsecond."""
-    return sys.modules.get(_TORCH_HALF) or importlib.import_module(_TORCH_HALF)
+    return sys.modules.get(_TORCH_HALF) or _import_torch_half()
+
+
+def _import_torch_half() -> Any:
+    # A statement: torch.compile understands it, and does not understand importlib.
+    from ._torch import attention
+
+    return attention
 
 
 def is_torch(x: Any) -> bool:

@@ -6,6 +6,7 @@ import numbers
 from typing import NamedTuple, Optional, Sequence, Tuple
 
 U64 = 0xFFFF_FFFF_FFFF_FFFF
+I64_MAX = 0x7FFF_FFFF_FFFF_FFFF
 
 SCALE_RULES = ("unbiased", "nominal")
 
@@ -78,8 +79,8 @@ def check_shard(shard: Optional[Sequence]) -> Optional[Shard]:
             continue
         if not isinstance(value, numbers.Integral):
             raise TypeError(f"shard.{name} must be an int, got {type(value).__name__}")
-        if value < 0:
-            raise ValueError(f"shard.{name} must not be negative, got {value}")
+        if not 0 <= value <= I64_MAX:
+            raise ValueError(f"shard.{name} must be from 0 to 2^63 - 1, got {value}")
     return shard
 
 
@@ -89,9 +90,11 @@ def check_u64(name: str, value) -> int:
         raise TypeError(f"{name} must be an int, got {type(value).__name__}; for a tensor use rng_state")
     if not -(1 << 63) <= value <= U64:
         raise ValueError(f"{name} must fit into 64 bits, got {value}")
-    return int(value) & U64
+    # No bits are masked here: a compiler that knows the seed only as a symbol can add, and compare.
+    value = value if type(value) is int else int(value)
+    return value + (1 << 64) if value < 0 else value
 
 
 def signed(value: int) -> int:
     """The int64 with the bits of a u64."""
-    return value - (1 << 64) if value >> 63 else value
+    return value - (1 << 64) if value > I64_MAX else value

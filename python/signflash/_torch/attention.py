@@ -6,20 +6,12 @@ import torch
 
 from .._settings import Settings
 from . import checks, function, native, random
+from .paths import HAS_OPERATORS, needs_operator
 
-if hasattr(torch.library, "register_autograd"):  # PyTorch 2.4
+if HAS_OPERATORS:
     from . import ops
 else:
     ops = None
-
-PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
-
-if hasattr(torch, "compiler") and hasattr(torch.compiler, "is_compiling"):
-    is_compiling = torch.compiler.is_compiling
-else:
-
-    def is_compiling():
-        return False
 
 
 def attention(
@@ -40,7 +32,7 @@ def attention(
 ):
     """(out, lse, probs or None, state), everything but tensors judged before; state is (seed, offset) or a tensor."""
     q, k, v = function.unpack(packing, tensors)
-    if ops is not None and (is_compiling() or type(q) not in PLAIN_TENSORS):
+    if ops is not None and needs_operator((q, k, v)):
         return ops.attention(
             *checks.autocast(q, k, v),
             dropout_p=dropout_p,
@@ -62,7 +54,7 @@ def attention(
     if dropout_p == 0.0 or seed is not None:
         seed = seed or 0
     elif rng_state is None:
-        seed, offset, rng_state = random.draw(q, generator)
+        seed, offset, rng_state = random.draw_now(q, generator)
     else:
         random.check_rng_state(q, rng_state)
         seed = 0

@@ -17,9 +17,11 @@ SCHEMAS = {
     "Tensor? dlse, "
     "float dropout_p, float? softmax_scale, bool causal, bool nominal, bool deterministic, SymInt[] shard) -> "
     "(Tensor dq, Tensor dk, Tensor dv)",
+    "draw_state": "(Tensor q) -> Tensor",
 }
 # Two calls with the same arguments have different masks: the compiler must not make them one.
-TAGS = {"attention_forward": (torch.Tag.nondeterministic_seeded,), "attention_backward": ()}
+DRAWS = (torch.Tag.nondeterministic_seeded,)
+TAGS = {"attention_forward": DRAWS, "attention_backward": (), "draw_state": DRAWS}
 
 
 def attention(
@@ -65,8 +67,17 @@ def _state(q, rng_state, seed, offset, dropout_p):
         return rng_state.clone()  # an operator returns nothing that it was given
     if dropout_p == 0.0 or seed is not None:
         return _fill(q, seed or 0, offset)
-    seed, offset, state = random.draw(q)
+    seed, offset, state = random.draw_now(q)
     return _fill(q, seed, offset) if state is None else state
+
+
+def _draw_state(q):
+    """The state of a call on q (batch, seqlen, num_heads, head_dim), for calls that are to share one."""
+    return _state(q, None, None, 0, 1.0)
+
+
+def _draw_state_fake(q):
+    return q.new_empty((2,), dtype=torch.int64)
 
 
 def _forward(
@@ -119,7 +130,11 @@ def _differentiate(ctx, dout, dlse, _dprobs, _dstate):
 
 
 def _define():
-    functions = {"attention_forward": (_forward, _forward_fake), "attention_backward": (_backward, _backward_fake)}
+    functions = {
+        "attention_forward": (_forward, _forward_fake),
+        "attention_backward": (_backward, _backward_fake),
+        "draw_state": (_draw_state, _draw_state_fake),
+    }
     for name, (run, fake) in functions.items():
         qualified = f"signflash::{name}"
         torch.library.define(qualified, SCHEMAS[name], tags=TAGS[name])

@@ -8,6 +8,7 @@ import torch
 
 from .. import _random
 from .._settings import U64, signed
+from .paths import HAS_OPERATORS, needs_operator
 
 #: Between reading a generator and advancing it no other thread may read it.
 _lock = threading.Lock()
@@ -15,11 +16,19 @@ _lock = threading.Lock()
 STATE = "an int64 tensor of 2 elements (seed, offset) on q's device"
 
 
-def draw(q, generator=None):
-    """(seed, offset, rng_state) of the next call on q (batch, seqlen, num_heads, head_dim).
+def draw(q):
+    """(seed, offset, rng_state) of the next call on q (batch, seqlen, num_heads, head_dim), for calls that share it.
 
-    rng_state is None but while a CUDA graph is captured: then it is a tensor that each replay fills anew.
+    rng_state is None but where numbers are not to be known yet: while a graph is traced, or captured on a GPU. Then it is a
+    tensor that each run of the graph fills anew.
     """
+    if HAS_OPERATORS and needs_operator((q,)):
+        return 0, 0, torch.ops.signflash.draw_state(q.detach())
+    return draw_now(q)
+
+
+def draw_now(q, generator=None):
+    """The same where nothing is traced; rng_state is None but while a CUDA graph is captured."""
     batch, _, num_heads, _ = q.shape
     own = generator if isinstance(generator, _random.Generator) else None
     if generator is None:
@@ -31,7 +40,7 @@ def draw(q, generator=None):
     if q.is_cuda:
         return _draw_cuda(q, batch * num_heads * _random.LANES, generator)
     # PyTorch's CPU generator has no counter: the seed comes from it, and each call advances it.
-    seed = int(torch.randint(-(1 << 63), (1 << 63) - 1, (1,), dtype=torch.int64, generator=generator))
+    seed = int(torch.randint(-(1 << 63), (1 << 63) - 1, (1,), dtype=torch.int64, device="cpu", generator=generator))
     return seed & U64, 0, None
 
 

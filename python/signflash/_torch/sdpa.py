@@ -51,7 +51,7 @@ def forward(query, key, value, dropout_p=0.0, is_causal=False, return_debug_mask
     """(output, logsumexp, None, None, max_q, max_k, rng_state, unused, debug_attn_mask); the last are our probs."""
     q, k, v = _rows_first(query, key, value)
     checks.check_qkv(q, k, v)
-    seed, offset, state = (0, 0, None) if dropout_p == 0.0 else random.draw(q)
+    seed, offset, state = (0, 0, None) if dropout_p == 0.0 else random.draw_now(q)
     settings = Settings(bool(is_causal), scale, dropout_p, seed, offset, True, None)
     out, written = _like(query)
     _, lse, probs = native.forward(q, k, v, settings, state, return_debug_mask, written.transpose(1, 2))
@@ -59,7 +59,7 @@ def forward(query, key, value, dropout_p=0.0, is_causal=False, return_debug_mask
         out.copy_(written)
     if state is None:
         # On the CPU: the backward reads it without waiting for the GPU.
-        state = torch.tensor([signed(seed), signed(offset)], dtype=torch.int64)
+        state = torch.tensor([signed(seed), signed(offset)], dtype=torch.int64, device="cpu")
     unused = torch.empty((), dtype=torch.uint64, device=query.device)
     debug_mask = query.new_empty(0) if probs is None else probs
     return out, lse, None, None, query.shape[2], key.shape[2], state.view(torch.uint64), unused, debug_mask
