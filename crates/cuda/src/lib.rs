@@ -44,11 +44,13 @@
 //! |---|---|
 //! | `SIGNFLASH_CACHE_DIR` | where compiled kernels are kept; empty or `off`: nowhere |
 //! | `XDG_CACHE_HOME` | without the above they are kept in its `signflash`; without both in `~/.cache/signflash` |
+//! | `SIGNFLASH_CACHE_MAX_MIB` | MiB that they may take there, 256 if it is not set; 0: nothing is kept |
 //! | `CUDA_VISIBLE_DEVICES` | the driver's: which GPUs a process sees, and in which order |
 //! | `SIGNFLASH_REQUIRE_GPU` | only the tests read it: with `1` a test that finds no GPU fails instead of passing |
 //!
-//! The directory may be deleted at any time. Nothing else deletes from it: an entry takes some 100 KiB, and a new driver
-//! or a new version of this crate makes new ones.
+//! The directory may be deleted at any time. An entry takes some 100 KiB, and a new driver or a new version of this crate
+//! makes new ones; those used longest ago are deleted when room is needed. The directory is made for its user alone; one
+//! that belongs to another user, or that others may write, is not used, and a warning says so.
 
 mod bound;
 mod buffer;

@@ -100,11 +100,11 @@ fn a_directory_that_cannot_be_made_or_written_is_a_sentence() {
 }
 
 #[test]
-fn an_entry_that_cannot_be_read_is_an_error_and_not_damage() {
+fn a_directory_in_the_place_of_an_entry_is_seen_and_stays() {
     let directory = tempfile::tempdir().unwrap();
     let store = CubinStore::open(directory.path());
     fs::create_dir(store.path(&key(0))).unwrap();
-    assert!(store.get(&key(0)).is_err());
+    assert!(store.get(&key(0)).unwrap_err().to_string().contains("it is no regular file"));
     assert!(store.put(&key(0), b"code").is_err());
     let left = fs::read_dir(directory.path()).unwrap().count();
     assert_eq!(left, 1, "a file that could not be renamed is deleted");

@@ -30,12 +30,18 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    pub(super) fn new(directory: CacheDirectory) -> Self {
+    /// In that directory, of which all files together may take so many bytes.
+    pub(super) fn new(directory: CacheDirectory, limit_bytes: u64) -> Self {
         let mut status = CacheStatus::default();
         let store = match directory {
             CacheDirectory::At(directory) => {
                 status.directory = Some(directory.clone());
-                Some(CubinStore::open(directory))
+                let store = CubinStore::open(directory).with_limit(limit_bytes);
+                // Said now, for those who ask before they compile.
+                if let Err(error) = store.check() {
+                    note(&mut status, &error.to_string());
+                }
+                Some(store)
             }
             CacheDirectory::Off => None,
             CacheDirectory::NoHome => {
@@ -47,6 +53,12 @@ impl Disk {
             }
         };
         Self { store, status: Mutex::new(status) }
+    }
+
+    /// The same, with something else that is wrong.
+    pub(super) fn with_problem(self, problem: &str) -> Self {
+        note(&mut self.lock(), problem);
+        self
     }
 
     /// The machine code of `key`, if it is there and whole.
@@ -111,10 +123,14 @@ mod tests {
         StoreKey::of(&["disk"])
     }
 
+    fn in_directory(directory: &std::path::Path) -> Disk {
+        Disk::new(CacheDirectory::At(directory.into()), CubinStore::DEFAULT_LIMIT_BYTES)
+    }
+
     #[test]
     fn what_is_written_is_read() {
         let directory = tempfile::tempdir().unwrap();
-        let disk = Disk::new(CacheDirectory::At(directory.path().into()));
+        let disk = in_directory(directory.path());
         assert_eq!(disk.read(&key()), None);
         disk.write(&key(), b"code");
         assert_eq!(disk.read(&key()).as_deref(), Some(&b"code"[..]));
@@ -124,7 +140,7 @@ mod tests {
     #[test]
     fn a_directory_that_cannot_be_written_is_reported_and_no_error() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let disk = Disk::new(CacheDirectory::At(file.path().join("below/a/file")));
+        let disk = in_directory(&file.path().join("below/a/file"));
         assert_eq!(disk.read(&key()), None);
         disk.write(&key(), b"code");
         let problem = disk.status().problem.unwrap();
@@ -134,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_missing_home_is_reported_and_no_error() {
-        let disk = Disk::new(CacheDirectory::NoHome);
+        let disk = Disk::new(CacheDirectory::NoHome, 1);
         disk.write(&key(), b"code");
         assert_eq!(disk.read(&key()), None);
         assert_eq!(
@@ -145,7 +161,7 @@ mod tests {
 
     #[test]
     fn turned_off_it_keeps_nothing_and_has_no_problem() {
-        let disk = Disk::new(CacheDirectory::Off);
+        let disk = Disk::new(CacheDirectory::Off, 1);
         disk.write(&key(), b"code");
         assert_eq!(disk.read(&key()), None);
         assert_eq!(disk.status(), CacheStatus::default());
@@ -154,12 +170,25 @@ mod tests {
     #[test]
     fn a_damaged_file_is_counted_and_replaced() {
         let directory = tempfile::tempdir().unwrap();
-        let disk = Disk::new(CacheDirectory::At(directory.path().into()));
+        let disk = in_directory(directory.path());
         std::fs::write(directory.path().join(format!("{}.cubin", key())), b"foreign").unwrap();
         assert_eq!(disk.read(&key()), None);
         assert_eq!(disk.status().damaged, 1);
         disk.write(&key(), b"code");
         assert_eq!(disk.read(&key()).as_deref(), Some(&b"code"[..]));
         assert_eq!(disk.status().problem, None);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_directory_that_others_may_write_is_said_at_once_and_not_used() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        in_directory(directory.path()).write(&key(), b"code");
+        std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o777)).unwrap();
+        let disk = in_directory(directory.path());
+        let problem = disk.status().problem.unwrap();
+        assert!(problem.contains("others than its owner may write it (mode 777)"), "{problem}");
+        assert_eq!(disk.read(&key()), None);
     }
 }

@@ -3,8 +3,11 @@
 mod directory;
 mod disk;
 mod key;
+mod limit;
 mod once_map;
+mod room;
 mod store;
+mod trust;
 
 pub use directory::CacheDirectory;
 pub use disk::CacheStatus;
@@ -55,12 +58,20 @@ impl Default for ModuleCache {
 }
 
 impl ModuleCache {
-    /// Empty, and on disk where the environment says.
+    /// Empty, and on disk where, and as far as, the environment says.
     pub fn new() -> Self {
-        Self::at(CacheDirectory::from_environment())
+        let disk = match limit::from_environment() {
+            Ok(0) => Disk::new(CacheDirectory::Off, 0),
+            Ok(limit_bytes) => Disk::new(CacheDirectory::from_environment(), limit_bytes),
+            Err(problem) => {
+                let limit_bytes = CubinStore::DEFAULT_LIMIT_BYTES;
+                Disk::new(CacheDirectory::from_environment(), limit_bytes).with_problem(&problem)
+            }
+        };
+        Self { functions: OnceMap::default(), disk }
     }
 
-    /// Empty, and on disk there.
+    /// Empty, and on disk there, up to [`CubinStore::DEFAULT_LIMIT_BYTES`].
     ///
     /// ```
     /// use signflash_cuda::{CacheDirectory, ModuleCache};
@@ -68,7 +79,8 @@ impl ModuleCache {
     /// assert_eq!(cache.status().directory, None);
     /// ```
     pub fn at(directory: CacheDirectory) -> Self {
-        Self { functions: OnceMap::default(), disk: Disk::new(directory) }
+        let disk = Disk::new(directory, CubinStore::DEFAULT_LIMIT_BYTES);
+        Self { functions: OnceMap::default(), disk }
     }
 
     /// The kernel of this key on this GPU; `program` writes it if it is not there yet.
