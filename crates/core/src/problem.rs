@@ -240,6 +240,26 @@ impl Problem {
         self.softmax_scale
     }
 
+    /// `|softmax_scale| * log2(e)`: what engines multiply scores with, which then are exponents of 2. Never 0, so that a
+    /// score of -inf, which hides a key, stays -inf; at the smallest normal number all weights are 1 just the same. Scores
+    /// change their sign first if the problem [`negates`](Self::negates).
+    ///
+    /// ```
+    /// use signflash_core::{Problem, Shape};
+    /// let shape = Shape { batch: 1, seqlen_q: 3, seqlen_k: 3, num_heads: 1, num_heads_k: 1, head_dim: 8 };
+    /// let of = |scale| Problem::builder(shape).softmax_scale(scale).build().map(|problem| problem.scale_log2());
+    /// assert_eq!((of(0.5)?, of(-0.5)?, of(0.0)?), (0.72134752, 0.72134752, f32::MIN_POSITIVE));
+    /// # Ok::<(), signflash_core::ProblemError>(())
+    /// ```
+    pub fn scale_log2(&self) -> f32 {
+        ((self.softmax_scale.abs() * std::f64::consts::LOG2_E) as f32).max(f32::MIN_POSITIVE)
+    }
+
+    /// Whether softmax_scale is negative, so that scores change their sign before [`scale_log2`](Self::scale_log2).
+    pub fn negates(&self) -> bool {
+        self.softmax_scale < 0.0
+    }
+
     /// The dropout setting, as given.
     pub const fn dropout(&self) -> Option<&Dropout> {
         self.dropout.as_ref()

@@ -14,8 +14,7 @@ pub(crate) const BLOCK_KEYS: usize = 64;
 pub(crate) struct Call<'a> {
     pub(crate) problem: &'a Problem,
     pub(crate) rule: Option<KeepRule>,
-    /// |softmax_scale| * log2(e): scores are kept in base 2. Never 0, so that -inf stays -inf; at the smallest normal
-    /// number all weights are 1 just the same.
+    /// Scores are kept in base 2: [`Problem::scale_log2`].
     pub(crate) scale_log2: f32,
     /// The sign of softmax_scale, as the sign that q takes when it is packed.
     pub(crate) negative_scale: bool,
@@ -26,12 +25,11 @@ pub(crate) struct Call<'a> {
 
 impl<'a> Call<'a> {
     pub(crate) fn new(problem: &'a Problem, careful: bool) -> Self {
-        let scale_log2 = (problem.softmax_scale().abs() * std::f64::consts::LOG2_E) as f32;
         Self {
             problem,
             rule: problem.keep_rule(),
-            scale_log2: scale_log2.max(f32::MIN_POSITIVE),
-            negative_scale: problem.softmax_scale() < 0.0,
+            scale_log2: problem.scale_log2(),
+            negative_scale: problem.negates(),
             keep_scale: problem.keep_scale(),
             careful,
         }

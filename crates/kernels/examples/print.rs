@@ -1,7 +1,7 @@
 //! Prints a kernel's PTX, for looking at what ptxas makes of it:
 //! `cargo run -p signflash-kernels --example print -- forward bf16 128 drop causal w4 r2 n64 s2 b2 reg`, or
 //! `hopper bf16 128 drop g2 n128 s2 r216`, or `hopperkeys bf16 128 drop k128 n64 s2 p3 f2 r232`.
-use signflash_kernels::{Access, Common, Config, DqSums, KeySteps, Tiles, Warpgroups};
+use signflash_kernels::{Access, Common, Config, DeltaRows, DqSums, KeySteps, Tiles, Warpgroups};
 use signflash_ptx::Half;
 
 fn main() {
@@ -58,12 +58,18 @@ fn main() {
     };
     let config = match words.first().map(String::as_str) {
         Some("probs") => Config::Probs(common, tiles),
-        Some("delta") => Config::Delta(common),
+        Some("delta") => Config::Delta(
+            common.half,
+            match common.access {
+                Access::Wide => DeltaRows::Wide { lanes: number('l', 16) },
+                Access::Narrow => DeltaRows::Narrow { columns: number('l', 4) },
+            },
+        ),
         Some("keys") => Config::Keys(common, tiles, sums),
         Some("queries") => Config::Queries(common, tiles),
-        Some("convert") => Config::ConvertDq(common, tiles, sums),
-        Some("hopper") => Config::HopperForward(common, groups),
-        Some("hopperkeys") => Config::HopperKeys(common, steps),
+        Some("convert") => Config::ConvertDq(common.rows(), tiles.step, sums),
+        Some("hopper") => Config::HopperForward(common.hopper(), groups),
+        Some("hopperkeys") => Config::HopperKeys(common.hopper(), steps),
         _ => Config::Forward(common, tiles),
     };
     print!("{}", config.kernel().ptx());

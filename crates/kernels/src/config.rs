@@ -22,6 +22,46 @@ pub struct Common {
     pub negative_scale: bool,
 }
 
+/// What moving rows depends on: work that knows neither scores nor dropout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Rows {
+    /// As in [`Common`].
+    pub half: Half,
+    /// As in [`Common`].
+    pub head_dim: u32,
+    /// As in [`Common`].
+    pub full_width: bool,
+    /// As in [`Common`].
+    pub access: Access,
+}
+
+/// How the kernel of statistics reads rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeltaRows {
+    /// In pieces of 16 bytes, each by a lane: so many lanes share a row, a power of two.
+    Wide {
+        /// How many.
+        lanes: u32,
+    },
+    /// Element by element, a row by a warp.
+    Narrow {
+        /// How many a lane has.
+        columns: u32,
+    },
+}
+
+/// What Hopper's own kernels have in common: as [`Common`], but rows come in boxes of 64 columns, and the copy engine knows
+/// how long they are and where they lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub struct HopperCommon {
+    pub half: Half,
+    pub head_dim: u32,
+    pub causal: bool,
+    pub dropout: bool,
+    pub negative_scale: bool,
+}
+
 /// The shape of a block of threads and of its tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tiles {
@@ -159,41 +199,81 @@ pub enum Config {
     /// out and lse.
     Forward(Common, Tiles),
     /// The same on Hopper.
-    HopperForward(Common, Warpgroups),
+    HopperForward(HopperCommon, Warpgroups),
     /// The normalised, sign-encoded probabilities.
     Probs(Common, Tiles),
     /// The same on Hopper.
-    HopperProbs(Common, Warpgroups),
+    HopperProbs(HopperCommon, Warpgroups),
     /// delta, and lse in base 2.
-    Delta(Common),
+    Delta(Half, DeltaRows),
     /// dk and dv, and dq in pieces, by blocks that own keys.
     Keys(Common, Tiles, DqSums),
     /// The same on Hopper.
-    HopperKeys(Common, KeySteps),
+    HopperKeys(HopperCommon, KeySteps),
     /// dq by blocks that own queries: the same bits in every run.
     Queries(Common, Tiles),
-    /// dq from its sums.
-    ConvertDq(Common, Tiles, DqSums),
+    /// dq from its sums, by blocks that own so many rows: a step of the pass over keys that added them up.
+    ConvertDq(Rows, u32, DqSums),
 }
 
 impl Common {
+    /// Of these, what moving rows depends on.
+    pub fn rows(&self) -> Rows {
+        let Common { half, head_dim, full_width, access, .. } = *self;
+        Rows { half, head_dim, full_width, access }
+    }
+
+    /// Of these, what Hopper's own kernels depend on.
+    pub fn hopper(&self) -> HopperCommon {
+        let Common { half, head_dim, causal, dropout, negative_scale, .. } = *self;
+        HopperCommon { half, head_dim, causal, dropout, negative_scale }
+    }
+}
+
+impl HopperCommon {
     /// Boxes of 64 columns that a row takes, as the copy engine moves them.
     pub(crate) fn boxes(&self) -> u32 {
         self.head_dim.div_ceil(64)
     }
 }
 
+/// Those texts whose flags are set.
+fn write_flags<const N: usize>(f: &mut fmt::Formatter<'_>, flags: [(bool, &str); N]) -> fmt::Result {
+    flags.into_iter().filter(|(on, _)| *on).try_for_each(|(_, text)| f.write_str(text))
+}
+
+impl fmt::Display for Rows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Rows { half, head_dim, full_width, access } = self;
+        write!(f, "{}_d{head_dim}", half.name())?;
+        // Single elements are checked one by one, whatever the width.
+        let narrow = *access == Access::Narrow;
+        write_flags(f, [(!full_width && !narrow, "_ragged"), (narrow, "_narrow")])
+    }
+}
+
+impl fmt::Display for DeltaRows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeltaRows::Wide { lanes } => write!(f, "_lanes{lanes}"),
+            DeltaRows::Narrow { columns } => write!(f, "_narrow{columns}"),
+        }
+    }
+}
+
 impl fmt::Display for Common {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}_d{}", self.half.name(), self.head_dim)?;
-        let flags = [
-            (!self.full_width, "_ragged"),
-            (self.access == Access::Narrow, "_narrow"),
-            (self.causal, "_causal"),
-            (self.dropout, "_drop"),
-            (self.negative_scale, "_neg"),
-        ];
-        flags.into_iter().filter(|(on, _)| *on).try_for_each(|(_, text)| f.write_str(text))
+        let Common { causal, dropout, negative_scale, .. } = *self;
+        write!(f, "{}", self.rows())?;
+        write_flags(f, [(causal, "_causal"), (dropout, "_drop"), (negative_scale, "_neg")])
+    }
+}
+
+impl fmt::Display for HopperCommon {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let HopperCommon { half, head_dim, causal, dropout, negative_scale } = *self;
+        write!(f, "{}_d{head_dim}", half.name())?;
+        write_flags(f, [(causal, "_causal"), (dropout, "_drop"), (negative_scale, "_neg")])
     }
 }
 
@@ -237,7 +317,7 @@ impl fmt::Display for DqSums {
     }
 }
 
-/// The kernel's name: it says every choice.
+/// The kernel's name: it says everything that the kernel depends on, and nothing else, so that no kernel is compiled twice.
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -245,11 +325,11 @@ impl fmt::Display for Config {
             Config::HopperForward(common, shape) => write!(f, "sf_fwd90_{common}{shape}"),
             Config::Probs(common, tiles) => write!(f, "sf_probs_{common}{tiles}"),
             Config::HopperProbs(common, shape) => write!(f, "sf_probs90_{common}{shape}"),
-            Config::Delta(common) => write!(f, "sf_delta_{common}"),
+            Config::Delta(half, rows) => write!(f, "sf_delta_{}{rows}", half.name()),
             Config::Keys(common, tiles, sums) => write!(f, "sf_bwd_keys_{common}{tiles}{sums}"),
             Config::HopperKeys(common, shape) => write!(f, "sf_bwd90_keys_{common}{shape}"),
             Config::Queries(common, tiles) => write!(f, "sf_bwd_queries_{common}{tiles}"),
-            Config::ConvertDq(common, tiles, sums) => write!(f, "sf_convert_dq_{common}{tiles}{sums}"),
+            Config::ConvertDq(rows, step, sums) => write!(f, "sf_convert_dq_{rows}_n{step}{sums}"),
         }
     }
 }
@@ -258,15 +338,15 @@ impl Config {
     /// The shape of its blocks, if it has a choice.
     pub fn tiles(&self) -> Option<&Tiles> {
         match self {
-            Config::Delta(_)
+            Config::Delta(..)
+            | Config::ConvertDq(..)
             | Config::HopperForward(..)
             | Config::HopperProbs(..)
             | Config::HopperKeys(..) => None,
             Config::Forward(_, tiles)
             | Config::Probs(_, tiles)
             | Config::Keys(_, tiles, _)
-            | Config::Queries(_, tiles)
-            | Config::ConvertDq(_, tiles, _) => Some(tiles),
+            | Config::Queries(_, tiles) => Some(tiles),
         }
     }
 
@@ -279,11 +359,11 @@ impl Config {
             Config::HopperForward(common, shape) => sm90::forward::kernel(&name, common, shape),
             Config::Probs(common, tiles) => sm80::probs::kernel(&name, common, tiles),
             Config::HopperProbs(common, shape) => sm90::probs::kernel(&name, common, shape),
-            Config::Delta(common) => sm80::delta::kernel(&name, common),
+            Config::Delta(half, rows) => sm80::delta::kernel(&name, *half, *rows),
             Config::Keys(common, tiles, sums) => sm80::backward_keys::kernel(&name, common, tiles, *sums),
             Config::HopperKeys(common, shape) => sm90::backward::kernel(&name, common, shape),
             Config::Queries(common, tiles) => sm80::backward_queries::kernel(&name, common, tiles),
-            Config::ConvertDq(common, tiles, sums) => sm80::convert_dq::kernel(&name, common, tiles, *sums),
+            Config::ConvertDq(rows, step, sums) => sm80::convert_dq::kernel(&name, rows, *step, *sums),
         }
     }
 }

@@ -13,6 +13,7 @@
 //! | [`Config::HopperProbs`] | the same on Hopper | queries | keys |
 //! | [`Config::Delta`] | statistics of rows | rows | |
 //! | [`Config::Keys`] | dk, dv, sums of dq | keys | queries of all heads of the group |
+//! | [`Config::HopperKeys`] | the same on Hopper: `src/sm90/backward` | keys | queries of all heads of the group |
 //! | [`Config::ConvertDq`] | dq from its sums | | |
 //! | [`Config::Queries`] | dq, the same bits in every run | queries | keys |
 //!
@@ -43,7 +44,7 @@ mod sm80;
 mod sm90;
 mod variants;
 
-pub use config::{Common, Config, DqSums, KeySteps, Tiles, Warpgroups};
+pub use config::{Common, Config, DeltaRows, DqSums, HopperCommon, KeySteps, Rows, Tiles, Warpgroups};
 pub use interpreted::{InterpretError, Interpreted};
 pub use parts::args::DeviceTensor;
 pub use parts::copy::Access;
@@ -54,4 +55,4 @@ pub use plan::{
 };
 pub use select::{Gpu, Select, half_of};
 pub use signflash_ptx::{Arg, Half, TensorMap};
-pub use variants::variants;
+pub use variants::{kernels_of, variants};

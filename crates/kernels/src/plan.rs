@@ -1,5 +1,5 @@
 //! What one call does on a GPU: launches with their arguments. The interpreter and the driver run the same plan.
-use crate::config::{Common, Config, KeySteps, Tiles, Warpgroups};
+use crate::config::{Config, KeySteps, Tiles, Warpgroups};
 use crate::parts::args::{DeviceTensor, DropoutArgs, ProblemArgs};
 use crate::parts::copy::Access;
 use crate::select::{Gpu, Select, hopper_convert_dq};
@@ -171,7 +171,7 @@ pub fn forward_with(
             launch(&mut steps, config, query_blocks(problem, &config), list(&own))?;
         }
         ForwardShape::Hopper(shape) => {
-            let config = Config::HopperForward(common, shape);
+            let config = Config::HopperForward(common.hopper(), shape);
             let (schedule, blocks) = schedule(problem, shape.rows(), problem.causal(), gpu)?;
             let (queries, keys) = (problem.shape().q(), problem.shape().k());
             let args = sm90::forward::ForwardArgs {
@@ -207,7 +207,7 @@ pub fn forward_with(
                 schedule.push(l);
                 args.push(l);
             };
-            let config = Config::HopperProbs(common, shape);
+            let config = Config::HopperProbs(common.hopper(), shape);
             launch(&mut steps, config, blocks, list(&own))?;
         }
         Some(probs) => {
@@ -331,8 +331,8 @@ pub fn backward_with(
     let dlse = call.dlse.unwrap_or(0);
     let own = |l: &mut Vec<Arg>| DeltaArgs { out, dout, lse, dlse, stats, keep_scale }.push(l);
     let rows = heads(problem) * stat_rows(problem);
-    let Config::Delta(common) = configs.delta else { unreachable!("statistics are of the kernel for them") };
-    let blocks = rows.div_ceil(crate::sm80::delta::rows_per_block(&common).into());
+    let Config::Delta(_, read) = configs.delta else { unreachable!("statistics are of the kernel for them") };
+    let blocks = rows.div_ceil(read.per_block().into());
     launch(&mut steps, configs.delta, blocks, argument_list(args_problem, &own, None))?;
     let converts = matches!(configs.dq, Config::ConvertDq(..));
     if (converts || matches!(shape, BackwardShape::Hopper(_))) && space.bytes > space.dq_sums {
@@ -445,7 +445,10 @@ fn key_blocks(problem: &Problem, config: &Config) -> u64 {
 
 /// Query tiles as the kernel of the keys walks over them.
 fn dq_blocks(problem: &Problem, config: &Config) -> u64 {
-    heads(problem) * query_steps(problem, config.tiles().expect("it has a step").step)
+    let Config::ConvertDq(_, step, _) = config else {
+        unreachable!("sums are converted by the kernel for that")
+    };
+    heads(problem) * query_steps(problem, *step)
 }
 
 /// Rows of a head's statistics: whole steps of any kernel.
@@ -460,8 +463,6 @@ fn query_steps(problem: &Problem, step: u32) -> u64 {
 
 fn problem_args(problem: &Problem) -> ProblemArgs {
     let shape = problem.shape();
-    // A scale of 0 times a score of -inf, which hides a key, must stay -inf.
-    let scale = (problem.softmax_scale().abs() as f32).max(f32::MIN_POSITIVE);
     ProblemArgs {
         seqlen_q: shape.seqlen_q as u32,
         seqlen_k: shape.seqlen_k as u32,
@@ -470,7 +471,7 @@ fn problem_args(problem: &Problem) -> ProblemArgs {
         group: shape.group_size() as u32,
         head_dim: shape.head_dim as u32,
         scale: problem.softmax_scale() as f32,
-        scale_log2: ((problem.softmax_scale().abs() * std::f64::consts::LOG2_E) as f32).max(scale),
+        scale_log2: problem.scale_log2(),
         row_shift: row_shift(problem),
         column_shift: column_shift(problem),
         stat_rows: stat_rows(problem) as u32,
@@ -478,15 +479,13 @@ fn problem_args(problem: &Problem) -> ProblemArgs {
 }
 
 fn dropout_args(problem: &Problem, seed_and_offset_ptr: u64) -> Option<DropoutArgs> {
-    let rule = problem.keep_rule()?;
-    let shard = problem.shard();
-    let [low, high] = rule.key().map(u64::from);
+    let (rule, dropout, shard) = (problem.keep_rule()?, problem.dropout()?, problem.shard());
     let num_heads_total = shard.num_heads_total.unwrap_or(problem.shape().num_heads) as u64;
     let first_stream =
         (shard.first_batch as u64).wrapping_mul(num_heads_total).wrapping_add(shard.first_head as u64);
     Some(DropoutArgs {
-        seed: high << 32 | low,
-        offset: rule.head_counter(0, 0).wrapping_sub(first_stream.wrapping_mul(32)),
+        seed: dropout.seed(),
+        offset: dropout.offset(),
         seed_and_offset_ptr,
         first_stream,
         num_heads_total,
@@ -534,16 +533,16 @@ impl Workspace {
         let select = Select { gpu, access: Access::Wide };
         let configs = select.backward(select.common(problem, Half::Bf16), deterministic);
         let steps = |step| heads(problem) * query_steps(problem, step);
-        let sums_of = |common: Common, step| steps(step) * u64::from(4 * step * common.head_dim);
+        let sums_of = |head_dim: u32, step| steps(step) * u64::from(4 * step * head_dim);
         let mut sums = match configs.dq {
-            Config::ConvertDq(common, tiles, _) => sums_of(common, tiles.step),
+            Config::ConvertDq(rows, step, _) => sums_of(rows.head_dim, step),
             _ => 0,
         };
         // Hopper's kernel may take the call, and has larger tiles.
         let mut counters = 0;
         if gpu.is_hopper() {
             let (common, shape) = select.hopper_keys(select.common(problem, Half::Bf16), deterministic);
-            sums = sums.max(sums_of(common, shape.step));
+            sums = sums.max(sums_of(common.head_dim, shape.step));
             let per_step = u64::from(sm90::backward::counters_bytes(&shape));
             counters = if deterministic { steps(shape.step) * per_step } else { 0 };
         }

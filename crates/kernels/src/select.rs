@@ -4,7 +4,7 @@
 //! 128 (see `benchmarks/gpu.md`); other rows are bounded by registers (255 a thread) and by shared memory, which is why
 //! the last row of each head_dim is one that fits the 99 KiB of the smallest GPUs since Ampere.
 use crate::DeviceTensor;
-use crate::config::{Common, Config, DqSums, KeySteps, Tiles, Warpgroups};
+use crate::config::{Common, Config, DeltaRows, DqSums, HopperCommon, KeySteps, Rows, Tiles, Warpgroups};
 use crate::parts::copy::Access;
 use crate::plan::{BackwardCall, ForwardCall, ForwardShape};
 use signflash_core::{Dtype, KeepRule, Problem};
@@ -205,11 +205,11 @@ impl Select {
         Common {
             half,
             head_dim: padded,
-            full_width: head_dim == padded,
+            full_width: head_dim == padded && access == Access::Wide,
             access,
             causal: problem.causal(),
             dropout: problem.keep_rule().is_some(),
-            negative_scale: problem.softmax_scale() < 0.0,
+            negative_scale: problem.negates(),
         }
     }
 
@@ -228,7 +228,7 @@ impl Select {
     pub fn forward(&self, common: Common, seqlen_k: usize) -> Config {
         match self.forward_shape(common, seqlen_k, true) {
             ForwardShape::Portable(tiles) => Config::Forward(common, tiles),
-            ForwardShape::Hopper(shape) => Config::HopperForward(common, shape),
+            ForwardShape::Hopper(shape) => Config::HopperForward(common.hopper(), shape),
         }
     }
 
@@ -239,13 +239,13 @@ impl Select {
     }
 
     pub(crate) fn forward_shape(&self, common: Common, seqlen_k: usize, hopper: bool) -> ForwardShape {
-        let is_hopper = self.gpu.is_hopper() && self.access == Access::Wide;
+        let is_hopper = self.gpu.is_hopper() && common.access == Access::Wide;
         let row = |row: &&HopperRow| {
             row.head_dim >= common.head_dim
                 && row.dropout == common.dropout
                 && row.up_to_keys >= seqlen_k
                 && row.causal.is_none_or(|causal| causal == common.causal)
-                && row.shape.smem_bytes(&common) <= self.gpu.smem_per_block_bytes
+                && row.shape.smem_bytes(&common.hopper()) <= self.gpu.smem_per_block_bytes
         };
         match HOPPER_FORWARD.iter().find(row) {
             Some(row) if is_hopper && hopper => ForwardShape::Hopper(row.shape),
@@ -290,7 +290,7 @@ impl Select {
             drawers,
             step: if common.head_dim > 128 { 64 } else { 128 },
             stages: 2,
-            flag_stages: 2,
+            flag_stages: if common.dropout { 2 } else { 0 },
             registers,
             turns: false,
             early: 0,
@@ -300,8 +300,8 @@ impl Select {
 
     /// The kernel that writes probs, where a GPU's own kernels take the call.
     pub fn probs(&self, common: Common) -> Config {
-        match self.gpu.is_hopper() && self.access == Access::Wide {
-            true => Config::HopperProbs(common, self.hopper_probs(common)),
+        match self.gpu.is_hopper() && common.access == Access::Wide {
+            true => Config::HopperProbs(common.hopper(), self.hopper_probs(common)),
             false => self.portable_probs(common),
         }
     }
@@ -340,7 +340,7 @@ impl Select {
 
     /// The kernels of a backward on Hopper of its own, where it has some: the pass over keys, and dq from its sums.
     pub fn hopper_backward(&self, common: Common, deterministic: bool) -> Vec<Config> {
-        if !self.gpu.is_hopper() || self.access != Access::Wide {
+        if !self.gpu.is_hopper() || common.access != Access::Wide {
             return vec![];
         }
         let (common, shape) = self.hopper_keys(common, deterministic);
@@ -348,7 +348,7 @@ impl Select {
     }
 
     /// Hopper's pass over keys: what it shares with others, and its shape.
-    pub(crate) fn hopper_keys(&self, common: Common, deterministic: bool) -> (Common, KeySteps) {
+    pub(crate) fn hopper_keys(&self, common: Common, deterministic: bool) -> (HopperCommon, KeySteps) {
         let head_dim = common.head_dim.next_multiple_of(64);
         let (keys, step, ds_stages) = match head_dim {
             ..=64 => (128, 128, 2),
@@ -359,7 +359,7 @@ impl Select {
         let registers = if common.dropout && keys > 64 { 232 } else { 240 };
         let ordered = deterministic;
         let shape = KeySteps { keys, step, stages: 2, ds_stages, flag_stages, registers, ordered };
-        (Common { head_dim, full_width: false, ..common }, shape)
+        (HopperCommon { head_dim, ..common.hopper() }, shape)
     }
 
     /// The backward's kernels.
@@ -389,26 +389,24 @@ impl Select {
         let smem = |t: &Tiles| 4 * width * (t.rows() + t.slots * t.step);
         let dq = match sums {
             DqSums::None => Config::Queries(common, self.tiles(QUERIES, common, smem)),
-            _ => Config::ConvertDq(common, tiles, sums),
+            _ => Config::ConvertDq(common.rows(), tiles.step, sums),
         };
-        BackwardConfigs { delta: Config::Delta(common), keys: Config::Keys(common, tiles, sums), dq }
+        // Without sums there is nothing to add later.
+        let tiles = Tiles { late_dq: tiles.late_dq && sums != DqSums::None, ..tiles };
+        BackwardConfigs { delta: delta(&common), keys: Config::Keys(common, tiles, sums), dq }
     }
 }
 
-/// dq from the sums that Hopper's pass over keys adds to.
-pub(crate) fn hopper_convert_dq(common: Common, shape: KeySteps) -> Config {
-    // Of the tiles nothing but the step matters here.
-    let tiles = Tiles {
-        warps: 4,
-        row_tiles: 1,
-        split: 1,
-        step: shape.step,
-        slots: 1,
-        blocks_per_sm: 1,
-        late_dq: false,
-        in_registers: false,
-    };
-    Config::ConvertDq(common, tiles, DqSums::Wide)
+/// The statistics of rows.
+fn delta(common: &Common) -> Config {
+    Config::Delta(common.half, DeltaRows::of(common))
+}
+
+/// dq from the sums that Hopper's pass over keys adds to, whose rows are padded to whole boxes.
+pub(crate) fn hopper_convert_dq(common: HopperCommon, shape: KeySteps) -> Config {
+    let HopperCommon { half, head_dim, .. } = common;
+    let rows = Rows { half, head_dim, full_width: false, access: Access::Wide };
+    Config::ConvertDq(rows, shape.step, DqSums::Wide)
 }
 
 /// Whether the copy engine takes tensors.

@@ -34,27 +34,31 @@ pub fn variants(gpu: Gpu, half: Half) -> Vec<Config> {
     all.push(Common { full_width: false, access: Access::Narrow, ..plain(128, (true, true)) });
     all.push(Common { negative_scale: true, ..plain(128, (true, true)) });
     let mut kernels: Vec<Config> = vec![];
-    for common in all {
-        let select = Select { gpu, access: common.access };
-        let (adding, ordered) = (select.backward(common, false), select.backward(common, true));
-        let of_one = [
-            select.forward(common, 1024),
-            select.forward(common, usize::MAX),
-            select.portable_forward(common),
-            select.probs(common),
-            select.portable_probs(common),
-            adding.delta,
-            adding.keys,
-            adding.dq,
-            ordered.keys,
-            ordered.dq,
-        ];
-        let hopper = [false, true].map(|deterministic| select.hopper_backward(common, deterministic));
-        for config in of_one.into_iter().chain(hopper.into_iter().flatten()) {
-            if !kernels.contains(&config) {
-                kernels.push(config);
-            }
+    for config in all.into_iter().flat_map(|common| kernels_of(gpu, common)) {
+        if !kernels.contains(&config) {
+            kernels.push(config);
         }
     }
     kernels
+}
+
+/// Every kernel that calls come to which have this in common: of any length, deterministic or not, with Hopper's own kernels
+/// or without. A kernel may come more than once.
+pub fn kernels_of(gpu: Gpu, common: Common) -> Vec<Config> {
+    let select = Select { gpu, access: common.access };
+    let (adding, ordered) = (select.backward(common, false), select.backward(common, true));
+    let of_one = [
+        select.forward(common, 1024),
+        select.forward(common, usize::MAX),
+        select.portable_forward(common),
+        select.probs(common),
+        select.portable_probs(common),
+        adding.delta,
+        adding.keys,
+        adding.dq,
+        ordered.keys,
+        ordered.dq,
+    ];
+    let hopper = [false, true].map(|deterministic| select.hopper_backward(common, deterministic));
+    of_one.into_iter().chain(hopper.into_iter().flatten()).collect()
 }

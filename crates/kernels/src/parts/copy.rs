@@ -1,6 +1,6 @@
 //! Tiles between global and shared memory. Rows outside the tensor, and columns beyond head_dim, are zeros.
 use super::args::Rows;
-use crate::config::Common;
+use crate::config;
 use signflash_ptx::{B32, GlobalAddr, Pred, SmemAddr, Thread, TileLayout, TileThread, U32, Val};
 
 /// How 16-bit rows are moved.
@@ -39,9 +39,9 @@ pub(crate) struct TileCopy<'k> {
 impl<'k> TileCopy<'k> {
     /// Thread `index` of `threads`, for tiles of a head's width.
     #[track_caller]
-    pub(crate) fn new(thread: Thread<'k>, common: &Common, index: Val<'k, U32>, threads: u32) -> Self {
-        let share = thread.tile_thread(TileLayout::new(common.head_dim), index, threads);
-        let (access, full_width) = (common.access, common.full_width);
+    pub(crate) fn new(thread: Thread<'k>, rows: config::Rows, index: Val<'k, U32>, threads: u32) -> Self {
+        let config::Rows { head_dim, full_width, access, .. } = rows;
+        let share = thread.tile_thread(TileLayout::new(head_dim), index, threads);
         TileCopy { thread, share, access, full_width, first_col: thread.u32(0) }
     }
 

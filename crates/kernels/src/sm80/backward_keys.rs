@@ -280,7 +280,7 @@ impl<'k> Keys<'_, 'k> {
 
     fn load_keys(&self, first_key: Val<'k, U32>) {
         let t = self.cta.threads();
-        let copy = TileCopy::new(t, self.common, t.index(), self.tiles.threads());
+        let copy = TileCopy::new(t, self.common.rows(), t.index(), self.tiles.threads());
         let (k, v) = (self.args.k, self.args.v).map_heads(&self.work);
         let tile = |rows| self.tile_of(rows, first_key, self.problem.seqlen_k);
         copy.load(self.smem.k, tile(k), self.tiles.rows());
@@ -296,7 +296,7 @@ impl<'k> Keys<'_, 'k> {
         ring.fill(*cta, || {
             cta.when(real, |cta| {
                 let t = cta.threads();
-                let copy = TileCopy::new(t, self.common, t.index(), tiles.threads());
+                let copy = TileCopy::new(t, self.common.rows(), t.index(), tiles.threads());
                 let tile = |rows| self.tile_of(rows, m * step - problem.row_shift, problem.seqlen_q);
                 copy.load(slot, tile(self.args.q.head(work.batch, head)), step);
                 let dout = slot.at(self.smem.layout.bytes(step));
@@ -541,7 +541,7 @@ impl<'k> Keys<'_, 'k> {
         let keep_scale = self.dropout.as_ref().map_or(t.f32(1.0), |d| d.args.keep_scale);
         let (dk_rows, dv_rows) = (self.args.dk, self.args.dv).map_heads(&self.work);
         let columns = self.columns();
-        let copy = TileCopy::new(t, self.common, t.lane(), 32);
+        let copy = TileCopy::new(t, self.common.rows(), t.lane(), 32);
         let copy = copy.of_columns(t.lane(), 32, columns, own.part * columns);
         // The warps on the same keys divide their rows of the tile among them.
         let share = own.part * TileLayout::new(columns).bytes(16 * self.tiles.row_tiles);

@@ -142,7 +142,7 @@ impl<'k> Queries<'_, 'k> {
         let factor = problem.scale * keep_scale;
         dq.iter().for_each(|dq| scale_rows(dq, [factor, factor]));
         let target = self.tile_of(self.args.dq.head(work.batch, work.head), own.first_row, problem.seqlen_q);
-        store_rows(warp, &dq, common.half, own.q, &TileCopy::new(t, common, t.lane(), 32), target);
+        store_rows(warp, &dq, common.half, own.q, &TileCopy::new(t, common.rows(), t.lane(), 32), target);
     }
 
     fn tile_of(&self, rows: Rows<'k>, first: Val<'k, U32>, seqlen: Val<'k, U32>) -> TileRows<'k> {
@@ -151,7 +151,7 @@ impl<'k> Queries<'_, 'k> {
 
     fn copy(&self) -> TileCopy<'k> {
         let t = self.cta.threads();
-        TileCopy::new(t, self.common, t.index(), self.tiles.threads())
+        TileCopy::new(t, self.common.rows(), t.index(), self.tiles.threads())
     }
 
     fn load_queries(&self, first_row: Val<'k, U32>) {

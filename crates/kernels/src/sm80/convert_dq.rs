@@ -1,7 +1,7 @@
 //! dq from its sums in f32, which lie in the order of accumulators: scaled, rounded, put into rows.
 //!
 //! A warp takes 16 rows.
-use crate::config::{Common, DqSums, Tiles};
+use crate::config::{DqSums, Rows};
 use crate::parts::args::{DeviceTensor, ProblemVals, kernel_args};
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::epilogue::store_rows;
@@ -82,21 +82,21 @@ impl<'k> SumsTile<'k> {
 }
 
 /// The kernel of a configuration.
-pub(crate) fn kernel(name: &str, common: &Common, tiles: &Tiles, sums: DqSums) -> Kernel {
-    let row_tiles = tiles.step / 16;
+pub(crate) fn kernel(name: &str, rows: &Rows, step: u32, sums: DqSums) -> Kernel {
+    let row_tiles = step / 16;
     let shape = Shape { block_threads: 32 * row_tiles, min_blocks_per_sm: 1 };
     Builder::build(name, shape, |cta| {
         let problem = ProblemVals::declare(cta);
         let args = ConvertDqVals::declare(cta);
-        let layout = TileLayout::new(common.head_dim);
-        let staging = cta.smem("dq", layout.bytes(tiles.step), 1024);
+        let layout = TileLayout::new(rows.head_dim);
+        let staging = cta.smem("dq", layout.bytes(step), 1024);
         let (warp, t) = (cta.warps(), cta.threads());
-        let steps = problem.query_tiles(tiles.step);
+        let steps = problem.query_tiles(step);
         let work = Work::locate(cta, steps, problem.num_heads, false);
 
-        let all = SumsTile::new(t, args.dq_sums, cta.index(), [tiles.step, common.head_dim], sums);
+        let all = SumsTile::new(t, args.dq_sums, cta.index(), [step, rows.head_dim], sums);
         let own = SumsTile { start: all.place(warp.index(), t.u32(0)), ..all };
-        let acc = warp.acc(common.head_dim);
+        let acc = warp.acc(rows.head_dim);
         own.read(t, &acc);
         let factor = problem.scale * args.keep_scale;
         crate::parts::softmax::scale_rows(&acc, [factor, factor]);
@@ -104,11 +104,11 @@ pub(crate) fn kernel(name: &str, common: &Common, tiles: &Tiles, sums: DqSums) -
         let own_row = warp.index() * 16;
         let target = TileRows {
             rows: args.dq.head(work.batch, work.head),
-            first: work.block * tiles.step - problem.row_shift + own_row,
+            first: work.block * step - problem.row_shift + own_row,
             seqlen: problem.seqlen_q,
             head_dim: problem.head_dim,
         };
         let staging = staging.plus(own_row * layout.row_bytes());
-        store_rows(warp, &[acc], common.half, staging, &TileCopy::new(t, common, t.lane(), 32), target);
+        store_rows(warp, &[acc], rows.half, staging, &TileCopy::new(t, *rows, t.lane(), 32), target);
     })
 }

@@ -7,27 +7,41 @@
 //!
 //! Memory-bound: two rows in, eight bytes out. A lane takes 8 columns, so that a warp takes as many rows as fit; where
 //! single elements are read, one row.
-use crate::config::Common;
+use crate::config::{Common, DeltaRows};
 use crate::parts::args::{DeviceTensor, ProblemVals, kernel_args};
 use crate::parts::copy::Access;
-use signflash_ptx::{B32, Builder, F32, GlobalAddr, Kernel, Shape, SmemAddr, Thread, U32, U64, Val, Var};
+use signflash_ptx::{
+    B32, Builder, F32, GlobalAddr, Half, Kernel, Shape, SmemAddr, Thread, U32, U64, Val, Var,
+};
 use std::f32::consts::LOG2_E;
 
 const WARPS: u32 = 8;
 /// Columns of a lane where rows are read in pieces of 16 bytes.
 const LANE_COLUMNS: u32 = 8;
 
-/// Lanes that share a row: a power of two.
-fn lanes_per_row(common: &Common) -> u32 {
-    match common.access {
-        Access::Wide => common.head_dim.div_ceil(LANE_COLUMNS).next_power_of_two(),
-        Access::Narrow => 32,
+impl DeltaRows {
+    /// For rows of a problem.
+    pub(crate) fn of(common: &Common) -> Self {
+        match common.access {
+            Access::Wide => {
+                DeltaRows::Wide { lanes: common.head_dim.div_ceil(LANE_COLUMNS).next_power_of_two() }
+            }
+            Access::Narrow => DeltaRows::Narrow { columns: common.head_dim.div_ceil(32) },
+        }
     }
-}
 
-/// Rows that one block computes: it divides [`STEP`].
-pub(crate) fn rows_per_block(common: &Common) -> u32 {
-    WARPS * (32 / lanes_per_row(common))
+    /// Lanes that share a row: a power of two.
+    fn lanes(self) -> u32 {
+        match self {
+            DeltaRows::Wide { lanes } => lanes,
+            DeltaRows::Narrow { .. } => 32,
+        }
+    }
+
+    /// Rows that one block computes: it divides [`STEP`].
+    pub(crate) fn per_block(self) -> u32 {
+        WARPS * (32 / self.lanes())
+    }
 }
 
 /// Heads have a multiple of so many rows in the statistics.
@@ -75,14 +89,14 @@ kernel_args! {
 }
 
 /// The kernel of a configuration.
-pub(crate) fn kernel(name: &str, common: &Common) -> Kernel {
+pub(crate) fn kernel(name: &str, half: Half, rows: DeltaRows) -> Kernel {
     Builder::build(name, Shape { block_threads: 32 * WARPS, min_blocks_per_sm: 1 }, |cta| {
         let problem = ProblemVals::declare(cta);
         let args = DeltaVals::declare(cta);
         let (warp, t) = (cta.warps(), cta.threads());
-        let lanes = lanes_per_row(common);
+        let lanes = rows.lanes();
         let lane = t.lane() & (lanes - 1);
-        let index = cta.index() * rows_per_block(common) + t.index() / lanes;
+        let index = cta.index() * rows.per_block() + t.index() / lanes;
         let bh = index / problem.stat_rows;
         let row = index - bh * problem.stat_rows - problem.row_shift;
         let batch = bh / problem.num_heads;
@@ -92,8 +106,8 @@ pub(crate) fn kernel(name: &str, common: &Common) -> Kernel {
         let lse = t.f32(f32::INFINITY).var();
         let dlse = t.f32(0.0).var();
         t.when(row.lt(problem.seqlen_q), |t| {
-            let (out, dout) = (args.out.head(batch, head).row(row), args.dout.head(batch, head).row(row));
-            dot(t, common, lane, problem.head_dim, [out, dout], &delta);
+            let both = [args.out, args.dout].map(|tensor| tensor.head(batch, head).row(row));
+            dot(t, (half, rows), lane, problem.head_dim, both, &delta);
             let at = (bh.mul_wide(problem.seqlen_q) + row.widen()) * 4u64;
             let [own] = t.load::<F32, 1>(GlobalAddr::new(at + args.lse));
             // A row without keys has lse = -inf; its probabilities shall be 0, not exp(s + inf).
@@ -117,18 +131,18 @@ pub(crate) fn kernel(name: &str, common: &Common) -> Kernel {
 /// Adds the products of the lane's columns to `sum`, as far as they are real.
 fn dot<'k>(
     t: Thread<'k>,
-    common: &Common,
+    (half, read): (Half, DeltaRows),
     lane: Val<'k, U32>,
     head_dim: Val<'k, U32>,
     rows: [GlobalAddr<'k>; 2],
     sum: &Var<'k, F32>,
 ) {
     let add = |x: Val<'k, B32>, y: Val<'k, B32>| {
-        sum.set(x.half_to_f32(common.half).mul_add(y.half_to_f32(common.half), sum.get()));
+        sum.set(x.half_to_f32(half).mul_add(y.half_to_f32(half), sum.get()));
     };
-    match common.access {
+    match read {
         // head_dim is a multiple of 8: all columns are real, or none.
-        Access::Wide => {
+        DeltaRows::Wide { .. } => {
             let first = lane * LANE_COLUMNS;
             t.when(first.lt(head_dim), |t| {
                 let [out, dout] = rows.map(|row| t.load_constant::<B32, 4>(row.plus((first * 2).widen())));
@@ -138,8 +152,8 @@ fn dot<'k>(
                 }
             });
         }
-        Access::Narrow => {
-            for column in (0..common.head_dim).step_by(32).map(|first| lane + first) {
+        DeltaRows::Narrow { columns } => {
+            for column in (0..columns).map(|i| lane + 32 * i) {
                 t.when(column.lt(head_dim), |t| {
                     let [x, y] = rows.map(|row| t.load_half(row.plus((column * 2).widen())));
                     add(x, y);

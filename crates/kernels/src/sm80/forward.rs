@@ -144,7 +144,7 @@ impl<'k> Forward<'_, 'k> {
     /// All threads bring a tile.
     fn copy(&self) -> TileCopy<'k> {
         let t = self.cta.threads();
-        TileCopy::new(t, self.common, t.index(), self.tiles.threads())
+        TileCopy::new(t, self.common.rows(), t.index(), self.tiles.threads())
     }
 
     fn tile_of(&self, rows: Rows<'k>, first: Val<'k, U32>, seqlen: Val<'k, U32>) -> TileRows<'k> {
@@ -211,7 +211,7 @@ impl<'k> Forward<'_, 'k> {
             out,
             self.common.half,
             staging,
-            &TileCopy::new(t, self.common, t.lane(), 32),
+            &TileCopy::new(t, self.common.rows(), t.lane(), 32),
             target,
         );
     }

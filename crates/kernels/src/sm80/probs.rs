@@ -76,7 +76,7 @@ impl<'k> ProbsKernel<'_, 'k> {
         let first_row = work.block * tiles.rows() - problem.row_shift;
         let rows =
             |rows: Rows<'k>, first, seqlen| TileRows { rows, first, seqlen, head_dim: problem.head_dim };
-        let copy = TileCopy::new(t, common, t.index(), tiles.threads());
+        let copy = TileCopy::new(t, common.rows(), t.index(), tiles.threads());
         let q = rows(self.args.q.head(work.batch, work.head), first_row, problem.seqlen_q);
         let q = cta.copy_group(|| copy.load(self.q, q, tiles.rows()));
         let (k, end) =

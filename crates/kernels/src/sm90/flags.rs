@@ -7,7 +7,7 @@
 //! (bf16; f16 has to be rounded by another).
 use super::pipeline::FLAG_BLOCK_BYTES;
 use super::softmax::Selectors;
-use crate::config::{Common, Warpgroups};
+use crate::config::{HopperCommon, Warpgroups};
 use crate::parts::args::DropoutVals;
 use crate::parts::dropout::{Philox, ROW_WORDS, SignMask, StreamColumn, StreamRow};
 use crate::parts::work::Work;
@@ -81,7 +81,7 @@ impl<'a, 'k> FlagWriter<'a, 'k> {
         warp: Warp<'k>,
         rings: BulkRing<'k>,
         shape: &'a Warpgroups,
-        common: &Common,
+        common: &HopperCommon,
         args: &DropoutVals<'k>,
     ) -> Self {
         let t = warp.threads();

@@ -20,7 +20,7 @@
 //! drawn by warps that have nothing else to do, which keeps its long chains of products off the multiplying warps' way.
 use super::pipeline::Pipeline;
 use super::schedule::{Schedule, ScheduleVals};
-use crate::config::{Common, Warpgroups};
+use crate::config::{HopperCommon, Warpgroups};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
 use crate::parts::work::{KeyTiles, Work};
 use signflash_ptx::{Builder, Cta, Kernel, Shape, TensorMap, Thread, U32, Val, Warp, Warpgroup};
@@ -45,7 +45,7 @@ kernel_args! {
 pub(crate) const GROUP_ROWS: u32 = 64;
 
 /// The kernel of a configuration.
-pub(crate) fn kernel(name: &str, common: &Common, shape: &Warpgroups) -> Kernel {
+pub(crate) fn kernel(name: &str, common: &HopperCommon, shape: &Warpgroups) -> Kernel {
     let launch = Shape { block_threads: shape.threads(), min_blocks_per_sm: 1 };
     Builder::build(name, launch, |cta| {
         let problem = ProblemVals::declare(cta);
@@ -90,7 +90,7 @@ pub(super) fn by_role<'k>(
 /// What every role of a block knows.
 pub(super) struct Block<'a, 'k> {
     pub(super) cta: Cta<'k>,
-    pub(super) common: &'a Common,
+    pub(super) common: &'a HopperCommon,
     pub(super) shape: &'a Warpgroups,
     pub(super) problem: ProblemVals<'k>,
     pub(super) args: ForwardVals<'k>,

@@ -1,7 +1,7 @@
 //! A warpgroup's output: from its accumulator through shared memory to the tensor.
 use super::forward::GROUP_ROWS;
 use super::pipeline::Pipeline;
-use crate::config::Common;
+use crate::config::HopperCommon;
 use crate::parts::product::pack;
 use signflash_ptx::{Acc, B32, Half, Order, SmemAddr, Tensor, TileLayout, U32, Val, Warpgroup};
 
@@ -19,7 +19,7 @@ const FIRST_BARRIER: u32 = 8;
 
 impl<'k> OutTile<'k> {
     /// Of one warpgroup: its queries' place, or a place for itself.
-    pub(crate) fn new(smem: &Pipeline<'k>, common: &Common, group: Val<'k, U32>) -> Self {
+    pub(crate) fn new(smem: &Pipeline<'k>, common: &HopperCommon, group: Val<'k, U32>) -> Self {
         let boxes = common.boxes();
         let at = match smem.out {
             Some(out) => out.plus(group * (boxes * BOX_BYTES)),

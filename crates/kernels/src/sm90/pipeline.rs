@@ -1,6 +1,6 @@
 //! What a block of the forward keeps in shared memory, and who fills and reads it.
 use super::forward::GROUP_ROWS;
-use crate::config::{Common, Warpgroups};
+use crate::config::{HopperCommon, Warpgroups};
 use signflash_ptx::{BulkRing, Cta, SmemAddr};
 
 /// Shared memory of a block. Tiles lie as the copy engine leaves them: boxes of 64 columns behind each other.
@@ -25,7 +25,7 @@ pub(crate) struct Pipeline<'k> {
 pub(crate) const FLAG_BLOCK_BYTES: u32 = 16 * 32;
 
 impl<'k> Pipeline<'k> {
-    pub(crate) fn plan(cta: Cta<'k>, common: &Common, shape: &Warpgroups) -> Self {
+    pub(crate) fn plan(cta: Cta<'k>, common: &HopperCommon, shape: &Warpgroups) -> Self {
         let readers = 4 * shape.groups;
         let tile = |rows: u32| rows * common.boxes() * 128;
         let flags = || {
@@ -44,7 +44,7 @@ impl<'k> Pipeline<'k> {
 
 impl Warpgroups {
     /// Shared memory that a block asks for, at most.
-    pub(crate) fn smem_bytes(&self, common: &Common) -> u32 {
+    pub(crate) fn smem_bytes(&self, common: &HopperCommon) -> u32 {
         let tile = |rows: u32| rows * common.boxes() * 128;
         let queries = tile(self.rows()) * if self.out_in_q { 1 } else { 2 };
         let flags = self.groups * self.flag_stages * 4 * self.step / 32 * FLAG_BLOCK_BYTES;

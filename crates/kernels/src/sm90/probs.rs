@@ -14,7 +14,7 @@ use super::forward::{GROUP_ROWS, by_role};
 use super::out::stage_words;
 use super::pipeline::FLAG_BLOCK_BYTES;
 use super::schedule::{Schedule, ScheduleVals};
-use crate::config::{Common, Warpgroups};
+use crate::config::{HopperCommon, Warpgroups};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
 use crate::parts::softmax::THREAD_ROWS;
 use crate::parts::work::Work;
@@ -41,7 +41,7 @@ kernel_args! {
 }
 
 /// The kernel of a configuration.
-pub(crate) fn kernel(name: &str, common: &Common, shape: &Warpgroups) -> Kernel {
+pub(crate) fn kernel(name: &str, common: &HopperCommon, shape: &Warpgroups) -> Kernel {
     let launch = Shape { block_threads: shape.threads(), min_blocks_per_sm: 1 };
     Builder::build(name, launch, |cta| {
         let problem = ProblemVals::declare(cta);
@@ -67,7 +67,7 @@ struct Smem<'k> {
 }
 
 impl<'k> Smem<'k> {
-    fn plan(cta: Cta<'k>, common: &Common, shape: &Warpgroups) -> Self {
+    fn plan(cta: Cta<'k>, common: &HopperCommon, shape: &Warpgroups) -> Self {
         let tile = |rows: u32| rows * common.boxes() * 128;
         let flags = || {
             let bytes = 4 * shape.step / 32 * FLAG_BLOCK_BYTES;
@@ -89,7 +89,7 @@ fn place_bytes(shape: &Warpgroups) -> u32 {
 
 struct Block<'a, 'k> {
     cta: Cta<'k>,
-    common: &'a Common,
+    common: &'a HopperCommon,
     shape: &'a Warpgroups,
     problem: ProblemVals<'k>,
     schedule: ScheduleVals<'k>,

@@ -13,7 +13,7 @@
 //! (`flags.rs`). Exponentials are therefore taken a little too large, by [`LIFT`], so that what is cut off is made up for
 //! on average, and the sums are corrected when a row is finished.
 use super::flags::kept;
-use crate::config::Common;
+use crate::config::HopperCommon;
 use crate::parts::softmax::{RowResult, THREAD_ROWS, finite, over_row, scale_rows};
 use signflash_ptx::{Acc, B32, F32, Half, U32, Val, Var, Warp};
 use std::array::from_fn;
@@ -68,8 +68,8 @@ pub(crate) struct LateSoftmax<'k> {
 impl<'k> LateSoftmax<'k> {
     /// No key seen.
     #[track_caller]
-    pub(crate) fn new(warp: Warp<'k>, scale_log2: Val<'k, F32>, common: &Common) -> Self {
-        let Common { half, dropout, .. } = *common;
+    pub(crate) fn new(warp: Warp<'k>, scale_log2: Val<'k, F32>, common: &HopperCommon) -> Self {
+        let HopperCommon { half, dropout, .. } = *common;
         let lift = (dropout && half == Half::Bf16).then_some(LIFT);
         let fill = |x: f32| from_fn(|_| warp.threads().f32(x).var());
         let (max, sum) = (fill(f32::NEG_INFINITY), fill(0.0));

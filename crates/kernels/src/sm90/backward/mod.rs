@@ -39,7 +39,7 @@ mod shared;
 
 pub(crate) use dq::counters_bytes;
 
-use crate::config::{Common, KeySteps};
+use crate::config::{HopperCommon, KeySteps};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
 use crate::parts::work::Work;
 use signflash_ptx::{
@@ -95,7 +95,7 @@ pub(crate) fn ds_scale(dropout: bool) -> f32 {
 }
 
 /// The kernel of a configuration.
-pub(crate) fn kernel(name: &str, common: &Common, shape: &KeySteps) -> Kernel {
+pub(crate) fn kernel(name: &str, common: &HopperCommon, shape: &KeySteps) -> Kernel {
     assert!(shape.step.is_multiple_of(QUERIES) && common.head_dim.is_multiple_of(64), "whole boxes");
     assert!(shape.keys == 128 || shape.shares_keys() && shape.step == QUERIES, "{shape:?}");
     let launch = Shape { block_threads: shape.threads(), min_blocks_per_sm: 1 };
@@ -145,17 +145,17 @@ enum Between<'k> {
 }
 
 /// Bytes of 16-bit rows.
-fn rows_bytes(common: &Common, rows: u32) -> u32 {
+fn rows_bytes(common: &HopperCommon, rows: u32) -> u32 {
     2 * rows * common.head_dim
 }
 
 /// Bytes of a step's q, dout and statistics, which the copy engine brings.
-fn queries_bytes(common: &Common, shape: &KeySteps) -> u32 {
+fn queries_bytes(common: &HopperCommon, shape: &KeySteps) -> u32 {
     2 * rows_bytes(common, shape.step) + shape.step * STAT_BYTES
 }
 
 impl<'k> Smem<'k> {
-    fn plan(cta: Cta<'k>, common: &Common, shape: &KeySteps) -> Self {
+    fn plan(cta: Cta<'k>, common: &HopperCommon, shape: &KeySteps) -> Self {
         let (multiplying_warps, shares) = (4 * GROUPS, shape.shares_keys());
         let queries = queries_bytes(common, shape);
         let flags = || {
@@ -196,7 +196,7 @@ struct Queries<'k> {
 /// What every role of a block knows.
 struct Block<'a, 'k> {
     cta: Cta<'k>,
-    common: &'a Common,
+    common: &'a HopperCommon,
     shape: &'a KeySteps,
     problem: ProblemVals<'k>,
     args: KeysVals<'k>,
