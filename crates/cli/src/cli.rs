@@ -294,7 +294,7 @@ pub struct EngineArgs {
     /// The device: cpu, cuda or cuda:N; `signflash info` lists those there are.
     #[arg(long, default_value = "cpu")]
     pub device: String,
-    /// The same gradients to the bit in every run, on a GPU at about 1.35 times the time; the CPU's always are.
+    /// The same gradients to the bit in every run, on a GPU a tenth to a half slower; the CPU's always are.
     #[arg(long)]
     pub deterministic: bool,
     /// On a GPU the kernels that every one since Ampere runs, even where it has faster ones of its own.
@@ -490,7 +490,7 @@ pub struct BenchArgs {
 /// Arguments of `info`.
 #[derive(Args, Debug)]
 pub struct InfoArgs {
-    /// A GPU, cuda or cuda:N: also which kernels its forwards get, and why.
+    /// A GPU, cuda or cuda:N: also which kernels its forwards and backwards get, and why.
     #[arg(long)]
     pub device: Option<String>,
 }

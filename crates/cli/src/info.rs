@@ -35,7 +35,7 @@ pub fn run(args: &InfoArgs, stdout: &mut dyn Write) -> Result<(), Error> {
     chosen.map_or(Ok(()), |text| write!(stdout, "\n{text}").map_err(Error::Stdout))
 }
 
-/// Which kernels forwards get on a device, and why.
+/// Which kernels forwards and backwards get on a device, and why.
 fn chosen(device: &str) -> Result<String, Error> {
     let args = EngineArgs { device: device.into(), ..EngineArgs::default() };
     let Engine::Cuda(engine) = machine::engine(&args)? else {
@@ -60,8 +60,9 @@ fn chosen(device: &str) -> Result<String, Error> {
     }
     let why = if gpu.is_hopper() {
         "Hopper's own kernels (sf_fwd90, sf_bwd90) compute forwards and backwards. The portable ones \
-         (sf_fwd, sf_bwd) take over, and say so once, if tensors are empty, if rows do not all start at multiples \
-         of 16 bytes, or if a shard starts inside a block of 16 rows (backwards: 32 columns) of the mask."
+         (sf_fwd, sf_bwd) take over, and the log says so once for each reason, if head_dim is no multiple of 8, if \
+         tensors are empty, if rows do not all start at multiples of 16 bytes, or if a shard starts inside a block of \
+         16 rows (backwards and probs: 32 columns) of the mask; of probs also if seqlen_k is no multiple of 8."
             .to_string()
     } else {
         let (major, minor) = gpu.compute_capability;

@@ -7,6 +7,7 @@ use crate::error::{CudaError, check};
 use crate::function::Function;
 use crate::known::KnownKernels;
 use crate::program::OwnedProgram;
+use crate::said::Said;
 use crate::stream::Stream;
 use crate::value::PlanValues;
 use crate::workspace::Workspace;
@@ -16,7 +17,7 @@ use signflash_kernels::{
     BackwardCall, BackwardChoice, BackwardShape, Config, ForwardCall, ForwardChoice, ForwardShape, Gpu, Step,
     TooManyBlocks,
 };
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 
 /// Why attention was not computed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -31,6 +32,11 @@ pub enum EngineError {
     /// The call is too large for one launch.
     #[error(transparent)]
     TooManyBlocks(#[from] TooManyBlocks),
+    /// The engine was asked for the same bits in every run, the call was not.
+    #[error(
+        "the engine is deterministic and the call is not; set BackwardCall::deterministic and give it a workspace for that, or use an engine without with_deterministic"
+    )]
+    NotDeterministic,
     /// The GPU or its driver.
     #[error(transparent)]
     Cuda(#[from] CudaError),
@@ -82,7 +88,8 @@ impl CudaEngine {
         })
     }
 
-    /// Whether [`backward`](Self::backward) gives the same bits in every run; it then takes about 1.35 times as long.
+    /// Whether [`backward`](Self::backward) gives the same bits in every run, which takes longer: see
+    /// [`BackwardCall::deterministic`]. [`backward_on`](Self::backward_on) then refuses calls that do not ask for it.
     pub fn with_deterministic(self, deterministic: bool) -> Self {
         Self { deterministic, ..self }
     }
@@ -97,7 +104,7 @@ impl CudaEngine {
         Self { cache: Arc::new(cache), known: Arc::default(), ..self }
     }
 
-    /// Whether backwards of host tensors are the same to the bit.
+    /// Whether backwards are the same to the bit in every run.
     pub fn is_deterministic(&self) -> bool {
         self.deterministic
     }
@@ -147,36 +154,37 @@ impl CudaEngine {
         Ok(unsafe { self.run(stream, &steps) }?)
     }
 
-    /// The forward's kernel. On Hopper the first call that must do without its own kernels is reported to the log.
+    /// The forward's kernel. Each reason for which Hopper's own kernels do not take a call is reported to the log, once.
     fn forward_shape(&self, call: &ForwardCall<'_>) -> ForwardShape {
-        static SAID: Once = Once::new();
         if self.portable {
             return signflash_kernels::portable_forward(call, self.gpu());
         }
-        let ForwardChoice { shape, not_hopper } = signflash_kernels::choose_forward(call, self.gpu());
-        not_hopper.inspect(|reason| SAID.call_once(|| say_portable("forwards", reason)));
+        let choice = signflash_kernels::choose_forward(call, self.gpu());
+        let ForwardChoice { shape, not_hopper, probs_not_hopper } = choice;
+        not_hopper.inspect(|reason| say_portable("forwards", reason));
+        probs_not_hopper.inspect(|reason| say_portable("probs", reason));
         shape
     }
 
     /// The backward's, likewise.
     fn backward_shape(&self, call: &BackwardCall<'_>) -> BackwardShape {
-        static SAID: Once = Once::new();
         if self.portable {
             return signflash_kernels::portable_backward(call, self.gpu());
         }
         let BackwardChoice { shape, not_hopper } = signflash_kernels::choose_backward(call, self.gpu());
-        not_hopper.inspect(|reason| SAID.call_once(|| say_portable("backwards", reason)));
+        not_hopper.inspect(|reason| say_portable("backwards", reason));
         shape
     }
 
     /// Puts a backward into a stream; does not wait for it.
     ///
     /// # Errors
-    /// As [`forward_on`](Self::forward_on).
+    /// As [`forward_on`](Self::forward_on), and [`EngineError::NotDeterministic`].
     ///
     /// # Safety
     /// As [`forward_on`](Self::forward_on); the workspace is written.
     pub unsafe fn backward_on(&self, stream: &Stream, call: &BackwardCall<'_>) -> Result<(), EngineError> {
+        require_order(self.deterministic, call.deterministic)?;
         let steps = signflash_kernels::backward_with(call, self.gpu(), self.backward_shape(call))?;
         // SAFETY: the plan reads and writes the call's tensors and workspace, for which the caller answers.
         Ok(unsafe { self.run(stream, &steps) }?)
@@ -222,8 +230,16 @@ impl CudaEngine {
     }
 }
 
-fn say_portable(passes: &str, reason: &str) {
-    log::warn!("{reason}: the portable kernels compute such {passes}, at half the speed");
+/// Tells the log that portable kernels compute what Hopper's own could be expected to.
+fn say_portable(what: &str, reason: &str) {
+    static SAID: Said = Said::new();
+    let line = format!("{reason}: the portable kernels compute such {what}, which is slower");
+    SAID.once(line, |line| log::warn!("{line}"));
+}
+
+/// That a call asks for one order of additions if the engine promises it.
+fn require_order(engine: bool, call: bool) -> Result<(), EngineError> {
+    if engine && !call { Err(EngineError::NotDeterministic) } else { Ok(()) }
 }
 
 /// A kernel's text, and what launches it.
@@ -243,4 +259,17 @@ unsafe fn zero(stream: &Stream, ptr: u64, bytes: usize) -> Result<(), CudaError>
     let _bound = stream.device().bind()?;
     // SAFETY: the stream is live and its context current; the address is the caller's promise.
     check(unsafe { sys::cuMemsetD8Async(ptr, 0, bytes, stream.handle()) }, || Doing::Fill { bytes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_deterministic_engine_refuses_a_call_that_is_not() {
+        assert_eq!(require_order(true, false), Err(EngineError::NotDeterministic));
+        for (engine, call) in [(true, true), (false, true), (false, false)] {
+            assert_eq!(require_order(engine, call), Ok(()));
+        }
+    }
 }

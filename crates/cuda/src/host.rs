@@ -43,7 +43,7 @@ impl CudaEngine {
     /// out, lse and, if asked for, probs of host tensors; waits for them. Tensors as in [`Outputs`].
     ///
     /// # Errors
-    /// An [`EngineError`]; nothing is written then.
+    /// An [`EngineError`]. Nothing is written then, unless the driver fails between two downloads.
     pub fn forward<T: Element>(
         &self,
         problem: &Problem,
@@ -83,7 +83,7 @@ impl CudaEngine {
     /// dq, dk and dv of host tensors; waits for them. Tensors as in [`Gradients`].
     ///
     /// # Errors
-    /// An [`EngineError`]; nothing is written then.
+    /// An [`EngineError`]. Nothing is written then, unless the driver fails between two downloads.
     pub fn backward<T: Element>(
         &self,
         problem: &Problem,

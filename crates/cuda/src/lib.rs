@@ -71,6 +71,7 @@ mod known;
 mod launch;
 mod program;
 mod resident;
+mod said;
 mod stream;
 mod tensor;
 mod value;

@@ -131,6 +131,8 @@ pub struct ForwardChoice {
     pub shape: ForwardShape,
     /// On Hopper, what about the call its own kernels do not take, if so.
     pub not_hopper: Option<String>,
+    /// On Hopper, what about probs its own kernel for them does not take, if only they are left to the portable one.
+    pub probs_not_hopper: Option<String>,
 }
 
 /// Which kernel computes a call's forward.
@@ -139,7 +141,13 @@ pub fn choose_forward(call: &ForwardCall<'_>, gpu: Gpu) -> ForwardChoice {
     let common = select.common(call.problem, call.half);
     let taken = select.hopper_takes(call);
     let shape = select.forward_shape(common, call.problem.shape().seqlen_k, taken.is_ok());
-    ForwardChoice { shape, not_hopper: taken.err().filter(|_| gpu.is_hopper()) }
+    let probs = call.probs.filter(|_| taken.is_ok());
+    let probs_taken = probs.map_or(Ok(()), |probs| select.hopper_takes_probs(call.problem, probs));
+    ForwardChoice {
+        shape,
+        not_hopper: taken.err().filter(|_| gpu.is_hopper()),
+        probs_not_hopper: probs_taken.err(),
+    }
 }
 
 /// The portable kernel for a call.
@@ -191,7 +199,7 @@ pub fn forward_with(
     let hopper = matches!(shape, ForwardShape::Hopper(_));
     match probs {
         None => {}
-        Some(probs) if hopper && select.hopper_takes_probs(problem, probs) => {
+        Some(probs) if hopper && select.hopper_takes_probs(problem, probs).is_ok() => {
             let shape = select.hopper_probs(common);
             // Every key is written, whether it is seen or not.
             let (schedule, blocks) = schedule(problem, shape.rows(), false, gpu)?;

@@ -7,7 +7,7 @@ use crate::DeviceTensor;
 use crate::config::{Common, Config, DeltaRows, DqSums, HopperCommon, KeySteps, Rows, Tiles, Warpgroups};
 use crate::parts::copy::Access;
 use crate::plan::{BackwardCall, ForwardCall, ForwardShape};
-use signflash_core::{Dtype, KeepRule, Problem};
+use signflash_core::{Dtype, Problem};
 use signflash_ptx::Half;
 use std::fmt;
 
@@ -224,7 +224,7 @@ impl Select {
         table.iter().find(fits).expect("the last row fits every GPU since Ampere").tiles
     }
 
-    /// The forward's kernel, for a call with so many keys that Hopper's [takes](Self::hopper_takes).
+    /// The forward's kernel, for a call with so many keys that Hopper's own kernel takes, where it is for Hopper.
     pub fn forward(&self, common: Common, seqlen_k: usize) -> Config {
         match self.forward_shape(common, seqlen_k, true) {
             ForwardShape::Portable(tiles) => Config::Forward(common, tiles),
@@ -256,30 +256,46 @@ impl Select {
         }
     }
 
-    /// Whether Hopper's kernels take a call's tensors.
+    /// Whether Hopper's own kernel takes a forward.
     ///
     /// # Errors
-    /// What they do not take, in words.
-    pub fn hopper_takes(&self, call: &ForwardCall<'_>) -> Result<(), String> {
+    /// What it does not take, in words.
+    pub(crate) fn hopper_takes(&self, call: &ForwardCall<'_>) -> Result<(), String> {
         let shape = call.problem.shape();
+        if !self.gpu.is_hopper() {
+            return Err("it is for Hopper".into());
+        }
         let tensors = [
             ("q", call.q, shape.q()),
             ("k", call.k, shape.k()),
             ("v", call.v, shape.k()),
             ("out", call.out, shape.q()),
         ];
+        // Its first tile would begin with rows before the tensor, and the copy engine stores no box from there.
         if call.problem.keep_rule().is_some_and(|rule| !rule.first_row().is_multiple_of(16)) {
             return Err("the shard starts inside a block of 16 rows of the mask".into());
         }
         copy_engine_takes(shape.head_dim, &tensors)
     }
 
-    /// Whether Hopper's kernel writes probs, where its forward computes a call.
-    pub(crate) fn hopper_takes_probs(&self, problem: &Problem, probs: DeviceTensor) -> bool {
-        let inside =
-            |rule: KeepRule| !rule.first_column().is_multiple_of(32) || !rule.first_row().is_multiple_of(16);
-        let in_pieces = problem.shape().seqlen_k.is_multiple_of(8);
-        in_pieces && probs.is_aligned() && !problem.keep_rule().is_some_and(inside)
+    /// Whether Hopper's own kernel writes probs, where its forward computes a call.
+    ///
+    /// # Errors
+    /// What it does not take, in words.
+    pub(crate) fn hopper_takes_probs(&self, problem: &Problem, probs: DeviceTensor) -> Result<(), String> {
+        let seqlen_k = problem.shape().seqlen_k;
+        if !seqlen_k.is_multiple_of(8) {
+            return Err(format!("seqlen_k is {seqlen_k}, and rows of probs are written in pieces of 8"));
+        }
+        if !probs.is_aligned() {
+            return Err("the rows of probs do not all start at multiples of 16 bytes".into());
+        }
+        match problem.keep_rule() {
+            Some(rule) if !rule.first_column().is_multiple_of(32) => {
+                Err("the shard starts inside a block of 32 columns of the mask".into())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The shape of Hopper's kernel that writes probs.
@@ -453,11 +469,25 @@ impl fmt::Display for Gpu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DeviceTensor, choose_forward};
+    use crate::{DeviceTensor, ForwardChoice, choose_forward};
     use signflash_core::{Dropout, Shape, Shard};
 
     /// What a call with a change is told, on Hopper.
     fn told(shape: Shape, shard: Shard, change: impl Fn(&mut ForwardCall<'_>)) -> (bool, Option<String>) {
+        let mut answer = (false, None);
+        told_on(Gpu::HOPPER, shape, shard, change, |choice| {
+            answer = (matches!(choice.shape, ForwardShape::Hopper(_)), choice.not_hopper.clone());
+        });
+        answer
+    }
+
+    fn told_on(
+        gpu: Gpu,
+        shape: Shape,
+        shard: Shard,
+        change: impl Fn(&mut ForwardCall<'_>),
+        see: impl FnOnce(&ForwardChoice),
+    ) {
         let problem = Problem::builder(shape).dropout(Dropout::new(0.1, 1, 0).unwrap()).shard(shard);
         let problem = problem.build().unwrap();
         let tensor = |[_, seqlen, heads, columns]: [usize; 4]| {
@@ -478,8 +508,7 @@ mod tests {
             seed_and_offset_ptr,
         };
         change(&mut call);
-        let choice = choose_forward(&call, Gpu::HOPPER);
-        (matches!(choice.shape, ForwardShape::Hopper(_)), choice.not_hopper)
+        see(&choose_forward(&call, gpu));
     }
 
     const SHAPE: Shape =
@@ -488,6 +517,53 @@ mod tests {
     #[test]
     fn hopper_takes_whole_pieces_of_16_bytes() {
         assert_eq!(told(SHAPE, Shard::default(), |_| {}), (true, None));
+    }
+
+    #[test]
+    fn a_head_dim_of_no_whole_pieces_gets_the_portable_kernels_without_tensors_too() {
+        let shape = Shape { head_dim: 41, ..SHAPE };
+        let problem = Problem::builder(shape).build().unwrap();
+        let select = Select { gpu: Gpu::HOPPER, access: Access::Wide };
+        let common = select.common(&problem, Half::Bf16);
+        assert!(matches!(select.forward(common, 50), Config::Forward(..)));
+        assert!(matches!(select.probs(common), Config::Probs(..)));
+        assert_eq!(select.hopper_backward(common, false), []);
+    }
+
+    #[test]
+    fn probs_that_hopper_does_not_write_have_a_reason_of_their_own() {
+        let reason = |seqlen_k: usize, shard: Shard, off: u64, gpu: Gpu| {
+            let shape = Shape { seqlen_k, ..SHAPE };
+            let mut answer = None;
+            told_on(
+                gpu,
+                shape,
+                shard,
+                |call| {
+                    let [_, heads, rows, columns] = shape.probs().map(|size| size as u64);
+                    let (row_stride, head_stride) = (columns, rows * columns);
+                    call.probs = Some(DeviceTensor {
+                        ptr: 4096 + off,
+                        batch_stride: heads * head_stride,
+                        row_stride,
+                        head_stride,
+                    });
+                },
+                |choice| answer = choice.probs_not_hopper.clone(),
+            );
+            answer
+        };
+        let whole = Shard::default();
+        assert_eq!(reason(48, whole, 0, Gpu::HOPPER), None);
+        let cases = [
+            (reason(50, whole, 0, Gpu::HOPPER), "seqlen_k is 50"),
+            (reason(48, whole, 2, Gpu::HOPPER), "the rows of probs"),
+            (reason(48, Shard { first_column: 8, ..whole }, 0, Gpu::HOPPER), "a block of 32 columns"),
+        ];
+        for (reason, expected) in cases {
+            assert!(reason.as_ref().is_some_and(|reason| reason.contains(expected)), "{reason:?}");
+        }
+        assert_eq!(reason(50, whole, 0, Gpu::AMPERE), None, "other GPUs have one kernel only");
     }
 
     #[test]

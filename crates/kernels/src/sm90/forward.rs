@@ -117,6 +117,7 @@ impl<'k> Block<'_, 'k> {
 
     pub(super) fn tile(&self, work: Work<'k>) -> Tile<'k> {
         let (rows, step) = (self.shape.rows(), self.shape.step);
+        // The shift is 0 as long as `Select::hopper_takes` refuses shards that start inside 16 rows.
         let first_row = work.block * rows - self.problem.row_shift;
         let keys = KeyTiles::of_rows(&self.problem, first_row, rows, step, self.common.causal);
         let head_k = work.head / self.problem.group;
