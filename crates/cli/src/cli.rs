@@ -324,12 +324,12 @@ pub struct ViewArgs {
     /// Only keys FROM..TO.
     #[arg(long, value_name = "FROM..TO", value_parser = parse_range)]
     pub keys: Option<(usize, usize)>,
-    /// What a pixel shows if it covers several entries.
+    /// What a square shows if it covers several entries.
     #[arg(long, value_enum, default_value = "mean")]
     pub bin: Bin,
 }
 
-/// What a pixel shows of the magnitudes that it covers.
+/// What a square shows of the magnitudes that it covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Bin {
     /// Their mean over the visible entries.
@@ -398,10 +398,13 @@ const PLOT: &str = "\
 Draw the attention map of a head.
 
 FILE is what `attend --probs` wrote. Rows are queries, columns are keys. Brightness is the
-probability, on the logarithmic scale that the legend shows; dropped entries have another hue. If
-the map has more entries than the picture has pixels, each pixel covers a block of them: its
-brightness is their mean (or largest) probability, its hue the share that was dropped, and the
-title says how many entries it covers. Nothing is cut off unless --queries or --keys say so.";
+probability, on the logarithmic scale that the legend shows: it ends at the largest, and what is
+darkest holds one part in a thousand of all probability, or less. Dropped entries have another
+hue, NaN has a color of its own. If the map has more entries than the picture has room for, each
+square covers a block of them, and the title says how many. Then --bin mean shows how much
+probability lies in the block and how much of that was dropped, --bin max the largest entry and
+whether it was dropped; a NaN is shown in either case. Cells of maps longer than 3 to 1 are
+rectangles. Nothing is cut off unless --queries or --keys say so.";
 
 const PLOT_MORE: &str = "\
 Examples:

@@ -1,10 +1,12 @@
-//! Brightness is magnitude, hue is the mask.
+//! Brightness is magnitude, hue is the mask. What has neither is told apart from both.
 
 /// Red, green, blue.
 pub(super) type Rgb = [u8; 3];
 
-/// Nothing to see here: causality hides it.
-pub(super) const HIDDEN: Rgb = [236, 238, 241];
+/// Nothing to see here: causality hides it. No step of either ramp is near it, nor is paper.
+pub(super) const HIDDEN: Rgb = [192, 195, 202];
+/// NaN or infinite: no probability, neither kept nor dropped.
+pub(super) const NOT_A_NUMBER: Rgb = [190, 40, 255];
 
 /// From the darkest to the brightest, each a step lighter than the one before. The dark ends differ too: a dropped
 /// probability of zero is still dropped.
@@ -13,52 +15,7 @@ const KEPT: [Rgb; 6] =
 const DROPPED: [Rgb; 6] =
     [[46, 9, 30], [98, 16, 50], [163, 31, 56], [226, 80, 48], [251, 158, 78], [255, 243, 202]];
 
-/// A logarithmic scale: attention spans decades.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Scale {
-    /// This and less is darkest.
-    pub(super) dark: f32,
-    /// This and more is brightest.
-    pub(super) bright: f32,
-}
-
-impl Scale {
-    /// Where a magnitude lies, from 0 (darkest) to 1. NaN is as bright as it gets: it must be seen.
-    pub(super) fn level(&self, magnitude: f32) -> f32 {
-        if magnitude.is_nan() {
-            return 1.0;
-        }
-        ((magnitude / self.dark).ln() / (self.bright / self.dark).ln()).clamp(0.0, 1.0)
-    }
-
-    /// The scale from `dark` to `bright`, widened to round numbers.
-    pub(super) fn rounded(dark: f32, bright: f32) -> Self {
-        let all = || (-45..39).flat_map(|decade| [1, 2, 5].map(|digit| round(digit, decade)));
-        let dark = all().take_while(|&x| x <= dark * 1.001).last().unwrap_or(dark);
-        let bright = all().find(|&x| x >= bright * 0.999).unwrap_or(bright);
-        Self { dark, bright }
-    }
-
-    /// Round magnitudes within the scale, its ends among them: 1, 2, 5 of each decade, or 1 only if there are many.
-    pub(super) fn ticks(&self) -> Vec<f32> {
-        let decades = (self.bright / self.dark).log10();
-        let digits: &[u8] = if decades < 2.6 { &[1, 2, 5] } else { &[1] };
-        let first = self.dark.log10().floor() as i32;
-        let all = (first..=first + decades as i32 + 2)
-            .flat_map(|decade| digits.iter().map(move |&digit| round(digit, decade)));
-        let mut ticks: Vec<f32> = all.filter(|&x| x > self.dark * 1.5 && x < self.bright / 1.5).collect();
-        ticks.insert(0, self.dark);
-        ticks.push(self.bright);
-        ticks
-    }
-}
-
-/// The number nearest to digit * 10^decade, so that it prints as such.
-fn round(digit: u8, decade: i32) -> f32 {
-    format!("{digit}e{decade}").parse().unwrap_or(0.0)
-}
-
-/// The color of a level; `dropped` is the share of entries that were dropped.
+/// The color of a level; `dropped` is the share that was dropped.
 pub(super) fn color(level: f32, dropped: f32) -> Rgb {
     let (kept, lost) = (ramp(&KEPT, level), ramp(&DROPPED, level));
     [0, 1, 2].map(|c| mix(kept[c], lost[c], dropped))
@@ -91,18 +48,16 @@ mod tests {
     }
 
     #[test]
-    fn zero_is_darkest_and_nan_is_seen() {
-        let scale = Scale { dark: 1e-4, bright: 1e-1 };
-        assert_eq!([0.0, 1e-9, 1.0, f32::NAN].map(|x| scale.level(x)), [0.0, 0.0, 1.0, 1.0]);
-        assert!((scale.level(1e-3) - 1.0 / 3.0).abs() < 1e-5);
-        assert_eq!(scale.ticks(), [1e-4, 1e-3, 1e-2, 1e-1]);
-    }
-
-    #[test]
-    fn a_scale_ends_at_round_numbers() {
-        let scale = Scale::rounded(0.0012, 0.043);
-        assert_eq!((scale.dark, scale.bright), (0.001, 0.05));
-        assert_eq!(scale.ticks(), [0.001, 0.002, 0.005, 0.01, 0.02, 0.05]);
-        assert_eq!(Scale::rounded(0.1, 1.0).ticks(), [0.1, 0.2, 0.5, 1.0]);
+    fn what_is_no_probability_looks_like_none() {
+        let apart = |a: Rgb, b: Rgb| (0..3).map(|c| a[c].abs_diff(b[c])).max().unwrap_or(0);
+        for share in 0..=10 {
+            // Cells that cover several entries mix the ramps, and come nearer to grey.
+            let least = if share % 10 == 0 { 30 } else { 18 };
+            for level in 0..=50 {
+                let color = color(level as f32 / 50.0, share as f32 / 10.0);
+                assert!(apart(color, HIDDEN) > least && apart(color, NOT_A_NUMBER) > 100, "{color:?}");
+            }
+        }
+        assert!(apart([255; 3], HIDDEN) > 50 && apart(HIDDEN, NOT_A_NUMBER) > 100);
     }
 }

@@ -1,70 +1,105 @@
 //! The cells of the picture: each covers a block of entries, all of which count.
 
-use super::color::Scale;
+use super::axis::{Axis, axes};
+use super::scale::Scale;
 use crate::cli::Bin;
 use signflash_core::Element;
 use std::ops::Range;
 
-/// Pixels that a side of the map may have; more entries than this are binned.
-pub(super) const MAX_PIXELS: usize = 1600;
-/// Pixels that a side should have at least, so that a single query is more than a line.
-const MIN_PIXELS: usize = 96;
-
-/// One cell.
+/// One cell. Sums are f64: a cell of a long map covers thousands of entries that differ by decades.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Cell {
-    sum: f32,
+    sum: f64,
+    dropped_sum: f64,
     max: f32,
-    visible: u32,
-    dropped: u32,
+    max_is_dropped: bool,
+    /// Visible numbers, and those of them that were dropped.
+    numbers: u64,
+    dropped: u64,
+    /// Visible entries that are NaN or infinite.
+    not_numbers: u64,
+}
+
+/// What a cell shows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Shown {
+    /// No entry is visible.
+    Hidden,
+    /// At least one entry is NaN or infinite: that is never averaged away.
+    NotANumber,
+    /// Probabilities.
+    Probability {
+        /// The mean, or the largest.
+        magnitude: f32,
+        /// How much of that was dropped, from 0 to 1.
+        dropped: f32,
+    },
 }
 
 impl Cell {
-    /// The magnitude to show; `None` if no entry is visible.
-    pub(super) fn magnitude(&self, bin: Bin) -> Option<f32> {
-        (self.visible > 0).then(|| match bin {
-            Bin::Mean => self.sum / self.visible as f32,
-            Bin::Max => self.max,
-        })
+    /// What the cell shows. The mean keeps how much probability lies there, and its hue how much of that was
+    /// dropped; the largest keeps a single entry, and its hue whether that one was.
+    pub(super) fn shown(&self, bin: Bin) -> Shown {
+        if self.not_numbers > 0 {
+            return Shown::NotANumber;
+        }
+        if self.numbers == 0 {
+            return Shown::Hidden;
+        }
+        match bin {
+            // Zeros have no probability to share; their numbers say what became of them.
+            Bin::Mean if self.sum == 0.0 => Shown::Probability {
+                magnitude: 0.0,
+                dropped: (self.dropped as f64 / self.numbers as f64) as f32,
+            },
+            Bin::Mean => Shown::Probability {
+                magnitude: (self.sum / self.numbers as f64) as f32,
+                dropped: (self.dropped_sum / self.sum) as f32,
+            },
+            Bin::Max => {
+                Shown::Probability { magnitude: self.max, dropped: f32::from(u8::from(self.max_is_dropped)) }
+            }
+        }
     }
 
-    /// The share of visible entries that were dropped.
-    pub(super) fn dropped_share(&self) -> f32 {
-        if self.visible == 0 { 0.0 } else { self.dropped as f32 / self.visible as f32 }
+    fn add<T: Element>(&mut self, entry: T, counts: &mut Counts) {
+        let (magnitude, dropped) = entry.decode();
+        let magnitude = magnitude.to_f32();
+        if !magnitude.is_finite() {
+            self.not_numbers += 1;
+            counts.not_numbers += 1;
+            return;
+        }
+        self.sum += f64::from(magnitude);
+        self.numbers += 1;
+        if magnitude > self.max || self.numbers == 1 {
+            (self.max, self.max_is_dropped) = (magnitude, dropped);
+        }
+        if dropped {
+            self.dropped_sum += f64::from(magnitude);
+            self.dropped += 1;
+            counts.dropped += 1;
+        } else {
+            counts.kept += 1;
+        }
     }
 }
 
-/// One axis: which entries make which cell, and how many pixels a cell has.
-#[derive(Clone, Debug)]
-pub(super) struct Axis {
-    /// The entries that are drawn.
-    pub(super) entries: Range<usize>,
-    /// Entries a cell; 1 unless binned.
-    pub(super) bin: usize,
-    /// Pixels a cell; 1 if binned.
-    pub(super) pixels: usize,
+/// How many visible entries of each kind there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    /// Numbers that were kept.
+    pub(super) kept: u64,
+    /// Numbers that were dropped.
+    pub(super) dropped: u64,
+    /// NaN or infinite.
+    pub(super) not_numbers: u64,
 }
 
-impl Axis {
-    fn new(entries: Range<usize>, pixels: usize) -> Self {
-        let bin = entries.len().div_ceil(MAX_PIXELS).max(1);
-        Self { entries, bin, pixels: if bin > 1 { 1 } else { pixels } }
-    }
-
-    /// Number of cells.
-    pub(super) fn cells(&self) -> usize {
-        self.entries.len().div_ceil(self.bin)
-    }
-
-    /// Number of pixels.
-    pub(super) fn len_pixels(&self) -> usize {
-        self.cells() * self.pixels
-    }
-
-    /// The pixel at the middle of an entry.
-    pub(super) fn pixel_of(&self, entry: usize) -> usize {
-        let cell = (entry - self.entries.start) / self.bin;
-        cell * self.pixels + self.pixels / 2
+impl Counts {
+    /// All visible entries.
+    pub(super) fn visible(&self) -> u64 {
+        self.kept + self.dropped + self.not_numbers
     }
 }
 
@@ -76,56 +111,39 @@ pub(super) struct Grid {
     /// Keys, to the right.
     pub(super) keys: Axis,
     cells: Vec<Cell>,
-    /// Visible entries, and those of them that were dropped.
-    pub(super) counts: (u64, u64),
+    /// The visible entries.
+    pub(super) counts: Counts,
 }
 
 impl Grid {
     /// An empty map of these entries.
     pub(super) fn new(queries: Range<usize>, keys: Range<usize>) -> Self {
-        // One scale for both axes where both fit, so that squares stay squares.
-        let common = (MAX_PIXELS / queries.len().max(keys.len()).max(1)).max(1);
-        let pixels = |len: usize| common.max(MIN_PIXELS.div_ceil(len.max(1)));
-        let queries = Axis::new(queries.clone(), pixels(queries.len()));
-        let keys = Axis::new(keys.clone(), pixels(keys.len()));
+        let [queries, keys] = axes(queries, keys);
         let cells = vec![Cell::default(); queries.cells() * keys.cells()];
-        Self { queries, keys, cells, counts: (0, 0) }
+        Self { queries, keys, cells, counts: Counts::default() }
     }
 
     /// Counts the entries of one query, for all keys of the problem.
     pub(super) fn add_row<T: Element>(&mut self, query: usize, entries: &[T], visible: Range<usize>) {
-        let first_cell = (query - self.queries.entries.start) / self.queries.bin * self.keys.cells();
+        let first_cell = self.queries.cell_of(query) * self.keys.cells();
         let drawn = visible.start.max(self.keys.entries.start)..visible.end.min(self.keys.entries.end);
         for key in drawn {
-            let (magnitude, dropped) = entries[key].decode();
-            let magnitude = magnitude.to_f32();
-            let cell = &mut self.cells[first_cell + (key - self.keys.entries.start) / self.keys.bin];
-            cell.sum += magnitude;
-            cell.max = cell.max.max(magnitude);
-            cell.visible += 1;
-            cell.dropped += u32::from(dropped);
-            self.counts.0 += 1;
-            self.counts.1 += u64::from(dropped);
+            self.cells[first_cell + self.keys.cell_of(key)].add(entries[key], &mut self.counts);
         }
     }
 
-    /// The cell of a row and a column of cells.
-    pub(super) fn cell(&self, row: usize, column: usize) -> &Cell {
-        &self.cells[row * self.keys.cells() + column]
+    /// What the cell of a row and a column of cells shows.
+    pub(super) fn shown(&self, row: usize, column: usize, bin: Bin) -> Shown {
+        self.cells[row * self.keys.cells() + column].shown(bin)
     }
 
-    /// From what magnitude to what the brightness ranges: all but the largest and the smallest 0.5 % lie between, at
-    /// most four decades, so that outliers do not take the contrast from the rest.
+    /// Which magnitude is how bright.
     pub(super) fn scale(&self, bin: Bin) -> Scale {
-        let usable = |x: &f32| x.is_finite() && *x > 0.0;
-        let mut magnitudes: Vec<f32> =
-            self.cells.iter().filter_map(|cell| cell.magnitude(bin)).filter(usable).collect();
-        magnitudes.sort_unstable_by(f32::total_cmp);
-        let Some(last) = magnitudes.len().checked_sub(1) else { return Scale { dark: 1e-4, bright: 1.0 } };
-        let bright = magnitudes[last - last / 200];
-        let dark = magnitudes[last / 200].max(bright * 1e-4);
-        // Equal magnitudes (one key, say) still need a scale to stand on.
-        Scale::rounded(dark.min(bright / 10.0), bright)
+        let probability = |cell: &Cell| match cell.shown(bin) {
+            Shown::Probability { magnitude, .. } => Some((magnitude, cell.sum)),
+            _ => None,
+        };
+        Scale::of(self.cells.iter().filter_map(probability).collect())
     }
 }
 
@@ -139,25 +157,59 @@ mod tests {
         let mut grid = Grid::new(0..queries, 0..keys);
         let row: Vec<f32> = (0..keys).map(|j| if j % 4 == 0 { -0.5 } else { 0.25 }).collect();
         (0..queries).for_each(|i| grid.add_row(i, &row, 0..keys));
-        assert_eq!((grid.queries.bin, grid.keys.bin), (2, 2));
-        assert_eq!(grid.counts, (3001 * 1999, 3001 * 500));
-        let visible: u64 = grid.cells.iter().map(|cell| u64::from(cell.visible)).sum();
-        assert_eq!(visible, 3001 * 1999);
-        assert!(grid.queries.len_pixels() <= MAX_PIXELS && grid.keys.len_pixels() <= MAX_PIXELS);
+        assert!(grid.queries.bin > 1 && grid.keys.bin > 1);
+        assert_eq!(grid.counts, Counts { kept: 3001 * 1499, dropped: 3001 * 500, not_numbers: 0 });
+        let numbers: u64 = grid.cells.iter().map(|cell| cell.numbers).sum();
+        let sum: f64 = grid.cells.iter().map(|cell| cell.sum).sum();
+        assert_eq!((numbers, sum), (3001 * 1999, 3001.0 * (500.0 * 0.5 + 1499.0 * 0.25)));
+    }
+
+    fn row(entries: &[f32], visible: Range<usize>, bin: Bin) -> Vec<Shown> {
+        let mut grid = Grid::new(0..1, 0..entries.len());
+        grid.add_row(0, entries, visible);
+        (0..grid.keys.cells()).map(|column| grid.shown(0, column, bin)).collect()
+    }
+
+    fn number(magnitude: f32, dropped: f32) -> Shown {
+        Shown::Probability { magnitude, dropped }
     }
 
     #[test]
     fn a_dropped_zero_counts_as_dropped() {
-        let mut grid = Grid::new(0..1, 0..2);
-        grid.add_row(0, &[0.0f32, -0.0], 0..2);
-        assert_eq!((grid.cell(0, 0).dropped_share(), grid.cell(0, 1).dropped_share()), (0.0, 1.0));
+        for bin in [Bin::Mean, Bin::Max] {
+            assert_eq!(row(&[0.0, -0.0], 0..2, bin), [number(0.0, 0.0), number(0.0, 1.0)]);
+        }
     }
 
     #[test]
     fn hidden_entries_have_no_magnitude() {
-        let mut grid = Grid::new(0..1, 0..2);
-        grid.add_row(0, &[1.0f32, 0.0], 0..1);
-        assert_eq!(grid.cell(0, 0).magnitude(Bin::Mean), Some(1.0));
-        assert_eq!(grid.cell(0, 1).magnitude(Bin::Mean), None);
+        assert_eq!(row(&[1.0, 0.0], 0..1, Bin::Mean), [number(1.0, 0.0), Shown::Hidden]);
+    }
+
+    #[test]
+    fn nan_is_neither_kept_nor_dropped_and_never_averaged_away() {
+        let mut grid = Grid::new(0..1, 0..4);
+        grid.add_row(0, &[0.5, f32::NAN, -f32::NAN, f32::INFINITY], 0..4);
+        assert_eq!(grid.counts, Counts { kept: 1, dropped: 0, not_numbers: 3 });
+        assert_eq!(grid.scale(Bin::Max).bright, 0.5);
+
+        let mut entries = vec![0.001f32; 4000];
+        entries[1234] = f32::NAN;
+        for bin in [Bin::Mean, Bin::Max] {
+            let shown = row(&entries, 0..4000, bin);
+            let cell = shown.iter().position(|cell| *cell == Shown::NotANumber).unwrap();
+            assert_eq!(cell, 1234 * shown.len() / 4000);
+            assert_eq!(shown.iter().filter(|cell| **cell == Shown::NotANumber).count(), 1);
+        }
+    }
+
+    #[test]
+    fn the_hue_of_a_cell_is_that_of_its_probability() {
+        // A dropped 0.9 among entries that hold nothing: the cell is dropped, not one part in five of it.
+        let mut entries = vec![1e-20f32; 4000];
+        entries[2] = -0.9;
+        let cell = |bin| row(&entries, 0..4000, bin)[0];
+        assert!(matches!(cell(Bin::Mean), Shown::Probability { dropped, .. } if dropped > 0.99));
+        assert_eq!(cell(Bin::Max), number(0.9, 1.0));
     }
 }

@@ -1,8 +1,12 @@
 //! `signflash plot` and `attend --plot`: the attention map of a head as a picture.
 
+mod axis;
 mod color;
 mod grid;
+mod layout;
+mod legend;
 mod picture;
+mod scale;
 
 use crate::cli::{PlotArgs, ViewArgs};
 use crate::errors::Error;
