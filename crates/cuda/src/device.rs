@@ -45,8 +45,6 @@ pub struct DeviceInfo {
     pub smem_per_sm_bytes: u32,
     /// Global memory.
     pub memory_bytes: u64,
-    /// Second-level cache.
-    pub l2_bytes: u64,
     /// The CUDA version that the driver supports: (12, 8) is 12.8.
     pub driver_version: (u32, u32),
 }
@@ -176,7 +174,6 @@ impl Query {
                 .attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
             smem_per_sm_bytes: self.attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?,
             memory_bytes: self.memory_bytes()?,
-            l2_bytes: self.attribute(A::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?.into(),
             driver_version: driver_version()?,
         })
     }

@@ -9,7 +9,6 @@ use crate::known::KnownKernels;
 use crate::program::OwnedProgram;
 use crate::said::Said;
 use crate::stream::Stream;
-use crate::value::PlanValues;
 use crate::workspace::Workspace;
 use cudarc::driver::sys;
 use signflash_core::{Dtype, Problem, ProblemError};
@@ -205,10 +204,9 @@ impl CudaEngine {
             match step {
                 Step::Launch { config, grid, args } => {
                     let function = self.function(config)?;
-                    let values = PlanValues::new(self.device(), args)?;
                     // SAFETY: the plan's arguments are those that the kernel declares, and the addresses among them
                     // are the caller's promise. The cache, which lives as long as the engine, keeps the function.
-                    unsafe { function.launch_values(stream, *grid, values.iter())? };
+                    unsafe { function.launch(stream, *grid, args)? };
                 }
                 // SAFETY: the caller's promise about the plan's addresses.
                 Step::Zero { ptr, bytes } => unsafe { zero(stream, *ptr, *bytes as usize)? },

@@ -99,8 +99,7 @@ pub enum CudaError {
     },
     /// An argument is wider or narrower than the kernel declares it.
     #[error(
-        "argument {index} of kernel `{kernel}` takes {expected} bytes, got {got}; pass U64 for a pointer or .b64, U32, \
-         I32 or F32 for 32 bits"
+        "argument {index} of kernel `{kernel}` takes {expected} bytes, got {got}; pass U64 for a pointer or .b64, U32 or F32 for 32 bits"
     )]
     ArgumentWidth {
         /// The kernel.

@@ -142,16 +142,6 @@ impl Function {
         self.used.local_bytes
     }
 
-    /// Shared memory of a block that the PTX declares with a size.
-    pub fn static_smem_bytes(&self) -> u32 {
-        self.used.static_smem_bytes
-    }
-
-    /// The most threads that a block could have with these registers.
-    pub fn max_threads(&self) -> u32 {
-        self.used.max_threads
-    }
-
     /// What the compiler said; empty if the machine code came from the cache on disk.
     pub fn jit_log(&self) -> &str {
         &self.jit_log

@@ -7,35 +7,15 @@ use cudarc::driver::sys::{self, CUtensorMap};
 use signflash_kernels::TensorMap;
 
 /// A tensor, encoded by the driver for a kernel's parameter.
-///
-/// ```no_run
-/// use signflash_cuda::{Device, DeviceBuffer, EncodedTensor, Stream};
-/// use signflash_kernels::TensorMap;
-/// let device = Device::open(0)?;
-/// let stream = Stream::new(&device)?;
-/// let rows = DeviceBuffer::zeroed(&stream, 100 * 128)?;
-/// let map = TensorMap {
-///     base: rows.ptr(),
-///     dims: [64, 100, 1, 1],
-///     strides_bytes: [128, 16, 16],
-///     box_rows: 64,
-/// };
-/// let argument = signflash_cuda::Arg::Tensor(EncodedTensor::new(&device, &map)?);
-/// # let _ = argument;
-/// # Ok::<(), signflash_cuda::CudaError>(())
-/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct EncodedTensor(CUtensorMap);
+pub(crate) struct EncodedTensor(CUtensorMap);
 
 impl EncodedTensor {
-    /// Bytes of such a parameter.
-    pub const BYTES: usize = size_of::<CUtensorMap>();
-
     /// Encodes a tensor of 16-bit numbers for a GPU. Its memory is not looked at.
     ///
     /// # Errors
     /// The driver's, if [`TensorMap::is_valid`] is false or the driver is older than Hopper's (12.0).
-    pub fn new(device: &Device, map: &TensorMap) -> Result<Self, CudaError> {
+    pub(crate) fn new(device: &Device, map: &TensorMap) -> Result<Self, CudaError> {
         let _bound = device.bind()?;
         use sys::{
             CUtensorMapDataType as Type, CUtensorMapFloatOOBfill as Fill,

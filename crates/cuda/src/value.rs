@@ -23,7 +23,7 @@ impl<'a> Value<'a> {
     }
 }
 
-/// The arguments of a plan's launch. Tensors are encoded for the driver, numbers stay where the plan has them: copying all
+/// The arguments of a launch. Tensors are encoded for the driver, numbers stay where the plan has them: copying all
 /// to one list would take as long as the launch.
 pub(crate) struct PlanValues<'a> {
     args: &'a [Arg],

@@ -5,7 +5,7 @@
 mod gpu;
 
 use gpu::{gpu, say};
-use signflash_cuda::{Arg, CudaError, Device, DeviceBuffer, Function, Program, Stream};
+use signflash_cuda::{CudaError, Device, DeviceBuffer, Function, Program, Stream};
 use signflash_ptx::Target;
 use signflash_ptx::probe::{self, Probe};
 
@@ -17,8 +17,6 @@ fn on_gpu(probe: &Probe, function: &Function, stream: &Stream, input: &[u32]) ->
     let input = DeviceBuffer::from_host(stream, &bytes)?;
     let output = DeviceBuffer::zeroed(stream, 4 * probe.output_words)?;
     let args = probe.args(input.ptr(), output.ptr());
-    let args =
-        args.iter().map(|arg| Arg::encode(stream.device(), arg)).collect::<Result<Vec<Arg>, CudaError>>()?;
     // SAFETY: the buffers have the sizes that the probe asks for, the kernel accesses nothing else (the interpreter has
     // checked that), and both live until the result has been read.
     unsafe { function.launch(stream, probe.grid, &args) }?;

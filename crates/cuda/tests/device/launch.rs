@@ -50,8 +50,8 @@ fn a_kernel_compiles_runs_and_computes() {
     let add = Function::compile(&device, &add_program().as_program()).unwrap();
     say(&format!("{} registers, log: {}", add.registers(), add.jit_log()));
     assert!((1..=255).contains(&add.registers()));
-    assert_eq!((add.local_bytes(), add.static_smem_bytes(), add.entry()), (0, 0, "add_scaled"));
-    assert!(add.max_threads() >= 128 && add.blocks_per_sm().unwrap() >= 8);
+    assert_eq!((add.local_bytes(), add.entry()), (0, "add_scaled"));
+    assert!(add.blocks_per_sm().unwrap() >= 8);
     check_add(&add, &Stream::new(&device).unwrap());
     check_add(&add, &Stream::default_of(&device));
 }

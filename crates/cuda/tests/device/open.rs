@@ -22,7 +22,7 @@ fn a_gpu_says_what_it_is() {
     assert!(!info.name.is_empty());
     assert!(info.compute_capability >= (8, 0));
     assert!(info.driver_version >= (11, 4));
-    assert!(info.sm_count > 0 && info.memory_bytes > 1 << 30 && info.l2_bytes > 1 << 20);
+    assert!(info.sm_count > 0 && info.memory_bytes > 1 << 30);
     assert!(info.smem_per_block_optin_bytes >= 99 << 10);
     assert!(info.smem_per_sm_bytes >= info.smem_per_block_optin_bytes);
 }
