@@ -210,13 +210,37 @@ fn log_sum_exp(scores: &[f64]) -> f64 {
     if scores.iter().all(|&s| s == f64::NEG_INFINITY) {
         return f64::NEG_INFINITY;
     }
+    max_and_log_sum(scores).into_iter().sum()
+}
+
+/// The largest score, and the logarithm of the sum of the exponentials relative to it.
+fn max_and_log_sum(scores: &[f64]) -> [f64; 2] {
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    max + scores.iter().map(|s| (s - max).exp()).sum::<f64>().ln()
+    [max, scores.iter().map(|s| (s - max).exp()).sum::<f64>().ln()]
+}
+
+/// From this magnitude on an lse says less of a row's weights than its scores do.
+const LARGE_LSE: f64 = 1024.0;
+
+/// What to subtract from scores, one after the other, before they are exponents.
+///
+/// That is lse, unless it is large and the scores' own up to its rounding: to f64, or up to the contract's bound if it is a
+/// number of f32. The rounding would move weights by as much as itself, at 10^9 of f32 out of all bounds; so then the scores
+/// themselves say.
+fn reference(scores: &[f64], lse: f64) -> [f64; 2] {
+    if lse.is_finite() && lse.abs() >= LARGE_LSE {
+        let own = max_and_log_sum(scores);
+        let rounding = if f64::from(lse as f32) == lse { 1e-6 } else { 4.0 * f64::EPSILON };
+        if (own[0] + own[1] - lse).abs() <= rounding * lse.abs() {
+            return own;
+        }
+    }
+    [lse, 0.0]
 }
 
 /// `exp(s - lse)`; 0 in a row without weights.
-fn weight(score: f64, lse: f64) -> f64 {
-    if lse == f64::NEG_INFINITY { 0.0 } else { (score - lse).exp() }
+fn weight(score: f64, [base, log_sum]: [f64; 2]) -> f64 {
+    if base == f64::NEG_INFINITY { 0.0 } else { (score - base - log_sum).exp() }
 }
 
 /// A key that a query sees.
@@ -284,11 +308,11 @@ impl<'a> Head<'a> {
 
     /// The keys that query i sees, whose scores are these.
     pub(crate) fn weights(&self, i: usize, scores: &[f64], lse: f64) -> Vec<Weight> {
-        let visible = self.problem.visible_keys(i);
+        let (visible, reference) = (self.problem.visible_keys(i), reference(scores, lse));
         let mask = self.keep.map(|rule| rule.keep_mask(self.batch, self.head, i..i + 1, visible.clone()));
         let kept = |n| mask.as_ref().is_none_or(|mask| mask.keep(0, n));
         let keys = visible.zip(scores).enumerate();
-        keys.map(|(n, (j, &score))| Weight { j, p: weight(score, lse), kept: kept(n) }).collect()
+        keys.map(|(n, (j, &score))| Weight { j, p: weight(score, reference), kept: kept(n) }).collect()
     }
 
     /// `dp[i,j]` of query i, whose dout this is.

@@ -35,6 +35,24 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// The score of a product `q k`.
+    pub(crate) fn score(&self, product: f32) -> f64 {
+        f64::from(product) * self.problem.softmax_scale().abs()
+    }
+
+    /// The logarithm of a row's sum of exponentials, which are relative to `max`, its largest product `q k`: to its
+    /// rounded score in base 2 if that is below `large`, else to the score itself.
+    pub(crate) fn lse(&self, max: f32, sum: f64, large: f32) -> f32 {
+        let max_log2 = max * self.scale_log2;
+        if sum == 0.0 {
+            f32::NEG_INFINITY
+        } else if max_log2.abs() >= large {
+            (self.score(max) + sum.ln()) as f32
+        } else {
+            (f64::from(max_log2) * std::f64::consts::LN_2 + sum.ln()) as f32
+        }
+    }
+
     /// How many rows of a Philox block lie before row 0. Tiles begin at such a block, so the first one may begin with
     /// rows that do not exist.
     fn row_phase(&self) -> usize {

@@ -4,9 +4,10 @@ use crate::backward::{self, Backward, TILE_ROWS};
 use crate::call::{BLOCK_KEYS, Call};
 use crate::entry::{Kernels, kernels};
 use crate::finite::{all_finite, finite_where_seen};
-use crate::forward::{self, Forward};
+use crate::forward::{self, Forward, Scores};
 use crate::isa::{Isa, IsaError};
 use crate::partial::Partials;
+use crate::references::{References, is_large};
 use crate::schedule;
 use crate::turnstile::Turn;
 use crate::view::{FloatsMut, View, ViewMut};
@@ -114,22 +115,20 @@ impl CpuEngine {
         let threads = self.threads_for(&shape, 4.0);
         let call = Call::new(problem, !all_finite(threads, &inputs.v));
         let tile_rows = forward_tile_rows(&shape, threads);
+        let scores = Scores { call, q: View::new(&inputs.q), k: View::new(&inputs.k), tile_rows };
         let forward = Forward {
-            call,
-            q: View::new(&inputs.q),
-            k: View::new(&inputs.k),
+            scores,
             v: View::new(&inputs.v),
             out: ViewMut::new(&mut outputs.out),
             lse: FloatsMut::new(outputs.lse),
             probs: outputs.probs.as_mut().map(ViewMut::new),
-            tile_rows,
         };
         let kernels = kernels(self.isa, T::DTYPE, call.careful);
         let (tiles, heads) = (call.tiles(tile_rows), shape.num_heads);
         schedule::run(
             threads,
             shape.batch * heads * tiles,
-            || (kernels.forward_scratch)(&forward),
+            || (kernels.forward_scratch)(&scores),
             |scratch, index| {
                 // Later tiles see more keys: longest first.
                 let unit = forward::Unit {
@@ -170,8 +169,16 @@ impl CpuEngine {
         let GradInputs { inputs: Inputs { q, k, v }, out, dout, lse, dlse } = *inputs;
         let finite = [q, k, v, out, dout].iter().all(|x| all_finite(threads, x))
             && dlse.is_none_or(|dlse| finite_where_seen(lse, dlse));
+        let call = Call::new(problem, !finite);
+        let kernels = kernels(self.isa, T::DTYPE, !finite);
+        let references = lse.iter().any(|&lse| is_large(lse)).then(|| {
+            let call = Call { rule: None, ..call }; // what is dropped counts, too
+            let scores = Scores { call, q: View::new(&q), k: View::new(&k), tile_rows: TILE_ROWS };
+            references(&scores, kernels, threads, lse)
+        });
         let backward = Backward {
-            call: Call::new(problem, !finite),
+            call,
+            references: references.as_ref(),
             q: View::new(&q),
             k: View::new(&k),
             v: View::new(&v),
@@ -184,7 +191,6 @@ impl CpuEngine {
             dv: ViewMut::new(&mut gradients.dv),
             chunk_keys: chunk_keys(&shape),
         };
-        let kernels = kernels(self.isa, T::DTYPE, !finite);
         let chunks = shape.seqlen_k.div_ceil(backward.chunk_keys).max(1);
         let padded_dim = shape.head_dim.next_multiple_of(32);
         let partial_floats = shape.group_size() * shape.seqlen_q * padded_dim;
@@ -226,6 +232,27 @@ fn chunk_keys(shape: &Shape) -> usize {
     let most = (131_072 / shape.head_dim.next_multiple_of(32)).clamp(512, 1024) / BLOCK_KEYS * BLOCK_KEYS;
     let keys = if units(most) < 32 { most / 2 } else { most };
     keys.min(shape.seqlen_k.next_multiple_of(BLOCK_KEYS)).max(BLOCK_KEYS)
+}
+
+/// What rows of large lse are relative to.
+fn references(scores: &Scores<'_>, kernels: Kernels, threads: usize, lse: &[f32]) -> References {
+    let shape = scores.call.problem.shape();
+    let (tiles, heads) = (scores.call.tiles(scores.tile_rows), shape.num_heads);
+    let mut references = References::new(lse.len());
+    let writer = references.writer(lse);
+    schedule::run(
+        threads,
+        shape.batch * heads * tiles,
+        || (kernels.forward_scratch)(scores),
+        |scratch, index| {
+            let (head, tile) = (index / tiles, index % tiles);
+            let unit = forward::Unit { batch: head / heads, head: head % heads, tile };
+            // SAFETY: the instruction set was seen available, the operands were checked, and `run` hands out a unit
+            // once; units write rows of their own.
+            unsafe { (kernels.references)(scores, unit, scratch, &writer) }
+        },
+    );
+    references
 }
 
 /// The single pass: each chunk of keys gives its dk and dv and adds its share of dq in turn.

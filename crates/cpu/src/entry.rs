@@ -4,17 +4,19 @@ use crate::isa::Isa;
 use crate::simd::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{avx2::Avx2, avx512::Avx512};
-use crate::{backward, forward};
+use crate::{backward, forward, references};
 use signflash_core::Dtype;
 
 /// The kernels of one instruction set.
 ///
 /// # Safety of the functions
-/// The instruction set must be available; the rest as [`forward::tile`] and [`backward::unit`].
+/// The instruction set must be available; the rest as [`forward::tile`], [`forward::references`] and [`backward::unit`].
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
-    pub(crate) forward_scratch: fn(&forward::Forward<'_>) -> forward::Scratch,
+    pub(crate) forward_scratch: fn(&forward::Scores<'_>) -> forward::Scratch,
     pub(crate) forward: unsafe fn(&forward::Forward<'_>, forward::Unit, &mut forward::Scratch),
+    pub(crate) references:
+        unsafe fn(&forward::Scores<'_>, forward::Unit, &mut forward::Scratch, &references::Writer<'_>),
     pub(crate) backward_scratch: fn(&backward::Backward<'_>) -> backward::Scratch,
     pub(crate) backward: unsafe fn(&backward::Backward<'_>, backward::Unit<'_>, &mut backward::Scratch),
 }
@@ -31,6 +33,17 @@ macro_rules! kernels {
             }
 
             $(#[target_feature(enable = $features)])?
+            unsafe fn references(
+                scores: &forward::Scores<'_>,
+                unit: forward::Unit,
+                scratch: &mut forward::Scratch,
+                to: &references::Writer<'_>,
+            ) {
+                // SAFETY: as above.
+                unsafe { forward::references::<$simd, $mr>(scores, unit, scratch, to) }
+            }
+
+            $(#[target_feature(enable = $features)])?
             unsafe fn backward(
                 call: &backward::Backward<'_>,
                 unit: backward::Unit<'_>,
@@ -43,6 +56,7 @@ macro_rules! kernels {
             pub(super) const KERNELS: Kernels = Kernels {
                 forward_scratch: forward::Scratch::new::<$simd>,
                 forward,
+                references,
                 backward_scratch: backward::Scratch::new::<$simd>,
                 backward,
             };

@@ -13,6 +13,10 @@
 //! out = out^T keep_scale / l,  lse = ln 2 m + ln l
 //! ```
 //!
+//! `2^(s - m)` is one fused multiply-add and an exponential: `q k` times the scale, less the rounded product of the maximum
+//! and the scale. That rounding moves all weights of a row alike and normalises away, up to a size ([`LARGE_LOG2`]) from
+//! which the maximum is taken from `q k` before it is scaled.
+//!
 //! Scores, sums and out are f32; with bf16 pairs p is rounded to bf16 for the second product.
 #![allow(unsafe_op_in_unsafe_fn)]
 
@@ -21,21 +25,28 @@ use crate::call::{BLOCK_KEYS, Call, Tile, Visible};
 use crate::gemm::{Left, NV, Right, Weight, product, product_of_weights};
 use crate::pack::{self, Rows, Span, padded_dim, panel_width};
 use crate::philox::DropTile;
+use crate::references::{Writer, is_large};
 use crate::simd::Simd;
 use crate::view::{FloatsMut, View, ViewMut};
+
+/// What scores depend on, and how their rows are cut into tiles.
+#[derive(Clone, Copy)]
+pub(crate) struct Scores<'a> {
+    pub(crate) call: Call<'a>,
+    pub(crate) q: View<'a>,
+    pub(crate) k: View<'a>,
+    /// Lanes of a tile.
+    pub(crate) tile_rows: usize,
+}
 
 /// A forward call.
 #[derive(Clone, Copy)]
 pub(crate) struct Forward<'a> {
-    pub(crate) call: Call<'a>,
-    pub(crate) q: View<'a>,
-    pub(crate) k: View<'a>,
+    pub(crate) scores: Scores<'a>,
     pub(crate) v: View<'a>,
     pub(crate) out: ViewMut<'a>,
     pub(crate) lse: FloatsMut<'a>,
     pub(crate) probs: Option<ViewMut<'a>>,
-    /// Lanes of a tile.
-    pub(crate) tile_rows: usize,
 }
 
 /// One tile of one (batch, query head).
@@ -66,8 +77,8 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    pub(crate) fn new<S: Simd>(forward: &Forward<'_>) -> Self {
-        let (rows, dim) = (forward.tile_rows, padded_dim::<S>(forward.call.problem.shape().head_dim));
+    pub(crate) fn new<S: Simd>(scores: &Scores<'_>) -> Self {
+        let (rows, dim) = (scores.tile_rows, padded_dim::<S>(scores.call.problem.shape().head_dim));
         let width = panel_width::<S>();
         Self {
             q_rows: Buffer::new(rows * dim),
@@ -80,21 +91,27 @@ impl Scratch {
             pairs: Buffer::new(BLOCK_KEYS * width),
             row_max: Buffer::new(rows),
             row_sum: Buffer::new(rows),
-            drop: forward.call.rule.map(|rule| DropTile::new(&rule, rows, BLOCK_KEYS)),
+            drop: scores.call.rule.map(|rule| DropTile::new(&rule, rows, BLOCK_KEYS)),
         }
     }
 }
 
 /// The tile at hand.
 struct Work<'a> {
-    forward: &'a Forward<'a>,
+    scores: &'a Scores<'a>,
     unit: Unit,
     tile: Tile,
     head_k: usize,
     head_dim: usize,
     /// head_dim, padded.
     dim: usize,
+    /// From which magnitude on, in base 2, maxima are subtracted from scores before they are scaled.
+    large: f32,
 }
+
+/// At this magnitude in base 2 the rounding of `max * scale` moves weights by 2^-13 at most, all of a row alike, so that
+/// they stay near 1 and normalise away. At 2^31 it would move them by 2^128, out of f32.
+const LARGE_LOG2: f32 = 4096.0;
 
 /// Computes one tile: out and lse, and probs if asked for.
 ///
@@ -107,25 +124,47 @@ pub(crate) unsafe fn tile<S: Simd, const MR: usize>(
     unit: Unit,
     scratch: &mut Scratch,
 ) {
-    let shape = forward.call.problem.shape();
-    let work = Work {
-        forward,
-        unit,
-        tile: forward.call.tile(unit.tile, forward.tile_rows, panel_width::<S>()),
-        head_k: unit.head / shape.group_size(),
-        head_dim: shape.head_dim,
-        dim: padded_dim::<S>(shape.head_dim),
-    };
+    let shape = forward.scores.call.problem.shape();
+    let work = Work::new::<S>(&forward.scores, unit, LARGE_LOG2);
     work.start::<S>(scratch);
-    for first_key in (0..work.tile.key_end(forward.call.problem)).step_by(BLOCK_KEYS) {
-        work.block::<S, MR>(scratch, first_key);
+    for first_key in (0..work.tile.key_end(forward.scores.call.problem)).step_by(BLOCK_KEYS) {
+        work.block::<S, MR>(scratch, &forward.v, first_key);
     }
     if let Some(probs) = forward.probs {
         for first_key in (0..shape.seqlen_k).step_by(BLOCK_KEYS) {
             work.probs_block::<S, MR>(scratch, &probs, first_key);
         }
     }
-    work.finish::<S>(scratch);
+    work.finish::<S>(scratch, forward);
+}
+
+/// Finds what the weights of one tile's rows of large lse are relative to.
+///
+/// # Safety
+/// As [`tile`]; `scratch` was made for `scores`, and no other thread writes these rows.
+#[inline(always)]
+pub(crate) unsafe fn references<S: Simd, const MR: usize>(
+    scores: &Scores<'_>,
+    unit: Unit,
+    scratch: &mut Scratch,
+    to: &Writer<'_>,
+) {
+    let work = Work::new::<S>(scores, unit, 0.0); // always relative to the maximum itself
+    let shape = scores.call.problem.shape();
+    let first = (unit.batch * shape.num_heads + unit.head) * shape.seqlen_q + work.tile.first;
+    let rows = first..first + work.tile.count;
+    if !to.lse[rows.clone()].iter().any(|&lse| is_large(lse)) {
+        return;
+    }
+    work.start::<S>(scratch);
+    for first_key in (0..work.tile.key_end(scores.call.problem)).step_by(BLOCK_KEYS) {
+        work.sums::<S, MR>(scratch, first_key);
+    }
+    for (i, row) in rows.enumerate().filter(|(_, row)| is_large(to.lse[*row])) {
+        let lane = work.tile.before + i;
+        let (max, sum) = (*scratch.row_max.floats().add(lane), *scratch.row_sum.floats().add(lane));
+        to.write(&scores.call, row, max, sum.into());
+    }
 }
 
 /// What turns the scores of one vector of rows into weights.
@@ -150,13 +189,26 @@ impl<S: Simd> Weigh<S> {
     }
 }
 
-impl Work<'_> {
+impl<'a> Work<'a> {
+    fn new<S: Simd>(scores: &'a Scores<'a>, unit: Unit, large: f32) -> Self {
+        let shape = scores.call.problem.shape();
+        Work {
+            scores,
+            unit,
+            tile: scores.call.tile(unit.tile, scores.tile_rows, panel_width::<S>()),
+            head_k: unit.head / shape.group_size(),
+            head_dim: shape.head_dim,
+            dim: padded_dim::<S>(shape.head_dim),
+            large,
+        }
+    }
+
     fn panels<S: Simd>(&self) -> usize {
         self.tile.rows / panel_width::<S>()
     }
 
     fn span_of_keys(&self, first_key: usize, total: usize) -> Span {
-        let count = (self.forward.call.problem.shape().seqlen_k - first_key).min(BLOCK_KEYS);
+        let count = (self.scores.call.problem.shape().seqlen_k - first_key).min(BLOCK_KEYS);
         Span { batch: self.unit.batch, head: self.head_k, first: first_key, before: 0, count, total }
     }
 
@@ -165,33 +217,33 @@ impl Work<'_> {
     unsafe fn start<S: Simd>(&self, scratch: &mut Scratch) {
         let Tile { first, before, count, rows, block_row } = self.tile;
         let span = Span { batch: self.unit.batch, head: self.unit.head, first, before, count, total: rows };
-        let q = pack::rows::<S>(&self.forward.q, self.head_dim, span, &mut scratch.q_rows);
-        let flip = if self.forward.call.negative_scale { pack::sign_flip::<S>() } else { 0 };
+        let q = pack::rows::<S>(&self.scores.q, self.head_dim, span, &mut scratch.q_rows);
+        let flip = if self.scores.call.negative_scale { pack::sign_flip::<S>() } else { 0 };
         pack::transpose_panels::<S>(q, self.panels::<S>(), self.dim / S::UNIT, flip, scratch.q.words());
         scratch.out.words().write_bytes(0, rows * self.dim);
         scratch.row_sum.words().write_bytes(0, rows);
         std::slice::from_raw_parts_mut(scratch.row_max.floats(), rows).fill(f32::NEG_INFINITY);
-        if let (Some(rule), Some(drop)) = (&self.forward.call.rule, &mut scratch.drop) {
+        if let (Some(rule), Some(drop)) = (&self.scores.call.rule, &mut scratch.drop) {
             drop.start::<S>(rule, self.unit.batch, self.unit.head, block_row, rows);
         }
     }
 
     /// One block of keys against every panel of the tile.
     #[inline(always)]
-    unsafe fn block<S: Simd, const MR: usize>(&self, scratch: &mut Scratch, first_key: usize) {
+    unsafe fn block<S: Simd, const MR: usize>(&self, scratch: &mut Scratch, v: &View<'_>, first_key: usize) {
         let span = self.span_of_keys(first_key, BLOCK_KEYS);
         // Rows are computed in whole micro-tiles and pairs: a ragged block is padded with zeros.
         let total = span.count.next_multiple_of(16);
         let span = Span { total, ..span };
-        let k = pack::rows::<S>(&self.forward.k, self.head_dim, span, &mut scratch.k);
-        let v = pack::rows::<S>(&self.forward.v, self.head_dim, span, &mut scratch.v_rows);
+        let k = pack::rows::<S>(&self.scores.k, self.head_dim, span, &mut scratch.k);
+        let v = pack::rows::<S>(v, self.head_dim, span, &mut scratch.v_rows);
         let v = pack::steps::<S>(v, total, self.dim / S::UNIT, &mut scratch.v);
         if let Some(drop) = &mut scratch.drop {
             drop.draw::<S>(first_key, span.count);
         }
         for panel in 0..self.panels::<S>() {
             let lane = panel * panel_width::<S>();
-            let problem = self.forward.call.problem;
+            let problem = self.scores.call.problem;
             let Some(visible) = Visible::new::<MR>(problem, &self.tile, lane, panel_width::<S>(), first_key)
             else {
                 continue;
@@ -203,6 +255,22 @@ impl Work<'_> {
                 self.weigh::<S, false>(scratch, panel, visible.keys, block_max)
             };
             self.accumulate::<S, MR>(scratch, v, panel, visible.keys, rescale);
+        }
+    }
+
+    /// One block of keys, for the rows' maxima and sums only.
+    #[inline(always)]
+    unsafe fn sums<S: Simd, const MR: usize>(&self, scratch: &mut Scratch, first_key: usize) {
+        let span = self.span_of_keys(first_key, BLOCK_KEYS);
+        let span = Span { total: span.count.next_multiple_of(16), ..span };
+        let k = pack::rows::<S>(&self.scores.k, self.head_dim, span, &mut scratch.k);
+        for panel in 0..self.panels::<S>() {
+            let (lane, width) = (panel * panel_width::<S>(), panel_width::<S>());
+            let problem = self.scores.call.problem;
+            if let Some(visible) = Visible::new::<MR>(problem, &self.tile, lane, width, first_key) {
+                let block_max = self.scores::<S, MR>(scratch, k, panel, visible);
+                self.weigh::<S, false>(scratch, panel, visible.keys, block_max);
+            }
         }
     }
 
@@ -220,7 +288,7 @@ impl Work<'_> {
         let weights = scratch.weights.floats();
         let hidden = S::splat(f32::NEG_INFINITY);
         let ends =
-            if visible.all { [hidden; NV] } else { visible.ends::<S>(self.forward.call.problem, &self.tile) };
+            if visible.all { [hidden; NV] } else { visible.ends::<S>(self.scores.call.problem, &self.tile) };
         let mut max = [hidden; NV];
         for key in (0..visible.keys).step_by(MR) {
             let a = Left { p: k.p.add(key * k.ld), row: k.ld, step: 1 };
@@ -254,7 +322,7 @@ impl Work<'_> {
         block_max: [S::V; NV],
     ) -> [S::V; NV] {
         let width = panel_width::<S>();
-        let scale = S::splat(self.forward.call.scale_log2);
+        let scale = S::splat(self.scores.call.scale_log2);
         let weights = scratch.weights.floats();
         let (hidden, zero) = (S::splat(f32::NEG_INFINITY), S::splat(0.0));
         let mut rescale = [zero; NV];
@@ -262,11 +330,17 @@ impl Work<'_> {
             let lane = panel * width + n * S::LANES;
             let (row_max, row_sum) = (scratch.row_max.floats().add(lane), scratch.row_sum.floats().add(lane));
             let old_max = S::load(row_max);
-            let new_max = S::max(S::mul(block_max, scale), old_max);
+            let new_max = S::max(block_max, old_max);
             S::store(row_max, new_max);
             // A row that has seen nothing yet must not make -inf - -inf.
-            let shift = S::where_less(hidden, new_max, new_max, zero);
-            rescale[n] = S::exp2(S::sub(old_max, shift));
+            let seen = S::where_less(hidden, new_max, new_max, zero);
+            let mut shift = S::mul(seen, scale);
+            rescale[n] = S::exp2(S::sub(S::mul(old_max, scale), shift));
+            if S::any_reaches(shift, self.large) {
+                rescale[n] = S::exp2(S::mul(S::sub(old_max, seen), scale));
+                self.subtract::<S>(weights.add(n * S::LANES), keys, seen);
+                shift = zero;
+            }
             let minus_shift = S::sub(zero, shift);
             let bits = if DROP { scratch.drop.as_ref().map(|drop| drop.lanes(lane)) } else { None };
             let mut sum = zero;
@@ -290,6 +364,15 @@ impl Work<'_> {
         rescale
     }
 
+    /// Takes `base` from the scores of one vector of rows: exactly where they are near it, which are those that count.
+    #[inline(always)]
+    unsafe fn subtract<S: Simd>(&self, scores: *mut f32, keys: usize, base: S::V) {
+        for key in 0..keys {
+            let at = scores.add(key * panel_width::<S>());
+            S::store(at, S::sub(S::load(at), base));
+        }
+    }
+
     /// `out^T = out^T rescale + V^T p^T` of one panel.
     #[inline(always)]
     unsafe fn accumulate<S: Simd, const MR: usize>(
@@ -306,7 +389,7 @@ impl Work<'_> {
         let p = Right { p, step: width };
         for d in (0..self.dim).step_by(MR) {
             let a = Left { p: v.p.add(d), row: 1, step: v.ld };
-            let sum = if self.forward.call.careful {
+            let sum = if self.scores.call.careful {
                 product_of_weights::<S, MR, NV>(keys / S::UNIT, a, p, Weight::Right)
             } else {
                 product::<S, MR, NV>(keys / S::UNIT, a, p)
@@ -322,28 +405,25 @@ impl Work<'_> {
 
     /// Normalises and writes out and lse.
     #[inline(always)]
-    unsafe fn finish<S: Simd>(&self, scratch: &mut Scratch) {
-        let shape = self.forward.call.problem.shape();
-        let keep_scale = self.forward.call.keep_scale;
+    unsafe fn finish<S: Simd>(&self, scratch: &mut Scratch, forward: &Forward<'_>) {
+        let shape = self.scores.call.problem.shape();
+        let keep_scale = self.scores.call.keep_scale;
         let (row_max, row_sum) = (scratch.row_max.floats(), scratch.row_sum.floats());
         let lse_row = (self.unit.batch * shape.num_heads + self.unit.head) * shape.seqlen_q;
         for lane in 0..self.tile.rows {
-            let (max, sum) = (f64::from(*row_max.add(lane)), f64::from(*row_sum.add(lane)));
+            let (max, sum) = (*row_max.add(lane), f64::from(*row_sum.add(lane)));
             if self.tile.is_real(lane) {
-                *self.forward.lse.at(lse_row + self.tile.row_of(lane)) = if sum == 0.0 {
-                    f32::NEG_INFINITY
-                } else {
-                    (max * std::f64::consts::LN_2 + sum.ln()) as f32
-                };
+                *forward.lse.at(lse_row + self.tile.row_of(lane)) =
+                    self.scores.call.lse(max, sum, self.large);
             }
             // From here on the factor of the row; a row that saw no key has gathered 0 and stays 0.
             *row_sum.add(lane) = if sum == 0.0 { 0.0 } else { (keep_scale / sum) as f32 };
         }
-        self.write_out::<S>(scratch);
+        self.write_out::<S>(scratch, &forward.out);
     }
 
     #[inline(always)]
-    unsafe fn write_out<S: Simd>(&self, scratch: &mut Scratch) {
+    unsafe fn write_out<S: Simd>(&self, scratch: &mut Scratch, out: &ViewMut<'_>) {
         let (width, dim) = (panel_width::<S>(), self.dim);
         let rows = scratch.q_rows.floats(); // q is no longer needed
         for lane in (0..self.tile.rows).step_by(S::LANES) {
@@ -357,7 +437,6 @@ impl Work<'_> {
                 S::transpose(panel.add(d * width).cast(), width, rows.add(lane * dim + d).cast(), dim);
             }
         }
-        let out = &self.forward.out;
         for r in 0..self.tile.count {
             let row = rows.add((self.tile.before + r) * dim);
             let dst = out.row([self.unit.batch, self.tile.first + r, self.unit.head]);
@@ -375,13 +454,13 @@ impl Work<'_> {
     ) {
         let span = self.span_of_keys(first_key, BLOCK_KEYS);
         let span = Span { total: span.count.next_multiple_of(16), ..span };
-        let k = pack::rows::<S>(&self.forward.k, self.head_dim, span, &mut scratch.k);
+        let k = pack::rows::<S>(&self.scores.k, self.head_dim, span, &mut scratch.k);
         if let Some(drop) = &mut scratch.drop {
             drop.draw::<S>(first_key, span.count);
         }
         for panel in 0..self.panels::<S>() {
             let lane = panel * panel_width::<S>();
-            let problem = self.forward.call.problem;
+            let problem = self.scores.call.problem;
             let visible = Visible::new::<MR>(problem, &self.tile, lane, panel_width::<S>(), first_key);
             let keys = visible.map_or(0, |visible| visible.keys);
             if let Some(visible) = visible {
@@ -398,24 +477,29 @@ impl Work<'_> {
     #[inline(always)]
     unsafe fn sign_encode<S: Simd>(&self, scratch: &mut Scratch, panel: usize, visible: Visible) {
         let width = panel_width::<S>();
-        let (scale, zero) = (S::splat(self.forward.call.scale_log2), S::splat(0.0));
+        let (scale, zero) = (S::splat(self.scores.call.scale_log2), S::splat(0.0));
         let weights = scratch.weights.floats();
-        let ends = visible.ends::<S>(self.forward.call.problem, &self.tile);
+        let ends = visible.ends::<S>(self.scores.call.problem, &self.tile);
         for (n, end) in ends.into_iter().enumerate() {
             let lane = panel * width + n * S::LANES;
-            let (mut minus_max, mut factor) = ([0.0f32; 16], [0.0f32; 16]);
+            let (mut seen, mut factor) = ([0.0f32; 16], [0.0f32; 16]);
             for i in 0..S::LANES {
                 let (max, sum) =
                     (*scratch.row_max.floats().add(lane + i), *scratch.row_sum.floats().add(lane + i));
-                minus_max[i] = if max == f32::NEG_INFINITY { 0.0 } else { -max };
+                seen[i] = if max == f32::NEG_INFINITY { 0.0 } else { max };
                 factor[i] = if sum == 0.0 { 0.0 } else { 1.0 / sum };
             }
-            let (minus_max, factor) = (S::load(minus_max.as_ptr()), S::load(factor.as_ptr()));
+            let (seen, factor) = (S::load(seen.as_ptr()), S::load(factor.as_ptr()));
+            let mut minus_shift = S::sub(zero, S::mul(seen, scale));
+            if S::any_reaches(minus_shift, self.large) {
+                self.subtract::<S>(weights.add(n * S::LANES), visible.keys, seen);
+                minus_shift = zero;
+            }
             let bits = scratch.drop.as_ref().map(|drop| drop.lanes(lane));
             for key in 0..visible.keys {
                 let at = weights.add(key * width + n * S::LANES);
                 // The NaN that arithmetic makes has its sign bit set; here that bit is the mask's.
-                let mut p = S::abs(S::mul(S::exp2(S::fma(S::load(at), scale, minus_max)), factor));
+                let mut p = S::abs(S::mul(S::exp2(S::fma(S::load(at), scale, minus_shift)), factor));
                 if let Some((bits, lane_shift)) = bits {
                     p = S::sign_where(p, bits.add(key), lane_shift);
                 }

@@ -15,6 +15,7 @@ mod pack;
 mod partial;
 pub mod peak;
 mod philox;
+mod references;
 mod schedule;
 mod simd;
 mod turnstile;

@@ -46,6 +46,10 @@ impl Implementation for OnGpu {
         self.deterministic
     }
 
+    fn largest_score_of_p(&self) -> f64 {
+        4096.0
+    }
+
     fn spreads_non_finite(&self) -> bool {
         true
     }

@@ -4,7 +4,7 @@
 
 use signflash_core::suite::{Implementation, RunError};
 use signflash_core::{
-    Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Shape, TensorMut, TensorRef, bf16,
+    Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Shape, TensorMut, TensorRef, bf16, f16,
 };
 use signflash_kernels::{Gpu, Interpreted};
 
@@ -35,6 +35,10 @@ impl Implementation for On {
 
     fn has_deterministic_backward(&self) -> bool {
         self.0.deterministic
+    }
+
+    fn largest_score_of_p(&self) -> f64 {
+        4096.0
     }
 
     fn spreads_non_finite(&self) -> bool {
@@ -103,5 +107,39 @@ fn a_row_whose_lse_is_minus_infinity_has_no_gradient_whatever_that_of_its_lse() 
         let interpreted = Interpreted { gpu, seed: 0, deterministic };
         interpreted.backward(&problem, &inputs, &mut gradients).unwrap();
         assert!(dq.iter().chain(&dk).chain(&dv).all(|x| x.to_f32() == 0.0), "{interpreted:?}");
+    }
+}
+
+/// Beyond 2^20 an lse in f32 says nothing of p: probs and gradients are NaN, not some number, and out and lse are right.
+#[test]
+fn what_is_recomputed_from_an_lse_that_has_lost_it_is_nan_and_out_is_right() {
+    let shape = Shape { batch: 1, seqlen_q: 2, seqlen_k: 3, num_heads: 1, num_heads_k: 1, head_dim: 64 };
+    let problem = Problem::builder(shape).build().unwrap();
+    let numbers = [f16::from_f32(20000.0); 192];
+    let (q, k) = (TensorRef::bshd(&numbers[..128], shape.q()), TensorRef::bshd(&numbers, shape.k()));
+    let inputs = Inputs { q, k, v: k };
+    for gpu in [Gpu::HOPPER, Gpu::AMPERE, Gpu::SMALL] {
+        let interpreted = Interpreted::new(gpu);
+        let (mut out, mut lse, mut probs) = ([f16::ZERO; 128], [0.0; 2], [f16::ZERO; 6]);
+        let mut outputs = Outputs {
+            out: TensorMut::bshd(&mut out, shape.q()),
+            lse: &mut lse,
+            probs: Some(TensorMut::bshd(&mut probs, shape.probs())),
+        };
+        interpreted.forward(&problem, &inputs, &mut outputs).unwrap();
+        assert_eq!(out, [f16::from_f32(20000.0); 128], "{gpu:?}");
+        assert!(lse.iter().all(|lse| (lse / 3.2e9 - 1.0).abs() < 1e-6), "{gpu:?}: {lse:?}");
+        assert!(probs.iter().all(|p| p.is_nan()), "{gpu:?}: {probs:?}");
+
+        let (mut dq, mut dk, mut dv) = ([f16::ZERO; 128], [f16::ZERO; 192], [f16::ZERO; 192]);
+        let mut gradients = Gradients {
+            dq: TensorMut::bshd(&mut dq, shape.q()),
+            dk: TensorMut::bshd(&mut dk, shape.k()),
+            dv: TensorMut::bshd(&mut dv, shape.k()),
+        };
+        let out = TensorRef::bshd(&out, shape.q());
+        let inputs = GradInputs { inputs, out, lse: &lse, dout: q, dlse: None };
+        interpreted.backward(&problem, &inputs, &mut gradients).unwrap();
+        assert!(dq.iter().chain(&dk).chain(&dv).all(|x| x.is_nan()), "{gpu:?}");
     }
 }

@@ -48,6 +48,9 @@ pub struct Case {
     std: (f64, f64),
     dlse: bool,
     pub(super) adjust: Option<Adjust>,
+    fill: Option<f64>,
+    /// Products of q and k are near this power of two, and exact.
+    pub(super) products_near: Option<i32>,
     vector: Option<&'static str>,
 }
 
@@ -68,6 +71,8 @@ impl Case {
             std: (1.0, 1.0),
             dlse: false,
             adjust: None,
+            fill: None,
+            products_near: None,
             vector: None,
         }
     }
@@ -135,6 +140,11 @@ impl Case {
         Self { std: (q, k), ..self }
     }
 
+    /// With one number everywhere in q, k and v.
+    pub fn filled(self, x: f64) -> Self {
+        Self { fill: Some(x), ..self }
+    }
+
     /// With a gradient that arrives through lse, NaN where a query sees no key.
     pub fn dlse(self) -> Self {
         Self { dlse: true, ..self }
@@ -192,6 +202,12 @@ impl Case {
         self.layout.tie(&self.shape, &mut values);
         if self.dlse {
             values = values.with_dlse(&self.problem(), seed);
+        }
+        if let Some(x) = self.fill {
+            [&mut values.q, &mut values.k, &mut values.v].into_iter().for_each(|values| values.fill(x));
+        }
+        if let Some(binade) = self.products_near {
+            super::binades::place(&self.problem(), &mut values, binade);
         }
         if let Some(adjust) = self.adjust {
             adjust(&self.problem(), &mut values);

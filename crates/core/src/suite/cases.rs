@@ -76,6 +76,16 @@ macro_rules! named_cases {
                     $crate::suite::check_backward_mask::<$crate::f16, _>(&$dollar implementation);
                     $crate::suite::check_backward_mask::<$crate::bf16, _>(&$dollar implementation);
                 }
+
+                #[test]
+                fn scores_of_every_binade_by_their_scale() {
+                    $crate::suite::check_binades($crate::suite::LargeBy::Scale, &$dollar implementation);
+                }
+
+                #[test]
+                fn scores_of_every_binade_by_their_operands() {
+                    $crate::suite::check_binades($crate::suite::LargeBy::Operands, &$dollar implementation);
+                }
             };
         }
     };
@@ -219,6 +229,15 @@ named_cases! { $
     large_scores => Case::new(128, 203).std(5.0, 3.0).dropout(0.1),
     large_scores_causal => Case::new(203, 203).head_dim(128).std(5.0, 3.0).causal().dropout(0.1),
     large_scores_without_dropout => Case::new(113, 113).std(5.0, 3.0),
+
+    // Far larger scores, of which one key's or those of some equal keys are all that counts.
+    huge_scores => Case::new(65, 113).softmax_scale(1e9).dropout(0.1).dtypes(&[Dtype::F32, Dtype::Bf16]),
+    huge_scores_causal => Case::new(113, 113).std(3e4, 3e4).causal().dtypes(&[Dtype::F32, Dtype::Bf16]),
+    huge_scores_of_f16 => Case::new(65, 70).std(3000.0, 3000.0).dropout(0.1),
+    huge_score_of_one_key => Case::new(3, 1).filled(20000.0),
+    huge_equal_scores => Case::new(40, 70).causal().filled(20000.0),
+    huge_scores_in_pieces =>
+        Case::new(50, 70).std(3000.0, 3000.0).dropout(0.1).cut(Cuts { rows: vec![23], ..Cuts::default() }),
 
     // NaN and infinity, only where they belong.
     nan_in_one_query => Case::new(40, 50).causal().dropout(0.3).adjust(adjust::nan_in_one_query),

@@ -32,6 +32,12 @@ pub trait Implementation {
         false
     }
 
+    /// Up to which magnitude of scores its probs and its backward are to the contract's bounds: those that recompute p from an
+    /// lse in f32, as GPUs do, lose it to lse's rounding. Beyond, the suite asks for out and lse only.
+    fn largest_score_of_p(&self) -> f64 {
+        f64::INFINITY
+    }
+
     /// Writes every element of `outputs`, and nothing else of their storage.
     ///
     /// # Errors

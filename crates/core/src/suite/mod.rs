@@ -12,10 +12,11 @@
 //! - nothing else written, and nothing read beside a row: guards and gaps between rows hold NaNs;
 //! - the same bits from a second run.
 //!
-//! And the backward must [draw the forward's mask](check_backward_mask).
+//! And the backward must [draw the forward's mask](check_backward_mask), and scores may be [of any size](check_binades).
 
 mod adjust;
 mod backward_mask;
+mod binades;
 mod case;
 mod cases;
 mod compare;
@@ -31,6 +32,7 @@ mod truth;
 pub mod vectors;
 
 pub use backward_mask::check_backward_mask;
+pub use binades::{LargeBy, check_binades};
 pub use case::{Adjust, Case, Cuts};
 pub use cases::{NAMES, case};
 pub use implementation::{Implementation, Reference, RunError};

@@ -86,15 +86,23 @@ pub fn run_case(name: &str, case: &Case, implementation: &impl Implementation) -
 
 fn run_dtype<T: Element>(case: &Case, implementation: &impl Implementation) -> Vec<Found> {
     let (problem, values) = (case.problem(), case.values());
-    let truth = Truth::of::<T>(&problem, &values);
+    let mut truth = Truth::of::<T>(&problem, &values);
+    let with_p = truth.max_score <= implementation.largest_score_of_p();
+    if case.products_near.is_some() {
+        // Scores are exact: their rounding is no excuse. That of lse is, below what backwards may take for small.
+        truth.max_score = truth.max_score.min(1024.0);
+    }
     let parts = parts(&problem, &case.cuts);
     let run = Run { implementation, problem: &problem, values: &values, truth: &truth, layout: case.layout };
     let mut found = Vec::new();
-    for with_probs in [false, true] {
+    for with_probs in [false, true].into_iter().filter(|&probs| with_p || !probs) {
         match run.forward::<T>(&parts, with_probs) {
             Ok(results) => found.extend(compare::forward(&problem, T::DTYPE, &truth, &results)),
             Err(failed) => found.push(failed),
         }
+    }
+    if !with_p {
+        return found;
     }
     match run.backward::<T>(&parts) {
         Ok(gradients) => found.extend(compare::backward(&problem, T::DTYPE, &truth, &gradients)),

@@ -14,6 +14,8 @@
 //! dk, dv times their scales
 //! ```
 //!
+//! Rows of large lse have p^T = 2^(K q^T - max - log2 sum) instead, see `references.rs`.
+//!
 //! keep_scale and softmax_scale are applied once, to the sums. All sums are f32; with bf16 pairs p and ds are rounded
 //! to bf16 for the last three products.
 #![allow(unsafe_op_in_unsafe_fn)]
@@ -27,6 +29,7 @@ use crate::buffer::Buffer;
 use crate::call::{BLOCK_KEYS, Call, Tile};
 use crate::pack::{Rows, padded_dim, panel_width};
 use crate::philox::DropTile;
+use crate::references::References;
 use crate::simd::Simd;
 use crate::turnstile::Turn;
 use crate::view::{FloatsMut, View, ViewMut};
@@ -46,6 +49,8 @@ pub(crate) struct Backward<'a> {
     pub(crate) out: View<'a>,
     pub(crate) dout: View<'a>,
     pub(crate) lse: &'a [f32],
+    /// If any lse is so large that p must not be recomputed from it.
+    pub(crate) references: Option<&'a References>,
     /// The gradient of lse.
     pub(crate) dlse: Option<&'a [f32]>,
     pub(crate) dq: ViewMut<'a>,
@@ -98,6 +103,8 @@ pub(crate) struct Scratch {
     ds_pairs: Buffer,
     /// Per query of the tile.
     minus_lse_log2: Buffer,
+    /// What is taken from `q k` first: 0 but for rows of large lse.
+    base: Buffer,
     delta: Buffer,
     /// Rows of f32 on their way in (dout, out) or out (dq).
     floats: Buffer,
@@ -126,6 +133,7 @@ impl Scratch {
             ds: Buffer::new(weights),
             ds_pairs: Buffer::new(weights),
             minus_lse_log2: Buffer::new(TILE_ROWS),
+            base: Buffer::new(TILE_ROWS),
             delta: Buffer::new(TILE_ROWS),
             floats: Buffer::new(tile),
             drop: backward.call.rule.map(|rule| DropTile::new(&rule, TILE_ROWS, BLOCK_KEYS)),

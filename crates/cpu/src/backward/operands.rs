@@ -4,6 +4,7 @@
 use super::{Scratch, Work};
 use crate::call::Tile;
 use crate::pack::{self, Rows, Span, panel_width};
+use crate::references::is_large;
 use crate::simd::Simd;
 use crate::view::View;
 
@@ -80,7 +81,7 @@ impl Work<'_> {
         queries
     }
 
-    /// -lse in base 2 and delta / keep_scale of each lane. A row that saw no key, or no row, gets lse = +inf: its
+    /// -lse in base 2, or what stands for it, and delta / keep_scale of each lane. A row that saw no key, or no row, gets lse = +inf: its
     /// weights are then 0.
     #[inline(always)]
     pub(super) unsafe fn row_terms<S: Simd>(&self, scratch: &mut Scratch, batch: usize, queries: &Queries) {
@@ -89,23 +90,32 @@ impl Work<'_> {
         let lse = &self.backward.lse[first..];
         let dlse = self.backward.dlse.map(|dlse| &dlse[first..]);
         let (minus_lse_log2, delta) = (scratch.minus_lse_log2.floats(), scratch.delta.floats());
+        let bases = scratch.base.floats();
         let (dout_row, out_row) = (scratch.floats.floats(), scratch.floats.floats().add(self.dim));
         for lane in 0..queries.tile.rows {
-            let (mut shift, mut row_delta) = (f32::NEG_INFINITY, 0.0);
+            let (mut shift, mut base, mut row_delta) = (f32::NEG_INFINITY, 0.0, 0.0);
             if queries.tile.is_real(lane) {
                 let row = queries.tile.row_of(lane);
                 let index = [batch, row, queries.head];
                 self.load_padded::<S>(&self.backward.dout, index, dout_row);
                 self.load_padded::<S>(&self.backward.out, index, out_row);
                 row_delta = f64::from(dot::<S>(dout_row, out_row, self.dim));
-                let lse = f64::from(lse[row]);
-                if lse != f64::NEG_INFINITY {
-                    shift = (-lse * std::f64::consts::LOG2_E) as f32;
+                let lse = lse[row];
+                if lse != f32::NEG_INFINITY {
+                    (base, shift) = match self.backward.references {
+                        Some(references) if is_large(lse) => {
+                            (references.base[first + row], references.shift[first + row])
+                        }
+                        // A score beyond f32: there are no weights, and no zeros shall hide it.
+                        _ if lse == f32::INFINITY => (0.0, f32::NAN),
+                        _ => (0.0, (-f64::from(lse) * std::f64::consts::LOG2_E) as f32),
+                    };
                     // Not in a row without weights, where dlse may be NaN: 0 * NaN is NaN.
                     row_delta -= dlse.map_or(0.0, |dlse| f64::from(dlse[row]));
                 }
             }
             *minus_lse_log2.add(lane) = shift;
+            *bases.add(lane) = base;
             *delta.add(lane) = (row_delta / self.backward.call.keep_scale) as f32;
         }
     }

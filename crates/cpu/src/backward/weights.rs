@@ -11,6 +11,7 @@ use crate::simd::Simd;
 /// What the weights of one vector of rows depend on.
 #[derive(Clone, Copy)]
 struct Row<S: Simd> {
+    base: S::V,
     minus_lse: S::V,
     delta: S::V,
     /// The dropped rows of each key, and the bit of the first lane.
@@ -74,9 +75,11 @@ impl Work<'_> {
         let dout = Right { p: scratch.dout.words().add(panel * words * width), step: width };
         let (scale, zero) = (S::splat(call.scale_log2), S::splat(0.0));
         let ends = if visible.all { [zero; NV] } else { visible.ends::<S>(call.problem, &queries.tile) };
-        let mut rows = [Row::<S> { minus_lse: zero, delta: zero, bits: None }; NV];
+        let large = self.backward.references.is_some();
+        let mut rows = [Row::<S> { base: zero, minus_lse: zero, delta: zero, bits: None }; NV];
         for (n, row) in rows.iter_mut().enumerate() {
             let lane = lane + n * S::LANES;
+            row.base = S::load(scratch.base.floats().add(lane));
             row.minus_lse = S::load(scratch.minus_lse_log2.floats().add(lane));
             row.delta = S::load(scratch.delta.floats().add(lane));
             row.bits = if DROP { scratch.drop.as_ref().map(|drop| drop.lanes(lane)) } else { None };
@@ -84,6 +87,13 @@ impl Work<'_> {
         for key in (0..visible.keys).step_by(MR) {
             let a = Left { p: block.k.p.add(key * block.k.ld), row: block.k.ld, step: 1 };
             let mut p = product::<S, MR, NV>(words, a, q);
+            if large {
+                for p in &mut p {
+                    for (p, row) in p.iter_mut().zip(&rows) {
+                        *p = S::sub(*p, row.base);
+                    }
+                }
+            }
             for (m, p) in p.iter_mut().enumerate() {
                 let index = S::splat((key + m) as f32);
                 for (n, p) in p.iter_mut().enumerate() {

@@ -91,6 +91,10 @@ impl Simd for Avx2 {
         _mm256_blendv_ps(otherwise, x, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b))
     }
     #[inline(always)]
+    unsafe fn any_reaches(x: __m256, limit: f32) -> bool {
+        _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(Self::abs(x), _mm256_set1_ps(limit))) != 0
+    }
+    #[inline(always)]
     unsafe fn where_nonzero(test: __m256, x: __m256, otherwise: __m256) -> __m256 {
         _mm256_blendv_ps(x, otherwise, _mm256_cmp_ps::<_CMP_EQ_OQ>(test, _mm256_setzero_ps()))
     }

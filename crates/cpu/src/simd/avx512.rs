@@ -96,6 +96,10 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), otherwise, x)
     }
     #[inline(always)]
+    unsafe fn any_reaches(x: __m512, limit: f32) -> bool {
+        _mm512_cmp_ps_mask::<_CMP_GE_OQ>(Self::abs(x), _mm512_set1_ps(limit)) != 0
+    }
+    #[inline(always)]
     unsafe fn where_nonzero(test: __m512, x: __m512, otherwise: __m512) -> __m512 {
         let zero = _mm512_setzero_ps();
         _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(test, zero), x, otherwise)

@@ -59,6 +59,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn by_sign(sign: Self::V, plus: Self::V, minus: Self::V) -> Self::V;
     /// `x` where `a < b`, else `otherwise`.
     unsafe fn where_less(a: Self::V, b: Self::V, x: Self::V, otherwise: Self::V) -> Self::V;
+    /// Whether any lane's magnitude is at least `limit`.
+    unsafe fn any_reaches(x: Self::V, limit: f32) -> bool;
     /// `x` where `test` is not zero (NaN is not), else `otherwise`.
     unsafe fn where_nonzero(test: Self::V, x: Self::V, otherwise: Self::V) -> Self::V;
 

@@ -101,6 +101,10 @@ impl Simd for Portable {
         lanes(|i| if a[i] < b[i] { x[i] } else { otherwise[i] })
     }
     #[inline(always)]
+    unsafe fn any_reaches(x: V, limit: f32) -> bool {
+        x.iter().any(|x| x.abs() >= limit)
+    }
+    #[inline(always)]
     unsafe fn where_nonzero(test: V, x: V, otherwise: V) -> V {
         lanes(|i| if test[i] == 0.0 { otherwise[i] } else { x[i] })
     }

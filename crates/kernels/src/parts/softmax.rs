@@ -1,5 +1,5 @@
 //! Online softmax over the rows of a warp's accumulators (Milakov, Gimelshein 2018; as in FlashAttention).
-use signflash_ptx::{Acc, F32, Thread, U32, Val, Var, Warp};
+use signflash_ptx::{Acc, F32, Pred, Thread, U32, Val, Var, Warp};
 use std::array::from_fn;
 
 /// Rows of a 16-row accumulator that one thread holds parts of: g and g + 8.
@@ -45,6 +45,31 @@ pub(crate) struct OnlineSoftmax<'k> {
 /// By how many powers of two exponentials may exceed 1.
 pub(crate) const GROWTH_LOG2: f32 = 8.0;
 
+/// From this magnitude of a row's maximum in base 2 on, it is taken from the scores before they are scaled.
+///
+/// Else one fused multiply-add scales a score and subtracts the scaled maximum, which has been rounded: that moves the
+/// exponents of a row, all alike, by 2^-9 here, and by 128 at 2^31, where nothing would be left of the row, or infinity.
+pub(crate) const LARGE_LOG2: f32 = 65536.0;
+
+/// Up to which magnitude of lse p is recomputed from it. lse has been rounded to f32, which moves p by up to 2^-23 of lse: by
+/// 2^-13 at 1024, by 1/8 here. What lies beyond is NaN rather than wrong.
+pub(crate) const LARGEST_LSE: f32 = 1_048_576.0;
+
+/// A row's lse as what p = exp(s - lse) is recomputed from. Without keys it is -inf, and p shall be 0, not exp(s + inf).
+#[track_caller]
+pub(crate) fn lse_of_p<'k>(t: Thread<'k>, lse: Val<'k, F32>) -> Val<'k, F32> {
+    let in_reach = t.f32(LARGEST_LSE).lt(lse.abs()).select(t.f32(f32::NAN), lse);
+    lse.eq(f32::NEG_INFINITY).select(t.f32(f32::INFINITY), in_reach)
+}
+
+/// Takes `base` from a row's scores: exactly where they are near it, which are those that count.
+#[track_caller]
+pub(crate) fn subtract<'k>(s: &Acc<'k>, row: usize, base: Val<'k, F32>) {
+    for cell in (0..s.groups()).flat_map(|group| [2 * row, 2 * row + 1].map(|r| s.at(group, r))) {
+        cell.set(cell.get() - base);
+    }
+}
+
 /// A row that has seen no key yet must not compute -inf - -inf.
 #[track_caller]
 pub(crate) fn finite<'k>(t: Thread<'k>, max: Val<'k, F32>) -> Val<'k, F32> {
@@ -89,16 +114,25 @@ impl<'k> OnlineSoftmax<'k> {
         };
         self.warp.when(self.warp.any(grown(0) | grown(1)), |_| {
             let corrections: [_; THREAD_ROWS] = from_fn(|row| {
-                let shift = -(finite(t, newest[row]) * self.scale_log2);
-                let correction = self.max[row].get().mul_add(self.scale_log2, shift).ex2();
+                let (shift, is_large) = self.shift(newest[row]);
+                let base = is_large.select(finite(t, newest[row]), t.f32(0.0));
+                let shift = is_large.select(t.f32(0.0), shift);
+                let correction = (self.max[row].get() - base).mul_add(self.scale_log2, shift).ex2();
                 self.sum[row].set(self.sum[row].get() * correction);
                 self.max[row].set(newest[row]);
                 correction
             });
             scale_rows(out, corrections);
         });
-        for row in 0..THREAD_ROWS {
-            let shift = -(finite(t, self.max[row].get()) * self.scale_log2);
+        let shifts = [0, 1].map(|row| self.shift(self.max[row].get()));
+        let shift = shifts.map(|(shift, _)| shift.var());
+        self.warp.when(self.warp.any(shifts[0].1 | shifts[1].1), |_| {
+            for (row, (own, is_large)) in shifts.into_iter().enumerate() {
+                subtract(s, row, is_large.select(finite(t, self.max[row].get()), t.f32(0.0)));
+                shift[row].set(is_large.select(t.f32(0.0), own));
+            }
+        });
+        for (row, shift) in shift.iter().map(Var::get).enumerate() {
             let mut sum = self.sum[row].get();
             for x in cells(row) {
                 let p = x.get().mul_add(self.scale_log2, shift).ex2();
@@ -107,6 +141,14 @@ impl<'k> OnlineSoftmax<'k> {
             }
             self.sum[row].set(sum);
         }
+    }
+
+    /// What scores are shifted by in base 2 when this is their maximum; and whether that is too large to be rounded.
+    #[track_caller]
+    fn shift(&self, max: Val<'k, F32>) -> (Val<'k, F32>, Val<'k, Pred>) {
+        let t = self.warp.threads();
+        let shift = -(finite(t, max) * self.scale_log2);
+        (shift, t.f32(LARGE_LOG2).lt(shift.abs()))
     }
 
     /// The rows' sums and logarithms.
@@ -130,8 +172,10 @@ impl<'k> RowResult<'k> {
         RowResult {
             inverse: sum.map(|sum| sum.eq(0.0).select(t.f32(0.0), sum.rcp())),
             lse: from_fn(|row| {
-                let log2 = max[row].get().mul_add(scale_log2, sum[row].lg2());
-                sum[row].eq(0.0).select(t.f32(f32::NEG_INFINITY), log2 * std::f32::consts::LN_2)
+                // The scale in base 2 would make infinities of the largest scores.
+                let (ln_2, scale) = (std::f32::consts::LN_2, scale_log2 * std::f32::consts::LN_2);
+                let lse = max[row].get().mul_add(scale, sum[row].lg2() * ln_2);
+                sum[row].eq(0.0).select(t.f32(f32::NEG_INFINITY), lse)
             }),
         }
     }

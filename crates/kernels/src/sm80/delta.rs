@@ -10,6 +10,7 @@
 use crate::config::{Common, DeltaRows};
 use crate::parts::args::{DeviceTensor, ProblemVals, kernel_args};
 use crate::parts::copy::Access;
+use crate::parts::softmax::lse_of_p;
 use signflash_ptx::{
     B32, Builder, F32, GlobalAddr, Half, Kernel, Shape, SmemAddr, Thread, U32, U64, Val, Var,
 };
@@ -110,9 +111,8 @@ pub(crate) fn kernel(name: &str, half: Half, rows: DeltaRows) -> Kernel {
             dot(t, (half, rows), lane, problem.head_dim, both, &delta);
             let at = (bh.mul_wide(problem.seqlen_q) + row.widen()) * 4u64;
             let [own] = t.load::<F32, 1>(GlobalAddr::new(at + args.lse));
-            // A row without keys has lse = -inf; its probabilities shall be 0, not exp(s + inf).
             let blind = own.eq(f32::NEG_INFINITY);
-            lse.set(blind.select(t.f32(f32::INFINITY), own));
+            lse.set(lse_of_p(t, own));
             t.when(args.dlse.ne(0u64), |t| {
                 let [own] = t.load::<F32, 1>(GlobalAddr::new(at + args.dlse));
                 dlse.set(blind.select(t.f32(0.0), own));

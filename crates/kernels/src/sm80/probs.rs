@@ -10,7 +10,7 @@ use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_ar
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::dropout::{Philox, SignMask, Stream};
 use crate::parts::product::{Lanes, Operand, mma_abt};
-use crate::parts::softmax::THREAD_ROWS;
+use crate::parts::softmax::{THREAD_ROWS, lse_of_p};
 use crate::parts::work::Work;
 use signflash_ptx::{
     Acc, B32, Builder, CopyRing, Cta, F32, GlobalAddr, Kernel, Pred, Shape, SmemAddr, TileLayout, U32, Val,
@@ -143,7 +143,7 @@ impl<'k> ProbsKernel<'_, 'k> {
             t.when(real, |t| {
                 let head = (work.batch * problem.num_heads + work.head).mul_wide(problem.seqlen_q);
                 let [own] = t.load::<F32, 1>(GlobalAddr::new((head + row.widen()) * 4u64 + self.args.lse));
-                lse.set(own.eq(f32::NEG_INFINITY).select(t.f32(f32::INFINITY), own));
+                lse.set(lse_of_p(t, own));
             });
             Row {
                 real,

@@ -16,7 +16,7 @@ use super::pipeline::FLAG_BLOCK_BYTES;
 use super::schedule::{Schedule, ScheduleVals};
 use crate::config::{HopperCommon, Warpgroups};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
-use crate::parts::softmax::THREAD_ROWS;
+use crate::parts::softmax::{THREAD_ROWS, lse_of_p};
 use crate::parts::work::Work;
 use crate::sm80::forward::negate;
 use signflash_ptx::{
@@ -250,7 +250,7 @@ impl<'k> Block<'_, 'k> {
                 let head = (work.batch * problem.num_heads + work.head).mul_wide(problem.seqlen_q);
                 let from = GlobalAddr::new((head + row(lower).widen()) * 4u64 + self.args.lse);
                 let [own] = t.load::<F32, 1>(from);
-                lse.set(own.eq(f32::NEG_INFINITY).select(t.f32(f32::INFINITY), own));
+                lse.set(lse_of_p(t, own));
             });
             -(lse.get() * LOG2_E)
         };

@@ -9,13 +9,16 @@
 //! the output so far made relative to it. A row that has seen no key has NaN for a shift, fails every test, and so gets
 //! its maximum with its first key.
 //!
+//! A row whose maximum is so large that it must be subtracted before scores are scaled ([`LARGE_LOG2`]) has NaN for a shift, too:
+//! each of its steps is done again, with scores less the maximum.
+//!
 //! With dropout, pairs of bf16 are not rounded but cut off, because `prmt` can pack, cut off and drop at once
 //! (`flags.rs`). Exponentials are therefore taken a little too large, by [`LIFT`], so that what is cut off is made up for
 //! on average, and the sums are corrected when a row is finished.
 use super::flags::kept;
 use crate::config::HopperCommon;
-use crate::parts::softmax::{RowResult, THREAD_ROWS, finite, over_row, scale_rows};
-use signflash_ptx::{Acc, B32, F32, Half, U32, Val, Var, Warp};
+use crate::parts::softmax::{LARGE_LOG2, RowResult, THREAD_ROWS, finite, over_row, scale_rows, subtract};
+use signflash_ptx::{Acc, B32, F32, Half, Pred, Thread, U32, Val, Var, Warp};
 use std::array::from_fn;
 
 /// What exponentials of one thread's part of a row and step may add up to.
@@ -40,6 +43,18 @@ type Pairs<'k> = [[Val<'k, F32>; 2]; 4];
 
 type Sums<'k> = [Option<Val<'k, F32>>; THREAD_ROWS];
 
+/// Of each row what was taken from its scores, 0 unless it is large, and what is added to them once they are scaled.
+struct Reference<'k> {
+    base: [Val<'k, F32>; THREAD_ROWS],
+    shift: [Val<'k, F32>; THREAD_ROWS],
+}
+
+/// Whether scaled scores must not be shifted by this: it is rounded.
+#[track_caller]
+fn is_large<'k>(t: Thread<'k>, shift: Val<'k, F32>) -> Val<'k, Pred> {
+    t.f32(LARGE_LOG2).lt(shift.abs())
+}
+
 /// A step of [`LateSoftmax`] that has begun.
 #[derive(Debug)]
 pub(crate) struct Progress<'k> {
@@ -57,7 +72,7 @@ pub(crate) struct LateSoftmax<'k> {
     /// Of the exponentials, if they are cut off: [`LIFT`].
     lift: Option<f32>,
     max: [Var<'k, F32>; THREAD_ROWS],
-    /// What scaled scores are shifted by: -max * scale and the lift, or NaN.
+    /// What scaled scores are shifted by: -max * scale and the lift; NaN if that is infinite or large.
     shift: [Var<'k, F32>; THREAD_ROWS],
     /// Of this thread's columns.
     sum: [Var<'k, F32>; THREAD_ROWS],
@@ -91,7 +106,8 @@ impl<'k> LateSoftmax<'k> {
     pub(crate) fn first(&self, s: &Acc<'k>, p: &Packed<'k>, selectors: Selectors<'_, 'k>) {
         let newest = self.newest(s, [f32::NEG_INFINITY; 2].map(|x| self.warp.threads().f32(x)));
         self.set_max(newest);
-        self.exponentials(s, p, self.finite_shifts(), |pairs, k16, _| self.pack(pairs, selectors(k16)));
+        let Reference { shift, .. } = self.refer(s);
+        self.exponentials(s, p, shift, |pairs, k16, _| self.pack(pairs, selectors(k16)));
         (0..THREAD_ROWS).for_each(|row| self.sum[row].set(self.step_sum[row].get()));
     }
 
@@ -123,12 +139,13 @@ impl<'k> LateSoftmax<'k> {
         self.warp.when(self.warp.any(grown), |_| {
             let before: [_; THREAD_ROWS] = from_fn(|row| self.max[row].get());
             self.set_max(self.newest(s, before));
-            let shifts = self.finite_shifts();
-            let lowered = shifts.map(|shift| self.lift.map_or(shift, |lift| shift - lift));
-            let corrections = from_fn(|row| before[row].mul_add(self.scale_log2, lowered[row]).ex2());
+            let Reference { base, shift } = self.refer(s);
+            let lowered = shift.map(|shift| self.lift.map_or(shift, |lift| shift - lift));
+            let corrections =
+                from_fn(|row| (before[row] - base[row]).mul_add(self.scale_log2, lowered[row]).ex2());
             (0..THREAD_ROWS).for_each(|row| self.sum[row].set(self.sum[row].get() * corrections[row]));
             scale_rows(out, corrections);
-            self.exponentials(s, p, shifts, |pairs, _, before| match self.dropout {
+            self.exponentials(s, p, shift, |pairs, _, before| match self.dropout {
                 false => self.pack(pairs, None),
                 true => self.pack_again(pairs, before),
             });
@@ -153,15 +170,26 @@ impl<'k> LateSoftmax<'k> {
         let t = self.warp.threads();
         for (row, max) in max.into_iter().enumerate() {
             self.max[row].set(max);
-            let shift = max.eq(f32::NEG_INFINITY).select(t.f32(f32::NAN), self.shift_of(max));
-            self.shift[row].set(shift);
+            let shift = self.shift_of(max);
+            // Nothing is less than the shift of a row without keys, which is infinite.
+            self.shift[row].set(is_large(t, shift).select(t.f32(f32::NAN), shift));
         }
     }
 
-    /// As `shift`, but 0 for rows that have seen no key: -inf + 0 is -inf.
+    /// What exponentials are relative to from now on. Where that is too large to be scaled and rounded, it is taken from the
+    /// scores at once.
     #[track_caller]
-    fn finite_shifts(&self) -> [Val<'k, F32>; THREAD_ROWS] {
-        from_fn(|row| self.shift_of(finite(self.warp.threads(), self.max[row].get())))
+    fn refer(&self, s: &Acc<'k>) -> Reference<'k> {
+        let t = self.warp.threads();
+        let max: [_; THREAD_ROWS] = from_fn(|row| finite(t, self.max[row].get()));
+        let shift = max.map(|max| self.shift_of(max));
+        let large = shift.map(|shift| is_large(t, shift));
+        let base = from_fn(|row| large[row].select(max[row], t.f32(0.0)));
+        self.warp.when(self.warp.any(large[0] | large[1]), |_| {
+            (0..THREAD_ROWS).for_each(|row| subtract(s, row, base[row]));
+        });
+        let of_base = t.f32(self.lift.unwrap_or(0.0));
+        Reference { base, shift: from_fn(|row| large[row].select(of_base, shift[row])) }
     }
 
     #[track_caller]
