@@ -53,7 +53,9 @@ impl Scale {
         let usable = || all().filter(|x| *x > 0.0 && x.is_finite());
         let smallest = 1e-44;
         let dark = usable().take_while(|&x| x <= dark * 1.001).last().unwrap_or(0.0).max(smallest);
-        let bright = usable().find(|&x| x >= bright * 0.999).unwrap_or(bright).max(10.0 * dark);
+        let bright = usable().find(|&x| x >= bright * 0.999).unwrap_or(bright);
+        // Among the smallest numbers there are no others between.
+        let bright = if bright > dark { bright } else { 10.0 * dark };
         Self { dark, bright, darkest_hold: None }
     }
 
@@ -128,6 +130,8 @@ mod tests {
             let scale = Scale::of(masses);
             assert_eq!((scale.level(0.0), scale.level(1.0), scale.darkest_hold), (0.0, 1.0, None));
         }
+        let equal = Scale::of(vec![(0.01, 1.0)]);
+        assert_eq!((equal.dark, equal.bright), (0.001, 0.01), "an end that is no round number");
         for only in [1.0, 1e-45, 1e-38, 3e38, f32::MAX] {
             let scale = Scale::of(vec![(only, f64::from(only))]);
             assert!(scale.dark > 0.0 && scale.dark < scale.bright, "{scale:?}");
