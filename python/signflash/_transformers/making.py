@@ -1,0 +1,124 @@
+"""Where we reach into Transformers: our name in configurations, and the judgement of models when they are made.
+
+A model that would not call us everywhere is refused by name, not left to differ in silence.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Iterator, List, Tuple
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from .names import ALIAS, NAME, canonical, is_ours, rename
+from .routes import Route, keeps_a_table, route_of_module
+
+
+def judge_models() -> None:
+    """From now on models are judged when they are made, and when they are given another attention implementation."""
+    for kind, name, wrapper in (
+        (PretrainedConfig, "__setattr__", _written),
+        (PreTrainedModel, "_check_and_adjust_attn_implementation", _checked),
+        (PreTrainedModel, "post_init", _judged),
+        (PreTrainedModel, "set_attn_implementation", _set),
+    ):
+        original = getattr(kind, name, None)
+        if original is not None and not hasattr(original, "_of_signflash"):
+            setattr(kind, name, _around(original, wrapper))
+
+
+def _around(original: Any, wrapper: Any) -> Any:
+    """A method that hands the original to the wrapper."""
+
+    @functools.wraps(original)
+    def method(self, *args, **kwargs):
+        return wrapper(self, original, *args, **kwargs)
+
+    method._of_signflash = True
+    return method
+
+
+def _written(config: Any, original: Any, name: str, value: Any) -> None:
+    """Each attribute that a configuration gets. Some classes look for "flash" right here."""
+    original(config, name, canonical(value) if name.startswith("_attn_implementation") else value)
+
+
+def _checked(model: Any, original: Any, implementation: Any, *args: Any, **kwargs: Any) -> Any:
+    """Where Transformers checks a name, before there are layers."""
+    implementation = canonical(implementation)
+    if implementation == NAME:
+        rename(model.config)
+        table = keeps_a_table(type(model))
+        if table:
+            _refuse(model, f"it takes its attention layers from a table of its own, {table}, which has no {ALIAS}")
+    return original(model, implementation, *args, **kwargs)
+
+
+def _judged(model: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
+    """Behind the making of each model, and of each model inside it."""
+    result = original(model, *args, **kwargs)
+    if is_ours(model.config):
+        judge(model)
+    return result
+
+
+def _set(model: Any, original: Any, implementation: Any, *args: Any, **kwargs: Any) -> Any:
+    """set_attn_implementation: as for a new model, and if it is refused nothing has changed."""
+    implementation = canonical(implementation)
+    models = [x for x in model.modules() if isinstance(x, PreTrainedModel)]
+    before = [(x.config, x.config._attn_implementation) for x in models]
+    try:
+        result = original(model, implementation, *args, **kwargs)
+        for x in models:
+            if is_ours(x.config):
+                judge(x)
+        if implementation == NAME and not is_ours(model.config):
+            _refuse(model, "Transformers would leave it as it is")
+    except Exception:
+        for config, name in before:
+            config._attn_implementation_internal = name
+        raise
+    return result
+
+
+def judge(model: Any) -> None:
+    """Raises if attention of this model, without the models inside it, does not come to us.
+
+    Raises:
+        NotImplementedError: naming the classes that compute attention themselves, and what to use.
+    """
+    routes = list(_routes(model))
+    asks = any(route.asks for _, route in routes)
+    own = sorted({name for name, route in routes if route.computes and (route.drops or not asks)})
+    if own and asks:
+        _refuse(model, f"a part of its attention, {', '.join(own)}, is code of its own that would drop without {ALIAS}")
+    elif own:
+        _refuse(model, f"{', '.join(own)} computes attention in code of its own, which would never call {ALIAS}")
+    elif not asks and not _can_be_set(model):
+        _refuse(model, f"its layers do not take their attention from Transformers' registry and would never call {ALIAS}")
+
+
+def _routes(model: Any) -> Iterator[Tuple[str, Route]]:
+    """The modules of a model, but for models inside it, which are judged themselves, and parts with another implementation."""
+    todo: List[Any] = [model]
+    while todo:
+        module = todo.pop()
+        config = getattr(module, "config", None)
+        if hasattr(config, "_attn_implementation") and not is_ours(config):
+            continue
+        yield type(module).__name__, route_of_module(module)
+        todo += [child for child in module.children() if not isinstance(child, PreTrainedModel)]
+
+
+def _can_be_set(model: Any) -> bool:
+    """What Transformers itself thinks of its own models, having looked for attention layers in the source."""
+    ask = getattr(type(model), "_can_set_attn_implementation", None)
+    return ask is None or not type(model).__module__.startswith("transformers.models.") or ask()
+
+
+def _refuse(model: Any, why: str) -> None:
+    others = "'eager' or 'sdpa'" if getattr(model, "_supports_sdpa", False) else "'eager'"
+    raise NotImplementedError(
+        f"{type(model).__name__} does not support attn_implementation='{ALIAS}': {why}. Use {others} for it; where it is a "
+        f"part of a larger model, attn_implementation takes a dictionary, as dict(text_config='{ALIAS}', vision_config='eager')"
+    )

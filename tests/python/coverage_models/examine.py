@@ -1,0 +1,229 @@
+"""One configuration: does it train with signflash, and as eager attention says?
+
+Verdicts:
+    works     every dropout of attention is ours, and without dropout outputs and gradients are eager's
+    refused   our sentence, when the model is made or when it runs
+    partly    some dropouts of attention are ours, some are not, and nothing was said
+    unused    none is ours, and nothing was said
+    wrong     ran, and differs from eager
+    crash     an error that is not our sentence
+    nothing   no dropout of attention to be seen in eager attention either
+    not run   could not be made or run with eager attention
+"""
+
+import os
+import time
+import traceback
+
+import torch
+from configurations import dropouts, model_classes, set_dropouts
+from inputs import Inputs
+from shrinking import WAYS, arguments
+from watch import Watch
+
+WORST = ("not run", "nothing", "works", "refused", "unused", "partly", "crash", "wrong")
+TOLERANCE = 1e-3
+MOST_PARAMETERS = 60e6
+WATCH = Watch()
+
+
+class Model:
+    """A small model of a configuration that runs with eager attention, and how to make it again."""
+
+    def __init__(self, key, kind):
+        self.kind, self.tried = kind, []
+        for way in WAYS:
+            for made in model_classes(key, kind)[:3]:
+                if self.runs(way, made):
+                    return
+        raise LookupError("; ".join(self.tried[:6]) or "no model class")
+
+    def runs(self, way, made):
+        self.way, self.made = way, made
+        try:
+            with torch.device("meta"):
+                parameters = sum(p.numel() for p in made(self.configuration("eager")).parameters())
+            if parameters > MOST_PARAMETERS:
+                raise MemoryError(f"{parameters / 1e6:.0f} M parameters")
+            model = self.make("eager")
+            candidates = Inputs(model, self.configuration("eager")).candidates()
+        except Exception as error:
+            self.tried.append(f"{way}, {made.__name__}: {short(error)}")
+            return False
+        for self.plain, self.padded in candidates:
+            try:
+                with torch.no_grad():
+                    if floats(model(**self.plain)):
+                        return True
+            except Exception as error:
+                self.tried.append(f"{way}, {made.__name__}, {sorted(self.plain)}: {short(error)}")
+        return False
+
+    def configuration(self, implementation, p=None):
+        config = self.kind(**arguments(self.kind, self.way))
+        if p is not None:
+            set_dropouts(config, p)
+        config._attn_implementation = implementation
+        return config
+
+    def make(self, implementation, p=None):
+        torch.manual_seed(0)
+        return self.made(self.configuration(implementation, p)).float().eval()
+
+    def inputs(self):
+        return {k: v for k, v in (("plain", self.plain), ("padded", self.padded)) if v is not None}
+
+
+def examine(key, kind):
+    """{"key", "verdict", "why", ...}"""
+    began = time.time()
+    result = dict(key=key, model_type=getattr(kind, "model_type", ""))
+    try:
+        result["arguments"] = dropouts(kind())
+        model = Model(key, kind)
+    except Exception as error:
+        return dict(result, verdict="not run", why=short(error), seconds=time.time() - began)
+    result.update(model=model.made.__name__, way=model.way)
+    try:
+        default, eager = drops(model, None), drops(model, 0.1)
+    except Exception as error:
+        return dict(result, verdict="not run", why=f"eager training: {short(error)}", seconds=time.time() - began)
+    result.update(default=max(default, default=0.0), eager=len(eager))
+    result.update(judge(model, len(eager)), seconds=round(time.time() - began, 1))
+    return result
+
+
+def drops(model, p):
+    """The probabilities of the dropouts of attention in one training step with eager attention."""
+    run(model.make("eager", p), model.plain, True, backward=False)
+    return list(WATCH.others)
+
+
+def judge(model, eager):
+    """Both inputs, the worse verdict."""
+    try:
+        dropping, plain, reference = (model.make(x, p) for x, p in (("signflash", 0.1), ("signflash", 0.0), ("eager", 0.0)))
+    except Exception as error:
+        return of_error(error)
+    plain.load_state_dict(reference.state_dict())
+    verdicts = {}
+    for label, inputs in model.inputs().items():
+        try:
+            expected = run(reference, inputs, False)
+        except Exception:
+            continue  # eager attention does not take these inputs
+        try:
+            run(dropping, inputs, True)
+            verdict = of_counts(WATCH, eager)
+            difference = apart(expected, run(plain, inputs, False), inputs)
+            if difference > TOLERANCE and not stands_alone(model, reference, expected, inputs, difference):
+                verdict = dict(verdict="wrong", why=f"differs by {difference:.1e}")
+        except Exception as error:
+            verdict = of_error(error)
+        verdicts[label] = verdict
+    if not verdicts:
+        return dict(verdict="not run", why="eager attention is not differentiable")
+    label, worst = max(verdicts.items(), key=lambda x: WORST.index(x[1]["verdict"]))
+    also = {label: v["verdict"] for label, v in verdicts.items()}
+    return dict(worst, inputs=also, padded_only=label == "padded" and worst["verdict"] != also.get("plain"))
+
+
+def of_counts(watch, eager):
+    ours, others = watch.dropped, len(watch.others)
+    if ours and others:
+        return dict(verdict="partly", why=f"{ours} of {ours + others} dropouts are ours")
+    if ours:
+        return dict(verdict="works", why="")
+    if others or eager:
+        return dict(verdict="unused", why=f"{max(others, eager)} dropouts, none is ours")
+    return dict(verdict="nothing", why="ours is called" if watch.calls else "")
+
+
+def of_error(error):
+    """Ours says what it cannot do; all else is a crash."""
+    last = traceback.extract_tb(error.__traceback__)[-1].filename
+    ours = isinstance(error, NotImplementedError) and f"{os.sep}signflash{os.sep}" in last
+    return dict(verdict="refused" if ours else "crash", why=short(error, 500))
+
+
+def stands_alone(model, reference, expected, inputs, difference):
+    """Whether eager attention differs as much from itself or from PyTorch's own: then the difference is not ours."""
+    if apart(expected, run(reference, inputs, False), inputs) > TOLERANCE:
+        return True
+    try:
+        sdpa = model.make("sdpa", 0.0)
+        sdpa.load_state_dict(reference.state_dict())
+        return abs(apart(expected, run(sdpa, inputs, False), inputs) - difference) < 0.01 * difference
+    except Exception:
+        return False
+
+
+def run(model, inputs, train, backward=True):
+    """(outputs, gradients of all parameters)"""
+    model.train(train)
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(3)
+    WATCH.reset()
+    out = floats(model(**inputs))
+    loss = loss_of(out, inputs)
+    if backward and isinstance(loss, torch.Tensor):
+        loss.backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return {k: counted(x.detach().float(), inputs) for k, x in out.items()}, gradients
+
+
+def floats(out, path="", depth=0):
+    """{path: tensor} of what a model returned."""
+    if isinstance(out, torch.Tensor):
+        return {path: out} if out.is_floating_point() else {}
+    found = {}
+    if depth < 4 and hasattr(out, "items"):
+        for k, v in out.items():
+            if k not in ("attentions", "hidden_states", "past_key_values"):
+                found.update(floats(v, f"{path}.{k}", depth + 1))
+    elif depth < 4 and isinstance(out, (list, tuple)):
+        for i, v in enumerate(out):
+            found.update(floats(v, f"{path}[{i}]", depth + 1))
+    return found
+
+
+def counted(x, inputs):
+    """Zero where a position is padding."""
+    for name in ("attention_mask", "decoder_attention_mask"):
+        mask = inputs.get(name)
+        if mask is not None and x.dim() >= 2 and x.shape[:2] == mask.shape:
+            return x * mask.to(x.dtype).reshape(*mask.shape, *(1,) * (x.dim() - 2))
+    return x
+
+
+def loss_of(out, inputs):
+    generator = torch.Generator().manual_seed(1)
+    total = 0.0
+    for x in out.values():
+        if x.requires_grad:
+            x = counted(x.float(), inputs)
+            x = torch.where(torch.isfinite(x), x, 0.0).clamp(-1e4, 1e4)
+            total = total + (x * torch.randn(x.shape, generator=generator)).mean()
+    return total
+
+
+def apart(a, b, inputs):
+    """The larger of the outputs' difference and a tenth of the gradients', each relative to the largest value."""
+    worst = 0.0
+    for x, y in ((a[0][k], b[0][k]) for k in a[0] if k in b[0] and a[0][k].shape == b[0][k].shape):
+        finite = torch.isfinite(x) & torch.isfinite(y)
+        if bool((torch.isfinite(x) != torch.isfinite(y)).any()):
+            return float("inf")
+        if bool(finite.any()):
+            worst = max(worst, float((x - y)[finite].abs().max()) / max(1.0, float(x[finite].abs().max())))
+    largest = max([float(g.abs().max()) for g in a[1].values() if g.numel()] or [1.0]) or 1.0
+    for k in set(a[1]) | set(b[1]):
+        x, y = a[1].get(k), b[1].get(k)
+        difference = x - y if x is not None and y is not None else x if y is None else y
+        if difference.numel():
+            worst = max(worst, float(difference.abs().max()) / largest / 10)
+    return worst
+
+
+def short(error, length=200):
+    return f"{type(error).__name__}: {error}".strip().split("\n")[0][:length]

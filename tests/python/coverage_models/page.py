@@ -1,0 +1,129 @@
+"""What a run found, as the tables of docs/transformers.md."""
+
+import collections
+import datetime
+import json
+import platform
+import re
+import sys
+from pathlib import Path
+
+from configurations import ATTENTION_DROPOUT
+
+PAGE = Path(__file__).parents[3] / "docs" / "transformers.md"
+BEGIN, END = "<!-- written by tests/python/coverage_models -->\n", "<!-- to here -->\n"
+
+#: (what a refusal says, how the page calls it)
+REASONS = (
+    (r"from a table of its own", "keeps a table of attention classes"),
+    (r"a part of its attention", "a part of its attention is code of its own"),
+    (r"does not support attn_implementation", "attention in code of its own"),
+    (r"position_bias was given", "position bias"),
+    (r"softcap was given", "softcap"),
+    (r"s_aux was given", "sinks"),
+    (r"(cu_seq_lens|max_length)_\w was given", "packed sequences"),
+    (r"packed sequences", "packed sequences"),
+    (r"sliding window of|sliding_window is", "window shorter than the sequence"),
+    (r"chunked_overlay", "chunk shorter than the sequence"),
+    (r"head_dim", "head_dim above 256"),
+    (r"attention_mask must be None", "a mask of numbers that is more than padding and causality"),
+    (r"of the attention mask, which", "reads the attention mask in code of its own"),
+    (r"the model asks for", "another mask function"),
+    (r"was given, which is not there", "another argument"),
+)
+TITLES = dict(
+    works="trains with signflash: every dropout of attention is ours, results are eager's",
+    refused="refused with a sentence",
+    wrong="**wrong, silently**",
+    crash="crash",
+    unused="signflash silently not used",
+    partly="signflash silently used in a part",
+    nothing="no dropout of attention to be seen",
+)
+
+
+def load(path):
+    return {row["key"]: row for row in map(json.loads, open(path))}
+
+
+def reason(row):
+    if row["verdict"] != "refused":
+        return row.get("why", "")
+    found = next((name for pattern, name in REASONS if re.search(pattern, row["why"])), "other")
+    return found + (" (padded only)" if row.get("padded_only") else "")
+
+
+def has_argument(row):
+    """Whether attention dropout is an argument of the configuration itself."""
+    own = [name for name in row.get("arguments", {}) if "." not in name]
+    return bool(own) and (row.get("eager", 0) > 0 or any(ATTENTION_DROPOUT.search(name) for name in own))
+
+
+def by_default(row):
+    return has_argument(row) and row.get("default", 0) > 0
+
+
+def totals(rows):
+    """Lines of the table of totals."""
+    ran = [row for row in rows.values() if row["verdict"] != "not run"]
+    columns = [[row for row in ran if by_default(row)], [row for row in ran if has_argument(row)], ran]
+    yield "| | attention dropout above 0 by default | attention dropout as an argument | all that were run |"
+    yield "|---|---|---|---|"
+    yield "| configurations | " + " | ".join(str(len(column)) for column in columns) + " |"
+    for verdict, title in TITLES.items():
+        yield f"| {title} | " + " | ".join(str(sum(r["verdict"] == verdict for r in column)) for column in columns) + " |"
+    counts = [collections.Counter(reason(r) for r in column if r["verdict"] == "refused") for column in columns]
+    for name, _ in counts[2].most_common():
+        yield f"| &nbsp;&nbsp;refused: {name} | " + " | ".join(str(count[name]) for count in counts) + " |"
+
+
+def table(rows):
+    """Lines of the table of packages."""
+    packages = collections.defaultdict(lambda: collections.defaultdict(list))
+    for key, row in sorted(rows.items()):
+        package, configuration = key.split(":")
+        packages[package][row["verdict"], reason(row)].append(configuration.removesuffix("Config"))
+    yield "| package of Transformers | works | refused | else |"
+    yield "|---|---|---|---|"
+    for package, found in packages.items():
+        cells = dict(works=[], refused=[], other=[])
+        for (verdict, why), names in found.items():
+            if verdict == "not run":
+                continue
+            text = ", ".join(names)
+            if verdict != "works":
+                text += f": {why}" if verdict == "refused" else f": {TITLES[verdict]}"
+            cells[verdict if verdict in cells else "other"].append(text)
+        if any(cells.values()):
+            yield f"| {package} | " + " | ".join("; ".join(cell) for cell in cells.values()) + " |"
+
+
+def text(rows):
+    import torch
+    import transformers
+
+    day = datetime.date.today().isoformat()
+    missing = sorted(key for key, row in rows.items() if row["verdict"] == "not run")
+    yield (
+        f"{day}, Transformers {transformers.__version__}, PyTorch {torch.__version__}, {platform.machine()}, CPU, float32: "
+        f"{len(rows)} configurations, of which {len(rows) - len(missing)} could be made small and run with eager attention.\n"
+    )
+    yield from totals(rows)
+    yield "\n### Each package\n"
+    yield from table(rows)
+    yield "\n### Not run\n"
+    yield "Could not be made small or run with eager attention by the script: " + ", ".join(missing) + "."
+
+
+def write(path):
+    lines = "\n".join(text(load(path)))
+    before, rest = PAGE.read_text().split(BEGIN)
+    PAGE.write_text(before + BEGIN + "\n" + lines + "\n\n" + END + rest.split(END)[1])
+
+
+def summary(path):
+    rows = load(path)
+    print("\n".join(totals(rows)))
+    for key, row in sorted(rows.items()):
+        if row["verdict"] in ("wrong", "crash", "unused", "partly"):
+            print(f"{row['verdict']:7} {key:45} {row['why'][:150]}", file=sys.stderr)

@@ -1,0 +1,230 @@
+"""Models of Transformers of every kind with attn_implementation="signflash": right, or refused with a sentence; never else."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+import signflash
+
+if "transformers" not in signflash.enable(pytorch=False):
+    pytest.skip("this Transformers has no AttentionInterface", allow_module_level=True)
+
+ENCODER = dict(
+    hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, vocab_size=60, pad_token_id=0
+)  # fmt: skip
+DECODER = dict(**ENCODER, num_key_value_heads=2, head_dim=16)
+BART = dict(
+    d_model=64, vocab_size=60, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
+    encoder_ffn_dim=96, decoder_ffn_dim=96, max_position_embeddings=64, pad_token_id=0,
+)  # fmt: skip
+QUIET = dict(dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
+VISION = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, image_size=32, patch_size=8)
+
+
+def kinds(package, *names):
+    """Classes of transformers.models; skips where this Transformers has them not."""
+    try:
+        modules = [importlib.import_module(f"transformers.models.{package}.{x}_{package}") for x in ("configuration", "modeling")]
+        return [next(getattr(m, name) for m in modules if hasattr(m, name)) for name in names]
+    except (ImportError, StopIteration):
+        pytest.skip(f"this Transformers has no {package}")
+
+
+def make(package, config, model, implementation="signflash", **settings):
+    config, model = kinds(package, config, model)
+    config = config(**settings)
+    config._attn_implementation = implementation
+    torch.manual_seed(0)
+    return model(config).float().eval()
+
+
+def ids(seqlen=12, first=5):
+    return torch.randint(first, 60, (2, seqlen), generator=torch.Generator().manual_seed(1))
+
+
+def short(seqlen=12, counts=8):
+    mask = torch.ones(2, seqlen, dtype=torch.long)
+    mask[1, counts:] = 0
+    return mask
+
+
+def state(output):
+    return output.logits if hasattr(output, "logits") else output.last_hidden_state
+
+
+# Models whose module says another thing about causality than their mask, or nothing.
+RIGHT = {
+    "llama": ("LlamaConfig", "LlamaModel", DECODER),
+    "nllb_moe": ("NllbMoeConfig", "NllbMoeModel", dict(**BART, **QUIET, num_experts=4, expert_capacity=64)),
+    "align": ("AlignTextConfig", "AlignTextModel", ENCODER),
+    "clap": ("ClapTextConfig", "ClapTextModel", ENCODER),
+    "splinter": ("SplinterConfig", "SplinterModel", ENCODER),
+    "aimv2": ("Aimv2TextConfig", "Aimv2TextModel", dict(ENCODER, max_position_embeddings=16, eos_token_id=59)),
+    # Windows of layers that are not there, or longer than the sequence.
+    "qwen2_moe": (
+        "Qwen2MoeConfig",
+        "Qwen2MoeModel",
+        dict(DECODER, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=32),
+    ),
+    "modernbert": ("ModernBertConfig", "ModernBertModel", dict(ENCODER, local_attention=32)),
+    "mistral": ("MistralConfig", "MistralModel", dict(DECODER, sliding_window=12)),
+    # A mask of numbers that is padding.
+    "layoutlm": ("LayoutLMConfig", "LayoutLMModel", ENCODER),
+}
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("package", RIGHT)
+def test_outputs_and_gradients_are_eagers(package, padded):
+    config, model, settings = RIGHT[package]
+    results = []
+    for implementation in ("eager", "signflash"):
+        made = make(package, config, model, implementation, **settings)
+        inputs = dict(input_ids=ids(), attention_mask=short() if padded else None)
+        if getattr(made.config, "is_encoder_decoder", False):
+            inputs["decoder_input_ids"] = ids(10)
+        out = state(made(**inputs))
+        if padded and "decoder_input_ids" not in inputs:
+            out = out * short()[..., None]
+        (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
+        results.append((out, {n: p.grad for n, p in made.named_parameters() if p.grad is not None}))
+    (expected, gradients), (got, ours) = results
+    assert torch.allclose(got, expected, atol=2e-5, rtol=1e-4)
+    assert gradients.keys() == ours.keys()
+    largest = max(g.abs().max() for g in gradients.values())
+    for name, gradient in gradients.items():
+        assert (ours[name] - gradient).abs().max() <= 1e-4 * largest, name
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("package", ["llama", "nllb_moe", "gpt2"])
+def test_no_position_sees_a_later_one(package, padded):
+    gpt2 = ("GPT2Config", "GPT2Model", dict(n_embd=64, n_layer=2, n_head=4, vocab_size=60, n_positions=16))
+    config, model, settings = gpt2 if package == "gpt2" else RIGHT[package]
+    made = make(package, config, model, **settings)
+    both = getattr(made.config, "is_encoder_decoder", False)
+    name = "decoder_input_ids" if both else "input_ids"
+    inputs = dict(input_ids=ids(), attention_mask=short() if padded else None, **({name: ids()} if both else {}))
+    changed = dict(inputs, **{name: inputs[name].clone()})
+    changed[name][0, -1] += 1 if inputs[name][0, -1] < 59 else -1
+    with torch.no_grad():
+        moved = (state(made(**inputs)) - state(made(**changed)))[0].abs().amax(-1)
+    assert moved[-1] > 1e-3
+    assert float(moved[:-1].max()) == 0.0
+
+
+DEBERTA = ("DebertaConfig", "DebertaModel", ENCODER)
+#: (package, configuration, model, settings, what the sentence names)
+OWN = [
+    ("deberta", *DEBERTA, "DisentangledSelfAttention"),
+    ("xlnet", "XLNetConfig", "XLNetModel", dict(d_model=64, n_layer=2, n_head=4, d_inner=96), "XLNetRelativeAttention"),
+    ("bloom", "BloomConfig", "BloomModel", dict(hidden_size=64, n_layer=2, n_head=4, vocab_size=60), "BloomAttention"),
+    ("mpnet", "MPNetConfig", "MPNetModel", ENCODER, "MPNetSelfAttention"),
+    # Its product and its softmax are in classes of their own.
+    ("squeezebert", "SqueezeBertConfig", "SqueezeBertModel", dict(ENCODER, embedding_size=64), "registry"),
+    # Ask by getattr(), which finds nothing.
+    ("kosmos2_5", "Kosmos2_5VisionConfig", "Kosmos2_5VisionModel", dict(num_hidden_layers=1), "Kosmos2_5VisionAttention"),
+    # Tables of classes: a KeyError, or flash_attn's class because of the name.
+    ("falcon", "FalconConfig", "FalconModel", dict(hidden_size=64, num_attention_heads=4), "FALCON_ATTENTION_CLASSES"),
+    ("git", "GitConfig", "GitModel", ENCODER, "GIT_SELF_ATTENTION_CLASSES"),
+    ("sam", "SamVisionConfig", "SamVisionModel", VISION, "SAM_VISION_ATTENTION_CLASSES"),
+    # The decoder asks, the encoder does not.
+    ("led", "LEDConfig", "LEDModel", dict(BART, attention_window=8), "LEDEncoderSelfAttention"),
+    ("flava", "FlavaTextConfig", "FlavaTextModel", ENCODER, "FlavaSelfAttention"),
+]
+
+
+@pytest.mark.parametrize("package,config,model,settings,names", OWN, ids=[x[0] for x in OWN])
+def test_models_with_attention_of_their_own_are_refused_when_they_are_made(package, config, model, settings, names):
+    with pytest.raises(NotImplementedError, match=f"{model[:4]}.* does not support attn_implementation='signflash'.*{names}"):
+        make(package, config, model, **settings)
+    make(package, config, model, "eager", **settings)
+
+
+def test_a_composite_model_is_refused_for_its_part_and_made_without_it():
+    config, model = kinds("bridgetower", "BridgeTowerConfig", "BridgeTowerModel")
+    text, vision = dict(ENCODER), dict(hidden_size=64, num_hidden_layers=2, image_size=32, patch_size=16)
+    sizes = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, text_config=text, vision_config=vision)
+    whole = config(**sizes)
+    whole._attn_implementation = "signflash"
+    with pytest.raises(NotImplementedError, match="BridgeTowerVision.*does not support"):
+        model(whole)
+    part = config(**sizes)
+    part._attn_implementation = {"": "signflash", "text_config": "signflash", "vision_config": "eager"}
+    made = model(part)
+    assert made.config.vision_config._attn_implementation == "eager"
+    assert made.config.text_config._attn_implementation == "signdense"
+
+
+def test_another_implementation_later_is_judged_too():
+    deberta = make("deberta", *DEBERTA[:2], "eager", **ENCODER)
+    with pytest.raises(NotImplementedError, match="DebertaModel does not support"):
+        deberta.set_attn_implementation("signflash")
+    assert deberta.config._attn_implementation == "eager"
+    llama = make("llama", "LlamaConfig", "LlamaModel", "eager", **DECODER)
+    expected = state(llama(ids(), attention_mask=short()))
+    llama.set_attn_implementation("signflash")
+    assert llama.config._attn_implementation == "signdense"
+    got = state(llama(ids(), attention_mask=short()))
+    assert torch.allclose(got * short()[..., None], expected * short()[..., None], atol=2e-5)
+
+
+def test_a_model_that_reads_the_mask_itself_is_refused_by_a_sentence():
+    model = make("doge", "DogeConfig", "DogeModel", **DECODER)
+    with pytest.raises(NotImplementedError, match="asks for .* of the attention mask.*use attn_implementation='eager'"):
+        model(ids(), attention_mask=short())
+
+
+def test_no_model_takes_a_branch_for_flash_attn():
+    """Packed images: one call each, where flash_attn's branch hands over cu_seq_lens."""
+    results = []
+    for implementation in ("eager", "signflash"):
+        sizes = dict(depth=2, embed_dim=64, hidden_size=64, num_heads=4, patch_size=14)
+        model = make("qwen2_vl", "Qwen2VLVisionConfig", "Qwen2VisionTransformerPretrainedModel", implementation, **sizes)
+        grid = torch.tensor([[1, 4, 4], [1, 4, 8]])
+        x = torch.randn(48, 3 * 2 * 14 * 14, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            out = model(x, grid_thw=grid)
+        results.append(out if isinstance(out, torch.Tensor) else out[0])
+    assert torch.allclose(results[0], results[1], atol=2e-5)
+    assert "flash" not in model.config._attn_implementation
+
+
+def test_larger_head_dims_are_refused_and_a_longer_value_is_computed(device):
+    from signflash._transformers import attention_forward
+
+    def tensors(head_dim, value_dim):
+        generator = torch.Generator().manual_seed(0)
+        sizes = (head_dim, head_dim, value_dim)
+        return [torch.randn(1, 2, 5, size, generator=generator).to(device, torch.float16) for size in sizes]
+
+    q, k, v = tensors(16, 32)
+    out, _ = attention_forward(torch.nn.Module(), q, k, v, None, is_causal=False)
+    expected = (q.float() @ k.float().mT * 16**-0.5).softmax(-1) @ v.float()
+    assert torch.allclose(out.transpose(1, 2).float(), expected, atol=5e-3)
+    with pytest.raises(NotImplementedError, match="head_dim 512"):
+        attention_forward(torch.nn.Module(), *tensors(512, 512), None, is_causal=False)
+
+
+def test_every_configuration_can_be_examined_by_the_script(tmp_path):
+    """Five kinds, by the script that docs/transformers.md is written with."""
+    import json
+
+    expected = {
+        "bert:BertConfig": "works",
+        "deberta:DebertaConfig": "refused",
+        "resnet:ResNetConfig": "nothing",
+        "modernbert:ModernBertConfig": "works",
+        "gpt_oss:GptOssConfig": "refused",
+    }
+    out = tmp_path / "results.jsonl"
+    command = [sys.executable, str(Path(__file__).parent / "coverage_models"), "run", str(out), *expected]
+    subprocess.run(command, check=True, timeout=600, capture_output=True)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {row["key"]: row["verdict"] for row in rows} == expected, rows
