@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from typing import Optional, Tuple
 
 
@@ -13,8 +14,8 @@ def enable(*, pytorch: Optional[bool] = None, transformers: Optional[bool] = Non
         pytorch: be the flash implementation of ``F.scaled_dot_product_attention`` on CUDA, with dropout, for this process
             (``torch.nn.attention.register_flash_attention_impl``, PyTorch 2.10 or newer; PyTorch still chooses between flash
             and its other backends). None: where PyTorch offers it.
-        transformers: be known to Hugging Face Transformers as ``attn_implementation="signflash"``. None: if it is
-            installed.
+        transformers: be known to Hugging Face Transformers as ``attn_implementation="signflash"``. From then on it refuses
+            models, when they are made with it, that would not use it in all of their attention. None: if it is installed.
 
     Raises:
         RuntimeError: what was asked for with True is not to be had.
@@ -42,8 +43,8 @@ def enable(*, pytorch: Optional[bool] = None, transformers: Optional[bool] = Non
             done.append("transformers")
         elif transformers:
             raise RuntimeError(
-                "transformers=True, but there is no Transformers with AttentionInterface and AttentionMaskInterface; install "
-                "transformers 4.53 or newer"
+                "transformers=True, but there is no Transformers with AttentionInterface and with mask functions that are "
+                "called with q_length; install a newer transformers (5.17 and 5.24 are tested)"
             )
     return tuple(done)
 
@@ -68,8 +69,11 @@ def _has_registry() -> bool:
 
 
 def _has_interfaces() -> bool:
+    """Whether this Transformers lets us make masks: 4 has other arguments for that, and no mask of full attention."""
     try:
-        from transformers import AttentionInterface, AttentionMaskInterface  # noqa: F401
+        from transformers import AttentionInterface, AttentionMaskInterface, masking_utils  # noqa: F401
     except ImportError:
         return False
-    return True
+    makes = getattr(masking_utils, "sdpa_mask", None)
+    full = hasattr(masking_utils, "bidirectional_mask_function")
+    return full and makes is not None and "q_length" in inspect.signature(makes).parameters

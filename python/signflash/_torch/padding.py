@@ -17,7 +17,9 @@ Positions = Union[slice, "torch.Tensor"]
 def positions(mask) -> List[Positions]:
     """Which positions count, of each row of a bool mask (batch, seqlen). Waits for the GPU, once a mask."""
     known = getattr(mask, "_signflash_positions", None)
-    if known is not None and known[0] == mask._version:
+    # Tensors made in inference mode count no changes; nobody changes these masks.
+    version = None if mask.is_inference() else mask._version
+    if known is not None and known[0] == version:
         return known[1]
     found = []
     for row in mask.cpu():
@@ -27,7 +29,7 @@ def positions(mask) -> List[Positions]:
         first = int(index[0]) if count else 0
         found.append(slice(first, first + count) if dense else index.to(mask.device))
     # A model hands the same mask to all of its layers.
-    mask._signflash_positions = (mask._version, found)
+    mask._signflash_positions = (version, found)
     return found
 
 

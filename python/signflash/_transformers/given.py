@@ -17,8 +17,11 @@ def mask_of_numbers(mask: Any, seqlen_q: int, seqlen_k: int) -> Mask:
     Raises:
         NotImplementedError: it is something else, or another pattern than causal or full attention of keys that count.
     """
+    # Tensors made in inference mode count no changes: those are read anew by each layer.
+    counts = isinstance(mask, torch.Tensor) and not mask.is_inference()
+    version = (mask._version, seqlen_q, seqlen_k) if counts else None
     known = getattr(mask, "_signflash_meaning", None)
-    if known is not None and known[0] == (mask._version, seqlen_q, seqlen_k):
+    if counts and known is not None and known[0] == version:
         return known[1]
     hidden = _hidden(mask, seqlen_q, seqlen_k)
     meaning = None if hidden is None else _full(hidden, seqlen_q)
@@ -31,7 +34,7 @@ def mask_of_numbers(mask: Any, seqlen_q: int, seqlen_k: int) -> Mask:
             f"the key's position on; got shape {tuple(getattr(mask, 'shape', ()))} of type {_type(mask)}; {REMEDY}"
         )
     # A model hands the same mask to all of its layers.
-    mask._signflash_meaning = ((mask._version, seqlen_q, seqlen_k), meaning)
+    mask._signflash_meaning = (version, meaning)
     return meaning
 
 

@@ -84,11 +84,15 @@ def _set(model: Any, original: Any, implementation: Any, *args: Any, **kwargs: A
 def judge(model: Any) -> None:
     """Raises if attention of this model, without the models inside it, does not come to us.
 
+    What attends once and never drops, as a pooling head does, is left to itself in a model that asks for us elsewhere.
+
     Raises:
         NotImplementedError: naming the classes that compute attention themselves, and what to use.
     """
     routes = list(_routes(model))
-    asks = any(route.asks for _, route in routes)
+    asks = any(route.asks for _, route in routes) or any(
+        route.asks for part in _parts(model) for _, route in _routes(part)
+    )
     own = sorted({name for name, route in routes if route.computes and (route.drops or not asks)})
     if own and asks:
         _refuse(model, f"a part of its attention, {', '.join(own)}, is code of its own that would drop without {ALIAS}")
@@ -96,6 +100,11 @@ def judge(model: Any) -> None:
         _refuse(model, f"{', '.join(own)} computes attention in code of its own, which would never call {ALIAS}")
     elif not asks and not _can_be_set(model):
         _refuse(model, f"its layers do not take their attention from Transformers' registry and would never call {ALIAS}")
+
+
+def _parts(model: Any) -> List[Any]:
+    """The models inside a model that ask for us; they were judged before it."""
+    return [x for x in model.modules() if isinstance(x, PreTrainedModel) and x is not model and is_ours(x.config)]
 
 
 def _routes(model: Any) -> Iterator[Tuple[str, Route]]:

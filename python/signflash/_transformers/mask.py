@@ -136,6 +136,16 @@ class Mask:
             cut["keys"] = cut["keys"][:, :k1]
         return self._with(**cut)
 
+    def repeat(self, *sizes: Any) -> torch.Tensor:
+        """Numbers, bool with True for what is seen, as Transformers makes them for PyTorch: some pooling heads, which attend
+        by themselves and never drop, ask for them like this."""
+        if self.causal or self.problem is not None:
+            raise misused("Tensor.repeat")
+        keys = self.keys
+        if keys is None:
+            keys = torch.ones((self.batch, self.seqlen_k), dtype=torch.bool, device=self.device)
+        return keys[:, None, None].expand(self.shape).repeat(*sizes)
+
     # Everything else is a use that would read numbers which are not there.
 
     def __getattr__(self, name: str) -> Any:
@@ -143,7 +153,7 @@ class Mask:
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise misused(getattr(function, "__qualname__", None) or getattr(function, "__name__", str(function)))
+        raise misused(torch.overrides.resolve_name(function) or getattr(function, "__name__", str(function)))
 
 
 def misused(what: str) -> MaskNotImplementedError:

@@ -24,26 +24,31 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def configurations():
-    """The keys of configurations with a dropout of their own, or of one inside them."""
+    """The keys of configurations with a dropout of their own, then of those with one inside them."""
     from configurations import all_classes, dropouts
 
+    own, inner = [], []
     for key, kind in all_classes().items():
         try:
-            if dropouts(kind()):
-                yield key
+            names = dropouts(kind())
         except Exception:
             continue  # has no default configuration
+        if names:
+            (own if any("." not in name for name in names) else inner).append(key)
+    return own + inner
 
 
 def work(keys):
     """Examines these; one line before and one behind each."""
     import torch
+    import transformers
     from configurations import all_classes
     from examine import WATCH, examine, short
 
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     WATCH.install()
+    versions = f"Transformers {transformers.__version__}, PyTorch {torch.__version__}"
     kinds = all_classes(dict.fromkeys(key.split(":")[0] for key in keys))
     for key in keys:
         print("START", key, flush=True)
@@ -51,7 +56,7 @@ def work(keys):
             result = examine(key, kinds[key])
         except Exception as error:
             result = dict(key=key, verdict="not run", why=f"examining it: {short(error)}")
-        print("RESULT", json.dumps(result), flush=True)
+        print("RESULT", json.dumps(dict(result, versions=versions)), flush=True)
 
 
 class Run:
@@ -107,7 +112,7 @@ def main():
     parser.add_argument("names", nargs="*")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--timeout", type=float, default=180.0)
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     if given.mode == "list":
         print("\n".join(configurations()))
     elif given.mode == "work":

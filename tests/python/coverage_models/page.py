@@ -3,7 +3,6 @@
 import collections
 import datetime
 import json
-import platform
 import re
 import sys
 from pathlib import Path
@@ -99,13 +98,11 @@ def table(rows):
 
 
 def text(rows):
-    import torch
-    import transformers
-
     day = datetime.date.today().isoformat()
+    versions = " and ".join(sorted({row["versions"] for row in rows.values() if "versions" in row}))
     missing = sorted(key for key, row in rows.items() if row["verdict"] == "not run")
     yield (
-        f"{day}, Transformers {transformers.__version__}, PyTorch {torch.__version__}, {platform.machine()}, CPU, float32: "
+        f"{day}, {versions}, CPU, float32: "
         f"{len(rows)} configurations, of which {len(rows) - len(missing)} could be made small and run with eager attention.\n"
     )
     yield from totals(rows)
