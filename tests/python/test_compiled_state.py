@@ -71,7 +71,10 @@ def test_a_state_that_layers_draw_for_several_calls_compiles():
 
     q = make()[0].requires_grad_()
     results = []
-    for run in (lambda q: layer(layer(q)), torch.compile(lambda q: layer(layer(q)), backend="aot_eager", fullgraph=True)):
+    for run in (
+        lambda q: layer(layer(q)),
+        torch.compile(lambda q: layer(layer(q)), backend="aot_eager", fullgraph=True),
+    ):
         torch.manual_seed(3)
         out = run(q)
         results.append((out, *torch.autograd.grad(out.sum(), q)))

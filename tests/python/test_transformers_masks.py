@@ -186,7 +186,14 @@ def test_numbers_that_say_what_padding_says_are_computed(device):
             assert torch.allclose(out.transpose(1, 2).float(), scores.softmax(-1) @ v.float(), atol=5e-3), name
     window = causal | causal.T.roll(2, 0)
     bias = torch.zeros(2, 1, 6, 6).masked_fill(window, least)
-    for mask in (bias, bias * 0 + 0.5, hidden["causal"], bias.expand(2, 2, 6, 6), bias.mul(0).requires_grad_(), bias[:, 0]):
+    for mask in (
+        bias,
+        bias * 0 + 0.5,
+        hidden["causal"],
+        bias.expand(2, 2, 6, 6),
+        bias.mul(0).requires_grad_(),
+        bias[:, 0],
+    ):
         with pytest.raises(NotImplementedError, match="attention_mask must be None or"):
             attention_forward(torch.nn.Module(), q, k, v, mask.to(device))
 

@@ -24,13 +24,18 @@ BART = dict(
     encoder_ffn_dim=96, decoder_ffn_dim=96, max_position_embeddings=64, pad_token_id=0,
 )  # fmt: skip
 QUIET = dict(dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
-VISION = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, image_size=32, patch_size=8)
+VISION = dict(
+    hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, image_size=32, patch_size=8
+)
 
 
 def kinds(package, *names):
     """Classes of transformers.models; skips where this Transformers has them not."""
     try:
-        modules = [importlib.import_module(f"transformers.models.{package}.{x}_{package}") for x in ("configuration", "modeling")]
+        modules = [
+            importlib.import_module(f"transformers.models.{package}.{x}_{package}")
+            for x in ("configuration", "modeling")
+        ]
         return [next(getattr(m, name) for m in modules if hasattr(m, name)) for name in names]
     except (ImportError, StopIteration):
         pytest.skip(f"this Transformers has no {package}")
@@ -70,7 +75,9 @@ RIGHT = {
     "qwen2_moe": (
         "Qwen2MoeConfig",
         "Qwen2MoeModel",
-        dict(DECODER, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=32),
+        dict(
+            DECODER, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=32
+        ),
     ),
     "modernbert": ("ModernBertConfig", "ModernBertModel", dict(ENCODER, local_attention=32)),
     "mistral": ("MistralConfig", "MistralModel", dict(DECODER, sliding_window=12)),
@@ -129,7 +136,13 @@ OWN = [
     # Its product and its softmax are in classes of their own.
     ("squeezebert", "SqueezeBertConfig", "SqueezeBertModel", dict(ENCODER, embedding_size=64), "registry"),
     # Ask by getattr(), which finds nothing.
-    ("kosmos2_5", "Kosmos2_5VisionConfig", "Kosmos2_5VisionModel", dict(num_hidden_layers=1), "Kosmos2_5VisionAttention"),
+    (
+        "kosmos2_5",
+        "Kosmos2_5VisionConfig",
+        "Kosmos2_5VisionModel",
+        dict(num_hidden_layers=1),
+        "Kosmos2_5VisionAttention",
+    ),
     # Tables of classes: a KeyError, or flash_attn's class because of the name.
     ("falcon", "FalconConfig", "FalconModel", dict(hidden_size=64, num_attention_heads=4), "FALCON_ATTENTION_CLASSES"),
     ("git", "GitConfig", "GitModel", ENCODER, "GIT_SELF_ATTENTION_CLASSES"),
@@ -186,7 +199,9 @@ def test_no_model_takes_a_branch_for_flash_attn():
     results = []
     for implementation in ("eager", "signflash"):
         sizes = dict(depth=2, embed_dim=64, hidden_size=64, num_heads=4, patch_size=14)
-        model = make("qwen2_vl", "Qwen2VLVisionConfig", "Qwen2VisionTransformerPretrainedModel", implementation, **sizes)
+        model = make(
+            "qwen2_vl", "Qwen2VLVisionConfig", "Qwen2VisionTransformerPretrainedModel", implementation, **sizes
+        )
         grid = torch.tensor([[1, 4, 4], [1, 4, 8]])
         x = torch.randn(48, 3 * 2 * 14 * 14, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():

@@ -99,7 +99,9 @@ def judge(model: Any) -> None:
     elif own:
         _refuse(model, f"{', '.join(own)} computes attention in code of its own, which would never call {ALIAS}")
     elif not asks and not _can_be_set(model):
-        _refuse(model, f"its layers do not take their attention from Transformers' registry and would never call {ALIAS}")
+        _refuse(
+            model, f"its layers do not take their attention from Transformers' registry and would never call {ALIAS}"
+        )
 
 
 def _parts(model: Any) -> List[Any]:

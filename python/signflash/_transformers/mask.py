@@ -37,7 +37,9 @@ class Mask:
         problem: why this mask cannot be computed, or None. It is raised when the mask is used.
     """
 
-    def __init__(self, batch, seqlen_q, seqlen_k, *, causal, first=0, keys=None, padding=None, problem=None, device=None):
+    def __init__(
+        self, batch, seqlen_q, seqlen_k, *, causal, first=0, keys=None, padding=None, problem=None, device=None
+    ):
         self.batch, self.seqlen_q, self.seqlen_k = batch, seqlen_q, seqlen_k
         self.causal, self.first = causal, first
         self.keys, self.padding = keys, padding
@@ -104,10 +106,14 @@ class Mask:
     def to(self, *args: Any, device: Any = None, **kwargs: Any) -> "Mask":
         """On another device; a dtype changes nothing."""
         for x in args:
-            device = x.device if isinstance(x, torch.Tensor) else x if isinstance(x, (str, int, torch.device)) else device
+            device = (
+                x.device if isinstance(x, torch.Tensor) else x if isinstance(x, (str, int, torch.device)) else device
+            )
         if device is None:
             return self
-        moved = {name: None if x is None else x.to(device) for name, x in (("keys", self.keys), ("padding", self.padding))}
+        moved = {
+            name: None if x is None else x.to(device) for name, x in (("keys", self.keys), ("padding", self.padding))
+        }
         return self._with(device=torch.device(device), **moved)
 
     def contiguous(self, *args: Any, **kwargs: Any) -> "Mask":
@@ -172,9 +178,8 @@ def _raising(name: str) -> Any:
 
 
 _OPERATORS = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()
-for _name in (
-    [f"__{side}{x}__" for x in _OPERATORS for side in ("", "r", "i")]
-    + [f"__{x}__" for x in "eq ne lt le gt ge bool len iter contains float int index neg pos invert abs setitem".split()]
-):
+for _name in [f"__{side}{x}__" for x in _OPERATORS for side in ("", "r", "i")] + [
+    f"__{x}__" for x in "eq ne lt le gt ge bool len iter contains float int index neg pos invert abs setitem".split()
+]:
     setattr(Mask, _name, _raising(_name))
 Mask.__hash__ = object.__hash__

@@ -65,7 +65,11 @@ def keeps_a_table(kind: type) -> str:
         for name, value in _globals_of(vars(kind).get("__init__")):
             if _is_table(value):
                 return name
-            if isinstance(value, type) and issubclass(value, torch.nn.Module) and not issubclass(value, PreTrainedModel):
+            if (
+                isinstance(value, type)
+                and issubclass(value, torch.nn.Module)
+                and not issubclass(value, PreTrainedModel)
+            ):
                 todo.append(value)
         todo += [base for base in kind.__mro__[1:] if _is_a_models(base)]
     return ""

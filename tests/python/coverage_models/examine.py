@@ -102,7 +102,9 @@ def drops(model, p):
 def judge(model, eager):
     """Both inputs, the worse verdict."""
     try:
-        dropping, plain, reference = (model.make(x, p) for x, p in (("signflash", 0.1), ("signflash", 0.0), ("eager", 0.0)))
+        dropping, plain, reference = (
+            model.make(x, p) for x, p in (("signflash", 0.1), ("signflash", 0.0), ("eager", 0.0))
+        )
     except Exception as error:
         return of_error(error)
     plain.load_state_dict(reference.state_dict())

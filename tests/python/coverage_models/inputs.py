@@ -20,7 +20,10 @@ class Inputs:
         vocabulary = vocabulary if isinstance(vocabulary, int) and vocabulary > 0 else 1000
         special = special_ids(config)
         self.tokens = torch.tensor([i for i in range(min(vocabulary, 1500)) if i not in special] or [0])
-        self.size, self.channels = self.image_size(), self.find("num_channels", self.find("in_channels", self.find("in_chans", 3)))
+        self.size, self.channels = (
+            self.image_size(),
+            self.find("num_channels", self.find("in_channels", self.find("in_chans", 3))),
+        )
         self.channels = self.channels if isinstance(self.channels, int) else 3
         self.text = self.texts()
 
@@ -183,7 +186,10 @@ class Inputs:
         if self.has("input_ids"):
             return
         if self.has("pixel_values_videos"):
-            frames, size = self.find("frames_per_clip", self.find("num_frames", 16)), self.find("crop_size", self.size[0])
+            frames, size = (
+                self.find("frames_per_clip", self.find("num_frames", 16)),
+                self.find("crop_size", self.size[0]),
+            )
             yield dict(pixel_values_videos=self.pixels(frames, size=(size, size)))
         grid = next((x for x in ("grid_thw", "image_grid_thw", "cu_seqlens") if self.has(x)), None)
         if grid is not None:
@@ -205,7 +211,9 @@ class Inputs:
             )
         if self.has("visual_feats"):
             places = torch.rand(BATCH, 5, self.find("visual_pos_dim", 4), generator=self.generator)
-            yield dict(self.text, visual_feats=self.noise(BATCH, 5, self.find("visual_feat_dim", 2048)), visual_pos=places)
+            yield dict(
+                self.text, visual_feats=self.noise(BATCH, 5, self.find("visual_feat_dim", 2048)), visual_pos=places
+            )
 
     def last(self):
         width = self.find("hidden_size", 64)

@@ -70,7 +70,9 @@ def totals(rows):
     yield "|---|---|---|---|"
     yield "| configurations | " + " | ".join(str(len(column)) for column in columns) + " |"
     for verdict, title in TITLES.items():
-        yield f"| {title} | " + " | ".join(str(sum(r["verdict"] == verdict for r in column)) for column in columns) + " |"
+        yield (
+            f"| {title} | " + " | ".join(str(sum(r["verdict"] == verdict for r in column)) for column in columns) + " |"
+        )
     counts = [collections.Counter(reason(r) for r in column if r["verdict"] == "refused") for column in columns]
     for name, _ in counts[2].most_common():
         yield f"| &nbsp;&nbsp;refused: {name} | " + " | ".join(str(count[name]) for count in counts) + " |"

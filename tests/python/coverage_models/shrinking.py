@@ -64,8 +64,8 @@ class Shrink:
         self.full = self.small_vocabulary or way == "large vocabulary"
         self.layers = 8 if way == "eight layers" else 2
         self.new_heads = 4 if self.full else 2
-        number = lambda names: next((v for k, v in self.values.items() if k in names and type(v) is int and v > 0), None)
-        self.heads = number(HEADS)
+        heads = (v for k, v in self.values.items() if k in HEADS and type(v) is int and v > 0)
+        self.heads = next(heads, None)
         self.hidden = next((self.values[k] for k in ("hidden_size", "d_model", "n_embd", "dim", "embed_dim")
                             if type(self.values.get(k)) is int), None)  # fmt: skip
         self.head_dim = self.values.get("head_dim")
@@ -118,7 +118,9 @@ class Shrink:
         if name in ALWAYS:
             return min(value, AT_MOST[name])
         if name == "image_size" and value > 256:
-            return next((n for n in (256, 224) if value % n == 0), value // 4 if value > 600 and value % 4 == 0 else None)
+            return next(
+                (n for n in (256, 224) if value % n == 0), value // 4 if value > 600 and value % 4 == 0 else None
+            )
         if name == "max_source_positions" and "num_mel_bins" in self.values and value >= 1500:
             return 64
         return None if self.way == "layers only" or self.hierarchical else self.size(name, value)

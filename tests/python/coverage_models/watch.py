@@ -1,6 +1,5 @@
 """Sees every dropout of attention probabilities, every fused attention of PyTorch, and every call of ours."""
 
-import torch
 import torch.nn.functional as F
 
 
