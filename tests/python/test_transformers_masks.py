@@ -217,4 +217,5 @@ def test_no_configuration_holds_a_name_with_flash_in_it():
     assert canonical({"": "signflash", "text": {"a": "signflash"}, "b": "sdpa"}) == {
         "": "signdense", "text": {"a": "signdense"}, "b": "sdpa",
     }  # fmt: skip
+    assert canonical("paged|signflash") == "paged|signdense"
     assert canonical(None) is None and canonical("flash_attention_2") == "flash_attention_2"

@@ -227,6 +227,24 @@ def test_larger_head_dims_are_refused_and_a_longer_value_is_computed(device):
         attention_forward(torch.nn.Module(), *tensors(512, 512), None, is_causal=False)
 
 
+def test_no_argument_that_models_hand_to_an_attention_function_is_unknown():
+    """All are computed, refused, or known to change nothing; a short run would not show, as where a model chooses keys."""
+    import ast
+    import inspect
+
+    from signflash._transformers.attention import REFUSED, attention_forward
+
+    known = {*inspect.signature(attention_forward).parameters, *REFUSED, "position_ids", "deterministic"}
+    unknown = set()
+    for file in sorted(Path(transformers.__file__).parent.glob("models/*/modeling_*.py")):
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "").endswith(
+                ("attention_interface", "attn_interface")
+            ):
+                unknown |= {(x.arg, file.name) for x in call.keywords if x.arg and x.arg not in known}
+    assert not unknown
+
+
 def test_every_configuration_can_be_examined_by_the_script(tmp_path):
     """Five kinds, by the script that docs/transformers.md is written with."""
     import json

@@ -17,6 +17,9 @@ from .masks import uncompiled
 REFUSED = (
     "softcap",
     "s_aux",
+    "sinks",
+    "indices",
+    "block_indices",
     "position_bias",
     "cache",
     "cu_seq_lens_q",

@@ -14,10 +14,13 @@ NAMES = (NAME, ALIAS)
 
 
 def canonical(implementation: Any) -> Any:
-    """NAME for ALIAS, also inside the dictionary that names the parts of a composite model; all else as it is."""
+    """NAME for ALIAS, also behind "paged|" and inside the dictionary that names the parts of a composite model; all else as
+    it is."""
     if isinstance(implementation, dict):
         return {part: canonical(name) for part, name in implementation.items()}
-    return NAME if implementation == ALIAS else implementation
+    if isinstance(implementation, str) and implementation.split("|")[-1] == ALIAS:
+        return implementation.removesuffix(ALIAS) + NAME
+    return implementation
 
 
 def rename(config: Any) -> None:
