@@ -56,7 +56,7 @@ pub enum ProblemError {
         got: f32,
     },
     /// softmax_scale that is infinite or NaN.
-    #[error("softmax_scale must be finite, got {got}; leave it out for 1 / sqrt(head_dim)")]
+    #[error("softmax_scale must be {}, got {got:e}; leave it out for 1 / sqrt(head_dim)", finite(*got))]
     SoftmaxScale {
         /// What came.
         got: f64,
@@ -147,4 +147,9 @@ pub enum ProblemError {
         /// Its strides.
         strides: Vec<usize>,
     },
+}
+
+/// What a scale must be, said so that a finite one that is too large for the kernels finds itself.
+const fn finite(scale: f64) -> &'static str {
+    if scale.is_finite() { "finite as f32, too (up to 3.4e38)" } else { "finite" }
 }

@@ -23,12 +23,13 @@ fn dropout_p() {
 
 #[test]
 fn softmax_scale() {
-    for (scale, shown) in
-        [(f64::NAN, "NaN"), (f64::INFINITY, "inf"), (1e39, "1000000000000000000000000000000000000000")]
+    let as_f32 = "finite as f32, too (up to 3.4e38)";
+    for (scale, wanted, shown) in
+        [(f64::NAN, "finite", "NaN"), (f64::INFINITY, "finite", "inf"), (1e300, as_f32, "1e300")]
     {
         let message = Problem::builder(SHAPE).softmax_scale(scale).build().unwrap_err().to_string();
         let expected =
-            format!("softmax_scale must be finite, got {shown}; leave it out for 1 / sqrt(head_dim)");
+            format!("softmax_scale must be {wanted}, got {shown}; leave it out for 1 / sqrt(head_dim)");
         assert_eq!(message, expected);
     }
     assert!(Problem::builder(SHAPE).softmax_scale(-2.0).build().is_ok());
