@@ -15,7 +15,7 @@ const SUMS: usize = 12;
 const STEPS: usize = 100_000;
 
 /// The rate of multiply-adds in registers, in GFLOP/s (2 operations each, 4 for a bf16 pair), summed over `threads`
-/// threads that run at the same time for about `time` each. The kind is the one that attention on tensors of `dtype`
+/// threads of the current rayon pool that run at the same time for about `time` each. The kind is the one that attention on tensors of `dtype`
 /// uses with `isa`: f32, except for bf16 with [`Isa::Avx512Bf16`].
 ///
 /// ```
@@ -30,18 +30,17 @@ const STEPS: usize = 100_000;
 pub fn fma_gflops(isa: Isa, dtype: Dtype, threads: usize, time: Duration) -> f64 {
     assert!(isa.is_available(), "isa {isa} is not available on this machine");
     let run = kernel(isa, dtype);
+    // The pool's threads are there already: a thread that cannot be started would leave the others waiting for it.
+    let threads = threads.clamp(1, rayon::current_num_threads());
     let barrier = Barrier::new(threads);
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads)
-            .map(|_| {
-                scope.spawn(|| {
-                    barrier.wait();
-                    rate(run, time)
-                })
-            })
-            .collect();
-        workers.into_iter().map(|worker| worker.join().unwrap_or(0.0)).sum()
-    })
+    let rates = rayon::broadcast(|worker| {
+        if worker.index() >= threads {
+            return 0.0;
+        }
+        barrier.wait();
+        rate(run, time)
+    });
+    rates.into_iter().sum()
 }
 
 /// The best GFLOP/s of any stretch: stretches that the machine spent elsewhere say nothing of its peak.
