@@ -7,10 +7,10 @@ use crate::errors::Error;
 use crate::files::{self, Archive, Data, FileElement, Format, U8_NAME};
 use crate::input::{self, Operands};
 use crate::output::Pending;
-use crate::settings::Settings;
+use crate::settings::{self, Settings};
 use crate::table::table;
 use crate::verify::{REFERENCES, SIGNBIT, Verify};
-use crate::{machine, plot};
+use crate::{machine, plot, text};
 use signflash_core::{Problem, Probs, TensorRef, bf16, f16};
 use std::io::Write;
 use std::path::Path;
@@ -23,6 +23,7 @@ struct Run<'a> {
     engine: Engine,
     settings: Settings,
     problem: Problem,
+    unused: Option<String>,
     output: Option<Pending>,
     picture: Option<Pending>,
 }
@@ -30,7 +31,8 @@ struct Run<'a> {
 /// Runs attention on the tensors of a file.
 ///
 /// # Errors
-/// Any [`Error`]; no file is then left behind, except the results of a run whose verification failed.
+/// Any [`Error`]; no file is then left behind, except the results of a run that could not be drawn, verified or
+/// printed.
 pub fn run(args: &AttendArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(), Error> {
     let engine = machine::engine(&args.engine)?;
     let output = args.output.as_deref().map(|path| create(path, &args.input)).transpose()?;
@@ -40,11 +42,13 @@ pub fn run(args: &AttendArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(),
         wanted.extend(REFERENCES);
         wanted.push(SIGNBIT);
     }
+    let format = Format::of("INPUT", &args.input)?;
     let archive = files::read(&args.input, &wanted)?;
-    let settings = Settings::resolve(&args.settings.overrides(), &archive.metadata)?;
+    let settings = Settings::of_file(&args.settings.overrides(), &archive, format)?;
+    let unused = settings::note(&archive, format).filter(|_| !quiet);
     let problem = input::problem(&archive, &settings)?;
     plot::check_view(&args.view, &problem, args.plot.is_some())?;
-    let run = Run { args, quiet, engine, settings, problem, output, picture };
+    let run = Run { args, quiet, engine, settings, problem, unused, output, picture };
     match archive.tensors.get("q").map(|q| &q.data) {
         Some(Data::F32(_)) => run.typed::<f32>(archive, stdout),
         Some(Data::F16(_)) => run.typed::<f16>(archive, stdout),
@@ -63,16 +67,26 @@ fn create(path: &Path, input: &Path) -> Result<Pending, Error> {
 }
 
 impl Run<'_> {
+    /// Files come first, then the verification, then what is printed: a reader of our output that goes away, or a
+    /// verification that takes too long, costs no result.
     fn typed<T: FileElement>(self, mut archive: Archive, stdout: &mut dyn Write) -> Result<(), Error> {
-        let Self { args, quiet, engine, settings, problem, output, picture } = self;
+        let Self { args, quiet, engine, settings, problem, unused, output, picture } = self;
         let operands = Operands::<T>::take(&mut archive)?;
+        if args.verify.is_some() {
+            input::references(&archive, &settings, &problem)?;
+        }
         let compute = Compute { engine: &engine, problem: &problem, layout: settings.layout, quiet };
         let with_mask = args.verify.is_some() && archive.tensors.contains_key(SIGNBIT);
         let start = Instant::now();
-        let results = compute.run(&operands, args.probs || with_mask)?;
+        let mut results = compute.run(&operands, args.probs || with_mask)?;
         let took = start.elapsed();
+        let mut said = unused.map(String::into_bytes).unwrap_or_default();
         if output.is_none() && picture.is_none() && args.verify.is_none() {
-            summary(&settings, &problem, &results, took, stdout)?;
+            summary(&settings, &problem, &results, took, &mut said)?;
+        }
+        if let Some(output) = output {
+            let names = save(&mut results, output, &settings, &problem, args.probs)?;
+            note(quiet, &mut said, &format!("wrote {}", names.join(", ")), args.output.as_deref())?;
         }
         if let Some(mut picture) = picture {
             let subject = plot::Subject::of_file(&args.input, &problem, &args.view, T::DTYPE);
@@ -83,14 +97,10 @@ impl Run<'_> {
                 quiet,
             )?;
             picture.commit()?;
-            note(
-                quiet,
-                stdout,
-                &format!("drew head {} of batch {}", args.view.head, args.view.batch),
-                args.plot.as_deref(),
-            )?;
+            let drew = format!("drew head {} of batch {}", args.view.head, args.view.batch);
+            note(quiet, &mut said, &drew, args.plot.as_deref())?;
         }
-        let verified = args.verify.map(|against| {
+        let verdict = args.verify.map_or(Ok(()), |against| {
             Verify {
                 problem: &problem,
                 layout: settings.layout,
@@ -100,32 +110,36 @@ impl Run<'_> {
                 with_f64: against == Against::Both,
                 quiet,
             }
-            .run(stdout)
+            .run(&mut said)
         });
-        // Results beyond their bounds are worth looking at; those of a run that could not be judged are not kept.
-        let verified = match verified {
-            Some(Err(error)) if !matches!(error, Error::BeyondBounds { .. }) => return Err(error),
-            other => other,
-        };
-        if let Some(mut output) = output {
-            let mut results = results;
-            if !args.probs {
-                results.probs = None; // it was there to be verified
-            }
-            let tensors = results.into_tensors(&problem, settings.layout);
-            let names: Vec<_> = tensors.keys().cloned().collect();
-            let metadata = settings.to_metadata(&problem);
-            files::write(&mut output, &Archive { tensors, metadata, present: Vec::new() })?;
-            output.commit()?;
-            note(quiet, stdout, &format!("wrote {}", names.join(", ")), args.output.as_deref())?;
-        }
-        verified.unwrap_or(Ok(()))
+        let printed = stdout.write_all(&said).and_then(|()| stdout.flush()).map_err(Error::Stdout);
+        verdict.and(printed)
     }
 }
 
-fn note(quiet: bool, stdout: &mut dyn Write, what: &str, path: Option<&Path>) -> Result<(), Error> {
+/// Writes the results; returns their names. Probabilities that are there only to be verified are left out.
+fn save<T: FileElement>(
+    results: &mut Results<T>,
+    mut output: Pending,
+    settings: &Settings,
+    problem: &Problem,
+    with_probs: bool,
+) -> Result<Vec<String>, Error> {
+    let mut whole = std::mem::take(results);
+    let unwanted = if with_probs { None } else { whole.probs.take() };
+    let (tensors, metadata) = (whole.into_tensors(problem, settings.layout), settings.to_metadata(problem));
+    let archive = Archive { tensors, metadata, present: Vec::new() };
+    files::write(&mut output, &archive)?;
+    output.commit()?;
+    let names = archive.tensors.keys().cloned().collect();
+    *results = Results::from_tensors(archive.tensors);
+    results.probs = results.probs.take().or(unwanted);
+    Ok(names)
+}
+
+fn note(quiet: bool, said: &mut dyn Write, what: &str, path: Option<&Path>) -> Result<(), Error> {
     match path {
-        Some(path) if !quiet => writeln!(stdout, "{what}: {}", path.display()).map_err(Error::Stdout),
+        Some(path) if !quiet => writeln!(said, "{what}: {}", text::path(path)).map_err(Error::Stdout),
         _ => Ok(()),
     }
 }

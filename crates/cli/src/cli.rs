@@ -30,9 +30,13 @@ Exit codes:
   1    a result is beyond its bounds (attend --verify, bench)
   2    bad usage or a bad file: the message says what was expected
   3    the system refused to read or write
-  4    not enough memory
+  4    not enough memory, or threads, within the limits of machine, container and ulimit
   5    no GPU, or its driver refused
-  101  internal error, please report it";
+  101  internal error, please report it
+  128 and more, as shells say it: a signal ended it (130: Ctrl-C)
+
+Files are written whole or not at all, before anything is printed: whatever ends a run, an older
+file stays, and nothing half written does. A reader that goes away (| head) is no failure.";
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -180,6 +184,10 @@ Files:
                               settings=json.dumps({'dropout_p': 0.1, 'causal': True}))
                 numpy has no bf16: store its bits as uint16 and add 'dtype': 'bf16' to the
                 settings. Results are written in the same way.
+INPUT may be a pipe. The settings of an .npz are ours alone: a name that is none of the above is
+an error (`note` holds a remark). The metadata of a .safetensors file is everybody's: there a name
+is an error if it is a setting mistyped or in other words (dropout, is_causal), or if it, or a
+tensor, asks for what is not computed (window, softcap, bias, attn_mask); other names are noted.
 
 What --verify compares:
   ours vs f64     our results with the formulas in f64 on the same rounded inputs. This is the
@@ -208,7 +216,7 @@ Examples:
 pub struct AttendArgs {
     /// The file that holds q, k, v [.safetensors, .npz].
     pub input: PathBuf,
-    /// Where to write the results [.safetensors, .npz].
+    /// Where to write the results [.safetensors, .npz]; links are followed, permissions of an older file are kept.
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// Settings.
@@ -303,7 +311,7 @@ pub struct EngineArgs {
     /// Instruction set [default: the fastest; `signflash info` lists them].
     #[arg(long)]
     pub isa: Option<String>,
-    /// Number of threads [default: all cores].
+    /// Number of threads [default: RAYON_NUM_THREADS, else all cores].
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
 }
@@ -389,7 +397,7 @@ pub struct MaskArgs {
     /// Where to write the mask [.npy, .bits]; without it, only the statistics are printed.
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// Number of threads [default: all cores].
+    /// Number of threads [default: RAYON_NUM_THREADS, else all cores].
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
 }

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// What attention gave, in the file's layout.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 #[allow(missing_docs)]
 pub struct Results<T> {
     pub out: Vec<T>,
@@ -54,11 +54,22 @@ impl Compute<'_> {
         let Self { engine, problem, layout, quiet } = *self;
         let shape = problem.shape();
         let (len_q, len_k, len_probs) = (len(shape.q()), len(shape.k()), len(shape.probs()));
+        let bytes = |elements: &[usize]| {
+            elements.iter().fold(0u64, |sum, &n| sum.saturating_add(n.saturating_mul(size_of::<T>()) as u64))
+        };
+        let mut needed = bytes(&[len_q]).saturating_add(4 * shape.lse_len() as u64);
+        if operands.dout.is_some() {
+            needed = needed.saturating_add(bytes(&[len_q, len_k, len_k]));
+        }
+        memory::check(
+            "holding the results (out, lse, dq, dk, dv)",
+            needed,
+            "split the batch, or use a larger machine",
+        )?;
         if probs {
-            let bytes = len_probs.saturating_mul(size_of::<T>()) as u64;
             memory::check(
                 "probs (--probs, or signbit to --verify)",
-                bytes,
+                needed.saturating_add(bytes(&[len_probs])),
                 "leave it out, or use a larger machine",
             )?;
         }
@@ -200,6 +211,18 @@ pub fn sub<'a, T>(
 }
 
 impl<T: FileElement> Results<T> {
+    /// Out of the tensors that [`into_tensors`](Self::into_tensors) made.
+    pub fn from_tensors(mut tensors: BTreeMap<String, Tensor>) -> Self {
+        let lse = tensors.remove("lse").and_then(|lse| f32::take(lse.data).ok());
+        let mut take = |name| tensors.remove(name).and_then(|tensor| T::take(tensor.data).ok());
+        let (out, probs) = (take("out"), take("probs"));
+        let gradients = match (take("dq"), take("dk"), take("dv")) {
+            (Some(dq), Some(dk), Some(dv)) => Some(Grads { dq, dk, dv }),
+            _ => None,
+        };
+        Self { out: out.unwrap_or_default(), lse: lse.unwrap_or_default(), probs, gradients }
+    }
+
     /// As tensors of a file.
     pub fn into_tensors(self, problem: &Problem, layout: Layout) -> BTreeMap<String, Tensor> {
         let shape = problem.shape();

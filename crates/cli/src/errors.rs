@@ -1,11 +1,15 @@
 //! Everything that can go wrong, as one sentence each, and the exit code of each.
 
 use crate::files::FileError;
+use crate::text;
 use signflash_core::ProblemError;
 use signflash_cpu::IsaError;
 use signflash_cuda::EngineError;
 use std::io;
 use std::path::PathBuf;
+
+/// The exit code of a process that has no memory left, or none for its threads.
+pub const MEMORY: u8 = 4;
 
 /// Why a command stopped. Its `Display` is one line: what is wrong, what was expected, what came, what to do.
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +28,7 @@ pub enum Error {
         names: String,
     },
     /// A file could be opened but not understood.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}", text::path(path))]
     File {
         /// Which file.
         path: PathBuf,
@@ -32,7 +36,7 @@ pub enum Error {
         source: FileError,
     },
     /// The operating system refused.
-    #[error("{}: cannot {action}: {source}", path.display())]
+    #[error("{}: cannot {action}: {source}", text::path(path))]
     Io {
         /// Which file.
         path: PathBuf,
@@ -45,7 +49,7 @@ pub enum Error {
     #[error("standard output: cannot write: {0}")]
     Stdout(#[source] io::Error),
     /// A file name whose extension says nothing known.
-    #[error("{argument} {}: expected a file name ending in {expected}, got {got}", path.display())]
+    #[error("{argument} {}: expected a file name ending in {expected}, got {got}", text::path(path))]
     Extension {
         /// Which argument.
         argument: &'static str,
@@ -57,7 +61,10 @@ pub enum Error {
         got: String,
     },
     /// The output would replace the input.
-    #[error("--output {}: is the input itself; choose another name, the input's q, k and v would be lost", path.display())]
+    #[error(
+        "--output {}: is the input itself; choose another name, the input's q, k and v would be lost",
+        text::path(path)
+    )]
     OutputIsInput {
         /// The file.
         path: PathBuf,
@@ -95,7 +102,7 @@ pub enum Error {
         remedy: &'static str,
     },
     /// A tensor of the wrong shape, in the file's order of dimensions.
-    #[error("{tensor} has shape {got:?}, expected {expected} = {meaning}")]
+    #[error("{tensor} has shape {}, expected {expected} = {meaning}", text::shape(got))]
     TensorShape {
         /// Which tensor.
         tensor: &'static str,
@@ -126,7 +133,9 @@ pub enum Error {
     #[error("--device: {0}")]
     Engine(EngineError),
     /// More memory than the machine has left.
-    #[error("{what} needs {needed}, this machine has {available} available; {remedy}")]
+    #[error(
+        "{what} needs {needed}; machine, container and ulimit leave {available} of memory available; {remedy}"
+    )]
     Memory {
         /// What needs it.
         what: String,
@@ -137,8 +146,26 @@ pub enum Error {
         /// What to do.
         remedy: &'static str,
     },
+    /// The system starts no thread, or not as many as were asked for.
+    #[error(
+        "{threads} threads cannot be started: {why}; choose fewer with --threads, or raise the limits (ulimit -u, ulimit -v)"
+    )]
+    Threads {
+        /// How many.
+        threads: usize,
+        /// Why not.
+        why: String,
+    },
+    /// A file sets something that is no setting, or that is not computed.
+    #[error("{what}; {remedy}")]
+    UnknownSetting {
+        /// Where it stands and what it is.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
     /// The picture could not be drawn.
-    #[error("--output {}: cannot draw: {why}", path.display())]
+    #[error("--output {}: cannot draw: {why}", text::path(path))]
     Draw {
         /// Which picture.
         path: PathBuf,
@@ -175,9 +202,11 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::BeyondBounds { .. } | Self::WrongResult { .. } => 1,
+            Self::File { source, .. } if source.is_memory() => MEMORY,
             Self::File { source, .. } if source.is_io() => 3,
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::OutOfMemory => MEMORY,
             Self::Io { .. } | Self::Stdout(_) => 3,
-            Self::Memory { .. } => 4,
+            Self::Memory { .. } | Self::Threads { .. } => MEMORY,
             Self::Engine(EngineError::Cuda(_)) => 5,
             _ => 2,
         }

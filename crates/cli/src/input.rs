@@ -136,6 +136,35 @@ fn expect_shape(
     }
 }
 
+/// Judges the shapes of the results that a file holds to be compared with.
+///
+/// # Errors
+/// [`Error::TensorShape`].
+pub fn references(archive: &Archive, settings: &Settings, problem: &Problem) -> Result<(), Error> {
+    let shape = problem.shape();
+    let (q, k) = (settings.layout.reorder(shape.q()), settings.layout.reorder(shape.k()));
+    let lse = [shape.batch, shape.num_heads, shape.seqlen_q];
+    let rows = "(batch, heads, seqlen_q), whatever the layout";
+    let signbit = "(batch, heads, seqlen_q, seqlen_k), whatever the layout";
+    let expected: [(&'static str, &[usize], &'static str); 6] = [
+        ("out", &q, meaning(settings.layout)),
+        ("lse", &lse, rows),
+        ("dq", &q, meaning(settings.layout)),
+        ("dk", &k, meaning(settings.layout)),
+        ("dv", &k, meaning(settings.layout)),
+        ("signbit", &shape.probs(), signbit),
+    ];
+    for (tensor, expected, meaning) in expected {
+        if let Some(Tensor { shape: got, .. }) =
+            archive.tensors.get(tensor).filter(|there| there.shape != expected)
+        {
+            let (got, expected) = (got.clone(), format!("{expected:?}"));
+            return Err(Error::TensorShape { tensor, got, expected, meaning });
+        }
+    }
+    Ok(())
+}
+
 /// The gradient of lse, if it is there: of lse's shape, beside a dout.
 fn expect_dlse(archive: &Archive, expected: [usize; 3]) -> Result<(), Error> {
     let Some(dlse) = archive.tensors.get("dlse") else { return Ok(()) };

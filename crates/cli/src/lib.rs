@@ -2,7 +2,7 @@
 //!
 //! [`main`] is the whole program. The readers of [`files`] are public for tests and fuzzing: they must survive any
 //! input.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)] // one room implements an allocator: memory/allocator.rs
 
 pub mod attend;
 pub mod bench;
@@ -22,6 +22,7 @@ pub mod plot;
 pub mod progress;
 pub mod settings;
 pub mod table;
+pub mod text;
 pub mod verify;
 
 pub use errors::Error;
@@ -34,21 +35,16 @@ use std::process::ExitCode;
 
 /// Parses the command line, runs the command, reports at most one line of error.
 pub fn main() -> ExitCode {
-    std::panic::set_hook(Box::new(|panic| {
-        let what = panic.to_string().replace('\n', ": ");
-        complain(&format!("internal error, please report it: {what}"));
-    }));
+    std::panic::set_hook(Box::new(|panic| complain(&format!("internal error, please report it: {panic}"))));
+    #[cfg(unix)]
+    output::survive_file_size_limits();
     // What libraries have to say, such as which kernels take a call: warnings, as `signflash: warning: ...`.
     env_logger::Builder::new()
         .filter_level(log::LevelFilter::Warn)
         .format(|out, record| {
             let level = record.level().as_str().to_lowercase();
-            writeln!(
-                out,
-                "signflash: {}: {}",
-                if level == "warn" { "warning" } else { &level },
-                record.args()
-            )
+            let level = if level == "warn" { "warning" } else { &level };
+            writeln!(out, "signflash: {level}: {}", text::line(&record.args().to_string()))
         })
         .init();
     let cli = match Cli::try_parse() {
@@ -56,12 +52,7 @@ pub fn main() -> ExitCode {
         Err(refused) => return usage(&refused),
     };
     match std::panic::catch_unwind(|| run(cli)) {
-        Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(error)) if error.is_closed_pipe() => ExitCode::SUCCESS,
-        Ok(Err(error)) => {
-            complain(&error.to_string());
-            ExitCode::from(error.exit_code())
-        }
+        Ok(done) => report(done),
         Err(_) => ExitCode::from(101),
     }
 }
@@ -79,13 +70,24 @@ fn run(cli: Cli) -> Result<(), Error> {
     stdout.flush().map_err(Error::Stdout)
 }
 
+/// A reader that went away (`signflash ... | head`) is no failure: commands print when their work is done.
+fn report(done: Result<(), Error>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is_closed_pipe() => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error.to_string());
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
 /// clap's several lines as one, except where they are what was asked for.
 fn usage(refused: &clap::Error) -> ExitCode {
     match refused.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            // A reader that went away is no failure.
-            let _ = write!(io::stdout(), "{refused}");
-            ExitCode::SUCCESS
+            let mut stdout = io::stdout().lock();
+            report(write!(stdout, "{refused}").and_then(|()| stdout.flush()).map_err(Error::Stdout))
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let _ = write!(io::stderr(), "{refused}");
@@ -108,5 +110,5 @@ fn one_line(text: &str) -> String {
 
 fn complain(message: &str) {
     // If even stderr is closed there is nobody left to tell.
-    let _ = writeln!(io::stderr(), "signflash: error: {}", message.replace('\n', " "));
+    let _ = writeln!(io::stderr(), "signflash: error: {}", text::line(message));
 }

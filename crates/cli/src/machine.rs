@@ -10,8 +10,12 @@ use std::fs;
 /// The devices that `--device` understands.
 pub const DEVICES: [&str; 3] = ["cpu", "cuda", "cuda:N"];
 
-/// More threads than any machine this runs on; a typing error beyond.
-const MAX_THREADS: usize = 4096;
+/// More threads than cores gain nothing, and so many more cost: they wait for each other.
+const THREADS_PER_CORE: usize = 4;
+/// On any machine so many threads may be asked for, to try what they do.
+const FEW_THREADS: usize = 64;
+/// What rayon reads where nothing else is said.
+const THREADS_VARIABLE: &str = "RAYON_NUM_THREADS";
 
 /// The engine that the arguments ask for. Sets the size of the process's thread pool, so call it once.
 ///
@@ -38,6 +42,7 @@ pub fn engine(args: &EngineArgs) -> Result<Engine, Error> {
         let expected = format!("left out with --device {}: it is the CPU's", args.device);
         return Err(Error::Argument { argument, expected, got });
     }
+    set_threads(None)?; // for the f64 formulas of --verify
     let gpu = Device::open(ordinal).and_then(|device| CudaEngine::new(&device)).map_err(EngineError::from)?;
     Ok(Engine::Cuda(Box::new(
         gpu.with_deterministic(args.deterministic).with_portable_kernels(args.portable_kernels),
@@ -52,21 +57,27 @@ fn ordinal(device: &str) -> Option<u32> {
     }
 }
 
-/// Sets the size of the process's thread pool; `None` leaves it at one thread a core.
+/// Starts the process's thread pool: `None` leaves it at what the environment says, else one thread a core.
 ///
 /// # Errors
-/// [`Error::Argument`].
+/// [`Error::Argument`] for a number that cannot help; [`Error::Threads`] if the system starts none.
 pub fn set_threads(threads: Option<usize>) -> Result<(), Error> {
-    let Some(threads) = threads else { return Ok(()) };
-    let refuse =
-        |expected: String| Error::Argument { argument: "--threads", expected, got: threads.to_string() };
-    if !(1..=MAX_THREADS).contains(&threads) {
-        return Err(refuse(format!("from 1 to {MAX_THREADS}")));
+    // What is no number, and 0, are nothing to rayon either.
+    let from_environment =
+        || std::env::var(THREADS_VARIABLE).ok()?.parse().ok().filter(|&threads| threads > 0);
+    let (argument, threads) = match threads {
+        Some(threads) => ("--threads", threads),
+        None => (THREADS_VARIABLE, from_environment().unwrap_or_else(cores)),
+    };
+    let most = FEW_THREADS.max(THREADS_PER_CORE * cores());
+    if !(1..=most).contains(&threads) {
+        let expected = format!("from 1 to {most} on a machine of {} cores", cores());
+        return Err(Error::Argument { argument, expected, got: threads.to_string() });
     }
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build_global()
-        .map_err(|error| refuse(format!("what the system allows ({error})")))
+        .map_err(|error| Error::Threads { threads, why: error.to_string() })
 }
 
 /// The CPU's name, or its architecture where the system does not tell.

@@ -80,15 +80,17 @@ fn count(shape: &Shape) -> Result<u64, Error> {
     })
 }
 
-/// Writes all entries in order, a chunk of bands at a time; returns how many are kept.
+/// Writes all entries, if there are any, in order, a chunk of bands at a time; returns how many are kept.
 fn walk(problem: &Problem, format: Format, sink: &mut impl Write, quiet: bool) -> io::Result<u64> {
     let shape = problem.shape();
     let rule = problem.keep_rule();
     let bands = shape.seqlen_q.div_ceil(BLOCK_ROWS);
     let chunk = (ENTRIES / (BLOCK_ROWS * shape.seqlen_k.max(1))).clamp(1, BANDS);
-    let progress = Progress::bar("mask", (shape.batch * shape.num_heads * bands) as u64, quiet);
+    // A mask without entries may have heads beyond counting.
+    let batches = if shape.probs().contains(&0) { 0 } else { shape.batch };
+    let progress = Progress::bar("mask", (batches * shape.num_heads * bands) as u64, quiet);
     let (mut kept, mut packer) = (0, Packer::default());
-    for batch in 0..shape.batch {
+    for batch in 0..batches {
         for head in 0..shape.num_heads {
             for first in (0..bands).step_by(chunk) {
                 let last = bands.min(first + chunk);

@@ -3,11 +3,14 @@
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, stderr};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 /// Shorter work shows nothing.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Time between two pictures of it.
+const FRAME: Duration = Duration::from_millis(100);
 
 /// A line of progress; gone when dropped.
 #[derive(Debug)]
@@ -34,7 +37,8 @@ impl Progress {
         if let Some(style) = style {
             bar.set_style(style);
         }
-        let clock = (!quiet && stderr().is_terminal()).then(|| show_after_a_while(bar.clone()));
+        let watched = !quiet && stderr().is_terminal();
+        let clock = watched.then(|| show_after_a_while(bar.clone())).flatten();
         Self { bar, clock }
     }
 
@@ -44,15 +48,21 @@ impl Progress {
     }
 }
 
-fn show_after_a_while(bar: ProgressBar) -> (Sender<()>, JoinHandle<()>) {
+/// Nothing where the system starts no thread for it.
+fn show_after_a_while(bar: ProgressBar) -> Option<(Sender<()>, JoinHandle<()>)> {
     let (done, wait) = channel();
-    let clock = std::thread::spawn(move || {
-        if wait.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-            bar.set_draw_target(ProgressDrawTarget::stderr());
-            bar.enable_steady_tick(Duration::from_millis(100));
+    let show = move || {
+        let mut patience = PATIENCE;
+        while wait.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+            if patience == PATIENCE {
+                bar.set_draw_target(ProgressDrawTarget::stderr());
+            }
+            patience = FRAME;
+            bar.tick();
         }
-    });
-    (done, clock)
+    };
+    let clock = thread::Builder::new().name("progress".into()).spawn(show).ok()?;
+    Some((done, clock))
 }
 
 impl Drop for Progress {

@@ -58,6 +58,10 @@ fn wrong_arguments_are_named() {
         (&["bench", "--heads", "4", "--heads-k", "3"], &["num_heads 4 and num_heads_k 3"]),
         (&["bench", "--dtype", "f64"], &["--dtype", "f32, f16 or bf16"]),
         (&["bench", "--pass", "both"], &["--pass", "fwd, bwd"]),
+        (
+            &["attend", a, "--softmax-scale", "1e300"],
+            &["softmax_scale must be finite as f32, too", "got 1e300;"],
+        ),
     ];
     for (arguments, needles) in cases {
         fail(arguments, USAGE, needles);
@@ -185,7 +189,7 @@ fn a_flipped_byte_in_an_archive_is_found_by_its_checksum() {
     let at = npz.windows(6).position(|window| window == b"\x93NUMPY").unwrap() + 200;
     npz[at] ^= 1;
     fs::write(dir.path("flipped.npz"), npz).unwrap();
-    fail(&["attend", &dir.file("flipped.npz")], USAGE, &["cannot read", "checksum"]);
+    fail(&["attend", &dir.file("flipped.npz")], USAGE, &["no readable .npz archive", "checksum"]);
 }
 
 #[test]
@@ -195,4 +199,106 @@ fn unreadable_settings_of_npz_are_explained() {
     archive.metadata.insert("seed".into(), "many".into());
     write(dir.path("in.npz"), &archive);
     fail(&["attend", &dir.file("in.npz")], USAGE, &["metadata `seed`", "got \"many\"", "--seed"]);
+}
+
+/// The .npz file with another number where the central directory, and each entry, say something.
+fn patched(local: usize, central: usize, bytes: &[u8]) -> Vec<u8> {
+    let mut npz = fs::read(data("numpy_savez.npz")).unwrap();
+    for (magic, offset) in [(b"PK\x03\x04", local), (b"PK\x01\x02", central)] {
+        let places: Vec<usize> = (0..npz.len() - 4).filter(|&at| &npz[at..at + 4] == magic).collect();
+        for at in places {
+            npz[at + offset..at + offset + bytes.len()].copy_from_slice(bytes);
+        }
+    }
+    npz
+}
+
+#[test]
+fn an_archive_that_is_not_understood_is_a_bad_file_and_not_the_systems_fault() {
+    let dir = Dir::new();
+    let path = dir.file("in.npz");
+    for method in [1u16, 6, 9, 12, 14, 93, 95, 98, 99, 777] {
+        fs::write(&path, patched(8, 10, &method.to_le_bytes())).unwrap();
+        fail(&["attend", &path], USAGE, &[&path, "no readable .npz archive"]);
+    }
+    // The offset of an entry, as a number of 64 bits behind a name of ours.
+    let mut zip = zip_of_offset(1 << 63);
+    fs::write(&path, &zip).unwrap();
+    fail(&["attend", &path], USAGE, &[&path]);
+    zip = zip_of_offset(u64::MAX);
+    fs::write(&path, &zip).unwrap();
+    fail(&["attend", &path], USAGE, &[&path]);
+}
+
+/// An archive of one entry q.npy, whose central directory says by a zip64 field where it begins.
+fn zip_of_offset(offset: u64) -> Vec<u8> {
+    let name = b"q.npy";
+    let mut zip = [&b"PK\x03\x04\x14\0\0\0\0\0"[..], &[0; 16], &[5, 0, 0, 0], name].concat();
+    let directory = zip.len() as u32;
+    zip.extend(b"PK\x01\x02\x2d\0\x2d\0\0\0\0\0");
+    zip.extend([0; 16]);
+    zip.extend([5, 0, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+    zip.extend(name);
+    zip.extend([1, 0, 8, 0]);
+    zip.extend(offset.to_le_bytes());
+    let size = zip.len() as u32 - directory;
+    zip.extend(b"PK\x05\x06\0\0\0\0\x01\0\x01\0");
+    zip.extend(size.to_le_bytes());
+    zip.extend(directory.to_le_bytes());
+    zip.extend([0, 0]);
+    zip
+}
+
+#[test]
+fn no_flipped_bit_of_an_archive_is_the_systems_fault() {
+    let good = fs::read(data("numpy_savez_compressed.npz")).unwrap();
+    let mut refused = 0;
+    for at in 0..good.len() {
+        let mut flipped = good.clone();
+        flipped[at] ^= 1 << (at % 8);
+        let read =
+            signflash_cli::files::npz::read(&mut std::io::Cursor::new(flipped), &["q", "k", "v", "dout"]);
+        if let Err(error) = read {
+            assert!(!error.is_io() && !error.is_memory(), "byte {at}: {error}");
+            refused += 1;
+        }
+    }
+    assert!(refused > 1000, "{refused}");
+}
+
+#[test]
+fn messages_are_short_and_nothing_that_a_terminal_obeys() {
+    let dir = Dir::new();
+    let name = dir.file("in.safetensors");
+    let ones = vec!["1"; 100_000].join(",");
+    let entry = |name: &str, shape: &str| {
+        format!(r#""{name}":{{"dtype":"F32","shape":[{shape}],"data_offsets":[0,4]}}"#)
+    };
+    let header = format!("{{{}}}", entry("q", &ones));
+    fs::write(&name, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 4]].concat())
+        .unwrap();
+    let ran =
+        fail(&["attend", &name], USAGE, &["q has shape [1, 1,", "(100000 dimensions)", "four dimensions"]);
+    assert!(ran.stderr.len() < 600, "{}", ran.stderr);
+    for path in ["/nowhere/\u{1b}[31mred\r\n.npz", "\u{9b}31m\u{202e}.npz", "x.\u{7}"] {
+        let ran = fail(&["attend", path], if path.ends_with('z') { IO } else { USAGE }, &["\\"]);
+        assert!(
+            !ran.stderr.trim_end().contains(|c: char| c.is_control() || c == '\u{202e}'),
+            "{:?}",
+            ran.stderr
+        );
+    }
+    let long = format!("--frobnicate={}", "y".repeat(100_000));
+    assert!(fail(&["attend", &name, &long], USAGE, &["frobnicate"]).stderr.len() < 3000);
+}
+
+#[test]
+fn a_map_of_nothing_is_called_so() {
+    let dir = Dir::new();
+    let (name, picture) = (dir.file("in.safetensors"), dir.file("map.png"));
+    for (q, k) in [([0, 2, 4, 8], [0, 2, 4, 8]), ([1, 2, 0, 8], [1, 2, 4, 8]), ([1, 2, 4, 8], [1, 2, 0, 8])] {
+        write(&name, &input::<f32>(q, k, &[]));
+        let ran = fail(&["attend", &name, "--plot", &picture], USAGE, &["at least one entry"]);
+        assert!(!ran.stderr.contains("below 0"), "{}", ran.stderr);
+    }
 }

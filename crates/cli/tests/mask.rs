@@ -58,3 +58,14 @@ fn nothing_is_dropped_at_zero_and_nothing_is_no_problem() {
     succeed(&["mask", "--seqlen-q", "0", "--seqlen-k", "5", "-p", "0.5", "-o", &out]);
     assert_eq!(entries(out.as_ref()), (vec![1, 1, 0, 5], vec![]));
 }
+
+#[test]
+fn a_mask_without_entries_takes_no_time_however_many_heads_it_has() {
+    let start = std::time::Instant::now();
+    for (queries, keys) in [("0", "5"), ("5", "0")] {
+        let heads = ["--batch", "2147483647", "--heads", "1048576"];
+        let sizes = ["--seqlen-q", queries, "--seqlen-k", keys, "-p", "0.5"];
+        assert!(succeed(&[&["mask"][..], &heads, &sizes].concat()).contains("entries    0\n"));
+    }
+    assert!(start.elapsed() < std::time::Duration::from_secs(20));
+}

@@ -110,7 +110,8 @@ pub enum FileError {
     },
     /// More data than memory.
     #[error(
-        "tensors {names} hold {needed}, this machine has {available} of memory available; use a smaller file or a larger machine"
+        "tensors {names} hold {needed}; machine, container and ulimit leave {available} of memory available; use a smaller \
+         file or raise the limit"
     )]
     Memory {
         /// Which tensors.
@@ -131,12 +132,22 @@ pub enum FileError {
 }
 
 impl FileError {
-    /// Whether the machine, not the file's content, is at fault.
+    /// Whether the machine, not the file's content, is at fault. Libraries make errors of their own for what they do not
+    /// understand; the system's have a number, and EINVAL is its answer to an offset that no file has.
     pub fn is_io(&self) -> bool {
         match self {
             Self::Io(source) => {
-                !matches!(source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+                source.raw_os_error().is_some() && source.kind() != io::ErrorKind::InvalidInput
             }
+            _ => false,
+        }
+    }
+
+    /// Whether there is too little memory for it.
+    pub fn is_memory(&self) -> bool {
+        match self {
+            Self::Io(source) => source.kind() == io::ErrorKind::OutOfMemory,
+            Self::Memory { .. } => true,
             _ => false,
         }
     }

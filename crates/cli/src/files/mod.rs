@@ -5,18 +5,21 @@
 
 mod elements;
 mod error;
+mod keys;
+mod latch;
 pub mod npy;
 pub mod npz;
 pub mod safetensors;
+mod source;
 
 pub use elements::{Data, FileElement, Kind, U8_NAME, read_elements, write_elements};
 pub use error::FileError;
 
 use crate::errors::Error;
 use crate::output::Pending;
+use crate::text;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufReader, BufWriter, Write};
+use std::io::{BufWriter, Write};
 use std::path::Path;
 
 /// A tensor, dense, last dimension fastest.
@@ -71,7 +74,7 @@ pub fn extension(path: &Path) -> String {
 pub fn wrong_extension(argument: &'static str, path: &Path, expected: &'static str) -> Error {
     let got = match extension(path).as_str() {
         "" => "none".to_string(),
-        other => format!(".{other}"),
+        other => text::path(Path::new(&format!(".{other}"))),
     };
     Error::Extension { argument, path: path.to_path_buf(), expected, got }
 }
@@ -82,13 +85,11 @@ pub fn wrong_extension(argument: &'static str, path: &Path, expected: &'static s
 /// [`Error::Io`] if it cannot be opened, [`Error::File`] if it is not what its name says.
 pub fn read(path: &Path, wanted: &[&str]) -> Result<Archive, Error> {
     let format = Format::of("INPUT", path)?;
-    let open = || {
-        let file = File::open(path)?;
-        // Opening a directory succeeds on Unix; reading it would give a less helpful error.
-        if file.metadata()?.is_dir() { Err(std::io::ErrorKind::IsADirectory.into()) } else { Ok(file) }
-    };
-    let file = open().map_err(|source| Error::Io { path: path.to_path_buf(), action: "open", source })?;
-    let mut source = BufReader::new(file);
+    let mut source = source::open(path).map_err(|source| Error::Io {
+        path: path.to_path_buf(),
+        action: "open",
+        source,
+    })?;
     let archive = match format {
         Format::Safetensors => safetensors::read(&mut source, wanted),
         Format::Npz => npz::read(&mut source, wanted),

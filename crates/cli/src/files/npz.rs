@@ -6,9 +6,12 @@
 //! - bf16 is stored as its bits in uint16, and the settings say `"dtype": "bf16"`. Without that, uint16 is refused.
 
 use super::elements::{Kind, read_elements, write_elements};
+use super::keys::Keys;
+use super::latch::Latch;
 use super::npy::{self, Header};
 use super::{Archive, Data, FileError, Tensor, printable};
 use crate::memory;
+use crate::text;
 use serde_json::Value;
 use signflash_core::Dtype;
 use std::collections::BTreeMap;
@@ -31,6 +34,18 @@ const MAX_SETTINGS: usize = 1 << 20;
 /// # Errors
 /// A [`FileError`]; the source may be anything at all.
 pub fn read<R: Read + Seek>(source: &mut R, wanted: &[&str]) -> Result<Archive, FileError> {
+    read_archive(source, wanted).map_err(|error| match error {
+        // What the zip library or a decompressor says, not the system.
+        FileError::Io(source)
+            if source.raw_os_error().is_none() && source.kind() != io::ErrorKind::OutOfMemory =>
+        {
+            FileError::Zip { why: printable(&source.to_string()) }
+        }
+        other => other,
+    })
+}
+
+fn read_archive<R: Read + Seek>(source: &mut R, wanted: &[&str]) -> Result<Archive, FileError> {
     let mut zip = ZipArchive::new(source).map_err(zip_error)?;
     if zip.has_duplicate_names() {
         return Err(FileError::Duplicate { name: "an entry".into() });
@@ -81,7 +96,7 @@ fn read_tensor<R: Read + Seek>(
     let count = header.count();
     let Some((count, expected)) = count.and_then(|n| Some((n, n.checked_mul(kind.size_bytes())? as u64)))
     else {
-        return Err(FileError::ShapeOverflow { tensor: name.into(), shape: format!("{:?}", header.shape) });
+        return Err(FileError::ShapeOverflow { tensor: name.into(), shape: text::shape(&header.shape) });
     };
     if header.fortran_order && header.shape.iter().filter(|&&size| size > 1).count() > 1 {
         return Err(FileError::FortranOrder { tensor: name.into() });
@@ -162,6 +177,10 @@ fn parse_settings(text: &str) -> Result<BTreeMap<String, String>, FileError> {
     let Value::Object(object) = serde_json::from_str(text).map_err(|error| bad(error.to_string()))? else {
         return Err(bad("it is no object".into()));
     };
+    let keys: Keys = serde_json::from_str(text).map_err(|error| bad(error.to_string()))?;
+    if let Some(key) = keys.duplicate {
+        return Err(bad(format!("it holds `{key}` twice")));
+    }
     let mut settings = BTreeMap::new();
     for (key, value) in object {
         let value = match value {
@@ -180,6 +199,12 @@ fn parse_settings(text: &str) -> Result<BTreeMap<String, String>, FileError> {
 /// # Errors
 /// Those of the sink.
 pub fn write<W: Write + Seek>(sink: &mut W, archive: &Archive) -> io::Result<()> {
+    let mut sink = Latch::new(sink);
+    let written = write_archive(&mut sink, archive);
+    sink.into_error().map_or(written, Err)
+}
+
+fn write_archive<W: Write + Seek>(sink: &mut W, archive: &Archive) -> io::Result<()> {
     let mut zip = ZipWriter::new(sink);
     let mut settings = archive.metadata.clone();
     if archive.tensors.values().any(|tensor| matches!(tensor.data, Data::Bf16(_))) {

@@ -4,13 +4,12 @@
 //! tensors are read one by one, so that a file costs the memory of the tensors that are wanted, once.
 
 use super::elements::{Kind, read_elements, write_elements};
+use super::keys::Keys;
 use super::{Archive, Data, FileError, Tensor, printable};
 use crate::memory;
 use safetensors::tensor::{Dtype as FileDtype, Metadata, TensorInfo};
 use serde_json::{Map, Value, json};
 use signflash_core::Dtype;
-use std::collections::BTreeSet;
-use std::fmt;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
 const FORMAT: &str = "safetensors";
@@ -73,41 +72,11 @@ fn read_header<R: Read + Seek>(source: &mut R) -> Result<Vec<u8>, FileError> {
 
 fn parse_header(header: &[u8]) -> Result<Metadata, FileError> {
     let bad = |why: String| FileError::Header { why: printable(&why), format: FORMAT };
-    // The crate's map would silently keep the last of two tensors of one name.
-    let names: Names = serde_json::from_slice(header).map_err(|error| bad(error.to_string()))?;
-    if let Some(name) = names.duplicate {
+    let keys: Keys = serde_json::from_slice(header).map_err(|error| bad(error.to_string()))?;
+    if let Some(name) = keys.duplicate {
         return Err(FileError::Duplicate { name: printable(&name) });
     }
     serde_json::from_slice(header).map_err(|error| bad(error.to_string()))
-}
-
-/// The keys of the header, only to find one that comes twice.
-struct Names {
-    duplicate: Option<String>,
-}
-
-impl<'de> serde::Deserialize<'de> for Names {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl<'de> serde::de::Visitor<'de> for Visitor {
-            type Value = Names;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON object of tensors")
-            }
-
-            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Names, A::Error> {
-                let (mut seen, mut duplicate) = (BTreeSet::new(), None);
-                while let Some((name, _)) = map.next_entry::<String, serde::de::IgnoredAny>()? {
-                    if !seen.insert(name.clone()) {
-                        duplicate = Some(name);
-                    }
-                }
-                Ok(Names { duplicate })
-            }
-        }
-        deserializer.deserialize_map(Visitor)
-    }
 }
 
 /// The file must end exactly where its last tensor ends.

@@ -10,7 +10,7 @@ mod scale;
 
 use crate::cli::{PlotArgs, ViewArgs};
 use crate::errors::Error;
-use crate::files::{self, Data, FileElement, U8_NAME, extension, wrong_extension};
+use crate::files::{self, Data, FileElement, Format, U8_NAME, extension, wrong_extension};
 use crate::input;
 use crate::output::Pending;
 use crate::progress::Progress;
@@ -87,16 +87,17 @@ pub fn check_view(view: &ViewArgs, problem: &Problem, drawn: bool) -> Result<(),
     if !drawn {
         return Ok(());
     }
-    below("--head", view.head, shape.num_heads)?;
-    below("--batch", view.batch, shape.batch)?;
-    if shape.seqlen_q == 0 || shape.seqlen_k == 0 {
-        let got = format!("{} queries and {} keys", shape.seqlen_q, shape.seqlen_k);
+    if shape.probs().contains(&0) {
+        let [batch, heads, queries, keys] = shape.probs();
+        let got = format!("batch {batch}, {heads} heads, {queries} queries and {keys} keys");
         return Err(Error::Argument {
             argument: "the map to draw",
             expected: "of at least one entry".into(),
             got,
         });
     }
+    below("--head", view.head, shape.num_heads)?;
+    below("--batch", view.batch, shape.batch)?;
     inside("--queries", view.queries, shape.seqlen_q)?;
     inside("--keys", view.keys, shape.seqlen_k)
 }
@@ -137,7 +138,8 @@ pub fn attention<T: FileElement>(
 pub fn run(args: &PlotArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(), Error> {
     let mut pending = create("--output", &args.output)?;
     let archive = files::read(&args.file, &["probs"])?;
-    let settings = Settings::resolve(&Overrides::default(), &archive.metadata)?;
+    let format = Format::of("FILE", &args.file)?;
+    let settings = Settings::of_file(&Overrides::default(), &archive, format)?;
     let tensor =
         input::tensor(&archive, "probs", "write it with attend --probs, or draw at once with attend --plot")?;
     let shape: [usize; 4] = tensor.shape.as_slice().try_into().map_err(|_| Error::TensorShape {
@@ -161,7 +163,8 @@ pub fn run(args: &PlotArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(), E
         return Ok(());
     }
     let (head, batch) = (args.view.head, args.view.batch);
-    writeln!(stdout, "drew head {head} of batch {batch}: {}", args.output.display()).map_err(Error::Stdout)
+    writeln!(stdout, "drew head {head} of batch {batch}: {}", crate::text::path(&args.output))
+        .map_err(Error::Stdout)
 }
 
 /// Enough of the problem for visibility and title; probs know nothing of head_dim and key heads.

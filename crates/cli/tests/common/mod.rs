@@ -61,6 +61,17 @@ pub fn signflash(arguments: &[&str]) -> Ran {
     Ran { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
+/// Runs a script in which `$0` is the binary and `$1` and so on are the arguments.
+pub fn sh(script: &str, arguments: &[&str]) -> Ran {
+    let output = Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_signflash")])
+        .args(arguments)
+        .output()
+        .expect("a shell");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ran { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
 /// Runs it; it must succeed and say nothing on stderr.
 pub fn succeed(arguments: &[&str]) -> String {
     let ran = signflash(arguments);

@@ -1,6 +1,9 @@
 //! The settings of a problem: from the command line, else from the file, else the default.
 
+mod names;
+
 use crate::errors::Error;
+use crate::files::{Archive, Format};
 use clap::ValueEnum;
 use signflash_core::{Dropout, Problem, ScaleRule, Shape, TensorMut, TensorRef};
 use std::collections::BTreeMap;
@@ -63,6 +66,22 @@ pub struct Overrides {
     pub softmax_scale: Option<f64>,
 }
 
+impl Overrides {
+    /// Whether the command line says it.
+    fn has(&self, setting: &str) -> bool {
+        match setting {
+            "layout" => self.layout.is_some(),
+            "causal" => self.causal.is_some(),
+            "dropout_p" => self.dropout_p.is_some(),
+            "seed" => self.seed.is_some(),
+            "offset" => self.offset.is_some(),
+            "scale_rule" => self.scale_rule.is_some(),
+            "softmax_scale" => self.softmax_scale.is_some(),
+            _ => false,
+        }
+    }
+}
+
 /// What is to be computed, apart from shapes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -85,7 +104,22 @@ pub struct Settings {
 /// A file's metadata.
 pub type Metadata = BTreeMap<String, String>;
 
+/// What a file holds that is no setting and no tensor of ours, as a line; none if there is nothing.
+pub fn note(archive: &Archive, format: Format) -> Option<String> {
+    names::note(archive, format)
+}
+
 impl Settings {
+    /// The command line's, else the file's, else the default; the file must not name what is none of them.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSetting`] for a name in the file that says, or nearly says, a setting of ours, or one that is
+    /// not computed; [`Error::Setting`] as [`resolve`](Self::resolve).
+    pub fn of_file(overrides: &Overrides, archive: &Archive, format: Format) -> Result<Self, Error> {
+        names::judge(archive, format, overrides)?;
+        Self::resolve(overrides, &archive.metadata)
+    }
+
     /// The command line's, else the file's, else the default.
     ///
     /// # Errors
@@ -140,7 +174,7 @@ impl Settings {
             ("offset", self.offset.to_string()),
             ("scale_rule", scale_rule_name(self.scale_rule).to_string()),
             ("softmax_scale", problem.softmax_scale().to_string()),
-            ("written_by", format!("signflash {}", env!("CARGO_PKG_VERSION"))),
+            (names::WRITTEN_BY, format!("signflash {}", env!("CARGO_PKG_VERSION"))),
         ]
         .map(|(key, value)| (key.to_string(), value))
         .into()

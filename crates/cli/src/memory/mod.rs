@@ -1,13 +1,10 @@
 //! How much memory there is, has been used, and would be needed.
 
+mod allocator;
+mod limits;
+
 use crate::errors::Error;
 use crate::files::{FileError, listing};
-use peak_alloc::PeakAlloc;
-use std::fs;
-
-/// The program's allocator: the system's, counted.
-#[global_allocator]
-static ALLOCATED: PeakAlloc = PeakAlloc;
 
 /// Bytes in a unit that reads well.
 pub fn readable(bytes: u64) -> String {
@@ -22,21 +19,16 @@ pub fn readable(bytes: u64) -> String {
 
 /// How many bytes more than before were allocated at some time during `work`.
 pub fn extra_bytes<R>(work: impl FnOnce() -> R) -> (R, usize) {
-    ALLOCATED.reset_peak_usage();
-    let before = ALLOCATED.current_usage();
+    allocator::reset_peak();
+    let before = allocator::used();
     let result = work();
-    (result, ALLOCATED.peak_usage().saturating_sub(before))
+    (result, allocator::peak().saturating_sub(before))
 }
 
-/// Memory that could be had without swapping; `None` where the system does not tell.
+/// Memory that could be had without swapping, within the limits of the process and of its container; `None` where the
+/// system does not tell.
 pub fn available() -> Option<u64> {
-    kib_field("/proc/meminfo", "MemAvailable:")
-}
-
-fn kib_field(path: &str, field: &str) -> Option<u64> {
-    let text = fs::read_to_string(path).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(field))?;
-    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+    limits::available()
 }
 
 /// Refuses to read more than the machine can hold: a sparse file or a zip bomb of true sizes is larger than any limit
