@@ -64,7 +64,7 @@ def attention(q, k, v, *, keep=None, scale=1.0, causal=False, softmax_scale=None
 
 
 def error(got, expected):
-    """In the Frobenius norm, relative."""
+    """In the Frobenius norm, relative: docs/contract.md where nothing cancels, which is what these tests compute."""
     got, expected = got.detach().double(), expected.detach().double()
     norm = expected.norm()
     return float((got - expected).norm() / norm) if norm > 0 else float(got.norm())

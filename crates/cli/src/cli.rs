@@ -196,6 +196,10 @@ What --verify compares:
                     f32   1e-6   3e-6       1e-6
                     f16   4e-4   5e-4       1e-6
                     bf16  3e-3   4e-3       1e-6
+                  where scores are ordinary and sums do not cancel. f32's grow with the largest
+                  score beyond 8; the error is relative to max(||f64||, ||terms|| / 2), terms
+                  being the root of the sum of the squares of what is added up; few numbers may
+                  be farther off. The table shows the bound that holds (docs/contract.md).
   file vs f64     the tensors that the file holds (out lse dq dk dv), in the same way: how good
                   the other implementation is. Not judged, but it says who is to blame.
   ours vs file    the two with each other. Each is rounded, so they may differ by the sum of

@@ -2,7 +2,7 @@
 
 use crate::files::FileError;
 use crate::text;
-use signflash_core::ProblemError;
+use signflash_core::{ProblemError, TensorName};
 use signflash_cpu::IsaError;
 use signflash_cuda::EngineError;
 use std::io;
@@ -180,7 +180,7 @@ pub enum Error {
         /// The row.
         case: String,
         /// The tensor.
-        tensor: &'static str,
+        tensor: TensorName,
         /// Relative Frobenius error.
         error: f64,
         /// What it may be.

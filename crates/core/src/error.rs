@@ -134,6 +134,21 @@ pub enum ProblemError {
         /// What came.
         got: usize,
     },
+    /// A tensor has elements, but no memory that could hold them.
+    #[error(
+        "{tensor} has {elements} elements at address {address:#x}, {why}; its storage was freed, or it is a view that \
+         no copy was made of"
+    )]
+    Address {
+        /// Which tensor.
+        tensor: TensorName,
+        /// How many elements there are.
+        elements: usize,
+        /// Where the first should be.
+        address: usize,
+        /// What is wrong with that.
+        why: &'static str,
+    },
     /// Two indices of an output name the same element.
     #[error(
         "{tensor} is written, so its strides must give every index an element of its own, got strides {strides:?} for \

@@ -7,6 +7,7 @@
 //! - [`dropout`]: the mask as a pure function of position, equal to FlashAttention-2's bit for bit;
 //! - [`sign_bit`]: the codec that lets one tensor carry probability and mask;
 //! - [`oracle`]: forward and backward in f64, written like the formulas;
+//! - [`judge`]: how far from that a result may be, one rule for all;
 //! - `suite` (feature `suite`): the named cases that every implementation must pass.
 //!
 //! The formulas (natural logarithm, all sums over the keys that a query may see):
@@ -17,10 +18,10 @@
 //! ```
 #![forbid(unsafe_code)]
 
-mod accuracy;
 pub mod dropout;
 mod dtype;
 mod error;
+pub mod judge;
 mod operands;
 pub mod oracle;
 mod problem;
@@ -29,12 +30,12 @@ pub mod sign_bit;
 pub mod suite;
 mod tensor;
 
-pub use accuracy::Bounds;
 pub use dropout::{Dropout, DropoutGenerator, GeneratorState, KeepMask, KeepRule, ScaleRule};
 pub use dtype::{Dtype, Element};
 pub use error::{ProblemError, TensorName};
 pub use half::{bf16, f16};
-pub use operands::{GradInputs, Gradients, Inputs, Outputs};
+pub use judge::Bounds;
+pub use operands::{Description, GradInputs, Gradients, Inputs, Outputs, check_rows};
 pub use problem::{MAX_HEAD_DIM, Problem, ProblemBuilder, Shape, Shard};
 pub use sign_bit::{Probs, SignBit};
 pub use tensor::{TensorMut, TensorRef, contiguous_strides};

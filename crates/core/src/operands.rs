@@ -172,12 +172,71 @@ impl<T: Element> Gradients<'_, T> {
 const QKV_DIMS: &str = "(batch, seqlen, num_heads, head_dim)";
 const PROBS_DIMS: &str = "(batch, num_heads, seqlen_q, seqlen_k)";
 
-/// What a tensor claims about itself, whoever owns it.
-struct Claim {
-    tensor: TensorName,
-    shape: [usize; 4],
-    strides: [usize; 4],
-    storage: usize,
+/// What a tensor says of itself, wherever its elements lie: to judge one that is not borrowed.
+///
+/// ```
+/// use signflash_core::{Description, TensorName};
+/// // q of an interleaved (batch, seqlen, 3, num_heads, head_dim).
+/// let q = Description { tensor: TensorName::Q, shape: [2, 5, 4, 8], strides: [480, 96, 8, 1] };
+/// q.check_written([2, 5, 4, 8])?;
+/// assert_eq!(q.extent(), Some(480 + 4 * 96 + 4 * 8));
+/// assert!(Description { strides: [480, 96, 0, 1], ..q }.check_written([2, 5, 4, 8]).is_err());
+/// # Ok::<(), signflash_core::ProblemError>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Description {
+    /// For messages.
+    pub tensor: TensorName,
+    /// Sizes of the four dimensions.
+    pub shape: [usize; 4],
+    /// Distance of neighbours along each dimension, in elements.
+    pub strides: [usize; 4],
+}
+
+impl Description {
+    /// That it has this shape and is dense in its last dimension.
+    ///
+    /// # Errors
+    /// [`ProblemError::Shape`] or [`ProblemError::LastStride`].
+    pub fn check(&self, expected: [usize; 4]) -> Result<(), ProblemError> {
+        let Self { tensor, shape, strides } = *self;
+        if shape != expected {
+            let meaning = if tensor == TensorName::Probs { PROBS_DIMS } else { QKV_DIMS };
+            let (expected, got) = (expected.to_vec(), shape.to_vec());
+            return Err(ProblemError::Shape { tensor, expected, got, meaning });
+        }
+        if shape[3] > 1 && strides[3] != 1 {
+            return Err(ProblemError::LastStride { tensor, got: strides[3] });
+        }
+        Ok(())
+    }
+
+    /// And that no two of its indices name the same element.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check), and [`ProblemError::Overlap`].
+    pub fn check_written(&self, expected: [usize; 4]) -> Result<(), ProblemError> {
+        self.check(expected)?;
+        let Self { tensor, shape, strides } = *self;
+        if may_overlap(shape, strides) {
+            return Err(ProblemError::Overlap { tensor, shape: shape.to_vec(), strides: strides.to_vec() });
+        }
+        Ok(())
+    }
+
+    /// How many elements lie between the first and one past the last; none if there is no element, `None` beyond `usize`.
+    pub fn extent(&self) -> Option<usize> {
+        extent(self.shape, self.strides)
+    }
+
+    /// That so many elements of storage hold it.
+    fn check_storage(&self, got: usize) -> Result<(), ProblemError> {
+        let needed = self.extent().unwrap_or(usize::MAX);
+        if needed > got {
+            return Err(ProblemError::Storage { tensor: self.tensor, needed, got });
+        }
+        Ok(())
+    }
 }
 
 pub(crate) fn check_read<T>(
@@ -185,7 +244,9 @@ pub(crate) fn check_read<T>(
     x: &TensorRef<'_, T>,
     expected: [usize; 4],
 ) -> Result<(), ProblemError> {
-    check(&Claim { tensor, shape: x.shape, strides: x.strides, storage: x.data.len() }, expected)
+    let description = Description { tensor, shape: x.shape, strides: x.strides };
+    description.check(expected)?;
+    description.check_storage(x.data.len())
 }
 
 fn check_write<T>(
@@ -193,32 +254,10 @@ fn check_write<T>(
     x: &TensorMut<'_, T>,
     expected: [usize; 4],
 ) -> Result<(), ProblemError> {
-    check(&Claim { tensor, shape: x.shape, strides: x.strides, storage: x.data.len() }, expected)?;
-    if may_overlap(x.shape, x.strides) {
-        return Err(ProblemError::Overlap { tensor, shape: x.shape.to_vec(), strides: x.strides.to_vec() });
-    }
-    Ok(())
-}
-
-fn check(claim: &Claim, expected: [usize; 4]) -> Result<(), ProblemError> {
-    let Claim { tensor, shape, strides, storage } = *claim;
-    if shape != expected {
-        let meaning = if tensor == TensorName::Probs { PROBS_DIMS } else { QKV_DIMS };
-        return Err(ProblemError::Shape {
-            tensor,
-            expected: expected.to_vec(),
-            got: shape.to_vec(),
-            meaning,
-        });
-    }
-    if shape[3] > 1 && strides[3] != 1 {
-        return Err(ProblemError::LastStride { tensor, got: strides[3] });
-    }
-    let needed = extent(shape, strides).unwrap_or(usize::MAX);
-    if needed > storage {
-        return Err(ProblemError::Storage { tensor, needed, got: storage });
-    }
-    Ok(())
+    let description = Description { tensor, shape: x.shape, strides: x.strides };
+    description.check(expected)?;
+    description.check_storage(x.data.len())?;
+    description.check_written(expected)
 }
 
 /// Judges the gradient of lse, if there is one.
@@ -227,7 +266,7 @@ pub(crate) fn check_dlse(problem: &Problem, dlse: Option<&[f32]>) -> Result<(), 
 }
 
 /// Judges a tensor of one number a row: lse, or its gradient.
-fn check_rows(tensor: TensorName, problem: &Problem, len: usize) -> Result<(), ProblemError> {
+pub fn check_rows(tensor: TensorName, problem: &Problem, len: usize) -> Result<(), ProblemError> {
     let shape = problem.shape();
     if len == shape.lse_len() {
         return Ok(());

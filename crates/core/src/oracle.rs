@@ -267,7 +267,9 @@ impl<'a> Head<'a> {
         problem: &'a Problem,
         inputs: &'a Inputs<'a, T>,
     ) -> impl Iterator<Item = Head<'a>> {
-        let Shape { batch, num_heads, .. } = *problem.shape();
+        let Shape { batch, num_heads, seqlen_q, .. } = *problem.shape();
+        // Without queries nothing is to be done, however many heads there are.
+        let batch = if seqlen_q == 0 { 0 } else { batch };
         let heads = (0..batch).flat_map(move |b| (0..num_heads).map(move |h| (b, h)));
         heads.map(move |(batch, head)| {
             let head_k = head / problem.shape().group_size();
@@ -288,6 +290,12 @@ impl<'a> Head<'a> {
         })
     }
 
+    /// The same with other operands.
+    pub(crate) fn map(&self, change: fn(f64) -> f64) -> Self {
+        let [q, k, v] = [&self.q, &self.k, &self.v].map(|x| x.iter().map(|&x| change(x)).collect());
+        Head { q, k, v, ..*self }
+    }
+
     pub(crate) fn q(&self, i: usize) -> &[f64] {
         row(&self.q, i, self.problem.shape().head_dim)
     }
@@ -296,7 +304,7 @@ impl<'a> Head<'a> {
         row(&self.k, j, self.problem.shape().head_dim)
     }
 
-    fn v(&self, j: usize) -> &[f64] {
+    pub(crate) fn v(&self, j: usize) -> &[f64] {
         row(&self.v, j, self.problem.shape().head_dim)
     }
 
@@ -352,7 +360,7 @@ impl<'a> Head<'a> {
 
 /// A tensor's elements in the order of its dimensions.
 pub(crate) fn dense<T: Element>(x: &TensorRef<'_, T>) -> Vec<f64> {
-    let [na, nb, nc, nd] = x.shape;
+    let [na, nb, nc, nd] = if x.shape.contains(&0) { [0; 4] } else { x.shape };
     let mut elements = Vec::with_capacity(na * nb * nc * nd);
     for a in 0..na {
         for b in 0..nb {

@@ -2,7 +2,8 @@
 
 use signflash_core::suite::{Finding, Implementation, Reference, Report, RunError, case, run_case};
 use signflash_core::{
-    Dropout, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Shard, TensorMut, TensorName, bf16,
+    Dropout, Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Shard, TensorMut, TensorName,
+    bf16,
 };
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -17,6 +18,8 @@ enum Fault {
     TinyWhereInvisible,
     NoKeepScale,
     KeepScaleOfTheOtherRule,
+    OnePercent,
+    SwapsHeads,
     RoundsLikeBf16,
     LseOfBase2,
     ForgetsTheLastElement,
@@ -100,6 +103,18 @@ fn each<T: Element>(tensor: &mut TensorMut<'_, T>, change: impl Fn([usize; 4], T
     }
 }
 
+/// Heads 0 and 1 of all rows.
+fn swap_heads<T: Element>(tensor: &mut TensorMut<'_, T>) {
+    let [batch, rows, _, dim] = tensor.shape;
+    for (b, i) in (0..batch).flat_map(|b| (0..rows).map(move |i| (b, i))) {
+        for d in 0..dim {
+            let first = *tensor.at_mut([b, i, 0, d]);
+            let second = std::mem::replace(tensor.at_mut([b, i, 1, d]), first);
+            *tensor.at_mut([b, i, 0, d]) = second;
+        }
+    }
+}
+
 fn scaled<T: Element>(x: T, factor: f64) -> T {
     T::from_f32((x.to_f64() * factor) as f32)
 }
@@ -128,6 +143,8 @@ impl Implementation for Broken {
                 let nominal = 1.0 / (1.0 - f64::from(problem.dropout().expect("it has dropout").p()));
                 each(out, |_, x| scaled(x, nominal / problem.keep_scale()));
             }
+            Fault::OnePercent => each(out, |_, x| scaled(x, 1.01)),
+            Fault::SwapsHeads => swap_heads(out),
             Fault::RoundsLikeBf16 => each(out, |_, x| T::from_f32(bf16::from_f32(x.to_f32()).to_f32())),
             Fault::LseOfBase2 => outputs.lse.iter_mut().for_each(|x| *x *= std::f32::consts::LOG2_E),
             Fault::ForgetsTheLastElement => *out.at_mut(last) = before,
@@ -205,6 +222,14 @@ impl Implementation for Broken {
             Fault::GradientsWithoutScale => {
                 each(&mut gradients.dk, |_, x| scaled(x, 1.0 / problem.softmax_scale()))
             }
+            Fault::OnePercent => {
+                for gradient in [&mut gradients.dq, &mut gradients.dk, &mut gradients.dv] {
+                    each(gradient, |_, x| scaled(x, 1.01));
+                }
+            }
+            Fault::SwapsHeads => {
+                [&mut gradients.dq, &mut gradients.dk, &mut gradients.dv].into_iter().for_each(swap_heads);
+            }
             Fault::DvOfHalfTheGroup => each(&mut gradients.dv, |_, x| scaled(x, 0.5)),
             Fault::NanOfBlindDlse => {
                 let dlse = inputs.dlse.expect("the case has one");
@@ -257,6 +282,30 @@ fn something_where_nothing_is_visible() {
 fn a_missing_keep_scale() {
     assert_detected(Fault::NoKeepScale, "p_0_001", TensorName::Out, ERROR);
     assert_detected(Fault::KeepScaleOfTheOtherRule, "p_0_9", TensorName::Out, ERROR);
+}
+
+#[test]
+fn a_factor_of_1_percent_and_a_swapped_head() {
+    let all = [TensorName::Out, TensorName::Dq, TensorName::Dk, TensorName::Dv];
+    let cases = [
+        ("p_0_1", &all[..]),
+        ("length_2", &all),
+        ("few_queries_of_many_keys", &all),
+        ("many_queries_of_one_key", &[TensorName::Out, TensorName::Dv]),
+    ];
+    for fault in [Fault::OnePercent, Fault::SwapsHeads] {
+        for (case, tensors) in cases {
+            let report = report(fault, case);
+            for tensor in tensors {
+                let found =
+                    |dtype| report.failures.iter().any(|x| x.tensor == Some(*tensor) && x.dtype == dtype);
+                assert!(
+                    [Dtype::F32, Dtype::F16, Dtype::Bf16].into_iter().all(found),
+                    "{case} {tensor}: {report}"
+                );
+            }
+        }
+    }
 }
 
 #[test]
@@ -396,4 +445,34 @@ fn what_is_not_supported_is_skipped_with_its_reason() {
 fn a_backward_without_the_mask_is_detected_by_its_dv() {
     let broken = Broken { fault: Fault::GradientsWithoutMask, calls: AtomicUsize::new(0) };
     signflash_core::suite::check_backward_mask::<f32, _>(&broken);
+}
+
+#[test]
+fn the_mask_of_what_is_not_supported_is_not_checked_and_the_rest_is() {
+    struct Causal;
+    impl Implementation for Causal {
+        fn name(&self) -> String {
+            "causal".to_string()
+        }
+        fn supports(&self, _: signflash_core::Dtype, problem: &Problem) -> Result<(), String> {
+            if problem.causal() { Ok(()) } else { Err("causal only".to_string()) }
+        }
+        fn forward<T: Element>(
+            &self,
+            problem: &Problem,
+            inputs: &Inputs<'_, T>,
+            outputs: &mut Outputs<'_, T>,
+        ) -> Result<(), RunError> {
+            Reference.forward(problem, inputs, outputs)
+        }
+        fn backward<T: Element>(
+            &self,
+            problem: &Problem,
+            inputs: &GradInputs<'_, T>,
+            gradients: &mut Gradients<'_, T>,
+        ) -> Result<(), RunError> {
+            Reference.backward(problem, inputs, gradients)
+        }
+    }
+    assert_eq!(signflash_core::suite::check_backward_mask::<f32, _>(&Causal), 1);
 }

@@ -158,7 +158,15 @@ impl<'a, T: Element> Resident<'a, T> {
     /// # Errors
     /// The driver's.
     pub fn out(&self) -> Result<Vec<T>, CudaError> {
-        self.read(&self.out)
+        read(self.engine, &self.out)
+    }
+
+    /// lse, when it is there.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn lse(&self) -> Result<Vec<f32>, CudaError> {
+        read(self.engine, &self.lse)
     }
 
     /// dq, when it is there.
@@ -166,7 +174,7 @@ impl<'a, T: Element> Resident<'a, T> {
     /// # Errors
     /// The driver's.
     pub fn dq(&self) -> Result<Vec<T>, CudaError> {
-        self.read(&self.dq)
+        read(self.engine, &self.dq)
     }
 
     /// dk, when it is there.
@@ -174,7 +182,7 @@ impl<'a, T: Element> Resident<'a, T> {
     /// # Errors
     /// The driver's.
     pub fn dk(&self) -> Result<Vec<T>, CudaError> {
-        self.read(&self.dk)
+        read(self.engine, &self.dk)
     }
 
     /// dv, when it is there.
@@ -182,14 +190,15 @@ impl<'a, T: Element> Resident<'a, T> {
     /// # Errors
     /// The driver's.
     pub fn dv(&self) -> Result<Vec<T>, CudaError> {
-        self.read(&self.dv)
+        read(self.engine, &self.dv)
     }
+}
 
-    fn read(&self, buffer: &DeviceBuffer) -> Result<Vec<T>, CudaError> {
-        let mut host = vec![T::default(); buffer.len_bytes() / size_of::<T>()];
-        buffer.copy_to_host(self.engine.stream(), bytemuck::cast_slice_mut(&mut host))?;
-        Ok(host)
-    }
+/// A buffer's elements, when they are there.
+fn read<T: Element>(engine: &CudaEngine, buffer: &DeviceBuffer) -> Result<Vec<T>, CudaError> {
+    let mut host = vec![T::default(); buffer.len_bytes() / size_of::<T>()];
+    buffer.copy_to_host(engine.stream(), bytemuck::cast_slice_mut(&mut host))?;
+    Ok(host)
 }
 
 /// Host bytes in a buffer that should have so many.

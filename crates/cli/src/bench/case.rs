@@ -37,7 +37,7 @@ pub(super) struct Measured {
     pub(super) min_ms: f64,
     /// How many there were.
     pub(super) reps: usize,
-    /// Growth of the peak resident memory during the first call.
+    /// On the CPU what the first call allocated at most beyond operands and results, on a GPU the call's workspace.
     pub(super) extra_bytes: usize,
     /// Of the first call, with compiling or loading its kernels, on a GPU.
     pub(super) first_ms: Option<f64>,
@@ -143,6 +143,7 @@ impl Case {
 
 /// Operands and results, stored as (batch, heads, seqlen, head_dim). All pages are touched, so that memory measured
 /// later is the engine's.
+#[derive(Clone)]
 pub(super) struct Tensors<T> {
     pub(super) q: Vec<T>,
     pub(super) k: Vec<T>,
@@ -179,7 +180,8 @@ impl<T: FileElement> Tensors<T> {
         inputs(shape, &self.q, &self.k, &self.v)
     }
 
-    fn call(&mut self, engine: &Engine, problem: &Problem, pass: Pass) -> Result<(), Error> {
+    /// One pass; a backward's needs the results of a forward.
+    pub(super) fn call(&mut self, engine: &Engine, problem: &Problem, pass: Pass) -> Result<(), Error> {
         match pass {
             Pass::Fwd => self.forward(engine, problem),
             Pass::Bwd => self.backward(engine, problem),

@@ -1,53 +1,220 @@
 //! A row is checked before it is timed: the fastest wrong answer is worth nothing.
 //!
-//! Some rows of the last head are compared with the f64 formulas: out of the forward, dq of the backward. All rows
-//! would take far longer than the measurement; the test suite does that.
+//! All of it would take far longer than the measurement, and the test suite does that. What is compared with the f64
+//! formulas is, of the last group of heads, the last queries' out and lse, and for a backward their dq; and the dk and dv
+//! of the first and the last keys, from the call's own out and lse.
 
 use super::case::{Case, Tensors};
 use crate::cli::Pass;
 use crate::compute::{part, part_inputs, sub};
 use crate::errors::Error;
 use crate::files::FileElement;
-use crate::verify::{Distance, bound};
-use signflash_core::{Problem, TensorRef, oracle};
+use signflash_core::judge::{Backward, Distance, Expected, Truth};
+use signflash_core::oracle::Forward;
+use signflash_core::{Inputs, Problem, Shape, Shard, TensorName, TensorRef};
+use std::ops::Range;
 
-/// Rows that are checked.
+/// Queries, and keys at each end, that are checked.
 const ROWS: usize = 4;
+/// What their bound is multiplied by.
+const FEW_ROWS: f64 = 2.0;
 
-/// Compares the last rows of the last head.
+/// Compares what is described above.
+///
+/// # Errors
+/// [`Error::WrongResult`] with the first tensor that is beyond its bound.
 pub(super) fn check<T: FileElement>(
     case: &Case,
     problem: &Problem,
     tensors: &Tensors<T>,
 ) -> Result<(), Error> {
-    let shape = problem.shape();
-    let at = (shape.batch - 1, shape.num_heads - 1);
-    let rows = shape.seqlen_q.saturating_sub(ROWS)..shape.seqlen_q;
-    let first = rows.start;
-    let part = part(problem, at, 1, rows, shape.seqlen_k)?;
-    let inputs = part_inputs(problem, &tensors.inputs(shape), &part);
-    let forward = oracle::forward(&part, &inputs)?;
-    let view = |data| sub(&TensorRef::bhsd(data, shape.q()), at, first, part.shape().q());
-    let (tensor, ours, truth) = match case.pass {
-        Pass::Fwd => ("out", view(tensors.out.as_slice()), forward.out),
-        Pass::Bwd => {
-            let dout = view(tensors.dout.as_slice());
-            ("dq", view(tensors.dq.as_slice()), oracle::backward(&part, &inputs, &dout, None, &forward)?.dq)
+    let check = Check { case, problem, tensors };
+    check.queries()?;
+    if case.pass == Pass::Bwd {
+        let seqlen_k = problem.shape().seqlen_k;
+        check.keys(0..ROWS.min(seqlen_k))?;
+        check.keys(seqlen_k.saturating_sub(ROWS)..seqlen_k)?;
+    }
+    Ok(())
+}
+
+struct Check<'a, T> {
+    case: &'a Case,
+    problem: &'a Problem,
+    tensors: &'a Tensors<T>,
+}
+
+impl<T: FileElement> Check<'_, T> {
+    /// The first head of the last group, and its batch.
+    fn at(&self) -> (usize, usize) {
+        let shape = self.problem.shape();
+        (shape.batch - 1, shape.num_heads - shape.group_size())
+    }
+
+    fn view<'b>(&self, data: &'b [T], row: usize, shape: [usize; 4]) -> TensorRef<'b, T> {
+        sub(&TensorRef::bhsd(data, self.problem.shape().q()), self.at(), row, shape)
+    }
+
+    /// out, lse and, of a backward, dq of the last queries.
+    fn queries(&self) -> Result<(), Error> {
+        let Self { problem, tensors, .. } = self;
+        let shape = problem.shape();
+        let rows = shape.seqlen_q.saturating_sub(ROWS)..shape.seqlen_q;
+        let part = part(problem, self.at(), shape.group_size(), rows.clone(), shape.seqlen_k)?;
+        let inputs = part_inputs(problem, &tensors.inputs(shape), &part);
+        let of_part = part.shape().q();
+        let backward = (self.case.pass == Pass::Bwd)
+            .then(|| Backward { dout: self.view(&tensors.dout, rows.start, of_part), dlse: None });
+        let truth = Truth::of(&part, &inputs, backward)?;
+        let element = |data, n| self.view(data, rows.start, of_part).at(index(n, of_part)).to_f64();
+        let judge = |tensor, got: &dyn Fn(usize) -> f64| match truth.tensor(tensor) {
+            Some(expected) => self.judge(tensor, expected.distance(got)),
+            None => Ok(()), // dq of a forward
+        };
+        judge(TensorName::Out, &|n| element(&tensors.out, n))?;
+        judge(TensorName::Lse, &|n| self.lse(n, &rows))?;
+        judge(TensorName::Dq, &|n| element(&tensors.dq, n))
+    }
+
+    /// dk and dv of some keys. Bench's problems are square: of a causal one the queries at the keys' own places see a
+    /// triangle of them, those behind see all, and those before see none.
+    fn keys(&self, keys: Range<usize>) -> Result<(), Error> {
+        let seqlen_q = self.problem.shape().seqlen_q;
+        let parts = if self.problem.causal() {
+            vec![self.of_keys(&keys, keys.clone(), true)?, self.of_keys(&keys, keys.end..seqlen_q, false)?]
+        } else {
+            vec![self.of_keys(&keys, 0..seqlen_q, false)?]
+        };
+        let of_k = self.problem.shape().k();
+        let (batch, head) = (self.at().0, of_k[2] - 1);
+        let of_keys = [1, keys.len(), 1, of_k[3]];
+        for (tensor, ours) in [(TensorName::Dk, &self.tensors.dk), (TensorName::Dv, &self.tensors.dv)] {
+            let expected = parts.iter().filter_map(|truth| truth.tensor(tensor).cloned());
+            let Some(expected) = expected.reduce(Expected::plus) else { continue };
+            let ours = sub(&TensorRef::bhsd(ours, of_k), (batch, head), keys.start, of_keys);
+            self.judge(tensor, expected.distance(|n| ours.at(index(n, of_keys)).to_f64()))?;
         }
-    };
-    let mut distance = Distance::default();
-    let [_, rows, _, head_dim] = part.shape().q();
-    for i in 0..rows {
-        for d in 0..head_dim {
-            distance.add(ours.at([0, i, 0, d]).to_f64(), truth[i * head_dim + d]);
+        Ok(())
+    }
+
+    /// What some queries give some keys, by the call's own out and lse.
+    fn of_keys(&self, keys: &Range<usize>, rows: Range<usize>, causal: bool) -> Result<Truth, Error> {
+        let Self { problem, tensors, .. } = self;
+        let shape = problem.shape();
+        let (at, group) = (self.at(), shape.group_size());
+        let first = rows.start;
+        let shard = Shard {
+            first_batch: at.0,
+            first_head: at.1,
+            first_row: first,
+            first_column: keys.start,
+            num_heads_total: Some(shape.num_heads),
+        };
+        let of_part = Shape {
+            batch: 1,
+            seqlen_q: rows.len(),
+            seqlen_k: keys.len(),
+            num_heads: group,
+            num_heads_k: 1,
+            head_dim: shape.head_dim,
+        };
+        let builder =
+            Problem::builder(of_part).causal(causal).softmax_scale(problem.softmax_scale()).shard(shard);
+        let part = problem.dropout().into_iter().fold(builder, |builder, &x| builder.dropout(x)).build()?;
+        let inputs = tensors.inputs(shape);
+        let at_k = (at.0, at.1 / group);
+        let [k, v] = [inputs.k, inputs.v].map(|x| sub(&x, at_k, keys.start, of_part.k()));
+        let q = self.view(&tensors.q, first, of_part.q());
+        let inputs = Inputs { q, k, v };
+        let out = self.view(&tensors.out, first, of_part.q());
+        let len = of_part.q().into_iter().product();
+        let forward = Forward {
+            out: (0..len).map(|n| out.at(index(n, of_part.q())).to_f64()).collect(),
+            lse: (0..of_part.lse_len()).map(|n| self.lse(n, &rows)).collect(),
+        };
+        let dout = self.view(&tensors.dout, first, of_part.q());
+        Ok(Truth::from_forward(&part, &inputs, Some(Backward { dout, dlse: None }), forward)?)
+    }
+
+    /// The n-th lse of (group, rows).
+    fn lse(&self, n: usize, rows: &Range<usize>) -> f64 {
+        let Shape { num_heads, seqlen_q, .. } = *self.problem.shape();
+        let (batch, head) = self.at();
+        let head = batch * num_heads + head + n / rows.len();
+        self.tensors.lse[head * seqlen_q + rows.start + n % rows.len()].into()
+    }
+
+    fn judge(&self, tensor: TensorName, distance: Distance) -> Result<(), Error> {
+        // A few rows scatter more than the whole tensor that the contract speaks of.
+        let (error, bound) = (distance.error(), FEW_ROWS * distance.bound());
+        if error <= bound {
+            return Ok(());
+        }
+        Err(Error::WrongResult { case: self.case.to_string(), tensor, error, bound })
+    }
+}
+
+/// The index of the n-th number in the order of the dimensions.
+fn index(n: usize, [_, rows, heads, dim]: [usize; 4]) -> [usize; 4] {
+    [n / dim / heads / rows, n / dim / heads % rows, n / dim % heads, n % dim]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Engine;
+    use signflash_core::{Dtype, f16};
+    use signflash_cpu::CpuEngine;
+
+    /// A backward and its results, right.
+    fn right(causal: bool) -> (Case, Problem, Tensors<f16>) {
+        let case = Case {
+            dtype: Dtype::F16,
+            pass: Pass::Bwd,
+            batch: 2,
+            heads: 4,
+            heads_k: 2,
+            head_dim: 40,
+            seqlen: 70,
+            causal,
+            dropout_p: 0.1,
+        };
+        let (engine, problem) = (Engine::Cpu(CpuEngine::new()), case.problem().unwrap());
+        let mut tensors = Tensors::random(problem.shape());
+        tensors.call(&engine, &problem, Pass::Fwd).unwrap();
+        tensors.call(&engine, &problem, Pass::Bwd).unwrap();
+        check(&case, &problem, &tensors).unwrap();
+        (case, problem, tensors)
+    }
+
+    #[test]
+    fn every_tensor_of_a_backward_is_looked_at() {
+        for causal in [false, true] {
+            let (case, problem, mut right) = right(causal);
+            let last_key = right.dk.len() - 40;
+            let spoils: [(TensorName, fn(&mut Tensors<f16>, usize)); 5] = [
+                (TensorName::Out, |x, _| x.out.iter_mut().for_each(|x| *x = scaled(*x))),
+                (TensorName::Lse, |x, _| x.lse.iter_mut().for_each(|x| *x += 1e-2)),
+                (TensorName::Dq, |x, _| x.dq.iter_mut().for_each(|x| *x = scaled(*x))),
+                (TensorName::Dk, |x, at| x.dk[at..at + 40].fill(f16::ONE)),
+                (TensorName::Dv, |x, at| x.dv[at..at + 40].fill(f16::ONE)),
+            ];
+            for (name, spoil) in spoils {
+                // The first and the last key of the last head, which are stored one behind the other.
+                for at in [last_key + 40 - 70 * 40, last_key] {
+                    let mut tensors = right.clone();
+                    spoil(&mut tensors, at);
+                    let refused = check(&case, &problem, &tensors).unwrap_err();
+                    let found = matches!(&refused, Error::WrongResult { tensor, .. } if *tensor == name);
+                    assert!(found, "{name}, causal {causal}: {refused}");
+                }
+            }
+            right.dk.rotate_left(70 * 40); // another head's
+            assert!(check(&case, &problem, &right).is_err());
         }
     }
-    // A few rows scatter more than the whole tensor that the contract speaks of.
-    let bound = 2.0 * bound(tensor, T::DTYPE);
-    let error = distance.relative();
-    if error <= bound {
-        Ok(())
-    } else {
-        Err(Error::WrongResult { case: case.to_string(), tensor, error, bound })
+
+    fn scaled(x: f16) -> f16 {
+        f16::from_f32(1.01 * x.to_f32())
     }
 }

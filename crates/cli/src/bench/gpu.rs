@@ -35,8 +35,11 @@ pub(super) fn measure<T: FileElement>(
     engine.stream().synchronize().map_err(EngineError::from)?;
     let first_ms = start.elapsed().as_secs_f64() * 1e3;
     tensors.out = resident.out().map_err(EngineError::from)?;
+    tensors.lse = resident.lse().map_err(EngineError::from)?;
     if case.pass == Pass::Bwd {
         tensors.dq = resident.dq().map_err(EngineError::from)?;
+        tensors.dk = resident.dk().map_err(EngineError::from)?;
+        tensors.dv = resident.dv().map_err(EngineError::from)?;
     }
     check::check(case, &problem, &tensors)?;
     for _ in 1..WARM_UP {

@@ -5,7 +5,7 @@
 //! [`run`] for a [`Report`] of all, [`check`] for one.
 //!
 //! Each case runs with each of its dtypes: the forward without and with probs, and the backward. Required are
-//! - results within the contract's [`Tolerance`] of the f64 [oracle](crate::oracle) on the same rounded operands, with
+//! - results within the contract's [bounds](crate::judge) of the f64 [oracle](crate::oracle) on the same rounded operands, with
 //!   NaNs and infinities at its very places, and exact zeros where nothing contributes;
 //! - the sign bit of every visible probability equal to the mask, +0.0 where a query does not see a key;
 //! - every element written: results start as poison;
@@ -27,7 +27,6 @@ mod part;
 mod report;
 mod run;
 mod storage;
-mod tolerance;
 mod truth;
 pub mod vectors;
 
@@ -40,4 +39,3 @@ pub use inputs::Values;
 pub use layout::Layout;
 pub use report::{Entry, Failure, Finding, Report};
 pub use run::{check, run, run_case};
-pub use tolerance::Tolerance;

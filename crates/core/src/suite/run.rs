@@ -87,10 +87,10 @@ pub fn run_case(name: &str, case: &Case, implementation: &impl Implementation) -
 fn run_dtype<T: Element>(case: &Case, implementation: &impl Implementation) -> Vec<Found> {
     let (problem, values) = (case.problem(), case.values());
     let mut truth = Truth::of::<T>(&problem, &values);
-    let with_p = truth.max_score <= implementation.largest_score_of_p();
+    let with_p = truth.results.max_score() <= implementation.largest_score_of_p();
     if case.products_near.is_some() {
         // Scores are exact: their rounding is no excuse. That of lse is, below what backwards may take for small.
-        truth.max_score = truth.max_score.min(1024.0);
+        truth.results = truth.results.with_scores_up_to(1024.0);
     }
     let parts = parts(&problem, &case.cuts);
     let run = Run { implementation, problem: &problem, values: &values, truth: &truth, layout: case.layout };
@@ -105,7 +105,7 @@ fn run_dtype<T: Element>(case: &Case, implementation: &impl Implementation) -> V
         return found;
     }
     match run.backward::<T>(&parts) {
-        Ok(gradients) => found.extend(compare::backward(&problem, T::DTYPE, &truth, &gradients)),
+        Ok(gradients) => found.extend(compare::backward(&problem, &truth, &gradients)),
         Err(failed) => found.push(failed),
     }
     found
@@ -187,8 +187,8 @@ impl<T: Element> Piece<T> {
     fn new<I>(run: &Run<'_, I>, part: &Part) -> Self {
         let problem = part.problem(run.problem);
         let values = part.values(run.problem, run.values);
-        let oracle::Forward { out, lse } = &run.truth.forward;
-        let (out, lse) = part.forward(run.problem, out, lse);
+        let truth = &run.truth.results;
+        let (out, lse) = part.forward(run.problem, &truth.out().values, &truth.lse().values);
         let (q, k) = (problem.shape().q(), problem.shape().k());
         let (q_strides, k_strides) = (run.layout.strides(q), run.layout.key_strides(k));
         Self {

@@ -2,7 +2,8 @@
 
 use crate::gpu::{gpu, say};
 use crate::tensors::{Both, matrix, read, read_f32};
-use signflash_core::{Dropout, KeepRule, Problem, Shape, bf16};
+use signflash_core::judge::Distance;
+use signflash_core::{Bounds, Dropout, Dtype, KeepRule, Problem, Shape, bf16};
 use signflash_cuda::{CudaEngine, DeviceBuffer};
 use signflash_kernels::{BackwardCall, ForwardCall, Half};
 
@@ -78,10 +79,10 @@ fn sum(weight: impl Fn(usize) -> f64, x: &[bf16]) -> Vec<f64> {
 }
 
 fn assert_close(name: &str, i: usize, got: &[bf16], want: &[f64]) {
-    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
-    let error = norm(&mut row(got, i).zip(want).map(|(g, w)| g - w)) / norm(&mut want.iter().copied());
     // One row of 16 numbers, not the norm of a tensor: three times the contract's bound of gradients.
-    assert!(error < 1.2e-2, "{name}, row {i}: relative error {error:.1e}");
+    let bound = 3.0 * Bounds::of(Dtype::Bf16).gradients;
+    let distance = Distance::between(row(got, i).zip(want.iter().copied()), bound);
+    assert!(distance.is_right(), "{name}, row {i}: relative error {:.1e}", distance.error());
 }
 
 #[test]

@@ -1,0 +1,254 @@
+//! `attend --verify`: our results against the formulas in f64, and against the results that the file holds.
+//!
+//! The contract bounds the distance of a result from the formulas in f64 on the same rounded inputs; `signflash_core`'s
+//! judge knows it, as the test suite does. Two implementations within the contract may be twice as far from each other,
+//! because each rounds in its own way. So ours against f64 is judged by the contract's bound, ours against the file's by
+//! twice that bound, and the file's against f64 is shown so that a reader sees who is to blame.
+
+mod mask;
+mod report;
+
+use crate::compute::{Results, part, part_inputs, sub};
+use crate::errors::Error;
+use crate::files::{Archive, FileElement};
+use crate::input::Operands;
+use crate::progress::Progress;
+use crate::settings::Layout;
+use rayon::prelude::*;
+use report::Report;
+use signflash_core::judge::{Backward, Distance, Expected, Truth};
+use signflash_core::{Bounds, Problem, TensorName, contiguous_strides};
+use std::io::Write;
+
+/// The tensors that a file may hold to be compared with.
+pub const REFERENCES: [&str; 5] = ["out", "lse", "dq", "dk", "dv"];
+/// The mask that a file may hold.
+pub const SIGNBIT: &str = "signbit";
+
+/// What is compared.
+pub struct Verify<'a, T> {
+    /// The problem.
+    pub problem: &'a Problem,
+    /// How tensors are stored.
+    pub layout: Layout,
+    /// What attention read.
+    pub operands: &'a Operands<T>,
+    /// What it gave.
+    pub results: &'a Results<T>,
+    /// The file's own results.
+    pub archive: &'a Archive,
+    /// Whether to compare with the formulas in f64.
+    pub with_f64: bool,
+    /// Whether to show no progress.
+    pub quiet: bool,
+}
+
+/// The distances of one tensor; what the file does not hold has none.
+#[derive(Clone, Copy, Debug)]
+struct Distances {
+    ours_to_f64: Distance,
+    file_to_f64: Option<Distance>,
+    ours_to_file: Option<Distance>,
+}
+
+impl Distances {
+    fn merge(self, other: Self) -> Self {
+        let both = |a: Option<Distance>, b: Option<Distance>| Some(a?.merge(b?));
+        Self {
+            ours_to_f64: self.ours_to_f64.merge(other.ours_to_f64),
+            file_to_f64: both(self.file_to_f64, other.file_to_f64),
+            ours_to_file: both(self.ours_to_file, other.ours_to_file),
+        }
+    }
+}
+
+/// One tensor, ours and the file's, stored alike.
+struct Pair<'a> {
+    name: &'static str,
+    tensor: TensorName,
+    /// As (batch, seqlen, heads, head_dim); lse has head_dim 1.
+    strides: [usize; 4],
+    /// The contract's bound where scores are ordinary.
+    bound: f64,
+    /// By place in storage.
+    ours: Box<dyn Fn(usize) -> f64 + Sync + 'a>,
+    len: usize,
+    file: Option<Vec<f64>>,
+}
+
+impl<T: FileElement> Verify<'_, T> {
+    /// Prints the comparison.
+    ///
+    /// # Errors
+    /// [`Error::BeyondBounds`] after the table, if anything is beyond its bound; errors about the file's tensors.
+    pub fn run(&self, stdout: &mut dyn Write) -> Result<(), Error> {
+        let pairs = self.pairs()?;
+        let mut distances: Vec<Distances> = pairs.iter().map(Pair::without_f64).collect();
+        // Without what f64 knows of cancelling, a right result may seem far from the file's.
+        let far = distances.iter().any(|x| x.ours_to_file.is_some_and(|distance| !distance.is_right()));
+        if self.with_f64 || far {
+            distances = self.against_f64(&pairs, distances)?;
+        }
+        let mut report = Report::default();
+        for (pair, distances) in pairs.iter().zip(&distances) {
+            report.tensor(pair.name, distances, self.with_f64);
+        }
+        let mask = self.mask(&mut report)?;
+        report.print(&mask, stdout).map_err(Error::Stdout)?;
+        report.verdict()
+    }
+
+    /// lse last, in the order of the table.
+    fn pairs(&self) -> Result<Vec<Pair<'_>>, Error> {
+        let shape = self.problem.shape();
+        let (q, k) = (shape.q(), shape.k());
+        let mut pairs = vec![self.pair(TensorName::Out, "out", &self.results.out, q)?];
+        if let Some(grads) = &self.results.gradients {
+            pairs.push(self.pair(TensorName::Dq, "dq", &grads.dq, q)?);
+            pairs.push(self.pair(TensorName::Dk, "dk", &grads.dk, k)?);
+            pairs.push(self.pair(TensorName::Dv, "dv", &grads.dv, k)?);
+        }
+        // (batch, heads, seqlen_q) in either layout.
+        let expected = [shape.batch, shape.num_heads, shape.seqlen_q];
+        let lse = &self.results.lse;
+        let [batch, head, row, _] = contiguous_strides([shape.batch, shape.num_heads, shape.seqlen_q, 1]);
+        pairs.push(Pair {
+            name: "lse",
+            tensor: TensorName::Lse,
+            strides: [batch, row, head, 1],
+            bound: Bounds::of(T::DTYPE).lse,
+            ours: Box::new(|place| lse[place].into()),
+            len: lse.len(),
+            file: self.reference("lse", &expected, "(batch, heads, seqlen_q)")?,
+        });
+        Ok(pairs)
+    }
+
+    fn pair<'b>(
+        &'b self,
+        tensor: TensorName,
+        name: &'static str,
+        ours: &'b [T],
+        shape: [usize; 4],
+    ) -> Result<Pair<'b>, Error> {
+        let file = self.reference(name, &self.layout.reorder(shape), "as in our result")?;
+        let strides = self.layout.view(ours, shape).strides;
+        let bound = Bounds::of(T::DTYPE).of_tensor(tensor);
+        let len = ours.len();
+        Ok(Pair { name, tensor, strides, bound, ours: Box::new(|place| ours[place].to_f64()), len, file })
+    }
+
+    fn reference(
+        &self,
+        name: &'static str,
+        expected: &[usize],
+        meaning: &'static str,
+    ) -> Result<Option<Vec<f64>>, Error> {
+        let Some(tensor) = self.archive.tensors.get(name) else { return Ok(None) };
+        if tensor.shape != expected {
+            return Err(Error::TensorShape {
+                tensor: name,
+                got: tensor.shape.clone(),
+                expected: format!("{expected:?}"),
+                meaning,
+            });
+        }
+        Ok(Some(tensor.data.to_f64()))
+    }
+
+    /// The distances of all tensors. Groups of heads are independent, and so many threads as there are compute them.
+    fn against_f64(&self, pairs: &[Pair<'_>], none: Vec<Distances>) -> Result<Vec<Distances>, Error> {
+        let shape = self.problem.shape();
+        if pairs.iter().all(|pair| pair.len == 0) {
+            return Ok(none); // however many heads there are of nothing
+        }
+        let groups = shape.batch * shape.num_heads_k;
+        let progress = Progress::bar("comparing with f64", groups as u64, self.quiet);
+        let sum =
+            |a: Vec<Distances>, b: Vec<Distances>| a.into_iter().zip(b).map(|(a, b)| a.merge(b)).collect();
+        let whole = (0..groups)
+            .into_par_iter()
+            .map(|group| {
+                let at = (group / shape.num_heads_k, group % shape.num_heads_k * shape.group_size());
+                let distances = self.group_against_f64(at, pairs);
+                progress.advance(1);
+                distances
+            })
+            .try_reduce_with(|a, b| Ok(sum(a, b)));
+        whole.unwrap_or(Ok(none))
+    }
+
+    fn group_against_f64(&self, at: (usize, usize), pairs: &[Pair<'_>]) -> Result<Vec<Distances>, Error> {
+        let whole = self.problem.shape();
+        let part = part(self.problem, at, whole.group_size(), 0..whole.seqlen_q, whole.seqlen_k)?;
+        let inputs = part_inputs(self.problem, &self.operands.inputs(self.problem, self.layout), &part);
+        let backward = self.operands.dout(self.problem, self.layout).map(|dout| Backward {
+            dout: sub(&dout, at, 0, part.shape().q()),
+            dlse: self.operands.dlse.as_deref().map(|dlse| self.group_rows(dlse, at)),
+        });
+        let truth = Truth::of(&part, &inputs, backward)?;
+        let of_pair = |pair: &Pair<'_>| {
+            let expected = truth.tensor(pair.tensor)?;
+            let ([_, seqlen, heads, dim], head) = match pair.tensor {
+                TensorName::Dk | TensorName::Dv => (part.shape().k(), at.1 / whole.group_size()),
+                TensorName::Lse => ([1, whole.seqlen_q, whole.group_size(), 1], at.1),
+                _ => (part.shape().q(), at.1),
+            };
+            Some(pair.distances(expected, &Piece { batch: at.0, head, seqlen, heads, dim }))
+        };
+        Ok(pairs.iter().filter_map(of_pair).collect())
+    }
+
+    /// The part of a dense (batch, num_heads, seqlen_q) that a group of heads has from (batch, head) on.
+    fn group_rows<'b>(&self, rows: &'b [f32], (batch, head): (usize, usize)) -> &'b [f32] {
+        let shape = self.problem.shape();
+        let first = (batch * shape.num_heads + head) * shape.seqlen_q;
+        &rows[first..first + shape.group_size() * shape.seqlen_q]
+    }
+}
+
+/// The part of a tensor that a group of heads has.
+struct Piece {
+    batch: usize,
+    /// The first.
+    head: usize,
+    seqlen: usize,
+    heads: usize,
+    dim: usize,
+}
+
+impl Pair<'_> {
+    /// As far as can be said without knowing the right values.
+    fn without_f64(&self) -> Distances {
+        let between = |file: &Vec<f64>| {
+            let pairs = (0..self.len).map(|place| ((self.ours)(place), file[place]));
+            Distance::between(pairs, self.bound).of_two_results()
+        };
+        let ours_to_file = self.file.as_ref().map(between);
+        let unknown = Distance::between([], self.bound);
+        Distances { ours_to_f64: unknown, file_to_f64: self.file.as_ref().map(|_| unknown), ours_to_file }
+    }
+
+    fn distances(&self, expected: &Expected, piece: &Piece) -> Distances {
+        let ours = |n| (self.ours)(self.place(piece, n));
+        Distances {
+            ours_to_f64: expected.distance(ours),
+            file_to_f64: self.file.as_ref().map(|file| expected.distance(|n| file[self.place(piece, n)])),
+            ours_to_file: self
+                .file
+                .as_ref()
+                .map(|file| expected.distance_of_two(ours, |n| file[self.place(piece, n)])),
+        }
+    }
+
+    /// Where the n-th number of the truth of a piece lies in the whole's storage.
+    fn place(&self, piece: &Piece, n: usize) -> usize {
+        let Piece { batch, head, seqlen, heads, dim } = *piece;
+        let (row, h, d) = match self.tensor {
+            TensorName::Lse => (n % seqlen, n / seqlen, 0),
+            _ => (n / dim / heads, n / dim % heads, n % dim),
+        };
+        let [batch_stride, row_stride, head_stride, _] = self.strides;
+        batch * batch_stride + row * row_stride + (head + h) * head_stride + d
+    }
+}

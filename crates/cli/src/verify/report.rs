@@ -1,0 +1,63 @@
+//! The table that is printed, and the verdict.
+
+use super::Distances;
+use crate::errors::Error;
+use crate::table::table;
+use signflash_core::judge::Distance;
+use std::io::Write;
+
+/// The table and its verdict.
+#[derive(Default)]
+pub(super) struct Report {
+    rows: Vec<Vec<String>>,
+    checks: usize,
+    failed: Vec<String>,
+}
+
+impl Report {
+    pub(super) fn check(&mut self, name: &str, passed: bool) -> bool {
+        self.checks += 1;
+        if !passed {
+            self.failed.push(name.to_string());
+        }
+        passed
+    }
+
+    pub(super) fn tensor(&mut self, name: &str, distances: &Distances, with_f64: bool) {
+        let shown = |x: f64| format!("{x:.2e}");
+        let dashes = || ["-".to_string(), "-".to_string()];
+        let both = |distance: &Distance| [shown(distance.error()), shown(distance.bound())];
+        let Distances { ours_to_f64, file_to_f64, ours_to_file } = distances;
+        let mut row = vec![name.to_string()];
+        let mut passed = !with_f64 || self.check(&format!("{name} vs f64"), ours_to_f64.is_right());
+        row.extend(if with_f64 { both(ours_to_f64) } else { dashes() });
+        let file_to_f64 = file_to_f64.filter(|_| with_f64);
+        row.push(file_to_f64.map_or_else(|| "-".to_string(), |distance| shown(distance.error())));
+        if let Some(distance) = ours_to_file {
+            passed &= self.check(&format!("{name} vs file"), distance.is_right());
+        }
+        row.extend(ours_to_file.as_ref().map_or_else(dashes, both));
+        let file_is_off = file_to_f64.is_some_and(|distance| !distance.is_right());
+        row.push(match (passed, file_is_off) {
+            (true, false) => "ok".into(),
+            (true, true) => "ok; the file's is off".into(),
+            (false, true) => "FAILED; the file's is off".into(),
+            (false, false) => "FAILED".into(),
+        });
+        self.rows.push(row);
+    }
+
+    pub(super) fn print(&self, mask: &[String], stdout: &mut dyn Write) -> std::io::Result<()> {
+        let header = ["tensor", "ours vs f64", "bound", "file vs f64", "ours vs file", "bound", "verdict"];
+        writeln!(stdout, "{}", table(&header, self.rows.iter().cloned(), 1))?;
+        mask.iter().try_for_each(|line| writeln!(stdout, "{line}"))
+    }
+
+    pub(super) fn verdict(&self) -> Result<(), Error> {
+        if self.failed.is_empty() {
+            return Ok(());
+        }
+        let names = self.failed.join(", ");
+        Err(Error::BeyondBounds { failed: self.failed.len(), checks: self.checks, names })
+    }
+}

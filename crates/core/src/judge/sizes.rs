@@ -1,0 +1,158 @@
+//! How large results would be without cancelling, and what rounding alone makes of them.
+
+use super::Backward;
+use crate::oracle::{Forward, Gradients, Head, Weight, dense, dot};
+use crate::{Element, Inputs, Problem};
+
+/// Of one tensor.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Size {
+    /// The sum of the squares of the terms of each row, in the order of the tensor; 0 where there are none.
+    pub(super) terms: Vec<f64>,
+    /// The sum of the squares of what rounding changes.
+    pub(super) rounding: f64,
+}
+
+/// Of all tensors of a call.
+#[derive(Debug, Default)]
+pub(super) struct Sizes {
+    pub(super) out: Size,
+    pub(super) lse: Size,
+    pub(super) dq: Size,
+    pub(super) dk: Size,
+    pub(super) dv: Size,
+    /// The largest magnitude of a finite score.
+    pub(super) max_score: f64,
+}
+
+/// The terms of a row, summed, and the row itself from rounded p and ds.
+struct Rows {
+    terms: Vec<f64>,
+    rounded: Vec<f64>,
+    dim: usize,
+}
+
+impl Rows {
+    fn new(shape: [usize; 4]) -> Self {
+        let [batch, seqlen, heads, dim] = shape;
+        let rows = batch * seqlen * heads;
+        Self { terms: vec![0.0; rows], rounded: vec![0.0; rows * dim], dim }
+    }
+
+    /// One term: `size` is what its factor is computed from, `factor` its rounded self.
+    fn add(&mut self, at: usize, size: f64, factor: f64, x: &[f64]) {
+        self.terms[at / self.dim] += size * size * dot(x, x);
+        for (sum, x) in self.rounded[at..at + self.dim].iter_mut().zip(x) {
+            *sum += factor * x;
+        }
+    }
+
+    fn size<T: Element>(self, exact: &[f64]) -> Size {
+        let lost = |(rounded, exact): (&f64, &f64)| (round::<T>(*rounded) - exact).powi(2);
+        let rounding = self.rounded.iter().zip(exact).map(lost).filter(|x| x.is_finite()).sum();
+        Size { terms: self.terms, rounding }
+    }
+}
+
+impl Sizes {
+    /// `gradients` and `backward` are there together.
+    pub(super) fn of<T: Element>(
+        problem: &Problem,
+        inputs: &Inputs<'_, T>,
+        backward: Option<Backward<'_, T>>,
+        forward: &Forward,
+        gradients: Option<&Gradients>,
+    ) -> Self {
+        let shape = problem.shape();
+        let (scale, keep_scale) = (problem.softmax_scale(), problem.keep_scale());
+        let with_gradients = |shape: [usize; 4]| Rows::new(if backward.is_some() { shape } else { [0; 4] });
+        let (mut out, mut dq) = (Rows::new(shape.q()), with_gradients(shape.q()));
+        let (mut dk, mut dv) = (with_gradients(shape.k()), with_gradients(shape.k()));
+        let (mut max_score, mut lse) = (0.0f64, vec![0.0; forward.lse.len()]);
+        let dout = backward.map(|backward| dense(&backward.dout));
+        for head in Head::all(problem, inputs) {
+            let flushed = head.map(flush);
+            for i in 0..shape.seqlen_q {
+                let (query, scores) = (head.query(i), head.scores(i));
+                let row_max = scores.iter().filter(|s| s.is_finite()).fold(0.0f64, |max, s| max.max(s.abs()));
+                max_score = max_score.max(row_max);
+                let lse_i = forward.lse[head.lse_index(i)];
+                // What counts of lse is how far it moves p, its absolute error: near 0 it need not be relatively exact.
+                lse[head.lse_index(i)] = if lse_i.is_finite() { 4.0 * row_max.max(1.0).powi(2) } else { 0.0 };
+                let dout_i = dout.as_deref().map(|dout| head.query_row(i, dout));
+                let out_i = head.query_row(i, &forward.out);
+                let weights = head.weights(i, &scores, lse_i);
+                let delta = dout_i.map(|dout_i| {
+                    let dlse = head.dlse(i, backward.and_then(|backward| backward.dlse));
+                    let stored: Vec<f64> = out_i.iter().map(|&x| round::<T>(x)).collect();
+                    // dp's sums lose as much in all keys if the keys are alike: as in the heaviest.
+                    let heaviest = weights.iter().max_by(|a, b| a.p.total_cmp(&b.p));
+                    let of_dp = heaviest.map_or(0.0, |x| keep_scale * lost_in_order(dout_i, head.v(x.j)));
+                    let lost = of_dp + lost_in_order(dout_i, &stored);
+                    Delta {
+                        rounded: dot(dout_i, &stored) - dlse + lost,
+                        size: size_of_dot(dout_i, out_i) + dlse.abs(),
+                    }
+                });
+                for Weight { j, p, kept } in weights {
+                    if p == 0.0 {
+                        continue;
+                    }
+                    let (key, kept_p) = (head.key(j), round::<T>(p) * keep_scale);
+                    if kept {
+                        out.add(query, keep_scale * p, kept_p, flushed.v(j));
+                    }
+                    let (Some(dout_i), Some(delta)) = (dout_i, &delta) else { continue };
+                    let dp_size = if kept { keep_scale * size_of_dot(dout_i, head.v(j)) } else { 0.0 };
+                    let size = scale * p * (dp_size + delta.size);
+                    let ds = scale * round::<T>(p * (head.dp(j, kept, dout_i) - delta.rounded));
+                    dq.add(query, size, ds, flushed.k(j));
+                    dk.add(key, size, ds, flushed.q(i));
+                    if kept {
+                        dv.add(key, keep_scale * p, kept_p, dout_i);
+                    }
+                }
+            }
+        }
+        let gradient = |rows: Rows, exact: fn(&Gradients) -> &[f64]| {
+            gradients.map_or_else(Size::default, |gradients| rows.size::<T>(exact(gradients)))
+        };
+        Self {
+            out: out.size::<T>(&forward.out),
+            lse: Size { terms: lse, rounding: 0.0 },
+            dq: gradient(dq, |gradients| &gradients.dq),
+            dk: gradient(dk, |gradients| &gradients.dk),
+            dv: gradient(dv, |gradients| &gradients.dv),
+            max_score,
+        }
+    }
+}
+
+/// `<dout, out>` of one query.
+struct Delta {
+    /// From the out that is stored, and with what sums in f32 lose.
+    rounded: f64,
+    size: f64,
+}
+
+/// What the error of a dot product is relative to: itself, or what its terms give if they cancel.
+fn size_of_dot(a: &[f64], b: &[f64]) -> f64 {
+    let squares: f64 = a.iter().zip(b).map(|(a, b)| (a * b) * (a * b)).sum();
+    dot(a, b).abs().max(squares.sqrt())
+}
+
+/// How much a dot product loses if it is added in f32 in order: most where all terms are alike.
+fn lost_in_order(a: &[f64], b: &[f64]) -> f64 {
+    let in_order = a.iter().zip(b).fold(0f32, |sum, (a, b)| (f64::from(sum) + a * b) as f32);
+    (f64::from(in_order) - dot(a, b)).abs()
+}
+
+/// As the dtype stores it.
+fn round<T: Element>(x: f64) -> f64 {
+    flush(T::from_f32(x as f32).to_f64())
+}
+
+/// A number that is subnormal in f32 counts as 0: some processors' instructions for bf16 take it so.
+fn flush(x: f64) -> f64 {
+    if x.abs() < f64::from(f32::MIN_POSITIVE) { 0.0 } else { x }
+}
