@@ -7,12 +7,13 @@ use crate::finite::{all_finite, finite_where_seen};
 use crate::forward::{self, Forward, Scores};
 use crate::isa::{Isa, IsaError};
 use crate::partial::Partials;
+use crate::raw::{RawGradInputs, RawGradients, RawInputs, RawOutputs, RawTensor};
 use crate::references::{References, is_large};
 use crate::schedule;
-use crate::turnstile::Turn;
+use crate::turnstile::{TellsOfPanic, Turn};
 use crate::view::{FloatsMut, View, ViewMut};
 use signflash_core::{Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError, Shape};
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 /// Attention on this machine's CPU.
 ///
@@ -99,7 +100,8 @@ impl CpuEngine {
     /// exactly 0 contributes nothing, whatever it holds.
     ///
     /// Scores, sums and `lse` are f32 for every dtype; relative errors against the f64 oracle are within the
-    /// contract's: 1e-6 (f32), 4e-4 (f16), 3e-3 (bf16), lse 1e-6. `probs` costs another pass over the scores.
+    /// [contract's](signflash_core::judge): of ordinary numbers 1e-6 (f32), 4e-4 (f16), 3e-3 (bf16), lse 1e-6. `probs` costs
+    /// another pass over the scores.
     ///
     /// # Errors
     /// A [`ProblemError`] naming the tensor that does not fit `problem`; the outputs are then untouched.
@@ -111,24 +113,70 @@ impl CpuEngine {
     ) -> Result<(), ProblemError> {
         inputs.check(problem)?;
         outputs.check(problem)?;
+        let outputs = RawOutputs {
+            out: RawTensor::of_mut(&mut outputs.out),
+            lse: outputs.lse,
+            probs: outputs.probs.as_mut().map(RawTensor::of_mut),
+        };
+        // SAFETY: both borrow their tensors, whose storage the checks found long enough.
+        unsafe { self.run_forward(problem, RawInputs::of(inputs), outputs) };
+        Ok(())
+    }
+
+    /// [`forward`](Self::forward) over tensors that are not borrowed.
+    ///
+    /// # Errors
+    /// A [`ProblemError`] naming the tensor that does not fit `problem` or has no memory; the outputs are then untouched.
+    ///
+    /// # Safety
+    /// Every element of the tensors must be there during the call. Nobody may write those of `inputs` or use those of
+    /// `outputs` meanwhile, and no element may belong to two tensors of which one is written. What lies between elements does not
+    /// matter.
+    pub unsafe fn forward_raw<T: Element>(
+        &self,
+        problem: &Problem,
+        inputs: &RawInputs<T>,
+        outputs: RawOutputs<'_, T>,
+    ) -> Result<(), ProblemError> {
+        inputs.check(problem)?;
+        outputs.check(problem)?;
+        // SAFETY: checked just now; the rest is the caller's promise.
+        unsafe { self.run_forward(problem, *inputs, outputs) };
+        Ok(())
+    }
+
+    /// # Safety
+    /// As [`forward_raw`](Self::forward_raw), and the tensors were checked.
+    unsafe fn run_forward<T: Element>(
+        &self,
+        problem: &Problem,
+        inputs: RawInputs<T>,
+        outputs: RawOutputs<'_, T>,
+    ) {
         let shape = *problem.shape();
+        if shape.lse_len() == 0 {
+            return; // no row, however many heads there are of nothing
+        }
         let threads = self.threads_for(&shape, 4.0);
-        let call = Call::new(problem, !all_finite(threads, &inputs.v));
+        // SAFETY: the caller's promise; and so below.
+        let call = Call::new(problem, !unsafe { all_finite(threads, inputs.v) });
         let tile_rows = forward_tile_rows(&shape, threads);
-        let scores = Scores { call, q: View::new(&inputs.q), k: View::new(&inputs.k), tile_rows };
-        let forward = Forward {
-            scores,
-            v: View::new(&inputs.v),
-            out: ViewMut::new(&mut outputs.out),
-            lse: FloatsMut::new(outputs.lse),
-            probs: outputs.probs.as_mut().map(ViewMut::new),
+        // SAFETY: the caller's promise, for as long as `forward` lives.
+        let forward = unsafe {
+            Forward {
+                scores: Scores { call, q: View::new(inputs.q), k: View::new(inputs.k), tile_rows },
+                v: View::new(inputs.v),
+                out: ViewMut::new(outputs.out),
+                lse: FloatsMut::new(outputs.lse),
+                probs: outputs.probs.map(|probs| ViewMut::new(probs)),
+            }
         };
         let kernels = kernels(self.isa, T::DTYPE, call.careful);
         let (tiles, heads) = (call.tiles(tile_rows), shape.num_heads);
         schedule::run(
             threads,
             shape.batch * heads * tiles,
-            || (kernels.forward_scratch)(&scores),
+            || (kernels.forward_scratch)(&forward.scores),
             |scratch, index| {
                 // Later tiles see more keys: longest first.
                 let unit = forward::Unit {
@@ -141,14 +189,14 @@ impl CpuEngine {
                 unsafe { (kernels.forward)(&forward, unit, scratch) }
             },
         );
-        Ok(())
     }
 
     /// Computes `dq`, `dk`, `dv` from the forward's inputs and results and the gradient of `out`, and of `lse` if it
     /// has one.
     ///
     /// Weights are recomputed from q, k and lse, the mask from the seed. Every entry of the gradients is written.
-    /// Relative errors against the f64 oracle are within the contract's: 3e-6 (f32), 5e-4 (f16), 4e-3 (bf16).
+    /// Relative errors against the f64 oracle are within the [contract's](signflash_core::judge): of ordinary numbers 3e-6
+    /// (f32), 5e-4 (f16), 4e-3 (bf16).
     ///
     /// For dtypes of 16 bits and more than one chunk of keys (256 to 1024), each key head being worked on also
     /// holds the dq of its query heads in f32, at most 16 MiB (see [`with_partial_bytes`](Self::with_partial_bytes));
@@ -164,32 +212,84 @@ impl CpuEngine {
     ) -> Result<(), ProblemError> {
         inputs.check(problem)?;
         gradients.check(problem)?;
+        let inputs = RawGradInputs {
+            inputs: RawInputs::of(&inputs.inputs),
+            out: RawTensor::of(&inputs.out),
+            lse: inputs.lse,
+            dout: RawTensor::of(&inputs.dout),
+            dlse: inputs.dlse,
+        };
+        let Gradients { dq, dk, dv } = gradients;
+        let gradients =
+            RawGradients { dq: RawTensor::of_mut(dq), dk: RawTensor::of_mut(dk), dv: RawTensor::of_mut(dv) };
+        // SAFETY: both borrow their tensors, whose storage the checks found long enough.
+        unsafe { self.run_backward(problem, &inputs, gradients) };
+        Ok(())
+    }
+
+    /// [`backward`](Self::backward) over tensors that are not borrowed: gradients may be interleaved in one buffer.
+    ///
+    /// # Errors
+    /// A [`ProblemError`] naming the tensor that does not fit `problem` or has no memory; the gradients are then
+    /// untouched.
+    ///
+    /// # Safety
+    /// As [`forward_raw`](Self::forward_raw).
+    pub unsafe fn backward_raw<T: Element>(
+        &self,
+        problem: &Problem,
+        inputs: &RawGradInputs<'_, T>,
+        gradients: &RawGradients<T>,
+    ) -> Result<(), ProblemError> {
+        inputs.check(problem)?;
+        gradients.check(problem)?;
+        // SAFETY: checked just now; the rest is the caller's promise.
+        unsafe { self.run_backward(problem, inputs, *gradients) };
+        Ok(())
+    }
+
+    /// # Safety
+    /// As [`backward_raw`](Self::backward_raw), and the tensors were checked.
+    unsafe fn run_backward<T: Element>(
+        &self,
+        problem: &Problem,
+        inputs: &RawGradInputs<'_, T>,
+        gradients: RawGradients<T>,
+    ) {
         let shape = *problem.shape();
+        if [shape.q(), shape.k()].iter().all(|shape| shape.contains(&0)) {
+            return; // no gradient has an element, however many heads there are of nothing
+        }
         let threads = self.threads_for(&shape, 10.0);
-        let GradInputs { inputs: Inputs { q, k, v }, out, dout, lse, dlse } = *inputs;
-        let finite = [q, k, v, out, dout].iter().all(|x| all_finite(threads, x))
+        let RawGradInputs { inputs: RawInputs { q, k, v }, out, dout, lse, dlse } = *inputs;
+        // SAFETY: the caller's promise; and so below.
+        let finite = [q, k, v, out, dout].into_iter().all(|x| unsafe { all_finite(threads, x) })
             && dlse.is_none_or(|dlse| finite_where_seen(lse, dlse));
         let call = Call::new(problem, !finite);
         let kernels = kernels(self.isa, T::DTYPE, !finite);
         let references = lse.iter().any(|&lse| is_large(lse)).then(|| {
             let call = Call { rule: None, ..call }; // what is dropped counts, too
-            let scores = Scores { call, q: View::new(&q), k: View::new(&k), tile_rows: TILE_ROWS };
-            references(&scores, kernels, threads, lse)
+            // SAFETY: the caller's promise.
+            let (q, k) = unsafe { (View::new(q), View::new(k)) };
+            references(&Scores { call, q, k, tile_rows: TILE_ROWS }, kernels, threads, lse)
         });
-        let backward = Backward {
-            call,
-            references: references.as_ref(),
-            q: View::new(&q),
-            k: View::new(&k),
-            v: View::new(&v),
-            out: View::new(&out),
-            dout: View::new(&dout),
-            lse,
-            dlse,
-            dq: ViewMut::new(&mut gradients.dq),
-            dk: ViewMut::new(&mut gradients.dk),
-            dv: ViewMut::new(&mut gradients.dv),
-            chunk_keys: chunk_keys(&shape),
+        // SAFETY: the caller's promise, for as long as `backward` lives.
+        let backward = unsafe {
+            Backward {
+                call,
+                references: references.as_ref(),
+                q: View::new(q),
+                k: View::new(k),
+                v: View::new(v),
+                out: View::new(out),
+                dout: View::new(dout),
+                lse,
+                dlse,
+                dq: ViewMut::new(gradients.dq),
+                dk: ViewMut::new(gradients.dk),
+                dv: ViewMut::new(gradients.dv),
+                chunk_keys: chunk_keys(&shape),
+            }
         };
         let chunks = shape.seqlen_k.div_ceil(backward.chunk_keys).max(1);
         let padded_dim = shape.head_dim.next_multiple_of(32);
@@ -202,7 +302,6 @@ impl CpuEngine {
         } else {
             run_two_passes(&backward, kernels, threads, chunks);
         }
-        Ok(())
     }
 
     /// Threads for a pass of so many operations per score and element of head_dim.
@@ -265,6 +364,7 @@ fn run_chunks(
 ) {
     let Shape { batch, num_heads_k, .. } = *backward.call.problem.shape();
     let heads = batch * num_heads_k;
+    let panicked = AtomicBool::new(false);
     let steps: Vec<AtomicUsize> = (0..heads * chunks).map(|_| AtomicUsize::new(0)).collect();
     // Chunk by chunk over a set of heads, so that a chunk seldom waits for the one before it; no more heads at a time
     // than threads where each holds partial sums.
@@ -284,8 +384,13 @@ fn run_chunks(
                 head_k: head % num_heads_k,
                 chunk,
                 partial: partials.map(|partials| partials.get(head)),
-                turn: Turn { before: (chunk > 0).then(|| &steps[at - 1]), own: &steps[at] },
+                turn: Turn {
+                    before: (chunk > 0).then(|| &steps[at - 1]),
+                    own: &steps[at],
+                    panicked: &panicked,
+                },
             };
+            let _tells_others = TellsOfPanic(&panicked);
             // SAFETY: the instruction set was seen available, the operands were checked, and `run` hands out a unit
             // once: dk and dv rows are the unit's own, dq rows its own in its turn. The partial sums are this head's
             // until `done`.

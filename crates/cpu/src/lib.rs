@@ -1,6 +1,6 @@
 //! Exact attention with sign-bit dropout on CPUs, forward and backward, in O(n) memory.
 //!
-//! [`CpuEngine`] is all there is to call.
+//! [`CpuEngine`] is all there is to call; [`raw`] describes tensors that are not borrowed.
 
 mod backward;
 mod buffer;
@@ -15,6 +15,7 @@ mod pack;
 mod partial;
 pub mod peak;
 mod philox;
+pub mod raw;
 mod references;
 mod schedule;
 mod simd;

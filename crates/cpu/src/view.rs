@@ -1,6 +1,7 @@
 //! Tensors with their element type erased, so that kernels are compiled once an instruction set and not once a type.
 
-use signflash_core::{Dtype, Element, TensorMut, TensorRef};
+use crate::raw::RawTensor;
+use signflash_core::{Dtype, Element};
 use std::marker::PhantomData;
 
 /// A tensor to read.
@@ -21,19 +22,21 @@ pub(crate) struct ViewMut<'a> {
     lifetime: PhantomData<&'a mut [u8]>,
 }
 
-// SAFETY: a `View` only reads what it borrows, and elements are plain numbers.
+// SAFETY: nobody writes what a `View` reads, by the promise to `View::new`, and elements are plain numbers.
 unsafe impl Send for View<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for View<'_> {}
-// SAFETY: `Outputs::check` and `Gradients::check` proved that distinct indices are distinct elements, and the schedule
-// gives every row to one unit of work at a time; elements are plain numbers.
+// SAFETY: nobody else uses the elements, by the promise to `ViewMut::new`; distinct indices are distinct elements, as
+// `Description::check_written` proved; and the schedule gives every row to one unit of work at a time.
 unsafe impl Send for ViewMut<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for ViewMut<'_> {}
 
 impl<'a> View<'a> {
-    pub(crate) fn new<T: Element>(x: &TensorRef<'a, T>) -> Self {
-        Self { base: x.data.as_ptr().cast(), strides: x.strides, dtype: T::DTYPE, lifetime: PhantomData }
+    /// # Safety
+    /// The elements stay, and nobody writes them, for `'a`; the tensor's shape and strides were checked.
+    pub(crate) unsafe fn new<T: Element>(x: RawTensor<T>) -> Self {
+        Self { base: x.first.cast(), strides: x.strides, dtype: T::DTYPE, lifetime: PhantomData }
     }
 
     /// Bytes from a row (third index fixed) to the next along the second dimension.
@@ -50,8 +53,11 @@ impl<'a> View<'a> {
 }
 
 impl<'a> ViewMut<'a> {
-    pub(crate) fn new<T: Element>(x: &'a mut TensorMut<'_, T>) -> Self {
-        Self { base: x.data.as_mut_ptr().cast(), strides: x.strides, dtype: T::DTYPE, lifetime: PhantomData }
+    /// # Safety
+    /// The elements stay, and nobody else uses them, for `'a`; what lies between them is not this view's. The tensor's
+    /// shape and strides were checked.
+    pub(crate) unsafe fn new<T: Element>(x: RawTensor<T>) -> Self {
+        Self { base: x.first.cast(), strides: x.strides, dtype: T::DTYPE, lifetime: PhantomData }
     }
 
     /// As [`View::row`].
@@ -78,8 +84,9 @@ impl<'a> FloatsMut<'a> {
         Self { base: x.as_mut_ptr(), lifetime: PhantomData }
     }
 
-    /// Memory that the caller keeps alive, and lets nobody else use, for `'a`.
-    pub(crate) fn from_raw(base: *mut f32) -> Self {
+    /// # Safety
+    /// The memory stays, and nobody else uses it, for `'a`.
+    pub(crate) unsafe fn from_raw(base: *mut f32) -> Self {
         Self { base, lifetime: PhantomData }
     }
 

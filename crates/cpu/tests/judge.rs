@@ -116,3 +116,34 @@ fn no_random_problem_is_called_wrong() {
     println!("worst {worst:.3} of its bound");
     assert!(wrong.is_empty(), "{} of {count}:\n{}", wrong.len(), wrong.join("\n"));
 }
+
+/// Where all roundings go the same way.
+#[test]
+fn equal_numbers_are_not_called_wrong() {
+    let mut wrong = vec![];
+    for (x, seqlen_q, seqlen_k, head_dim, p) in [
+        (0.7, 33, 100, 128, 0.1),
+        (-0.7, 65, 129, 256, 0.0),
+        (0.3, 64, 15, 64, 0.0),
+        (1.0 / 15.0, 64, 64, 64, 0.0),
+    ] {
+        let shape = Shape { batch: 1, seqlen_q, seqlen_k, num_heads: 2, num_heads_k: 2, head_dim };
+        let problem =
+            Problem::builder(shape).causal(p > 0.0).dropout(Dropout::new(p, 1, 0).unwrap()).build().unwrap();
+        let mut values = Values::normal(&shape, 1, 1.0, 1.0);
+        for tensor in [&mut values.q, &mut values.k, &mut values.v, &mut values.dout] {
+            tensor.fill(x);
+        }
+        for isa in Isa::available() {
+            for dtype in ["f32", "f16", "bf16"] {
+                for (name, distance) in judged(dtype, isa, &problem, &values).distances() {
+                    if !distance.is_right() {
+                        let (error, bound) = (distance.error(), distance.bound());
+                        wrong.push(format!("all {x}: {name} {dtype} {isa} {error:.2e} of {bound:.2e}"));
+                    }
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

@@ -73,11 +73,11 @@ impl Forward {
     pub(crate) fn problem(&self, settings: &Settings) -> Result<Problem, ProblemError> {
         let problem = settings.problem(&self.q, &self.k)?;
         let shape = problem.shape();
-        self.k.check(TensorName::K, shape.k())?;
-        self.v.check(TensorName::V, shape.k())?;
-        self.q.check(TensorName::Q, shape.q())?;
-        self.out.check(TensorName::Out, shape.q())?;
-        self.probs.map_or(Ok(()), |probs| probs.check(TensorName::Probs, shape.probs()))?;
+        self.k.check(TensorName::K, shape.k(), self.dtype)?;
+        self.v.check(TensorName::V, shape.k(), self.dtype)?;
+        self.q.check(TensorName::Q, shape.q(), self.dtype)?;
+        self.out.check(TensorName::Out, shape.q(), self.dtype)?;
+        self.probs.map_or(Ok(()), |probs| probs.check(TensorName::Probs, shape.probs(), self.dtype))?;
         Ok(problem)
     }
 }
@@ -91,10 +91,10 @@ impl Backward {
         let of_k = [(TensorName::K, self.k), (TensorName::V, self.v)];
         let written = [(TensorName::Dk, self.dk), (TensorName::Dv, self.dv)];
         for (name, tensor) in of_q.into_iter().chain([(TensorName::Dq, self.dq)]) {
-            tensor.check(name, shape.q())?;
+            tensor.check(name, shape.q(), self.dtype)?;
         }
         for (name, tensor) in of_k.into_iter().chain(written) {
-            tensor.check(name, shape.k())?;
+            tensor.check(name, shape.k(), self.dtype)?;
         }
         Ok(problem)
     }

@@ -1,9 +1,11 @@
 //! Calls on the CPU.
 
 use crate::call::{Backward, Forward};
+use crate::foreign::{floats, floats_mut};
 use crate::pool;
-use signflash_core::{Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, bf16, f16};
+use signflash_core::{Dtype, Element, Problem, TensorName, bf16, f16};
 use signflash_cpu::CpuEngine;
+use signflash_cpu::raw::{RawGradInputs, RawGradients, RawInputs, RawOutputs};
 use signflash_cuda::EngineError;
 
 fn engine(threads: usize) -> CpuEngine {
@@ -32,14 +34,12 @@ unsafe fn forward_of<T: Element>(
     call: &Forward,
     problem: &Problem,
 ) -> Result<(), EngineError> {
+    let inputs = RawInputs { q: call.q.raw::<T>(), k: call.k.raw(), v: call.v.raw() };
+    // SAFETY: lse is there, (batch, num_heads, seqlen_q) of f32, and nobody else uses it, by the caller's promise.
+    let lse = unsafe { floats_mut(TensorName::Lse, call.lse, problem.shape().lse_len()) }?;
+    let outputs = RawOutputs { out: call.out.raw(), lse, probs: call.probs.map(|probs| probs.raw()) };
     // SAFETY: the tensors are there and nobody else writes them, by the caller's promise.
-    let (inputs, mut outputs) = unsafe {
-        let inputs = Inputs { q: call.q.to_read::<T>(), k: call.k.to_read(), v: call.v.to_read() };
-        let lse = lse(call.lse, problem).to_write::<f32>().data;
-        let probs = call.probs.map(|probs| probs.to_write());
-        (inputs, Outputs { out: call.out.to_write(), lse, probs })
-    };
-    Ok(pool::run(|| engine(threads).forward(problem, &inputs, &mut outputs))?)
+    Ok(pool::run(|| unsafe { engine(threads).forward_raw(problem, &inputs, outputs) })?)
 }
 
 /// # Safety
@@ -63,21 +63,19 @@ unsafe fn backward_of<T: Element>(
     call: &Backward,
     problem: &Problem,
 ) -> Result<(), EngineError> {
-    // SAFETY: the tensors are there and nobody else writes them, by the caller's promise.
-    let (inputs, mut gradients) = unsafe {
-        let inputs = Inputs { q: call.q.to_read::<T>(), k: call.k.to_read(), v: call.v.to_read() };
-        let dlse = (call.dlse != 0).then(|| lse(call.dlse, problem).to_read::<f32>().data);
-        let lse = lse(call.lse, problem).to_read::<f32>().data;
-        let inputs = GradInputs { inputs, out: call.out.to_read(), lse, dout: call.dout.to_read(), dlse };
-        let gradients =
-            Gradients { dq: call.dq.to_write::<T>(), dk: call.dk.to_write(), dv: call.dv.to_write() };
-        (inputs, gradients)
+    let len = problem.shape().lse_len();
+    let rows = |tensor, address| {
+        // SAFETY: (batch, num_heads, seqlen_q) of f32 are there, and nobody writes them, by the caller's promise.
+        unsafe { floats(tensor, address, len) }
     };
-    Ok(pool::run(|| engine(threads).backward(problem, &inputs, &mut gradients))?)
-}
-
-/// lse is dense.
-fn lse(address: u64, problem: &Problem) -> crate::foreign::ForeignTensor {
-    let shape = [1, 1, 1, problem.shape().lse_len()];
-    crate::foreign::ForeignTensor { address, shape, strides: [0, 0, 0, 1] }
+    let inputs = RawGradInputs {
+        inputs: RawInputs { q: call.q.raw::<T>(), k: call.k.raw(), v: call.v.raw() },
+        out: call.out.raw(),
+        lse: rows(TensorName::Lse, call.lse)?,
+        dout: call.dout.raw(),
+        dlse: (call.dlse != 0).then(|| rows(TensorName::Dlse, call.dlse)).transpose()?,
+    };
+    let gradients = RawGradients { dq: call.dq.raw(), dk: call.dk.raw(), dv: call.dv.raw() };
+    // SAFETY: the tensors are there and nobody else writes them, by the caller's promise.
+    Ok(pool::run(|| unsafe { engine(threads).backward_raw(problem, &inputs, &gradients) })?)
 }

@@ -1,6 +1,7 @@
 //! Tensors that somebody else owns.
 
-use signflash_core::{ProblemError, TensorMut, TensorName, TensorRef};
+use signflash_core::{Description, Dtype, ProblemError, TensorName};
+use signflash_cpu::raw::RawTensor;
 use signflash_kernels::DeviceTensor;
 use std::ptr::NonNull;
 
@@ -16,59 +17,40 @@ pub struct ForeignTensor {
     pub strides: [usize; 4],
 }
 
-const QKV: &str = "(batch, seqlen, num_heads, head_dim)";
-const PROBS: &str = "(batch, num_heads, seqlen_q, seqlen_k)";
-
 impl ForeignTensor {
-    /// That it has the shape that the problem asks for and is dense in its last dimension.
+    /// That it has the shape that the problem asks for, is dense in its last dimension, and has memory for its elements: an
+    /// address that is one, and an end that is not beyond what a process can address. Whether that memory is as long as shape and strides
+    /// say only its owner knows.
     ///
     /// # Errors
-    /// [`ProblemError::Shape`] or [`ProblemError::LastStride`], with the tensor's name.
-    pub fn check(&self, tensor: TensorName, expected: [usize; 4]) -> Result<(), ProblemError> {
-        if self.shape != expected {
-            let meaning = if tensor == TensorName::Probs { PROBS } else { QKV };
-            let (expected, got) = (expected.to_vec(), self.shape.to_vec());
-            return Err(ProblemError::Shape { tensor, expected, got, meaning });
-        }
-        if self.shape[3] > 1 && self.strides[3] != 1 {
-            return Err(ProblemError::LastStride { tensor, got: self.strides[3] });
-        }
-        Ok(())
-    }
-
-    /// How many elements lie between the first and one past the last; none if there is no element.
-    pub fn extent(&self) -> usize {
+    /// [`ProblemError::Shape`], [`ProblemError::LastStride`] or [`ProblemError::Address`], with the tensor's name.
+    pub fn check(&self, tensor: TensorName, expected: [usize; 4], dtype: Dtype) -> Result<(), ProblemError> {
+        let description = Description { tensor, shape: self.shape, strides: self.strides };
+        description.check(expected)?;
         if self.shape.contains(&0) {
-            return 0;
+            return Ok(());
         }
-        let reach = |(size, stride): (usize, usize)| (size - 1).saturating_mul(stride);
-        self.shape.into_iter().zip(self.strides).map(reach).fold(1, usize::saturating_add)
+        let refused = |why| {
+            let elements = self.shape.into_iter().fold(1, usize::saturating_mul);
+            Err(ProblemError::Address { tensor, elements, address: self.address as usize, why })
+        };
+        let size = dtype.size_bytes();
+        if self.address == 0 {
+            return refused("where nothing is");
+        }
+        if !self.address.is_multiple_of(size as u64) {
+            return refused("which is no multiple of an element's size");
+        }
+        match description.extent().and_then(|extent| extent.checked_mul(size)) {
+            Some(bytes) if isize::try_from(bytes).is_ok() => Ok(()),
+            _ => refused("from where its strides reach beyond all memory"),
+        }
     }
 
-    /// The tensor, to read.
-    ///
-    /// # Safety
-    /// Address, shape and strides must describe elements of type `T` in this process's memory that stay and are not
-    /// written while the result lives.
-    pub unsafe fn to_read<'a, T>(&self) -> TensorRef<'a, T> {
-        // SAFETY: the caller's promise, for all elements between the first and the last.
-        let data = unsafe { std::slice::from_raw_parts(self.pointer::<T>(), self.extent()) };
-        TensorRef::strided(data, self.shape, self.strides)
-    }
-
-    /// The tensor, to write.
-    ///
-    /// # Safety
-    /// As [`to_read`](Self::to_read), and nobody else may use the memory while the result lives.
-    pub unsafe fn to_write<'a, T>(&self) -> TensorMut<'a, T> {
-        // SAFETY: the caller's promise, for all elements between the first and the last.
-        let data = unsafe { std::slice::from_raw_parts_mut(self.pointer::<T>(), self.extent()) };
-        TensorMut::strided(data, self.shape, self.strides)
-    }
-
-    /// Without elements the owner may give no address, but a slice wants one.
-    fn pointer<T>(&self) -> *mut T {
-        if self.extent() == 0 { NonNull::dangling().as_ptr() } else { self.address as usize as *mut T }
+    /// The tensor as the CPU's engine takes it. An address is all that this makes: who dereferences it promises that it is one.
+    pub fn raw<T>(&self) -> RawTensor<T> {
+        let first = std::ptr::with_exposed_provenance_mut(self.address as usize);
+        RawTensor { first, shape: self.shape, strides: self.strides }
     }
 
     /// A (batch, seqlen, heads, head_dim) on a GPU.
@@ -84,30 +66,108 @@ impl ForeignTensor {
     }
 }
 
+/// One number a row, dense: lse, or its gradient.
+///
+/// # Errors
+/// [`ProblemError::Address`] with the tensor's name.
+///
+/// # Safety
+/// So many f32 must be there, which nobody writes while the result lives.
+pub unsafe fn floats<'a>(tensor: TensorName, address: u64, len: usize) -> Result<&'a [f32], ProblemError> {
+    let first = first_float(tensor, address, len)?;
+    // SAFETY: aligned, not null and not beyond all memory, as just checked; the rest is the caller's promise.
+    Ok(unsafe { std::slice::from_raw_parts(first, len) })
+}
+
+/// The same to write.
+///
+/// # Errors
+/// As [`floats`].
+///
+/// # Safety
+/// As [`floats`], and nobody else may use them.
+pub unsafe fn floats_mut<'a>(
+    tensor: TensorName,
+    address: u64,
+    len: usize,
+) -> Result<&'a mut [f32], ProblemError> {
+    let first = first_float(tensor, address, len)?;
+    // SAFETY: as above.
+    Ok(unsafe { std::slice::from_raw_parts_mut(first, len) })
+}
+
+/// A byte an entry, dense, to write: the mask that Python asked for.
+///
+/// # Errors
+/// [`ProblemError::Address`] with the tensor's name.
+///
+/// # Safety
+/// So many bytes must be there, which nobody else uses while the result lives.
+pub unsafe fn bytes_mut<'a>(
+    tensor: TensorName,
+    address: u64,
+    len: usize,
+) -> Result<&'a mut [u8], ProblemError> {
+    if len == 0 {
+        return Ok(&mut []);
+    }
+    if address == 0 || isize::try_from(len).is_err() {
+        let why = if address == 0 { "where nothing is" } else { "which is more than all memory" };
+        return Err(ProblemError::Address { tensor, elements: len, address: address as usize, why });
+    }
+    let first = std::ptr::with_exposed_provenance_mut(address as usize);
+    // SAFETY: not null and not beyond all memory, as just checked; the rest is the caller's promise.
+    Ok(unsafe { std::slice::from_raw_parts_mut(first, len) })
+}
+
+/// Without elements the owner may give no address, but a slice wants one.
+fn first_float(tensor: TensorName, address: u64, len: usize) -> Result<*mut f32, ProblemError> {
+    let dense = ForeignTensor { address, shape: [1, 1, 1, len], strides: [0, 0, 0, 1] };
+    dense.check(tensor, dense.shape, Dtype::F32)?;
+    Ok(if len == 0 { NonNull::dangling().as_ptr() } else { dense.raw().first })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_tensor_reaches_to_its_last_element() {
-        let tensor = ForeignTensor { address: 0, shape: [2, 3, 1, 4], strides: [100, 10, 999, 1] };
-        assert_eq!(tensor.extent(), 100 + 20 + 3 + 1);
-        assert_eq!(ForeignTensor { shape: [2, 0, 1, 4], ..tensor }.extent(), 0);
-    }
+    const STRIDED: ForeignTensor =
+        ForeignTensor { address: 64, shape: [2, 3, 1, 4], strides: [100, 10, 999, 1] };
 
     #[test]
     fn another_shape_is_refused_by_name() {
-        let tensor = ForeignTensor { address: 0, shape: [1, 2, 3, 4], strides: [24, 12, 4, 1] };
         assert_eq!(
-            tensor.check(TensorName::K, [1, 2, 3, 5]).unwrap_err().to_string(),
-            "k has shape [1, 2, 3, 4], expected [1, 2, 3, 5] (batch, seqlen, num_heads, head_dim)"
+            STRIDED.check(TensorName::K, [2, 3, 1, 5], Dtype::F32).unwrap_err().to_string(),
+            "k has shape [2, 3, 1, 4], expected [2, 3, 1, 5] (batch, seqlen, num_heads, head_dim)"
         );
     }
 
     #[test]
-    fn nothing_is_read_through_an_address_of_zero() {
+    fn elements_without_memory_are_refused() {
+        let refused = |tensor: ForeignTensor| {
+            tensor.check(TensorName::V, tensor.shape, Dtype::F32).unwrap_err().to_string()
+        };
+        assert!(STRIDED.check(TensorName::V, STRIDED.shape, Dtype::F32).is_ok());
+        let freed = refused(ForeignTensor { address: 0, ..STRIDED });
+        assert!(freed.starts_with("v has 24 elements at address 0x0, where nothing is"), "{freed}");
+        let unaligned = refused(ForeignTensor { address: 66, ..STRIDED });
+        assert!(unaligned.contains("address 0x42, which is no multiple"), "{unaligned}");
+        assert!(
+            ForeignTensor { address: 66, ..STRIDED }.check(TensorName::V, STRIDED.shape, Dtype::F16).is_ok()
+        );
+        for stride in [usize::MAX, isize::MAX as usize / 4] {
+            let far = refused(ForeignTensor { strides: [stride, 10, 999, 1], ..STRIDED });
+            assert!(far.contains("beyond all memory"), "{far}");
+        }
+    }
+
+    #[test]
+    fn nothing_needs_no_memory() {
         let tensor = ForeignTensor { address: 0, shape: [0, 2, 3, 4], strides: [24, 12, 4, 1] };
+        assert!(tensor.check(TensorName::Q, tensor.shape, Dtype::F32).is_ok());
         // SAFETY: there is no element.
-        assert!(unsafe { tensor.to_read::<f32>() }.data.is_empty());
+        assert!(unsafe { floats(TensorName::Lse, 0, 0) }.unwrap().is_empty());
+        // SAFETY: it is refused.
+        assert!(unsafe { floats(TensorName::Lse, 0, 1) }.is_err());
     }
 }

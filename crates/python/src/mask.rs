@@ -1,10 +1,10 @@
 //! The dropout mask, written out: a byte an entry, for who wants to look at it.
 
-use crate::foreign::ForeignTensor;
+use crate::foreign;
 use crate::pool;
 use crate::settings::Settings;
 use rayon::prelude::*;
-use signflash_core::{ProblemError, Shape};
+use signflash_core::{ProblemError, Shape, TensorName};
 
 /// Rows that are drawn at a time.
 const ROWS: usize = 64;
@@ -21,9 +21,8 @@ pub unsafe fn write_mask(to: u64, shape: [usize; 4], settings: &Settings) -> Res
     let whole = Shape { batch, seqlen_q, seqlen_k, num_heads, num_heads_k: num_heads, head_dim: 1 };
     let problem = settings.of_shape(whole)?;
     let bytes = shape.into_iter().fold(1, usize::saturating_mul);
-    let tensor = ForeignTensor { address: to, shape: [1, 1, 1, bytes], strides: [0, 0, 0, 1] };
     // SAFETY: the caller's promise.
-    let entries = unsafe { tensor.to_write::<u8>() }.data;
+    let entries = unsafe { foreign::bytes_mut(TensorName::Probs, to, bytes) }?;
     let Some(rule) = problem.keep_rule() else {
         entries.fill(1);
         return Ok(());

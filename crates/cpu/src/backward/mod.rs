@@ -192,8 +192,9 @@ impl Work<'_> {
         let words = keys.count.next_multiple_of(16) * self.dim;
         scratch.dk.words().write_bytes(0, words);
         scratch.dv.words().write_bytes(0, words);
-        let group = problem.shape().group_size();
         let tiles = self.backward.call.tiles(TILE_ROWS);
+        // Without queries there is nothing to walk through, however many heads there are of them.
+        let group = if tiles == 0 { 0 } else { problem.shape().group_size() };
         for member in 0..group {
             for tile in (0..tiles).rev() {
                 let head = keys.head * group + member;
