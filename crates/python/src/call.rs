@@ -1,10 +1,10 @@
 //! One forward or backward over somebody else's tensors.
 
+use crate::error::CallError;
 use crate::foreign::ForeignTensor;
 use crate::settings::Settings;
 use crate::{cpu, cuda};
 use signflash_core::{Dtype, Problem, ProblemError, TensorName};
-use signflash_cuda::EngineError;
 
 /// Who computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,19 +103,19 @@ impl Backward {
 /// Computes out, lse and, where asked for, probs.
 ///
 /// # Errors
-/// An [`EngineError`] naming what does not fit, or the driver's.
+/// An [`CallError`] naming what does not fit, or the driver's.
 ///
 /// # Safety
 /// Every tensor must be where its description says, in this process's memory or on the GPU that [`Place`] names, with
 /// elements of the call's dtype; nobody else may write what is read, or use what is written, until the call is done (on
 /// a GPU: until the stream is).
-pub unsafe fn forward(place: Place, call: &Forward, settings: &Settings) -> Result<(), EngineError> {
+pub unsafe fn forward(place: Place, call: &Forward, settings: &Settings) -> Result<(), CallError> {
     let problem = call.problem(settings)?;
     match place {
         // SAFETY: the tensors fit the problem, as just checked; that they are there is the caller's promise.
         Place::Cpu { threads } => unsafe { cpu::forward(threads, call, &problem) },
         // SAFETY: as above.
-        Place::Cuda { ordinal, stream } => unsafe { cuda::forward(ordinal, stream, call, &problem) },
+        Place::Cuda { ordinal, stream } => Ok(unsafe { cuda::forward(ordinal, stream, call, &problem) }?),
     }
 }
 
@@ -126,13 +126,13 @@ pub unsafe fn forward(place: Place, call: &Forward, settings: &Settings) -> Resu
 ///
 /// # Safety
 /// As [`forward`]; the workspace is as long as [`workspace_bytes`] says.
-pub unsafe fn backward(place: Place, call: &Backward, settings: &Settings) -> Result<(), EngineError> {
+pub unsafe fn backward(place: Place, call: &Backward, settings: &Settings) -> Result<(), CallError> {
     let problem = call.problem(settings)?;
     match place {
         // SAFETY: the tensors fit the problem, as just checked; that they are there is the caller's promise.
         Place::Cpu { threads } => unsafe { cpu::backward(threads, call, &problem) },
         // SAFETY: as above.
-        Place::Cuda { ordinal, stream } => unsafe { cuda::backward(ordinal, stream, call, &problem) },
+        Place::Cuda { ordinal, stream } => Ok(unsafe { cuda::backward(ordinal, stream, call, &problem) }?),
     }
 }
 
@@ -140,9 +140,9 @@ pub unsafe fn backward(place: Place, call: &Backward, settings: &Settings) -> Re
 ///
 /// # Errors
 /// That there is no such GPU.
-pub fn workspace_bytes(place: Place, problem: &Problem, deterministic: bool) -> Result<u64, EngineError> {
+pub fn workspace_bytes(place: Place, problem: &Problem, deterministic: bool) -> Result<u64, CallError> {
     match place {
         Place::Cpu { .. } => Ok(0),
-        Place::Cuda { ordinal, .. } => cuda::workspace_bytes(ordinal, problem, deterministic),
+        Place::Cuda { ordinal, .. } => Ok(cuda::workspace_bytes(ordinal, problem, deterministic)?),
     }
 }

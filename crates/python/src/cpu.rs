@@ -1,6 +1,7 @@
 //! Calls on the CPU.
 
 use crate::call::{Backward, Forward};
+use crate::error::CallError;
 use crate::foreign::{floats, floats_mut};
 use crate::pool;
 use signflash_core::{Dtype, Element, Problem, TensorName, bf16, f16};
@@ -15,43 +16,39 @@ fn engine(threads: usize) -> CpuEngine {
 
 /// # Safety
 /// As [`crate::call::forward`].
-pub(crate) unsafe fn forward(threads: usize, call: &Forward, problem: &Problem) -> Result<(), EngineError> {
+pub(crate) unsafe fn forward(threads: usize, call: &Forward, problem: &Problem) -> Result<(), CallError> {
     // SAFETY: the elements are of the call's dtype, by the caller's promise.
     unsafe {
         match call.dtype {
             Dtype::F32 => forward_of::<f32>(threads, call, problem),
             Dtype::F16 => forward_of::<f16>(threads, call, problem),
             Dtype::Bf16 => forward_of::<bf16>(threads, call, problem),
-            other => Err(EngineError::Dtype(other)),
+            other => Err(EngineError::Dtype(other).into()),
         }
     }
 }
 
 /// # Safety
 /// As [`crate::call::forward`], for elements of type `T`.
-unsafe fn forward_of<T: Element>(
-    threads: usize,
-    call: &Forward,
-    problem: &Problem,
-) -> Result<(), EngineError> {
+unsafe fn forward_of<T: Element>(threads: usize, call: &Forward, problem: &Problem) -> Result<(), CallError> {
     let inputs = RawInputs { q: call.q.raw::<T>(), k: call.k.raw(), v: call.v.raw() };
     // SAFETY: lse is there, (batch, num_heads, seqlen_q) of f32, and nobody else uses it, by the caller's promise.
     let lse = unsafe { floats_mut(TensorName::Lse, call.lse, problem.shape().lse_len()) }?;
     let outputs = RawOutputs { out: call.out.raw(), lse, probs: call.probs.map(|probs| probs.raw()) };
     // SAFETY: the tensors are there and nobody else writes them, by the caller's promise.
-    Ok(pool::run(|| unsafe { engine(threads).forward_raw(problem, &inputs, outputs) })?)
+    Ok(pool::run(|| unsafe { engine(threads).forward_raw(problem, &inputs, outputs) })??)
 }
 
 /// # Safety
 /// As [`crate::call::backward`].
-pub(crate) unsafe fn backward(threads: usize, call: &Backward, problem: &Problem) -> Result<(), EngineError> {
+pub(crate) unsafe fn backward(threads: usize, call: &Backward, problem: &Problem) -> Result<(), CallError> {
     // SAFETY: the elements are of the call's dtype, by the caller's promise.
     unsafe {
         match call.dtype {
             Dtype::F32 => backward_of::<f32>(threads, call, problem),
             Dtype::F16 => backward_of::<f16>(threads, call, problem),
             Dtype::Bf16 => backward_of::<bf16>(threads, call, problem),
-            other => Err(EngineError::Dtype(other)),
+            other => Err(EngineError::Dtype(other).into()),
         }
     }
 }
@@ -62,7 +59,7 @@ unsafe fn backward_of<T: Element>(
     threads: usize,
     call: &Backward,
     problem: &Problem,
-) -> Result<(), EngineError> {
+) -> Result<(), CallError> {
     let len = problem.shape().lse_len();
     let rows = |tensor, address| {
         // SAFETY: (batch, num_heads, seqlen_q) of f32 are there, and nobody writes them, by the caller's promise.
@@ -77,5 +74,5 @@ unsafe fn backward_of<T: Element>(
     };
     let gradients = RawGradients { dq: call.dq.raw(), dk: call.dk.raw(), dv: call.dv.raw() };
     // SAFETY: the tensors are there and nobody else writes them, by the caller's promise.
-    Ok(pool::run(|| unsafe { engine(threads).backward_raw(problem, &inputs, &gradients) })?)
+    Ok(pool::run(|| unsafe { engine(threads).backward_raw(problem, &inputs, &gradients) })??)
 }

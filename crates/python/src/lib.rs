@@ -10,10 +10,12 @@
 //! | [`foreign`] | somebody else's tensor, judged against the problem |
 //! | [`settings`] | what is to be computed |
 //! | [`call`] | forward and backward, on the CPU or on a GPU |
+//! | [`error`] | why a call was not computed |
 //! | [`mask`] | the dropout mask, written out |
 //! | `module` | the functions that Python sees |
 
 pub mod call;
+pub mod error;
 pub mod foreign;
 pub mod mask;
 pub mod settings;
@@ -22,6 +24,8 @@ mod cpu;
 mod cuda;
 mod pool;
 
+#[cfg(feature = "extension")]
+mod ending;
 #[cfg(feature = "extension")]
 mod logger;
 #[cfg(feature = "extension")]

@@ -1,10 +1,11 @@
 //! The dropout mask, written out: a byte an entry, for who wants to look at it.
 
+use crate::error::CallError;
 use crate::foreign;
 use crate::pool;
 use crate::settings::Settings;
 use rayon::prelude::*;
-use signflash_core::{ProblemError, Shape, TensorName};
+use signflash_core::{Shape, TensorName};
 
 /// Rows that are drawn at a time.
 const ROWS: usize = 64;
@@ -12,11 +13,11 @@ const ROWS: usize = 64;
 /// Writes 1 where an entry is kept and 0 where it is dropped, densely, as (batch, num_heads, seqlen_q, seqlen_k).
 ///
 /// # Errors
-/// A [`ProblemError`] naming the argument.
+/// A [`CallError`] naming the argument, or that there are no threads.
 ///
 /// # Safety
 /// `to` must be the address of that many bytes, which nobody else uses.
-pub unsafe fn write_mask(to: u64, shape: [usize; 4], settings: &Settings) -> Result<(), ProblemError> {
+pub unsafe fn write_mask(to: u64, shape: [usize; 4], settings: &Settings) -> Result<(), CallError> {
     let [batch, num_heads, seqlen_q, seqlen_k] = shape;
     let whole = Shape { batch, seqlen_q, seqlen_k, num_heads, num_heads_k: num_heads, head_dim: 1 };
     let problem = settings.of_shape(whole)?;
@@ -48,6 +49,5 @@ pub unsafe fn write_mask(to: u64, shape: [usize; 4], settings: &Settings) -> Res
             blocks.map(move |(index, block)| (first + index, block))
         });
         blocks.for_each(fill);
-    });
-    Ok(())
+    })
 }

@@ -2,12 +2,14 @@
 //! tensors alive and allocates results.
 
 use crate::call::{self, Backward, Forward, Place};
+use crate::ending::detached;
+use crate::error::CallError;
 use crate::foreign::ForeignTensor;
 use crate::settings::Settings;
-use crate::{logger, mask};
+use crate::{ending, logger, mask, pool};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use signflash_core::{Dtype, ProblemError, Shape, Shard};
+use signflash_core::{Dtype, Shape, Shard};
 use signflash_cuda::{Device, EngineError};
 
 /// Four numbers as a tuple, which PyO3 reads in half the time of a sequence.
@@ -56,7 +58,11 @@ fn dtype(name: &str) -> PyResult<Dtype> {
     }
 }
 
-fn raise(error: EngineError) -> PyErr {
+fn raise(error: CallError) -> PyErr {
+    let error = match error {
+        CallError::Engine(error) => error,
+        CallError::Threads(_) => return PyRuntimeError::new_err(error.to_string()),
+    };
     match error {
         EngineError::Problem(error) => PyValueError::new_err(error.to_string()),
         EngineError::TooManyBlocks(error) => PyValueError::new_err(error.to_string()),
@@ -95,7 +101,7 @@ fn py_forward(
     let (at, settings) = (place(at), settings(settings_args));
     // SAFETY: the package's Python half gives addresses, shapes and strides of live tensors of this dtype and place,
     // and has just allocated those that are written.
-    py.detach(|| unsafe { call::forward(at, &call, &settings) }).map_err(raise)
+    detached(py, || unsafe { call::forward(at, &call, &settings) }).map_err(raise)
 }
 
 /// dq, dk and dv, of q, k, v, out and dout; dlse is 0 if lse has no gradient.
@@ -136,7 +142,7 @@ fn py_backward(
     };
     let (at, settings) = (place(at), settings(settings_args));
     // SAFETY: as in `py_forward`; the workspace has the length that `workspace_bytes` told.
-    py.detach(|| unsafe { call::backward(at, &call, &settings) }).map_err(raise)
+    detached(py, || unsafe { call::backward(at, &call, &settings) }).map_err(raise)
 }
 
 /// Bytes of scratch memory that a backward needs on a GPU.
@@ -160,9 +166,7 @@ fn workspace_bytes(
 fn dropout_mask(py: Python<'_>, to: u64, shape: Four, settings_args: SettingsArgs) -> PyResult<()> {
     let settings = settings(settings_args);
     // SAFETY: the package's Python half has just allocated one byte an entry at this address.
-    let written: Result<(), ProblemError> =
-        py.detach(|| unsafe { mask::write_mask(to, shape.into(), &settings) });
-    written.map_err(|error| raise(error.into()))
+    detached(py, || unsafe { mask::write_mask(to, shape.into(), &settings) }).map_err(raise)
 }
 
 /// The factor of kept probabilities.
@@ -176,20 +180,23 @@ fn keep_scale(dropout_p: f64, nominal: bool) -> PyResult<f64> {
 
 /// What would run: the instruction set of the CPU, its threads, the names of the GPUs, and why there are none.
 #[pyfunction]
-fn info() -> (String, usize, Vec<String>, Option<String>) {
+fn info() -> PyResult<(String, usize, Vec<String>, Option<String>)> {
     let engine = signflash_cpu::CpuEngine::new();
+    let threads = pool::run(|| engine.threads()).map_err(raise)?;
     let name = |ordinal| Device::open(ordinal).map(|gpu| gpu.info().name.clone());
     let gpus = Device::count().and_then(|count| (0..count).map(name).collect::<Result<Vec<_>, _>>());
     let (names, why) = match gpus {
         Ok(names) => (names, None),
         Err(error) => (vec![], Some(error.to_string())),
     };
-    (engine.isa().to_string(), engine.threads(), names, why)
+    Ok((engine.isa().to_string(), threads, names, why))
 }
 
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     logger::install();
+    ending::install(module)?;
+    pool::forks::behind(); // from now on they are counted
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_function(wrap_pyfunction!(py_forward, module)?)?;
     module.add_function(wrap_pyfunction!(py_backward, module)?)?;
