@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import _native, _random
+from ._kinds import is_torch
 from ._settings import Settings
 
 CPU = 1  # kDLCPU
@@ -23,8 +24,12 @@ def numpy():
 def to_numpy(name: str, x: Any):
     """A NumPy array over the memory of x."""
     np = numpy()
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be an array without a mask of its own, got a MaskedArray; use filled()")
     if isinstance(x, np.ndarray):
         return x
+    if is_torch(x):
+        raise TypeError(f"{name} must be an array as q is, got a torch.Tensor; give all as tensors, or {name}.numpy()")
     if not hasattr(x, "__dlpack__"):
         raise TypeError(f"{name} must be a torch.Tensor, a NumPy array or speak DLPack, got {type(x).__name__}")
     device = x.__dlpack_device__()
@@ -50,6 +55,8 @@ def dense(x):
 
 
 def tensor(x):
+    if x.size == 0:  # NumPy says that nothing lies nothing apart
+        return (0, x.shape, (0, 0, 0, 1))
     return (x.ctypes.data, x.shape, tuple(stride // x.itemsize for stride in x.strides))
 
 
@@ -144,4 +151,4 @@ def rows(name: str, x: Any, q):
             f"{name} must be float32 of shape {expected}, got {x.dtype} of shape {x.shape}; lse is what the forward "
             "returned, dlse the gradient of it"
         )
-    return np.ascontiguousarray(x)
+    return np.require(x, requirements=("C_CONTIGUOUS", "ALIGNED"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any, Optional, Sequence
 
+from ._kinds import is_torch
 from ._settings import check_dropout_p, check_scale_rule, check_shard, check_softmax_scale, check_u64
 
 _TORCH_HALF = __package__ + "._torch.attention"
@@ -20,12 +21,6 @@ def _import_torch_half() -> Any:
     from ._torch import attention
 
     return attention
-
-
-def is_torch(x: Any) -> bool:
-    """Whether x is a PyTorch tensor; PyTorch is not imported to find out."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(x, torch.Tensor)
 
 
 def attention(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Optional, Sequence, Tuple
 
 from . import _native
-from ._attention import is_torch
+from ._kinds import is_torch
 from ._settings import Settings, check_dropout_p, check_shard, check_u64
 
 
@@ -33,11 +33,9 @@ def dropout_mask(
     seed, offset = check_u64("seed", seed), check_u64("offset", offset)
     settings = Settings(False, None, check_dropout_p(dropout_p), seed, offset, False, check_shard(shard))
     if device is not None:
-        import torch
+        from ._torch.mask import tensor_of_mask
 
-        mask = torch.empty(shape, dtype=torch.bool)
-        _native.dropout_mask(mask.data_ptr(), shape, settings)
-        return mask.to(device)
+        return tensor_of_mask(shape, settings, device)
     from ._arrays import numpy
 
     mask = numpy().empty(shape, dtype=bool)

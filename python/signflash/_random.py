@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import threading
+import weakref
 from contextvars import ContextVar
 from typing import Iterator, Optional, Tuple
 
@@ -26,6 +28,7 @@ class Generator:
 
     def __init__(self, seed: int, offset: int = 0) -> None:
         self._lock = threading.Lock()
+        _generators.add(self)
         self._seed = check_u64("seed", seed)
         self._offset = check_u64("offset", offset)
 
@@ -62,15 +65,35 @@ class Generator:
         return f"signflash.Generator(seed={self._seed}, offset={self._offset})"
 
 
+_generators: "weakref.WeakSet[Generator]" = weakref.WeakSet()
+_forks = 0
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+def _begin_child() -> None:
+    """A forked process draws masks of its own on arrays: the n-th child's follow from the parent's seed and n."""
+    for generator in _generators:  # another thread of the parent's may have held it
+        generator._lock = threading.Lock()
+    state = repr((*_arrays.get_state(), _forks)).encode()
+    _arrays.set_state((int.from_bytes(hashlib.blake2b(state, digest_size=8).digest(), "little"), 0))
+
+
 _scoped: ContextVar[Optional[Generator]] = ContextVar("signflash_random_state", default=None)
 _arrays = Generator(int.from_bytes(os.urandom(8), "little"))
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_count_fork, after_in_child=_begin_child)
 
 
 @contextlib.contextmanager
 def random_state(seed: int, offset: int = 0) -> Iterator[Generator]:
     """Within it, calls that are given neither seed nor generator draw from (seed, offset) on.
 
-    PyTorch's generators are then neither read nor advanced.
+    PyTorch's generators are then neither read nor advanced. Threads that start within it do not see it (it is a
+    ``contextvars`` variable): run their work in ``contextvars.copy_context()``.
 
     >>> import signflash
     >>> with signflash.random_state(42) as generator:
@@ -87,7 +110,8 @@ def random_state(seed: int, offset: int = 0) -> Iterator[Generator]:
 def manual_seed(seed: int) -> Generator:
     """Seeds the generator that calls on NumPy and DLPack arrays draw from; PyTorch tensors use PyTorch's generators.
 
-    It starts with a seed of the operating system's.
+    It starts with a seed of the operating system's. A forked process goes on with a seed of its own, which follows from this
+    one and the number of the fork.
     """
     _arrays.set_state((seed, 0))
     return _arrays

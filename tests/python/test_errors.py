@@ -84,13 +84,7 @@ def cases():
     )
     yield "shard without seed", wrong, "seed must be given with shard", (q, k, v), {"shard": (1,), "dropout_p": 0.1}
     yield "sparse", TypeError, "dense tensor", (q.to_sparse(), k, v), {}
-    yield (
-        "a device without kernels",
-        NotImplementedError,
-        "must be on the CPU or a CUDA",
-        tuple(x.to("meta") for x in (q, k, v)),
-        {},
-    )
+    yield "shard's size", wrong, r"shard.first_row must be from 0 to 2\^63 - 1", (q, k, v), {"shard": (0, 0, 2**70)}
 
 
 @pytest.mark.parametrize("error,message,given,settings", [c[1:] for c in cases()], ids=[c[0] for c in cases()])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch.autograd import forward_ad
 
 from .._settings import Settings
 from . import checks, function, native, random
-from .paths import HAS_OPERATORS, needs_operator
+from .paths import HAS_OPERATORS, needs_operator, refuse_tangents, refuse_without_operators
 
 if HAS_OPERATORS:
     from . import ops
@@ -32,21 +33,28 @@ def attention(
 ):
     """(out, lse, probs or None, state), everything but tensors judged before; state is (seed, offset) or a tensor."""
     q, k, v = function.unpack(packing, tensors)
-    if ops is not None and needs_operator((q, k, v)):
-        return ops.attention(
-            *checks.autocast(q, k, v),
-            dropout_p=dropout_p,
-            softmax_scale=softmax_scale,
-            causal=causal,
-            nominal=nominal,
-            seed=seed,
-            offset=offset,
-            generator=generator,
-            rng_state=rng_state,
-            shard=shard,
-            deterministic=deterministic,
-            return_probs=return_probs,
-        )
+    if forward_ad._current_level >= 0:
+        refuse_tangents((q, k, v))
+    if needs_operator(tensors if rng_state is None else (*tensors, rng_state)):
+        refuse_tangents((q, k, v))
+        if ops is None:
+            checks.check_qkv(q, k, v)
+            refuse_without_operators((("q", q), ("k", k), ("v", v)))
+        else:
+            return ops.attention(
+                *checks.autocast(q, k, v),
+                dropout_p=dropout_p,
+                softmax_scale=softmax_scale,
+                causal=causal,
+                nominal=nominal,
+                seed=seed,
+                offset=offset,
+                generator=generator,
+                rng_state=rng_state,
+                shard=shard,
+                deterministic=deterministic,
+                return_probs=return_probs,
+            )
     if checks.autocast_dtype("cuda" if q.is_cuda else q.device.type) is not None:
         q, k, v = tensors = checks.autocast(q, k, v)
         packing = function.PLAIN
@@ -88,10 +96,14 @@ def backward(
     _check_rows("lse", lse, q)
     if dlse is not None:
         _check_rows("dlse", dlse, q)
+    tensors = (dout, q, k, v, out, lse) if dlse is None else (dout, q, k, v, out, lse, dlse)
+    refuse_tangents(tensors)
     settings = Settings(causal, softmax_scale, dropout_p, seed, offset, nominal, shard)
-    with torch.no_grad():
-        q, k, v, out = (native.dense(x) for x in (q, k, v, out))
-        return native.backward(dout, q, k, v, out, lse.contiguous(), settings, None, deterministic, dlse=dlse)
+    call = function.Call(settings, deterministic, function.PLAIN, 3, None, None)
+    run = function.gradients
+    if torch.is_grad_enabled() and _any_requires_grad(tensors):
+        run = function.Gradients.apply  # what differentiates these gradients is refused, and not lost
+    return run(call, dout, dlse, q, k, v, out, lse)
 
 
 def _check_rows(name, x, q) -> None:

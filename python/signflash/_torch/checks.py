@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from .paths import refuse_kinds
+
 NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 IS_AMD = torch.version.hip is not None
 HALF = (torch.float16, torch.bfloat16)
@@ -22,10 +24,17 @@ def check_tensor(name: str, x, dims: int = 4, meaning: str = QKV_DIMS) -> None:
 
 
 def check_qkv(q, k, v) -> None:
-    if _is_good(q, k, v):
-        return
+    if not _is_good(q, k, v):
+        check_kinds(q, k, v)
+
+
+def check_kinds(q, k, v) -> None:
+    """The same, one by one, for tensors of any kind."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         check_tensor(name, x)
+        if x.layout is not torch.strided and not getattr(x, "is_nested", False):
+            raise TypeError(f"{name} must be a dense tensor, got layout {x.layout}; use to_dense()")
+    refuse_kinds((("q", q), ("k", k), ("v", v)))
     for name, x in (("k", k), ("v", v)):
         if x.dtype != q.dtype:
             raise TypeError(f"{name} must have q's dtype {q.dtype}, got {x.dtype}; use {name}.to(q.dtype)")
@@ -35,10 +44,12 @@ def check_qkv(q, k, v) -> None:
 
 
 def _is_good(q, k, v) -> bool:
-    """What most calls are, found out quickly; the rest is judged one by one."""
+    """What most calls are, found out quickly; the rest is judged one by one. The tensors are plain ones."""
     if not (isinstance(q, torch.Tensor) and isinstance(k, torch.Tensor) and isinstance(v, torch.Tensor)):
         return False
-    if not q.dtype is k.dtype is v.dtype or not q.dim() == k.dim() == v.dim() == 4 or q.layout is not torch.strided:
+    if not q.dtype is k.dtype is v.dtype or not q.dim() == k.dim() == v.dim() == 4 :
+        return False
+    if not q.layout is k.layout is v.layout is torch.strided or q.is_nested or k.is_nested or v.is_nested:
         return False
     if q.is_cuda:
         # The number of the GPU, or -1: quicker than its name.
@@ -47,14 +58,48 @@ def _is_good(q, k, v) -> bool:
     return q.is_cpu and k.is_cpu and v.is_cpu and q.dtype in NAMES
 
 
+def check_shapes(q, k, v) -> None:
+    """What the native half judges, for tensors that it does not see."""
+    batch, _, num_heads, head_dim = q.shape
+    _, seqlen_k, num_heads_k, _ = k.shape
+    for name, x in (("k", k), ("v", v)):
+        for dim, expected in enumerate((batch, seqlen_k, num_heads_k, head_dim)):
+            _check_value(
+                x.shape[dim] == expected, f"{name} has another size in dimension {dim} of {QKV_DIMS} than q and k ask for"
+            )
+    _check_value(head_dim >= 1, "head_dim must be from 1 to 256, got 0")
+    _check_value(head_dim <= 256, "head_dim must be from 1 to 256, got more")
+    _check_value(num_heads_k >= 1, "num_heads_k must be positive")
+    _check_value(num_heads % num_heads_k == 0, "num_heads must be a positive multiple of num_heads_k")
+
+
+def _check_value(holds, message) -> None:
+    if hasattr(torch, "_check_value"):
+        torch._check_value(holds, lambda: message)
+    elif not holds:
+        raise ValueError(message)
+
+
+def check_backward(q, k, v, out, dout, lse, dlse) -> None:
+    """What the native half takes for granted: one dtype, one device, and the shape of what it gets as an address."""
+    if not q.dtype is k.dtype is v.dtype is out.dtype is dout.dtype:
+        kinds = ", ".join(str(x.dtype) for x in (q, k, v, out, dout))
+        raise TypeError(f"q, k, v, out and dout must be of one dtype, as in the forward, got {kinds}")
+    rows = (q.shape[0], q.shape[2], q.shape[1])
+    for name, x in (("lse", lse), ("dlse", dlse)):
+        if x is not None and (x.dtype is not torch.float32 or tuple(x.shape) != rows):
+            raise ValueError(f"{name} must be float32 of shape {rows}, as in the forward, got {x.dtype} {tuple(x.shape)}")
+    for name, x in (("k", k), ("v", v), ("out", out), ("dout", dout), ("lse", lse), ("dlse", dlse)):
+        if x is not None and (x.get_device() != q.get_device() or x.is_cuda != q.is_cuda):
+            raise ValueError(f"{name} must be on q's device {q.device}, as in the forward, got {x.device}")
+
+
 def check_dtype(q) -> None:
     kind = q.device.type
-    if kind not in ("cpu", "cuda"):
+    if kind not in ("cpu", "cuda", "meta"):
         raise NotImplementedError(f"q must be on the CPU or a CUDA device, got {q.device}; move q, k and v there")
     if torch.version.hip is not None and kind == "cuda":
         raise NotImplementedError("q is on an AMD GPU; expected an NVIDIA GPU or the CPU, move q, k and v there")
-    if q.layout is not torch.strided:
-        raise TypeError(f"q must be a dense tensor, got layout {q.layout}; use to_dense()")
     if q.dtype not in NAMES:
         raise TypeError(f"q must be float16, bfloat16 or (on the CPU) float32, got {q.dtype}; convert q, k and v")
     if kind == "cuda" and q.dtype is torch.float32:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch.autograd.function import once_differentiable
+from typing import Any, NamedTuple
 
-from . import native
+import torch
+
+from . import native, replay
+from .paths import HAS_OPERATORS, hooks_on_saved_tensors, needs_operator, refuse_batches
 
 PLAIN, KV_PACKED, QKV_PACKED = 0, 1, 2
 
@@ -21,41 +23,99 @@ def unpack(packing, tensors):
     return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
 
 
+class Call(NamedTuple):
+    """What a backward has to know beside tensors."""
+
+    settings: Any
+    deterministic: bool
+    packing: int
+    inputs: int
+    #: The state in memory that the forward read, or None.
+    rng_state: Any
+    #: What the saved state must be, where it may come back as another; or None.
+    drawn: Any
+
+
 class Attention(torch.autograd.Function):
     """(out, lse, probs) of (settings, rng_state, return_probs, deterministic, packing, *tensors)."""
 
     @staticmethod
     def forward(ctx, settings, rng_state, return_probs, deterministic, packing, *tensors):
-        saved = [native.dense(x) for x in tensors]
-        q, k, v = unpack(packing, saved)
+        q, k, v = unpack(packing, [native.dense(x) for x in tensors])
         out, lse, probs = native.forward(q, k, v, settings, rng_state, return_probs)
-        state = () if rng_state is None else (rng_state,)
-        ctx.save_for_backward(*saved, out, lse, *state)
-        ctx.settings, ctx.deterministic, ctx.packing, ctx.inputs = settings, deterministic, packing, len(saved)
+        drawn = None
+        if settings.dropout_p > 0.0 and hooks_on_saved_tensors():
+            rng_state, drawn = replay.states_to_save(settings, rng_state)
+        # The tensors as they were given, not copies: a second derivative must find its way to them, to be refused.
+        ctx.save_for_backward(*tensors, out, lse, *(() if rng_state is None else (rng_state,)))
+        ctx.call = (settings, deterministic, packing, len(tensors), drawn)
         if probs is not None:
             ctx.mark_non_differentiable(probs)
         ctx.set_materialize_grads(False)
         return out, lse, probs
 
     @staticmethod
-    def backward(ctx, *gradients):
-        # The wrapper refuses a second derivative, and takes 3 us: where none can be asked for it is left out.
-        return (_differentiate_once if torch.is_grad_enabled() else _differentiate)(ctx, *gradients)
+    def backward(ctx, dout, dlse, _dprobs):
+        settings, deterministic, packing, inputs, drawn = ctx.call
+        if dout is None and dlse is None:
+            return (None,) * (5 + inputs)
+        saved = ctx.saved_tensors
+        call = Call(settings, deterministic, packing, inputs, saved[inputs + 2] if len(saved) > inputs + 2 else None, drawn)
+        saved = saved[: inputs + 2]
+        # Where a second derivative can be asked for, the gradients are results of a function that refuses it.
+        run = Gradients.apply if torch.is_grad_enabled() else gradients
+        wanted = ctx.needs_input_grad[5:]
+        found = run(call, dout, dlse, *saved)
+        return (None,) * 5 + tuple([x if want else None for x, want in zip(found, wanted)])
 
 
-def _differentiate(ctx, dout, dlse, _dprobs):
-    if dout is None and dlse is None:
-        return (None,) * (5 + ctx.inputs)
-    saved = ctx.saved_tensors
-    tensors, (out, lse, *state) = saved[: ctx.inputs], saved[ctx.inputs :]
-    q, k, v = unpack(ctx.packing, tensors)
+def gradients(call, dout, dlse, *saved):
+    """The gradients of the tensors that were given, packed as they were."""
+    tensors, (out, lse) = saved[: call.inputs], saved[call.inputs :]
+    refuse_batches((dout, dlse))
+    if call.drawn is not None:
+        replay.check(call.drawn, call.rng_state)
+    if needs_operator([x for x in (dout, dlse, *saved) if x is not None]):
+        return _through_operator(call, dout, dlse, tensors, out, lse)
+    dense = [native.dense(x) for x in tensors]
+    q, k, v = unpack(call.packing, dense)
     # A packed gradient is written in place, piece by piece: no copy puts it together.
-    gradients = [native.empty(x) for x in tensors]
-    into = unpack(ctx.packing, gradients)
-    rng_state = state[0] if state else None
-    native.backward(dout, q, k, v, out, lse, ctx.settings, rng_state, ctx.deterministic, into, dlse)
-    wanted = ctx.needs_input_grad[5:]
-    return (None,) * 5 + tuple([x if want else None for x, want in zip(gradients, wanted)])
+    results = [native.empty(x) for x in dense]
+    into = unpack(call.packing, results)
+    native.backward(
+        dout, q, k, v, native.dense(out), lse, call.settings, call.rng_state, call.deterministic, into, dlse
+    )
+    return tuple(results)
 
 
-_differentiate_once = once_differentiable(_differentiate)
+def _through_operator(call, dout, dlse, tensors, out, lse):
+    """The same where somebody looks at operators: a mode around the backward, or gradients of another kind."""
+    if not HAS_OPERATORS:
+        raise NotImplementedError("a backward under a tracer, a mode or a transform needs PyTorch 2.4 or newer")
+    from . import ops
+
+    q, k, v = unpack(call.packing, tensors)
+    found = ops.backward(dout, q, k, v, out, lse, call.settings, call.rng_state, call.deterministic, dlse)
+    if call.packing == PLAIN:
+        return found
+    pieces = torch.stack(found[call.packing == KV_PACKED :], 2)
+    return (found[0], pieces) if call.packing == KV_PACKED else (pieces,)
+
+
+class Gradients(torch.autograd.Function):
+    """:func:`gradients`, whose own derivative is refused."""
+
+    @staticmethod
+    def forward(ctx, call, dout, dlse, *saved):
+        return gradients(call, dout, dlse, *saved)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise no_second_derivative()
+
+
+def no_second_derivative() -> NotImplementedError:
+    return NotImplementedError(
+        "signflash's attention has no second derivative (hessian, a penalty on gradients with create_graph=True); use "
+        "PyTorch's scaled_dot_product_attention with SDPBackend.MATH where one is needed"
+    )

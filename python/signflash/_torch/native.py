@@ -6,7 +6,15 @@ import torch
 
 from .. import _native
 from .._settings import Settings
-from .checks import NAMES
+from .checks import NAMES, check_backward
+
+if hasattr(torch.Tensor, "untyped_storage"):
+    _storage = torch.Tensor.untyped_storage
+else:
+
+    def _storage(x):
+        return x.storage()._storage
+
 
 if hasattr(torch._C, "_cuda_getCurrentRawStream"):
     _stream = torch._C._cuda_getCurrentRawStream  # a tenth of the time of torch.cuda.current_stream
@@ -17,14 +25,46 @@ else:
 
 
 def dense(x):
-    """With a last stride of 1, which costs a copy if it was not, and without lazy negation."""
-    if x.stride(-1) == 1 and not x.is_neg():
-        return x
-    if x.is_neg():
-        x = x.resolve_neg()
+    """With a last stride of 1, which costs a copy if it was not, without lazy negation, aligned, and all of it in memory."""
+    if x.stride()[-1] != 1 or x.is_neg():
+        return _made_dense(x)
+    size, address = x.element_size(), x.data_ptr()
+    last = x.storage_offset() + (x.numel() if x.is_contiguous() else _extent(x))
+    return x if address and not address % size and last * size <= _storage(x).nbytes() else _made_dense(x)
+
+
+def dense_rows(x):
+    """lse or its gradient, the same but without gaps."""
+    return dense(x if x.is_contiguous() else x.contiguous())
+
+
+def _extent(x) -> int:
+    """How many elements lie between the first and one past the last."""
+    extent = 1
+    for size, stride in zip(x.shape, x.stride()):
+        if size == 0:
+            return 0
+        extent += (size - 1) * stride
+    return extent
+
+
+def _made_dense(x):
     if x.numel() == 0:
         return x.new_empty(x.shape)  # such a tensor may have any strides, and keeps them when made contiguous
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+    if x._is_zerotensor():  # zeros that PyTorch knows of, and keeps nowhere
+        return torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+    if x.is_neg():
+        x = x.resolve_neg()
+    room = _storage(x).nbytes() // x.element_size()
+    if x.data_ptr() == 0 or x.storage_offset() + _extent(x) > room:
+        raise RuntimeError(
+            f"a tensor of shape {tuple(x.shape)} reaches beyond its storage, which holds {room} elements: its memory was "
+            "freed or shortened (untyped_storage().resize_, as FSDP does to parameters); call while it is there"
+        )
+    if x.stride(-1) != 1 and x.shape[-1] != 1:
+        x = x.contiguous()
+    # A view into bytes may begin between two elements; new memory does not.
+    return x.clone(memory_format=torch.contiguous_format) if x.data_ptr() % x.element_size() else x
 
 
 def empty(x):
@@ -78,12 +118,15 @@ def forward(q, k, v, settings: Settings, rng_state=None, return_probs: bool = Fa
 
 
 def backward(dout, q, k, v, out, lse, settings: Settings, rng_state=None, deterministic=False, into=None, dlse=None):
-    """(dq, dk, dv); written to ``into`` if given. None for dout or dlse is no gradient of it."""
+    """(dq, dk, dv) of tensors that are dense in the last dimension; written to ``into`` if given.
+
+    None for dout or dlse is no gradient of it. What was saved is judged again: much may have happened since.
+    """
     if into is None:
         into = [empty(x) for x in (q, k, v)]
     dout = out.new_zeros(out.shape) if dout is None else dense(dout)
-    if dlse is not None:
-        dlse = dlse.contiguous()
+    lse, dlse = dense_rows(lse), None if dlse is None else dense_rows(dlse)
+    check_backward(q, k, v, out, dout, lse, dlse)
     address = 0
     if rng_state is not None:
         settings, address = _rng_state(settings, rng_state)

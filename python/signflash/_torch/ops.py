@@ -7,7 +7,7 @@ of a call. The random state is drawn when the operator runs, never while it is t
 import torch
 
 from .._settings import U64, Settings, Shard, signed
-from . import checks, native, random
+from . import checks, flops, function, native, paths, random, replay, transforms, vmap
 
 SCHEMAS = {
     "attention_forward": "(Tensor q, Tensor k, Tensor v, Tensor? rng_state, SymInt? seed, SymInt offset, float dropout_p, "
@@ -28,18 +28,46 @@ def attention(
     q, k, v, *, dropout_p, softmax_scale, causal, nominal, seed, offset, generator, rng_state, shard, deterministic, return_probs
 ):  # fmt: skip
     """As ``attention.attention``; the state is always a tensor."""
-    checks.check_qkv(q, k, v)
-    if generator is not None:
-        raise NotImplementedError("generator cannot be traced by torch.compile; use the default generator or rng_state")
+    checks.check_kinds(q, k, v)
     if rng_state is not None:
         random.check_rng_state(q, rng_state)
+    draws = dropout_p > 0.0 and seed is None and rng_state is None
+    if draws and not paths.is_compiling() and paths.transformed():
+        vmap.check_randomness((q, k, v))
+    if draws and generator is not None:
+        _refuse_to_record(q, generator)
+        seed, offset, rng_state = random.draw_now(q, generator)
     seed = None if seed is None else signed(seed)
     deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
-    out, lse, probs, state = torch.ops.signflash.attention_forward(
+    run = torch.ops.signflash.attention_forward
+    if not paths.is_compiling() and paths.transformed():
+        run = transforms.Forward.apply
+    out, lse, probs, state = run(
         q, k, v, rng_state, seed, signed(offset), dropout_p, softmax_scale, causal, nominal, deterministic, return_probs,
         _shard_to_list(shard),
     )  # fmt: skip
     return out, lse, probs.detach() if return_probs else None, state
+
+
+def _refuse_to_record(q, generator):
+    if paths.is_recorded((q,)):
+        raise NotImplementedError(
+            "generator cannot be recorded by torch.compile and other tracers; use the default generator or rng_state"
+        )
+    if paths.transformed() and type(generator) is not torch.Generator:
+        raise NotImplementedError("generator cannot be used under torch.func's transforms; use a seed, or the default one")
+
+
+def backward(dout, q, k, v, out, lse, settings, rng_state, deterministic, dlse):
+    """(dq, dk, dv) by the operator."""
+    state = _fill(q, settings.seed, settings.offset) if rng_state is None else rng_state.to(q.device)
+    dout = torch.zeros_like(out) if dout is None else dout
+    _, softmax_scale, dropout_p, _, _, nominal, shard = settings
+    run = transforms.Backward.apply if paths.transformed() else torch.ops.signflash.attention_backward
+    return run(
+        dout, q, k, v, out, lse, state, dlse, dropout_p, softmax_scale, settings.causal, nominal, deterministic,
+        _shard_to_list(shard),
+    )  # fmt: skip
 
 
 def _shard_to_list(shard):
@@ -93,6 +121,7 @@ def _forward(
 def _forward_fake(
     q, k, v, rng_state, seed, offset, dropout_p, softmax_scale, causal, nominal, deterministic, return_probs, shard
 ):  # fmt: skip
+    checks.check_shapes(q, k, v)
     batch, seqlen_q, num_heads, _ = q.shape
     probs = (batch, num_heads, seqlen_q, k.shape[1]) if return_probs else (0,)
     lse = q.new_empty((batch, num_heads, seqlen_q), dtype=torch.float32)
@@ -104,7 +133,7 @@ def _backward(
 ):  # fmt: skip
     q, k, v, out = (native.dense(x) for x in (q, k, v, out))
     settings = Settings(causal, softmax_scale, dropout_p, 0, 0, nominal, _shard_from_list(shard))
-    return native.backward(dout, q, k, v, out, lse.contiguous(), settings, state, deterministic, dlse=dlse)
+    return native.backward(dout, q, k, v, out, lse, settings, state, deterministic, dlse=dlse)
 
 
 def _backward_fake(
@@ -116,6 +145,9 @@ def _backward_fake(
 def _setup_context(ctx, inputs, output):
     q, k, v, _, _, _, dropout_p, softmax_scale, causal, nominal, deterministic, _, shard = inputs
     out, lse, _, state = output
+    ctx.drawn = None
+    if dropout_p > 0.0 and paths.hooks_on_saved_tensors() and not paths.transformed() and not paths.is_recorded((state,)):
+        ctx.drawn = state.clone()
     ctx.save_for_backward(q, k, v, out, lse, state)
     ctx.settings = (dropout_p, softmax_scale, causal, nominal, deterministic, shard)
     ctx.set_materialize_grads(False)
@@ -123,10 +155,16 @@ def _setup_context(ctx, inputs, output):
 
 def _differentiate(ctx, dout, dlse, _dprobs, _dstate):
     q, k, v, out, lse, state = ctx.saved_tensors
+    if ctx.drawn is not None:
+        replay.check(ctx.drawn, state)
     if dout is None:
         dout = torch.zeros_like(out)
     gradients = torch.ops.signflash.attention_backward(dout, q, k, v, out, lse, state, dlse, *ctx.settings)
     return (*gradients, *(None,) * 10)
+
+
+def _refuse_to_differentiate(ctx, *_):
+    raise function.no_second_derivative()
 
 
 def _define():
@@ -140,7 +178,11 @@ def _define():
         torch.library.define(qualified, SCHEMAS[name], tags=TAGS[name])
         torch.library.impl(qualified, ("cpu", "cuda"))(run)
         torch.library.register_fake(qualified)(fake)
+        if hasattr(torch.library, "register_vmap"):  # PyTorch 2.5
+            torch.library.register_vmap(qualified, vmap.RULES[name])
     torch.library.register_autograd("signflash::attention_forward", _differentiate, setup_context=_setup_context)
+    torch.library.register_autograd("signflash::attention_backward", _refuse_to_differentiate)
+    flops.register()
 
 
 _define()

@@ -8,6 +8,7 @@ import torch
 
 from .. import _random
 from .._settings import U64, signed
+from . import replay
 from .paths import HAS_OPERATORS, needs_operator
 
 #: Between reading a generator and advancing it no other thread may read it.
@@ -29,6 +30,13 @@ def draw(q):
 
 def draw_now(q, generator=None):
     """The same where nothing is traced; rng_state is None but while a CUDA graph is captured."""
+    seed, offset, state = _drawn(q, generator)
+    if state is None and replay.may_be_checkpointed():
+        replay.watch(seed, offset)
+    return seed, offset, state
+
+
+def _drawn(q, generator):
     batch, _, num_heads, _ = q.shape
     own = generator if isinstance(generator, _random.Generator) else None
     if generator is None:

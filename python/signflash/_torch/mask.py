@@ -1,0 +1,34 @@
+"""The dropout mask as a tensor."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from .. import _native
+from .paths import HAS_OPERATORS
+
+
+def tensor_of_mask(shape, settings, device):
+    """bool (batch, num_heads, seqlen_q, seqlen_k) on ``device``."""
+    with _nobody_watching():
+        mask = torch.empty(shape, dtype=torch.bool, device="cpu")
+        _native.dropout_mask(mask.data_ptr(), shape, settings)
+    # For tracers it is a constant, as what torch.tensor makes is.
+    return (torch.ops.aten.lift_fresh(mask) if HAS_OPERATORS else mask).to(device)
+
+
+@contextlib.contextmanager
+def _nobody_watching():
+    """Real memory, whatever modes, transforms and tracers are active."""
+    with contextlib.ExitStack() as stack:
+        try:
+            from torch.utils._python_dispatch import _disable_current_modes
+        except ImportError:
+            pass
+        else:
+            stack.enter_context(_disable_current_modes())
+        if hasattr(torch._C, "_DisableFuncTorch"):
+            stack.enter_context(torch._C._DisableFuncTorch())
+        yield

@@ -1,0 +1,89 @@
+"""Recomputed forwards: their dropout state must be that of the forward that they repeat.
+
+Activation checkpoints run a forward twice. PyTorch's own generators are restored for the second run (unless
+``preserve_rng_state=False``); a generator of ours, or of the caller's, is not. Then the gradients would be those of another
+mask, so the states are compared.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from .._settings import U64, signed
+
+REMEDY = (
+    "give the call inside the checkpoint a seed, or let it draw from PyTorch's default generator with "
+    "preserve_rng_state=True"
+)
+
+
+def states_to_save(settings, rng_state):
+    """(a state for autograd to save, the same state to keep): what comes back of the first is compared with the second."""
+    if rng_state is None:
+        numbers = [signed(settings.seed), signed(settings.offset)]
+        rng_state = torch.tensor(numbers, dtype=torch.int64, device="cpu")
+        return rng_state, rng_state
+    return rng_state, rng_state.detach().clone()
+
+
+def check(drawn, saved) -> None:
+    """That the state which came back is the one that was drawn."""
+    if drawn is saved:
+        return
+    if saved is None or saved.dtype is not torch.int64 or saved.shape != (2,) or saved.device != drawn.device:
+        raise RuntimeError("the dropout state that autograd saved came back as something else: hooks must return it as it was")
+    if drawn.is_cuda and torch.cuda.is_current_stream_capturing():
+        torch._assert_async((drawn == saved).all())  # nobody may wait for the GPU now
+    elif not torch.equal(drawn, saved):
+        raise _differs(saved.tolist(), drawn.tolist())
+
+
+def _differs(again, first) -> RuntimeError:
+    first, again = ([x & U64 for x in pair] for pair in (first, again))
+    return RuntimeError(
+        f"a recomputed forward drew the dropout state {tuple(again)}, but the forward had drawn {tuple(first)}: the "
+        f"gradients would be of another mask; {REMEDY}"
+    )
+
+
+def watch(seed: int, offset: int) -> None:
+    """Notes what is drawn within a reentrant checkpoint's forward, and compares what is drawn when it is repeated.
+
+    Such a checkpoint saves nothing of what is inside: its own node is the only thing that both runs share.
+    """
+    codes = _codes()
+    if codes is None:
+        return
+    forward, backward = codes
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is forward:
+            ctx = frame.f_locals["ctx"]
+            ctx.signflash_drawn = [*getattr(ctx, "signflash_drawn", ()), (signed(seed), signed(offset))]
+        elif frame.f_code is backward:
+            ctx = frame.f_locals["ctx"]
+            drawn = getattr(ctx, "signflash_drawn", ())
+            index = getattr(ctx, "signflash_repeated", 0)
+            ctx.signflash_repeated = index + 1
+            # A graph that is retained can be run backward again: it starts anew.
+            if drawn and drawn[index % len(drawn)] != (signed(seed), signed(offset)):
+                raise _differs((seed, offset), drawn[index % len(drawn)])
+            return
+        frame = frame.f_back
+
+
+def _codes():
+    checkpoint = sys.modules.get("torch.utils.checkpoint")
+    function = getattr(checkpoint, "CheckpointFunction", None)
+    return None if function is None else (function.forward.__code__, function.backward.__code__)
+
+
+#: Outside of a backward it is -1. Before PyTorch 2.1 it is not told, and every draw is watched.
+_graph_task = getattr(torch._C, "_current_graph_task_id", lambda: 0)
+
+
+def may_be_checkpointed() -> bool:
+    """Whether a reentrant checkpoint's forward or its repetition can be what runs now."""
+    return not torch.is_grad_enabled() or _graph_task() != -1

@@ -1,0 +1,60 @@
+"""Attention under the transforms of torch.func: the operators as functions that know grad and vmap.
+
+What torch.library makes differentiable cannot be transformed, so these stand between.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from . import vmap
+from .function import no_second_derivative
+
+
+class Forward(torch.autograd.Function):
+    """The operator ``attention_forward``, with its arguments."""
+
+    @staticmethod
+    def forward(*arguments):
+        return torch.ops.signflash.attention_forward(*arguments)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        q, k, v, _, _, _, *rest = inputs
+        out, lse, probs, state = output
+        dropout_p, softmax_scale, causal, nominal, deterministic, _, shard = rest
+        ctx.save_for_backward(q, k, v, out, lse, state)
+        ctx.rest = (dropout_p, softmax_scale, causal, nominal, deterministic, shard)
+        ctx.mark_non_differentiable(probs, state)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, dout, dlse, *_):
+        q, k, v, out, lse, state = ctx.saved_tensors
+        if dout is None:
+            dout = torch.zeros_like(out)
+        return (*Backward.apply(dout, q, k, v, out, lse, state, dlse, *ctx.rest), *(None,) * 10)
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):
+        return vmap.forward(info, in_dims, *arguments)
+
+
+class Backward(torch.autograd.Function):
+    """The operator ``attention_backward``, with its arguments."""
+
+    @staticmethod
+    def forward(*arguments):
+        return torch.ops.signflash.attention_backward(*arguments)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise no_second_derivative()
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):
+        return vmap.backward(info, in_dims, *arguments)

@@ -1,0 +1,105 @@
+"""Attention under torch.vmap: the mapped dimension joins the batch, or each piece is computed alone.
+
+``vmap(f)(x)[i]`` is ``f(x[i])``. So with a given seed each piece has the same mask; without, ``randomness`` decides as for
+PyTorch's own random functions: "same", "different", or (its default) an error.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .paths import levels_of
+
+
+def _functions():
+    from . import transforms
+
+    return transforms
+
+
+
+def check_randomness(tensors) -> None:
+    """A call on tensors that are not mapped draws once, which is only right where that was asked for."""
+    functorch = torch._C._functorch
+    for level in functorch.get_interpreter_stack() or ():
+        if level.key() != functorch.TransformType.Vmap:
+            continue
+        same = functorch.CVmapInterpreterPtr(level).randomness() == functorch.RandomnessType.Same
+        if not same and not any(level.level() in levels_of(x) for x in tensors):
+            raise RuntimeError(
+                "vmap: attention with dropout on tensors that are not mapped over would draw one mask for all; give vmap "
+                "randomness='same', or the call a seed"
+            )
+
+
+def _check_error_mode(info) -> None:
+    if info.randomness == "error":
+        raise RuntimeError(
+            "vmap: attention with dropout draws a mask, and vmap's randomness is 'error'; use randomness='same' or "
+            "'different', or give the call a seed"
+        )
+
+
+def _pieces(x, dim, size):
+    return [x] * size if dim is None else x.unbind(dim)
+
+
+def _folded(x, dim, size):
+    """(batch, ...) mapped over ``size``, as (size * batch, ...)."""
+    if x is None:
+        return None
+    x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+    return x.reshape(size * x.shape[1], *x.shape[2:])
+
+
+def _unfolded(x, size):
+    return x.reshape(size, x.shape[0] // max(size, 1), *x.shape[1:])
+
+
+def forward(info, in_dims, q, k, v, rng_state, seed, offset, dropout_p, *rest):
+    size, return_probs = info.batch_size, rest[4]
+    tensors = list(zip((q, k, v), in_dims[:3]))
+    if dropout_p == 0.0:
+        folded = [_folded(x, dim, size) for x, dim in tensors]
+        out, lse, probs, state = _functions().Forward.apply(*folded, None, seed, offset, dropout_p, *rest)
+        state, of_state = (state, None) if rng_state is None else (rng_state.clone(), in_dims[3])
+        probs = _unfolded(probs, size) if return_probs else probs
+        return (_unfolded(out, size), _unfolded(lse, size), probs, state), (0, 0, 0 if return_probs else None, of_state)
+    draws = seed is None and rng_state is None
+    if draws:
+        _check_error_mode(info)
+    states = [None] * size if rng_state is None else _pieces(rng_state, in_dims[3], size)
+    results = []
+    for piece, state in zip(zip(*(_pieces(x, dim, size) for x, dim in tensors)), states):
+        if draws and info.randomness == "same" and results:
+            state = results[0][3]
+        results.append(_functions().Forward.apply(*piece, state, seed, offset, dropout_p, *rest))
+    out, lse, probs, state = zip(*results)
+    probs, of_probs = (torch.stack(probs), 0) if return_probs else (probs[0], None)
+    return (torch.stack(out), torch.stack(lse), probs, torch.stack(state)), (0, 0, of_probs, 0)
+
+
+def backward(info, in_dims, dout, q, k, v, out, lse, state, dlse, dropout_p, *rest):
+    size = info.batch_size
+    tensors = list(zip((dout, q, k, v, out, lse), in_dims[:6]))
+    if dropout_p == 0.0:
+        folded = [_folded(x, dim, size) for x, dim in tensors]
+        state = state if in_dims[6] is None else state.select(in_dims[6], 0)
+        found = _functions().Backward.apply(*folded, state, _folded(dlse, in_dims[7], size), dropout_p, *rest)
+        return tuple(_unfolded(x, size) for x in found), (0, 0, 0)
+    tensors.append((state, in_dims[6]))
+    pieces = [_pieces(x, dim, size) for x, dim in tensors]
+    pieces.append([None] * size if dlse is None else _pieces(dlse, in_dims[7], size))
+    found = zip(*(_functions().Backward.apply(*piece, dropout_p, *rest) for piece in zip(*pieces)))
+    return tuple(torch.stack(x) for x in found), (0, 0, 0)
+
+
+def draw_state(info, in_dims, q):
+    _check_error_mode(info)
+    pieces = _pieces(q, in_dims[0], info.batch_size)
+    if info.randomness == "same":
+        return torch.ops.signflash.draw_state(pieces[0]), None
+    return torch.stack([torch.ops.signflash.draw_state(x) for x in pieces]), 0
+
+
+RULES = {"attention_forward": forward, "attention_backward": backward, "draw_state": draw_state}
