@@ -29,6 +29,6 @@ def _nobody_watching():
             pass
         else:
             stack.enter_context(_disable_current_modes())
-        if hasattr(torch._C, "_DisableFuncTorch"):
+        if hasattr(getattr(torch._C, "_DisableFuncTorch", None), "__enter__"):
             stack.enter_context(torch._C._DisableFuncTorch())
         yield
