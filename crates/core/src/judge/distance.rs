@@ -90,7 +90,8 @@ impl Distance {
         let few = FEW.into_iter().find(|(numbers, _)| self.numbers < *numbers);
         let bound = self.bound * few.map_or(1.0, |(_, factor)| factor);
         let rounding = ROUNDINGS * self.rounding.sqrt();
-        if rounding == 0.0 { bound } else { bound.max(rounding / self.scale()) }
+        let scale = self.scale();
+        if rounding == 0.0 || scale == 0.0 { bound } else { bound.max(rounding / scale) }
     }
 
     /// Whether the error is within the bound.
@@ -121,6 +122,13 @@ mod tests {
     #[test]
     fn the_distance_is_relative_and_of_frobenius() {
         assert!((error(&[(3.0, 0.0), (4.0, 4.0), (0.0, 3.0)]) - (18f64 / 25.0).sqrt()).abs() < 1e-15);
+    }
+
+    #[test]
+    fn what_is_special_is_wrong_whatever_rounding_does() {
+        let special = Distance { rounding: 1.0, special: 1, bound: 1e-6, ..Distance::default() };
+        assert!(!special.is_right());
+        assert!(!Distance { rounding: 1.0, difference: 1.0, bound: 1e-6, ..Distance::default() }.is_right());
     }
 
     #[test]

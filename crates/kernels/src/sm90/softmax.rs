@@ -171,7 +171,7 @@ impl<'k> LateSoftmax<'k> {
         for (row, max) in max.into_iter().enumerate() {
             self.max[row].set(max);
             let shift = self.shift_of(max);
-            // Nothing is less than the shift of a row without keys, which is infinite.
+            // That of a row without keys is infinite, and so large, too.
             self.shift[row].set(is_large(t, shift).select(t.f32(f32::NAN), shift));
         }
     }
