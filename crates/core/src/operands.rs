@@ -224,6 +224,31 @@ impl Description {
         Ok(())
     }
 
+    /// That its elements, of so many bytes each, can lie from this address on: it is one, and the last does not lie beyond what
+    /// a process can address. Whether memory is there only its owner knows.
+    ///
+    /// # Errors
+    /// [`ProblemError::Address`].
+    pub fn check_address(&self, address: usize, element_bytes: usize) -> Result<(), ProblemError> {
+        let Self { tensor, shape, .. } = *self;
+        let in_reach = |extent: usize| {
+            extent.checked_mul(element_bytes).is_some_and(|bytes| isize::try_from(bytes).is_ok())
+        };
+        let why = if shape.contains(&0) {
+            return Ok(()); // without elements there need be no memory
+        } else if address == 0 {
+            "where nothing is"
+        } else if !address.is_multiple_of(element_bytes) {
+            "which is no multiple of an element's size"
+        } else if !self.extent().is_some_and(in_reach) {
+            "from where its strides reach beyond all memory"
+        } else {
+            return Ok(());
+        };
+        let elements = shape.into_iter().fold(1, usize::saturating_mul);
+        Err(ProblemError::Address { tensor, elements, address, why })
+    }
+
     /// How many elements lie between the first and one past the last; none if there is no element, `None` beyond `usize`.
     pub fn extent(&self) -> Option<usize> {
         extent(self.shape, self.strides)

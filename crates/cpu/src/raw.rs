@@ -86,34 +86,13 @@ impl<T: Element> RawTensor<T> {
     /// Shape, last stride, and an address that can hold elements.
     pub(crate) fn check_read(&self, tensor: TensorName, expected: [usize; 4]) -> Result<(), ProblemError> {
         self.description(tensor).check(expected)?;
-        self.check_address(tensor)
+        self.description(tensor).check_address(self.first.addr(), size_of::<T>())
     }
 
     /// And that no two indices name the same element.
     pub(crate) fn check_written(&self, tensor: TensorName, expected: [usize; 4]) -> Result<(), ProblemError> {
         self.description(tensor).check_written(expected)?;
-        self.check_address(tensor)
-    }
-
-    fn check_address(&self, tensor: TensorName) -> Result<(), ProblemError> {
-        let Some(elements @ 1..) = self.description(tensor).extent() else {
-            return if self.shape.contains(&0) { Ok(()) } else { Err(self.refused(tensor, TOO_LARGE)) };
-        };
-        if self.first.is_null() {
-            return Err(self.refused(tensor, "where nothing is"));
-        }
-        if !self.first.is_aligned() {
-            return Err(self.refused(tensor, "which is no multiple of an element's size"));
-        }
-        match elements.checked_mul(size_of::<T>()) {
-            Some(bytes) if isize::try_from(bytes).is_ok() => Ok(()),
-            _ => Err(self.refused(tensor, TOO_LARGE)),
-        }
-    }
-
-    fn refused(&self, tensor: TensorName, why: &'static str) -> ProblemError {
-        let elements = self.shape.into_iter().fold(1, usize::saturating_mul);
-        ProblemError::Address { tensor, elements, address: self.first.addr(), why }
+        self.description(tensor).check_address(self.first.addr(), size_of::<T>())
     }
 
     /// The row `[a, b, c]`.
@@ -169,5 +148,3 @@ impl<T: Element> RawGradients<T> {
         self.dv.check_written(TensorName::Dv, shape.k())
     }
 }
-
-const TOO_LARGE: &str = "from where its strides reach beyond all memory";

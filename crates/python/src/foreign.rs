@@ -27,24 +27,7 @@ impl ForeignTensor {
     pub fn check(&self, tensor: TensorName, expected: [usize; 4], dtype: Dtype) -> Result<(), ProblemError> {
         let description = Description { tensor, shape: self.shape, strides: self.strides };
         description.check(expected)?;
-        if self.shape.contains(&0) {
-            return Ok(());
-        }
-        let refused = |why| {
-            let elements = self.shape.into_iter().fold(1, usize::saturating_mul);
-            Err(ProblemError::Address { tensor, elements, address: self.address as usize, why })
-        };
-        let size = dtype.size_bytes();
-        if self.address == 0 {
-            return refused("where nothing is");
-        }
-        if !self.address.is_multiple_of(size as u64) {
-            return refused("which is no multiple of an element's size");
-        }
-        match description.extent().and_then(|extent| extent.checked_mul(size)) {
-            Some(bytes) if isize::try_from(bytes).is_ok() => Ok(()),
-            _ => refused("from where its strides reach beyond all memory"),
-        }
+        description.check_address(self.address as usize, dtype.size_bytes())
     }
 
     /// The tensor as the CPU's engine takes it. An address is all that this makes: who dereferences it promises that it is one.
@@ -74,7 +57,7 @@ impl ForeignTensor {
 /// # Safety
 /// So many f32 must be there, which nobody writes while the result lives.
 pub unsafe fn floats<'a>(tensor: TensorName, address: u64, len: usize) -> Result<&'a [f32], ProblemError> {
-    let first = first_float(tensor, address, len)?;
+    let first = first_of(tensor, address, len)?;
     // SAFETY: aligned, not null and not beyond all memory, as just checked; the rest is the caller's promise.
     Ok(unsafe { std::slice::from_raw_parts(first, len) })
 }
@@ -91,7 +74,7 @@ pub unsafe fn floats_mut<'a>(
     address: u64,
     len: usize,
 ) -> Result<&'a mut [f32], ProblemError> {
-    let first = first_float(tensor, address, len)?;
+    let first = first_of(tensor, address, len)?;
     // SAFETY: as above.
     Ok(unsafe { std::slice::from_raw_parts_mut(first, len) })
 }
@@ -108,23 +91,17 @@ pub unsafe fn bytes_mut<'a>(
     address: u64,
     len: usize,
 ) -> Result<&'a mut [u8], ProblemError> {
-    if len == 0 {
-        return Ok(&mut []);
-    }
-    if address == 0 || isize::try_from(len).is_err() {
-        let why = if address == 0 { "where nothing is" } else { "which is more than all memory" };
-        return Err(ProblemError::Address { tensor, elements: len, address: address as usize, why });
-    }
-    let first = std::ptr::with_exposed_provenance_mut(address as usize);
+    let first = first_of(tensor, address, len)?;
     // SAFETY: not null and not beyond all memory, as just checked; the rest is the caller's promise.
     Ok(unsafe { std::slice::from_raw_parts_mut(first, len) })
 }
 
 /// Without elements the owner may give no address, but a slice wants one.
-fn first_float(tensor: TensorName, address: u64, len: usize) -> Result<*mut f32, ProblemError> {
-    let dense = ForeignTensor { address, shape: [1, 1, 1, len], strides: [0, 0, 0, 1] };
-    dense.check(tensor, dense.shape, Dtype::F32)?;
-    Ok(if len == 0 { NonNull::dangling().as_ptr() } else { dense.raw().first })
+fn first_of<T>(tensor: TensorName, address: u64, len: usize) -> Result<*mut T, ProblemError> {
+    let dense = Description { tensor, shape: [1, 1, 1, len], strides: [0, 0, 0, 1] };
+    dense.check_address(address as usize, size_of::<T>())?;
+    let first = std::ptr::with_exposed_provenance_mut(address as usize);
+    Ok(if len == 0 { NonNull::dangling().as_ptr() } else { first })
 }
 
 #[cfg(test)]
