@@ -13,6 +13,7 @@ mod gemm;
 mod isa;
 mod pack;
 mod partial;
+mod passes;
 pub mod peak;
 mod philox;
 pub mod raw;
