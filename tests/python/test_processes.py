@@ -55,6 +55,21 @@ def test_far_more_threads_than_cores_are_not_made_and_said():
     assert int(done.stdout) <= 4 * os.cpu_count() and "RAYON_NUM_THREADS is 100000" in done.stderr
 
 
+def test_a_slow_logger_of_one_thread_stops_no_other():
+    code = (
+        "import logging, time\n"
+        "said = threading.Event()\n"
+        "class Slow(logging.Handler):\n"
+        "    def emit(self, record): said.set(); time.sleep(.5)\n"
+        "logging.getLogger('signflash').addHandler(Slow())\n"
+        "threading.Thread(target=signflash.attention, args=(q, q, q)).start()\n"
+        "assert said.wait(60)\n"
+        "signflash.info()\n"
+    )
+    done = run(code, RAYON_NUM_THREADS="100000")
+    assert done.returncode == 0, done.stderr
+
+
 def test_daemon_threads_do_not_abort_the_end():
     code = (
         "import time\n"

@@ -15,18 +15,21 @@ impl Said {
         Self(Mutex::new(BTreeSet::new()))
     }
 
-    /// Hands a line to `say`, unless it was before.
+    /// Hands a line to `say`, unless it was before. No lock is held meanwhile: a logger may be slow, or come back to us.
     pub(crate) fn once(&self, line: String, say: impl FnOnce(&str)) {
+        match self.number_if_new(&line) {
+            None => {}
+            Some(MOST_LINES) => say(&format!("{line} (and no further reasons are reported)")),
+            Some(_) => say(&line),
+        }
+    }
+
+    /// The how manieth line this is; none if it was there, or is one too many.
+    fn number_if_new(&self, line: &str) -> Option<usize> {
         // A line is in or not, so a poisoned lock is as good as any.
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.len() >= MOST_LINES || lines.contains(&line) {
-            return;
-        }
-        match lines.len() + 1 {
-            MOST_LINES => say(&format!("{line} (and no further reasons are reported)")),
-            _ => say(&line),
-        }
-        lines.insert(line);
+        let is_new = lines.len() < MOST_LINES && lines.insert(line.into());
+        is_new.then_some(lines.len())
     }
 }
 

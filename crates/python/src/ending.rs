@@ -34,6 +34,9 @@ impl Drop for Running {
 }
 
 /// Runs `work` without the interpreter's lock, unless the interpreter is ending.
+///
+/// Whatever may wait for another call belongs in here: that one may be waiting for the interpreter's lock, to tell the log
+/// something.
 pub(crate) fn detached<R: Send>(py: Python<'_>, work: impl FnOnce() -> R + Send) -> R {
     if ENDING.load(Ordering::Relaxed) {
         return work();

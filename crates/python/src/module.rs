@@ -148,6 +148,7 @@ fn py_backward(
 /// Bytes of scratch memory that a backward needs on a GPU.
 #[pyfunction]
 fn workspace_bytes(
+    py: Python<'_>,
     ordinal: u32,
     q_shape: Four,
     k_shape: Four,
@@ -158,7 +159,8 @@ fn workspace_bytes(
     let (_, seqlen_k, num_heads_k, _) = k_shape;
     let shape = Shape { batch, seqlen_q, seqlen_k, num_heads, num_heads_k, head_dim };
     let problem = settings(settings_args).of_shape(shape).map_err(|error| raise(error.into()))?;
-    call::workspace_bytes(Place::Cuda { ordinal, stream: 0 }, &problem, deterministic).map_err(raise)
+    let at = Place::Cuda { ordinal, stream: 0 };
+    detached(py, || call::workspace_bytes(at, &problem, deterministic)).map_err(raise)
 }
 
 /// The keep mask of (batch, num_heads, seqlen_q, seqlen_k), a byte an entry.
@@ -180,9 +182,9 @@ fn keep_scale(dropout_p: f64, nominal: bool) -> PyResult<f64> {
 
 /// What would run: the instruction set of the CPU, its threads, the names of the GPUs, and why there are none.
 #[pyfunction]
-fn info() -> PyResult<(String, usize, Vec<String>, Option<String>)> {
+fn info(py: Python<'_>) -> PyResult<(String, usize, Vec<String>, Option<String>)> {
     let engine = signflash_cpu::CpuEngine::new();
-    let threads = pool::run(|| engine.threads()).map_err(raise)?;
+    let threads = detached(py, || pool::run(|| engine.threads())).map_err(raise)?;
     let name = |ordinal| Device::open(ordinal).map(|gpu| gpu.info().name.clone());
     let gpus = Device::count().and_then(|count| (0..count).map(name).collect::<Result<Vec<_>, _>>());
     let (names, why) = match gpus {

@@ -3,6 +3,7 @@
 use super::directory::CacheDirectory;
 use super::key::StoreKey;
 use super::store::{CubinStore, StoreError};
+use crate::said::Said;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -12,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub struct CacheStatus {
     /// Where; none if it is off or there is no home directory.
     pub directory: Option<PathBuf>,
-    /// The first reason why something could not be kept or read, as a sentence. Kernels run all the same.
+    /// The first reason why something could not be kept or read, as a sentence; the log has all. Kernels run all the same.
     pub problem: Option<String>,
     /// Kernels loaded from disk.
     pub loaded: u64,
@@ -27,37 +28,33 @@ pub struct CacheStatus {
 pub(super) struct Disk {
     store: Option<CubinStore>,
     status: Mutex<CacheStatus>,
+    said: Said,
 }
 
 impl Disk {
     /// In that directory, of which all files together may take so many bytes.
     pub(super) fn new(directory: CacheDirectory, limit_bytes: u64) -> Self {
-        let mut status = CacheStatus::default();
-        let store = match directory {
-            CacheDirectory::At(directory) => {
-                status.directory = Some(directory.clone());
-                let store = CubinStore::open(directory).with_limit(limit_bytes);
-                // Said now, for those who ask before they compile.
-                if let Err(error) = store.check() {
-                    note(&mut status, &error.to_string());
-                }
-                Some(store)
-            }
-            CacheDirectory::Off => None,
-            CacheDirectory::NoHome => {
-                note(
-                    &mut status,
-                    "compiled kernels are not kept: there is no home directory; set SIGNFLASH_CACHE_DIR",
-                );
-                None
-            }
+        let has_no_home = directory == CacheDirectory::NoHome;
+        let directory = match directory {
+            CacheDirectory::At(directory) => Some(directory),
+            CacheDirectory::Off | CacheDirectory::NoHome => None,
         };
-        Self { store, status: Mutex::new(status) }
+        let store = directory.clone().map(|at| CubinStore::open(at).with_limit(limit_bytes));
+        let status = Mutex::new(CacheStatus { directory, ..CacheStatus::default() });
+        let disk = Self { store, status, said: Said::new() };
+        if has_no_home {
+            disk.note("compiled kernels are not kept: there is no home directory; set SIGNFLASH_CACHE_DIR");
+        }
+        // Said now, for those who ask before they compile.
+        if let Some(Err(error)) = disk.store.as_ref().map(CubinStore::check) {
+            disk.note(&error.to_string());
+        }
+        disk
     }
 
     /// The same, with something else that is wrong.
     pub(super) fn with_problem(self, problem: &str) -> Self {
-        note(&mut self.lock(), problem);
+        self.note(problem);
         self
     }
 
@@ -92,26 +89,23 @@ impl Disk {
     }
 
     fn failed(&self, error: &StoreError) {
-        let mut status = self.lock();
         match error {
             StoreError::Damaged { .. } => {
-                status.damaged += 1;
+                self.lock().damaged += 1;
                 log::info!("{error}");
             }
-            _ => note(&mut status, &error.to_string()),
+            _ => self.note(&error.to_string()),
         }
+    }
+
+    /// Keeps the first problem, and logs each once, when the lock is open again: a logger may be slow.
+    fn note(&self, problem: &str) {
+        self.lock().problem.get_or_insert_with(|| problem.into());
+        self.said.once(problem.into(), |line| log::warn!("{line}"));
     }
 
     fn lock(&self) -> MutexGuard<'_, CacheStatus> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Keeps the first problem and logs it, once.
-fn note(status: &mut CacheStatus, problem: &str) {
-    if status.problem.is_none() {
-        log::warn!("{problem}");
-        status.problem = Some(problem.into());
     }
 }
 

@@ -20,11 +20,12 @@ pub(super) fn make(directory: &Path, limit_bytes: u64, kept: &Path) -> io::Resul
         let Ok(metadata) = found.metadata() else { continue };
         let used = metadata.modified()?;
         match Kind::of(&found.file_name()) {
+            _ if !metadata.is_file() => {}
             Kind::Writing if now.duration_since(used).is_ok_and(|age| age > ABANDONED) => {
                 remove(&found.path())?;
             }
-            Kind::Entry if metadata.is_file() && metadata.len() > MAX_ENTRY_BYTES => remove(&found.path())?,
-            Kind::Entry if metadata.is_file() => {
+            Kind::Entry if metadata.len() > MAX_ENTRY_BYTES => remove(&found.path())?,
+            Kind::Entry => {
                 entries.push(Entry { used, bytes: metadata.len(), path: found.path() });
             }
             _ => {}
