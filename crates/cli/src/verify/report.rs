@@ -6,6 +6,9 @@ use crate::table::table;
 use signflash_core::judge::Distance;
 use std::io::Write;
 
+/// Bounds grow with scores, whose last bits decide more and more. From this one on zeros would be right, too.
+const SAYS_NOTHING: f64 = 1.0;
+
 /// The table and its verdict.
 #[derive(Default)]
 pub(super) struct Report {
@@ -38,7 +41,11 @@ impl Report {
         }
         row.extend(ours_to_file.as_ref().map_or_else(dashes, both));
         let file_is_off = file_to_f64.is_some_and(|distance| !distance.is_right());
+        let judged_by = if with_f64 { Some(ours_to_f64) } else { ours_to_file.as_ref() };
         row.push(match (passed, file_is_off) {
+            (true, _) if judged_by.is_some_and(|distance| distance.bound() >= SAYS_NOTHING) => {
+                "not judged: scores are too large".into()
+            }
             (true, false) => "ok".into(),
             (true, true) => "ok; the file's is off".into(),
             (false, true) => "FAILED; the file's is off".into(),
@@ -59,5 +66,21 @@ impl Report {
         }
         let names = self.failed.join(", ");
         Err(Error::BeyondBounds { failed: self.failed.len(), checks: self.checks, names })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bound_that_lets_everything_pass_is_not_called_ok() {
+        for (bound, verdict) in [(1e-6, "ok"), (3.0, "not judged: scores are too large")] {
+            let distance = Distance::between([(2.0, 2.0)], bound);
+            let mut report = Report::default();
+            let distances = Distances { ours_to_f64: distance, file_to_f64: None, ours_to_file: None };
+            report.tensor("out", &distances, true);
+            assert_eq!(report.rows[0].last().map(String::as_str), Some(verdict));
+        }
     }
 }
