@@ -84,15 +84,10 @@ impl Sizes {
                 let weights = head.weights(i, &scores, lse_i);
                 let delta = dout_i.map(|dout_i| {
                     let dlse = head.dlse(i, backward.and_then(|backward| backward.dlse));
-                    let stored: Vec<f64> = out_i.iter().map(|&x| round::<T>(x)).collect();
                     // dp's sums lose as much in all keys if the keys are alike: as in the heaviest.
                     let heaviest = weights.iter().max_by(|a, b| a.p.total_cmp(&b.p));
                     let of_dp = heaviest.map_or(0.0, |x| keep_scale * lost_in_order(dout_i, head.v(x.j)));
-                    let lost = of_dp + lost_in_order(dout_i, &stored);
-                    Delta {
-                        rounded: dot(dout_i, &stored) - dlse + lost,
-                        size: size_of_dot(dout_i, out_i) + dlse.abs(),
-                    }
+                    Delta::of::<T>(dout_i, out_i, dlse, of_dp)
                 });
                 for Weight { j, p, kept } in weights {
                     if p == 0.0 {
@@ -133,6 +128,15 @@ struct Delta {
     /// From the out that is stored, and with what sums in f32 lose.
     rounded: f64,
     size: f64,
+}
+
+impl Delta {
+    /// Of a row whose sums of dp lose so much.
+    fn of<T: Element>(dout: &[f64], out: &[f64], dlse: f64, lost_in_dp: f64) -> Self {
+        let stored: Vec<f64> = out.iter().map(|&x| round::<T>(x)).collect();
+        let lost = lost_in_dp + lost_in_order(dout, &stored);
+        Self { rounded: dot(dout, &stored) - dlse + lost, size: size_of_dot(dout, out) + dlse.abs() }
+    }
 }
 
 /// What the error of a dot product is relative to: itself, or what its terms give if they cancel.
