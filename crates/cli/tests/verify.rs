@@ -179,7 +179,7 @@ fn random_files_verify() {
     for n in 0..count {
         // Numbers that look random and are the same every time.
         let draw = |salt: u64, end: usize| {
-            let x = (n as u64 * 31 + salt + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let x = (n * 31 + salt + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
             ((x ^ (x >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 33) as usize % end
         };
         let length = |salt| 1 + draw(salt, [3, 5, 20, 140][draw(salt + 1, 4)]);

@@ -11,7 +11,7 @@ use signflash_core::{
 };
 
 /// A tensor as an address: element `[a, b, c, d]` lies `a * strides[0] + b * strides[1] + c * strides[2] + d * strides[3]`
-/// elements behind the first. Shapes are those of [`Inputs`](signflash_core::Inputs) and
+/// elements behind the first. Shapes are those of [`Inputs`] and
 /// [`Outputs`](signflash_core::Outputs).
 #[derive(Clone, Copy, Debug)]
 pub struct RawTensor<T> {

@@ -166,6 +166,9 @@ mod tests {
     use signflash_core::{Dtype, f16};
     use signflash_cpu::CpuEngine;
 
+    /// Makes a result wrong, at a place if it has one.
+    type Spoil = fn(&mut Tensors<f16>, usize);
+
     /// A backward and its results, right.
     fn right(causal: bool) -> (Case, Problem, Tensors<f16>) {
         let case = Case {
@@ -192,7 +195,7 @@ mod tests {
         for causal in [false, true] {
             let (case, problem, mut right) = right(causal);
             let last_key = right.dk.len() - 40;
-            let spoils: [(TensorName, fn(&mut Tensors<f16>, usize)); 5] = [
+            let spoils: [(TensorName, Spoil); 5] = [
                 (TensorName::Out, |x, _| x.out.iter_mut().for_each(|x| *x = scaled(*x))),
                 (TensorName::Lse, |x, _| x.lse.iter_mut().for_each(|x| *x += 1e-2)),
                 (TensorName::Dq, |x, _| x.dq.iter_mut().for_each(|x| *x = scaled(*x))),
