@@ -245,6 +245,16 @@ def test_no_argument_that_models_hand_to_an_attention_function_is_unknown():
     assert not unknown
 
 
+def test_the_script_sees_a_gradient_of_nan(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "coverage_models"))
+    from examine import apart
+
+    outputs, right = {"out": torch.ones(2)}, {"weight": torch.ones(3)}
+    wrong = {"weight": torch.tensor([1.0, float("nan"), 1.0])}
+    assert apart((outputs, right), (outputs, right), {}) == 0.0
+    assert apart((outputs, right), (outputs, wrong), {}) == float("inf")
+
+
 def test_every_configuration_can_be_examined_by_the_script(tmp_path):
     """Five kinds, by the script that docs/transformers.md is written with."""
     import json

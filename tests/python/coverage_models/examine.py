@@ -237,12 +237,16 @@ def apart(a, b, inputs):
             return float("inf")
         if bool(finite.any()):
             worst = max(worst, float((x - y)[finite].abs().max()) / max(1.0, float(x[finite].abs().max())))
-    largest = max([float(g.abs().max()) for g in a[1].values() if g.numel()] or [1.0]) or 1.0
+    finite = [g[torch.isfinite(g)] for g in a[1].values()]
+    largest = max([float(g.abs().max()) for g in finite if g.numel()] or [1.0]) or 1.0
     for k in set(a[1]) | set(b[1]):
-        x, y = a[1].get(k), b[1].get(k)
-        difference = x - y if x is not None and y is not None else x if y is None else y
-        if difference.numel():
-            worst = max(worst, float(difference.abs().max()) / largest / 10)
+        x, y = (gradients.get(k) for gradients in (a[1], b[1]))
+        x, y = (torch.zeros_like(y) if x is None else x), (torch.zeros_like(x) if y is None else y)
+        finite = torch.isfinite(x)
+        if bool((finite != torch.isfinite(y)).any()):
+            return float("inf")
+        if bool(finite.any()):
+            worst = max(worst, float((x - y)[finite].abs().max()) / largest / 10)
     return worst
 
 
