@@ -14,6 +14,7 @@ use crate::{
     contiguous_strides, f16, oracle,
 };
 use std::io::Write;
+use std::sync::Arc;
 
 /// Runs one case and panics with everything that is wrong. What is not supported is skipped, and says so on stderr.
 ///
@@ -21,7 +22,7 @@ use std::io::Write;
 /// If the case fails, or there is none of that name.
 pub fn check(name: &str, implementation: &impl Implementation) {
     let case = super::case(name).unwrap_or_else(|| panic!("the suite has no case named {name:?}"));
-    let report = run_case(name, &case, implementation);
+    let report = run_named(name, &case, implementation);
     for (case, dtype, reason) in &report.skipped {
         // Not by eprintln!, which tests that pass do not show.
         let _ = writeln!(std::io::stderr(), "skipped {case} {dtype} on {}: {reason}", implementation.name());
@@ -40,7 +41,7 @@ pub fn run(implementation: &impl Implementation) -> Report {
     let mut report = Report::default();
     for name in super::NAMES {
         let case = super::case(name).expect("every name has its case");
-        let Report { ran, skipped, failures } = run_case(name, &case, implementation);
+        let Report { ran, skipped, failures } = run_named(name, &case, implementation);
         report.ran += ran;
         report.skipped.extend(skipped);
         report.failures.extend(failures);
@@ -56,6 +57,23 @@ pub fn run(implementation: &impl Implementation) -> Report {
 /// assert_eq!((report.ran, report.failures.len()), (3, 0)); // three dtypes
 /// ```
 pub fn run_case(name: &str, case: &Case, implementation: &impl Implementation) -> Report {
+    run_with(name, case, implementation, Asked::Anew)
+}
+
+/// Runs one of the suite's cases.
+fn run_named(name: &str, case: &Case, implementation: &impl Implementation) -> Report {
+    run_with(name, case, implementation, Asked::Once(name))
+}
+
+/// How often the oracle is asked about a case.
+#[derive(Clone, Copy)]
+enum Asked<'a> {
+    Anew,
+    /// Once a program, since it is the suite's case of this name.
+    Once(&'a str),
+}
+
+fn run_with(name: &str, case: &Case, implementation: &impl Implementation, asked: Asked<'_>) -> Report {
     let mut report = Report::default();
     for &dtype in &case.dtypes {
         let problem = case.problem();
@@ -69,9 +87,9 @@ pub fn run_case(name: &str, case: &Case, implementation: &impl Implementation) -
             continue;
         }
         let found = match dtype {
-            Dtype::F32 => run_dtype::<f32>(case, implementation),
-            Dtype::F16 => run_dtype::<f16>(case, implementation),
-            Dtype::Bf16 => run_dtype::<bf16>(case, implementation),
+            Dtype::F32 => run_dtype::<f32>(case, implementation, asked),
+            Dtype::F16 => run_dtype::<f16>(case, implementation, asked),
+            Dtype::Bf16 => run_dtype::<bf16>(case, implementation, asked),
         };
         report.ran += 1;
         report.failures.extend(found.into_iter().map(|(tensor, finding)| Failure {
@@ -84,13 +102,17 @@ pub fn run_case(name: &str, case: &Case, implementation: &impl Implementation) -
     report
 }
 
-fn run_dtype<T: Element>(case: &Case, implementation: &impl Implementation) -> Vec<Found> {
+fn run_dtype<T: Element>(case: &Case, implementation: &impl Implementation, asked: Asked<'_>) -> Vec<Found> {
     let (problem, values) = (case.problem(), case.values());
-    let mut truth = Truth::of::<T>(&problem, &values);
+    let mut truth = match asked {
+        Asked::Anew => Arc::new(Truth::of::<T>(&problem, &values)),
+        Asked::Once(name) => Truth::of_named::<T>(name, &problem, &values),
+    };
     let with_p = truth.results.max_score() <= implementation.largest_score_of_p();
     if case.products_near.is_some() {
         // Scores are exact: their rounding is no excuse. That of lse is, below what backwards may take for small.
-        truth.results = truth.results.with_scores_up_to(1024.0);
+        let truth = Arc::make_mut(&mut truth);
+        truth.results = truth.results.clone().with_scores_up_to(1024.0);
     }
     let parts = parts(&problem, &case.cuts);
     let run = Run { implementation, problem: &problem, values: &values, truth: &truth, layout: case.layout };
