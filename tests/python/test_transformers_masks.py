@@ -167,6 +167,15 @@ def test_the_mask_can_be_moved_cut_and_copied():
         mask.repeat(1, 4, 1, 1)
 
 
+def test_a_mask_that_was_made_in_advance_stands():
+    """Composite models make masks of another pattern than the model inside them would."""
+    mask = mask_of(FULL, attention_mask=PADDING)
+    assert torch.equal(seen(mask_of(CAUSAL, attention_mask=mask)), seen(mask))
+    window = mask_of(masking_utils.sliding_window_causal_mask_function(3))
+    with pytest.raises(NotImplementedError, match="sliding window of 3"):
+        mask_of(CAUSAL, attention_mask=window).of(6, 6)
+
+
 def test_numbers_that_say_what_padding_says_are_computed(device):
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 2, 6, 16, generator=generator).to(device, torch.float16) for _ in range(3))
@@ -186,8 +195,11 @@ def test_numbers_that_say_what_padding_says_are_computed(device):
             assert torch.allclose(out.transpose(1, 2).float(), scores.softmax(-1) @ v.float(), atol=5e-3), name
     window = causal | causal.T.roll(2, 0)
     bias = torch.zeros(2, 1, 6, 6).masked_fill(window, least)
+    packed = ~torch.block_diag(torch.ones(2, 2).tril(), torch.ones(4, 4).tril()).bool()
     for mask in (
         bias,
+        torch.zeros(2, 1, 6, 6).masked_fill(packed, -torch.inf),
+        torch.zeros(2, 1, 6, 6).masked_fill(window, -torch.inf),
         bias * 0 + 0.5,
         hidden["causal"],
         bias.expand(2, 2, 6, 6),

@@ -175,6 +175,28 @@ def test_a_composite_model_is_refused_for_its_part_and_made_without_it():
     assert made.config.text_config._attn_implementation == "signdense"
 
 
+@pytest.mark.parametrize("token_types", [None, 0, 1])
+def test_images_before_a_text_are_seen_as_eager_sees_them(token_types):
+    """PaliGemma makes the mask, whose prefix is seen by all, and the language model inside it asks for a causal one."""
+    config, model = kinds("paligemma", "PaliGemmaConfig", "PaliGemmaModel")
+    results = []
+    for implementation in ("eager", "signflash"):
+        settings = config(
+            vision_config=dict(VISION, image_size=16, model_type="siglip_vision_model", vision_use_head=False),
+            text_config=dict(DECODER, model_type="gemma"), image_token_id=59, projection_dim=64,
+        )  # fmt: skip
+        settings._attn_implementation = implementation
+        torch.manual_seed(0)
+        made = model(settings).float().eval()
+        tokens = ids().clamp(max=58)
+        tokens[:, :4] = 59
+        types = None if token_types is None else torch.full_like(tokens, token_types)
+        pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            results.append(made(input_ids=tokens, pixel_values=pixels, token_type_ids=types).last_hidden_state)
+    assert torch.allclose(*results, atol=2e-5, rtol=1e-4)
+
+
 def test_another_implementation_later_is_judged_too():
     deberta = make("deberta", *DEBERTA[:2], "eager", **ENCODER)
     with pytest.raises(NotImplementedError, match="DebertaModel does not support"):
