@@ -176,3 +176,62 @@ def test_other_kinds_of_tensors_are_refused_by_name(which):
     for layout in (torch.strided, torch.jagged):
         with pytest.raises(NotImplementedError, match=f"{name} must be a dense tensor, got a nested one"):
             signflash.attention(*give(torch.nested.nested_tensor([k[0], k[1]], layout=layout)))
+
+
+def test_tangents_of_gradients_are_refused_and_not_lost():
+    from torch.autograd import forward_ad
+
+    q, k, v = make()
+    q.requires_grad_()
+    out, lse = signflash.attention(q, k, v, return_lse=True)
+    for x in (out, lse):
+        with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+            torch.autograd.grad(x, q, forward_ad.make_dual(torch.ones_like(x), torch.ones_like(x)), retain_graph=True)
+    pull = torch.func.vjp(lambda q: signflash.attention(q, k, v), q.detach())[1]
+    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        torch.func.jvp(lambda dout: pull(dout)[0], (out.detach(),), (out.detach(),))
+
+
+def test_a_traced_mask_is_a_constant():
+    expected = torch.from_numpy(signflash.dropout_mask((1, 1, 8, 8), 0.5, 3))
+    traced = torch.jit.trace(
+        lambda x: x * signflash.dropout_mask((1, 1, 8, 8), 0.5, 3, device="cpu"), torch.ones(1), check_trace=False
+    )
+    torch.full((64,), 7, dtype=torch.uint8)  # in memory that a recorded allocation would get
+    assert torch.equal(traced(torch.ones(1)).bool(), expected)
+
+
+def test_nothing_mapped_generators_and_functionalize():
+    q, k, v = make()
+    none = q.expand(0, *q.shape)
+    assert torch.vmap(lambda q: signflash.attention(q, k, v, **DROP))(none).shape == none.shape
+    mapped = torch.vmap(torch.func.grad(lambda q: signflash.attention(q, k, v, **DROP).sum()))
+    assert mapped(none).shape == none.shape
+    for generator in (torch.Generator(), signflash.Generator(1)):
+        with pytest.raises(NotImplementedError, match="generator cannot be used under torch.func"):
+            torch.vmap(lambda q: signflash.attention(q, k, v, dropout_p=0.5, generator=generator))(q.expand(2, *q.shape))
+    out = torch.func.functionalize(lambda q: signflash.attention(q, k, v, **DROP))(q)
+    assert torch.equal(out, signflash.attention(q, k, v, **DROP))
+
+
+def test_a_state_without_memory_and_a_sparse_gradient_are_refused():
+    q, k, v = (x.requires_grad_() for x in make())
+    for size in (0, 8):
+        state = torch.tensor([1, 2])
+        state.untyped_storage().resize_(size)
+        with pytest.raises(RuntimeError, match="reaches beyond its storage"):
+            signflash.attention(q, k, v, dropout_p=0.5, rng_state=state)
+    out = signflash.attention(q, k, v)
+    with pytest.raises(TypeError, match="must be dense, got layout torch.sparse_coo"):
+        out.backward(torch.ones_like(out).to_sparse())
+
+
+def test_the_backward_by_hand_compiles():
+    q, k, v = make()
+    out, lse = signflash.attention(q, k, v, return_lse=True, **DROP)
+
+    def call(dout):
+        return signflash.attention_backward(dout, q, k, v, out, lse, **DROP)
+
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)(out)
+    assert all(torch.equal(a, b) for a, b in zip(compiled, call(out)))

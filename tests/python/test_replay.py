@@ -1,5 +1,7 @@
 """Forwards that are computed again, and saved tensors that come back as others: right gradients, or an error."""
 
+import contextlib
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -50,3 +52,65 @@ def test_other_strides_of_what_was_saved_are_read_right():
 def test_other_dtypes_and_shapes_of_what_was_saved_are_refused(change):
     with pytest.raises((TypeError, ValueError, RuntimeError), match="lse|state|shape|dtype"):
         hooked(change)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_seed_that_changes_is_noticed(reentrant):
+    q, k, v = make()
+    seeds = iter((1, 2))
+    with pytest.raises(RuntimeError, match="would be of another mask"):
+        checkpoint(
+            lambda q: signflash.attention(q, k, v, dropout_p=0.5, seed=next(seeds)), q, use_reentrant=reentrant
+        ).sum().backward()
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "untyped_storage"), reason="needs PyTorch 2.0 or newer")
+@pytest.mark.parametrize("size", [0, 8])
+def test_a_saved_state_whose_memory_is_gone_is_not_read(size):
+    def shortened(x):
+        if x.dtype is torch.int64:
+            x = x.clone()
+            x.untyped_storage().resize_(size)
+        return x
+
+    with pytest.raises(RuntimeError, match="reaches beyond its storage"):
+        hooked(shortened)
+
+
+@pytest.mark.skipif(not hasattr(torch.library, "register_vmap"), reason="needs PyTorch 2.5 or newer")
+@pytest.mark.parametrize("how", ["activation_memory_budget", "aggressive_recomputation", "scope", "checkpoint"])
+def test_compiled_code_that_repeats_a_forward_draws_its_mask_again_or_refuses(how):
+    from torch._functorch import config
+
+    def call(q, k, v):
+        return signflash.attention(q, k, v, dropout_p=0.5, return_rng_state=True, **seed)
+
+    def repeated(*x):
+        return call(*x) if hasattr(config, how) else checkpoint(call, *x, use_reentrant=False)
+
+    def run():
+        torch._dynamo.reset()
+        q, k, v = make()
+        if hasattr(config, how):
+            with config.patch({how: 0.0 if how == "activation_memory_budget" else True}):
+                out, state = torch.compile(repeated, backend="aot_eager", fullgraph=True)(q, k, v)
+                got = torch.autograd.grad(out.sum(), (q, k, v))
+        else:
+            out, state = torch.compile(repeated, backend="aot_eager", fullgraph=True)(q, k, v)
+            got = torch.autograd.grad(out.sum(), (q, k, v))
+        again = signflash.attention(q, k, v, dropout_p=0.5, rng_state=state)
+        assert torch.allclose(out, again, atol=1e-6)
+        for a, b in zip(got, torch.autograd.grad(again.sum(), (q, k, v))):
+            assert torch.allclose(a, b, atol=1e-5)
+
+    seed = dict(seed=5)
+    run()
+    seed = {}
+    if how == "checkpoint":
+        run()
+        return
+    with contextlib.ExitStack() as stack:
+        if how == "scope":
+            stack.enter_context(signflash.random_state(3))
+        with pytest.raises(RuntimeError, match="would draw another mask"):
+            run()

@@ -6,7 +6,7 @@ import torch
 from torch.autograd import forward_ad
 
 from .._settings import Settings
-from . import checks, function, native, random
+from . import checks, function, native, random, replay
 from .paths import HAS_OPERATORS, needs_operator, refuse_tangents, refuse_without_operators
 
 if HAS_OPERATORS:
@@ -61,6 +61,8 @@ def attention(
     checks.check_qkv(q, k, v)
     if dropout_p == 0.0 or seed is not None:
         seed = seed or 0
+        if dropout_p > 0.0 and replay.may_be_checkpointed():
+            replay.watch(seed, offset)
     elif rng_state is None:
         seed, offset, rng_state = random.draw_now(q, generator)
     else:

@@ -85,6 +85,9 @@ def check_backward(q, k, v, out, dout, lse, dlse) -> None:
     if not q.dtype is k.dtype is v.dtype is out.dtype is dout.dtype:
         kinds = ", ".join(str(x.dtype) for x in (q, k, v, out, dout))
         raise TypeError(f"q, k, v, out and dout must be of one dtype, as in the forward, got {kinds}")
+    for name, x in (("q", q), ("k", k), ("v", v), ("out", out), ("dout", dout)):
+        if x.dim() != 4:
+            raise ValueError(f"{name} must have 4 dimensions {QKV_DIMS}, as in the forward, got shape {tuple(x.shape)}")
     rows = (q.shape[0], q.shape[2], q.shape[1])
     for name, x in (("lse", lse), ("dlse", dlse)):
         if x is not None and (x.dtype is not torch.float32 or tuple(x.shape) != rows):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import native, replay
-from .paths import HAS_OPERATORS, hooks_on_saved_tensors, needs_operator, refuse_batches
+from .paths import HAS_OPERATORS, hooks_on_saved_tensors, needs_operator, no_forward_mode, refuse_batches, refuse_tangents
 
 PLAIN, KV_PACKED, QKV_PACKED = 0, 1, 2
 
@@ -68,11 +68,16 @@ class Attention(torch.autograd.Function):
         found = run(call, dout, dlse, *saved)
         return (None,) * 5 + tuple([x if want else None for x, want in zip(found, wanted)])
 
+    @staticmethod
+    def jvp(ctx, *_):
+        raise no_forward_mode()
+
 
 def gradients(call, dout, dlse, *saved):
     """The gradients of the tensors that were given, packed as they were."""
     tensors, (out, lse) = saved[: call.inputs], saved[call.inputs :]
     refuse_batches((dout, dlse))
+    refuse_tangents((dout, dlse, *saved))
     if call.drawn is not None:
         replay.check(call.drawn, call.rng_state)
     if needs_operator([x for x in (dout, dlse, *saved) if x is not None]):
@@ -112,6 +117,10 @@ class Gradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *_):
         raise no_second_derivative()
+
+    @staticmethod
+    def jvp(ctx, *_):
+        raise no_forward_mode()
 
 
 def no_second_derivative() -> NotImplementedError:

@@ -31,4 +31,9 @@ def _nobody_watching():
             stack.enter_context(_disable_current_modes())
         if hasattr(getattr(torch._C, "_DisableFuncTorch", None), "__enter__"):
             stack.enter_context(torch._C._DisableFuncTorch())
-        yield
+        traced = torch._C._get_tracing_state()
+        torch._C._set_tracing_state(None)  # torch.jit.trace would record the allocation, and not what is written into it
+        try:
+            yield
+        finally:
+            torch._C._set_tracing_state(traced)

@@ -49,6 +49,8 @@ def _extent(x) -> int:
 
 
 def _made_dense(x):
+    if x.layout is not torch.strided:
+        raise TypeError(f"a tensor of shape {tuple(x.shape)} must be dense, got layout {x.layout}; use to_dense()")
     if x.numel() == 0:
         return x.new_empty(x.shape)  # such a tensor may have any strides, and keeps them when made contiguous
     if x._is_zerotensor():  # zeros that PyTorch knows of, and keeps nowhere
@@ -101,6 +103,7 @@ def forward(q, k, v, settings: Settings, rng_state=None, return_probs: bool = Fa
     probs = q.new_empty((batch, num_heads, seqlen_q, k.shape[1])) if return_probs else None
     address = 0
     if rng_state is not None:
+        rng_state = dense_rows(rng_state)
         settings, address = _rng_state(settings, rng_state)
     _native.forward(
         _place(q),
@@ -129,6 +132,7 @@ def backward(dout, q, k, v, out, lse, settings: Settings, rng_state=None, determ
     check_backward(q, k, v, out, dout, lse, dlse)
     address = 0
     if rng_state is not None:
+        rng_state = dense_rows(rng_state)
         settings, address = _rng_state(settings, rng_state)
     workspace = None
     if q.is_cuda:

@@ -37,6 +37,8 @@ def attention(
     if draws and generator is not None:
         _refuse_to_record(q, generator)
         seed, offset, rng_state = random.draw_now(q, generator)
+    if seed is not None and dropout_p > 0.0 and not paths.is_recorded((q,)) and replay.may_be_checkpointed():
+        replay.watch(seed, offset)
     seed = None if seed is None else signed(seed)
     deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
     run = torch.ops.signflash.attention_forward
@@ -54,7 +56,7 @@ def _refuse_to_record(q, generator):
         raise NotImplementedError(
             "generator cannot be recorded by torch.compile and other tracers; use the default generator or rng_state"
         )
-    if paths.transformed() and type(generator) is not torch.Generator:
+    if paths.mapped() or (paths.transformed() and type(generator) is not torch.Generator):
         raise NotImplementedError("generator cannot be used under torch.func's transforms; use a seed, or the default one")
 
 
@@ -92,9 +94,10 @@ def _fill(q, seed, offset):
 
 def _state(q, rng_state, seed, offset, dropout_p):
     if rng_state is not None:
-        return rng_state.clone()  # an operator returns nothing that it was given
+        return native.dense_rows(rng_state).clone()  # an operator returns nothing that it was given
     if dropout_p == 0.0 or seed is not None:
         return _fill(q, seed or 0, offset)
+    replay.refuse_compiled_repetition()
     seed, offset, state = random.draw_now(q)
     return _fill(q, seed, offset) if state is None else state
 
@@ -155,6 +158,7 @@ def _setup_context(ctx, inputs, output):
 
 def _differentiate(ctx, dout, dlse, _dprobs, _dstate):
     q, k, v, out, lse, state = ctx.saved_tensors
+    paths.refuse_tangents((dout, dlse, q, k, v, out, lse))
     if ctx.drawn is not None:
         replay.check(ctx.drawn, state)
     if dout is None:

@@ -45,8 +45,17 @@ def needs_operator(tensors) -> bool:
 
 
 def transformed() -> bool:
-    """Whether a transform of torch.func (grad, vmap, jvp) is at work."""
-    return _functorch_level() is not None
+    """Whether a transform of torch.func (grad, vmap, jvp) is at work; functionalize takes operators as they are."""
+    return _functorch_level() is not None and bool(_transforms() - {_functorch.TransformType.Functionalize})
+
+
+def mapped() -> bool:
+    """Whether a vmap is among them."""
+    return _functorch_level() is not None and _functorch.TransformType.Vmap in _transforms()
+
+
+def _transforms():
+    return {level.key() for level in _functorch.get_interpreter_stack() or ()}
 
 
 def is_recorded(tensors) -> bool:
@@ -74,15 +83,15 @@ def refuse_tangents(tensors) -> None:
     if forward_ad._current_level >= 0:
         for x in tensors:
             if isinstance(x, torch.Tensor) and forward_ad.unpack_dual(x).tangent is not None:
-                raise _no_forward_mode()
+                raise no_forward_mode()
     if not is_compiling() and _functorch_level() is not None:
         kinds = torch._C._functorch.TransformType
         levels = {level.level() for level in torch._C._functorch.get_interpreter_stack() if level.key() == kinds.Jvp}
         if levels and any(levels & set(levels_of(x)) for x in tensors):
-            raise _no_forward_mode()
+            raise no_forward_mode()
 
 
-def _no_forward_mode() -> NotImplementedError:
+def no_forward_mode() -> NotImplementedError:
     return NotImplementedError(
         "signflash's attention has no forward-mode derivative (jvp, jacfwd, make_dual); use reverse mode: torch.func.vjp, "
         "jacrev or backward()"
@@ -98,7 +107,7 @@ def levels_of(x):
 
 def refuse_batches(gradients) -> None:
     """PyTorch's own vmap of a backward, older than torch.func's and without its levels."""
-    if _is_batch is None or _functorch_level() is not None:
+    if is_compiling() or _is_batch is None or _functorch_level() is not None:
         return
     for x in gradients:
         if x is not None and (_is_batch(x) or _functorch.is_batchedtensor(x)):

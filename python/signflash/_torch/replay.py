@@ -7,11 +7,14 @@ mask, so the states are compared.
 
 from __future__ import annotations
 
+import os
 import sys
 
 import torch
 
+from .. import _random
 from .._settings import U64, signed
+from . import native
 
 REMEDY = (
     "give the call inside the checkpoint a seed, or let it draw from PyTorch's default generator with "
@@ -32,8 +35,10 @@ def check(drawn, saved) -> None:
     """That the state which came back is the one that was drawn."""
     if drawn is saved:
         return
-    if saved is None or saved.dtype is not torch.int64 or saved.shape != (2,) or saved.device != drawn.device:
+    alike = saved is not None and saved.layout is torch.strided and saved.dtype is torch.int64
+    if not alike or saved.shape != (2,) or saved.device != drawn.device:
         raise RuntimeError("the dropout state that autograd saved came back as something else: hooks must return it as it was")
+    saved = native.dense_rows(saved)
     if drawn.is_cuda and torch.cuda.is_current_stream_capturing():
         torch._assert_async((drawn == saved).all())  # nobody may wait for the GPU now
     elif not torch.equal(drawn, saved):
@@ -72,6 +77,37 @@ def watch(seed: int, offset: int) -> None:
                 raise _differs((seed, offset), drawn[index % len(drawn)])
             return
         frame = frame.f_back
+
+
+def refuse_compiled_repetition() -> None:
+    """Where the operator draws: that it is not compiled code which repeats a forward within its backward.
+
+    The compiler repeats what it does not want to keep: in checkpoints, where it restores PyTorch's own generator and nothing
+    else, and under a memory budget, where it restores nothing. Both runs share no tensor that could be compared.
+    """
+    if _graph_task() == -1:
+        return
+    restored = False
+    frame = sys._getframe(1)
+    while frame is not None:
+        name, file = frame.f_code.co_name, frame.f_code.co_filename
+        if file.endswith("rng_prims.py"):
+            restored = True
+        elif file.endswith(_CHECKPOINTS) or (file.endswith(_COMPILED) and name == "forward"):
+            return  # a whole forward is run again: what it drew is compared elsewhere
+        elif file.endswith(_COMPILED) and name == "backward":
+            if restored and _random.scoped() is None:
+                return
+            raise RuntimeError(
+                "compiled code repeats a forward with dropout within its backward (a checkpoint under random_state, "
+                "activation_memory_budget, aggressive_recomputation), and would draw another mask: give the call a seed or "
+                "an rng_state"
+            )
+        frame = frame.f_back
+
+
+_CHECKPOINTS = os.path.join("torch", "utils", "checkpoint.py")
+_COMPILED = os.path.join("_aot_autograd", "runtime_wrappers.py")
 
 
 def _codes():

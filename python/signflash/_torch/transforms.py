@@ -9,6 +9,7 @@ import torch
 
 from . import vmap
 from .function import no_second_derivative
+from .paths import no_forward_mode
 
 
 class Forward(torch.autograd.Function):
@@ -36,6 +37,10 @@ class Forward(torch.autograd.Function):
         return (*Backward.apply(dout, q, k, v, out, lse, state, dlse, *ctx.rest), *(None,) * 10)
 
     @staticmethod
+    def jvp(ctx, *_):
+        raise no_forward_mode()
+
+    @staticmethod
     def vmap(info, in_dims, *arguments):
         return vmap.forward(info, in_dims, *arguments)
 
@@ -54,6 +59,10 @@ class Backward(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *_):
         raise no_second_derivative()
+
+    @staticmethod
+    def jvp(ctx, *_):
+        raise no_forward_mode()
 
     @staticmethod
     def vmap(info, in_dims, *arguments):

@@ -52,19 +52,26 @@ def _folded(x, dim, size):
     return x.reshape(size * x.shape[1], *x.shape[2:])
 
 
-def _unfolded(x, size):
-    return x.reshape(size, x.shape[0] // max(size, 1), *x.shape[1:])
+def _unfolded(x, size, batch):
+    return x.reshape(size, batch, *x.shape[1:])
+
+
+def _batch(x, dim):
+    """The batch of each piece, which is one even if there are no pieces."""
+    return x.shape[0] if dim is None else x.movedim(dim, 0).shape[1]
 
 
 def forward(info, in_dims, q, k, v, rng_state, seed, offset, dropout_p, *rest):
     size, return_probs = info.batch_size, rest[4]
     tensors = list(zip((q, k, v), in_dims[:3]))
-    if dropout_p == 0.0:
+    if dropout_p == 0.0 or size == 0:
         folded = [_folded(x, dim, size) for x, dim in tensors]
-        out, lse, probs, state = _functions().Forward.apply(*folded, None, seed, offset, dropout_p, *rest)
+        out, lse, probs, state = _functions().Forward.apply(*folded, None, seed or 0, offset, dropout_p, *rest)
         state, of_state = (state, None) if rng_state is None else (rng_state.clone(), in_dims[3])
-        probs = _unfolded(probs, size) if return_probs else probs
-        return (_unfolded(out, size), _unfolded(lse, size), probs, state), (0, 0, 0 if return_probs else None, of_state)
+        batch = _batch(q, in_dims[0])
+        probs = _unfolded(probs, size, batch) if return_probs else probs
+        of_probs = 0 if return_probs else None
+        return (_unfolded(out, size, batch), _unfolded(lse, size, batch), probs, state), (0, 0, of_probs, of_state)
     draws = seed is None and rng_state is None
     if draws:
         _check_error_mode(info)
@@ -82,11 +89,12 @@ def forward(info, in_dims, q, k, v, rng_state, seed, offset, dropout_p, *rest):
 def backward(info, in_dims, dout, q, k, v, out, lse, state, dlse, dropout_p, *rest):
     size = info.batch_size
     tensors = list(zip((dout, q, k, v, out, lse), in_dims[:6]))
-    if dropout_p == 0.0:
+    if dropout_p == 0.0 or size == 0:
         folded = [_folded(x, dim, size) for x, dim in tensors]
-        state = state if in_dims[6] is None else state.select(in_dims[6], 0)
+        state = state if in_dims[6] is None else state.new_zeros(2)  # which no mask is drawn from
         found = _functions().Backward.apply(*folded, state, _folded(dlse, in_dims[7], size), dropout_p, *rest)
-        return tuple(_unfolded(x, size) for x in found), (0, 0, 0)
+        batch = _batch(q, in_dims[1])
+        return tuple(_unfolded(x, size, batch) for x in found), (0, 0, 0)
     tensors.append((state, in_dims[6]))
     pieces = [_pieces(x, dim, size) for x, dim in tensors]
     pieces.append([None] * size if dlse is None else _pieces(dlse, in_dims[7], size))
