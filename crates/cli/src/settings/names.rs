@@ -46,6 +46,9 @@ const OTHER_WORDS: [(&str, &[&str]); 5] = [
             "attentiondropout",
             "attnpdrop",
             "attentionprobsdropoutprob",
+            "drop",
+            "droprate",
+            "attndrop",
         ],
     ),
     ("causal", &["iscausal", "causalmask", "usecausalmask"]),
@@ -55,17 +58,23 @@ const OTHER_WORDS: [(&str, &[&str]); 5] = [
 ];
 
 /// What changes the result and is not computed, as [`plain`] spells it.
-const NOT_COMPUTED: [&str; 30] = [
+const NOT_COMPUTED: [&str; 36] = [
     "window",
     "windowsize",
     "windowsizeleft",
     "windowsizeright",
     "slidingwindow",
     "localwindow",
+    "windowleft",
+    "windowright",
+    "attentionwindow",
     "softcap",
     "logitsoftcap",
     "logitssoftcap",
     "attnlogitsoftcapping",
+    "softcapping",
+    "logitcap",
+    "attnlogitcap",
     "alibi",
     "alibislopes",
     "bias",
@@ -201,7 +210,8 @@ fn kind_of(key: &str) -> Kind {
     });
     match near {
         Some(setting) => Kind::Like(setting),
-        None if NOT_COMPUTED.iter().any(|other| is_near(word, other)) => Kind::NotComputed,
+        // Short words have neighbours that mean something else: a task is no mask, and links are no sinks.
+        None if NOT_COMPUTED.iter().any(|other| other.len() > 5 && is_near(word, other)) => Kind::NotComputed,
         None => Kind::Foreign,
     }
 }
@@ -291,6 +301,8 @@ mod tests {
                 ("softmax_scal", "softmax_scale"),
                 ("signflash.dropout-p", "dropout_p"),
                 ("philox_offset", "offset"),
+                ("drop_rate", "dropout_p"),
+                ("attn_drop", "dropout_p"),
                 ("Layout", "layout"),
             ] {
                 let said = refused(format, &[(key, "1")]);
@@ -308,6 +320,10 @@ mod tests {
                 ("sliding_window", "4096", "None"),
                 ("softcap", "30.0", "0.0"),
                 ("soft_cap", "1", "0"),
+                ("logit_cap", "30", "0"),
+                ("window_left", "128", "-1"),
+                ("attention_window", "512", "None"),
+                ("attn_maks", "causal", "None"),
                 ("alibi", "true", "False"),
             ] {
                 assert!(refused(format, &[(key, on)]).contains("not computed"), "{key}");
@@ -329,6 +345,8 @@ mod tests {
     #[test]
     fn what_is_somebody_elses_is_noted_where_it_may_stand_and_refused_elsewhere() {
         let foreign = [("format", "pt"), ("source", "a GPU"), ("step", "12"), ("epsilon", "1e-6")];
+        let near = [("task", "text"), ("links", "none"), ("mass", "1"), ("base", "gpt2"), ("alias", "x")];
+        assert_eq!(judged(Format::Safetensors, &near, &Overrides::default()), Ok(()));
         assert_eq!(judged(Format::Safetensors, &foreign, &Overrides::default()), Ok(()));
         assert!(
             refused(Format::Npz, &foreign[2..3]).contains("`step` is no setting; expected layout, causal")
