@@ -40,8 +40,10 @@ pub fn run(args: &MaskArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(), E
     let problem = Problem::builder(shape).dropout(dropout).build()?;
     machine::set_threads(args.threads)?;
     let total = count(&shape)?;
-    let band = (BLOCK_ROWS * shape.seqlen_k) as u64;
-    memory::check("a band of 16 rows (--seqlen-k)", 2 * band, "choose a smaller --seqlen-k")?;
+    if total > 0 {
+        let band = (BLOCK_ROWS * shape.seqlen_k) as u64;
+        memory::check("a band of 16 rows (--seqlen-k)", 2 * band, "choose a smaller --seqlen-k")?;
+    }
     let kept = match args.output.as_deref() {
         None => walk(&problem, Format::Bits, &mut io::sink(), quiet).map_err(Error::Stdout)?,
         Some(path) => {

@@ -69,3 +69,15 @@ fn a_mask_without_entries_takes_no_time_however_many_heads_it_has() {
     }
     assert!(start.elapsed() < std::time::Duration::from_secs(20));
 }
+
+#[test]
+fn a_mask_without_entries_needs_no_memory() {
+    let dir = Dir::new();
+    let wide = "2147483647";
+    for sizes in [["--batch", "0", "--seqlen-q", "5"], ["--batch", "1", "--seqlen-q", "0"]] {
+        let out = dir.file("keep.npy");
+        let arguments = [&["mask", "--seqlen-k", wide, "-p", "0.5", "-o", &out][..], &sizes].concat();
+        assert!(succeed(&arguments).contains("entries    0\n"));
+        assert_eq!(entries(out.as_ref()).0.iter().product::<usize>(), 0);
+    }
+}
