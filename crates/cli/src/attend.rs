@@ -6,10 +6,10 @@ use crate::engine::Engine;
 use crate::errors::Error;
 use crate::files::{self, Archive, Data, FileElement, Format, U8_NAME};
 use crate::input::{self, Operands};
-use crate::output::Pending;
+use crate::output::{self, Pending};
 use crate::settings::{self, Settings};
 use crate::table::table;
-use crate::verify::{REFERENCES, SIGNBIT, Verify};
+use crate::verify::{self, REFERENCES, SIGNBIT, Verify};
 use crate::{machine, plot, text};
 use signflash_core::{Problem, Probs, TensorRef, bf16, f16};
 use std::io::Write;
@@ -35,8 +35,10 @@ struct Run<'a> {
 /// printed.
 pub fn run(args: &AttendArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(), Error> {
     let engine = machine::engine(&args.engine)?;
-    let output = args.output.as_deref().map(|path| create(path, &args.input)).transpose()?;
+    let output = args.output.as_deref().map(create).transpose()?;
     let picture = args.plot.as_deref().map(|path| plot::create("--plot", path)).transpose()?;
+    let outputs = [("--output", output.as_ref()), ("--plot", picture.as_ref())];
+    output::expect_distinct(&args.input, &outputs)?;
     let mut wanted = vec!["q", "k", "v", "dout", "dlse"];
     if args.verify.is_some() {
         wanted.extend(REFERENCES);
@@ -44,6 +46,9 @@ pub fn run(args: &AttendArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(),
     }
     let format = Format::of("INPUT", &args.input)?;
     let archive = files::read(&args.input, &wanted)?;
+    if args.verify == Some(Against::File) && !args.probs {
+        verify::expect_references(&archive)?;
+    }
     let settings = Settings::of_file(&args.settings.overrides(), &archive, format)?;
     let unused = settings::note(&archive, format).filter(|_| !quiet);
     let problem = input::problem(&archive, &settings)?;
@@ -57,12 +62,8 @@ pub fn run(args: &AttendArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(),
     }
 }
 
-fn create(path: &Path, input: &Path) -> Result<Pending, Error> {
+fn create(path: &Path) -> Result<Pending, Error> {
     Format::of("--output", path)?;
-    let same = |path: &Path| path.canonicalize().ok();
-    if same(path).is_some_and(|output| Some(output) == same(input)) {
-        return Err(Error::OutputIsInput { path: path.to_path_buf() });
-    }
     Pending::create(path)
 }
 

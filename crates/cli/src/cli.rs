@@ -207,8 +207,8 @@ What --verify compares:
   wrong mask bits `signbit` (batch, num_heads, seqlen_q, seqlen_k), u8 or bool, nonzero =
                   dropped, with the sign bits of the probs that the engine really wrote. Only
                   visible entries count. Must be 0.
-The f64 side is slow, some seconds a head of seqlen 4096; --verify=file leaves it out. Results
-are written even if the verification fails.
+The f64 side is slow, some seconds a head of seqlen 4096; --verify=file leaves it out, and needs
+something in the file to compare with. Results are written even if the verification fails.
 
 Examples:
   signflash attend in.safetensors

@@ -60,14 +60,15 @@ pub enum Error {
         /// The extension that came.
         got: String,
     },
-    /// The output would replace the input.
-    #[error(
-        "--output {}: is the input itself; choose another name, the input's q, k and v would be lost",
-        text::path(path)
-    )]
-    OutputIsInput {
-        /// The file.
+    /// An output would replace the input or another output, perhaps behind a link.
+    #[error("{argument} {}: is {other} itself, which would be lost; choose another name", text::path(path))]
+    SameFile {
+        /// Which argument.
+        argument: &'static str,
+        /// Its value.
         path: PathBuf,
+        /// What it would replace.
+        other: &'static str,
     },
     /// A setting in a file's metadata that does not parse.
     #[error("metadata `{name}`: expected {expected}, got {got:?}; correct the file or pass {flag}")]
@@ -165,7 +166,7 @@ pub enum Error {
         remedy: String,
     },
     /// The picture could not be drawn.
-    #[error("--output {}: cannot draw: {why}", text::path(path))]
+    #[error("{}: cannot draw: {why}", text::path(path))]
     Draw {
         /// Which picture.
         path: PathBuf,

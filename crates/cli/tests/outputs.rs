@@ -185,6 +185,34 @@ fn links_lead_to_the_file_that_is_written() {
 }
 
 #[test]
+fn no_output_replaces_the_input_or_another_output_behind_a_link() {
+    let dir = Dir::new();
+    let (name, probs) = (small(&dir, "in.npz"), dir.file("probs.npz"));
+    succeed(&["attend", &name, "--probs", "-o", &probs]);
+    let linked = |link: &str, file: &str| {
+        symlink(file, dir.path(link)).unwrap();
+        dir.file(link)
+    };
+    fs::create_dir(dir.path("far")).unwrap();
+    let (input, others, far) =
+        (linked("a.png", "in.npz"), linked("b.png", "far/../probs.npz"), linked("c.png", "new.npz"));
+    let (new, again) = (dir.file("new.npz"), linked("in.safetensors", "in.npz"));
+    let runs: [(&[&str], &str); 5] = [
+        (&["attend", &name, "--plot", &input], "the input itself"),
+        (&["attend", &name, "-o", &again], "the input itself"),
+        (&["plot", &probs, "-o", &others], "the input itself"),
+        (&["attend", &name, "-o", &new, "--plot", &far], "--output itself"),
+        (&["attend", &name, "-o", &probs, "--plot", &others], "--output itself"),
+    ];
+    let older = (fs::read(&name).unwrap(), fs::read(&probs).unwrap());
+    for (arguments, other) in runs {
+        common::fail(arguments, 2, &[other, "would be lost; choose another name"]);
+        assert!((fs::read(&name).unwrap(), fs::read(&probs).unwrap()) == older, "{arguments:?}");
+        assert!(!dir.path("new.npz").exists(), "{arguments:?}");
+    }
+}
+
+#[test]
 fn pipes_and_devices_are_written_and_not_replaced() {
     let dir = Dir::new();
     let name = small(&dir, "in.npz");

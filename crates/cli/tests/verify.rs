@@ -216,3 +216,56 @@ fn a_file_of_nothing_but_heads_verifies_at_once() {
     write(dir.path("in.safetensors"), &archive);
     succeed(&["attend", &dir.file("in.safetensors"), "--verify", "-o", &dir.file("out.safetensors")]);
 }
+
+#[test]
+fn scores_of_ten_milliards_verify_and_what_is_wrong_there_does_not() {
+    let dir = Dir::new();
+    let mut wrong = vec![];
+    for (dtype, scale) in [("f32", "0.125"), ("bf16", "0.125"), ("f16", "1250")] {
+        for seqlen_k in [1, 2, 65] {
+            let shape = shape(17, seqlen_k, 64);
+            // <q, k> is about 8 std^2: a score of 1e10, where neighbouring numbers of f32 are 1024 apart.
+            let std = if dtype == "f16" { 1000.0 } else { 1e5 };
+            let mut values = Values::normal(&shape, 3, 1.0, 1.0);
+            values.q.iter_mut().chain(&mut values.k).for_each(|x| *x *= std);
+            let settings = [("dropout_p", "0.1"), ("causal", "true"), ("softmax_scale", scale)];
+            let mut archive = of_dtype(dtype, &shape, &values, &settings);
+            wrong.extend(complaints(&dir, &format!("{dtype}, {seqlen_k} keys"), &archive));
+
+            let spoilt = scaled(&archive.tensors["v"].data);
+            succeed(&["attend", &dir.file("in.safetensors"), "-o", &dir.file("out.safetensors")]);
+            archive.tensors.insert("out".into(), read(dir.path("out.safetensors")).tensors["out"].clone());
+            archive.tensors.get_mut("v").unwrap().data = spoilt;
+            write(dir.path("spoilt.safetensors"), &archive);
+            fail(&["attend", &dir.file("spoilt.safetensors"), "--verify"], 1, &["out vs file"]);
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn nothing_is_ok_that_was_compared_with_nothing() {
+    let dir = Dir::new();
+    let (input, output) = (dir.file("in.npz"), dir.file("out.npz"));
+    let mut archive = common::input::<f32>([1, 2, 5, 8], [1, 2, 7, 8], &[]);
+    let verify = ["attend", &input, "--verify=file"];
+    let missing = ["a result to compare with", "the file holds", "--verify alone"];
+    write(&input, &archive);
+    fail(&verify, 2, &missing);
+    succeed(&["attend", &input, "--verify=file", "--probs"]); // the sign bits with the formula
+
+    succeed(&["attend", &input, "-o", &output]);
+    let results = read(&output);
+    archive.tensors.insert("dq".into(), results.tensors["dq"].clone());
+    archive.tensors.remove("dout");
+    write(&input, &archive);
+    fail(&verify, 2, &missing);
+    let said = succeed(&["attend", &input, "--verify"]);
+    assert!(said.contains("dq: not compared, the file holds no dout"), "{said}");
+
+    archive.tensors.insert("out".into(), results.tensors["out"].clone());
+    write(&input, &archive);
+    let said = succeed(&verify);
+    let verdict = |name: &str| said.lines().find(|line| line.contains(name)).unwrap().contains(" ok ");
+    assert!(verdict("out ") && !verdict("lse "), "{said}");
+}

@@ -25,6 +25,23 @@ pub fn survive_file_size_limits() {
     let _ = signal_hook::flag::register(SIGXFSZ, std::sync::Arc::default());
 }
 
+/// Refuses outputs that would replace `input` or each other: names may differ and links lead to one file.
+///
+/// # Errors
+/// [`Error::SameFile`].
+pub fn expect_distinct(input: &Path, outputs: &[(&'static str, Option<&Pending>)]) -> Result<(), Error> {
+    let mut taken = vec![("the input", input.canonicalize().ok())];
+    for (argument, pending) in outputs.iter().filter_map(|(argument, pending)| Some((*argument, (*pending)?)))
+    {
+        let place = pending.place();
+        if let Some(&(other, _)) = taken.iter().find(|(_, there)| place.is_some() && *there == place) {
+            return Err(Error::SameFile { argument, path: pending.path.clone(), other });
+        }
+        taken.push((argument, place));
+    }
+    Ok(())
+}
+
 /// A file being written. Dropped without [`commit`](Self::commit), it vanishes, and whatever bore its name before is
 /// untouched.
 #[derive(Debug)]
@@ -57,6 +74,16 @@ impl Pending {
             Place::Device(device) => Target::Through { draft: tempfile::tempfile().map_err(failed)?, device },
         };
         Ok(Self { path: path.to_path_buf(), target })
+    }
+
+    /// The file that it will be, behind all links; a device takes everybody's bytes and is none.
+    fn place(&self) -> Option<PathBuf> {
+        match &self.target {
+            Target::Regular { place, .. } => {
+                Some(place.directory().canonicalize().ok()?.join(place.path.file_name()?))
+            }
+            Target::Through { .. } => None,
+        }
     }
 
     /// The name that it will have.

@@ -12,7 +12,7 @@ use crate::cli::{PlotArgs, ViewArgs};
 use crate::errors::Error;
 use crate::files::{self, Data, FileElement, Format, U8_NAME, extension, wrong_extension};
 use crate::input;
-use crate::output::Pending;
+use crate::output::{self, Pending};
 use crate::progress::Progress;
 use crate::settings::{Overrides, Settings};
 use grid::Grid;
@@ -137,6 +137,7 @@ pub fn attention<T: FileElement>(
 /// Any [`Error`].
 pub fn run(args: &PlotArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(), Error> {
     let mut pending = create("--output", &args.output)?;
+    output::expect_distinct(&args.file, &[("--output", Some(&pending))])?;
     let archive = files::read(&args.file, &["probs"])?;
     let format = Format::of("FILE", &args.file)?;
     let settings = Settings::of_file(&Overrides::default(), &archive, format)?;

@@ -58,14 +58,14 @@ impl MaskCount {
     fn lines(&self, with_file: bool, report: &mut Report) -> Vec<String> {
         let mut lines = Vec::new();
         let visible = self.visible;
-        let mut line = |what: &str, wrong: u64, against: &str| {
-            report.check(what, wrong == 0);
-            lines.push(format!("{what}: {wrong} of {visible} visible entries, against {against}"));
+        let mut line = |wrong: u64, against: &str| {
+            report.check(&format!("wrong mask bits vs {against}"), wrong == 0);
+            lines.push(format!("wrong mask bits: {wrong} of {visible} visible entries, against {against}"));
         };
         if with_file {
-            line("wrong mask bits", self.wrong_by_file, "the file's signbit");
+            line(self.wrong_by_file, "the file's signbit");
         }
-        line("wrong mask bits", self.wrong_by_rule, "the formula");
+        line(self.wrong_by_rule, "the formula");
         report.check("hidden entries", self.hidden_not_zero == 0);
         if self.hidden_not_zero > 0 {
             lines.push(format!("hidden entries that are not +0.0: {}", self.hidden_not_zero));

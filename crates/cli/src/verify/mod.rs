@@ -10,7 +10,7 @@ mod report;
 
 use crate::compute::{Results, part, part_inputs, sub};
 use crate::errors::Error;
-use crate::files::{Archive, FileElement};
+use crate::files::{Archive, FileElement, listing};
 use crate::input::Operands;
 use crate::progress::Progress;
 use crate::settings::Layout;
@@ -24,6 +24,26 @@ use std::io::Write;
 pub const REFERENCES: [&str; 5] = ["out", "lse", "dq", "dk", "dv"];
 /// The mask that a file may hold.
 pub const SIGNBIT: &str = "signbit";
+
+/// Those of them that there are only with a dout.
+const GRADIENTS: [&str; 3] = ["dq", "dk", "dv"];
+
+/// Whether `--verify=file` finds anything in the file that it can compare with.
+///
+/// # Errors
+/// [`Error::MissingTensor`]: what has been compared with nothing is not right.
+pub fn expect_references(archive: &Archive) -> Result<(), Error> {
+    let holds = |name: &str| archive.present.iter().any(|there| there == name);
+    let usable = |name: &&str| holds(name) && (!GRADIENTS.contains(name) || holds("dout"));
+    match REFERENCES.iter().chain([&SIGNBIT]).any(|name| usable(&name)) {
+        true => Ok(()),
+        false => Err(Error::MissingTensor {
+            tensor: "a result to compare with (out, lse, signbit or, beside dout, dq, dk, dv)",
+            present: listing(&archive.present),
+            remedy: "--verify alone compares with the formulas in f64",
+        }),
+    }
+}
 
 /// What is compared.
 pub struct Verify<'a, T> {
@@ -93,9 +113,19 @@ impl<T: FileElement> Verify<'_, T> {
         for (pair, distances) in pairs.iter().zip(&distances) {
             report.tensor(pair.name, distances, self.with_f64);
         }
-        let mask = self.mask(&mut report)?;
-        report.print(&mask, stdout).map_err(Error::Stdout)?;
+        let mut lines = self.mask(&mut report)?;
+        lines.extend(self.idle_gradients());
+        report.print(&lines, stdout).map_err(Error::Stdout)?;
         report.verdict()
+    }
+
+    /// The file's gradients that nothing is compared with.
+    fn idle_gradients(&self) -> Option<String> {
+        let idle: Vec<_> =
+            GRADIENTS.into_iter().filter(|&name| self.archive.tensors.contains_key(name)).collect();
+        let computed = self.results.gradients.is_some();
+        (!computed && !idle.is_empty())
+            .then(|| format!("{}: not compared, the file holds no dout", listing(&idle)))
     }
 
     /// lse last, in the order of the table.

@@ -31,6 +31,7 @@ impl Report {
         let dashes = || ["-".to_string(), "-".to_string()];
         let both = |distance: &Distance| [shown(distance.error()), shown(distance.bound())];
         let Distances { ours_to_f64, file_to_f64, ours_to_file } = distances;
+        let judged = with_f64 || ours_to_file.is_some();
         let mut row = vec![name.to_string()];
         let mut passed = !with_f64 || self.check(&format!("{name} vs f64"), ours_to_f64.is_right());
         row.extend(if with_f64 { both(ours_to_f64) } else { dashes() });
@@ -43,6 +44,7 @@ impl Report {
         let file_is_off = file_to_f64.is_some_and(|distance| !distance.is_right());
         let judged_by = if with_f64 { Some(ours_to_f64) } else { ours_to_file.as_ref() };
         row.push(match (passed, file_is_off) {
+            _ if !judged => "-".into(),
             (true, _) if judged_by.is_some_and(|distance| distance.bound() >= SAYS_NOTHING) => {
                 "not judged: scores are too large".into()
             }
@@ -54,10 +56,10 @@ impl Report {
         self.rows.push(row);
     }
 
-    pub(super) fn print(&self, mask: &[String], stdout: &mut dyn Write) -> std::io::Result<()> {
+    pub(super) fn print(&self, lines: &[String], stdout: &mut dyn Write) -> std::io::Result<()> {
         let header = ["tensor", "ours vs f64", "bound", "file vs f64", "ours vs file", "bound", "verdict"];
         writeln!(stdout, "{}", table(&header, self.rows.iter().cloned(), 1))?;
-        mask.iter().try_for_each(|line| writeln!(stdout, "{line}"))
+        lines.iter().try_for_each(|line| writeln!(stdout, "{line}"))
     }
 
     pub(super) fn verdict(&self) -> Result<(), Error> {
