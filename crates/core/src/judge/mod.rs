@@ -6,7 +6,9 @@
 //! ```text
 //! ||x - oracle||  <=  bound * max(||oracle||, ||terms|| / 2)      or, if that is more,      1.25 * ||rounding||
 //! ```
-//! - `bound` is the contract's ([`Bounds`]): of f32 times max|s| / 8 where scores are larger than 8.
+//! - `bound` is the contract's ([`Bounds`]): of f32 times max|s| / 8 where scores are larger than 8. Beyond 1024 a score
+//!   counts only in rows in which another key is so near the largest that rounding may decide between them, and beyond
+//!   6e6 it counts as that, or zeros would be right.
 //! - `terms` is what the result would be if its terms did not cancel: the root of the sum of their squares, each taken as large
 //!   as what it is itself computed from. With one key dq is exactly 0, but the difference of two rounded numbers is not.
 //! - `rounding` is what the exact formulas lose by rounding p, ds, delta's out and the results to the dtype, numbers below

@@ -4,6 +4,15 @@ use super::Backward;
 use crate::oracle::{Forward, Gradients, Head, Weight, dense, dot};
 use crate::{Element, Inputs, Problem};
 
+/// Larger scores count only where their last bits decide something.
+const LARGE_SCORE: f64 = 1024.0;
+/// Here those bits may decide everything: a larger error is none of theirs, and results of nothing but zeros are wrong.
+const LARGEST_SCORE: f64 = 6e6;
+/// How far a score computed in f32 may be off, relative to the row's largest, after a sum over head_dim.
+const SCORE_ERROR: f64 = 1.0 / 1048576.0;
+/// A key so far behind another has no probability that counts in f32: e^-20.
+const FAR_BEHIND: f64 = 20.0;
+
 /// Of one tensor.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Size {
@@ -23,6 +32,8 @@ pub(super) struct Sizes {
     pub(super) dv: Size,
     /// The largest magnitude of a finite score.
     pub(super) max_score: f64,
+    /// The same, as far as the last bits of scores [decide](deciding) anything.
+    pub(super) deciding_score: f64,
 }
 
 /// The terms of a row, summed, and the row itself from rounded p and ds.
@@ -68,7 +79,7 @@ impl Sizes {
         let with_gradients = |shape: [usize; 4]| Rows::new(if backward.is_some() { shape } else { [0; 4] });
         let (mut out, mut dq) = (Rows::new(shape.q()), with_gradients(shape.q()));
         let (mut dk, mut dv) = (with_gradients(shape.k()), with_gradients(shape.k()));
-        let (mut max_score, mut lse) = (0.0f64, vec![0.0; forward.lse.len()]);
+        let (mut max_score, mut deciding_score, mut lse) = (0.0f64, 0.0f64, vec![0.0; forward.lse.len()]);
         let dout = backward.map(|backward| dense(&backward.dout));
         for head in Head::all(problem, inputs) {
             let flushed = head.map(flush);
@@ -76,6 +87,8 @@ impl Sizes {
                 let (query, scores) = (head.query(i), head.scores(i));
                 let row_max = scores.iter().filter(|s| s.is_finite()).fold(0.0f64, |max, s| max.max(s.abs()));
                 max_score = max_score.max(row_max);
+                let keys = problem.visible_keys(i).map(|j| head.k(j)).zip(&scores);
+                deciding_score = deciding_score.max(deciding(&keys.collect::<Vec<_>>(), row_max));
                 let lse_i = forward.lse[head.lse_index(i)];
                 // What counts of lse is how far it moves p, its absolute error: near 0 it need not be relatively exact.
                 lse[head.lse_index(i)] = if lse_i.is_finite() { 4.0 * row_max.max(1.0).powi(2) } else { 0.0 };
@@ -119,8 +132,23 @@ impl Sizes {
             dk: gradient(dk, |gradients| &gradients.dk),
             dv: gradient(dv, |gradients| &gradients.dv),
             max_score,
+            deciding_score,
         }
     }
+}
+
+/// The magnitude of a row's scores, as far as their last bits decide anything: a key far ahead of the others, and those
+/// equal to it, have all of the probability whatever these bits are. A bound that grew with every large score would call
+/// anything right.
+fn deciding(keys: &[(&[f64], &f64)], row_max: f64) -> f64 {
+    if row_max <= LARGE_SCORE {
+        return row_max;
+    }
+    let finite = || keys.iter().filter(|(_, score)| score.is_finite());
+    let Some((first, largest)) = finite().max_by(|a, b| a.1.total_cmp(b.1)) else { return LARGE_SCORE };
+    let close = *largest - FAR_BEHIND - row_max * SCORE_ERROR;
+    let contested = finite().any(|(key, score)| **score >= close && key != first);
+    row_max.min(if contested { LARGEST_SCORE } else { LARGE_SCORE })
 }
 
 /// `<dout, out>` of one query.

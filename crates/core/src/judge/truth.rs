@@ -35,6 +35,7 @@ pub struct Truth {
     lse: Expected,
     gradients: Option<[Expected; 3]>,
     max_score: f64,
+    deciding_score: f64,
     dtype: Dtype,
     head_dim: usize,
 }
@@ -89,7 +90,7 @@ impl Truth {
             bound: 0.0,
             large: if tensor == TensorName::Lse { f64::INFINITY } else { large(T::DTYPE) },
         };
-        let Sizes { out, lse, dq, dk, dv, max_score } = sizes;
+        let Sizes { out, lse, dq, dk, dv, max_score, deciding_score } = sizes;
         let truth = Self {
             out: expected(TensorName::Out, forward.out, out),
             lse: expected(TensorName::Lse, forward.lse, lse),
@@ -101,6 +102,7 @@ impl Truth {
                 ]
             }),
             max_score,
+            deciding_score,
             dtype: T::DTYPE,
             head_dim: problem.shape().head_dim,
         };
@@ -110,7 +112,8 @@ impl Truth {
     /// The same where larger scores are no excuse for a larger error: they are known to be exact.
     pub(crate) fn with_scores_up_to(mut self, largest: f64) -> Self {
         self.max_score = self.max_score.min(largest);
-        let bounds = Bounds::of(self.dtype).for_scores(self.max_score, self.head_dim);
+        self.deciding_score = self.deciding_score.min(largest);
+        let bounds = Bounds::of(self.dtype).for_scores(self.deciding_score, self.head_dim);
         self.out.bound = bounds.out;
         self.lse.bound = bounds.lse;
         self.gradients.iter_mut().flatten().for_each(|gradient| gradient.bound = bounds.gradients);
