@@ -34,8 +34,8 @@ const GRADIENTS: [&str; 3] = ["dq", "dk", "dv"];
 /// [`Error::MissingTensor`]: what has been compared with nothing is not right.
 pub fn expect_references(archive: &Archive) -> Result<(), Error> {
     let holds = |name: &str| archive.present.iter().any(|there| there == name);
-    let usable = |name: &&str| holds(name) && (!GRADIENTS.contains(name) || holds("dout"));
-    match REFERENCES.iter().chain([&SIGNBIT]).any(|name| usable(&name)) {
+    let usable = |name: &str| holds(name) && (!GRADIENTS.contains(&name) || holds("dout"));
+    match REFERENCES.iter().chain([&SIGNBIT]).any(|name| usable(name)) {
         true => Ok(()),
         false => Err(Error::MissingTensor {
             tensor: "a result to compare with (out, lse, signbit or, beside dout, dq, dk, dv)",
