@@ -44,8 +44,8 @@ impl Implementation for On {
         self.0.deterministic
     }
 
-    fn largest_score_of_p(&self) -> f64 {
-        4096.0
+    fn largest_lse_of_p(&self) -> Option<f64> {
+        Some(1_048_576.0)
     }
 
     fn spreads_non_finite(&self) -> bool {

@@ -120,6 +120,12 @@ impl Truth {
         self
     }
 
+    /// The same where gradients may be off by so much more.
+    pub(crate) fn with_gradients_off_by(mut self, more: f64) -> Self {
+        self.gradients.iter_mut().flatten().for_each(|gradient| gradient.bound += more);
+        self
+    }
+
     /// One tensor; `None` for what is not among them: gradients without a backward, probs, operands.
     pub fn tensor(&self, tensor: TensorName) -> Option<&Expected> {
         let gradient = |index: usize| self.gradients.as_ref().map(|gradients| &gradients[index]);

@@ -4,7 +4,7 @@
 //! additions gives them exactly, so nothing but the implementation's way from products to weights is left to round. Where
 //! scores are small a row's weights are nearly the same, between 2^16 and 2^26 they are soft, beyond only the keys of the
 //! largest n count, which are several. In one head scores are positive, in the other negative, and in one row all are the
-//! same.
+//! same. Or only one query has such scores, and what the others give is not touched by what becomes of it.
 
 use super::case::Case;
 use super::implementation::Implementation;
@@ -23,16 +23,24 @@ pub enum LargeBy {
     Scale,
     /// A softmax_scale of 1.
     Operands,
+    /// Likewise, but only the second query is large. It does not see the last keys.
+    OneQuery,
 }
 
 /// The binade of the products that softmax_scale multiplies.
 const OF_PRODUCTS: i32 = 10;
 
 /// Beyond these gradients leave f16.
-const LARGEST_OF_F16: [i32; 2] = [18, 26];
+const LARGEST_OF_F16: [i32; 3] = [18, 26, 26];
 
 /// How large dout is: dq and dk, which grow with k and q, must fit.
 const DOUT: [f64; 2] = [1.0, 1.0 / 64.0];
+
+/// The only large query, if there is one.
+const LARGE_QUERY: usize = 1;
+
+/// The binade of products of the others.
+const OF_OTHERS: i32 = 3;
 
 impl Case {
     /// Its scores have magnitudes near 2^binade and are exact whatever the order of additions.
@@ -47,22 +55,32 @@ impl Case {
         let case = Self::new(5, 15).heads(2, 1).head_dim(32).dropout(0.3);
         let mut case = match by {
             LargeBy::Scale => case.softmax_scale(2f64.powi(binade - OF_PRODUCTS)),
-            LargeBy::Operands => case.softmax_scale(1.0).causal(),
+            LargeBy::Operands | LargeBy::OneQuery => case.softmax_scale(1.0).causal(),
         };
         let products = if by == LargeBy::Scale { OF_PRODUCTS } else { binade };
-        case.products_near = Some(products);
+        case.products_near = Some(Products { binade: products, of_one_query: by == LargeBy::OneQuery });
         let dtypes = [Dtype::F32, Dtype::Bf16, Dtype::F16];
         let fits = |dtype: &Dtype| *dtype != Dtype::F16 || binade <= LARGEST_OF_F16[by as usize];
         case.dtypes(&dtypes.into_iter().filter(fits).collect::<Vec<_>>())
     }
 }
 
-/// Makes operands whose products are near 2^binade.
-pub(super) fn place(problem: &Problem, values: &mut Values, binade: i32) {
-    let Shape { num_heads, head_dim, .. } = *problem.shape();
+/// Products `<q, k>` near a power of two.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Products {
+    binade: i32,
+    of_one_query: bool,
+}
+
+/// Makes operands with such products.
+pub(super) fn place(problem: &Problem, values: &mut Values, products: Products) {
+    let Shape { seqlen_q, num_heads, head_dim, .. } = *problem.shape();
+    let Products { binade, of_one_query } = products;
     let of_q = (binade + 1) / 2;
-    let (q_unit, k_unit) = (2f64.powi(of_q), 2f64.powi(binade - of_q));
+    let k_unit = 2f64.powi(binade - of_q);
     for (n, row) in values.q.chunks_exact_mut(head_dim).enumerate() {
+        let small = of_one_query && n / num_heads % seqlen_q != LARGE_QUERY;
+        let q_unit = if small { 2f64.powi(OF_OTHERS) / k_unit } else { 2f64.powi(of_q) };
         let sign = if n % num_heads == 0 { 1.0 } else { -1.0 };
         row.fill(0.0);
         row[0] = sign * q_unit;
@@ -78,13 +96,14 @@ pub(super) fn place(problem: &Problem, values: &mut Values, binade: i32) {
     values.dout.iter_mut().for_each(|x| *x *= dout);
 }
 
-/// Fails unless an implementation is right with scores of every binade of f32.
+/// Fails unless an implementation is right with scores of every binade of f32, or of every fourth where one query has them.
 ///
 /// # Panics
 /// With everything that is wrong.
 pub fn check_binades(by: LargeBy, implementation: &impl Implementation) {
     let mut all = Report::default();
-    for binade in BINADES {
+    let step = if by == LargeBy::OneQuery { 4 } else { 1 };
+    for binade in BINADES.step_by(step) {
         let case = Case::scores_near(binade, by);
         let Report { ran, skipped, failures } =
             run_case(&format!("2^{binade} by {by:?}"), &case, implementation);

@@ -50,7 +50,7 @@ pub struct Case {
     pub(super) adjust: Option<Adjust>,
     fill: Option<f64>,
     /// Products of q and k are near this power of two, and exact.
-    pub(super) products_near: Option<i32>,
+    pub(super) products_near: Option<super::binades::Products>,
     vector: Option<&'static str>,
 }
 
@@ -206,8 +206,8 @@ impl Case {
         if let Some(x) = self.fill {
             [&mut values.q, &mut values.k, &mut values.v].into_iter().for_each(|values| values.fill(x));
         }
-        if let Some(binade) = self.products_near {
-            super::binades::place(&self.problem(), &mut values, binade);
+        if let Some(products) = self.products_near {
+            super::binades::place(&self.problem(), &mut values, products);
         }
         if let Some(adjust) = self.adjust {
             adjust(&self.problem(), &mut values);

@@ -86,6 +86,11 @@ macro_rules! named_cases {
                 fn scores_of_every_binade_by_their_operands() {
                     $crate::suite::check_binades($crate::suite::LargeBy::Operands, &$dollar implementation);
                 }
+
+                #[test]
+                fn scores_of_any_size_of_one_query() {
+                    $crate::suite::check_binades($crate::suite::LargeBy::OneQuery, &$dollar implementation);
+                }
             };
         }
     };

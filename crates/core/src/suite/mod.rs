@@ -24,6 +24,7 @@ mod implementation;
 mod inputs;
 mod layout;
 mod part;
+mod reach;
 mod report;
 mod run;
 mod storage;

@@ -6,6 +6,7 @@ use super::implementation::Implementation;
 use super::inputs::{Values, as_f32};
 use super::layout::Layout;
 use super::part::{ForwardResults, Part, add_gradient, combine, parts};
+use super::reach::Reach;
 use super::report::{Failure, Finding, Report};
 use super::storage::Storage;
 use super::truth::Truth;
@@ -108,23 +109,21 @@ fn run_dtype<T: Element>(case: &Case, implementation: &impl Implementation, aske
         Asked::Anew => Arc::new(Truth::of::<T>(&problem, &values)),
         Asked::Once(name) => Truth::of_named::<T>(name, &problem, &values),
     };
-    let with_p = truth.results.max_score() <= implementation.largest_score_of_p();
+    let of_this = Arc::make_mut(&mut truth);
+    of_this.reach = Reach::of(&of_this.results.lse().values, implementation.largest_lse_of_p());
     if case.products_near.is_some() {
         // Scores are exact: their rounding is no excuse. That of lse is, below what backwards may take for small.
-        let truth = Arc::make_mut(&mut truth);
-        truth.results = truth.results.clone().with_scores_up_to(1024.0);
+        of_this.results = of_this.results.clone().with_scores_up_to(1024.0);
     }
+    of_this.results = of_this.results.clone().with_gradients_off_by(of_this.reach.error_of_p());
     let parts = parts(&problem, &case.cuts);
     let run = Run { implementation, problem: &problem, values: &values, truth: &truth, layout: case.layout };
     let mut found = Vec::new();
-    for with_probs in [false, true].into_iter().filter(|&probs| with_p || !probs) {
+    for with_probs in [false, true] {
         match run.forward::<T>(&parts, with_probs) {
             Ok(results) => found.extend(compare::forward(&problem, T::DTYPE, &truth, &results)),
             Err(failed) => found.push(failed),
         }
-    }
-    if !with_p {
-        return found;
     }
     match run.backward::<T>(&parts) {
         Ok(gradients) => found.extend(compare::backward(&problem, &truth, &gradients)),

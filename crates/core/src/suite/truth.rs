@@ -1,6 +1,7 @@
 //! What the oracle says of a case.
 
 use super::inputs::{Values, as_f32};
+use super::reach::Reach;
 use super::storage::Storage;
 use crate::judge::{self, Backward};
 use crate::{Dtype, Element, Inputs, Problem, contiguous_strides, oracle};
@@ -18,6 +19,8 @@ static KNOWN: LazyLock<Mutex<Known>> = LazyLock::new(Mutex::default);
 pub(super) struct Truth {
     pub(super) results: judge::Truth,
     pub(super) probs: Vec<f64>,
+    /// Where the implementation in question can have p; everywhere, until it is asked.
+    pub(super) reach: Reach,
 }
 
 impl Truth {
@@ -44,6 +47,7 @@ impl Truth {
         let backward = Backward { dout: dout.tensor(), dlse: dlse.as_deref() };
         let results = judge::Truth::of(problem, &inputs, Some(backward)).expect("the suite's operands fit");
         let probs = oracle::probs(problem, &inputs, &results.lse().values).expect("the suite's operands fit");
-        Self { results, probs }
+        let reach = Reach::of(&results.lse().values, None);
+        Self { results, probs, reach }
     }
 }

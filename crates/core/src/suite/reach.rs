@@ -1,0 +1,121 @@
+//! What is asked of implementations that recompute p from an lse in f32.
+//!
+//! There lse, rounded, moves all p of a row by the same factor, and a row whose lse has lost p altogether must say so:
+//! NaN in its probs and its dq, and in dk and dv of the keys that it sees. A number there has to be right.
+
+use super::storage::index_of;
+use crate::{Problem, Shape, TensorName};
+
+/// Up to here the ordinary bounds hold even so.
+const ORDINARY_LSE: f64 = 4096.0;
+
+/// By how much of lse exponents may be off: it is rounded twice, as such and in base 2. (softmax_scale, which would be a third
+/// time, is a power of two in the cases that come near this.)
+const PART_OF_LSE: f64 = 1.0 / (1 << 23) as f64;
+
+/// An lse this close to the last that says something of p, relative to it, may be taken for either.
+const ABOUT: f64 = 1e-6;
+
+/// Which rows of a problem are within reach of p.
+#[derive(Clone)]
+pub(super) struct Reach {
+    /// In the order of lse; empty if all are.
+    beyond: Vec<bool>,
+    /// What exponents of the others may be off by.
+    moved: f64,
+}
+
+impl Reach {
+    /// Of rows with these lse, for an implementation that reaches p [so far](super::Implementation::largest_lse_of_p).
+    pub(super) fn of(lse: &[f64], largest: Option<f64>) -> Self {
+        let Some(largest) = largest else { return Self { beyond: Vec::new(), moved: 0.0 } };
+        let finite = || lse.iter().map(|lse| if lse.is_finite() { lse.abs() } else { 0.0 });
+        let within = finite().filter(|lse| *lse <= largest * (1.0 + ABOUT)).fold(0.0, f64::max);
+        Self {
+            beyond: finite().map(|lse| lse >= largest * (1.0 - ABOUT)).collect(),
+            moved: if within > ORDINARY_LSE { within * PART_OF_LSE } else { 0.0 },
+        }
+    }
+
+    /// By how much, relative to themselves, rounding lse may change probabilities.
+    pub(super) fn error_of_p(&self) -> f64 {
+        self.moved.exp_m1()
+    }
+
+    /// Puts `want` where a NaN says that lse has lost what is asked for. `got` is dense.
+    pub(super) fn forgive(&self, problem: &Problem, tensor: TensorName, got: &mut [f64], want: &[f64]) {
+        if !self.beyond.contains(&true) {
+            return;
+        }
+        for (n, (got, want)) in got.iter_mut().zip(want).enumerate() {
+            if got.is_nan() && self.may_be_nan(problem, tensor, n) {
+                *got = *want;
+            }
+        }
+    }
+
+    fn may_be_nan(&self, problem: &Problem, tensor: TensorName, n: usize) -> bool {
+        let shape = problem.shape();
+        let Shape { num_heads, seqlen_q, .. } = *shape;
+        let beyond =
+            |batch: usize, head: usize, row: usize| self.beyond[(batch * num_heads + head) * seqlen_q + row];
+        match tensor {
+            TensorName::Probs => {
+                let [batch, head, row, column] = index_of(n, shape.probs());
+                beyond(batch, head, row) && problem.visible_keys(row).contains(&column)
+            }
+            TensorName::Dq => {
+                let [batch, row, head, _] = index_of(n, shape.q());
+                beyond(batch, head, row)
+            }
+            TensorName::Dk | TensorName::Dv => {
+                let [batch, column, head_k, _] = index_of(n, shape.k());
+                let group = shape.group_size();
+                let mut rows = (head_k * group..(head_k + 1) * group)
+                    .flat_map(|head| (0..seqlen_q).map(move |row| (head, row)));
+                rows.any(|(head, row)| {
+                    beyond(batch, head, row) && problem.visible_keys(row).contains(&column)
+                })
+            }
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Problem;
+
+    const SHAPE: Shape =
+        Shape { batch: 1, seqlen_q: 2, seqlen_k: 3, num_heads: 2, num_heads_k: 1, head_dim: 1 };
+
+    fn forgiven(tensor: TensorName, len: usize, reach: &Reach) -> Vec<bool> {
+        let problem = Problem::builder(SHAPE).causal(true).build().unwrap();
+        let mut got = vec![f64::NAN; len];
+        reach.forgive(&problem, tensor, &mut got, &vec![1.0; len]);
+        got.iter().map(|x| *x == 1.0).collect()
+    }
+
+    #[test]
+    fn only_what_a_lost_row_gives_may_be_nan() {
+        // Of the second head the first row, which does not see the last key.
+        let reach = Reach::of(&[1.0, f64::NEG_INFINITY, 3e6, -1e6], Some(1048576.0));
+        let of = |tensor, len| forgiven(tensor, len, &reach);
+        let [no, yes] = [false, true];
+        assert_eq!(of(TensorName::Probs, 12), [[no; 3], [no; 3], [yes, yes, no], [no; 3]].concat());
+        assert_eq!(of(TensorName::Dq, 4), [no, yes, no, no]);
+        assert_eq!(of(TensorName::Dk, 3), [yes, yes, no]);
+        assert_eq!(of(TensorName::Dv, 3), [yes, yes, no]);
+        assert_eq!(of(TensorName::Out, 4), [no; 4]);
+        assert!(reach.error_of_p() > 0.12 && reach.error_of_p() < 0.13);
+    }
+
+    #[test]
+    fn nothing_is_forgiven_where_p_does_not_come_from_lse_or_lse_is_small() {
+        for reach in [Reach::of(&[1e9; 4], None), Reach::of(&[4000.0, -4000.0, 0.0, 1.0], Some(1048576.0))] {
+            assert_eq!(forgiven(TensorName::Probs, 12, &reach), [false; 12]);
+            assert_eq!(reach.error_of_p(), 0.0);
+        }
+    }
+}
