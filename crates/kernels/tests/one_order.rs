@@ -7,38 +7,60 @@ use signflash_kernels::{Gpu, Interpreted};
 
 const SEEDS: u64 = 5;
 
-/// dq in f16 hides the last bits of its sums; with scores this large they show.
-fn dq_of(problem: &Problem, deterministic: bool, seed: u64) -> Vec<f16> {
-    let shape = *problem.shape();
-    let numbers = |dims: [usize; 4], factor: usize| -> Vec<f16> {
-        (0..dims.iter().product()).map(|i| f16::from_f32(((i * factor) % 257) as f32 / 64.0 - 2.0)).collect()
-    };
-    let (q, k, v) = (numbers(shape.q(), 31), numbers(shape.k(), 57), numbers(shape.k(), 101));
-    let dout = numbers(shape.q(), 43);
-    let gpu = Interpreted { gpu: Gpu::HOPPER, seed, deterministic };
-    let [q_dims, k_dims] = [shape.q(), shape.k()];
-    let inputs = Inputs {
-        q: TensorRef::bshd(&q, q_dims),
-        k: TensorRef::bshd(&k, k_dims),
-        v: TensorRef::bshd(&v, k_dims),
-    };
-    let (mut out, mut lse) = (vec![f16::ZERO; q.len()], vec![0.0; shape.lse_len()]);
-    let mut outputs = Outputs { out: TensorMut::bshd(&mut out, q_dims), lse: &mut lse, probs: None };
-    gpu.forward(problem, &inputs, &mut outputs).unwrap();
-    let [mut dq, mut dk, mut dv] = [&q, &k, &v].map(|x| vec![f16::ZERO; x.len()]);
-    let mut gradients = Gradients {
-        dq: TensorMut::bshd(&mut dq, q_dims),
-        dk: TensorMut::bshd(&mut dk, k_dims),
-        dv: TensorMut::bshd(&mut dv, k_dims),
-    };
-    let (out, dout) = (TensorRef::bshd(&out, q_dims), TensorRef::bshd(&dout, q_dims));
-    gpu.backward(problem, &GradInputs { inputs, out, lse: &lse, dout, dlse: None }, &mut gradients).unwrap();
-    dq
+/// Operands and results of one forward: what every backward here is of.
+struct Forward<'a> {
+    problem: &'a Problem,
+    q: Vec<f16>,
+    k: Vec<f16>,
+    v: Vec<f16>,
+    dout: Vec<f16>,
+    out: Vec<f16>,
+    lse: Vec<f32>,
 }
 
-fn differing(problem: &Problem, deterministic: bool) -> usize {
-    let first = dq_of(problem, deterministic, 0);
-    (1..SEEDS).filter(|seed| dq_of(problem, deterministic, *seed) != first).count()
+fn inputs<'a>(problem: &Problem, [q, k, v]: [&'a [f16]; 3]) -> Inputs<'a, f16> {
+    let [q_dims, k_dims] = [problem.shape().q(), problem.shape().k()];
+    let k = TensorRef::bshd(k, k_dims);
+    Inputs { q: TensorRef::bshd(q, q_dims), k, v: TensorRef::bshd(v, k_dims) }
+}
+
+impl<'a> Forward<'a> {
+    /// dq in f16 hides the last bits of its sums; with scores this large they show.
+    fn of(problem: &'a Problem) -> Self {
+        let shape = *problem.shape();
+        let numbers = |dims: [usize; 4], factor: usize| -> Vec<f16> {
+            (0..dims.iter().product())
+                .map(|i| f16::from_f32(((i * factor) % 257) as f32 / 64.0 - 2.0))
+                .collect()
+        };
+        let (q, k, v) = (numbers(shape.q(), 31), numbers(shape.k(), 57), numbers(shape.k(), 101));
+        let (mut out, mut lse) = (vec![f16::ZERO; q.len()], vec![0.0; shape.lse_len()]);
+        let mut outputs = Outputs { out: TensorMut::bshd(&mut out, shape.q()), lse: &mut lse, probs: None };
+        let gpu = Interpreted::new(Gpu::HOPPER);
+        gpu.forward(problem, &inputs(problem, [&q, &k, &v]), &mut outputs).unwrap();
+        Self { problem, q, k, v, dout: numbers(shape.q(), 43), out, lse }
+    }
+
+    fn dq(&self, deterministic: bool, seed: u64) -> Vec<f16> {
+        let [q_dims, k_dims] = [self.problem.shape().q(), self.problem.shape().k()];
+        let [mut dq, mut dk, mut dv] = [&self.q, &self.k, &self.v].map(|x| vec![f16::ZERO; x.len()]);
+        let mut gradients = Gradients {
+            dq: TensorMut::bshd(&mut dq, q_dims),
+            dk: TensorMut::bshd(&mut dk, k_dims),
+            dv: TensorMut::bshd(&mut dv, k_dims),
+        };
+        let inputs = inputs(self.problem, [&self.q, &self.k, &self.v]);
+        let (out, dout) = (TensorRef::bshd(&self.out, q_dims), TensorRef::bshd(&self.dout, q_dims));
+        let grad_inputs = GradInputs { inputs, out, lse: &self.lse, dout, dlse: None };
+        let gpu = Interpreted { gpu: Gpu::HOPPER, seed, deterministic };
+        gpu.backward(self.problem, &grad_inputs, &mut gradients).unwrap();
+        dq
+    }
+
+    fn differing(&self, deterministic: bool) -> usize {
+        let first = self.dq(deterministic, 0);
+        (1..SEEDS).filter(|seed| self.dq(deterministic, *seed) != first).count()
+    }
 }
 
 /// Under every schedule one order gives the same bits; any order does not, if asked.
@@ -47,8 +69,9 @@ fn check(batch: usize, seqlen: usize, head_dim: usize, causal: bool) {
     let shape = Shape { batch, seqlen_q: seqlen, seqlen_k: seqlen, num_heads, num_heads_k, head_dim };
     let problem = Problem::builder(shape).causal(causal).softmax_scale(0.01);
     let problem = problem.dropout(Dropout::new(0.17, 3, 0).unwrap()).build().unwrap();
-    assert_eq!(differing(&problem, true), 0, "{problem:?}");
-    assert!(batch > 1 || differing(&problem, false) > 0, "additions in any order show: {problem:?}");
+    let forward = Forward::of(&problem);
+    assert_eq!(forward.differing(true), 0, "{problem:?}");
+    assert!(batch > 1 || forward.differing(false) > 0, "additions in any order show: {problem:?}");
 }
 
 #[test]
