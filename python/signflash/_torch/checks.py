@@ -47,7 +47,7 @@ def _is_good(q, k, v) -> bool:
     """What most calls are, found out quickly; the rest is judged one by one. The tensors are plain ones."""
     if not (isinstance(q, torch.Tensor) and isinstance(k, torch.Tensor) and isinstance(v, torch.Tensor)):
         return False
-    if not q.dtype is k.dtype is v.dtype or not q.dim() == k.dim() == v.dim() == 4 :
+    if not q.dtype is k.dtype is v.dtype or not q.dim() == k.dim() == v.dim() == 4:
         return False
     if not q.layout is k.layout is v.layout is torch.strided or q.is_nested or k.is_nested or v.is_nested:
         return False
