@@ -88,6 +88,16 @@ pub enum ProblemError {
         /// The largest accepted value.
         max: usize,
     },
+    /// A diagonal so far outside that its index arithmetic would overflow.
+    #[error(
+        "diagonal must be from -{max} to {max}, got {got}; beyond seqlen_k every query sees all keys, below -seqlen_q none"
+    )]
+    Diagonal {
+        /// What came.
+        got: i64,
+        /// The largest accepted value.
+        max: i64,
+    },
     /// The shard lies outside the whole that it names.
     #[error(
         "shard.num_heads_total is {total}, but the shard holds heads {first} to {end}; give the number of query \

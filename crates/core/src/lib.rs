@@ -4,6 +4,7 @@
 //! - [`Problem`]: sizes, causality, scale, dropout and shard position, validated once;
 //! - [`TensorRef`] and [`TensorMut`]: borrowed, strided tensors, judged against a problem by [`Inputs`],
 //!   [`Outputs`], [`GradInputs`] and [`Gradients`];
+//! - [`Visibility`]: which keys a query sees, and which queries see a key;
 //! - [`dropout`]: the mask as a pure function of position, equal to FlashAttention-2's bit for bit;
 //! - [`sign_bit`]: the codec that lets one tensor carry probability and mask;
 //! - [`oracle`]: forward and backward in f64, written like the formulas;
@@ -29,6 +30,7 @@ pub mod sign_bit;
 #[cfg(feature = "suite")]
 pub mod suite;
 mod tensor;
+mod visibility;
 
 pub use dropout::{Dropout, DropoutGenerator, GeneratorState, KeepMask, KeepRule, ScaleRule};
 pub use dtype::{Dtype, Element};
@@ -39,3 +41,4 @@ pub use operands::{Description, GradInputs, Gradients, Inputs, Outputs, check_ro
 pub use problem::{MAX_HEAD_DIM, Problem, ProblemBuilder, Shape, Shard};
 pub use sign_bit::{Probs, SignBit};
 pub use tensor::{TensorMut, TensorRef, contiguous_strides};
+pub use visibility::{Cover, Number, Span, Visibility};

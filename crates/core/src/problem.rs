@@ -2,6 +2,7 @@
 
 use crate::dropout::{Dropout, KeepRule};
 use crate::error::ProblemError;
+use crate::visibility::Visibility;
 use std::ops::Range;
 
 /// The largest head_dim of any implementation.
@@ -107,6 +108,7 @@ pub struct Problem {
     causal: bool,
     softmax_scale: f64,
     dropout: Option<Dropout>,
+    diagonal: Option<i64>,
     shard: Shard,
 }
 
@@ -117,13 +119,33 @@ pub struct ProblemBuilder {
     causal: bool,
     softmax_scale: Option<f64>,
     dropout: Option<Dropout>,
+    diagonal: Option<i64>,
     shard: Shard,
 }
 
 impl ProblemBuilder {
-    /// Whether query i sees only keys `j <= i + seqlen_k - seqlen_q`. Default: it sees all.
+    /// Whether query i sees only keys `j <= i + diagonal`. Default: it sees all.
     pub const fn causal(mut self, causal: bool) -> Self {
         self.causal = causal;
+        self
+    }
+
+    /// The key that query 0 faces, of any sign. Default: `seqlen_k - seqlen_q`, so that the last query faces the last key.
+    ///
+    /// A piece of a larger problem faces the keys of the whole: a piece whose first query is `r` and whose first key is `c` in a
+    /// whole of diagonal `d` has the diagonal `d + r - c`.
+    ///
+    /// ```
+    /// use signflash_core::{Problem, Shape, Span};
+    /// // The last four of eight keys, and all eight queries.
+    /// let shape = Shape { batch: 1, seqlen_q: 8, seqlen_k: 4, num_heads: 1, num_heads_k: 1, head_dim: 16 };
+    /// let piece = Problem::builder(shape).causal(true).diagonal(-4).build()?;
+    /// assert!(piece.visibility().keys_of(3).is_empty());
+    /// assert_eq!(piece.visibility().keys_of(5), Span { begin: 0, end: 2 });
+    /// # Ok::<(), signflash_core::ProblemError>(())
+    /// ```
+    pub const fn diagonal(mut self, diagonal: i64) -> Self {
+        self.diagonal = Some(diagonal);
         self
     }
 
@@ -150,14 +172,15 @@ impl ProblemBuilder {
     /// # Errors
     /// A [`ProblemError`] naming the first argument that does not.
     pub fn build(self) -> Result<Problem, ProblemError> {
-        let Self { shape, causal, softmax_scale, dropout, shard } = self;
+        let Self { shape, causal, softmax_scale, dropout, diagonal, shard } = self;
         check_sizes(&shape)?;
         check_shard(&shape, &shard)?;
+        check_diagonal(diagonal)?;
         let softmax_scale = softmax_scale.unwrap_or_else(|| 1.0 / (shape.head_dim as f64).sqrt());
         if !softmax_scale.is_finite() || !(softmax_scale as f32).is_finite() {
             return Err(ProblemError::SoftmaxScale { got: softmax_scale });
         }
-        Ok(Problem { shape, causal, softmax_scale, dropout, shard })
+        Ok(Problem { shape, causal, softmax_scale, dropout, diagonal, shard })
     }
 }
 
@@ -183,6 +206,15 @@ fn check_sizes(shape: &Shape) -> Result<(), ProblemError> {
             got: usize::MAX,
             max: usize::MAX / (MAX_HEAD_DIM * 4),
         }),
+    }
+}
+
+fn check_diagonal(diagonal: Option<i64>) -> Result<(), ProblemError> {
+    match diagonal {
+        Some(got) if got.unsigned_abs() > MAX_SIZE as u64 => {
+            Err(ProblemError::Diagonal { got, max: MAX_SIZE as i64 })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -215,6 +247,7 @@ impl Problem {
             causal: false,
             softmax_scale: None,
             dropout: None,
+            diagonal: None,
             shard: Shard {
                 first_batch: 0,
                 first_head: 0,
@@ -270,12 +303,37 @@ impl Problem {
         &self.shard
     }
 
+    /// The key that query 0 faces.
+    pub const fn diagonal(&self) -> i64 {
+        match self.diagonal {
+            Some(diagonal) => diagonal,
+            None => self.shape.seqlen_k as i64 - self.shape.seqlen_q as i64,
+        }
+    }
+
+    /// Which keys a query sees, and which queries see a key.
+    ///
+    /// ```
+    /// use signflash_core::{Problem, Shape, Span};
+    /// let shape = Shape { batch: 2, seqlen_q: 100, seqlen_k: 120, num_heads: 8, num_heads_k: 2, head_dim: 64 };
+    /// let causal = Problem::builder(shape).causal(true).build()?.visibility();
+    /// assert_eq!(causal.keys_of(0), Span { begin: 0, end: 21 }); // bottom-right aligned: the last query sees every key
+    /// assert_eq!(causal.queries_of(119), Span { begin: 99, end: 100 });
+    /// # Ok::<(), signflash_core::ProblemError>(())
+    /// ```
+    pub fn visibility(&self) -> Visibility<i64> {
+        Visibility {
+            left: None,
+            right: self.causal.then_some(0),
+            diagonal: self.diagonal(),
+            queries: self.shape.seqlen_q as i64,
+            keys: self.shape.seqlen_k as i64,
+        }
+    }
+
     /// The keys that query `row` sees, as a range that always lies within `0..seqlen_k`; empty if it sees none.
     pub fn visible_keys(&self, row: usize) -> Range<usize> {
-        let Shape { seqlen_q, seqlen_k, .. } = self.shape;
-        let end =
-            if self.causal { (row + 1 + seqlen_k).saturating_sub(seqlen_q).min(seqlen_k) } else { seqlen_k };
-        0..end
+        self.visibility().keys_of(row as i64).positions()
     }
 
     /// Which entries survive dropout; `None` if there is no dropout (none was set, or dropout_p is 0).
