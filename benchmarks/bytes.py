@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""What the sign bit saves: one `probs` tensor against probabilities and a mask of their own, in bytes of real files.
+"""What the sign bit saves: one `probs` tensor against probabilities and a dropout mask, in bytes of real files.
 
     pip install -r benchmarks/requirements.txt
     cargo build --release
     python3 benchmarks/bytes.py
 
 For each length and dtype `signflash attend --probs` runs one head with dropout 0.1. Its probs are written alone, then
-as probabilities with a mask of one byte an entry, then of one bit; both masks come from `signflash mask`, and are
-checked to say the same as the sign bits. The last lines say which tensors of seqlen x seqlen PyTorch keeps on the CPU
-between forward and backward of the same problem, as its autograd counts them. Prints Markdown.
+as probabilities with a dropout mask of one byte an entry, then of one bit; both come from `signflash dropout-mask`, and
+are checked to say the same as the sign bits. The last lines say which tensors of seqlen x seqlen PyTorch keeps on the
+CPU between forward and backward of the same problem, as its autograd counts them. Prints Markdown.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def sizes(signflash, folder, dtype, n):
     keep = {}
     for suffix in ("npy", "bits"):
         mask = folder / f"keep.{suffix}"
-        run(signflash, "mask", "--seqlen-q", n, "--seqlen-k", n, "-p", P, "--seed", SEED, "-q", "-o", mask)
+        run(signflash, "dropout-mask", "--seqlen-q", n, "--seqlen-k", n, "-p", P, "--seed", SEED, "-q", "-o", mask)
     keep["u8"] = torch.from_numpy(numpy.load(folder / "keep.npy"))
     keep["bits"] = torch.from_numpy(numpy.fromfile(folder / "keep.bits", numpy.uint8))
     unpacked = numpy.unpackbits(keep["bits"].numpy(), bitorder="little", count=n * n).reshape(1, 1, n, n)

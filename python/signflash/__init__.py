@@ -1,4 +1,4 @@
-"""Exact attention with dropout, whose mask lives in the sign bit: on CPUs and NVIDIA GPUs.
+"""Exact attention, whose dropout mask lives in the sign bit: on CPUs and NVIDIA GPUs.
 
 >>> import numpy, signflash
 >>> q = k = v = numpy.ones((1, 5, 2, 8), "float32")  # (batch, seqlen, num_heads, head_dim)
@@ -12,7 +12,7 @@ PyTorch tensors are differentiable, and ``from signflash import flash_attn_func`
 from ._attention import attention, attention_backward
 from ._enable import disable, enable
 from ._info import info
-from ._mask import decode, dropout_mask, keep_scale
+from ._dropout import decode, dropout_mask, keep_scale
 from ._native import __version__
 from ._random import Generator, manual_seed, random_state
 from ._settings import Shard

@@ -49,26 +49,26 @@ def attention(
         k: (batch, seqlen_k, num_heads_k, head_dim). num_heads is a multiple of num_heads_k; query head h reads key head
             ``h // (num_heads // num_heads_k)``.
         v: as k. Strides are free but for the last, which is made 1 by a copy if it is not.
-        dropout_p: probability of dropping, in [0, 1). Pass 0.0 in evaluation. The mask has 8 bits an entry: the effective
-            probability is a multiple of 1/256.
+        dropout_p: probability of dropping, in [0, 1). Pass 0.0 in evaluation. Dropout draws 8 bits an entry: the
+            effective probability is a multiple of 1/256.
         causal: query i sees keys ``j <= i + seqlen_k - seqlen_q`` (bottom-right aligned).
         softmax_scale: factor of the scores; None is ``1 / sqrt(head_dim)``.
-        seed, offset: the mask, chosen. Without a seed it is drawn from ``generator``, from the innermost
+        seed, offset: what is dropped, chosen. Without a seed it is drawn from ``generator``, from the innermost
             :func:`random_state`, or from PyTorch's generator of the device, which is advanced as by PyTorch's
             FlashAttention.
         generator: a ``torch.Generator`` of q's device, or a :class:`Generator`.
         rng_state: (seed, offset) as an int64 tensor of 2 elements on q's device, read when the kernel runs.
         scale_rule: ``"unbiased"`` multiplies what is kept by the inverse of the true keep probability;
             ``"nominal"`` by ``1 / (1 - dropout_p)``, as FlashAttention-2 and PyTorch.
-        shard: a :class:`Shard`, where the tensors lie in a larger problem whose mask is to be drawn.
+        shard: a :class:`Shard`, where the tensors lie in a larger problem whose dropout mask is to be drawn.
         deterministic: the backward gives the same bits in every run on a GPU too, which takes 7 to 27 % longer on Hopper; also
             under ``torch.use_deterministic_algorithms(True)``. The CPU's always does.
         return_lse: also return lse (batch, num_heads, seqlen_q) float32: the logarithm of the sum of the exponentials of
             each row's scores, dropped or not; -inf where a query sees no key. Differentiable, as out.
         return_probs: also return probs (batch, num_heads, seqlen_q, seqlen_k) in q's dtype: the normalised probabilities
             with the sign *bit* set where dropped; see :func:`decode`. Takes another pass, and memory of its size.
-        return_rng_state: also return (seed, offset) that drew the mask; a tensor as ``rng_state`` while a CUDA graph is
-            captured or under ``torch.compile``.
+        return_rng_state: also return (seed, offset) that drew the dropout mask; a tensor as ``rng_state`` while a CUDA
+            graph is captured or under ``torch.compile``.
 
     Returns:
         out (batch, seqlen_q, num_heads, head_dim), of q's dtype; with any of the ``return_`` arguments a tuple

@@ -1,4 +1,4 @@
-"""The random state of dropout: a seed, and an offset that advances so that no two calls share a mask."""
+"""The random state of dropout: a seed, and an offset that advances so that no two calls share a dropout mask."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _count_fork() -> None:
 
 
 def _begin_child() -> None:
-    """A forked process draws masks of its own on arrays: the n-th child's follow from the parent's seed and n."""
+    """A forked process has dropout masks of its own on arrays: the n-th child's follow from the parent's seed and n."""
     for generator in _generators:  # another thread of the parent's may have held it
         generator._lock = threading.Lock()
     state = repr((*_arrays.get_state(), _forks)).encode()

@@ -14,7 +14,7 @@ SCALE_RULES = ("unbiased", "nominal")
 class Shard(NamedTuple):
     """Where a call's tensors lie in a larger problem, so that a piece draws the dropout mask of the whole.
 
-    Only the mask depends on it. ``num_heads_total`` is the number of query heads of the whole; None means the call's.
+    Only dropout depends on it. ``num_heads_total`` is the number of query heads of the whole; None means the call's.
     """
 
     first_batch: int = 0

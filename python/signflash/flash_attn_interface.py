@@ -1,4 +1,4 @@
-"""FlashAttention-2's functions: the same names, signatures, defaults and mask, on CPUs too.
+"""FlashAttention-2's functions: the same names, signatures, defaults and dropout mask, on CPUs too.
 
 Differences, all on purpose:
 
@@ -43,8 +43,8 @@ def flash_attn_func(
 ):
     """Attention of q (batch, seqlen_q, num_heads, head_dim), k and v (batch, seqlen_k, num_heads_k, head_dim).
 
-    Dropout has FlashAttention-2's mask and scale, ``1 / (1 - dropout_p)``; pass 0.0 in evaluation. ``causal`` is aligned to
-    the bottom right. ``window_size`` may be unbounded or the causal one, ``(-1, 0)``.
+    Dropout drops what FlashAttention-2 drops, and has its scale, ``1 / (1 - dropout_p)``; pass 0.0 in evaluation.
+    ``causal`` is aligned to the bottom right. ``window_size`` may be unbounded or the causal one, ``(-1, 0)``.
 
     Returns out (batch, seqlen_q, num_heads, head_dim); with ``return_attn_probs`` (out, softmax_lse, S_dmask): softmax_lse
     (batch, num_heads, seqlen_q) float32, +inf where a query sees no key, and S_dmask as this module says.
@@ -197,8 +197,8 @@ _DIMS = (
 def _not_yet(name: str) -> NotImplementedError:
     return NotImplementedError(
         f"{name} is not there yet: packed sequences of different lengths are not computed. Call flash_attn_func on each "
-        "sequence, or on groups of equal length; signflash.attention(..., shard=Shard(first_batch=i)) draws the mask that "
-        "sequence i would have in the packed call"
+        "sequence, or on groups of equal length; signflash.attention(..., shard=Shard(first_batch=i)) drops what it "
+        "drops in sequence i of the packed call"
     )
 
 

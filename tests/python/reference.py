@@ -1,10 +1,10 @@
-"""The formulas, in float64 with PyTorch's own autograd, and the mask as NumPy computes it."""
+"""The formulas, in float64 with PyTorch's own autograd, and the dropout mask as NumPy computes it."""
 
 import math
 
 import numpy as np
 
-MASK32, SHIFT32 = np.uint64(0xFFFFFFFF), np.uint64(32)
+LOW32, SHIFT32 = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 def philox4x32_7(key, counter):
@@ -12,8 +12,8 @@ def philox4x32_7(key, counter):
     c0, c1, c2, c3 = (np.asarray(x, np.uint64) for x in counter)
     for _ in range(7):
         p0, p1 = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
-        c0, c1, c2, c3 = (p1 >> SHIFT32) ^ c1 ^ k0, p1 & MASK32, (p0 >> SHIFT32) ^ c3 ^ k1, p0 & MASK32
-        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & MASK32, (k1 + np.uint64(0xBB67AE85)) & MASK32
+        c0, c1, c2, c3 = (p1 >> SHIFT32) ^ c1 ^ k0, p1 & LOW32, (p0 >> SHIFT32) ^ c3 ^ k1, p0 & LOW32
+        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & LOW32, (k1 + np.uint64(0xBB67AE85)) & LOW32
     return c0, c1, c2, c3
 
 
@@ -21,22 +21,22 @@ def threshold(p):
     return int(np.floor(np.float64(np.float32(1) - np.float32(p)) * 255.0))
 
 
-def keep_mask(shape, p, seed, offset=0, first=(0, 0, 0, 0), num_heads_total=None):
-    """FlashAttention-2's mask, from its definition: bool (batch, num_heads, seqlen_q, seqlen_k)."""
+def keep(shape, p, seed, offset=0, first=(0, 0, 0, 0), num_heads_total=None):
+    """FlashAttention-2's dropout mask, from its definition: bool (batch, num_heads, seqlen_q, seqlen_k)."""
     batch, heads, rows, columns = shape
     total = num_heads_total or heads
     i, j = np.meshgrid(np.arange(rows) + first[2], np.arange(columns) + first[3], indexing="ij")
     lane = ((i % 8) * 4 + (j % 8) // 2).astype(np.uint64)
     byte = 8 * ((j // 16) % 2) + 4 * ((j // 8) % 2) + 2 * ((i // 8) % 2) + j % 2
-    mask = np.empty(shape, bool)
+    kept = np.empty(shape, bool)
     for b in range(batch):
         for h in range(heads):
             stream = ((b + first[0]) * total + h + first[1]) * 32
             o = np.uint64((offset + stream) & 0xFFFF_FFFF_FFFF_FFFF) + lane
-            words = philox4x32_7((seed & 0xFFFFFFFF, seed >> 32), (o & MASK32, o >> SHIFT32, i // 16, j // 32))
+            words = philox4x32_7((seed & 0xFFFFFFFF, seed >> 32), (o & LOW32, o >> SHIFT32, i // 16, j // 32))
             word = np.take_along_axis(np.stack(words), (byte // 4)[None], 0)[0]
-            mask[b, h] = ((word >> (8 * (byte % 4)).astype(np.uint64)) & np.uint64(255)) <= np.uint64(threshold(p))
-    return mask
+            kept[b, h] = ((word >> (8 * (byte % 4)).astype(np.uint64)) & np.uint64(255)) <= np.uint64(threshold(p))
+    return kept
 
 
 def keep_scale(p, nominal):

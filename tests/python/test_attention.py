@@ -31,9 +31,9 @@ def make(shape, dtype, device, requires_grad=True):
 
 
 def check(q, k, v, out, lse, probs, dout, *, p, seed, offset, nominal, causal, softmax_scale=None):
-    """Results and gradients within the contract's bounds, the mask to the bit."""
+    """Results and gradients within the contract's bounds, the dropout mask to the bit."""
     name = str(q.dtype).split(".")[1]
-    keep = reference.keep_mask(probs.shape, p, seed, offset) if p > 0 else None
+    keep = reference.keep(probs.shape, p, seed, offset) if p > 0 else None
     exact = [x.detach().clone().requires_grad_() for x in (q, k, v)]
     scale = reference.keep_scale(p, nominal)
     expected, expected_lse, expected_probs = reference.attention(
@@ -124,7 +124,7 @@ def test_the_gradient_through_lse_is_that_of_the_formulas(through, device):
         q, k, v = make(SHAPES["longer queries"], dtype, device)
         settings = dict(dropout_p=0.3, causal=True, seed=3)
         out, lse = signflash.attention(q, k, v, return_lse=True, **settings)
-        keep = reference.keep_mask((*lse.shape, k.shape[1]), 0.3, 3)
+        keep = reference.keep((*lse.shape, k.shape[1]), 0.3, 3)
         exact = [x.detach().clone().requires_grad_() for x in (q, k, v)]
         scale = reference.keep_scale(0.3, nominal=False)
         results = reference.attention(*exact, keep=keep, scale=scale, causal=True)
@@ -169,7 +169,7 @@ def test_nothing_is_a_size_too(shape, device):
     assert all(torch.equal(x.grad, torch.zeros_like(x)) for x in (q, k, v))
 
 
-def test_gradients_agree_with_finite_differences_of_a_fixed_mask():
+def test_gradients_agree_with_finite_differences_where_the_same_is_dropped():
     q, k, v = make((1, 5, 6, 2, 1, 8), torch.float32, "cpu")
     dout = torch.randn(q.shape, generator=torch.Generator().manual_seed(1))
 
@@ -209,7 +209,7 @@ def test_a_second_derivative_is_refused():
         dq.sum().backward()
 
 
-def test_shards_draw_the_mask_of_the_whole(device):
+def test_shards_drop_what_the_whole_drops(device):
     q, k, v = make((3, 40, 64, 4, 4, 16), torch.float16, device, requires_grad=False)
     whole = signflash.attention(q, k, v, dropout_p=0.3, seed=9, offset=5)
     for batch in range(3):

@@ -69,7 +69,7 @@ def _has_compiler():
     return shutil.which("g++") or shutil.which("clang++")
 
 
-def test_every_run_of_compiled_code_draws_a_mask_and_so_does_every_call_in_it(device):
+def test_every_run_of_compiled_code_draws_a_dropout_mask_and_so_does_every_call_in_it(device):
     q, k, v = make(device, requires_grad=False)
 
     @torch.compile(backend="aot_eager", fullgraph=True)

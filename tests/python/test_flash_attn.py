@@ -66,7 +66,7 @@ def test_returned_probabilities_are_normalised_and_exact_in_shape(p, device):
     assert probs.shape == (2, 3, 97, 97) and lse.shape == (2, 3, 97) and lse.dtype == torch.float32
     probability, dropped = signflash.decode(probs)
     assert torch.allclose(probability.float().sum(-1), torch.ones(2, 3, 97, device=device), atol=2e-3)
-    keep = reference.keep_mask(probs.shape, p, 3, 64) if p else None
+    keep = reference.keep(probs.shape, p, 3, 64) if p else None
     scale = reference.keep_scale(p, nominal=True)
     expected, _, _ = reference.attention(q, k, v, keep=keep, scale=scale, causal=True)
     assert reference.error(out, expected) <= reference.OUT["float16"]

@@ -57,7 +57,7 @@ def test_results_are_pytorchs_for_equal_seeds(dtype, dim, causal, p):
         assert torch.equal(ours[-1], results[0][-1]), "the generator was advanced otherwise than by PyTorch"
 
 
-def test_the_mask_is_pytorchs_to_the_bit():
+def test_the_dropout_mask_is_pytorchs_to_the_bit():
     """With the identity for values the output is the dropped probabilities: 0 exactly where dropped."""
     q, k, _ = make(seqlen=64, dim=64, requires_grad=False)
     v = torch.eye(64, device="cuda", dtype=q.dtype)[None, :, None].expand(2, -1, 4, -1).contiguous()
@@ -67,13 +67,13 @@ def test_the_mask_is_pytorchs_to_the_bit():
     ours, probs, (seed, offset) = signflash.attention(
         q, k, v, dropout_p=0.3, return_probs=True, return_rng_state=True, scale_rule="nominal"
     )
-    mask = signflash.dropout_mask(probs.shape, 0.3, seed, offset, device="cuda")
-    assert torch.equal(theirs.transpose(1, 2) != 0, mask)
-    assert torch.equal(ours.transpose(1, 2) != 0, mask)
-    assert torch.equal(~torch.signbit(probs), mask)
+    keep = signflash.dropout_mask(probs.shape, 0.3, seed, offset, device="cuda")
+    assert torch.equal(theirs.transpose(1, 2) != 0, keep)
+    assert torch.equal(ours.transpose(1, 2) != 0, keep)
+    assert torch.equal(~torch.signbit(probs), keep)
 
 
-def test_the_cpu_draws_the_same_mask():
+def test_the_cpu_draws_the_same_dropout_mask():
     q, k, v = make(requires_grad=False)
     settings = dict(dropout_p=0.2, causal=True, seed=77, offset=128)
     on_gpu = signflash.attention(q, k, v, **settings)
@@ -155,7 +155,7 @@ def capture(run):
     return graph, results
 
 
-def test_each_replay_of_a_graph_draws_a_new_mask_and_its_backward_the_same():
+def test_each_replay_of_a_graph_draws_a_new_dropout_mask_and_its_backward_the_same():
     tensors = make(seqlen=64)
     dout = torch.randn_like(tensors[0])
 
@@ -169,8 +169,8 @@ def test_each_replay_of_a_graph_draws_a_new_mask_and_its_backward_the_same():
         graph.replay()
         seed, offset = state.tolist()
         seen.add((seed, offset))
-        mask = signflash.dropout_mask(probs.shape, 0.5, seed, offset, device="cuda")
-        assert torch.equal(~torch.signbit(probs), mask)
+        keep = signflash.dropout_mask(probs.shape, 0.5, seed, offset, device="cuda")
+        assert torch.equal(~torch.signbit(probs), keep)
         again = signflash.attention(*tensors, dropout_p=0.5, seed=seed, offset=offset)
         assert torch.equal(out, again)
         expected = torch.autograd.grad(again, tensors, dout)
@@ -194,7 +194,7 @@ def test_a_state_in_memory_can_be_set_between_replays():
         assert torch.equal(out, signflash.attention(*tensors, dropout_p=0.5, seed=seed, offset=32 * seed))
 
 
-def test_compiled_graphs_draw_a_mask_a_run():
+def test_compiled_graphs_draw_a_dropout_mask_a_run():
     tensors = make(requires_grad=False)
     call = torch.compile(
         lambda q, k, v: signflash.attention(q, k, v, dropout_p=0.5) * 2, mode="reduce-overhead", fullgraph=True

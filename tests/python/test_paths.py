@@ -57,8 +57,8 @@ def test_recorders_record_the_operator():
     assert not torch.equal(again(q), again(q))
     with pytest.raises(NotImplementedError, match="generator cannot be recorded"):
         make_fx(lambda q: signflash.attention(q, k, v, dropout_p=0.1, generator=torch.Generator()))(q)
-    mask = make_fx(lambda q: q * signflash.dropout_mask((2, 6, 4, 8), 0.5, 3, device="cpu"))(q)
-    assert torch.equal(mask(q), q * signflash.dropout_mask((2, 6, 4, 8), 0.5, 3, device="cpu"))
+    times_keep = make_fx(lambda q: q * signflash.dropout_mask((2, 6, 4, 8), 0.5, 3, device="cpu"))(q)
+    assert torch.equal(times_keep(q), q * signflash.dropout_mask((2, 6, 4, 8), 0.5, 3, device="cpu"))
 
 
 def test_flops_are_counted_as_pytorch_counts_its_own():
@@ -157,11 +157,11 @@ def test_a_default_device_is_not_that_of_a_call(device):
     q, k, v = make()
     torch.set_default_device(device)
     try:
-        mask = signflash.dropout_mask((1, 1, 8, 8), 0.5, 1, device="cpu")
+        keep = signflash.dropout_mask((1, 1, 8, 8), 0.5, 1, device="cpu")
         out = signflash.attention(q, k, v, dropout_p=0.1)
     finally:
         torch.set_default_device(None)
-    assert mask.device.type == out.device.type == "cpu" and 0 < mask.sum() < 64
+    assert keep.device.type == out.device.type == "cpu" and 0 < keep.sum() < 64
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
@@ -192,7 +192,7 @@ def test_tangents_of_gradients_are_refused_and_not_lost():
         torch.func.jvp(lambda dout: pull(dout)[0], (out.detach(),), (out.detach(),))
 
 
-def test_a_traced_mask_is_a_constant():
+def test_a_traced_dropout_mask_is_a_constant():
     expected = torch.from_numpy(signflash.dropout_mask((1, 1, 8, 8), 0.5, 3))
     traced = torch.jit.trace(
         lambda x: x * signflash.dropout_mask((1, 1, 8, 8), 0.5, 3, device="cpu"), torch.ones(1), check_trace=False

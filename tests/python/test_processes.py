@@ -35,7 +35,7 @@ def test_a_child_computes_though_only_info_was_called_before():
     assert done.returncode == 0, done.stderr
 
 
-def test_forked_processes_draw_masks_of_their_own():
+def test_forked_processes_draw_dropout_masks_of_their_own():
     code = (
         "signflash.manual_seed(3)\n"
         "x = q[:, :8, :1, :8]\n"

@@ -1,4 +1,4 @@
-"""The random state: what is drawn from where, and that no two calls share a mask."""
+"""The random state: what is drawn from where, and that no two calls share a dropout mask."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def run(tensors, **settings):
     return signflash.attention(*tensors, dropout_p=0.5, **settings)
 
 
-def test_two_calls_draw_two_masks(device):
+def test_two_calls_draw_two_dropout_masks(device):
     tensors = make(device)
     assert not torch.equal(run(tensors), run(tensors))
 
@@ -70,12 +70,12 @@ def test_scopes_nest_and_end():
     assert outer.offset == 2 * 4 * 32
 
 
-def test_the_state_that_is_returned_draws_the_mask_again(device):
+def test_the_state_that_is_returned_draws_the_dropout_mask_again(device):
     tensors = make(device)
     out, probs, (seed, offset) = run(tensors, return_probs=True, return_rng_state=True)
     assert torch.equal(run(tensors, seed=seed, offset=offset), out)
-    mask = signflash.dropout_mask(probs.shape, 0.5, seed, offset, device=device)
-    assert torch.equal(~torch.signbit(probs), mask)
+    keep = signflash.dropout_mask(probs.shape, 0.5, seed, offset, device=device)
+    assert torch.equal(~torch.signbit(probs), keep)
 
 
 def test_a_state_in_memory_is_read(device):
@@ -100,7 +100,7 @@ def test_generators_can_be_copied_and_pickled():
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_activation_checkpoints_draw_the_mask_again(reentrant, device):
+def test_activation_checkpoints_draw_the_dropout_mask_again(reentrant, device):
     from torch.utils.checkpoint import checkpoint
 
     tensors = [x.requires_grad_() for x in make(device)]

@@ -24,13 +24,13 @@ def backward(call=None, **settings):
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("kind", [torch.Generator, lambda: signflash.Generator(3)], ids=["torch", "signflash"])
 def test_a_generator_that_went_on_is_noticed(reentrant, kind):
-    with pytest.raises(RuntimeError, match="would be of another mask"):
+    with pytest.raises(RuntimeError, match="would be of another dropout mask"):
         backward(call=dict(generator=kind()), use_reentrant=reentrant)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_state_that_is_not_restored_is_noticed(reentrant):
-    with pytest.raises(RuntimeError, match="would be of another mask"):
+    with pytest.raises(RuntimeError, match="would be of another dropout mask"):
         backward(use_reentrant=reentrant, preserve_rng_state=False)
     backward(use_reentrant=reentrant, preserve_rng_state=False, call=dict(seed=3))
 
@@ -58,7 +58,7 @@ def test_other_dtypes_and_shapes_of_what_was_saved_are_refused(change):
 def test_a_seed_that_changes_is_noticed(reentrant):
     q, k, v = make()
     seeds = iter((1, 2))
-    with pytest.raises(RuntimeError, match="would be of another mask"):
+    with pytest.raises(RuntimeError, match="would be of another dropout mask"):
         checkpoint(
             lambda q: signflash.attention(q, k, v, dropout_p=0.5, seed=next(seeds)), q, use_reentrant=reentrant
         ).sum().backward()
@@ -79,7 +79,7 @@ def test_a_saved_state_whose_memory_is_gone_is_not_read(size):
 
 @pytest.mark.skipif(not hasattr(torch.library, "register_vmap"), reason="needs PyTorch 2.5 or newer")
 @pytest.mark.parametrize("how", ["activation_memory_budget", "aggressive_recomputation", "scope", "checkpoint"])
-def test_compiled_code_that_repeats_a_forward_draws_its_mask_again_or_refuses(how):
+def test_compiled_code_that_repeats_a_forward_draws_its_dropout_mask_again_or_refuses(how):
     from torch._functorch import config
 
     def call(q, k, v):
@@ -112,5 +112,5 @@ def test_compiled_code_that_repeats_a_forward_draws_its_mask_again_or_refuses(ho
     with contextlib.ExitStack() as stack:
         if how == "scope":
             stack.enter_context(signflash.random_state(3))
-        with pytest.raises(RuntimeError, match="would draw another mask"):
+        with pytest.raises(RuntimeError, match="would draw another dropout mask"):
             run()

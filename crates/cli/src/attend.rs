@@ -77,9 +77,9 @@ impl Run<'_> {
             input::references(&archive, &settings, &problem)?;
         }
         let compute = Compute { engine: &engine, problem: &problem, layout: settings.layout, quiet };
-        let with_mask = args.verify.is_some() && archive.tensors.contains_key(SIGNBIT);
+        let with_signs = args.verify.is_some() && archive.tensors.contains_key(SIGNBIT);
         let start = Instant::now();
-        let mut results = compute.run(&operands, args.probs || with_mask)?;
+        let mut results = compute.run(&operands, args.probs || with_signs)?;
         let took = start.elapsed();
         let mut said = unused.map(String::into_bytes).unwrap_or_default();
         if output.is_none() && picture.is_none() && args.verify.is_none() {

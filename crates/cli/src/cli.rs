@@ -11,18 +11,18 @@ pub const COMMIT: &str = env!("SIGNFLASH_COMMIT");
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("SIGNFLASH_COMMIT"), ")");
 
 const ABOUT: &str = "\
-Exact attention with dropout whose mask lives in the sign bit of the probabilities.
+Exact attention whose dropout mask lives in the sign bit of the probabilities.
 
 A softmax is never negative, so its sign bit is free: signflash lets it say \"dropped\". One
-tensor then carries probability and mask, and the mask itself is never stored: it is a function
-of (seed, offset, position), the same as FlashAttention-2's, bit for bit.";
+tensor then says how probable an entry is and whether it was dropped, and no dropout mask is
+stored: it is a function of (seed, offset, position), FlashAttention-2's bit for bit.";
 
 const EXAMPLES: &str = "\
 Examples:
   signflash attend in.safetensors -o out.safetensors --dropout-p 0.1 --seed 42 --probs
   signflash attend reference.safetensors --verify --plot map.png
   signflash plot out.safetensors --head 3 -o head3.png
-  signflash mask --seqlen-q 4096 --seqlen-k 4096 --heads 8 -p 0.1 --seed 42 -o keep.npy
+  signflash dropout-mask --seqlen-q 4096 --seqlen-k 4096 --heads 8 -p 0.1 --seed 42 -o keep.npy
   signflash bench --seqlen 1024,4096 --dropout-p 0,0.1 --pass fwd,bwd
 
 Exit codes:
@@ -57,8 +57,13 @@ pub enum Command {
     #[command(allow_negative_numbers = true, long_about = ATTEND, after_long_help = ATTEND_MORE)]
     Attend(Box<AttendArgs>),
     /// Write a dropout mask, and count it.
-    #[command(allow_negative_numbers = true, long_about = MASK, after_long_help = MASK_MORE)]
-    Mask(MaskArgs),
+    #[command(
+        visible_alias = "mask",
+        allow_negative_numbers = true,
+        long_about = DROPOUT_MASK,
+        after_long_help = DROPOUT_MASK_MORE
+    )]
+    DropoutMask(DropoutMaskArgs),
     /// Draw the attention map of a head.
     #[command(allow_negative_numbers = true, long_about = PLOT, after_long_help = PLOT_MORE)]
     Plot(PlotArgs),
@@ -204,7 +209,7 @@ What --verify compares:
                   the other implementation is. Not judged, but it says who is to blame.
   ours vs file    the two with each other. Each is rounded, so they may differ by the sum of
                   both errors: twice the bound.
-  wrong mask bits `signbit` (batch, num_heads, seqlen_q, seqlen_k), u8 or bool, nonzero =
+  wrong sign bits `signbit` (batch, num_heads, seqlen_q, seqlen_k), u8 or bool, nonzero =
                   dropped, with the sign bits of the probs that the engine really wrote. Only
                   visible entries count. Must be 0.
 The f64 side is slow, some seconds a head of seqlen 4096; --verify=file leaves it out, and needs
@@ -268,7 +273,7 @@ pub struct SettingArgs {
     /// Random seed [default: 0].
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Random offset; add batch * num_heads * 32 after each call to draw a new mask [default: 0].
+    /// Random offset; add batch * num_heads * 32 after each call to drop other entries [default: 0].
     #[arg(long)]
     pub offset: Option<u64>,
     /// By what kept probabilities are multiplied: `unbiased` 256 / (threshold + 1), exact in expectation, or `nominal`
@@ -357,26 +362,26 @@ fn parse_range(text: &str) -> Result<(usize, usize), String> {
     if from < to { Ok((from, to)) } else { Err(bad()) }
 }
 
-const MASK: &str = "\
+const DROPOUT_MASK: &str = "\
 Write a dropout mask, and count it.
 
-The mask is a function of (seed, offset, batch, head, row, column) alone, FlashAttention-2's bit
+It is a function of (seed, offset, batch, head, row, column) alone, FlashAttention-2's bit
 for bit. It is computed block by block, so any size fits in memory. Statistics go to stdout: the
 kept fraction, its exact expectation (threshold + 1) / 256 with threshold = floor(255 * (1 - p)),
 and how many standard deviations lie between (z).";
 
-const MASK_MORE: &str = "\
+const DROPOUT_MASK_MORE: &str = "\
 Files:
   .npy   bool (batch, heads, seqlen_q, seqlen_k), True = kept
   .bits  the same entries in the same order, a bit each, 1 = kept, least significant bit first,
          without gaps: numpy.unpackbits(numpy.fromfile(FILE, 'u1'), bitorder='little')
 
 Example:
-  signflash mask --heads 3 --seqlen-q 256 --seqlen-k 256 -p 0.1 --seed 123 -o keep.npy";
+  signflash dropout-mask --heads 3 --seqlen-q 256 --seqlen-k 256 -p 0.1 --seed 123 -o keep.npy";
 
-/// Arguments of `mask`.
+/// Arguments of `dropout-mask`.
 #[derive(Args, Debug)]
-pub struct MaskArgs {
+pub struct DropoutMaskArgs {
     /// Number of sequences.
     #[arg(long, default_value_t = 1)]
     pub batch: usize,
@@ -398,7 +403,7 @@ pub struct MaskArgs {
     /// Random offset.
     #[arg(long, default_value_t = 0)]
     pub offset: u64,
-    /// Where to write the mask [.npy, .bits]; without it, only the statistics are printed.
+    /// Where to write it [.npy, .bits]; without it, only the statistics are printed.
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// Number of threads [default: RAYON_NUM_THREADS, else all cores].

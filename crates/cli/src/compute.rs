@@ -113,7 +113,7 @@ impl Compute<'_> {
     /// The sign-encoded probabilities of some rows of one head, (rows, seqlen_k), without computing the others.
     ///
     /// A problem of these queries and the keys up to what the last of them may see is causal in the same way, and a
-    /// shard at (batch, head, first row) draws the same mask.
+    /// shard at (batch, head, first row) draws the same dropout mask.
     ///
     /// # Errors
     /// [`Error::Problem`].

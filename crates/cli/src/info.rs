@@ -62,7 +62,7 @@ fn chosen(device: &str) -> Result<String, Error> {
         "Hopper's own kernels (sf_fwd90, sf_bwd90) compute forwards and backwards. The portable ones \
          (sf_fwd, sf_bwd) take over, and the log says so once for each reason, if head_dim is no multiple of 8, if \
          tensors are empty, if rows do not all start at multiples of 16 bytes, or if a shard starts inside a block of \
-         16 rows (backwards and probs: 32 columns) of the mask; of probs also if seqlen_k is no multiple of 8."
+         16 rows (backwards and probs: 32 columns) of the dropout mask; of probs also if seqlen_k is no multiple of 8."
             .to_string()
     } else {
         let (major, minor) = gpu.compute_capability;

@@ -8,6 +8,7 @@ pub mod attend;
 pub mod bench;
 pub mod cli;
 pub mod compute;
+pub mod dropout_mask;
 pub mod engine;
 pub mod errors;
 pub mod files;
@@ -15,7 +16,6 @@ pub mod info;
 pub mod input;
 pub mod kernels;
 pub mod machine;
-pub mod mask;
 pub mod memory;
 pub mod output;
 pub mod plot;
@@ -61,7 +61,7 @@ fn run(cli: Cli) -> Result<(), Error> {
     let mut stdout = io::stdout().lock();
     match cli.command {
         Command::Attend(args) => attend::run(&args, cli.quiet, &mut stdout),
-        Command::Mask(args) => mask::run(&args, cli.quiet, &mut stdout),
+        Command::DropoutMask(args) => dropout_mask::run(&args, cli.quiet, &mut stdout),
         Command::Plot(args) => plot::run(&args, cli.quiet, &mut stdout),
         Command::Bench(args) => bench::run(&args, cli.quiet, &mut stdout),
         Command::Info(args) => info::run(&args, &mut stdout),

@@ -17,7 +17,7 @@ fn every_vector_of_flash_attention_2_verifies() {
             assert!(row.contains(" ok │") && row.matches('e').count() >= 5, "{name}: {row}");
         }
         if !name.ends_with("p00") {
-            assert!(table.contains("wrong mask bits: 0 of "), "{name}:\n{table}");
+            assert!(table.contains("wrong sign bits: 0 of "), "{name}:\n{table}");
             assert!(table.contains("against the file's signbit"), "{name}:\n{table}");
         }
     }
@@ -27,7 +27,7 @@ fn every_vector_of_flash_attention_2_verifies() {
 fn every_instruction_set_verifies() {
     for isa in signflash_cpu::Isa::available() {
         let table = succeed(&["attend", &vector(VECTORS[3]), "--verify", "--isa", isa.name()]);
-        assert!(table.contains("wrong mask bits: 0 of "), "{isa}:\n{table}");
+        assert!(table.contains("wrong sign bits: 0 of "), "{isa}:\n{table}");
     }
 }
 
@@ -36,7 +36,7 @@ fn a_wrong_seed_fails_the_verification_and_says_what_failed() {
     let ran = fail(
         &["attend", &vector(VECTORS[4]), "--verify", "--seed", "2"],
         1,
-        &["verification failed", "out vs file", "wrong mask bits"],
+        &["verification failed", "out vs file", "wrong sign bits"],
     );
     assert!(ran.stdout.contains("FAILED"), "{}", ran.stdout);
     // Right by the formulas, for the seed that was asked for.
@@ -56,7 +56,7 @@ fn a_wrong_reference_is_told_apart_from_a_wrong_result() {
 }
 
 #[test]
-fn one_flipped_mask_bit_is_found() {
+fn one_flipped_sign_bit_is_found() {
     let dir = Dir::new();
     let mut archive = read(vector(VECTORS[4]));
     if let Some(Data::U8(bits)) = archive.tensors.get_mut("signbit").map(|bits| &mut bits.data) {
@@ -65,8 +65,8 @@ fn one_flipped_mask_bit_is_found() {
     }
     write(dir.path("flipped.safetensors"), &archive);
     let ran =
-        fail(&["attend", &dir.file("flipped.safetensors"), "--verify"], 1, &["1 of ", "wrong mask bits"]);
-    assert!(ran.stdout.contains("wrong mask bits: 1 of 131328 visible"), "{}", ran.stdout);
+        fail(&["attend", &dir.file("flipped.safetensors"), "--verify"], 1, &["1 of ", "wrong sign bits"]);
+    assert!(ran.stdout.contains("wrong sign bits: 1 of 131328 visible"), "{}", ran.stdout);
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn results_carry_their_settings_and_are_the_same_for_any_number_of_threads() {
 }
 
 #[test]
-fn probs_hold_the_mask_of_the_file_in_their_sign_bits() {
+fn probs_say_in_their_sign_bits_what_the_file_says_was_dropped() {
     let dir = Dir::new();
     let out = dir.file("out.npz");
     succeed(&["attend", &vector(VECTORS[0]), "-o", &out, "--probs"]);
@@ -120,7 +120,7 @@ fn both_formats_give_the_same_results() {
 fn what_numpy_writes_is_read() {
     for name in ["numpy_savez.npz", "numpy_savez_compressed.npz", "numpy_bf16_bits.npz"] {
         let table = succeed(&["attend", &data(name), "--verify", "--probs"]);
-        assert!(table.contains("wrong mask bits: 0 of "), "{name}:\n{table}");
+        assert!(table.contains("wrong sign bits: 0 of "), "{name}:\n{table}");
     }
     assert!(
         succeed(&["attend", &data("numpy_savez.npz")])
@@ -220,7 +220,7 @@ fn queries_that_see_no_key_give_zeros_and_minus_infinity() {
     write(dir.path("in.safetensors"), &input::<f32>([1, 1, 9, 4], [1, 1, 3, 4], &settings));
     let table =
         succeed(&["attend", &dir.file("in.safetensors"), "--verify", "--probs", "-o", &dir.file("out.npz")]);
-    assert!(table.contains("wrong mask bits: 0 of 6 visible"), "{table}");
+    assert!(table.contains("wrong sign bits: 0 of 6 visible"), "{table}");
     let out = read(dir.path("out.npz"));
     let lse = f32::borrow(&out.tensors["lse"].data).unwrap();
     assert!(lse[..6].iter().all(|&x| x == f32::NEG_INFINITY) && lse[6..].iter().all(|x| x.is_finite()));

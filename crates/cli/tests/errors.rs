@@ -46,11 +46,17 @@ fn wrong_arguments_are_named() {
         (&["attend", a, "--plot", "m.png", "--queries", "9..3"], &["--queries", "FROM < TO"]),
         (&["plot", a, "-o", "m.png"], &["probs is missing", "--probs"]),
         (&["plot", a, "-o", "m.gif"], &["--output m.gif", ".png"]),
-        (&["mask", "--seqlen-q", "4"], &["--seqlen-k", "--dropout-p"]),
-        (&["mask", "--seqlen-q", "4", "--seqlen-k", "4", "-p", "2"], &["dropout_p must be in [0, 1)"]),
-        (&["mask", "--seqlen-q", "4", "--seqlen-k", "4", "-p", "0", "-o", "m.txt"], &[".npy or .bits"]),
+        (&["dropout-mask", "--seqlen-q", "4"], &["--seqlen-k", "--dropout-p"]),
         (
-            &["mask", "--seqlen-q", "9999999999", "--seqlen-k", "4", "-p", "0"],
+            &["dropout-mask", "--seqlen-q", "4", "--seqlen-k", "4", "-p", "2"],
+            &["dropout_p must be in [0, 1)"],
+        ),
+        (
+            &["dropout-mask", "--seqlen-q", "4", "--seqlen-k", "4", "-p", "0", "-o", "m.txt"],
+            &[".npy or .bits"],
+        ),
+        (
+            &["dropout-mask", "--seqlen-q", "9999999999", "--seqlen-k", "4", "-p", "0"],
             &["seqlen_q", "got 9999999999"],
         ),
         (&["bench", "--seqlen", "0"], &["--seqlen must be at least 1"]),
@@ -73,7 +79,7 @@ fn the_system_refusing_is_another_code() {
     fail(&["attend", "/nowhere/x.npz"], IO, &["/nowhere/x.npz: cannot open"]);
     fail(&["attend", &vector(VECTORS[4]), "-o", "/nowhere/x.npz"], IO, &["cannot write", "does not exist"]);
     fail(
-        &["mask", "--seqlen-q", "1", "--seqlen-k", "1", "-p", "0", "-o", "/nowhere/x.npy"],
+        &["dropout-mask", "--seqlen-q", "1", "--seqlen-k", "1", "-p", "0", "-o", "/nowhere/x.npy"],
         IO,
         &["cannot write"],
     );

@@ -50,9 +50,9 @@ fn no_subcommand_minds_a_reader_that_goes_away() {
     let dir = Dir::new();
     let (name, probs) = (small(&dir, "in.npz"), dir.file("probs.npz"));
     succeed(&["attend", &name, "--probs", "-o", &probs]);
-    let (mask, picture) = (dir.file("keep.npy"), dir.file("map.png"));
+    let (keep, picture) = (dir.file("keep.npy"), dir.file("map.png"));
     let runs: [&[&str]; 7] = [
-        &["mask", "--seqlen-q", "9", "--seqlen-k", "9", "-p", "0.5", "-o", &mask],
+        &["dropout-mask", "--seqlen-q", "9", "--seqlen-k", "9", "-p", "0.5", "-o", &keep],
         &["plot", &probs, "-o", &picture],
         &["bench", "--seqlen", "16", "--head-dim", "8", "--reps", "1"],
         &["bench", "--seqlen", "16", "--head-dim", "8", "--reps", "1", "--json"],
@@ -63,7 +63,7 @@ fn no_subcommand_minds_a_reader_that_goes_away() {
     for arguments in runs {
         assert_eq!(unread(arguments), (Some(0), String::new()), "{arguments:?}");
     }
-    assert!(fs::metadata(mask).unwrap().len() > 80 && fs::metadata(picture).unwrap().len() > 100);
+    assert!(fs::metadata(keep).unwrap().len() > 80 && fs::metadata(picture).unwrap().len() > 100);
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn signals_end_a_run_and_leave_nothing_but_the_older_file() {
     let out = dir.file("keep.npy");
     for (signal, number) in [("INT", 2), ("TERM", 15), ("HUP", 1), ("KILL", 9)] {
         fs::write(&out, "older").unwrap();
-        let arguments = "mask --heads 4096 --seqlen-q 65536 --seqlen-k 4096 -p 0.5 -o".split(' ');
+        let arguments = "dropout-mask --heads 4096 --seqlen-q 65536 --seqlen-k 4096 -p 0.5 -o".split(' ');
         let mut child =
             Command::new(env!("CARGO_BIN_EXE_signflash")).args(arguments).arg(&out).spawn().unwrap();
         wait_until_it_writes(child.id());

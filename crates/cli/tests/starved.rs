@@ -22,12 +22,12 @@ fn too_small_an_address_space_is_one_line_whatever_the_command() {
     write(&name, &input::<f32>([1, 4, 700, 64], [1, 2, 700, 64], &[("dropout_p", "0.1")]));
     succeed(&["attend", &name, "--probs", "-o", &probs]);
     let before = dir.names().len();
-    let (out, mask, picture) = (dir.file("out.npz"), dir.file("keep.npy"), dir.file("map.png"));
+    let (out, keep, picture) = (dir.file("out.npz"), dir.file("keep.npy"), dir.file("map.png"));
     let commands: [&[&str]; 7] = [
         &["attend", &name, "-o", &out, "--threads", "2"],
         &["attend", &name, "-o", &out, "--threads", "2", "--probs", "--plot", &picture],
         &["plot", &probs, "-o", &picture],
-        &["mask", "--heads", "8", "--seqlen-q", "512", "--seqlen-k", "512", "-p", "0.5", "-o", &mask],
+        &["dropout-mask", "--heads", "8", "--seqlen-q", "512", "--seqlen-k", "512", "-p", "0.5", "-o", &keep],
         &["bench", "--seqlen", "64", "--head-dim", "64", "--dropout-p", "0", "--reps", "1", "--threads", "2"],
         &["info"],
         &["kernels", "--head-dim", "64"],
@@ -49,7 +49,7 @@ fn too_small_an_address_space_is_one_line_whatever_the_command() {
                     "{what}"
                 );
             }
-            for made in [&out, &mask, &picture] {
+            for made in [&out, &keep, &picture] {
                 let _ = fs::remove_file(made);
             }
             assert_eq!(dir.names().len(), before, "{what}: {:?}", dir.names());
@@ -75,9 +75,11 @@ fn threads_that_cannot_help_or_cannot_start_are_refused() {
     let name = vector(VECTORS[4]);
     fail(&["attend", &name, "--threads", "4096"], 2, &["--threads must be from 1 to ", "cores, got 4096"]);
     let variable = r#"RAYON_NUM_THREADS=100000 exec "$0" "$@""#;
-    for arguments in
-        [&["attend", &name][..], &["bench"], &["mask", "--seqlen-q", "9", "--seqlen-k", "9", "-p", "0"]]
-    {
+    for arguments in [
+        &["attend", &name][..],
+        &["bench"],
+        &["dropout-mask", "--seqlen-q", "9", "--seqlen-k", "9", "-p", "0"],
+    ] {
         let ran = sh(variable, arguments);
         assert_eq!((ran.code, ran.stderr.lines().count()), (2, 1), "{}", ran.stderr);
         assert!(ran.stderr.contains("RAYON_NUM_THREADS must be from 1 to "), "{}", ran.stderr);

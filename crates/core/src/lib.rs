@@ -1,12 +1,12 @@
-//! Attention with dropout whose mask lives in the sign bit: what is computed, without saying where.
+//! Attention whose dropout mask lives in the sign bit: what is computed, without saying where.
 //!
 //! This crate knows no GPU, no framework and no SIMD. It holds
 //! - [`Problem`]: sizes, causality, scale, dropout and shard position, validated once;
 //! - [`TensorRef`] and [`TensorMut`]: borrowed, strided tensors, judged against a problem by [`Inputs`],
 //!   [`Outputs`], [`GradInputs`] and [`Gradients`];
 //! - [`Visibility`]: which keys a query sees, and which queries see a key;
-//! - [`dropout`]: the mask as a pure function of position, equal to FlashAttention-2's bit for bit;
-//! - [`sign_bit`]: the codec that lets one tensor carry probability and mask;
+//! - [`dropout`]: the dropout mask as a pure function of position, equal to FlashAttention-2's bit for bit;
+//! - [`sign_bit`]: the codec that lets one tensor say how probable an entry is and whether it was dropped;
 //! - [`oracle`]: forward and backward in f64, written like the formulas;
 //! - [`judge`]: how far from that a result may be, one rule for all;
 //! - `suite` (feature `suite`): the named cases that every implementation must pass.
@@ -32,7 +32,7 @@ pub mod suite;
 mod tensor;
 mod visibility;
 
-pub use dropout::{Dropout, DropoutGenerator, GeneratorState, KeepMask, KeepRule, ScaleRule};
+pub use dropout::{Dropout, DropoutGenerator, GeneratorState, KeepBlock, KeepRule, ScaleRule};
 pub use dtype::{Dtype, Element};
 pub use error::{ProblemError, TensorName};
 pub use half::{bf16, f16};

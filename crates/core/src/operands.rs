@@ -51,12 +51,12 @@ pub struct Outputs<'a, T> {
     pub out: TensorMut<'a, T>,
     /// (batch, num_heads, seqlen_q), dense, natural logarithm; -inf where a query sees no key.
     pub lse: &'a mut [f32],
-    /// (batch, num_heads, seqlen_q, seqlen_k), if asked for: normalised probabilities with the mask in the sign bit.
+    /// (batch, num_heads, seqlen_q, seqlen_k), if asked for: normalised probabilities, the sign bit set where dropped.
     pub probs: Option<TensorMut<'a, T>>,
 }
 
 /// What the backward reads: the forward's inputs and results, and the gradients of `out` and, if it has one, of `lse`. The
-/// mask is not among them: it is drawn again from the problem's seed.
+/// dropout mask is not among them: it is drawn again from the problem's seed.
 ///
 /// ```
 /// use signflash_core::{GradInputs, Inputs, Problem, Shape, TensorRef};

@@ -137,7 +137,7 @@ pub fn probs<T: Element>(
     Ok(probs)
 }
 
-/// The gradients of `<out, dout> + <lse, dlse>` with the mask held fixed; see the [module](self) for the formulas. Without
+/// The gradients of `<out, dout> + <lse, dlse>`, the same entries dropped; the [module](self) has the formulas. Without
 /// `dlse`, (batch, num_heads, seqlen_q), those of `<out, dout>`.
 ///
 /// `forward` is what [`forward`] gave for the truth, or [`Forward::of_inputs`] for what the rounded results imply, or
@@ -317,8 +317,8 @@ impl<'a> Head<'a> {
     /// The keys that query i sees, whose scores are these.
     pub(crate) fn weights(&self, i: usize, scores: &[f64], lse: f64) -> Vec<Weight> {
         let (visible, reference) = (self.problem.visible_keys(i), reference(scores, lse));
-        let mask = self.keep.map(|rule| rule.keep_mask(self.batch, self.head, i..i + 1, visible.clone()));
-        let kept = |n| mask.as_ref().is_none_or(|mask| mask.keep(0, n));
+        let block = self.keep.map(|rule| rule.keep_block(self.batch, self.head, i..i + 1, visible.clone()));
+        let kept = |n| block.as_ref().is_none_or(|block| block.keep(0, n));
         let keys = visible.zip(scores).enumerate();
         keys.map(|(n, (j, &score))| Weight { j, p: weight(score, reference), kept: kept(n) }).collect()
     }

@@ -1,4 +1,4 @@
-//! One number for a probability and a mask: magnitude = probability, sign bit = dropped.
+//! One number for a probability and what becomes of it: magnitude = probability, sign bit = dropped.
 //!
 //! Probabilities are never negative, so their sign bit is free. A dropped zero is -0.0, and `-0.0 < 0.0` is false:
 //! test the sign *bit*, never `x < 0` or `x >= 0`.

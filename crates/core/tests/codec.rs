@@ -52,7 +52,7 @@ proptest! {
 
     /// The sign survives the conversions that kernels make, whatever the magnitude rounds to.
     #[test]
-    fn rounding_keeps_the_mask(p in 0.0f32..=1.0, exponent in -140i32..=0, dropped: bool) {
+    fn rounding_keeps_the_sign_bit(p in 0.0f32..=1.0, exponent in -140i32..=0, dropped: bool) {
         let p = p * 2f32.powi(exponent);
         prop_assert_eq!(f16::from_f32(p.encode(dropped)).is_dropped(), dropped);
         prop_assert_eq!(bf16::from_f32(p.encode(dropped)).is_dropped(), dropped);

@@ -55,7 +55,7 @@ impl Operands {
     }
 }
 
-/// Central differences of every element of one operand. The seed is the operand's own, so the mask is frozen.
+/// Central differences of every element of one operand. The seed is the operand's own, so the same is dropped.
 fn differences(operands: &Operands, of: fn(&mut Operands) -> &mut Vec<f32>) -> Vec<f64> {
     let len = of(&mut operands.clone()).len();
     (0..len)
@@ -98,7 +98,7 @@ fn gradients_are_finite_differences() {
 }
 
 #[test]
-fn gradients_are_finite_differences_with_the_mask_frozen() {
+fn gradients_are_finite_differences_with_the_same_entries_dropped() {
     assert_gradients_are_the_differences(Case::new(5, 7).head_dim(4).dropout(0.4));
     assert_gradients_are_the_differences(Case::new(5, 7).head_dim(4).dropout(0.4).nominal());
 }
@@ -130,9 +130,9 @@ fn gradients_are_finite_differences_where_rows_without_keys_have_a_nan_for_the_g
     assert_gradients_are_the_differences(case);
 }
 
-/// d lse / d s is p, dropped or not: with dout = 0 the mask has no say.
+/// d lse / d s is p, dropped or not: with dout = 0 dropout has no say.
 #[test]
-fn the_gradient_through_lse_alone_does_not_know_the_mask() {
+fn the_gradient_through_lse_alone_knows_no_dropout() {
     let alone = |case: Case| Operands { dout: vec![0.0; 5 * 2 * 4], ..Operands::of(&case) }.backward();
     let case = || Case::new(5, 7).head_dim(4).dlse();
     let (with, without) = (alone(case().dropout(0.4)), alone(case()));
@@ -155,7 +155,7 @@ fn equal_scores_give_the_mean_of_the_kept_values() {
 }
 
 #[test]
-fn probs_are_normalised_and_carry_the_mask() {
+fn probs_are_normalised_and_say_what_was_dropped() {
     let operands = Operands::of(&Case::new(20, 30).causal().dropout(0.3));
     let probs = oracle::probs(&operands.problem, &operands.inputs(), &operands.forward().lse).unwrap();
     let rule = operands.problem.keep_rule().unwrap();

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// What is wrong with [`Broken`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
-    OneMaskBit,
-    /// Reads the mask as `x >= 0`: a dropped -0.0 counts as kept.
+    OneSignBit,
+    /// Reads the sign bit as `x >= 0`: a dropped -0.0 counts as kept.
     SignByComparison,
     MagnitudeOfOneProbability,
     MinusZeroWhereInvisible,
@@ -34,7 +34,7 @@ enum Fault {
     InfinityForNan,
     NotReproducible,
     GradientsWithoutScale,
-    GradientsWithoutMask,
+    GradientsWithoutDropout,
     DvOfHalfTheGroup,
     IgnoresDlse,
     /// As if delta, of which it is part, were already divided by the keep scale.
@@ -171,7 +171,7 @@ impl Implementation for Broken {
         let Some(probs) = &mut outputs.probs else { return Ok(()) };
         let visible = |i, j| problem.visible_keys(i).contains(&j);
         match self.fault {
-            Fault::OneMaskBit => {
+            Fault::OneSignBit => {
                 each(probs, |index, x| if index == [0, 1, 3, 2] { x.encode(!x.is_dropped()) } else { x })
             }
             Fault::SignByComparison => each(probs, |_, x| x.encode(x.to_f32() < 0.0)),
@@ -200,7 +200,7 @@ impl Implementation for Broken {
     ) -> Result<(), RunError> {
         let problem = self.problem(problem);
         let problem = match self.fault {
-            Fault::GradientsWithoutMask => {
+            Fault::GradientsWithoutDropout => {
                 Problem::builder(*problem.shape()).causal(problem.causal()).build()?
             }
             Fault::SeesTheFuture => {
@@ -249,22 +249,22 @@ impl Implementation for Broken {
     }
 }
 
-const MASK: fn(&Finding) -> bool = |finding| matches!(finding, Finding::Mask { .. });
+const SIGN_BITS: fn(&Finding) -> bool = |finding| matches!(finding, Finding::SignBits { .. });
 const ERROR: fn(&Finding) -> bool = |finding| matches!(finding, Finding::Error { .. });
 const SPECIAL: fn(&Finding) -> bool = |finding| matches!(finding, Finding::Special { .. });
 const UNWRITTEN: fn(&Finding) -> bool = |finding| matches!(finding, Finding::Unwritten { .. });
 
 #[test]
-fn one_wrong_mask_bit() {
-    let one = |finding: &Finding| matches!(finding, Finding::Mask { count: 1, first } if first.index == [0, 1, 3, 2]);
-    assert_detected(Fault::OneMaskBit, "p_0_1", TensorName::Probs, one);
+fn one_wrong_sign_bit() {
+    let one = |finding: &Finding| matches!(finding, Finding::SignBits { count: 1, first } if first.index == [0, 1, 3, 2]);
+    assert_detected(Fault::OneSignBit, "p_0_1", TensorName::Probs, one);
 }
 
 #[test]
-fn reading_the_mask_as_not_negative() {
+fn reading_the_sign_bit_as_not_negative() {
     // Only where weights underflow does it matter, and only a case that has such weights can tell.
     let report = report(Fault::SignByComparison, "large_scores_causal");
-    assert!(report.failures.iter().any(|failure| MASK(&failure.finding)), "{report}");
+    assert!(report.failures.iter().any(|failure| SIGN_BITS(&failure.finding)), "{report}");
 }
 
 #[test]
@@ -274,7 +274,7 @@ fn one_wrong_magnitude() {
 
 #[test]
 fn something_where_nothing_is_visible() {
-    assert_detected(Fault::MinusZeroWhereInvisible, "p_0_5", TensorName::Probs, MASK);
+    assert_detected(Fault::MinusZeroWhereInvisible, "p_0_5", TensorName::Probs, SIGN_BITS);
     assert_detected(Fault::TinyWhereInvisible, "p_0_5", TensorName::Probs, SPECIAL);
 }
 
@@ -338,12 +338,12 @@ fn a_read_beside_a_row() {
 }
 
 #[test]
-fn a_mask_of_another_place() {
-    let moved = "shard_draws_the_mask_of_its_place";
-    assert_detected(Fault::IgnoresTheShard, moved, TensorName::Probs, MASK);
-    assert_detected(Fault::IgnoresTheShard, "pieces_of_the_rows_inside_blocks", TensorName::Probs, MASK);
+fn what_another_place_drops() {
+    let moved = "shard_drops_as_its_place_does";
+    assert_detected(Fault::IgnoresTheShard, moved, TensorName::Probs, SIGN_BITS);
+    assert_detected(Fault::IgnoresTheShard, "pieces_of_the_rows_inside_blocks", TensorName::Probs, SIGN_BITS);
     let carry = "offset_of_an_advanced_generator";
-    assert_detected(Fault::IgnoresTheHighWordOfTheOffset, carry, TensorName::Probs, MASK);
+    assert_detected(Fault::IgnoresTheHighWordOfTheOffset, carry, TensorName::Probs, SIGN_BITS);
 }
 
 #[test]
@@ -372,7 +372,7 @@ fn results_that_change_from_run_to_run() {
 #[test]
 fn wrong_gradients() {
     assert_detected(Fault::GradientsWithoutScale, "p_0_1", TensorName::Dk, ERROR);
-    assert_detected(Fault::GradientsWithoutMask, "p_0_1", TensorName::Dv, ERROR);
+    assert_detected(Fault::GradientsWithoutDropout, "p_0_1", TensorName::Dv, ERROR);
     assert_detected(Fault::DvOfHalfTheGroup, "one_key_head_for_2", TensorName::Dv, ERROR);
     assert_detected(Fault::ForgetsTheLastElement, "p_0_1", TensorName::Dk, ERROR);
 }
@@ -442,13 +442,13 @@ fn what_is_not_supported_is_skipped_with_its_reason() {
 
 #[test]
 #[should_panic(expected = "wrong, Some([0, 0, 0, ")]
-fn a_backward_without_the_mask_is_detected_by_its_dv() {
-    let broken = Broken { fault: Fault::GradientsWithoutMask, calls: AtomicUsize::new(0) };
-    signflash_core::suite::check_backward_mask::<f32, _>(&broken);
+fn a_backward_without_dropout_is_detected_by_its_dv() {
+    let broken = Broken { fault: Fault::GradientsWithoutDropout, calls: AtomicUsize::new(0) };
+    signflash_core::suite::check_backward_drops::<f32, _>(&broken);
 }
 
 #[test]
-fn the_mask_of_what_is_not_supported_is_not_checked_and_the_rest_is() {
+fn drops_of_what_is_not_supported_are_not_checked_and_the_rest_is() {
     struct Causal;
     impl Implementation for Causal {
         fn name(&self) -> String {
@@ -474,5 +474,5 @@ fn the_mask_of_what_is_not_supported_is_not_checked_and_the_rest_is() {
             Reference.backward(problem, inputs, gradients)
         }
     }
-    assert_eq!(signflash_core::suite::check_backward_mask::<f32, _>(&Causal), 1);
+    assert_eq!(signflash_core::suite::check_backward_drops::<f32, _>(&Causal), 1);
 }

@@ -1,4 +1,4 @@
-//! FlashAttention-2's own results on an H200 are within the contract of our oracle, and its mask is ours.
+//! FlashAttention-2's own results on an H200 are within the contract of our oracle, and its dropout mask is ours.
 
 use signflash_core::judge::{Backward, Truth};
 use signflash_core::suite::Values;
@@ -62,7 +62,7 @@ fn flash_attention_2_is_within_the_contract_of_the_oracle() {
 }
 
 #[test]
-fn not_one_bit_of_flash_attention_2s_mask_differs() {
+fn not_one_bit_of_flash_attention_2s_dropout_mask_differs() {
     let mut compared = 0;
     for file in FILES {
         let vector = vector(file);

@@ -193,7 +193,7 @@ impl CpuEngine {
     /// Computes `dq`, `dk`, `dv` from the forward's inputs and results and the gradient of `out`, and of `lse` if it
     /// has one.
     ///
-    /// Weights are recomputed from q, k and lse, the mask from the seed. Every entry of the gradients is written.
+    /// Weights are recomputed from q, k and lse, dropout from the seed. Every entry of the gradients is written.
     /// Relative errors against the f64 oracle are within the [contract's](signflash_core::judge): of ordinary numbers 3e-6
     /// (f32), 5e-4 (f16), 4e-3 (bf16).
     ///

@@ -212,7 +212,7 @@ impl<'a> Work<'a> {
         Span { batch: self.unit.batch, head: self.head_k, first: first_key, before: 0, count, total }
     }
 
-    /// Transposes q, clears the running state and the mask's row part.
+    /// Transposes q, clears the running state and the row part of the dropout mask.
     #[inline(always)]
     unsafe fn start<S: Simd>(&self, scratch: &mut Scratch) {
         let Tile { first, before, count, rows, block_row } = self.tile;
@@ -473,7 +473,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Turns one panel's scores into normalised probabilities with the mask in the sign; +0.0 where invisible.
+    /// Turns one panel's scores into normalised probabilities with the sign set where dropped; +0.0 where invisible.
     #[inline(always)]
     unsafe fn sign_encode<S: Simd>(&self, scratch: &mut Scratch, panel: usize, visible: Visible) {
         let width = panel_width::<S>();
@@ -498,7 +498,7 @@ impl<'a> Work<'a> {
             let bits = scratch.drop.as_ref().map(|drop| drop.lanes(lane));
             for key in 0..visible.keys {
                 let at = weights.add(key * width + n * S::LANES);
-                // The NaN that arithmetic makes has its sign bit set; here that bit is the mask's.
+                // The NaN that arithmetic makes has its sign bit set; here that bit says dropped.
                 let mut p = S::abs(S::mul(S::exp2(S::fma(S::load(at), scale, minus_shift)), factor));
                 if let Some((bits, lane_shift)) = bits {
                     p = S::sign_where(p, bits.add(key), lane_shift);

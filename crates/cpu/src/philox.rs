@@ -133,7 +133,7 @@ impl DropTile {
         self.rows.extend((0..count).map(|r| RowPhilox::new::<S>(rule, batch, head, block_row + r)));
     }
 
-    /// Draws the mask of keys `first..first + keys` for the tile's rows.
+    /// Draws what is dropped of keys `first..first + keys` for the tile's rows.
     ///
     /// # Safety
     /// As [`Simd`]. `keys` must not exceed what [`new`](Self::new) was told.

@@ -44,7 +44,7 @@ pub enum EngineError {
 /// Exact attention with sign-bit dropout on one GPU. Clones share the stream and the compiled kernels.
 ///
 /// [`forward`](Self::forward) and [`backward`](Self::backward) take host tensors; [`forward_on`](Self::forward_on) and
-/// [`backward_on`](Self::backward_on) take addresses on the GPU and do not wait. dtypes, accuracy and the mask are those
+/// [`backward_on`](Self::backward_on) take addresses on the GPU and do not wait. dtypes, accuracy and dropout are those
 /// of the contract (`docs/method.md`): f16 and bf16, sums in f32.
 ///
 /// The first call of a configuration compiles its kernel (a fraction of a second), later processes load it from disk.

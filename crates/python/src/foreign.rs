@@ -79,7 +79,7 @@ pub unsafe fn floats_mut<'a>(
     Ok(unsafe { std::slice::from_raw_parts_mut(first, len) })
 }
 
-/// A byte an entry, dense, to write: the mask that Python asked for.
+/// A byte an entry, dense, to write: the dropout mask that Python asked for.
 ///
 /// # Errors
 /// [`ProblemError::Address`] with the tensor's name.

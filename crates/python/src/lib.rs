@@ -11,13 +11,13 @@
 //! | [`settings`] | what is to be computed |
 //! | [`call`] | forward and backward, on the CPU or on a GPU |
 //! | [`error`] | why a call was not computed |
-//! | [`mask`] | the dropout mask, written out |
+//! | [`kept`] | the dropout mask, written out |
 //! | `module` | the functions that Python sees |
 
 pub mod call;
 pub mod error;
 pub mod foreign;
-pub mod mask;
+pub mod kept;
 pub mod settings;
 
 mod cpu;

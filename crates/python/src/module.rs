@@ -6,7 +6,7 @@ use crate::ending::detached;
 use crate::error::CallError;
 use crate::foreign::ForeignTensor;
 use crate::settings::Settings;
-use crate::{ending, logger, mask, pool};
+use crate::{ending, kept, logger, pool};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use signflash_core::{Dtype, Shape, Shard};
@@ -163,12 +163,12 @@ fn workspace_bytes(
     detached(py, || call::workspace_bytes(at, &problem, deterministic)).map_err(raise)
 }
 
-/// The keep mask of (batch, num_heads, seqlen_q, seqlen_k), a byte an entry.
+/// Which entries are kept, of (batch, num_heads, seqlen_q, seqlen_k), a byte an entry.
 #[pyfunction]
 fn dropout_mask(py: Python<'_>, to: u64, shape: Four, settings_args: SettingsArgs) -> PyResult<()> {
     let settings = settings(settings_args);
     // SAFETY: the package's Python half has just allocated one byte an entry at this address.
-    detached(py, || unsafe { mask::write_mask(to, shape.into(), &settings) }).map_err(raise)
+    detached(py, || unsafe { kept::write(to, shape.into(), &settings) }).map_err(raise)
 }
 
 /// The factor of kept probabilities.

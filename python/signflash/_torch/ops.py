@@ -1,7 +1,8 @@
 """Attention as operators of ``torch.library``: for torch.compile, torch.export, and tensors that are subclasses.
 
 Without a compiler the autograd function is called directly: an operator of torch.library takes longer than the whole rest
-of a call. The random state is drawn when the operator runs, never while it is traced, so every run has a mask of its own.
+of a call. The random state is drawn when the operator runs, never while it is traced, so every run has a dropout mask
+of its own.
 """
 
 import torch
@@ -19,7 +20,7 @@ SCHEMAS = {
     "(Tensor dq, Tensor dk, Tensor dv)",
     "draw_state": "(Tensor q) -> Tensor",
 }
-# Two calls with the same arguments have different masks: the compiler must not make them one.
+# Two calls with the same arguments have different dropout masks: the compiler must not make them one.
 DRAWS = (torch.Tag.nondeterministic_seeded,)
 TAGS = {"attention_forward": DRAWS, "attention_backward": (), "draw_state": DRAWS}
 

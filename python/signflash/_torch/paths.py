@@ -129,7 +129,7 @@ def refuse_kinds(tensors) -> None:
         if getattr(x, "is_nested", False):
             raise NotImplementedError(
                 f"{name} must be a dense tensor, got a nested one; call each sequence alone, with "
-                "shard=Shard(first_batch=i) for masks of their own, or pad and mask"
+                "shard=Shard(first_batch=i) for dropout masks of their own, or pad and mask"
             )
         if distributed is not None and isinstance(x, distributed.DTensor):
             raise NotImplementedError(

@@ -76,7 +76,7 @@ _is_capturing = getattr(torch._C, "_cuda_isCurrentStreamCapturing", torch.cuda.i
 
 def _draw_cuda(q, increment, generator):
     if _is_capturing():
-        # The generator's numbers are the replay's to know: a kernel draws them, so each replay has a mask of its own.
+        # The generator's numbers are the replay's to know: a kernel draws them, so each drops entries of its own.
         state = torch.randint(0, (1 << 63) - 1, (2,), dtype=torch.int64, device=q.device, generator=generator)
         return 0, 0, state
     if generator is None:

@@ -49,7 +49,7 @@ def _differs(again, first) -> RuntimeError:
     first, again = ([x & U64 for x in pair] for pair in (first, again))
     return RuntimeError(
         f"a recomputed forward drew the dropout state {tuple(again)}, but the forward had drawn {tuple(first)}: the "
-        f"gradients would be of another mask; {REMEDY}"
+        f"gradients would be of another dropout mask; {REMEDY}"
     )
 
 
@@ -100,8 +100,8 @@ def refuse_compiled_repetition() -> None:
                 return
             raise RuntimeError(
                 "compiled code repeats a forward with dropout within its backward (a checkpoint under random_state, "
-                "activation_memory_budget, aggressive_recomputation), and would draw another mask: give the call a seed or "
-                "an rng_state"
+                "activation_memory_budget, aggressive_recomputation), and would draw another dropout mask: give the "
+                "call a seed or an rng_state"
             )
         frame = frame.f_back
 

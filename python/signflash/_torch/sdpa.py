@@ -1,6 +1,7 @@
 """Our kernels as PyTorch's flash implementation: what ``F.scaled_dot_product_attention`` then calls on CUDA.
 
-The scale is PyTorch's, ``1 / (1 - p)``, and so are mask and generator: results are those of PyTorch's FlashAttention.
+The scale is PyTorch's, ``1 / (1 - p)``, and so are dropout mask and generator: results are those of PyTorch's
+FlashAttention.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Attention under torch.vmap: the mapped dimension joins the batch, or each piece is computed alone.
 
-``vmap(f)(x)[i]`` is ``f(x[i])``. So with a given seed each piece has the same mask; without, ``randomness`` decides as for
-PyTorch's own random functions: "same", "different", or (its default) an error.
+``vmap(f)(x)[i]`` is ``f(x[i])``. So with a given seed each piece has the same dropout mask; without, ``randomness``
+decides as for PyTorch's own random functions: "same", "different", or (its default) an error.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ def check_randomness(tensors) -> None:
         same = functorch.CVmapInterpreterPtr(level).randomness() == functorch.RandomnessType.Same
         if not same and not any(level.level() in levels_of(x) for x in tensors):
             raise RuntimeError(
-                "vmap: attention with dropout on tensors that are not mapped over would draw one mask for all; give vmap "
-                "randomness='same', or the call a seed"
+                "vmap: attention with dropout on tensors that are not mapped over would drop the same for all; give "
+                "vmap randomness='same', or the call a seed"
             )
 
 
 def _check_error_mode(info) -> None:
     if info.randomness == "error":
         raise RuntimeError(
-            "vmap: attention with dropout draws a mask, and vmap's randomness is 'error'; use randomness='same' or "
+            "vmap: attention draws a dropout mask, and vmap's randomness is 'error'; use randomness='same' or "
             "'different', or give the call a seed"
         )
 
@@ -91,7 +91,7 @@ def backward(info, in_dims, dout, q, k, v, out, lse, state, dlse, dropout_p, *re
     tensors = list(zip((dout, q, k, v, out, lse), in_dims[:6]))
     if dropout_p == 0.0 or size == 0:
         folded = [_folded(x, dim, size) for x, dim in tensors]
-        state = state if in_dims[6] is None else state.new_zeros(2)  # which no mask is drawn from
+        state = state if in_dims[6] is None else state.new_zeros(2)  # which nothing is drawn from
         found = _functions().Backward.apply(*folded, state, _folded(dlse, in_dims[7], size), dropout_p, *rest)
         batch = _batch(q, in_dims[1])
         return tuple(_unfolded(x, size, batch) for x in found), (0, 0, 0)

@@ -1,4 +1,4 @@
-//! Brightness is magnitude, hue is the mask. What has neither is told apart from both.
+//! Brightness is magnitude, hue says whether it was dropped. What has neither is told apart from both.
 
 /// Red, green, blue.
 pub(super) type Rgb = [u8; 3];

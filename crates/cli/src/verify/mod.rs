@@ -5,8 +5,8 @@
 //! because each rounds in its own way. So ours against f64 is judged by the contract's bound, ours against the file's by
 //! twice that bound, and the file's against f64 is shown so that a reader sees who is to blame.
 
-mod mask;
 mod report;
+mod sign_bits;
 
 use crate::compute::{Results, part, part_inputs, sub};
 use crate::errors::Error;
@@ -22,7 +22,7 @@ use std::io::Write;
 
 /// The tensors that a file may hold to be compared with.
 pub const REFERENCES: [&str; 5] = ["out", "lse", "dq", "dk", "dv"];
-/// The mask that a file may hold.
+/// What a file may say was dropped.
 pub const SIGNBIT: &str = "signbit";
 
 /// Those of them that there are only with a dout.
@@ -113,7 +113,7 @@ impl<T: FileElement> Verify<'_, T> {
         for (pair, distances) in pairs.iter().zip(&distances) {
             report.tensor(pair.name, distances, self.with_f64);
         }
-        let mut lines = self.mask(&mut report)?;
+        let mut lines = self.sign_bits(&mut report)?;
         lines.extend(self.idle_gradients());
         report.print(&lines, stdout).map_err(Error::Stdout)?;
         report.verdict()

@@ -1,4 +1,4 @@
-//! The random state that calls share, so that no two of them draw the same mask.
+//! The random state that calls share, so that no two of them draw the same dropout mask.
 
 use super::{Dropout, LANES};
 use crate::error::ProblemError;
@@ -14,7 +14,7 @@ pub struct GeneratorState {
 }
 
 /// Hands out the dropout of successive calls. The offset advances by `batch * num_heads * 32` a call, as
-/// FlashAttention-2's does, so two calls never share a mask; it wraps around at 2^64.
+/// FlashAttention-2's does, so two calls never share a dropout mask; it wraps around at 2^64.
 ///
 /// ```
 /// use signflash_core::{DropoutGenerator, Shape};

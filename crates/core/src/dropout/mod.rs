@@ -38,7 +38,7 @@ pub enum ScaleRule {
     #[default]
     Unbiased,
     /// `1 / (1 - p)`, as FlashAttention-2 and PyTorch: 0.17 % low at p = 0.1, four times too high at p = 0.999,
-    /// because the mask keeps `(threshold + 1) / 256` and not `1 - p`.
+    /// because dropout keeps `(threshold + 1) / 256` and not `1 - p`.
     Nominal,
 }
 
@@ -63,7 +63,7 @@ pub struct Dropout {
 
 impl Dropout {
     /// Dropout with probability `p` in [0, 1) of dropping, at a random state of your own, unbiased. Use a
-    /// [`DropoutGenerator`] to have successive calls draw different masks.
+    /// [`DropoutGenerator`] to have successive calls drop different entries.
     ///
     /// # Errors
     /// [`ProblemError::DropoutP`].
@@ -100,7 +100,7 @@ impl Dropout {
         self.scale_rule
     }
 
-    /// Whether any mask is drawn: `p > 0`.
+    /// Whether anything is dropped: `p > 0`.
     pub fn is_active(&self) -> bool {
         self.p > 0.0
     }
@@ -131,8 +131,8 @@ impl Dropout {
 /// let shape = Shape { batch: 1, seqlen_q: 40, seqlen_k: 70, num_heads: 2, num_heads_k: 2, head_dim: 8 };
 /// let problem = Problem::builder(shape).dropout(Dropout::new(0.3, 1, 0)?).build()?;
 /// let rule = problem.keep_rule().expect("p is not 0");
-/// let mask = rule.keep_mask(0, 1, 3..40, 5..70);
-/// assert_eq!(mask.keep(0, 0), rule.keep(0, 1, 3, 5));
+/// let block = rule.keep_block(0, 1, 3..40, 5..70);
+/// assert_eq!(block.keep(0, 0), rule.keep(0, 1, 3, 5));
 /// # Ok::<(), signflash_core::ProblemError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -185,20 +185,20 @@ impl KeepRule {
         words[byte / 4].to_le_bytes()[byte % 4] <= self.threshold()
     }
 
-    /// The mask of a block of one (batch, head).
+    /// Which entries of a block of one (batch, head) survive.
     ///
     /// # Panics
-    /// If the mask would have more than 2^64 entries.
-    pub fn keep_mask(
+    /// If the block would have more than 2^64 entries.
+    pub fn keep_block(
         &self,
         batch: usize,
         head: usize,
         rows: Range<usize>,
         columns: Range<usize>,
-    ) -> KeepMask {
-        let mut mask = KeepMask::all_dropped(rows.len(), columns.len());
+    ) -> KeepBlock {
+        let mut kept = KeepBlock::all_dropped(rows.len(), columns.len());
         if rows.is_empty() || columns.is_empty() {
-            return mask;
+            return kept;
         }
         let (row_0, column_0) = (rows.start + self.shard.first_row, columns.start + self.shard.first_column);
         let (row_end, column_end) = (row_0 + rows.len(), column_0 + columns.len());
@@ -209,13 +209,13 @@ impl KeepRule {
                 for i in first.0.max(row_0)..(first.0 + BLOCK_ROWS).min(row_end) {
                     for j in first.1.max(column_0)..(first.1 + BLOCK_COLUMNS).min(column_end) {
                         if block[j - first.1] >> (i - first.0) & 1 != 0 {
-                            mask.set(i - row_0, j - column_0);
+                            kept.set(i - row_0, j - column_0);
                         }
                     }
                 }
             }
         }
-        mask
+        kept
     }
 
     /// One whole Philox block in the coordinates of the whole: bit r of element c says whether row
@@ -252,29 +252,29 @@ impl KeepRule {
     }
 }
 
-/// A block of the mask, one bit an entry: an eighth of a byte where a mask of bools takes one.
+/// Which entries of a block survive, one bit an entry: an eighth of what bools take.
 ///
 /// ```
 /// use signflash_core::{Dropout, Problem, Shape};
 /// let shape = Shape { batch: 1, seqlen_q: 100, seqlen_k: 200, num_heads: 1, num_heads_k: 1, head_dim: 8 };
 /// let dropout = Dropout::new(0.25, 1, 0)?;
 /// let rule = Problem::builder(shape).dropout(dropout).build()?.keep_rule().expect("p is not 0");
-/// let mask = rule.keep_mask(0, 0, 0..100, 0..200);
-/// let fraction = mask.kept() as f64 / 20_000.0;
+/// let block = rule.keep_block(0, 0, 0..100, 0..200);
+/// let fraction = block.kept() as f64 / 20_000.0;
 /// assert!((fraction - dropout.keep_probability()).abs() < 0.01);
-/// assert_eq!(mask.to_packed_bits().len(), 2500);
+/// assert_eq!(block.to_packed_bits().len(), 2500);
 /// # Ok::<(), signflash_core::ProblemError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeepMask {
+pub struct KeepBlock {
     rows: usize,
     columns: usize,
     words: Vec<u64>,
 }
 
-impl KeepMask {
+impl KeepBlock {
     fn all_dropped(rows: usize, columns: usize) -> Self {
-        let bits = rows.checked_mul(columns).expect("a mask of more than 2^64 entries");
+        let bits = rows.checked_mul(columns).expect("a block of more than 2^64 entries");
         Self { rows, columns, words: vec![0; bits.div_ceil(64)] }
     }
 

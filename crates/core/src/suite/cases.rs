@@ -71,10 +71,10 @@ macro_rules! named_cases {
                 )*
 
                 #[test]
-                fn the_backward_draws_the_mask_of_the_forward() {
-                    $crate::suite::check_backward_mask::<f32, _>(&$dollar implementation);
-                    $crate::suite::check_backward_mask::<$crate::f16, _>(&$dollar implementation);
-                    $crate::suite::check_backward_mask::<$crate::bf16, _>(&$dollar implementation);
+                fn the_backward_drops_what_the_forward_drops() {
+                    $crate::suite::check_backward_drops::<f32, _>(&$dollar implementation);
+                    $crate::suite::check_backward_drops::<$crate::f16, _>(&$dollar implementation);
+                    $crate::suite::check_backward_drops::<$crate::bf16, _>(&$dollar implementation);
                 }
 
                 #[test]
@@ -194,8 +194,8 @@ named_cases! { $
     layout_broadcast_heads => Case::new(50, 70).heads(4, 4).layout(Layout::BroadcastHeads).dropout(0.1),
     layout_broadcast_batch => Case::new(50, 70).batch(3).layout(Layout::BroadcastBatch).dropout(0.1),
 
-    // Shards: one whose mask is that of a place in a larger problem, and pieces that make the whole.
-    shard_draws_the_mask_of_its_place => Case::new(50, 70).batch(2).dropout(0.3).shard(Shard {
+    // Shards: one that drops what a place in a larger problem drops, and pieces that make the whole.
+    shard_drops_as_its_place_does => Case::new(50, 70).batch(2).dropout(0.3).shard(Shard {
         first_batch: 3,
         first_head: 2,
         first_row: 5,

@@ -85,13 +85,13 @@ impl EntryBound {
     }
 }
 
-/// The mask to the bit, then every magnitude, then all of them together.
+/// The sign bits exactly, then every magnitude, then all of them together.
 fn probs(problem: &Problem, dtype: Dtype, truth: &Truth, got: &[f64]) -> Option<Finding> {
     let (shape, want) = (problem.shape().probs(), &truth.probs);
     let wrong_bit = |n: &usize| got[*n].is_dropped() != want[*n].is_dropped();
     let wrong_bits: Vec<usize> = (0..got.len()).filter(wrong_bit).collect();
     if let Some(&first) = wrong_bits.first() {
-        return Some(Finding::Mask { count: wrong_bits.len(), first: entry(first, got, want, shape) });
+        return Some(Finding::SignBits { count: wrong_bits.len(), first: entry(first, got, want, shape) });
     }
     let want: Vec<f64> = want.iter().map(|x| x.probability()).collect();
     let mut got: Vec<f64> = got.iter().map(|x| x.probability()).collect();

@@ -7,15 +7,15 @@
 //! Each case runs with each of its dtypes: the forward without and with probs, and the backward. Required are
 //! - results within the contract's [bounds](crate::judge) of the f64 [oracle](crate::oracle) on the same rounded operands, with
 //!   NaNs and infinities at its very places, and exact zeros where nothing contributes;
-//! - the sign bit of every visible probability equal to the mask, +0.0 where a query does not see a key;
+//! - the sign bit of every visible probability equal to the dropout mask, +0.0 where a query does not see a key;
 //! - every element written: results start as poison;
 //! - nothing else written, and nothing read beside a row: guards and gaps between rows hold NaNs;
 //! - the same bits from a second run.
 //!
-//! And the backward must [draw the forward's mask](check_backward_mask), and scores may be [of any size](check_binades).
+//! The backward [drops what the forward drops](check_backward_drops), and scores may be [of any size](check_binades).
 
 mod adjust;
-mod backward_mask;
+mod backward_drops;
 mod binades;
 mod case;
 mod cases;
@@ -31,7 +31,7 @@ mod storage;
 mod truth;
 pub mod vectors;
 
-pub use backward_mask::check_backward_mask;
+pub use backward_drops::check_backward_drops;
 pub use binades::{LargeBy, check_binades};
 pub use case::{Adjust, Case, Cuts};
 pub use cases::{NAMES, case};

@@ -39,7 +39,7 @@ pub enum Finding {
         first: Entry,
     },
     /// Sign bits that differ from the dropout mask, or a visible sign at an entry that is not visible.
-    Mask {
+    SignBits {
         /// How many entries.
         count: usize,
         /// The first.
@@ -80,7 +80,7 @@ impl fmt::Display for Finding {
             Self::Special { count, first } => {
                 write!(f, "{count} NaN, infinite or exactly zero entries are not the oracle's, first {first}")
             }
-            Self::Mask { count, first } => write!(f, "{count} wrong mask bits, first {first}"),
+            Self::SignBits { count, first } => write!(f, "{count} wrong sign bits, first {first}"),
             Self::NotReproducible => f.write_str("a second run gave other bits"),
         }
     }

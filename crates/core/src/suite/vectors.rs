@@ -25,7 +25,7 @@ pub struct Vector {
     pub dk: Vec<f64>,
     /// Its dv, of k's shape.
     pub dv: Vec<f64>,
-    /// Its mask where visible, (batch, num_heads, seqlen_q, seqlen_k); `None` without dropout.
+    /// Which visible entries it kept, (batch, num_heads, seqlen_q, seqlen_k); `None` without dropout.
     pub dropped: Option<Vec<bool>>,
 }
 

@@ -6,7 +6,7 @@
 //! for each query head of the group, for each tile of 64 queries, last first
 //!     q, dout rows; q^T, dout^T panels; lse; delta = (<dout, out> - dlse) / keep_scale
 //!     for each block of 64 keys of the chunk
-//!         p^T  = 2^(K q^T - lse)      sign set where dropped: one register is weight and mask
+//!         p^T  = 2^(K q^T - lse)      sign set where dropped: one register says weight and dropped
 //!         dp^T = V dout^T
 //!         ds^T = |p| (kept ? dp - delta : -delta) = p (sign(p) ? delta : dp - delta)
 //!         dv  += relu(p)^T dout       dk += ds^T q       dq^T += K^T ds^T

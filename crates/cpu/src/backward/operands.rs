@@ -50,7 +50,7 @@ impl Work<'_> {
         Keys { batch, head, first, count, k, v, k_steps }
     }
 
-    /// Packs a tile of queries: rows, panels, lse, delta, the row part of the mask. Clears dq^T.
+    /// Packs a tile of queries: rows, panels, lse, delta, the row part of the dropout mask. Clears dq^T.
     #[inline(always)]
     pub(super) unsafe fn queries<S: Simd>(
         &self,

@@ -1,4 +1,4 @@
-//! p and ds of one tile of queries and one block of keys: where the sign bit is mask and choice.
+//! p and ds of one tile of queries and one block of keys: where the sign bit says what is dropped, and chooses.
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use super::operands::{Keys, Queries};

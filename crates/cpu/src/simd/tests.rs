@@ -34,7 +34,7 @@ macro_rules! on_every_isa {
 on_every_isa! {
     exp2_is_exact_at_zero_and_close_elsewhere => exp2_is_close;
     exp2_of_minus_infinity_is_zero_and_nan_stays => exp2_of_the_extremes;
-    a_block_of_the_mask_is_the_rule_s => drop_block_is_the_rule_s;
+    a_block_drops_as_the_rule_says => drop_block_is_the_rule_s;
     words_are_transposed => transpose_turns_rows_to_columns;
     every_f16_and_bf16_converts_both_ways => half_floats_round_trip;
     conversion_rounds_to_nearest_even => conversion_rounds_like_half;

@@ -159,13 +159,13 @@ fn more_than_2_31_scores() {
     check_probs(&known, &read(&probs, stream));
 }
 
-/// Every entry is a number, and the rows' are right, mask and magnitude.
+/// Every entry is a number, and the rows' are right, sign and magnitude.
 fn check_probs(known: &Known<'_>, probs: &[bf16]) {
     say(&format!("{} probabilities", probs.len()));
     assert!(probs.iter().all(|p| p.is_finite()), "an entry was not written");
     for (i, j) in ROWS.into_iter().flat_map(|i| (0..LEN).map(move |j| (i, j))) {
         let got = probs[i * LEN + j];
-        assert_eq!(got.is_sign_positive(), known.rule.keep(0, 0, i, j), "mask at {i}, {j}");
+        assert_eq!(got.is_sign_positive(), known.rule.keep(0, 0, i, j), "sign at {i}, {j}");
         let want = (known.score(i, j) - f64::from(known.lse[i])).exp();
         assert!((f64::from(got.to_f32().abs()) - want).abs() <= want / 200.0, "probability at {i}, {j}");
     }

@@ -15,7 +15,7 @@ fn problem(seed: u64, offset: u64) -> Problem {
 }
 
 #[test]
-fn each_replay_draws_the_mask_of_the_seed_in_memory() {
+fn each_replay_drops_what_the_seed_in_memory_says() {
     let Some(device) = gpu() else { return };
     let stream = Stream::new(&device).unwrap();
     let engine = CudaEngine::new(&device).unwrap();
@@ -48,9 +48,9 @@ fn each_replay_draws_the_mask_of_the_seed_in_memory() {
         // SAFETY: as above.
         unsafe { graph.launch(&stream) }.unwrap();
         let probs = read(&probs, &stream);
-        let mask = problem(seed, offset).keep_rule().unwrap().keep_mask(0, 0, 0..LEN, 0..LEN);
+        let block = problem(seed, offset).keep_rule().unwrap().keep_block(0, 0, 0..LEN, 0..LEN);
         let wrong =
-            (0..LEN * LEN).filter(|&n| probs[n].is_sign_negative() == mask.keep(n / LEN, n % LEN)).count();
+            (0..LEN * LEN).filter(|&n| probs[n].is_sign_negative() == block.keep(n / LEN, n % LEN)).count();
         assert_eq!(wrong, 0, "seed {seed:#x}, offset {offset}");
     }
 }

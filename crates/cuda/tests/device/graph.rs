@@ -1,13 +1,13 @@
 //! Recording and replaying.
 
-use crate::support::{MASK, gpu, mask, say};
+use crate::support::{DRAW, drawn, gpu, say};
 use signflash_cuda::{Arg, DeviceBuffer, Function, Graph, Program, Stream, Workspace};
 
 #[test]
-fn a_seed_in_memory_draws_a_new_mask_at_each_replay() {
+fn a_seed_in_memory_draws_anew_at_each_replay() {
     let Some(device) = gpu() else { return };
     let stream = Stream::new(&device).unwrap();
-    let program = Program { entry: "mask", ptx: MASK, block_threads: 256, dynamic_smem_bytes: 0 };
+    let program = Program { entry: "draw", ptx: DRAW, block_threads: 256, dynamic_smem_bytes: 0 };
     let kernel = Function::compile(&device, &program).unwrap();
     let seed = DeviceBuffer::from_host(&stream, &41u32.to_le_bytes()).unwrap();
     let out = DeviceBuffer::zeroed(&stream, 256).unwrap();
@@ -18,9 +18,9 @@ fn a_seed_in_memory_draws_a_new_mask_at_each_replay() {
     for replay in 0..4 {
         // SAFETY: kernel and buffers are still there, and nobody else uses them.
         unsafe { graph.launch(&stream) }.unwrap();
-        assert_eq!(out.to_host(&stream).unwrap(), mask(41 + replay), "replay {replay}");
+        assert_eq!(out.to_host(&stream).unwrap(), drawn(41 + replay), "replay {replay}");
     }
-    assert_ne!(mask(41), mask(42));
+    assert_ne!(drawn(41), drawn(42));
     assert_eq!(seed.to_host(&stream).unwrap(), 45u32.to_le_bytes());
 }
 

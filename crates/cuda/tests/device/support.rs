@@ -43,11 +43,11 @@ pub(crate) const ADD: &str = "
 ";
 
 /// Writes 256 bytes of 0 and 1 that depend on the seed in memory, then adds 1 to it. One block of 256 threads.
-pub(crate) const MASK: &str = "
+pub(crate) const DRAW: &str = "
 .version 7.0
 .target sm_80
 .address_size 64
-.visible .entry mask(.param .u64 seed, .param .u64 out) {
+.visible .entry draw(.param .u64 seed, .param .u64 out) {
     .reg .pred %p;
     .reg .b32 %i, %s, %x, %y;
     .reg .b64 %seed, %out, %offset;
@@ -73,8 +73,8 @@ pub(crate) const MASK: &str = "
 }
 ";
 
-/// What [`MASK`] writes.
-pub(crate) fn mask(seed: u32) -> Vec<u8> {
+/// What [`DRAW`] writes.
+pub(crate) fn drawn(seed: u32) -> Vec<u8> {
     let bit = |i: u32| {
         let x = seed.wrapping_mul(747_796_405).wrapping_add(i.wrapping_mul(1_103_515_245));
         ((x ^ (x >> 16)).wrapping_mul(73_244_475) >> 31) as u8

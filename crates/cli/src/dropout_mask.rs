@@ -1,6 +1,6 @@
-//! `signflash mask`.
+//! `signflash dropout-mask`.
 
-use crate::cli::MaskArgs;
+use crate::cli::DropoutMaskArgs;
 use crate::errors::Error;
 use crate::files::{extension, npy, wrong_extension};
 use crate::output::Pending;
@@ -23,11 +23,11 @@ enum Format {
     Bits,
 }
 
-/// Writes and counts a mask.
+/// Writes and counts a dropout mask.
 ///
 /// # Errors
 /// [`Error::Problem`], [`Error::Extension`], [`Error::Io`], [`Error::Stdout`].
-pub fn run(args: &MaskArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(), Error> {
+pub fn run(args: &DropoutMaskArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(), Error> {
     let dropout = Dropout::new(args.dropout_p, args.seed, args.offset)?;
     let shape = Shape {
         batch: args.batch,
@@ -88,9 +88,9 @@ fn walk(problem: &Problem, format: Format, sink: &mut impl Write, quiet: bool) -
     let rule = problem.keep_rule();
     let bands = shape.seqlen_q.div_ceil(BLOCK_ROWS);
     let chunk = (ENTRIES / (BLOCK_ROWS * shape.seqlen_k.max(1))).clamp(1, BANDS);
-    // A mask without entries may have heads beyond counting.
+    // A dropout mask without entries may have heads beyond counting.
     let batches = if shape.probs().contains(&0) { 0 } else { shape.batch };
-    let progress = Progress::bar("mask", (batches * shape.num_heads * bands) as u64, quiet);
+    let progress = Progress::bar("dropout mask", (batches * shape.num_heads * bands) as u64, quiet);
     let (mut kept, mut packer) = (0, Packer::default());
     for batch in 0..batches {
         for head in 0..shape.num_heads {

@@ -1,4 +1,4 @@
-//! `signflash mask`.
+//! `signflash dropout-mask`.
 
 mod common;
 
@@ -14,7 +14,7 @@ fn entries(path: &std::path::Path) -> (Vec<usize>, Vec<u8>) {
 }
 
 #[test]
-fn the_mask_is_the_one_of_flash_attention_2() {
+fn the_dropout_mask_is_the_one_of_flash_attention_2() {
     let dir = Dir::new();
     let cases = [
         (VECTORS[0], "--batch 2 --heads 3 --seqlen-q 256 --seqlen-k 256 -p 0.1 --seed 123"),
@@ -24,8 +24,11 @@ fn the_mask_is_the_one_of_flash_attention_2() {
     for (name, arguments) in cases {
         let (npy, bits) = (dir.file("keep.npy"), dir.file("keep.bits"));
         let arguments: Vec<&str> = arguments.split(' ').collect();
-        let said = succeed(&[&["mask", "-o", &npy], &arguments[..]].concat());
-        assert_eq!(succeed(&[&["mask", "-o", &bits, "--threads", "1"], &arguments[..]].concat()), said);
+        let said = succeed(&[&["dropout-mask", "-o", &npy], &arguments[..]].concat());
+        assert_eq!(
+            succeed(&[&["dropout-mask", "-o", &bits, "--threads", "1"], &arguments[..]].concat()),
+            said
+        );
         let signbit = &read(vector(name)).tensors["signbit"];
         let Data::U8(dropped) = &signbit.data else { panic!("signbit is u8") };
         let (shape, keep) = entries(npy.as_ref());
@@ -39,9 +42,17 @@ fn the_mask_is_the_one_of_flash_attention_2() {
     }
 }
 
+/// `mask` was its name before masks of scores.
+#[test]
+fn its_older_name_works() {
+    let arguments = "--seqlen-q 40 --seqlen-k 70 -p 0.3 --seed 5".split(' ').collect::<Vec<_>>();
+    let said = |command| succeed(&[&[command][..], &arguments].concat());
+    assert_eq!(said("mask"), said("dropout-mask"));
+}
+
 #[test]
 fn the_statistics_know_the_exact_expectation() {
-    let arguments = "mask --heads 4 --seqlen-q 512 --seqlen-k 512 -p 0.9 --seed 5";
+    let arguments = "dropout-mask --heads 4 --seqlen-q 512 --seqlen-k 512 -p 0.9 --seed 5";
     let said = succeed(&arguments.split(' ').collect::<Vec<_>>());
     assert!(said.contains("entries    1048576\n"), "{said}");
     assert!(said.contains("= 26 / 256, for dropout_p 0.9"), "{said}"); // floor(255 * (1 - 0.9f32)) + 1
@@ -51,11 +62,11 @@ fn the_statistics_know_the_exact_expectation() {
 
 #[test]
 fn nothing_is_dropped_at_zero_and_nothing_is_no_problem() {
-    let said = succeed(&"mask --seqlen-q 3 --seqlen-k 5 -p 0".split(' ').collect::<Vec<_>>());
+    let said = succeed(&"dropout-mask --seqlen-q 3 --seqlen-k 5 -p 0".split(' ').collect::<Vec<_>>());
     assert!(said.contains("kept       15\n") && !said.contains("z "), "{said}");
     let dir = Dir::new();
     let out = dir.file("keep.npy");
-    succeed(&["mask", "--seqlen-q", "0", "--seqlen-k", "5", "-p", "0.5", "-o", &out]);
+    succeed(&["dropout-mask", "--seqlen-q", "0", "--seqlen-k", "5", "-p", "0.5", "-o", &out]);
     assert_eq!(entries(out.as_ref()), (vec![1, 1, 0, 5], vec![]));
 }
 
@@ -65,7 +76,7 @@ fn a_mask_without_entries_takes_no_time_however_many_heads_it_has() {
     for (queries, keys) in [("0", "5"), ("5", "0")] {
         let heads = ["--batch", "2147483647", "--heads", "1048576"];
         let sizes = ["--seqlen-q", queries, "--seqlen-k", keys, "-p", "0.5"];
-        assert!(succeed(&[&["mask"][..], &heads, &sizes].concat()).contains("entries    0\n"));
+        assert!(succeed(&[&["dropout-mask"][..], &heads, &sizes].concat()).contains("entries    0\n"));
     }
     assert!(start.elapsed() < std::time::Duration::from_secs(20));
 }
@@ -76,7 +87,7 @@ fn a_mask_without_entries_needs_no_memory() {
     let wide = "2147483647";
     for sizes in [["--batch", "0", "--seqlen-q", "5"], ["--batch", "1", "--seqlen-q", "0"]] {
         let out = dir.file("keep.npy");
-        let arguments = [&["mask", "--seqlen-k", wide, "-p", "0.5", "-o", &out][..], &sizes].concat();
+        let arguments = [&["dropout-mask", "--seqlen-k", wide, "-p", "0.5", "-o", &out][..], &sizes].concat();
         assert!(succeed(&arguments).contains("entries    0\n"));
         assert_eq!(entries(out.as_ref()).0.iter().product::<usize>(), 0);
     }

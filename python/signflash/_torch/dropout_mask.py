@@ -10,13 +10,13 @@ from .. import _native
 from .paths import HAS_OPERATORS
 
 
-def tensor_of_mask(shape, settings, device):
+def dropout_mask_tensor(shape, settings, device):
     """bool (batch, num_heads, seqlen_q, seqlen_k) on ``device``."""
     with _nobody_watching():
-        mask = torch.empty(shape, dtype=torch.bool, device="cpu")
-        _native.dropout_mask(mask.data_ptr(), shape, settings)
+        keep = torch.empty(shape, dtype=torch.bool, device="cpu")
+        _native.dropout_mask(keep.data_ptr(), shape, settings)
     # For tracers it is a constant, as what torch.tensor makes is.
-    return (torch.ops.aten.lift_fresh(mask) if HAS_OPERATORS else mask).to(device)
+    return (torch.ops.aten.lift_fresh(keep) if HAS_OPERATORS else keep).to(device)
 
 
 @contextlib.contextmanager

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use signflash_core::dropout::philox::philox4x32;
 use signflash_core::{Dropout, KeepRule, Problem, Shape, Shard};
 
-/// The mask by `spec/fa2_mask.py`, transcribed line by line and sharing nothing with the crate: 64-bit arithmetic with
-/// masks where the crate uses 32-bit words, a shift where it uses bytes.
+/// `spec/fa2_mask.py` transcribed line by line, sharing nothing with the crate: 64-bit arithmetic cut to 32 bits where
+/// the crate uses 32-bit words, a shift where it uses bytes.
 mod transcription {
     const M32: u64 = 0xffff_ffff;
 
@@ -79,7 +79,7 @@ proptest! {
     }
 
     #[test]
-    fn keep_mask_and_block_are_keep(
+    fn keep_block_and_block_are_keep(
         dropout in dropouts(),
         (first_row, first_column) in (0..40usize, 0..40usize),
         (row, rows) in (0..40usize, 0..50usize),
@@ -87,28 +87,28 @@ proptest! {
     ) {
         let shard = Shard { first_row, first_column, ..Shard::default() };
         let rule = rule(dropout, SHAPE, shard);
-        let mask = rule.keep_mask(3, 5, row..row + rows, column..column + columns);
-        prop_assert_eq!((mask.rows(), mask.columns()), (rows, columns));
-        let bits = mask.to_packed_bits();
+        let block = rule.keep_block(3, 5, row..row + rows, column..column + columns);
+        prop_assert_eq!((block.rows(), block.columns()), (rows, columns));
+        let bits = block.to_packed_bits();
         prop_assert_eq!(bits.len(), (rows * columns).div_ceil(8));
         let mut kept = 0;
         for i in 0..rows {
             for j in 0..columns {
                 let keep = rule.keep(3, 5, row + i, column + j);
                 let (i_whole, j_whole) = (first_row + row + i, first_column + column + j);
-                let block = rule.block(3, 5, i_whole / 16, j_whole / 32);
+                let columns_of_16 = rule.block(3, 5, i_whole / 16, j_whole / 32);
                 let bit = i * columns + j;
-                prop_assert_eq!(mask.keep(i, j), keep);
-                prop_assert_eq!(block[j_whole % 32] >> (i_whole % 16) & 1 != 0, keep);
+                prop_assert_eq!(block.keep(i, j), keep);
+                prop_assert_eq!(columns_of_16[j_whole % 32] >> (i_whole % 16) & 1 != 0, keep);
                 prop_assert_eq!(bits[bit / 8] >> (bit % 8) & 1 != 0, keep);
                 kept += u64::from(keep);
             }
         }
-        prop_assert_eq!(mask.kept(), kept);
+        prop_assert_eq!(block.kept(), kept);
     }
 
     #[test]
-    fn shards_together_draw_the_mask_of_the_whole(
+    fn shards_together_drop_what_the_whole_drops(
         dropout in dropouts(),
         (batch, head) in (0..=4usize, 0..=6usize),
         (row, column) in (0..=90usize, 0..=150usize),
@@ -138,8 +138,8 @@ proptest! {
                         };
                         let part = rule(dropout, shape, shard);
                         let expected =
-                            whole.keep_mask(b + batches - 1, h + num_heads - 1, i..i + rows, j..j + columns);
-                        prop_assert_eq!(part.keep_mask(batches - 1, num_heads - 1, 0..rows, 0..columns), expected);
+                            whole.keep_block(b + batches - 1, h + num_heads - 1, i..i + rows, j..j + columns);
+                        prop_assert_eq!(part.keep_block(batches - 1, num_heads - 1, 0..rows, 0..columns), expected);
                     }
                 }
             }
@@ -152,7 +152,7 @@ proptest! {
         let shape = Shape { head_dim, num_heads_k: 6, seqlen_q: 500, batch: 9, ..SHAPE };
         let other = Problem::builder(shape).causal(causal).softmax_scale(3.0).dropout(dropout).build().unwrap();
         let (this, other) = (rule(dropout, SHAPE, Shard::default()), other.keep_rule().unwrap());
-        prop_assert_eq!(this.keep_mask(2, 4, 7..50, 9..90), other.keep_mask(2, 4, 7..50, 9..90));
+        prop_assert_eq!(this.keep_block(2, 4, 7..50, 9..90), other.keep_block(2, 4, 7..50, 9..90));
     }
 }
 
@@ -202,7 +202,7 @@ fn philox_with_10_rounds_gives_the_published_answers() {
     assert_eq!(pi, [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]);
 }
 
-/// Likewise for 7 rounds, which the mask takes.
+/// Likewise for 7 rounds, which dropout takes.
 #[test]
 fn philox_with_7_rounds_gives_the_published_answers() {
     let zeros = philox4x32::<7>([0; 2], [0; 4]);
@@ -216,6 +216,6 @@ fn philox_with_7_rounds_gives_the_published_answers() {
 
 #[test]
 #[should_panic(expected = "(2, 0) outside 2 x 3")]
-fn a_mask_refuses_an_entry_outside() {
-    rule(Dropout::new(0.5, 0, 0).unwrap(), SHAPE, Shard::default()).keep_mask(0, 0, 0..2, 0..3).keep(2, 0);
+fn a_block_refuses_an_entry_outside() {
+    rule(Dropout::new(0.5, 0, 0).unwrap(), SHAPE, Shard::default()).keep_block(0, 0, 0..2, 0..3).keep(2, 0);
 }

@@ -17,7 +17,7 @@ const ROWS: usize = 64;
 ///
 /// # Safety
 /// `to` must be the address of that many bytes, which nobody else uses.
-pub unsafe fn write_mask(to: u64, shape: [usize; 4], settings: &Settings) -> Result<(), CallError> {
+pub unsafe fn write(to: u64, shape: [usize; 4], settings: &Settings) -> Result<(), CallError> {
     let [batch, num_heads, seqlen_q, seqlen_k] = shape;
     let whole = Shape { batch, seqlen_q, seqlen_k, num_heads, num_heads_k: num_heads, head_dim: 1 };
     let problem = settings.of_shape(whole)?;
@@ -35,10 +35,10 @@ pub unsafe fn write_mask(to: u64, shape: [usize; 4], settings: &Settings) -> Res
         let blocks = seqlen_q.div_ceil(ROWS);
         let (head, first) = (index / blocks, index % blocks * ROWS);
         let rows = first..(first + ROWS).min(seqlen_q);
-        let mask = rule.keep_mask(head / num_heads, head % num_heads, rows, 0..seqlen_k);
+        let kept = rule.keep_block(head / num_heads, head % num_heads, rows, 0..seqlen_k);
         for (i, row) in block.chunks_mut(seqlen_k).enumerate() {
             for (j, entry) in row.iter_mut().enumerate() {
-                *entry = mask.keep(i, j).into();
+                *entry = kept.keep(i, j).into();
             }
         }
     };

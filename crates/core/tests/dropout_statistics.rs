@@ -1,4 +1,4 @@
-//! The mask as a random variable: how much is kept, and that no two places know of each other.
+//! The dropout mask as a random variable: how much is kept, and that no two places know of each other.
 //!
 //! Seeds are fixed, so nothing here is a matter of luck. Bounds are 4 standard deviations, which chance alone keeps
 //! all but once in 16 000 times.
@@ -15,7 +15,7 @@ fn rule(dropout: Dropout) -> KeepRule {
 
 /// A window of 512 x 512 entries, packed.
 fn window(rule: &KeepRule, batch: usize, head: usize, row: usize, column: usize) -> Vec<u8> {
-    rule.keep_mask(batch, head, row..row + SIZE, column..column + SIZE).to_packed_bits()
+    rule.keep_block(batch, head, row..row + SIZE, column..column + SIZE).to_packed_bits()
 }
 
 fn ones(bits: impl Iterator<Item = u8>) -> f64 {
@@ -49,7 +49,7 @@ fn the_kept_fraction_is_not_1_minus_p() {
     assert!(z_score(kept, 4.0 * ENTRIES, 0.9).abs() > 4.0);
 }
 
-/// Two masks that know nothing of each other agree in a binomial number of entries.
+/// Two dropout masks that know nothing of each other agree in a binomial number of entries.
 fn assert_independent(p: f32, a: &[u8], b: &[u8], what: &str) {
     let keep = Dropout::new(p, 0, 0).unwrap().keep_probability();
     let both = ones(a.iter().zip(b).map(|(a, b)| a & b));
@@ -124,7 +124,7 @@ fn heads_batches_seeds_and_calls_are_independent() {
 #[test]
 fn patterns_of_four_entries_are_equally_frequent() {
     let rule = rule(Dropout::new(0.5, 14, 0).unwrap()); // keeps exactly one half
-    let mask = rule.keep_mask(2, 3, 0..2 * SIZE, 0..2 * SIZE);
+    let block = rule.keep_block(2, 3, 0..2 * SIZE, 0..2 * SIZE);
     let word = [(0, 0), (0, 1), (8, 0), (8, 1)];
     let lanes = [(0, 0), (0, 2), (1, 0), (1, 2)];
     let words = [(0, 0), (0, 8), (0, 16), (0, 24)];
@@ -133,7 +133,7 @@ fn patterns_of_four_entries_are_equally_frequent() {
         // One pattern of each 16 x 32 block and lane: no entry counts twice.
         for i in (0..2 * SIZE).filter(|i| i % 16 < 8 && i % 2 == 0) {
             for j in (0..2 * SIZE).filter(|j| j % 32 < 8 && j % 4 == 0) {
-                let bits = pattern.iter().map(|(di, dj)| usize::from(mask.keep(i + di, j + dj)));
+                let bits = pattern.iter().map(|(di, dj)| usize::from(block.keep(i + di, j + dj)));
                 counts[bits.fold(0, |code, bit| 2 * code + bit)] += 1.0;
             }
         }

@@ -8,11 +8,11 @@ use signflash_core::{TensorRef, contiguous_strides};
 
 impl<T: FileElement> Verify<'_, T> {
     /// Compares sign bits, as they stand in the probs that the engine wrote, with the file's and with the formula.
-    pub(super) fn mask(&self, report: &mut Report) -> Result<Vec<String>, Error> {
+    pub(super) fn sign_bits(&self, report: &mut Report) -> Result<Vec<String>, Error> {
         let shape = self.problem.shape();
         let Some(probs) = &self.results.probs else {
             return Ok(vec![
-                "mask bits: not compared, the file holds no signbit; --probs compares with the formula"
+                "sign bits: not compared, the file holds no signbit; --probs compares with the formula"
                     .into(),
             ]);
         };
@@ -22,12 +22,12 @@ impl<T: FileElement> Verify<'_, T> {
             .as_deref()
             .map(|bits| TensorRef::strided(bits, shape.probs(), contiguous_strides(shape.probs())));
         let rule = self.problem.keep_rule();
-        let mut count = MaskCount::default();
+        let mut count = SignCount::default();
         let heads = if shape.lse_len() == 0 { 0 } else { shape.batch * shape.num_heads };
         for (head, i) in (0..heads).flat_map(|head| (0..shape.seqlen_q).map(move |i| (head, i))) {
             let (b, h) = (head / shape.num_heads, head % shape.num_heads);
             let visible = self.problem.visible_keys(i);
-            let keep = rule.as_ref().map(|rule| rule.keep_mask(b, h, i..i + 1, visible.clone()));
+            let keep = rule.as_ref().map(|rule| rule.keep_block(b, h, i..i + 1, visible.clone()));
             for j in 0..shape.seqlen_k {
                 let (probability, dropped) = probs.at([b, h, i, j]).decode();
                 if !visible.contains(&j) {
@@ -47,20 +47,20 @@ impl<T: FileElement> Verify<'_, T> {
 
 /// Entries of probs by what is wrong with their sign.
 #[derive(Default)]
-struct MaskCount {
+struct SignCount {
     visible: u64,
     wrong_by_file: u64,
     wrong_by_rule: u64,
     hidden_not_zero: u64,
 }
 
-impl MaskCount {
+impl SignCount {
     fn lines(&self, with_file: bool, report: &mut Report) -> Vec<String> {
         let mut lines = Vec::new();
         let visible = self.visible;
         let mut line = |wrong: u64, against: &str| {
-            report.check(&format!("wrong mask bits vs {against}"), wrong == 0);
-            lines.push(format!("wrong mask bits: {wrong} of {visible} visible entries, against {against}"));
+            report.check(&format!("wrong sign bits vs {against}"), wrong == 0);
+            lines.push(format!("wrong sign bits: {wrong} of {visible} visible entries, against {against}"));
         };
         if with_file {
             line(self.wrong_by_file, "the file's signbit");

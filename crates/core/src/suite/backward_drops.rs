@@ -1,4 +1,4 @@
-//! The mask that a backward draws, read from dv.
+//! What a backward drops, read from dv.
 
 use super::{Implementation, RunError};
 use crate::{Dropout, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Shape, TensorMut, TensorRef};
@@ -6,7 +6,7 @@ use std::io::Write;
 
 const HEAD_DIM: usize = 64;
 
-/// Fails unless the backward drops exactly what the forward and the mask's formula drop. What is not supported is skipped, and
+/// Fails unless the backward drops exactly what the forward and the formula drop. What is not supported is skipped, and
 /// says so on stderr. Returns how many problems ran.
 ///
 /// dv = p^T dout, so a dout of unit rows makes dv columns of p: entry (key j, column c) is what query c gave key j, which
@@ -17,10 +17,10 @@ const HEAD_DIM: usize = 64;
 /// With the entries that differ.
 ///
 /// ```
-/// use signflash_core::suite::{Reference, check_backward_mask};
-/// assert_eq!(check_backward_mask::<f32, _>(&Reference), 2);
+/// use signflash_core::suite::{Reference, check_backward_drops};
+/// assert_eq!(check_backward_drops::<f32, _>(&Reference), 2);
 /// ```
-pub fn check_backward_mask<T: Element, I: Implementation>(implementation: &I) -> usize {
+pub fn check_backward_drops<T: Element, I: Implementation>(implementation: &I) -> usize {
     let mut ran = 0;
     for (seqlen_q, seqlen_k, causal) in [(130, 170, false), (97, 140, true)] {
         let shape = Shape { batch: 2, seqlen_q, seqlen_k, num_heads: 4, num_heads_k: 2, head_dim: HEAD_DIM };

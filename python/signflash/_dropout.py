@@ -20,7 +20,7 @@ def dropout_mask(
 ) -> Any:
     """Which entries a call keeps: bool (batch, num_heads, seqlen_q, seqlen_k), True where kept.
 
-    It is FlashAttention-2's mask, bit for bit: a function of seed, offset and position alone, the same on every device.
+    It is FlashAttention-2's, bit for bit: a function of seed, offset and position alone, the same on every device.
     A NumPy array; with ``device`` (such as ``"cpu"`` or ``"cuda"``) a PyTorch tensor there.
 
     >>> import signflash
@@ -33,14 +33,14 @@ def dropout_mask(
     seed, offset = check_u64("seed", seed), check_u64("offset", offset)
     settings = Settings(False, None, check_dropout_p(dropout_p), seed, offset, False, check_shard(shard))
     if device is not None:
-        from ._torch.mask import tensor_of_mask
+        from ._torch.dropout_mask import dropout_mask_tensor
 
-        return tensor_of_mask(shape, settings, device)
+        return dropout_mask_tensor(shape, settings, device)
     from ._arrays import numpy
 
-    mask = numpy().empty(shape, dtype=bool)
-    _native.dropout_mask(mask.ctypes.data, shape, settings)
-    return mask
+    keep = numpy().empty(shape, dtype=bool)
+    _native.dropout_mask(keep.ctypes.data, shape, settings)
+    return keep
 
 
 def decode(probs: Any) -> Tuple[Any, Any]:
