@@ -1,15 +1,13 @@
 //! Pictures: that they are there, complete, and the same by either way.
 
-mod common;
-
-use common::{Dir, VECTORS, fail, input, succeed, vector, write};
+use crate::common::{Dir, VECTORS, fail, input, succeed, vector, write};
 use signflash_cli::files::{Archive, Data, FileElement, Tensor};
 use std::fs;
 use std::ops::Range;
 
 /// Width, height and pixels.
 fn png(path: &std::path::Path) -> (usize, usize, Vec<u8>) {
-    let mut reader = png::Decoder::new(common::source(path)).read_info().unwrap();
+    let mut reader = png::Decoder::new(crate::common::source(path)).read_info().unwrap();
     let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
     let info = reader.next_frame(&mut pixels).unwrap();
     (info.width as usize, info.height as usize, pixels)

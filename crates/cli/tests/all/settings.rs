@@ -1,8 +1,6 @@
 //! Settings in files: what is ours and mistyped, another library's or not computed is never ignored.
 
-mod common;
-
-use common::{Dir, fail, input, read, succeed, tensor, write};
+use crate::common::{Dir, fail, input, read, succeed, tensor, write};
 use signflash_cli::files::{Archive, npy};
 use std::fs;
 use std::io::{Cursor, Write};

@@ -1,9 +1,7 @@
 //! Every error is one line that says what was expected, with the exit code that `--help` documents, and leaves no
 //! file behind.
 
-mod common;
-
-use common::{Dir, VECTORS, data, fail, input, read, tensor, vector, write};
+use crate::common::{Dir, VECTORS, data, fail, input, read, tensor, vector, write};
 use signflash_core::f16;
 use std::fs;
 

@@ -1,8 +1,6 @@
 //! `signflash attend` on real files.
 
-mod common;
-
-use common::{Dir, VECTORS, data, fail, input, read, signflash, succeed, tensor, vector, write};
+use crate::common::{Dir, VECTORS, data, fail, input, read, signflash, succeed, tensor, vector, write};
 use signflash_cli::files::{Data, FileElement, Tensor};
 use signflash_core::{SignBit, bf16, f16};
 use std::fs;

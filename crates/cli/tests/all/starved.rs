@@ -1,9 +1,7 @@
 //! Too little of everything: memory, threads, and what arrives by a pipe.
 #![cfg(target_os = "linux")]
 
-mod common;
-
-use common::{Dir, VECTORS, fail, input, sh, succeed, vector, write};
+use crate::common::{Dir, VECTORS, fail, input, sh, succeed, vector, write};
 use signflash_core::f16;
 use std::fs::{self, OpenOptions};
 use std::io::Write;

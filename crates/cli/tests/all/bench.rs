@@ -1,8 +1,6 @@
 //! `signflash bench`: small rows, checked like large ones.
 
-mod common;
-
-use common::succeed;
+use crate::common::succeed;
 use serde_json::Value;
 
 #[test]

@@ -1,18 +1,14 @@
 //! Fuzzing of the file readers: whatever the bytes, they answer with tensors or with a sentence.
 //!
-//! `READERS_CASES=1000000 cargo test -p signflash-cli --test readers` looks harder.
+//! `READERS_CASES=1000000 cargo test -p signflash-cli --test all readers::` looks harder.
 
-mod common;
-#[path = "common/survive.rs"]
-mod survive;
-
-use common::{data, input};
+use crate::common::{data, input};
+use crate::survive::{self, WANTED, read_npz, read_safetensors, zip_file};
 use proptest::prelude::*;
 use signflash_cli::files::{Archive, Data, FileError, npy, npz, safetensors};
 use signflash_core::{bf16, f16};
 use std::io::{Cursor, Write};
 use std::sync::LazyLock;
-use survive::{WANTED, read_npz, read_safetensors, zip_file};
 
 type Read = fn(&[u8]) -> Result<Archive, FileError>;
 

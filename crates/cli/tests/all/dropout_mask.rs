@@ -1,8 +1,6 @@
 //! `signflash dropout-mask`.
 
-mod common;
-
-use common::{Dir, VECTORS, read, succeed, vector};
+use crate::common::{Dir, VECTORS, read, succeed, vector};
 use signflash_cli::files::{Data, npy};
 use std::fs;
 

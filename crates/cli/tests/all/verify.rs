@@ -1,8 +1,6 @@
 //! `attend --verify`: nothing healthy fails, and what is wrong does.
 
-mod common;
-
-use common::{Dir, fail, read, signflash, succeed, tensor, write};
+use crate::common::{Dir, fail, read, signflash, succeed, tensor, write};
 use signflash_cli::files::{Archive, Data, FileElement, Tensor};
 use signflash_core::suite::Values;
 use signflash_core::{Shape, bf16, f16};
@@ -211,7 +209,8 @@ fn random_files_verify() {
 fn a_file_of_nothing_but_heads_verifies_at_once() {
     let dir = Dir::new();
     let settings = [("dropout_p", "0.5")];
-    let mut archive = common::input::<f32>([1 << 20, 1 << 20, 0, 1], [1 << 20, 1 << 20, 0, 1], &settings);
+    let mut archive =
+        crate::common::input::<f32>([1 << 20, 1 << 20, 0, 1], [1 << 20, 1 << 20, 0, 1], &settings);
     archive.tensors.insert("lse".into(), tensor::<f32>(&[1 << 20, 1 << 20, 0], 1));
     write(dir.path("in.safetensors"), &archive);
     succeed(&["attend", &dir.file("in.safetensors"), "--verify", "-o", &dir.file("out.safetensors")]);
@@ -247,7 +246,7 @@ fn scores_of_ten_milliards_verify_and_what_is_wrong_there_does_not() {
 fn nothing_is_ok_that_was_compared_with_nothing() {
     let dir = Dir::new();
     let (input, output) = (dir.file("in.npz"), dir.file("out.npz"));
-    let mut archive = common::input::<f32>([1, 2, 5, 8], [1, 2, 7, 8], &[]);
+    let mut archive = crate::common::input::<f32>([1, 2, 5, 8], [1, 2, 7, 8], &[]);
     let verify = ["attend", &input, "--verify=file"];
     let missing = ["a result to compare with", "the file holds", "--verify alone"];
     write(&input, &archive);

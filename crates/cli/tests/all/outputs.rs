@@ -1,9 +1,7 @@
 //! Output files: whole or not at all, whoever reads our stdout, whatever ends the process, and as private as before.
 #![cfg(unix)]
 
-mod common;
-
-use common::{Dir, VECTORS, input, read, sh, succeed, vector, write};
+use crate::common::{Dir, VECTORS, input, read, sh, succeed, vector, write};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
 use std::io::Read;
@@ -162,7 +160,7 @@ fn a_file_that_nobody_may_write_is_not_replaced() {
     let (name, out) = (small(&dir, "in.npz"), dir.file("out.npz"));
     fs::write(&out, "older").unwrap();
     fs::set_permissions(&out, Permissions::from_mode(0o444)).unwrap();
-    common::fail(&["attend", &name, "-o", &out], 3, &[&out, "read-only", "choose another name"]);
+    crate::common::fail(&["attend", &name, "-o", &out], 3, &[&out, "read-only", "choose another name"]);
     assert_eq!(fs::read(&out).unwrap(), b"older");
 }
 
@@ -181,7 +179,7 @@ fn links_lead_to_the_file_that_is_written() {
         assert!(read(dir.path(file)).tensors.contains_key("out"));
     }
     symlink("loop.npz", dir.path("loop.npz")).unwrap();
-    common::fail(&["attend", &name, "-o", &dir.file("loop.npz")], 3, &["cannot write"]);
+    crate::common::fail(&["attend", &name, "-o", &dir.file("loop.npz")], 3, &["cannot write"]);
 }
 
 #[test]
@@ -206,7 +204,7 @@ fn no_output_replaces_the_input_or_another_output_behind_a_link() {
     ];
     let older = (fs::read(&name).unwrap(), fs::read(&probs).unwrap());
     for (arguments, other) in runs {
-        common::fail(arguments, 2, &[other, "would be lost; choose another name"]);
+        crate::common::fail(arguments, 2, &[other, "would be lost; choose another name"]);
         assert!((fs::read(&name).unwrap(), fs::read(&probs).unwrap()) == older, "{arguments:?}");
         assert!(!dir.path("new.npz").exists(), "{arguments:?}");
     }

@@ -60,7 +60,7 @@ fn describe(probe: &Probe) -> String {
 fn every_instruction_prints_as_listed() {
     let all: String = probe::all().iter().map(describe).collect::<Vec<_>>().join("\n");
     if std::env::var_os("SIGNFLASH_BLESS").is_some() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/instructions.txt");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/all/instructions.txt");
         std::fs::write(path, all).expect("the list can be written");
         return;
     }
@@ -152,7 +152,7 @@ fn every_instruction_carries_the_rust_line_that_made_it() {
     assert!(before("add.rn.f32").starts_with(&format!(".loc 1 {addition} ")), "{}", before("add.rn.f32"));
     assert!(before("st.global").starts_with(&format!(".loc 1 {store} ")), "{}", before("st.global"));
     let file = ptx.lines().find(|line| line.starts_with(".file 1 ")).expect("the file");
-    assert!(file.ends_with("tests/text.rs\""), "{file}");
+    assert!(file.ends_with("tests/all/text.rs\""), "{file}");
     assert!(!ptx.contains("crates/ptx/src"), "lines of the builder are nobody's");
 }
 

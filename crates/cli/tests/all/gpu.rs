@@ -1,8 +1,6 @@
 //! What concerns GPUs, on machines with and without one.
 
-mod common;
-
-use common::{VECTORS, signflash, vector};
+use crate::common::{VECTORS, signflash, vector};
 use signflash_cuda::Device;
 
 /// Whether this machine has one; said aloud if not, and a failure where `SIGNFLASH_REQUIRE_GPU=1`.

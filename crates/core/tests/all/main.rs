@@ -1,0 +1,9 @@
+//! What core promises, room by room: `cargo test -p signflash-core --test all oracle::` runs one.
+
+mod codec;
+mod dropout;
+mod dropout_statistics;
+mod errors;
+mod generator;
+mod oracle;
+mod vectors;
