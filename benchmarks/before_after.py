@@ -2,8 +2,8 @@
 
     python3 benchmarks/before_after.py OLD/signflash NEW/signflash [--rounds 4]
 
-Prints a table with the median of each build's own medians (`signflash bench` times 20 calls a row) and their ratio. The order
-changes from round to round. Differences of 2 % come and go from one run to the next.
+Prints a table with the median of each build's own medians (`signflash bench` times 20 calls a row) and their ratio.
+The order changes from round to round. Differences of 2 % come and go from one run to the next.
 """
 
 from __future__ import annotations

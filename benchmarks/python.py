@@ -4,11 +4,11 @@
     python3 python.py [--quick] [--only host,memory,speed] [--json OUT.json] [--markdown OUT.md]
 
 All take turns. FLOP convention (the field's): forward 4 b h sq sk d, halved when causal; backward 2.5 times that.
-batch * seqlen = 16384, heads * head_dim = 2048, bf16. cuDNN has dropout at multiples of 1/16 only and is run at p = 0.125 where
-the others are at 0.1.
-Host: time until a call returns, in rounds of 30 calls after which the GPU is waited for: the best round and the median one;
-"whole" is the best with that wait: where it is hardly more, the GPU has little to do and the host did not wait for it. p = 0.125,
-which all of them have.
+batch * seqlen = 16384, heads * head_dim = 2048, bf16. cuDNN has dropout at multiples of 1/16 only and is run at
+p = 0.125 where the others are at 0.1.
+Host: time until a call returns, in rounds of 30 calls after which the GPU is waited for: the best round and the
+median one; "whole" is the best with that wait: where it is hardly more, the GPU has little to do and the host did not
+wait for it. p = 0.125, which all of them have.
 """
 
 import argparse

@@ -3,9 +3,9 @@
 
     python3 text.py [FILES...] [--steps 600] [--dropout 0.1] [--plot text.svg]
 
-Without files it learns this repository's own pages. On a laptop it takes some minutes, on a GPU seconds; `--quick` only
-shows that it runs. The text is small, so that without dropout the model learns it by heart: the loss on text that it has
-not seen says which of the two generalises.
+Without files it learns this repository's own pages. On a laptop it takes some minutes, on a GPU seconds; `--quick`
+only shows that it runs. The text is small, so that without dropout the model learns it by heart: the loss on text
+that it has not seen says which of the two generalises.
 """
 
 import argparse

@@ -3,9 +3,10 @@
 
     python3 run.py path/to/flash-attention/tests/test_flash_attn.py [--jobs N] [--seconds S] [--share I/N] [options of pytest]
 
-Its imports find the folder `shim`. Run are the cases of the functions that are there: without sliding windows, ALiBi, softcap,
-packed sequences and KV caches, which are the most of the file's half a million. N processes share them and the GPU; after
-S seconds no case is begun, and what was not run is counted. `--share` takes every N-th case from the I-th on.
+Its imports find the folder `shim`. Run are the cases of the functions that are there: without sliding windows, ALiBi,
+softcap, packed sequences and KV caches, which are the most of the file's half a million. N processes share them and
+the GPU; after S seconds no case is begun, and what was not run is counted. `--share` takes every N-th case from the
+I-th on.
 """
 
 import argparse

@@ -55,8 +55,8 @@ pub struct Outputs<'a, T> {
     pub probs: Option<TensorMut<'a, T>>,
 }
 
-/// What the backward reads: the forward's inputs and results, and the gradients of `out` and, if it has one, of `lse`. The
-/// dropout mask is not among them: it is drawn again from the problem's seed.
+/// What the backward reads: the forward's inputs and results, and the gradients of `out` and, if it has one, of
+/// `lse`. The dropout mask is not among them: it is drawn again from the problem's seed.
 ///
 /// ```
 /// use signflash_core::{GradInputs, Inputs, Problem, Shape, TensorRef};
@@ -83,8 +83,8 @@ pub struct GradInputs<'a, T> {
     pub lse: &'a [f32],
     /// The gradient of `out`, of its shape.
     pub dout: TensorRef<'a, T>,
-    /// The gradient of `lse`, of its shape, dense; `None` if the loss does not depend on `lse` but through `out`. What it
-    /// holds where a query sees no key does not matter, even if it is NaN.
+    /// The gradient of `lse`, of its shape, dense; `None` if the loss does not depend on `lse` but through `out`.
+    /// What it holds where a query sees no key does not matter, even if it is NaN.
     pub dlse: Option<&'a [f32]>,
 }
 
@@ -224,8 +224,8 @@ impl Description {
         Ok(())
     }
 
-    /// That its elements, of so many bytes each, can lie from this address on: it is one, and the last does not lie beyond what
-    /// a process can address. Whether memory is there only its owner knows.
+    /// That its elements, of so many bytes each, can lie from this address on: it is one, and the last does not lie
+    /// beyond what a process can address. Whether memory is there only its owner knows.
     ///
     /// # Errors
     /// [`ProblemError::Address`].
@@ -249,7 +249,8 @@ impl Description {
         Err(ProblemError::Address { tensor, elements, address, why })
     }
 
-    /// How many elements lie between the first and one past the last; none if there is no element, `None` beyond `usize`.
+    /// How many elements lie between the first and one past the last; none if there is no element, `None` beyond
+    /// `usize`.
     pub fn extent(&self) -> Option<usize> {
         extent(self.shape, self.strides)
     }

@@ -130,10 +130,11 @@ impl ProblemBuilder {
         self
     }
 
-    /// The key that query 0 faces, of any sign. Default: `seqlen_k - seqlen_q`, so that the last query faces the last key.
+    /// The key that query 0 faces, of any sign. Default: `seqlen_k - seqlen_q`, so that the last query faces the last
+    /// key.
     ///
-    /// A piece of a larger problem faces the keys of the whole: a piece whose first query is `r` and whose first key is `c` in a
-    /// whole of diagonal `d` has the diagonal `d + r - c`.
+    /// A piece of a larger problem faces the keys of the whole: a piece whose first query is `r` and whose first key
+    /// is `c` in a whole of diagonal `d` has the diagonal `d + r - c`.
     ///
     /// ```
     /// use signflash_core::{Problem, Shape, Span};
@@ -273,9 +274,9 @@ impl Problem {
         self.softmax_scale
     }
 
-    /// `|softmax_scale| * log2(e)`: what engines multiply scores with, which then are exponents of 2. Never 0, so that a
-    /// score of -inf, which hides a key, stays -inf; at the smallest normal number all weights are 1 just the same. Scores
-    /// change their sign first if the problem [`negates`](Self::negates).
+    /// `|softmax_scale| * log2(e)`: what engines multiply scores with, which then are exponents of 2. Never 0, so
+    /// that a score of -inf, which hides a key, stays -inf; at the smallest normal number all weights are 1 just the
+    /// same. Scores change their sign first if the problem [`negates`](Self::negates).
     ///
     /// ```
     /// use signflash_core::{Problem, Shape};

@@ -1,14 +1,14 @@
 //! Which keys a query sees.
 //!
-//! Everything that asks this asks here: the oracle, the suite, the CPU's engine, the planning of GPU kernels and the kernels
-//! themselves, whose builder runs the same lines on numbers of the GPU (see [`Number`]).
+//! Everything that asks this asks here: the oracle, the suite, the CPU's engine, the planning of GPU kernels and the
+//! kernels themselves, whose builder runs the same lines on numbers of the GPU (see [`Number`]).
 
 use std::ops::Range;
 
 /// Whole numbers with a sign: what positions are counted in.
 ///
-/// Besides `i64`, numbers that exist only while a GPU kernel runs are such numbers. That is why nothing here compares: what is built
-/// for a kernel cannot branch on what it will compute.
+/// Besides `i64`, numbers that exist only while a GPU kernel runs are such numbers. That is why nothing here
+/// compares: what is built for a kernel cannot branch on what it will compute.
 pub trait Number: Copy {
     /// This constant, in the place where `self` lives.
     fn constant(self, value: i32) -> Self;
@@ -96,9 +96,9 @@ pub struct Cover<N> {
 
 /// A band of keys around the diagonal of one sequence.
 ///
-/// Query `i` faces key `i + diagonal`, and sees the keys from `left` before it to `right` behind it, as far as there are keys. A
-/// side that is `None` has no bound. Causal attention is `right = 0`, and its diagonal is `keys - queries`, so that the last query
-/// faces the last key, as in FlashAttention-2.
+/// Query `i` faces key `i + diagonal`, and sees the keys from `left` before it to `right` behind it, as far as there
+/// are keys. A side that is `None` has no bound. Causal attention is `right = 0`, and its diagonal is
+/// `keys - queries`, so that the last query faces the last key, as in FlashAttention-2.
 ///
 /// ```
 /// use signflash_core::{Span, Visibility};

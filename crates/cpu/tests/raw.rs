@@ -40,8 +40,8 @@ fn borrowed(problem: &Problem, [q, k, v, dout]: [&[f32]; 4]) -> Results {
     [out, lse, dq, dk, dv]
 }
 
-/// The `index`-th of `count` tensors of q's shape that lie interleaved, row by row, in one buffer: (batch, seqlen, count, heads,
-/// head_dim), as packed q, k and v do.
+/// The `index`-th of `count` tensors of q's shape that lie interleaved, row by row, in one buffer: (batch, seqlen,
+/// count, heads, head_dim), as packed q, k and v do.
 fn interleaved(buffer: *mut f32, index: usize, count: usize, shape: &Shape) -> RawTensor<f32> {
     let row = shape.num_heads * shape.head_dim;
     let strides = [shape.seqlen_q * count * row, count * row, shape.head_dim, 1];

@@ -1,9 +1,9 @@
 //! What instructions cost on Hopper beside products (wgmma), and what they cost the products:
 //! `cargo run --release -p signflash-cuda --example beside_products`.
 //!
-//! A block a multiprocessor: two warpgroups multiply, 64 x 128 x 128 at a time, so that the tensor cores are always busy,
-//! and two others repeat one instruction each in eight independent chains, two warps a scheduler. Cycles are the
-//! multiprocessor's own clock.
+//! A block a multiprocessor: two warpgroups multiply, 64 x 128 x 128 at a time, so that the tensor cores are always
+//! busy, and two others repeat one instruction each in eight independent chains, two warps a scheduler. Cycles are
+//! the multiprocessor's own clock.
 use signflash_cuda::{Arg, Device, DeviceBuffer, Function, Program, Stream};
 use signflash_ptx::{
     B32, BoxTile, Builder, Columns, F32, GlobalAddr, Half, Kernel, Product, Rows, Shape, Thread, U32, Val,

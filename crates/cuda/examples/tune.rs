@@ -3,8 +3,8 @@
 //!
 //! A line of standard input is a trial: `forward 128 2048 drop causal w4 r2 n64 s2 b2 reg`: pass, head_dim, seqlen,
 //! flags, tiles as their name spells them; `forward 128 2048 drop g2 d1 n128 s2 f3 r208 e4 noturns outq`: the same of
-//! Hopper's kernel, `backward 128 2048 drop k128 n64 s2 p3 f2 r232` of its backward's. Without tiles it is the tables' choice,
-//! of the portable kernels with `portable`.
+//! Hopper's kernel, `backward 128 2048 drop k128 n64 s2 p3 f2 r232` of its backward's. Without tiles it is the
+//! tables' choice, of the portable kernels with `portable`.
 //!
 //! `tune search 64,128` tries many shapes of Hopper's forward instead, causal and not, with dropout and without, and
 //! prints the best of each as rows of the table.
@@ -178,8 +178,8 @@ impl Bench {
         let problem = trial.problem()?;
         let steps = self.steps(trial, &problem)?;
         let stream = self.engine.stream();
-        // SAFETY: all tensors are buffers of this bench, as large as any problem of so many tokens and columns needs, and
-        // alive; `time` waits for the stream before it returns.
+        // SAFETY: all tensors are buffers of this bench, as large as any problem of so many tokens and columns needs,
+        // and alive; `time` waits for the stream before it returns.
         let run = || unsafe { self.engine.run(stream, &steps) };
         for _ in 0..WARM_UP {
             run()?;

@@ -38,8 +38,8 @@ pub(crate) fn is_whole_program(program: &Program<'_>) -> bool {
     accelerated_target(program.ptx).is_some()
 }
 
-/// Compiles `program` and loads it for `device`, and what the compiler said. The driver keeps the machine code in its own
-/// cache on disk (`CUDA_CACHE_PATH`), and does not hand it out.
+/// Compiles `program` and loads it for `device`, and what the compiler said. The driver keeps the machine code in its
+/// own cache on disk (`CUDA_CACHE_PATH`), and does not hand it out.
 pub(crate) fn load_text(device: &Device, program: &Program<'_>) -> Result<(CUmodule, String), CudaError> {
     let _bound = device.bind()?;
     let (mut info, mut error) = (Log::new(), Log::new());

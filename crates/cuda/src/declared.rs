@@ -1,7 +1,7 @@
 //! What a PTX text declares: a kernel's parameters, and the architecture it is written for.
 
-/// The bytes of each parameter of kernel `entry`; none if the text has no such kernel or a parameter is neither a scalar
-/// nor an array of bytes.
+/// The bytes of each parameter of kernel `entry`; none if the text has no such kernel or a parameter is neither a
+/// scalar nor an array of bytes.
 pub(crate) fn parameter_bytes(ptx: &str, entry: &str) -> Option<Vec<usize>> {
     let text = without_comments(ptx);
     let after_name = text.split(".entry").skip(1).find_map(|rest| {

@@ -240,10 +240,10 @@ impl Module {
             check(CUresult::CUDA_ERROR_INVALID_IMAGE, &doing)?;
         }
         let mut handle: CUmodule = std::ptr::null_mut();
-        // SAFETY: the context is current; `cubin` begins as an ELF file does, and is whole: it came from the driver's linker,
-        // now or through the store. The store's checks of length and checksum find accidents, and its checks that file and
-        // directory are this user's and nobody else may write them (`cache/trust.rs`) keep forgeries out: who can pass those
-        // can run code as this user anyway. `handle` is valid for a write.
+        // SAFETY: the context is current; `cubin` begins as an ELF file does, and is whole: it came from the driver's
+        // linker, now or through the store. The store's checks of length and checksum find accidents, and its checks
+        // that file and directory are this user's and nobody else may write them (`cache/trust.rs`) keep forgeries
+        // out: who can pass those can run code as this user anyway. `handle` is valid for a write.
         check(unsafe { sys::cuModuleLoadData(&mut handle, cubin.as_ptr().cast()) }, &doing)?;
         Ok(Self { device: device.clone(), handle })
     }

@@ -28,9 +28,9 @@ impl Function {
     /// is nothing to run, and nothing is.
     ///
     /// # Errors
-    /// [`CudaError::ArgumentCount`], [`CudaError::ArgumentWidth`], [`CudaError::OtherDevice`], or the driver's, which also
-    /// refuses tensors that the copy engine cannot take. What
-    /// goes wrong while the kernel runs is reported by a later call, such as [`Stream::synchronize`].
+    /// [`CudaError::ArgumentCount`], [`CudaError::ArgumentWidth`], [`CudaError::OtherDevice`], or the driver's, which
+    /// also refuses tensors that the copy engine cannot take. What goes wrong while the kernel runs is reported by a
+    /// later call, such as [`Stream::synchronize`].
     ///
     /// # Safety
     /// Number and width of the arguments are checked, their meaning cannot be. Every address that the kernel reads or
@@ -50,8 +50,9 @@ impl Function {
         let (function, queue) = (self.handle(), stream.handle());
         let _bound = self.device().bind()?;
         // SAFETY: function and stream are live and of the device whose context is current, as checked above. `values`
-        // holds the address of one value for each parameter, as wide as declared (`check_args`) and alive (`PlanValues`); the
-        // driver copies them before it returns. What the kernel does with them is the caller's promise.
+        // holds the address of one value for each parameter, as wide as declared (`check_args`) and alive
+        // (`PlanValues`); the driver copies them before it returns. What the kernel does with them is the caller's
+        // promise.
         let result = unsafe {
             sys::cuLaunchKernel(function, grid_blocks, 1, 1, threads, 1, 1, shared, queue, values, none)
         };

@@ -48,9 +48,9 @@
 //! | `CUDA_VISIBLE_DEVICES` | the driver's: which GPUs a process sees, and in which order |
 //! | `SIGNFLASH_REQUIRE_GPU` | only the tests read it: with `1` a test that finds no GPU fails instead of passing |
 //!
-//! The directory may be deleted at any time. An entry takes some 100 KiB, and a new driver or a new version of this crate
-//! makes new ones; those used longest ago are deleted when room is needed. The directory is made for its user alone; one
-//! that belongs to another user, or that others may write, is not used, and a warning says so.
+//! The directory may be deleted at any time. An entry takes some 100 KiB, and a new driver or a new version of this
+//! crate makes new ones; those used longest ago are deleted when room is needed. The directory is made for its user
+//! alone; one that belongs to another user, or that others may write, is not used, and a warning says so.
 
 mod bound;
 mod buffer;

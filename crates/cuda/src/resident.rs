@@ -117,7 +117,8 @@ impl<'a, T: Element> Resident<'a, T> {
             probs: None,
             seed_and_offset_ptr: 0,
         };
-        // SAFETY: `new` made each buffer with the size of its shape, for its own use. Freeing a buffer waits for the GPU.
+        // SAFETY: `new` made each buffer with the size of its shape, for its own use. Freeing a buffer waits for the
+        // GPU.
         unsafe { self.engine.forward_on(self.engine.stream(), &call) }
     }
 

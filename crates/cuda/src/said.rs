@@ -15,7 +15,8 @@ impl Said {
         Self(Mutex::new(BTreeSet::new()))
     }
 
-    /// Hands a line to `say`, unless it was before. No lock is held meanwhile: a logger may be slow, or come back to us.
+    /// Hands a line to `say`, unless it was before. No lock is held meanwhile: a logger may be slow, or come back to
+    /// us.
     pub(crate) fn once(&self, line: String, say: impl FnOnce(&str)) {
         match self.number_if_new(&line) {
             None => {}

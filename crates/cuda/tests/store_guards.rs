@@ -1,5 +1,5 @@
-//! The store on disk against others: what somebody else could have put there is not used, nothing is waited for, nothing
-//! grows without end.
+//! The store on disk against others: what somebody else could have put there is not used, nothing is waited for,
+//! nothing grows without end.
 #![cfg(unix)]
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};

@@ -1,7 +1,8 @@
 """Hugging Face Transformers: ``attn_implementation="signflash"``.
 
-Dropout is honoured, padding is computed exactly (each sequence at its own length), and what cannot be computed is refused:
-nothing that changes the result is ignored. A model that would not call us, or not everywhere, is refused when it is made.
+Dropout is honoured, padding is computed exactly (each sequence at its own length), and what cannot be computed is
+refused: nothing that changes the result is ignored. A model that would not call us, or not everywhere, is refused
+when it is made.
 """
 
 from __future__ import annotations

@@ -52,8 +52,8 @@ def attention_forward(
 ) -> Any:
     """(out (batch, seqlen, num_heads, head_dim), probabilities or None) of query (batch, num_heads, seqlen, head_dim).
 
-    Whether it is causal is what the mask says, as it is for Transformers' eager attention. Without a mask it is what the
-    caller or the module says.
+    Whether it is causal is what the mask says, as it is for Transformers' eager attention. Without a mask it is what
+    the caller or the module says.
     """
     _check_arguments(kwargs)
     seen = _seen(module, query, key, attention_mask, is_causal, sliding_window)

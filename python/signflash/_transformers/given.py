@@ -68,8 +68,9 @@ def _causal(hidden: torch.Tensor) -> Optional[Mask]:
     keys = ~hidden[:, -1]
     before = torch.ones((seqlen_q, seqlen_k), dtype=torch.bool, device=hidden.device).tril(first)
     expected = before & keys[:, None]
-    # What a query sees whose own position does not count, is nobody's: nothing, or all where there is nothing to see, as
-    # Transformers makes it. A query that sees other keys than the last one does is of another sequence in the same row.
+    # What a query sees whose own position does not count, is nobody's: nothing, or all where there is nothing to see,
+    # as Transformers makes it. A query that sees other keys than the last one does is of another sequence in the same
+    # row.
     counts = keys[:, first:, None]
     nothing, all_ = hidden.all(-1, keepdim=True), ~hidden.any(-1, keepdim=True)
     nobodys = ~counts & (nothing | (all_ & ~expected.any(-1, keepdim=True)))

@@ -26,8 +26,9 @@ class Seen(NamedTuple):
 class Mask:
     """Which keys each query sees, said in words instead of batch * seqlen_q * seqlen_k numbers.
 
-    It has the shape (batch, 1, seqlen_q, seqlen_k) of the mask that it stands for, can be moved and cut, and raises in any
-    arithmetic: a model that computes attention in code of its own fails by a sentence instead of seeing too much.
+    It has the shape (batch, 1, seqlen_q, seqlen_k) of the mask that it stands for, can be moved and cut, and raises
+    in any arithmetic: a model that computes attention in code of its own fails by a sentence instead of seeing too
+    much.
 
     Attributes:
         causal: whether query i sees keys up to ``first + i`` only; else each query sees all keys.
@@ -143,8 +144,8 @@ class Mask:
         return self._with(**cut)
 
     def repeat(self, *sizes: Any) -> torch.Tensor:
-        """Numbers, bool with True for what is seen, as Transformers makes them for PyTorch: some pooling heads, which attend
-        by themselves and never drop, ask for them like this."""
+        """Numbers, bool with True for what is seen, as Transformers makes them for PyTorch: some pooling heads, which
+        attend by themselves and never drop, ask for them like this."""
         if self.causal or self.problem is not None:
             raise misused("Tensor.repeat")
         keys = self.keys

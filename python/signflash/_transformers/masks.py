@@ -28,12 +28,12 @@ def attention_mask_of(
 ) -> Mask:
     """The mask of q_length queries from position q_offset on and kv_length keys from kv_offset on.
 
-    attention_mask is (batch, seqlen), nonzero for what counts, or a mask of ours. Models make masks that no layer of theirs
-    uses: one that we cannot compute is refused where it is used.
+    attention_mask is (batch, seqlen), nonzero for what counts, or a mask of ours. Models make masks that no layer of
+    theirs uses: one that we cannot compute is refused where it is used.
     """
     if isinstance(attention_mask, Mask):
-        # generate() and composite models make masks in advance, and the model inside asks anew: what was made stands, as
-        # Transformers takes masks of four dimensions.
+        # generate() and composite models make masks in advance, and the model inside asks anew: what was made stands,
+        # as Transformers takes masks of four dimensions.
         return attention_mask
     padding = None if attention_mask is None else attention_mask.to(torch.bool)
     first = int(q_offset)

@@ -6,16 +6,16 @@ from typing import Any
 
 #: What users write.
 ALIAS = "signflash"
-#: What a model's configuration holds once the model is made. Transformers, models and other packages take every name with
-#: "flash" in it for a flavour of the package flash_attn: they import it, hand over its arguments, or put a kernel of
-#: their own in its place.
+#: What a model's configuration holds once the model is made. Transformers, models and other packages take every name
+#: with "flash" in it for a flavour of the package flash_attn: they import it, hand over its arguments, or put a
+#: kernel of their own in its place.
 NAME = "signdense"
 NAMES = (NAME, ALIAS)
 
 
 def canonical(implementation: Any) -> Any:
-    """NAME for ALIAS, also behind "paged|" and inside the dictionary that names the parts of a composite model; all else as
-    it is."""
+    """NAME for ALIAS, also behind "paged|" and inside the dictionary that names the parts of a composite model; all
+    else as it is."""
     if isinstance(implementation, dict):
         return {part: canonical(name) for part, name in implementation.items()}
     if isinstance(implementation, str) and implementation.split("|")[-1] == ALIAS:

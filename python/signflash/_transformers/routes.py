@@ -1,7 +1,7 @@
 """How the modules of a model attend: through the registry of Transformers, or by arithmetic of their own.
 
-Read from the code of their classes, since a model does not say it: a class that Transformers' registry never sees takes any
-``attn_implementation`` and does not use it.
+Read from the code of their classes, since a model does not say it: a class that Transformers' registry never sees
+takes any ``attn_implementation`` and does not use it.
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ def _globals_of(function: Any) -> Iterator[Tuple[str, Any]]:
 
 
 def _asks(function: types.FunctionType) -> bool:
-    """Whether it takes an attention function out of a registry. getattr() of a registry never finds one: by that a model
-    of Transformers means to ask, and always computes itself."""
+    """Whether it takes an attention function out of a registry. getattr() of a registry never finds one: by that a
+    model of Transformers means to ask, and always computes itself."""
     return any(
         before != "getattr" and isinstance(function.__globals__.get(name), AttentionInterface)
         for name, before in _uses(function)

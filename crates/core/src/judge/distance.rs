@@ -32,8 +32,8 @@ pub struct Distance {
 }
 
 impl Distance {
-    /// The distance of numbers from others without any more knowledge: relative to the others alone. Two NaNs, and equal
-    /// infinities, are no distance.
+    /// The distance of numbers from others without any more knowledge: relative to the others alone. Two NaNs, and
+    /// equal infinities, are no distance.
     pub fn between(pairs: impl IntoIterator<Item = (f64, f64)>, bound: f64) -> Self {
         let mut distance = Self { bound, ..Self::default() };
         for (got, want) in pairs {

@@ -137,9 +137,9 @@ impl Sizes {
     }
 }
 
-/// The magnitude of a row's scores, as far as their last bits decide anything: a key far ahead of the others, and those
-/// equal to it, have all of the probability whatever these bits are. A bound that grew with every large score would call
-/// anything right.
+/// The magnitude of a row's scores, as far as their last bits decide anything: a key far ahead of the others, and
+/// those equal to it, have all of the probability whatever these bits are. A bound that grew with every large score
+/// would call anything right.
 fn deciding(keys: &[(&[f64], &f64)], row_max: f64) -> f64 {
     if row_max <= LARGE_SCORE {
         return row_max;

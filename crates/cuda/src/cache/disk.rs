@@ -13,7 +13,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub struct CacheStatus {
     /// Where; none if it is off or there is no home directory.
     pub directory: Option<PathBuf>,
-    /// The first reason why something could not be kept or read, as a sentence; the log has all. Kernels run all the same.
+    /// The first reason why something could not be kept or read, as a sentence; the log has all. Kernels run all the
+    /// same.
     pub problem: Option<String>,
     /// Kernels loaded from disk.
     pub loaded: u64,

@@ -27,9 +27,9 @@ use std::sync::Arc;
 /// Kernels by name, compiled when first asked for.
 ///
 /// A kernel asked for again is found by its key alone: its PTX is not even written. Two threads that ask for one
-/// kernel compile it once. Machine code is also kept on disk, where the next process finds it; see
-/// [`CacheDirectory`] for where and [`CubinStore`] for how. A disk that cannot be used costs the compilation and nothing
-/// else: [`status`](Self::status) says so, and a warning goes to the `log` once.
+/// kernel compile it once. Machine code is also kept on disk, where the next process finds it; see [`CacheDirectory`]
+/// for where and [`CubinStore`] for how. A disk that cannot be used costs the compilation and nothing else:
+/// [`status`](Self::status) says so, and a warning goes to the `log` once.
 ///
 /// ```no_run
 /// use signflash_cuda::{Device, ModuleCache, OwnedProgram};

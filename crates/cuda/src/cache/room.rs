@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime};
 /// After so long nobody is still writing a file: who began it was killed.
 const ABANDONED: Duration = Duration::from_secs(60 * 60);
 
-/// Removes entries, those that were used longest ago first, until no more than `limit_bytes` are left; never `kept`. What
-/// killed processes were writing goes as well. Files that no store wrote stay.
+/// Removes entries, those that were used longest ago first, until no more than `limit_bytes` are left; never `kept`.
+/// What killed processes were writing goes as well. Files that no store wrote stay.
 pub(super) fn make(directory: &Path, limit_bytes: u64, kept: &Path) -> io::Result<()> {
     let (mut entries, now) = (vec![], SystemTime::now());
     for found in fs::read_dir(directory)? {

@@ -28,16 +28,16 @@ pub(super) const WRITING_PREFIX: &str = ".writing-";
 
 /// A directory of compiled kernels, one file each.
 ///
-/// A file has a header (magic, version, the key, the length of what follows and its SHA-256) and the machine code. It is
-/// written under another name and renamed, so that any number of threads and processes may read and write one
-/// directory: a reader finds an old file, a new file or none, and of two writers one wins. A file that is not what was
-/// written is seen as such and may be written again.
+/// A file has a header (magic, version, the key, the length of what follows and its SHA-256) and the machine code. It
+/// is written under another name and renamed, so that any number of threads and processes may read and write one
+/// directory: a reader finds an old file, a new file or none, and of two writers one wins. A file that is not what
+/// was written is seen as such and may be written again.
 ///
-/// What is got runs on the GPU, so it must come from this user. The directory is made with mode 0700; one that belongs to
-/// somebody else, or that others may write, is not used, and neither is such a file.
+/// What is got runs on the GPU, so it must come from this user. The directory is made with mode 0700; one that
+/// belongs to somebody else, or that others may write, is not used, and neither is such a file.
 ///
-/// Together the files take at most [`DEFAULT_LIMIT_BYTES`](Self::DEFAULT_LIMIT_BYTES), or what [`with_limit`](Self::with_limit)
-/// says: a put removes those that were put or got longest ago.
+/// Together the files take at most [`DEFAULT_LIMIT_BYTES`](Self::DEFAULT_LIMIT_BYTES), or what
+/// [`with_limit`](Self::with_limit) says: a put removes those that were put or got longest ago.
 ///
 /// ```
 /// use signflash_cuda::{CubinStore, StoreKey};
