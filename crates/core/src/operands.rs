@@ -194,7 +194,7 @@ pub struct Description {
 }
 
 impl Description {
-    /// That it has this shape and is dense in its last dimension.
+    /// Checks that it has this shape and is dense in its last dimension.
     ///
     /// # Errors
     /// [`ProblemError::Shape`] or [`ProblemError::LastStride`].
@@ -211,7 +211,7 @@ impl Description {
         Ok(())
     }
 
-    /// And that no two of its indices name the same element.
+    /// Checks the same as [`check`](Self::check), and that no two of its indices name the same element.
     ///
     /// # Errors
     /// As [`check`](Self::check), and [`ProblemError::Overlap`].
@@ -224,8 +224,9 @@ impl Description {
         Ok(())
     }
 
-    /// That its elements, of so many bytes each, can lie from this address on: it is one, and the last does not lie
-    /// beyond what a process can address. Whether memory is there only its owner knows.
+    /// Checks that its elements, of `element_bytes` each, can lie from this address on: that the address is not 0 and is
+    /// aligned, and that the last element is not beyond what a process can address. Whether memory is there only its
+    /// owner knows.
     ///
     /// # Errors
     /// [`ProblemError::Address`].
@@ -255,7 +256,7 @@ impl Description {
         extent(self.shape, self.strides)
     }
 
-    /// That so many elements of storage hold it.
+    /// Checks that a storage of `got` elements holds it.
     fn check_storage(&self, got: usize) -> Result<(), ProblemError> {
         let needed = self.extent().unwrap_or(usize::MAX);
         if needed > got {

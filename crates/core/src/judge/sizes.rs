@@ -4,16 +4,17 @@ use super::Backward;
 use crate::oracle::{Forward, Gradients, Head, Weight, dense, dot};
 use crate::{Element, Inputs, Problem};
 
-/// Larger scores count only where their last bits decide something.
+/// Scores above this allow a larger error only where their last bits decide something.
 const LARGE_SCORE: f64 = 1024.0;
-/// Here those bits may decide everything: a larger error is none of theirs, and results of nothing but zeros are wrong.
+/// Scores above this allow no larger error: their last bits may already decide everything, and a larger bound would let
+/// results of nothing but zeros pass.
 const LARGEST_SCORE: f64 = 6e6;
 /// How far a score computed in f32 may be off, relative to the row's largest, after a sum over head_dim.
 const SCORE_ERROR: f64 = 1.0 / 1048576.0;
-/// A key so far behind another has no probability that counts in f32: e^-20.
+/// A key whose score is so far behind another's has no probability that counts in f32: e^-20.
 const FAR_BEHIND: f64 = 20.0;
 
-/// Of one tensor.
+/// How large one tensor is, as far as its error is judged by that.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Size {
     /// The sum of the squares of the terms of each row, in the order of the tensor; 0 where there are none.
@@ -22,7 +23,7 @@ pub(super) struct Size {
     pub(super) rounding: f64,
 }
 
-/// Of all tensors of a call.
+/// The sizes of all tensors of a call.
 #[derive(Debug, Default)]
 pub(super) struct Sizes {
     pub(super) out: Size,
@@ -66,7 +67,7 @@ impl Rows {
 }
 
 impl Sizes {
-    /// `gradients` and `backward` are there together.
+    /// The sizes for these operands and exact results. `gradients` must be given if `backward` is, and only then.
     pub(super) fn of<T: Element>(
         problem: &Problem,
         inputs: &Inputs<'_, T>,
@@ -153,13 +154,13 @@ fn deciding(keys: &[(&[f64], &f64)], row_max: f64) -> f64 {
 
 /// `<dout, out>` of one query.
 struct Delta {
-    /// From the out that is stored, and with what sums in f32 lose.
+    /// Computed from out as it is stored, plus what sums in f32 lose.
     rounded: f64,
     size: f64,
 }
 
 impl Delta {
-    /// Of a row whose sums of dp lose so much.
+    /// delta of a row whose sums of dp lose `lost_in_dp`.
     fn of<T: Element>(dout: &[f64], out: &[f64], dlse: f64, lost_in_dp: f64) -> Self {
         let stored: Vec<f64> = out.iter().map(|&x| round::<T>(x)).collect();
         let lost = lost_in_dp + lost_in_order(dout, &stored);
@@ -179,7 +180,7 @@ fn lost_in_order(a: &[f64], b: &[f64]) -> f64 {
     (f64::from(in_order) - dot(a, b)).abs()
 }
 
-/// As the dtype stores it.
+/// `x` as the dtype stores it.
 fn round<T: Element>(x: f64) -> f64 {
     flush(T::from_f32(x as f32).to_f64())
 }

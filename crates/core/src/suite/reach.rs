@@ -1,32 +1,34 @@
 //! What is asked of implementations that recompute p from an lse in f32.
 //!
-//! There lse, rounded, moves all p of a row by the same factor, and a row whose lse has lost p altogether must say so:
-//! NaN in its probs and its dq, and in dk and dv of the keys that it sees. A number there has to be right.
+//! The rounding of lse then moves all p of a row by the same factor. Where lse is so large that it says nothing of p any
+//! more, the row must say so by NaNs: in its probs and its dq, and in dk and dv of the keys that it sees. A number there
+//! has to be right.
 
 use super::storage::index_of;
 use crate::{Problem, Shape, TensorName};
 
-/// Up to here the ordinary bounds hold even so.
+/// Up to this magnitude of lse the ordinary bounds hold even so.
 const ORDINARY_LSE: f64 = 4096.0;
 
-/// By how much of lse exponents may be off: it is rounded twice, as such and in base 2. (softmax_scale, which would be a third
-/// time, is a power of two in the cases that come near this.)
+/// By which part of lse exponents may be off: it is rounded twice, as such and in base 2. (softmax_scale would be
+/// rounded, too, but is a power of two in the cases that come near this.)
 const PART_OF_LSE: f64 = 1.0 / (1 << 23) as f64;
 
-/// An lse this close to the last that says something of p, relative to it, may be taken for either.
+/// An lse this close, relatively, to the largest that says something of p may be taken for one that does or does not.
 const ABOUT: f64 = 1e-6;
 
-/// Which rows of a problem are within reach of p.
+/// Of which rows an implementation can recompute p.
 #[derive(Clone)]
 pub(super) struct Reach {
-    /// In the order of lse; empty if all are.
+    /// Whether a row's lse is too large for that, in the order of lse; empty if none is.
     beyond: Vec<bool>,
-    /// What exponents of the others may be off by.
+    /// By how much exponents of the other rows may be off.
     moved: f64,
 }
 
 impl Reach {
-    /// Of rows with these lse, for an implementation that reaches p [so far](super::Implementation::largest_lse_of_p).
+    /// For rows with these lse, and an implementation that has p [up to](super::Implementation::largest_lse_of_p)
+    /// `largest`.
     pub(super) fn of(lse: &[f64], largest: Option<f64>) -> Self {
         let Some(largest) = largest else { return Self { beyond: Vec::new(), moved: 0.0 } };
         let finite = || lse.iter().map(|lse| if lse.is_finite() { lse.abs() } else { 0.0 });
