@@ -78,11 +78,8 @@ impl Compute<'_> {
         let mut probs = probs.then(|| vec![T::default(); len_probs]);
         let inputs = operands.inputs(problem, layout);
         let progress = Progress::spinner("forward", quiet);
-        let mut outputs = Outputs {
-            out: layout.view_mut(&mut out, shape.q()),
-            lse: &mut lse,
-            probs: probs.as_mut().map(|probs| TensorMut::bshd(probs, shape.probs())),
-        };
+        let mut outputs = Outputs::new(layout.view_mut(&mut out, shape.out()), &mut lse)
+            .probs(probs.as_mut().map(|probs| TensorMut::bshd(probs, shape.probs())));
         engine.forward(problem, &inputs, &mut outputs)?;
         drop(progress);
         let gradients = match operands.dout(problem, layout) {
@@ -94,15 +91,15 @@ impl Compute<'_> {
                     dk: vec![T::default(); len_k],
                     dv: vec![T::default(); len_k],
                 };
-                let out = layout.view(&out, shape.q());
+                let out = layout.view(&out, shape.out());
                 engine.backward(
                     problem,
-                    &GradInputs { inputs, out, lse: &lse, dout, dlse: operands.dlse.as_deref() },
-                    &mut Gradients {
-                        dq: layout.view_mut(&mut grads.dq, shape.q()),
-                        dk: layout.view_mut(&mut grads.dk, shape.k()),
-                        dv: layout.view_mut(&mut grads.dv, shape.k()),
-                    },
+                    &GradInputs::new(inputs, out, &lse, dout).dlse(operands.dlse.as_deref()),
+                    &mut Gradients::new(
+                        layout.view_mut(&mut grads.dq, shape.q()),
+                        layout.view_mut(&mut grads.dk, shape.k()),
+                        layout.view_mut(&mut grads.dv, shape.v()),
+                    ),
                 )?;
                 Some(grads)
             }
@@ -134,11 +131,8 @@ impl Compute<'_> {
         let shape = part.shape();
         let (mut out, mut lse) = (vec![T::default(); len(shape.q())], vec![0.0; shape.lse_len()]);
         let strides = contiguous_strides([1, 1, shape.seqlen_q, seqlen_k]);
-        let mut outputs = Outputs {
-            out: TensorMut::bshd(&mut out, shape.q()),
-            lse: &mut lse,
-            probs: Some(TensorMut::strided(&mut probs, shape.probs(), strides)),
-        };
+        let mut outputs = Outputs::new(TensorMut::bshd(&mut out, shape.out()), &mut lse)
+            .probs(TensorMut::strided(&mut probs, shape.probs(), strides));
         self.engine.forward(&part, &inputs, &mut outputs)?;
         Ok(probs)
     }
@@ -163,14 +157,11 @@ pub fn part(
     seqlen_k: usize,
 ) -> Result<Problem, Error> {
     let shape = whole.shape();
-    let builder = Problem::builder(Shape {
-        batch: 1,
-        seqlen_q: rows.len(),
-        seqlen_k,
-        num_heads: heads,
-        num_heads_k: heads.div_ceil(shape.group_size()),
-        head_dim: shape.head_dim,
-    });
+    let builder = Problem::builder(
+        Shape::new(1, rows.len(), seqlen_k)
+            .heads(heads, heads.div_ceil(shape.group_size()))
+            .head_dim(shape.head_dim),
+    );
     let shard = Shard {
         first_batch: batch,
         first_head: head,
@@ -191,11 +182,11 @@ pub fn part_inputs<'a, T>(whole: &Problem, inputs: &Inputs<'a, T>, part: &Proble
     let (shape, shard) = (part.shape(), part.shard());
     let at = (shard.first_batch, shard.first_head);
     let at_k = (at.0, at.1 / whole.shape().group_size());
-    Inputs {
-        q: sub(&inputs.q, at, shard.first_row, shape.q()),
-        k: sub(&inputs.k, at_k, 0, shape.k()),
-        v: sub(&inputs.v, at_k, 0, shape.k()),
-    }
+    Inputs::new(
+        sub(&inputs.q, at, shard.first_row, shape.q()),
+        sub(&inputs.k, at_k, 0, shape.k()),
+        sub(&inputs.v, at_k, 0, shape.v()),
+    )
 }
 
 /// The part of a tensor that starts at (batch, head) and row.

@@ -29,14 +29,8 @@ enum Format {
 /// [`Error::Problem`], [`Error::Extension`], [`Error::Io`], [`Error::Stdout`].
 pub fn run(args: &DropoutMaskArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(), Error> {
     let dropout = Dropout::new(args.dropout_p, args.seed, args.offset)?;
-    let shape = Shape {
-        batch: args.batch,
-        seqlen_q: args.seqlen_q,
-        seqlen_k: args.seqlen_k,
-        num_heads: args.heads,
-        num_heads_k: args.heads,
-        head_dim: 1,
-    };
+    let shape =
+        Shape::new(args.batch, args.seqlen_q, args.seqlen_k).heads(args.heads, args.heads).head_dim(1);
     let problem = Problem::builder(shape).dropout(dropout).build()?;
     machine::set_threads(args.threads)?;
     let total = count(&shape)?;

@@ -44,7 +44,7 @@ fn chosen(device: &str) -> Result<String, Error> {
     let gpu = engine.gpu();
     let mut rows = vec![];
     for (head_dim, dropout_p) in [64, 96, 128, 192, 256].into_iter().flat_map(|d| [(d, 0.0), (d, 0.1)]) {
-        let shape = Shape { batch: 1, seqlen_q: 1, seqlen_k: 1, num_heads: 1, num_heads_k: 1, head_dim };
+        let shape = Shape::new(1, 1, 1).heads(1, 1).head_dim(head_dim);
         let problem = Problem::builder(shape).dropout(Dropout::new(dropout_p, 0, 0)?).build()?;
         let select = Select { gpu, access: Access::Wide };
         let common = select.common(&problem, Half::Bf16);

@@ -36,16 +36,16 @@ impl<T: FileElement> Operands<T> {
     /// As views of the problem's shapes.
     pub fn inputs(&self, problem: &Problem, layout: Layout) -> Inputs<'_, T> {
         let shape = problem.shape();
-        Inputs {
-            q: layout.view(&self.q, shape.q()),
-            k: layout.view(&self.k, shape.k()),
-            v: layout.view(&self.v, shape.k()),
-        }
+        Inputs::new(
+            layout.view(&self.q, shape.q()),
+            layout.view(&self.k, shape.k()),
+            layout.view(&self.v, shape.v()),
+        )
     }
 
     /// dout as a view, if there is one.
     pub fn dout(&self, problem: &Problem, layout: Layout) -> Option<TensorRef<'_, T>> {
-        self.dout.as_deref().map(|dout| layout.view(dout, problem.shape().q()))
+        self.dout.as_deref().map(|dout| layout.view(dout, problem.shape().out()))
     }
 }
 
@@ -82,7 +82,7 @@ pub fn problem(archive: &Archive, settings: &Settings) -> Result<Problem, Error>
     expect_shape(archive, "v", layout, expected_k, "that of k")?;
     expect_shape(archive, "dout", layout, q, "that of q")?;
     expect_dlse(archive, [batch, num_heads, seqlen_q])?;
-    settings.problem(Shape { batch, seqlen_q, seqlen_k, num_heads, num_heads_k, head_dim })
+    settings.problem(Shape::new(batch, seqlen_q, seqlen_k).heads(num_heads, num_heads_k).head_dim(head_dim))
 }
 
 /// The tensor, or a sentence.

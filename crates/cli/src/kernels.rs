@@ -24,7 +24,7 @@ pub fn run(args: &KernelsArgs, stdout: &mut dyn Write) -> Result<(), Error> {
     };
     let mut rows = vec![];
     for &head_dim in &args.head_dim {
-        let shape = Shape { batch: 1, seqlen_q: 1, seqlen_k: 1, num_heads: 1, num_heads_k: 1, head_dim };
+        let shape = Shape::new(1, 1, 1).heads(1, 1).head_dim(head_dim);
         let dropout = Dropout::new(args.dropout_p, 0, 0)?;
         let problem = Problem::builder(shape).causal(args.causal).dropout(dropout).build()?;
         let select = Select { gpu, access: Access::Wide };

@@ -26,6 +26,7 @@ pub mod judge;
 mod operands;
 pub mod oracle;
 mod problem;
+mod shape;
 pub mod sign_bit;
 #[cfg(feature = "suite")]
 pub mod suite;
@@ -38,7 +39,8 @@ pub use error::{ProblemError, TensorName};
 pub use half::{bf16, f16};
 pub use judge::Bounds;
 pub use operands::{Description, GradInputs, Gradients, Inputs, Outputs, check_rows};
-pub use problem::{MAX_HEAD_DIM, Problem, ProblemBuilder, Shape, Shard};
+pub use problem::{MAX_HEAD_DIM, Problem, ProblemBuilder};
+pub use shape::{Shape, Shard};
 pub use sign_bit::{Probs, SignBit};
 pub use tensor::{TensorMut, TensorRef, contiguous_strides};
 pub use visibility::{Cover, Number, Span, Visibility};

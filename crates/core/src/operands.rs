@@ -10,20 +10,21 @@ use crate::tensor::{TensorMut, TensorRef, extent, may_overlap};
 ///
 /// ```
 /// use signflash_core::{Inputs, Problem, Shape, TensorRef};
-/// let shape = Shape { batch: 1, seqlen_q: 2, seqlen_k: 3, num_heads: 4, num_heads_k: 2, head_dim: 8 };
+/// let shape = Shape::new(1, 2, 3).heads(4, 2).head_dim(8);
 /// let problem = Problem::builder(shape).build()?;
 /// let (q, k) = ([0.0f32; 64], [0.0f32; 48]);
-/// let v = TensorRef::bhsd(&k, shape.k()); // each tensor has strides of its own
-/// let inputs = Inputs { q: TensorRef::bshd(&q, shape.q()), k: TensorRef::bshd(&k, shape.k()), v };
+/// let v = TensorRef::bhsd(&k, shape.v()); // each tensor has strides of its own
+/// let inputs = Inputs::new(TensorRef::bshd(&q, shape.q()), TensorRef::bshd(&k, shape.k()), v);
 /// inputs.check(&problem)?;
 ///
-/// let refused = Inputs { k: inputs.q, ..inputs }.check(&problem).unwrap_err();
+/// let refused = Inputs::new(inputs.q, inputs.q, inputs.v).check(&problem).unwrap_err();
 /// let why = "k has shape [1, 2, 4, 8], expected [1, 3, 2, 8] (batch, seqlen, num_heads, head_dim)";
 /// assert_eq!(refused.to_string(), why);
 /// # Ok::<(), signflash_core::ProblemError>(())
 /// ```
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
+#[non_exhaustive]
 pub struct Inputs<'a, T> {
     pub q: TensorRef<'a, T>,
     pub k: TensorRef<'a, T>,
@@ -34,18 +35,16 @@ pub struct Inputs<'a, T> {
 ///
 /// ```
 /// use signflash_core::{Outputs, Problem, Shape, TensorMut};
-/// let shape = Shape { batch: 1, seqlen_q: 2, seqlen_k: 3, num_heads: 4, num_heads_k: 2, head_dim: 8 };
+/// let shape = Shape::new(1, 2, 3).heads(4, 2).head_dim(8);
 /// let problem = Problem::builder(shape).build()?;
 /// let (mut out, mut lse, mut probs) = ([0.0f32; 64], vec![0.0; shape.lse_len()], [0.0f32; 24]);
-/// let outputs = Outputs {
-///     out: TensorMut::bshd(&mut out, shape.q()),
-///     lse: &mut lse,
-///     probs: Some(TensorMut::bshd(&mut probs, shape.probs())), // or None: then nothing is quadratic
-/// };
+/// let outputs = Outputs::new(TensorMut::bshd(&mut out, shape.out()), &mut lse); // nothing of it is quadratic
+/// let outputs = outputs.probs(TensorMut::bshd(&mut probs, shape.probs())); // this is
 /// outputs.check(&problem)?;
 /// # Ok::<(), signflash_core::ProblemError>(())
 /// ```
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Outputs<'a, T> {
     /// (batch, seqlen_q, num_heads, head_dim).
     pub out: TensorMut<'a, T>,
@@ -60,20 +59,21 @@ pub struct Outputs<'a, T> {
 ///
 /// ```
 /// use signflash_core::{GradInputs, Inputs, Problem, Shape, TensorRef};
-/// let shape = Shape { batch: 1, seqlen_q: 2, seqlen_k: 2, num_heads: 4, num_heads_k: 4, head_dim: 8 };
+/// let shape = Shape::new(1, 2, 2).heads(4, 4).head_dim(8);
 /// let problem = Problem::builder(shape).build()?;
 /// let (stored, lse) = ([0.0f32; 64], vec![0.0; shape.lse_len()]);
 /// let x = TensorRef::bshd(&stored, shape.q());
-/// let grad_inputs = GradInputs { inputs: Inputs { q: x, k: x, v: x }, out: x, lse: &lse, dout: x, dlse: None };
+/// let grad_inputs = GradInputs::new(Inputs::new(x, x, x), x, &lse, x);
 /// grad_inputs.check(&problem)?;
 ///
 /// let through_lse = [1.0; 8]; // of a loss that lse is part of
-/// GradInputs { dlse: Some(&through_lse), ..grad_inputs }.check(&problem)?;
-/// let refused = GradInputs { dlse: Some(&through_lse[1..]), ..grad_inputs }.check(&problem).unwrap_err();
+/// grad_inputs.dlse(&through_lse[..]).check(&problem)?;
+/// let refused = grad_inputs.dlse(&through_lse[1..]).check(&problem).unwrap_err();
 /// assert!(refused.to_string().starts_with("dlse has shape [7], expected [1, 4, 2]"));
 /// # Ok::<(), signflash_core::ProblemError>(())
 /// ```
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct GradInputs<'a, T> {
     /// The forward's inputs.
     pub inputs: Inputs<'a, T>,
@@ -93,27 +93,39 @@ pub struct GradInputs<'a, T> {
 ///
 /// ```
 /// use signflash_core::{Gradients, Problem, Shape, TensorMut};
-/// let shape = Shape { batch: 1, seqlen_q: 2, seqlen_k: 3, num_heads: 4, num_heads_k: 2, head_dim: 8 };
+/// let shape = Shape::new(1, 2, 3).heads(4, 2).head_dim(8);
 /// let problem = Problem::builder(shape).build()?;
 /// let (mut dq, mut dk, mut dv) = ([0.0f32; 64], [0.0f32; 48], [0.0f32; 48]);
-/// let gradients = Gradients {
-///     dq: TensorMut::bshd(&mut dq, shape.q()),
-///     dk: TensorMut::bshd(&mut dk, shape.k()),
-///     dv: TensorMut::bshd(&mut dv, shape.k()),
-/// };
+/// let gradients = Gradients::new(
+///     TensorMut::bshd(&mut dq, shape.q()),
+///     TensorMut::bshd(&mut dk, shape.k()),
+///     TensorMut::bshd(&mut dv, shape.v()),
+/// );
 /// gradients.check(&problem)?;
 ///
 /// let mut one_head = [0.0f32; 24];
-/// let shared = Gradients { dk: TensorMut::strided(&mut one_head, shape.k(), [24, 8, 0, 1]), ..gradients };
+/// let shared = Gradients::new(
+///     gradients.dq,
+///     TensorMut::strided(&mut one_head, shape.k(), [24, 8, 0, 1]),
+///     gradients.dv,
+/// );
 /// assert!(shared.check(&problem).is_err()); // read through a stride of 0, but never write
 /// # Ok::<(), signflash_core::ProblemError>(())
 /// ```
 #[derive(Debug)]
 #[allow(missing_docs)]
+#[non_exhaustive]
 pub struct Gradients<'a, T> {
     pub dq: TensorMut<'a, T>,
     pub dk: TensorMut<'a, T>,
     pub dv: TensorMut<'a, T>,
+}
+
+impl<'a, T> Inputs<'a, T> {
+    /// Of these three.
+    pub const fn new(q: TensorRef<'a, T>, k: TensorRef<'a, T>, v: TensorRef<'a, T>) -> Self {
+        Self { q, k, v }
+    }
 }
 
 impl<T: Element> Inputs<'_, T> {
@@ -125,7 +137,19 @@ impl<T: Element> Inputs<'_, T> {
         let shape = problem.shape();
         check_read(TensorName::Q, &self.q, shape.q())?;
         check_read(TensorName::K, &self.k, shape.k())?;
-        check_read(TensorName::V, &self.v, shape.k())
+        check_read(TensorName::V, &self.v, shape.v())
+    }
+}
+
+impl<'a, T> Outputs<'a, T> {
+    /// Of these two, without probs.
+    pub const fn new(out: TensorMut<'a, T>, lse: &'a mut [f32]) -> Self {
+        Self { out, lse, probs: None }
+    }
+
+    /// With probs, or with an `Option` of them.
+    pub fn probs(self, probs: impl Into<Option<TensorMut<'a, T>>>) -> Self {
+        Self { probs: probs.into(), ..self }
     }
 }
 
@@ -136,9 +160,26 @@ impl<T: Element> Outputs<'_, T> {
     /// The first [`ProblemError`], naming the tensor.
     pub fn check(&self, problem: &Problem) -> Result<(), ProblemError> {
         let shape = problem.shape();
-        check_write(TensorName::Out, &self.out, shape.q())?;
+        check_write(TensorName::Out, &self.out, shape.out())?;
         check_rows(TensorName::Lse, problem, self.lse.len())?;
         self.probs.as_ref().map_or(Ok(()), |probs| check_write(TensorName::Probs, probs, shape.probs()))
+    }
+}
+
+impl<'a, T> GradInputs<'a, T> {
+    /// Of the forward's inputs and results and the gradient of `out`, where the loss depends on `lse` only through `out`.
+    pub const fn new(
+        inputs: Inputs<'a, T>,
+        out: TensorRef<'a, T>,
+        lse: &'a [f32],
+        dout: TensorRef<'a, T>,
+    ) -> Self {
+        Self { inputs, out, lse, dout, dlse: None }
+    }
+
+    /// With a gradient of `lse`, or with an `Option` of one.
+    pub fn dlse(self, dlse: impl Into<Option<&'a [f32]>>) -> Self {
+        Self { dlse: dlse.into(), ..self }
     }
 }
 
@@ -149,10 +190,17 @@ impl<T: Element> GradInputs<'_, T> {
     /// The first [`ProblemError`], naming the tensor.
     pub fn check(&self, problem: &Problem) -> Result<(), ProblemError> {
         self.inputs.check(problem)?;
-        check_read(TensorName::Out, &self.out, problem.shape().q())?;
+        check_read(TensorName::Out, &self.out, problem.shape().out())?;
         check_rows(TensorName::Lse, problem, self.lse.len())?;
-        check_read(TensorName::Dout, &self.dout, problem.shape().q())?;
+        check_read(TensorName::Dout, &self.dout, problem.shape().out())?;
         check_dlse(problem, self.dlse)
+    }
+}
+
+impl<'a, T> Gradients<'a, T> {
+    /// Of these three.
+    pub const fn new(dq: TensorMut<'a, T>, dk: TensorMut<'a, T>, dv: TensorMut<'a, T>) -> Self {
+        Self { dq, dk, dv }
     }
 }
 
@@ -165,7 +213,7 @@ impl<T: Element> Gradients<'_, T> {
         let shape = problem.shape();
         check_write(TensorName::Dq, &self.dq, shape.q())?;
         check_write(TensorName::Dk, &self.dk, shape.k())?;
-        check_write(TensorName::Dv, &self.dv, shape.k())
+        check_write(TensorName::Dv, &self.dv, shape.v())
     }
 }
 

@@ -27,7 +27,8 @@
 
 use crate::dropout::KeepRule;
 use crate::operands::{GradInputs, Inputs, check_dlse, check_read};
-use crate::problem::{Problem, Shape};
+use crate::problem::Problem;
+use crate::shape::Shape;
 use crate::sign_bit::SignBit;
 use crate::tensor::TensorRef;
 use crate::{Element, ProblemError, TensorName};
@@ -61,14 +62,14 @@ impl Forward {
 ///
 /// ```
 /// use signflash_core::{Inputs, Problem, Shape, TensorRef, oracle};
-/// let shape = Shape { batch: 1, seqlen_q: 1, seqlen_k: 2, num_heads: 1, num_heads_k: 1, head_dim: 1 };
+/// let shape = Shape::new(1, 1, 2).heads(1, 1).head_dim(1);
 /// let problem = Problem::builder(shape).build()?;
 /// let (q, k, v) = ([1.0f32], [0.0f32, f32::ln(3.0)], [4.0f32, 8.0]); // weights 1/4 and 3/4
-/// let inputs = Inputs {
-///     q: TensorRef::bshd(&q, shape.q()),
-///     k: TensorRef::bshd(&k, shape.k()),
-///     v: TensorRef::bshd(&v, shape.k()),
-/// };
+/// let inputs = Inputs::new(
+///     TensorRef::bshd(&q, shape.q()),
+///     TensorRef::bshd(&k, shape.k()),
+///     TensorRef::bshd(&v, shape.v()),
+/// );
 /// let forward = oracle::forward(&problem, &inputs)?;
 /// assert!((forward.out[0] - 7.0).abs() < 1e-6);
 /// assert!((forward.lse[0] - 4f64.ln()).abs() < 1e-6);
@@ -104,11 +105,11 @@ pub fn forward<T: Element>(problem: &Problem, inputs: &Inputs<'_, T>) -> Result<
 ///
 /// ```
 /// use signflash_core::{Dropout, Inputs, Problem, Shape, SignBit, TensorRef, oracle};
-/// let shape = Shape { batch: 1, seqlen_q: 4, seqlen_k: 4, num_heads: 1, num_heads_k: 1, head_dim: 2 };
+/// let shape = Shape::new(1, 4, 4).heads(1, 1).head_dim(2);
 /// let problem = Problem::builder(shape).dropout(Dropout::new(0.5, 1, 0)?).build()?;
 /// let x = [0.5f32; 8];
 /// let x = TensorRef::bshd(&x, shape.q());
-/// let inputs = Inputs { q: x, k: x, v: x };
+/// let inputs = Inputs::new(x, x, x);
 /// let probs = oracle::probs(&problem, &inputs, &oracle::forward(&problem, &inputs)?.lse)?;
 /// let rule = problem.keep_rule().expect("p is 0.5");
 /// assert!((probs[5].probability() - 0.25).abs() < 1e-12); // four equal scores
@@ -145,16 +146,16 @@ pub fn probs<T: Element>(
 ///
 /// ```
 /// use signflash_core::{Inputs, Problem, Shape, TensorRef, oracle};
-/// let shape = Shape { batch: 1, seqlen_q: 1, seqlen_k: 2, num_heads: 1, num_heads_k: 1, head_dim: 1 };
+/// let shape = Shape::new(1, 1, 2).heads(1, 1).head_dim(1);
 /// let problem = Problem::builder(shape).build()?;
 /// let (q, k, v, dout) = ([1.0f32], [0.0f32, f32::ln(3.0)], [4.0f32, 8.0], [1.0f32]);
-/// let inputs = Inputs {
-///     q: TensorRef::bshd(&q, shape.q()),
-///     k: TensorRef::bshd(&k, shape.k()),
-///     v: TensorRef::bshd(&v, shape.k()),
-/// };
+/// let inputs = Inputs::new(
+///     TensorRef::bshd(&q, shape.q()),
+///     TensorRef::bshd(&k, shape.k()),
+///     TensorRef::bshd(&v, shape.v()),
+/// );
 /// let forward = oracle::forward(&problem, &inputs)?;
-/// let dout = TensorRef::bshd(&dout, shape.q());
+/// let dout = TensorRef::bshd(&dout, shape.out());
 /// let gradients = oracle::backward(&problem, &inputs, &dout, None, &forward)?;
 /// assert!((gradients.dv[1] - 0.75).abs() < 1e-6); // the weight itself
 /// assert!((gradients.dk[1] - 0.75 * (8.0 - 7.0)).abs() < 1e-6); // p * (dp - delta) * q
@@ -177,7 +178,7 @@ pub fn backward<T: Element>(
     forward: &Forward,
 ) -> Result<Gradients, ProblemError> {
     inputs.check(problem)?;
-    check_read(TensorName::Dout, dout, problem.shape().q())?;
+    check_read(TensorName::Dout, dout, problem.shape().out())?;
     check_dlse(problem, dlse)?;
     let shape = problem.shape();
     let (dim, dout) = (shape.head_dim, dense(dout));

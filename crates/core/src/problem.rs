@@ -2,6 +2,7 @@
 
 use crate::dropout::{Dropout, KeepRule};
 use crate::error::ProblemError;
+use crate::shape::{Shape, Shard};
 use crate::visibility::Visibility;
 use std::ops::Range;
 
@@ -11,83 +12,6 @@ pub const MAX_HEAD_DIM: usize = 256;
 /// The largest seqlen, batch and head count: indices must survive being doubled and multiplied by a head_dim.
 const MAX_SIZE: usize = (u32::MAX / 2) as usize;
 
-/// The sizes of an attention problem.
-///
-/// q, out, dout, dq are (batch, seqlen_q, num_heads, head_dim); k, v, dk, dv are (batch, seqlen_k, num_heads_k,
-/// head_dim). Query head h reads key head `h / (num_heads / num_heads_k)`. batch and the lengths may be 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Shape {
-    /// Number of independent sequences.
-    pub batch: usize,
-    /// Queries per sequence.
-    pub seqlen_q: usize,
-    /// Keys per sequence.
-    pub seqlen_k: usize,
-    /// Query heads.
-    pub num_heads: usize,
-    /// Key and value heads; divides num_heads.
-    pub num_heads_k: usize,
-    /// Elements of one query, key or value; 1 to 256.
-    pub head_dim: usize,
-}
-
-impl Shape {
-    /// Query heads per key head.
-    pub const fn group_size(&self) -> usize {
-        self.num_heads / self.num_heads_k
-    }
-
-    /// The shape of q, out, dout and dq.
-    pub const fn q(&self) -> [usize; 4] {
-        [self.batch, self.seqlen_q, self.num_heads, self.head_dim]
-    }
-
-    /// The shape of k, v, dk and dv.
-    pub const fn k(&self) -> [usize; 4] {
-        [self.batch, self.seqlen_k, self.num_heads_k, self.head_dim]
-    }
-
-    /// The shape of probs.
-    pub const fn probs(&self) -> [usize; 4] {
-        [self.batch, self.num_heads, self.seqlen_q, self.seqlen_k]
-    }
-
-    /// Elements of lse, which is (batch, num_heads, seqlen_q), dense.
-    pub const fn lse_len(&self) -> usize {
-        self.batch * self.num_heads * self.seqlen_q
-    }
-}
-
-/// Where this problem lies in a larger one, so that a piece draws the dropout mask of the whole.
-///
-/// Only the dropout mask depends on it: causality stays relative to the tensors given. The default is the whole.
-///
-/// ```
-/// use signflash_core::{Dropout, Problem, Shape, Shard};
-/// let shape = Shape { batch: 1, seqlen_q: 8, seqlen_k: 8, num_heads: 4, num_heads_k: 4, head_dim: 16 };
-/// let dropout = Dropout::new(0.5, 7, 0)?;
-/// let whole = Problem::builder(shape).dropout(dropout).build()?;
-/// // Heads 2 and 3 of the same four, on another device:
-/// let shard = Shard { first_head: 2, num_heads_total: Some(4), ..Shard::default() };
-/// let half = Problem::builder(Shape { num_heads: 2, num_heads_k: 2, ..shape }).dropout(dropout).shard(shard).build()?;
-/// let (whole, half) = (whole.keep_rule().unwrap(), half.keep_rule().unwrap());
-/// assert_eq!(whole.keep(0, 3, 5, 6), half.keep(0, 1, 5, 6));
-/// # Ok::<(), signflash_core::ProblemError>(())
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Shard {
-    /// Index in the whole of this problem's batch 0.
-    pub first_batch: usize,
-    /// Index in the whole of this problem's query head 0.
-    pub first_head: usize,
-    /// Index in the whole of this problem's query 0.
-    pub first_row: usize,
-    /// Index in the whole of this problem's key 0.
-    pub first_column: usize,
-    /// Query heads of the whole; `None` means this problem's num_heads.
-    pub num_heads_total: Option<usize>,
-}
-
 /// A validated attention problem: sizes, visibility, scale, dropout, position in a larger whole.
 ///
 /// Built by [`Problem::builder`]; what joins later (packed sequences, windows, softcap, ALiBi) becomes another method
@@ -95,7 +19,7 @@ pub struct Shard {
 ///
 /// ```
 /// use signflash_core::{Dropout, Problem, Shape};
-/// let shape = Shape { batch: 2, seqlen_q: 100, seqlen_k: 120, num_heads: 8, num_heads_k: 2, head_dim: 64 };
+/// let shape = Shape::new(2, 100, 120).heads(8, 2).head_dim(64);
 /// let problem = Problem::builder(shape).causal(true).dropout(Dropout::new(0.1, 42, 0)?).build()?;
 /// assert_eq!(problem.softmax_scale(), 0.125);
 /// assert_eq!(problem.visible_keys(0), 0..21); // bottom-right aligned: the last query sees every key
@@ -139,7 +63,7 @@ impl ProblemBuilder {
     /// ```
     /// use signflash_core::{Problem, Shape, Span};
     /// // The last four of eight keys, and all eight queries.
-    /// let shape = Shape { batch: 1, seqlen_q: 8, seqlen_k: 4, num_heads: 1, num_heads_k: 1, head_dim: 16 };
+    /// let shape = Shape::new(1, 8, 4).heads(1, 1).head_dim(16);
     /// let piece = Problem::builder(shape).causal(true).diagonal(-4).build()?;
     /// assert!(piece.visibility().keys_of(3).is_empty());
     /// assert_eq!(piece.visibility().keys_of(5), Span { begin: 0, end: 2 });
@@ -280,7 +204,7 @@ impl Problem {
     ///
     /// ```
     /// use signflash_core::{Problem, Shape};
-    /// let shape = Shape { batch: 1, seqlen_q: 3, seqlen_k: 3, num_heads: 1, num_heads_k: 1, head_dim: 8 };
+    /// let shape = Shape::new(1, 3, 3).heads(1, 1).head_dim(8);
     /// let of = |scale| Problem::builder(shape).softmax_scale(scale).build().map(|problem| problem.scale_log2());
     /// assert_eq!((of(0.5)?, of(-0.5)?, of(0.0)?), (0.72134752, 0.72134752, f32::MIN_POSITIVE));
     /// # Ok::<(), signflash_core::ProblemError>(())
@@ -316,7 +240,7 @@ impl Problem {
     ///
     /// ```
     /// use signflash_core::{Problem, Shape, Span};
-    /// let shape = Shape { batch: 2, seqlen_q: 100, seqlen_k: 120, num_heads: 8, num_heads_k: 2, head_dim: 64 };
+    /// let shape = Shape::new(2, 100, 120).heads(8, 2).head_dim(64);
     /// let causal = Problem::builder(shape).causal(true).build()?.visibility();
     /// assert_eq!(causal.keys_of(0), Span { begin: 0, end: 21 }); // bottom-right aligned: the last query sees every key
     /// assert_eq!(causal.queries_of(119), Span { begin: 99, end: 100 });

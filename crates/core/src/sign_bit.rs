@@ -61,7 +61,7 @@ sign_bit!(f64: u64, f32: u32, f16: u16, bf16: u16);
 ///
 /// ```
 /// use signflash_core::{Probs, Problem, Shape, TensorRef};
-/// let shape = Shape { batch: 1, seqlen_q: 2, seqlen_k: 2, num_heads: 1, num_heads_k: 1, head_dim: 4 };
+/// let shape = Shape::new(1, 2, 2).heads(1, 1).head_dim(4);
 /// let problem = Problem::builder(shape).causal(true).build()?;
 /// let stored = [1.0f32, 0.0, 0.25, -0.75];
 /// let probs = Probs::new(&problem, TensorRef::bshd(&stored, shape.probs()))?;

@@ -213,8 +213,8 @@ impl Implementation for Broken {
             dlse.iter().map(|x| x * keep_scale).collect()
         });
         let inputs = &match self.fault {
-            Fault::IgnoresDlse => GradInputs { dlse: None, ..*inputs },
-            Fault::DlseTimesKeepScale => GradInputs { dlse: scaled_dlse.as_deref(), ..*inputs },
+            Fault::IgnoresDlse => GradInputs::new(inputs.inputs, inputs.out, inputs.lse, inputs.dout),
+            Fault::DlseTimesKeepScale => inputs.dlse(scaled_dlse.as_deref()),
             _ => *inputs,
         };
         Reference.backward(&problem, inputs, gradients)?;

@@ -23,16 +23,16 @@ use signflash_core::{Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Pro
 /// use signflash_core::{Dropout, Inputs, Outputs, Problem, Shape, TensorMut, TensorRef};
 /// use signflash_cpu::CpuEngine;
 ///
-/// let shape = Shape { batch: 1, seqlen_q: 5, seqlen_k: 7, num_heads: 2, num_heads_k: 1, head_dim: 8 };
+/// let shape = Shape::new(1, 5, 7).heads(2, 1).head_dim(8);
 /// let problem = Problem::builder(shape).dropout(Dropout::new(0.1, 42, 0)?).build()?;
 /// let (q, k, v) = (vec![0.1f32; 80], vec![0.2f32; 56], vec![0.3f32; 56]);
-/// let inputs = Inputs {
-///     q: TensorRef::bshd(&q, shape.q()),
-///     k: TensorRef::bshd(&k, shape.k()),
-///     v: TensorRef::bshd(&v, shape.k()),
-/// };
+/// let inputs = Inputs::new(
+///     TensorRef::bshd(&q, shape.q()),
+///     TensorRef::bshd(&k, shape.k()),
+///     TensorRef::bshd(&v, shape.v()),
+/// );
 /// let (mut out, mut lse) = (vec![0.0f32; 80], vec![0.0; 10]);
-/// let mut outputs = Outputs { out: TensorMut::bshd(&mut out, shape.q()), lse: &mut lse, probs: None };
+/// let mut outputs = Outputs::new(TensorMut::bshd(&mut out, shape.out()), &mut lse);
 /// CpuEngine::new().forward(&problem, &inputs, &mut outputs)?;
 /// assert!((lse[0] - (0.16 / 8f32.sqrt() + 7f32.ln())).abs() < 1e-6); // seven equal scores
 /// # Ok::<(), signflash_core::ProblemError>(())
@@ -218,7 +218,7 @@ impl CpuEngine {
             dout: RawTensor::of(&inputs.dout),
             dlse: inputs.dlse,
         };
-        let Gradients { dq, dk, dv } = gradients;
+        let Gradients { dq, dk, dv, .. } = gradients;
         let gradients =
             RawGradients { dq: RawTensor::of_mut(dq), dk: RawTensor::of_mut(dk), dv: RawTensor::of_mut(dv) };
         // SAFETY: both borrow their tensors, whose storage the checks found long enough.

@@ -116,14 +116,14 @@ impl<T: Element> RawInputs<T> {
         let shape = problem.shape();
         self.q.check_read(TensorName::Q, shape.q())?;
         self.k.check_read(TensorName::K, shape.k())?;
-        self.v.check_read(TensorName::V, shape.k())
+        self.v.check_read(TensorName::V, shape.v())
     }
 }
 
 impl<T: Element> RawOutputs<'_, T> {
     pub(crate) fn check(&self, problem: &Problem) -> Result<(), ProblemError> {
         let shape = problem.shape();
-        self.out.check_written(TensorName::Out, shape.q())?;
+        self.out.check_written(TensorName::Out, shape.out())?;
         check_rows(TensorName::Lse, problem, self.lse.len())?;
         let probs = |probs: &RawTensor<T>| probs.check_written(TensorName::Probs, shape.probs());
         self.probs.as_ref().map_or(Ok(()), probs)
@@ -133,8 +133,8 @@ impl<T: Element> RawOutputs<'_, T> {
 impl<T: Element> RawGradInputs<'_, T> {
     pub(crate) fn check(&self, problem: &Problem) -> Result<(), ProblemError> {
         self.inputs.check(problem)?;
-        self.out.check_read(TensorName::Out, problem.shape().q())?;
-        self.dout.check_read(TensorName::Dout, problem.shape().q())?;
+        self.out.check_read(TensorName::Out, problem.shape().out())?;
+        self.dout.check_read(TensorName::Dout, problem.shape().out())?;
         check_rows(TensorName::Lse, problem, self.lse.len())?;
         self.dlse.map_or(Ok(()), |dlse| check_rows(TensorName::Dlse, problem, dlse.len()))
     }
@@ -145,6 +145,6 @@ impl<T: Element> RawGradients<T> {
         let shape = problem.shape();
         self.dq.check_written(TensorName::Dq, shape.q())?;
         self.dk.check_written(TensorName::Dk, shape.k())?;
-        self.dv.check_written(TensorName::Dv, shape.k())
+        self.dv.check_written(TensorName::Dv, shape.v())
     }
 }

@@ -23,26 +23,26 @@ impl Judged {
         let rounded = |x: &[f64]| x.iter().map(|&x| T::from_f32(x as f32)).collect::<Vec<T>>();
         let (q, k, v, dout) =
             (rounded(&values.q), rounded(&values.k), rounded(&values.v), rounded(&values.dout));
-        let inputs = Inputs {
-            q: TensorRef::bshd(&q, shape.q()),
-            k: TensorRef::bshd(&k, shape.k()),
-            v: TensorRef::bshd(&v, shape.k()),
-        };
-        let dout = TensorRef::bshd(&dout, shape.q());
+        let inputs = Inputs::new(
+            TensorRef::bshd(&q, shape.q()),
+            TensorRef::bshd(&k, shape.k()),
+            TensorRef::bshd(&v, shape.v()),
+        );
+        let dout = TensorRef::bshd(&dout, shape.out());
         let truth = Truth::of(problem, &inputs, Some(Backward { dout, dlse: None })).unwrap();
         let zeros = |len| vec![T::default(); len];
         let (mut out, mut lse) = (zeros(q.len()), vec![0.0; shape.lse_len()]);
         let (mut dq, mut dk, mut dv) = (zeros(q.len()), zeros(k.len()), zeros(k.len()));
         let engine = CpuEngine::new().with_isa(isa).unwrap();
-        let mut outputs = Outputs { out: TensorMut::bshd(&mut out, shape.q()), lse: &mut lse, probs: None };
+        let mut outputs = Outputs::new(TensorMut::bshd(&mut out, shape.out()), &mut lse);
         engine.forward(problem, &inputs, &mut outputs).unwrap();
-        let out_view = TensorRef::bshd(&out, shape.q());
-        let mut gradients = Gradients {
-            dq: TensorMut::bshd(&mut dq, shape.q()),
-            dk: TensorMut::bshd(&mut dk, shape.k()),
-            dv: TensorMut::bshd(&mut dv, shape.k()),
-        };
-        let grad_inputs = GradInputs { inputs, out: out_view, lse: &lse, dout, dlse: None };
+        let out_view = TensorRef::bshd(&out, shape.out());
+        let mut gradients = Gradients::new(
+            TensorMut::bshd(&mut dq, shape.q()),
+            TensorMut::bshd(&mut dk, shape.k()),
+            TensorMut::bshd(&mut dv, shape.v()),
+        );
+        let grad_inputs = GradInputs::new(inputs, out_view, &lse, dout);
         engine.backward(problem, &grad_inputs, &mut gradients).unwrap();
         let f64s = |x: &[T]| x.iter().map(|x| x.to_f64()).collect::<Vec<f64>>();
         let lse = lse.iter().copied().map(f64::from).collect();
@@ -88,14 +88,9 @@ fn no_random_problem_is_called_wrong() {
             let end = draw.one_of(&[3, 5, 20, 140]);
             1 + draw.below(end)
         };
-        let shape = Shape {
-            batch: 1 + draw.below(2),
-            seqlen_q: length(&mut draw),
-            seqlen_k: length(&mut draw),
-            num_heads: num_heads_k * (1 + draw.below(3)),
-            num_heads_k,
-            head_dim: draw.one_of(&[1, 2, 3, 8, 16, 33, 64, 80, 128, 200, 256]),
-        };
+        let shape = Shape::new(1 + draw.below(2), length(&mut draw), length(&mut draw))
+            .heads(num_heads_k * (1 + draw.below(3)), num_heads_k)
+            .head_dim(draw.one_of(&[1, 2, 3, 8, 16, 33, 64, 80, 128, 200, 256]));
         let p = draw.one_of(&[0.0, 0.1, 0.5, 0.9]);
         let problem = Problem::builder(shape).causal(draw.below(2) == 1);
         let problem = problem.dropout(Dropout::new(p, n as u64, 0).unwrap()).build().unwrap();
@@ -127,7 +122,7 @@ fn equal_numbers_are_not_called_wrong() {
         (0.3, 64, 15, 64, 0.0),
         (1.0 / 15.0, 64, 64, 64, 0.0),
     ] {
-        let shape = Shape { batch: 1, seqlen_q, seqlen_k, num_heads: 2, num_heads_k: 2, head_dim };
+        let shape = Shape::new(1, seqlen_q, seqlen_k).heads(2, 2).head_dim(head_dim);
         let problem =
             Problem::builder(shape).causal(p > 0.0).dropout(Dropout::new(p, 1, 0).unwrap()).build().unwrap();
         let mut values = Values::normal(&shape, 1, 1.0, 1.0);

@@ -14,8 +14,7 @@ const MIB: usize = 1 << 20;
 
 /// Bytes beyond the tensors that the forward and the backward of one head took at most.
 fn extra_bytes<T: Element>(seqlen: usize, engine: CpuEngine) -> [usize; 2] {
-    let shape =
-        Shape { batch: 1, seqlen_q: seqlen, seqlen_k: seqlen, num_heads: 1, num_heads_k: 1, head_dim: 64 };
+    let shape = Shape::new(1, seqlen, seqlen).heads(1, 1).head_dim(64);
     let dropout = Dropout::new(0.1, 7, 0).expect("p is below 1");
     let problem = Problem::builder(shape).dropout(dropout).build().expect("a valid problem");
     let len = seqlen * shape.head_dim;
@@ -25,30 +24,29 @@ fn extra_bytes<T: Element>(seqlen: usize, engine: CpuEngine) -> [usize; 2] {
     let (q, k, v, dout) = (tensor(7919), tensor(104_729), tensor(1_299_709), tensor(15_485_863));
     let (mut out, mut lse) = (vec![T::default(); len], vec![0.0; seqlen]);
     let [mut dq, mut dk, mut dv] = [(); 3].map(|()| vec![T::default(); len]);
-    let inputs = Inputs {
-        q: TensorRef::bhsd(&q, shape.q()),
-        k: TensorRef::bhsd(&k, shape.k()),
-        v: TensorRef::bhsd(&v, shape.k()),
-    };
+    let inputs = Inputs::new(
+        TensorRef::bhsd(&q, shape.q()),
+        TensorRef::bhsd(&k, shape.k()),
+        TensorRef::bhsd(&v, shape.v()),
+    );
 
     let before = start_counting();
-    let mut outputs = Outputs { out: TensorMut::bhsd(&mut out, shape.q()), lse: &mut lse, probs: None };
+    let mut outputs = Outputs::new(TensorMut::bhsd(&mut out, shape.out()), &mut lse);
     engine.forward(&problem, &inputs, &mut outputs).expect("the tensors fit");
     let forward = ALLOCATED.peak_usage() - before;
 
     let before = start_counting();
-    let grad_inputs = GradInputs {
+    let grad_inputs = GradInputs::new(
         inputs,
-        out: TensorRef::bhsd(&out, shape.q()),
-        lse: &lse,
-        dout: TensorRef::bhsd(&dout, shape.q()),
-        dlse: None,
-    };
-    let mut gradients = Gradients {
-        dq: TensorMut::bhsd(&mut dq, shape.q()),
-        dk: TensorMut::bhsd(&mut dk, shape.k()),
-        dv: TensorMut::bhsd(&mut dv, shape.k()),
-    };
+        TensorRef::bhsd(&out, shape.out()),
+        &lse,
+        TensorRef::bhsd(&dout, shape.out()),
+    );
+    let mut gradients = Gradients::new(
+        TensorMut::bhsd(&mut dq, shape.q()),
+        TensorMut::bhsd(&mut dk, shape.k()),
+        TensorMut::bhsd(&mut dv, shape.v()),
+    );
     engine.backward(&problem, &grad_inputs, &mut gradients).expect("the tensors fit");
     [forward, ALLOCATED.peak_usage() - before]
 }

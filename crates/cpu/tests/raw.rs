@@ -6,8 +6,7 @@ use signflash_cpu::raw::{RawGradInputs, RawGradients, RawInputs, RawOutputs, Raw
 use signflash_cpu::{CpuEngine, Isa};
 
 fn problem(seqlen: usize, head_dim: usize) -> Problem {
-    let shape =
-        Shape { batch: 2, seqlen_q: seqlen, seqlen_k: seqlen, num_heads: 2, num_heads_k: 2, head_dim };
+    let shape = Shape::new(2, seqlen, seqlen).heads(2, 2).head_dim(head_dim);
     Problem::builder(shape).causal(true).dropout(Dropout::new(0.2, 3, 0).unwrap()).build().unwrap()
 }
 
@@ -25,17 +24,17 @@ type Results = [Vec<f32>; 5];
 fn borrowed(problem: &Problem, [q, k, v, dout]: [&[f32]; 4]) -> Results {
     let shape = problem.shape();
     let of = |x| TensorRef::bshd(x, shape.q());
-    let inputs = Inputs { q: of(q), k: of(k), v: of(v) };
+    let inputs = Inputs::new(of(q), of(k), of(v));
     let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; shape.lse_len()]);
-    let mut outputs = Outputs { out: TensorMut::bshd(&mut out, shape.q()), lse: &mut lse, probs: None };
+    let mut outputs = Outputs::new(TensorMut::bshd(&mut out, shape.out()), &mut lse);
     engine().forward(problem, &inputs, &mut outputs).unwrap();
     let [mut dq, mut dk, mut dv] = [(); 3].map(|()| vec![0.0; q.len()]);
-    let mut gradients = Gradients {
-        dq: TensorMut::bshd(&mut dq, shape.q()),
-        dk: TensorMut::bshd(&mut dk, shape.k()),
-        dv: TensorMut::bshd(&mut dv, shape.k()),
-    };
-    let inputs = GradInputs { inputs, out: of(&out), lse: &lse, dout: of(dout), dlse: None };
+    let mut gradients = Gradients::new(
+        TensorMut::bshd(&mut dq, shape.q()),
+        TensorMut::bshd(&mut dk, shape.k()),
+        TensorMut::bshd(&mut dv, shape.v()),
+    );
+    let inputs = GradInputs::new(inputs, of(&out), &lse, of(dout));
     engine().backward(problem, &inputs, &mut gradients).unwrap();
     [out, lse, dq, dk, dv]
 }
@@ -111,7 +110,7 @@ fn what_has_no_memory_is_refused_by_name() {
 #[test]
 fn heads_of_nothing_take_no_time() {
     for (batch, seqlen_k, num_heads) in [(1 << 20, 0, 1 << 20), ((1 << 31) - 1, 0, 1 << 20)] {
-        let shape = Shape { batch, seqlen_q: 0, seqlen_k, num_heads, num_heads_k: num_heads, head_dim: 1 };
+        let shape = Shape::new(batch, 0, seqlen_k).heads(num_heads, num_heads).head_dim(1);
         let problem = Problem::builder(shape).dropout(Dropout::new(0.5, 1, 0).unwrap()).build().unwrap();
         assert!(borrowed(&problem, [&[]; 4]).iter().all(Vec::is_empty));
     }
@@ -120,18 +119,18 @@ fn heads_of_nothing_take_no_time() {
 /// No query: dk and dv are 0, however many heads of queries there are.
 #[test]
 fn keys_that_no_query_sees_get_zeros() {
-    let shape = Shape { batch: 1, seqlen_q: 0, seqlen_k: 3, num_heads: 1 << 30, num_heads_k: 1, head_dim: 8 };
+    let shape = Shape::new(1, 0, 3).heads(1 << 30, 1).head_dim(8);
     let problem = Problem::builder(shape).build().unwrap();
     let (k, empty) = ([1.0f32; 24], []);
     let (mut dk, mut dv) = ([f32::NAN; 24], [f32::NAN; 24]);
     let q = TensorRef::bshd(&empty, shape.q());
     let k = TensorRef::bshd(&k, shape.k());
-    let inputs = GradInputs { inputs: Inputs { q, k, v: k }, out: q, lse: &[], dout: q, dlse: None };
-    let mut gradients = Gradients {
-        dq: TensorMut::bshd(&mut [], shape.q()),
-        dk: TensorMut::bshd(&mut dk, shape.k()),
-        dv: TensorMut::bshd(&mut dv, shape.k()),
-    };
+    let inputs = GradInputs::new(Inputs::new(q, k, k), q, &[], q);
+    let mut gradients = Gradients::new(
+        TensorMut::bshd(&mut [], shape.q()),
+        TensorMut::bshd(&mut dk, shape.k()),
+        TensorMut::bshd(&mut dv, shape.v()),
+    );
     engine().backward(&problem, &inputs, &mut gradients).unwrap();
     assert_eq!((dk, dv), ([0.0; 24], [0.0; 24]));
 }

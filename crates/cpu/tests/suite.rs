@@ -89,30 +89,27 @@ fn run<T: Element>(engine: CpuEngine, case: &Case) -> Bits {
     let (q, k, v, dout) = (rounded(q), rounded(k), rounded(v), rounded(dout));
     let dlse: Option<Vec<f32>> = dlse.as_ref().map(|x| x.iter().map(|&x| x as f32).collect());
     let (mut out, mut lse, mut probs) = (zeros(shape.q()), vec![0.0; shape.lse_len()], zeros(shape.probs()));
-    let inputs = Inputs {
-        q: TensorRef::bshd(&q, shape.q()),
-        k: TensorRef::bshd(&k, shape.k()),
-        v: TensorRef::bshd(&v, shape.k()),
-    };
-    let mut outputs = Outputs {
-        out: TensorMut::bshd(&mut out, shape.q()),
-        lse: &mut lse,
-        probs: Some(TensorMut::bshd(&mut probs, shape.probs())),
-    };
+    let inputs = Inputs::new(
+        TensorRef::bshd(&q, shape.q()),
+        TensorRef::bshd(&k, shape.k()),
+        TensorRef::bshd(&v, shape.v()),
+    );
+    let mut outputs = Outputs::new(TensorMut::bshd(&mut out, shape.out()), &mut lse)
+        .probs(TensorMut::bshd(&mut probs, shape.probs()));
     engine.forward(&problem, &inputs, &mut outputs).expect("the operands fit");
     let (mut dq, mut dk, mut dv) = (zeros(shape.q()), zeros(shape.k()), zeros(shape.k()));
-    let grad_inputs = GradInputs {
+    let grad_inputs = GradInputs::new(
         inputs,
-        out: TensorRef::bshd(&out, shape.q()),
-        lse: &lse,
-        dout: TensorRef::bshd(&dout, shape.q()),
-        dlse: dlse.as_deref(),
-    };
-    let mut gradients = Gradients {
-        dq: TensorMut::bshd(&mut dq, shape.q()),
-        dk: TensorMut::bshd(&mut dk, shape.k()),
-        dv: TensorMut::bshd(&mut dv, shape.k()),
-    };
+        TensorRef::bshd(&out, shape.out()),
+        &lse,
+        TensorRef::bshd(&dout, shape.out()),
+    )
+    .dlse(dlse.as_deref());
+    let mut gradients = Gradients::new(
+        TensorMut::bshd(&mut dq, shape.q()),
+        TensorMut::bshd(&mut dk, shape.k()),
+        TensorMut::bshd(&mut dv, shape.v()),
+    );
     engine.backward(&problem, &grad_inputs, &mut gradients).expect("the operands fit");
     let bytes = |x: &[T]| bytemuck::cast_slice(x).to_vec();
     let lse = bytemuck::cast_slice(&lse).to_vec();

@@ -117,14 +117,9 @@ impl Trial {
 
     fn problem(&self) -> Result<Problem, Failure> {
         let heads = WIDTH / self.head_dim;
-        let shape = Shape {
-            batch: TOKENS / self.seqlen,
-            seqlen_q: self.seqlen,
-            seqlen_k: self.seqlen,
-            num_heads: heads,
-            num_heads_k: heads,
-            head_dim: self.head_dim,
-        };
+        let shape = Shape::new(TOKENS / self.seqlen, self.seqlen, self.seqlen)
+            .heads(heads, heads)
+            .head_dim(self.head_dim);
         let problem = Problem::builder(shape).causal(self.causal);
         let dropout = Dropout::new(if self.dropout { 0.1 } else { 0.0 }, 42, 0)?;
         Ok(problem.dropout(dropout).build()?)

@@ -52,13 +52,13 @@ pub enum EngineError {
 /// ```no_run
 /// use signflash_core::{Inputs, Outputs, Problem, Shape, TensorMut, TensorRef, bf16};
 /// use signflash_cuda::{CudaEngine, Device};
-/// let shape = Shape { batch: 1, seqlen_q: 3, seqlen_k: 5, num_heads: 2, num_heads_k: 1, head_dim: 8 };
+/// let shape = Shape::new(1, 3, 5).heads(2, 1).head_dim(8);
 /// let problem = Problem::builder(shape).build()?;
 /// let (q, k) = ([bf16::ONE; 48], [bf16::ONE; 40]);
 /// let (mut out, mut lse) = ([bf16::ZERO; 48], [0.0; 6]);
 /// let k = TensorRef::bshd(&k, shape.k());
-/// let inputs = Inputs { q: TensorRef::bshd(&q, shape.q()), k, v: k };
-/// let mut outputs = Outputs { out: TensorMut::bshd(&mut out, shape.q()), lse: &mut lse, probs: None };
+/// let inputs = Inputs::new(TensorRef::bshd(&q, shape.q()), k, k);
+/// let mut outputs = Outputs::new(TensorMut::bshd(&mut out, shape.out()), &mut lse);
 /// CudaEngine::new(&Device::open(0)?)?.forward(&problem, &inputs, &mut outputs)?;
 /// assert_eq!(out, [bf16::ONE; 48]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())

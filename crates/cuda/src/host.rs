@@ -98,7 +98,7 @@ impl CudaEngine {
         let (out, dout) = (up(&inputs.out)?, up(&inputs.dout)?);
         let up_rows = |rows| DeviceBuffer::from_host(self.stream(), bytemuck::cast_slice::<f32, u8>(rows));
         let (lse, dlse) = (up_rows(inputs.lse)?, inputs.dlse.map(up_rows).transpose()?);
-        let Gradients { dq: to_dq, dk: to_dk, dv: to_dv } = gradients;
+        let Gradients { dq: to_dq, dk: to_dk, dv: to_dv, .. } = gradients;
         let (dq, dk, dv) = (up(&to_dq.as_ref())?, up(&to_dk.as_ref())?, up(&to_dv.as_ref())?);
         let deterministic = self.is_deterministic();
         let workspace = self.workspace(self.backward_workspace_bytes(problem, deterministic))?;

@@ -14,7 +14,7 @@ use std::marker::PhantomData;
 /// ```no_run
 /// use signflash_core::{Problem, Shape, bf16};
 /// use signflash_cuda::{CudaEngine, Device, Resident};
-/// let shape = Shape { batch: 1, seqlen_q: 3, seqlen_k: 5, num_heads: 2, num_heads_k: 1, head_dim: 8 };
+/// let shape = Shape::new(1, 3, 5).heads(2, 1).head_dim(8);
 /// let engine = CudaEngine::new(&Device::open(0)?)?;
 /// let (q, k) = ([bf16::ONE; 48], [bf16::ONE; 40]);
 /// let resident = Resident::new(&engine, Problem::builder(shape).build()?, [&q, &k, &k, &q])?;
@@ -83,7 +83,7 @@ impl<'a, T: Element> Resident<'a, T> {
     /// ```no_run
     /// use signflash_core::{Problem, Shape, bf16};
     /// use signflash_cuda::{CudaEngine, Device, Resident};
-    /// let shape = Shape { batch: 1, seqlen_q: 3, seqlen_k: 5, num_heads: 2, num_heads_k: 1, head_dim: 8 };
+    /// let shape = Shape::new(1, 3, 5).heads(2, 1).head_dim(8);
     /// let engine = CudaEngine::new(&Device::open(0)?)?;
     /// let (q, k) = ([bf16::ONE; 48], [bf16::ONE; 40]);
     /// let resident = Resident::new(&engine, Problem::builder(shape).build()?, [&q, &k, &k, &q])?;
@@ -111,8 +111,8 @@ impl<'a, T: Element> Resident<'a, T> {
             half: self.half,
             q: bhsd(&self.q, shape.q()),
             k: bhsd(&self.k, shape.k()),
-            v: bhsd(&self.v, shape.k()),
-            out: bhsd(&self.out, shape.q()),
+            v: bhsd(&self.v, shape.v()),
+            out: bhsd(&self.out, shape.out()),
             lse: self.lse.ptr(),
             probs: None,
             seed_and_offset_ptr: 0,
@@ -133,14 +133,14 @@ impl<'a, T: Element> Resident<'a, T> {
             half: self.half,
             q: bhsd(&self.q, shape.q()),
             k: bhsd(&self.k, shape.k()),
-            v: bhsd(&self.v, shape.k()),
-            out: bhsd(&self.out, shape.q()),
+            v: bhsd(&self.v, shape.v()),
+            out: bhsd(&self.out, shape.out()),
             lse: self.lse.ptr(),
-            dout: bhsd(&self.dout, shape.q()),
+            dout: bhsd(&self.dout, shape.out()),
             dlse: self.dlse.as_ref().map(DeviceBuffer::ptr),
             dq: bhsd(&self.dq, shape.q()),
             dk: bhsd(&self.dk, shape.k()),
-            dv: bhsd(&self.dv, shape.k()),
+            dv: bhsd(&self.dv, shape.v()),
             workspace: self.workspace.ptr(),
             deterministic: self.engine.is_deterministic(),
             seed_and_offset_ptr: 0,

@@ -14,12 +14,16 @@ use signflash_ptx::{Global, Half, Launch, Pointer, Trap};
 /// ```
 /// use signflash_core::{Inputs, Outputs, Problem, Shape, TensorMut, TensorRef, f16};
 /// use signflash_kernels::{Gpu, Interpreted};
-/// let shape = Shape { batch: 1, seqlen_q: 3, seqlen_k: 5, num_heads: 2, num_heads_k: 1, head_dim: 8 };
+/// let shape = Shape::new(1, 3, 5).heads(2, 1).head_dim(8);
 /// let problem = Problem::builder(shape).build()?;
 /// let (q, k) = ([f16::ONE; 48], [f16::ONE; 40]);
 /// let (mut out, mut lse) = ([f16::ZERO; 48], [0.0; 6]);
-/// let inputs = Inputs { q: TensorRef::bshd(&q, shape.q()), k: TensorRef::bshd(&k, shape.k()), v: TensorRef::bshd(&k, shape.k()) };
-/// let mut outputs = Outputs { out: TensorMut::bshd(&mut out, shape.q()), lse: &mut lse, probs: None };
+/// let inputs = Inputs::new(
+///     TensorRef::bshd(&q, shape.q()),
+///     TensorRef::bshd(&k, shape.k()),
+///     TensorRef::bshd(&k, shape.v()),
+/// );
+/// let mut outputs = Outputs::new(TensorMut::bshd(&mut out, shape.out()), &mut lse);
 /// Interpreted::new(Gpu::SMALL).forward(&problem, &inputs, &mut outputs)?;
 /// assert_eq!(out, [f16::ONE; 48]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())

@@ -22,7 +22,7 @@
 //! ```
 //! use signflash_core::{Problem, Shape};
 //! use signflash_kernels::{Access, Gpu, Half, Select};
-//! let shape = Shape { batch: 1, seqlen_q: 4096, seqlen_k: 4096, num_heads: 8, num_heads_k: 8, head_dim: 128 };
+//! let shape = Shape::new(1, 4096, 4096).heads(8, 8).head_dim(128);
 //! let problem = Problem::builder(shape).causal(true).build()?;
 //! let select = Select { gpu: Gpu::AMPERE, access: Access::Wide };
 //! let config = select.forward(select.common(&problem, Half::Bf16), problem.shape().seqlen_k);

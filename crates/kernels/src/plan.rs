@@ -568,8 +568,7 @@ mod tests {
     fn as_many_heads_alternate_as_have_blocks_at_once() {
         let at_once = |seqlen, causal, deterministic| {
             let (batch, num_heads, head_dim) = (1, 8, 128);
-            let shape =
-                Shape { batch, seqlen_q: seqlen, seqlen_k: seqlen, num_heads, num_heads_k: 8, head_dim };
+            let shape = Shape::new(batch, seqlen, seqlen).heads(num_heads, 8).head_dim(head_dim);
             let problem = Problem::builder(shape).causal(causal).build().unwrap();
             let select = Select { gpu: Gpu::HOPPER, access: Access::Wide };
             let (_, steps) = select.hopper_keys(select.common(&problem, Half::Bf16), deterministic);

@@ -268,8 +268,8 @@ impl Select {
         let tensors = [
             ("q", call.q, shape.q()),
             ("k", call.k, shape.k()),
-            ("v", call.v, shape.k()),
-            ("out", call.out, shape.q()),
+            ("v", call.v, shape.v()),
+            ("out", call.out, shape.out()),
         ];
         // Its first tile would begin with rows before the tensor, and the copy engine stores no box from there.
         if call.problem.keep_rule().is_some_and(|rule| !rule.first_row().is_multiple_of(16)) {
@@ -346,10 +346,10 @@ impl Select {
         let tensors = [
             ("q", call.q, shape.q()),
             ("k", call.k, shape.k()),
-            ("v", call.v, shape.k()),
-            ("dout", call.dout, shape.q()),
+            ("v", call.v, shape.v()),
+            ("dout", call.dout, shape.out()),
             ("dk", call.dk, shape.k()),
-            ("dv", call.dv, shape.k()),
+            ("dv", call.dv, shape.v()),
         ];
         copy_engine_takes(shape.head_dim, &tensors)
     }
@@ -511,8 +511,7 @@ mod tests {
         see(&choose_forward(&call, gpu));
     }
 
-    const SHAPE: Shape =
-        Shape { batch: 2, seqlen_q: 40, seqlen_k: 50, num_heads: 4, num_heads_k: 2, head_dim: 72 };
+    const SHAPE: Shape = Shape::new(2, 40, 50).heads(4, 2).head_dim(72);
 
     #[test]
     fn hopper_takes_whole_pieces_of_16_bytes() {
@@ -521,7 +520,7 @@ mod tests {
 
     #[test]
     fn a_head_dim_of_no_whole_pieces_gets_the_portable_kernels_without_tensors_too() {
-        let shape = Shape { head_dim: 41, ..SHAPE };
+        let shape = SHAPE.head_dim(41);
         let problem = Problem::builder(shape).build().unwrap();
         let select = Select { gpu: Gpu::HOPPER, access: Access::Wide };
         let common = select.common(&problem, Half::Bf16);
@@ -533,7 +532,7 @@ mod tests {
     #[test]
     fn probs_that_hopper_does_not_write_have_a_reason_of_their_own() {
         let reason = |seqlen_k: usize, shard: Shard, off: u64, gpu: Gpu| {
-            let shape = Shape { seqlen_k, ..SHAPE };
+            let shape = SHAPE.seqlen_k(seqlen_k);
             let mut answer = None;
             told_on(
                 gpu,
@@ -575,11 +574,8 @@ mod tests {
                 "the rows of v do not all start at multiples of 16 bytes",
             ),
             (told(SHAPE, whole, |call| call.k.head_stride = 0), "k has a stride of 0 elements"),
-            (
-                told(Shape { head_dim: 41, ..SHAPE }, whole, |_| {}),
-                "head_dim is 41, and rows are written in pieces of 8",
-            ),
-            (told(Shape { seqlen_k: 0, ..SHAPE }, whole, |_| {}), "k is empty"),
+            (told(SHAPE.head_dim(41), whole, |_| {}), "head_dim is 41, and rows are written in pieces of 8"),
+            (told(SHAPE.seqlen_k(0), whole, |_| {}), "k is empty"),
             (
                 told(SHAPE, Shard { first_row: 8, ..whole }, |_| {}),
                 "the shard starts inside a block of 16 rows",

@@ -8,7 +8,7 @@ const LEN: usize = 200;
 const DIM: usize = 64;
 
 fn problem() -> Problem {
-    let shape = Shape { batch: 1, seqlen_q: LEN, seqlen_k: LEN, num_heads: 1, num_heads_k: 1, head_dim: DIM };
+    let shape = Shape::new(1, LEN, LEN).heads(1, 1).head_dim(DIM);
     Problem::builder(shape).dropout(Dropout::new(0.2, 1, 0).unwrap()).build().unwrap()
 }
 

@@ -105,7 +105,7 @@ impl Pass {
             Pass::Backward(steps) if steps.shares_keys() => 192,
             _ => 64,
         };
-        let shape = Shape { batch: 1, seqlen_q: QUERIES, seqlen_k, num_heads, num_heads_k, head_dim };
+        let shape = Shape::new(1, QUERIES, seqlen_k).heads(num_heads, num_heads_k).head_dim(head_dim);
         Problem::builder(shape).dropout(Dropout::new(0.2, 1, 0).unwrap()).build().unwrap()
     }
 
@@ -137,7 +137,7 @@ fn launches(pass: Pass) -> (Global, Vec<Launched>) {
         let ptr = memory.upload(name, &bytes).0;
         DeviceTensor { ptr, batch_stride: rows as u64 * row_stride, row_stride, head_stride }
     };
-    let (q, k, v) = (tensor("q", shape.q()), tensor("k", shape.k()), tensor("v", shape.k()));
+    let (q, k, v) = (tensor("q", shape.q()), tensor("k", shape.k()), tensor("v", shape.v()));
     let [out, dout, dq] = ["out", "dout", "dq"].map(|name| tensor(name, shape.q()));
     let [dk, dv] = ["dk", "dv"].map(|name| tensor(name, shape.k()));
     let lse = memory.upload("lse", &vec![0; 4 * shape.lse_len()]).0;

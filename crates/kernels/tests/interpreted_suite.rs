@@ -133,18 +133,18 @@ mod small {
 /// scores were all -inf.
 #[test]
 fn a_row_whose_lse_is_minus_infinity_has_no_gradient_whatever_that_of_its_lse() {
-    let shape = Shape { batch: 1, seqlen_q: 2, seqlen_k: 3, num_heads: 1, num_heads_k: 1, head_dim: 8 };
+    let shape = Shape::new(1, 2, 3).heads(1, 1).head_dim(8);
     let problem = Problem::builder(shape).build().unwrap();
     let (ones, lse, dlse) = ([bf16::ONE; 24], [f32::NEG_INFINITY; 2], [f32::NAN, f32::INFINITY]);
     let [q, k] = [shape.q(), shape.k()].map(|shape| TensorRef::bshd(&ones, shape));
-    let inputs = GradInputs { inputs: Inputs { q, k, v: k }, out: q, lse: &lse, dout: q, dlse: Some(&dlse) };
+    let inputs = GradInputs::new(Inputs::new(q, k, k), q, &lse, q).dlse(&dlse[..]);
     for (gpu, deterministic) in [(Gpu::HOPPER, false), (Gpu::HOPPER, true), (Gpu::SMALL, false)] {
         let (mut dq, mut dk, mut dv) = ([bf16::NAN; 16], [bf16::NAN; 24], [bf16::NAN; 24]);
-        let mut gradients = Gradients {
-            dq: TensorMut::bshd(&mut dq, shape.q()),
-            dk: TensorMut::bshd(&mut dk, shape.k()),
-            dv: TensorMut::bshd(&mut dv, shape.k()),
-        };
+        let mut gradients = Gradients::new(
+            TensorMut::bshd(&mut dq, shape.q()),
+            TensorMut::bshd(&mut dk, shape.k()),
+            TensorMut::bshd(&mut dv, shape.v()),
+        );
         let interpreted = Interpreted { gpu, seed: 0, deterministic };
         interpreted.backward(&problem, &inputs, &mut gradients).unwrap();
         assert!(dq.iter().chain(&dk).chain(&dv).all(|x| x.to_f32() == 0.0), "{interpreted:?}");
@@ -154,32 +154,29 @@ fn a_row_whose_lse_is_minus_infinity_has_no_gradient_whatever_that_of_its_lse() 
 /// Beyond 2^20 an lse in f32 says nothing of p: probs and gradients are NaN, not some number, and out and lse are right.
 #[test]
 fn what_is_recomputed_from_an_lse_that_has_lost_it_is_nan_and_out_is_right() {
-    let shape = Shape { batch: 1, seqlen_q: 2, seqlen_k: 3, num_heads: 1, num_heads_k: 1, head_dim: 64 };
+    let shape = Shape::new(1, 2, 3).heads(1, 1).head_dim(64);
     let problem = Problem::builder(shape).build().unwrap();
     let numbers = [f16::from_f32(20000.0); 192];
     let (q, k) = (TensorRef::bshd(&numbers[..128], shape.q()), TensorRef::bshd(&numbers, shape.k()));
-    let inputs = Inputs { q, k, v: k };
+    let inputs = Inputs::new(q, k, k);
     for gpu in [Gpu::HOPPER, Gpu::AMPERE, Gpu::SMALL] {
         let interpreted = Interpreted::new(gpu);
         let (mut out, mut lse, mut probs) = ([f16::ZERO; 128], [0.0; 2], [f16::ZERO; 6]);
-        let mut outputs = Outputs {
-            out: TensorMut::bshd(&mut out, shape.q()),
-            lse: &mut lse,
-            probs: Some(TensorMut::bshd(&mut probs, shape.probs())),
-        };
+        let mut outputs = Outputs::new(TensorMut::bshd(&mut out, shape.out()), &mut lse)
+            .probs(TensorMut::bshd(&mut probs, shape.probs()));
         interpreted.forward(&problem, &inputs, &mut outputs).unwrap();
         assert_eq!(out, [f16::from_f32(20000.0); 128], "{gpu:?}");
         assert!(lse.iter().all(|lse| (lse / 3.2e9 - 1.0).abs() < 1e-6), "{gpu:?}: {lse:?}");
         assert!(probs.iter().all(|p| p.is_nan()), "{gpu:?}: {probs:?}");
 
         let (mut dq, mut dk, mut dv) = ([f16::ZERO; 128], [f16::ZERO; 192], [f16::ZERO; 192]);
-        let mut gradients = Gradients {
-            dq: TensorMut::bshd(&mut dq, shape.q()),
-            dk: TensorMut::bshd(&mut dk, shape.k()),
-            dv: TensorMut::bshd(&mut dv, shape.k()),
-        };
-        let out = TensorRef::bshd(&out, shape.q());
-        let inputs = GradInputs { inputs, out, lse: &lse, dout: q, dlse: None };
+        let mut gradients = Gradients::new(
+            TensorMut::bshd(&mut dq, shape.q()),
+            TensorMut::bshd(&mut dk, shape.k()),
+            TensorMut::bshd(&mut dv, shape.v()),
+        );
+        let out = TensorRef::bshd(&out, shape.out());
+        let inputs = GradInputs::new(inputs, out, &lse, q);
         interpreted.backward(&problem, &inputs, &mut gradients).unwrap();
         assert!(dq.iter().chain(&dk).chain(&dv).all(|x| x.is_nan()), "{gpu:?}");
     }

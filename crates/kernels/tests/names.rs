@@ -14,7 +14,7 @@ const HEAD_DIMS: [usize; 12] = [32, 40, 41, 64, 72, 80, 96, 120, 128, 136, 192, 
 fn commons(gpu: Gpu, half: Half) -> HashSet<Common> {
     let mut all = HashSet::new();
     for (head_dim, access) in HEAD_DIMS.into_iter().flat_map(|d| [(d, Access::Wide), (d, Access::Narrow)]) {
-        let shape = Shape { batch: 1, seqlen_q: 1, seqlen_k: 1, num_heads: 1, num_heads_k: 1, head_dim };
+        let shape = Shape::new(1, 1, 1).heads(1, 1).head_dim(head_dim);
         let settings = [(false, 0.0, 1.0), (true, 0.0, 1.0), (false, 0.1, 1.0), (true, 0.1, -1.0)];
         for (causal, dropout_p, scale) in settings {
             let dropout = Dropout::new(dropout_p, 1, 0).unwrap();

@@ -21,7 +21,7 @@ struct Forward<'a> {
 fn inputs<'a>(problem: &Problem, [q, k, v]: [&'a [f16]; 3]) -> Inputs<'a, f16> {
     let [q_dims, k_dims] = [problem.shape().q(), problem.shape().k()];
     let k = TensorRef::bshd(k, k_dims);
-    Inputs { q: TensorRef::bshd(q, q_dims), k, v: TensorRef::bshd(v, k_dims) }
+    Inputs::new(TensorRef::bshd(q, q_dims), k, TensorRef::bshd(v, k_dims))
 }
 
 impl<'a> Forward<'a> {
@@ -35,7 +35,7 @@ impl<'a> Forward<'a> {
         };
         let (q, k, v) = (numbers(shape.q(), 31), numbers(shape.k(), 57), numbers(shape.k(), 101));
         let (mut out, mut lse) = (vec![f16::ZERO; q.len()], vec![0.0; shape.lse_len()]);
-        let mut outputs = Outputs { out: TensorMut::bshd(&mut out, shape.q()), lse: &mut lse, probs: None };
+        let mut outputs = Outputs::new(TensorMut::bshd(&mut out, shape.out()), &mut lse);
         let gpu = Interpreted::new(Gpu::HOPPER);
         gpu.forward(problem, &inputs(problem, [&q, &k, &v]), &mut outputs).unwrap();
         Self { problem, q, k, v, dout: numbers(shape.q(), 43), out, lse }
@@ -44,14 +44,14 @@ impl<'a> Forward<'a> {
     fn dq(&self, deterministic: bool, seed: u64) -> Vec<f16> {
         let [q_dims, k_dims] = [self.problem.shape().q(), self.problem.shape().k()];
         let [mut dq, mut dk, mut dv] = [&self.q, &self.k, &self.v].map(|x| vec![f16::ZERO; x.len()]);
-        let mut gradients = Gradients {
-            dq: TensorMut::bshd(&mut dq, q_dims),
-            dk: TensorMut::bshd(&mut dk, k_dims),
-            dv: TensorMut::bshd(&mut dv, k_dims),
-        };
+        let mut gradients = Gradients::new(
+            TensorMut::bshd(&mut dq, q_dims),
+            TensorMut::bshd(&mut dk, k_dims),
+            TensorMut::bshd(&mut dv, k_dims),
+        );
         let inputs = inputs(self.problem, [&self.q, &self.k, &self.v]);
         let (out, dout) = (TensorRef::bshd(&self.out, q_dims), TensorRef::bshd(&self.dout, q_dims));
-        let grad_inputs = GradInputs { inputs, out, lse: &self.lse, dout, dlse: None };
+        let grad_inputs = GradInputs::new(inputs, out, &self.lse, dout);
         let gpu = Interpreted { gpu: Gpu::HOPPER, seed, deterministic };
         gpu.backward(self.problem, &grad_inputs, &mut gradients).unwrap();
         dq
@@ -66,7 +66,7 @@ impl<'a> Forward<'a> {
 /// Under every schedule one order gives the same bits; any order does not, if asked.
 fn check(batch: usize, seqlen: usize, head_dim: usize, causal: bool) {
     let (num_heads, num_heads_k) = (2, 1);
-    let shape = Shape { batch, seqlen_q: seqlen, seqlen_k: seqlen, num_heads, num_heads_k, head_dim };
+    let shape = Shape::new(batch, seqlen, seqlen).heads(num_heads, num_heads_k).head_dim(head_dim);
     let problem = Problem::builder(shape).causal(causal).softmax_scale(0.01);
     let problem = problem.dropout(Dropout::new(0.17, 3, 0).unwrap()).build().unwrap();
     let forward = Forward::of(&problem);

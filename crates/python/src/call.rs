@@ -74,9 +74,9 @@ impl Forward {
         let problem = settings.problem(&self.q, &self.k)?;
         let shape = problem.shape();
         self.k.check(TensorName::K, shape.k(), self.dtype)?;
-        self.v.check(TensorName::V, shape.k(), self.dtype)?;
+        self.v.check(TensorName::V, shape.v(), self.dtype)?;
         self.q.check(TensorName::Q, shape.q(), self.dtype)?;
-        self.out.check(TensorName::Out, shape.q(), self.dtype)?;
+        self.out.check(TensorName::Out, shape.out(), self.dtype)?;
         self.probs.map_or(Ok(()), |probs| probs.check(TensorName::Probs, shape.probs(), self.dtype))?;
         Ok(problem)
     }

@@ -19,7 +19,7 @@ const ROWS: usize = 64;
 /// `to` must be the address of that many bytes, which nobody else uses.
 pub unsafe fn write(to: u64, shape: [usize; 4], settings: &Settings) -> Result<(), CallError> {
     let [batch, num_heads, seqlen_q, seqlen_k] = shape;
-    let whole = Shape { batch, seqlen_q, seqlen_k, num_heads, num_heads_k: num_heads, head_dim: 1 };
+    let whole = Shape::new(batch, seqlen_q, seqlen_k).heads(num_heads, num_heads).head_dim(1);
     let problem = settings.of_shape(whole)?;
     let bytes = shape.into_iter().fold(1, usize::saturating_mul);
     // SAFETY: the caller's promise.

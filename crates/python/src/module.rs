@@ -157,7 +157,7 @@ fn workspace_bytes(
 ) -> PyResult<u64> {
     let (batch, seqlen_q, num_heads, head_dim) = q_shape;
     let (_, seqlen_k, num_heads_k, _) = k_shape;
-    let shape = Shape { batch, seqlen_q, seqlen_k, num_heads, num_heads_k, head_dim };
+    let shape = Shape::new(batch, seqlen_q, seqlen_k).heads(num_heads, num_heads_k).head_dim(head_dim);
     let problem = settings(settings_args).of_shape(shape).map_err(|error| raise(error.into()))?;
     let at = Place::Cuda { ordinal, stream: 0 };
     detached(py, || call::workspace_bytes(at, &problem, deterministic)).map_err(raise)
@@ -175,7 +175,7 @@ fn dropout_mask(py: Python<'_>, to: u64, shape: Four, settings_args: SettingsArg
 #[pyfunction]
 fn keep_scale(dropout_p: f64, nominal: bool) -> PyResult<f64> {
     let settings = (false, None, dropout_p, 0, 0, nominal, None);
-    let shape = Shape { batch: 1, seqlen_q: 1, seqlen_k: 1, num_heads: 1, num_heads_k: 1, head_dim: 1 };
+    let shape = Shape::new(1, 1, 1).heads(1, 1).head_dim(1);
     let problem = self::settings(settings).of_shape(shape).map_err(|error| raise(error.into()))?;
     Ok(problem.keep_scale())
 }

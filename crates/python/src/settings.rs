@@ -30,7 +30,7 @@ impl Settings {
     pub fn problem(&self, q: &ForeignTensor, k: &ForeignTensor) -> Result<Problem, ProblemError> {
         let [batch, seqlen_q, num_heads, head_dim] = q.shape;
         let [_, seqlen_k, num_heads_k, _] = k.shape;
-        self.of_shape(Shape { batch, seqlen_q, seqlen_k, num_heads, num_heads_k, head_dim })
+        self.of_shape(Shape::new(batch, seqlen_q, seqlen_k).heads(num_heads, num_heads_k).head_dim(head_dim))
     }
 
     /// The problem of this shape.

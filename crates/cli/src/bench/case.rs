@@ -80,14 +80,9 @@ impl Case {
 
     /// The problem.
     pub(super) fn problem(&self) -> Result<Problem, Error> {
-        let shape = Shape {
-            batch: self.batch,
-            seqlen_q: self.seqlen,
-            seqlen_k: self.seqlen,
-            num_heads: self.heads,
-            num_heads_k: self.heads_k,
-            head_dim: self.head_dim,
-        };
+        let shape = Shape::new(self.batch, self.seqlen, self.seqlen)
+            .heads(self.heads, self.heads_k)
+            .head_dim(self.head_dim);
         let dropout = Dropout::new(self.dropout_p, 42, 0)?;
         Ok(Problem::builder(shape).causal(self.causal).dropout(dropout).build()?)
     }
@@ -191,34 +186,29 @@ impl<T: FileElement> Tensors<T> {
     fn forward(&mut self, engine: &Engine, problem: &Problem) -> Result<(), Error> {
         let shape = problem.shape();
         let inputs = inputs(shape, &self.q, &self.k, &self.v);
-        let out = TensorMut::bhsd(&mut self.out, shape.q());
-        engine.forward(problem, &inputs, &mut Outputs { out, lse: &mut self.lse, probs: None })
+        let out = TensorMut::bhsd(&mut self.out, shape.out());
+        engine.forward(problem, &inputs, &mut Outputs::new(out, &mut self.lse))
     }
 
     fn backward(&mut self, engine: &Engine, problem: &Problem) -> Result<(), Error> {
         let shape = problem.shape();
-        let inputs = GradInputs {
-            inputs: inputs(shape, &self.q, &self.k, &self.v),
-            out: TensorRef::bhsd(&self.out, shape.q()),
-            lse: &self.lse,
-            dout: TensorRef::bhsd(&self.dout, shape.q()),
-            dlse: None,
-        };
-        let mut gradients = Gradients {
-            dq: TensorMut::bhsd(&mut self.dq, shape.q()),
-            dk: TensorMut::bhsd(&mut self.dk, shape.k()),
-            dv: TensorMut::bhsd(&mut self.dv, shape.k()),
-        };
+        let inputs = GradInputs::new(
+            inputs(shape, &self.q, &self.k, &self.v),
+            TensorRef::bhsd(&self.out, shape.out()),
+            &self.lse,
+            TensorRef::bhsd(&self.dout, shape.out()),
+        );
+        let mut gradients = Gradients::new(
+            TensorMut::bhsd(&mut self.dq, shape.q()),
+            TensorMut::bhsd(&mut self.dk, shape.k()),
+            TensorMut::bhsd(&mut self.dv, shape.v()),
+        );
         engine.backward(problem, &inputs, &mut gradients)
     }
 }
 
 fn inputs<'a, T>(shape: &Shape, q: &'a [T], k: &'a [T], v: &'a [T]) -> Inputs<'a, T> {
-    Inputs {
-        q: TensorRef::bhsd(q, shape.q()),
-        k: TensorRef::bhsd(k, shape.k()),
-        v: TensorRef::bhsd(v, shape.k()),
-    }
+    Inputs::new(TensorRef::bhsd(q, shape.q()), TensorRef::bhsd(k, shape.k()), TensorRef::bhsd(v, shape.v()))
 }
 
 /// About normal numbers, the same every time: the sum of twelve uniform ones.

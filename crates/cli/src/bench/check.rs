@@ -110,14 +110,7 @@ impl<T: FileElement> Check<'_, T> {
             first_column: keys.start,
             num_heads_total: Some(shape.num_heads),
         };
-        let of_part = Shape {
-            batch: 1,
-            seqlen_q: rows.len(),
-            seqlen_k: keys.len(),
-            num_heads: group,
-            num_heads_k: 1,
-            head_dim: shape.head_dim,
-        };
+        let of_part = Shape::new(1, rows.len(), keys.len()).heads(group, 1).head_dim(shape.head_dim);
         let builder =
             Problem::builder(of_part).causal(causal).softmax_scale(problem.softmax_scale()).shard(shard);
         let part = problem.dropout().into_iter().fold(builder, |builder, &x| builder.dropout(x)).build()?;
@@ -125,7 +118,7 @@ impl<T: FileElement> Check<'_, T> {
         let at_k = (at.0, at.1 / group);
         let [k, v] = [inputs.k, inputs.v].map(|x| sub(&x, at_k, keys.start, of_part.k()));
         let q = self.view(&tensors.q, first, of_part.q());
-        let inputs = Inputs { q, k, v };
+        let inputs = Inputs::new(q, k, v);
         let out = self.view(&tensors.out, first, of_part.q());
         let len = of_part.q().into_iter().product();
         let forward = Forward {

@@ -173,7 +173,7 @@ fn problem_of(
     settings: &Settings,
     [batch, num_heads, seqlen_q, seqlen_k]: [usize; 4],
 ) -> Result<Problem, Error> {
-    settings.problem(Shape { batch, seqlen_q, seqlen_k, num_heads, num_heads_k: num_heads, head_dim: 1 })
+    settings.problem(Shape::new(batch, seqlen_q, seqlen_k).heads(num_heads, num_heads).head_dim(1))
 }
 
 fn from_probs<T: FileElement>(

@@ -300,7 +300,7 @@ mod tests {
             softmax_scale: Some(0.1234567890123),
         };
         let settings = Settings::resolve(&overrides, &Metadata::new()).unwrap();
-        let shape = Shape { batch: 1, seqlen_q: 1, seqlen_k: 1, num_heads: 1, num_heads_k: 1, head_dim: 1 };
+        let shape = Shape::new(1, 1, 1).heads(1, 1).head_dim(1);
         let written = settings.to_metadata(&settings.problem(shape).unwrap());
         assert_eq!(Settings::resolve(&Overrides::default(), &written).unwrap(), settings);
     }

@@ -213,7 +213,7 @@ impl<T: FileElement> Verify<'_, T> {
         let part = part(self.problem, at, whole.group_size(), 0..whole.seqlen_q, whole.seqlen_k)?;
         let inputs = part_inputs(self.problem, &self.operands.inputs(self.problem, self.layout), &part);
         let backward = self.operands.dout(self.problem, self.layout).map(|dout| Backward {
-            dout: sub(&dout, at, 0, part.shape().q()),
+            dout: sub(&dout, at, 0, part.shape().out()),
             dlse: self.operands.dlse.as_deref().map(|dlse| self.group_rows(dlse, at)),
         });
         let truth = Truth::of(&part, &inputs, backward)?;

@@ -38,7 +38,7 @@ fn of_dtype(dtype: &str, shape: &Shape, values: &Values, settings: &[(&str, &str
 }
 
 fn shape(seqlen_q: usize, seqlen_k: usize, head_dim: usize) -> Shape {
-    Shape { batch: 1, seqlen_q, seqlen_k, num_heads: 2, num_heads_k: 2, head_dim }
+    Shape::new(1, seqlen_q, seqlen_k).heads(2, 2).head_dim(head_dim)
 }
 
 const DTYPES: [&str; 3] = ["f32", "f16", "bf16"];
@@ -182,14 +182,9 @@ fn random_files_verify() {
         };
         let length = |salt| 1 + draw(salt, [3, 5, 20, 140][draw(salt + 1, 4)]);
         let num_heads_k = 1 + draw(2, 2);
-        let shape = Shape {
-            batch: 1 + draw(3, 2),
-            seqlen_q: length(4),
-            seqlen_k: length(6),
-            num_heads: num_heads_k * (1 + draw(8, 3)),
-            num_heads_k,
-            head_dim: [1, 2, 8, 16, 33, 64, 80, 128, 256][draw(9, 9)],
-        };
+        let shape = Shape::new(1 + draw(3, 2), length(4), length(6))
+            .heads(num_heads_k * (1 + draw(8, 3)), num_heads_k)
+            .head_dim([1, 2, 8, 16, 33, 64, 80, 128, 256][draw(9, 9)]);
         let settings = [
             ("dropout_p", ["0", "0.1", "0.5", "0.9"][draw(10, 4)]),
             ("causal", ["true", "false"][draw(11, 2)]),

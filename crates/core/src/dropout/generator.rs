@@ -2,7 +2,7 @@
 
 use super::{Dropout, LANES};
 use crate::error::ProblemError;
-use crate::problem::Shape;
+use crate::shape::Shape;
 
 /// Seed and offset: all there is to save of a [`DropoutGenerator`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -18,7 +18,7 @@ pub struct GeneratorState {
 ///
 /// ```
 /// use signflash_core::{DropoutGenerator, Shape};
-/// let shape = Shape { batch: 2, seqlen_q: 9, seqlen_k: 9, num_heads: 4, num_heads_k: 4, head_dim: 8 };
+/// let shape = Shape::new(2, 9, 9).heads(4, 4).head_dim(8);
 /// let mut generator = DropoutGenerator::new(42);
 /// let saved = generator.state();
 /// let first = generator.next_dropout(0.1, &shape)?;

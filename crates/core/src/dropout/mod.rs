@@ -20,7 +20,7 @@ pub mod philox;
 pub use generator::{DropoutGenerator, GeneratorState};
 
 use crate::error::ProblemError;
-use crate::problem::{Shape, Shard};
+use crate::shape::{Shape, Shard};
 use philox::{DROPOUT_ROUNDS, philox4x32};
 use std::ops::Range;
 
@@ -128,7 +128,7 @@ impl Dropout {
 ///
 /// ```
 /// use signflash_core::{Dropout, Problem, Shape};
-/// let shape = Shape { batch: 1, seqlen_q: 40, seqlen_k: 70, num_heads: 2, num_heads_k: 2, head_dim: 8 };
+/// let shape = Shape::new(1, 40, 70).heads(2, 2).head_dim(8);
 /// let problem = Problem::builder(shape).dropout(Dropout::new(0.3, 1, 0)?).build()?;
 /// let rule = problem.keep_rule().expect("p is not 0");
 /// let block = rule.keep_block(0, 1, 3..40, 5..70);
@@ -256,7 +256,7 @@ impl KeepRule {
 ///
 /// ```
 /// use signflash_core::{Dropout, Problem, Shape};
-/// let shape = Shape { batch: 1, seqlen_q: 100, seqlen_k: 200, num_heads: 1, num_heads_k: 1, head_dim: 8 };
+/// let shape = Shape::new(1, 100, 200).heads(1, 1).head_dim(8);
 /// let dropout = Dropout::new(0.25, 1, 0)?;
 /// let rule = Problem::builder(shape).dropout(dropout).build()?.keep_rule().expect("p is not 0");
 /// let block = rule.keep_block(0, 0, 0..100, 0..200);

@@ -18,10 +18,10 @@ pub struct Backward<'a, T> {
 ///
 /// ```
 /// use signflash_core::{Inputs, Problem, Shape, TensorName, TensorRef, judge::{Backward, Truth}};
-/// let shape = Shape { batch: 1, seqlen_q: 1, seqlen_k: 1, num_heads: 1, num_heads_k: 1, head_dim: 2 };
+/// let shape = Shape::new(1, 1, 1).heads(1, 1).head_dim(2);
 /// let problem = Problem::builder(shape).build()?;
 /// let x = TensorRef::bshd(&[0.5f32, 0.7], shape.q());
-/// let inputs = Inputs { q: x, k: x, v: x };
+/// let inputs = Inputs::new(x, x, x);
 /// let truth = Truth::of(&problem, &inputs, Some(Backward { dout: x, dlse: None }))?;
 /// assert_eq!(truth.tensor(TensorName::Out).unwrap().values, [0.5, f64::from(0.7f32)]);
 /// // One key: dq is exactly 0, and what is near 0 beside <dout, v> is right.

@@ -23,7 +23,7 @@ const HEAD_DIM: usize = 64;
 pub fn check_backward_drops<T: Element, I: Implementation>(implementation: &I) -> usize {
     let mut ran = 0;
     for (seqlen_q, seqlen_k, causal) in [(130, 170, false), (97, 140, true)] {
-        let shape = Shape { batch: 2, seqlen_q, seqlen_k, num_heads: 4, num_heads_k: 2, head_dim: HEAD_DIM };
+        let shape = Shape::new(2, seqlen_q, seqlen_k).heads(4, 2).head_dim(HEAD_DIM);
         let problem = Problem::builder(shape).causal(causal).dropout(Dropout::new(0.3, 8, 2).expect("valid"));
         let problem = problem.build().expect("valid");
         if let Err(why) = implementation.supports(T::DTYPE, &problem) {
@@ -60,15 +60,12 @@ fn wrong_entries<T: Element, I: Implementation>(
     };
     let (q, k) = (numbers(shape.q()), numbers(shape.k()));
     let keys = TensorRef::bshd(&k, shape.k());
-    let inputs = Inputs { q: TensorRef::bshd(&q, shape.q()), k: keys, v: keys };
+    let inputs = Inputs::new(TensorRef::bshd(&q, shape.q()), keys, keys);
     let probs_dims = [batch, num_heads, seqlen_q, seqlen_k];
     let (mut out, mut lse) = (vec![T::from_f32(0.0); q.len()], vec![0.0; shape.lse_len()]);
     let mut probs = vec![T::from_f32(0.0); probs_dims.iter().product()];
-    let mut outputs = Outputs {
-        out: TensorMut::bshd(&mut out, shape.q()),
-        lse: &mut lse,
-        probs: Some(TensorMut::bshd(&mut probs, probs_dims)),
-    };
+    let mut outputs = Outputs::new(TensorMut::bshd(&mut out, shape.out()), &mut lse)
+        .probs(TensorMut::bshd(&mut probs, probs_dims));
     implementation.forward(problem, &inputs, &mut outputs)?;
 
     let group = num_heads / num_heads_k;
@@ -118,16 +115,9 @@ fn dv_of<T: Element, I: Implementation>(
     let (q, k) = (problem.shape().q(), problem.shape().k());
     let zeros = |dims: [usize; 4]| vec![T::from_f32(0.0); dims.iter().product()];
     let (mut dq, mut dk, mut dv) = (zeros(q), zeros(k), zeros(k));
-    let mut gradients = Gradients {
-        dq: TensorMut::bshd(&mut dq, q),
-        dk: TensorMut::bshd(&mut dk, k),
-        dv: TensorMut::bshd(&mut dv, k),
-    };
+    let mut gradients =
+        Gradients::new(TensorMut::bshd(&mut dq, q), TensorMut::bshd(&mut dk, k), TensorMut::bshd(&mut dv, k));
     let (out, dout) = (TensorRef::bshd(out, q), TensorRef::bshd(dout, q));
-    implementation.backward(
-        problem,
-        &GradInputs { inputs: *inputs, out, lse, dout, dlse: None },
-        &mut gradients,
-    )?;
+    implementation.backward(problem, &GradInputs::new(*inputs, out, lse, dout), &mut gradients)?;
     Ok(dv)
 }

@@ -62,7 +62,7 @@ impl Case {
             dtypes: vec![Dtype::F32, Dtype::F16, Dtype::Bf16],
             layout: Layout::Bshd,
             cuts: Cuts::default(),
-            shape: Shape { batch: 1, seqlen_q, seqlen_k, num_heads: 2, num_heads_k: 2, head_dim: 64 },
+            shape: Shape::new(1, seqlen_q, seqlen_k).heads(2, 2).head_dim(64),
             causal: false,
             softmax_scale: None,
             dropout: None,

@@ -15,7 +15,7 @@ pub(super) fn forward(problem: &Problem, dtype: Dtype, truth: &Truth, got: &Forw
     let shape = problem.shape();
     let lse_shape = [shape.batch, shape.num_heads, shape.seqlen_q, 1];
     let mut found = Vec::new();
-    found.extend(finding(truth, TensorName::Out, &got.out, shape.q()));
+    found.extend(finding(truth, TensorName::Out, &got.out, shape.out()));
     found.extend(finding(truth, TensorName::Lse, &got.lse, lse_shape));
     if !got.probs.is_empty() {
         found.extend(probs(problem, dtype, truth, &got.probs).map(|x| (Some(TensorName::Probs), x)));

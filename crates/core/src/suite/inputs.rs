@@ -22,7 +22,7 @@ impl Values {
     ///
     /// ```
     /// use signflash_core::{Shape, suite::Values};
-    /// let shape = Shape { batch: 2, seqlen_q: 3, seqlen_k: 5, num_heads: 4, num_heads_k: 2, head_dim: 8 };
+    /// let shape = Shape::new(2, 3, 5).heads(4, 2).head_dim(8);
     /// let values = Values::normal(&shape, 1, 5.0, 3.0);
     /// assert_eq!((values.q.len(), values.k.len()), (192, 160));
     /// ```

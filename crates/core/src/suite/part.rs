@@ -55,7 +55,8 @@ impl Part {
         let (shape, shard) = (whole.shape(), whole.shard());
         let [batch, seqlen_q, num_heads, head_dim] = self.q(whole).map(|range| range.len());
         let [_, seqlen_k, num_heads_k, _] = self.k(whole).map(|range| range.len());
-        let shape_of_part = Shape { batch, seqlen_q, seqlen_k, num_heads, num_heads_k, head_dim };
+        let shape_of_part =
+            Shape::new(batch, seqlen_q, seqlen_k).heads(num_heads, num_heads_k).head_dim(head_dim);
         if shape_of_part == *shape {
             return whole.clone();
         }
@@ -89,7 +90,7 @@ impl Part {
 
     /// The piece's share of out and lse.
     pub(super) fn forward(&self, whole: &Problem, out: &[f64], lse: &[f64]) -> (Vec<f64>, Vec<f64>) {
-        let out = gather(out, whole.shape().q(), &self.q(whole));
+        let out = gather(out, whole.shape().out(), &self.q(whole));
         (out, gather(lse, lse_shape(whole), &self.lse()))
     }
 
@@ -145,7 +146,7 @@ pub(super) fn combine(whole: &Problem, pieces: Vec<(&Part, ForwardResults)>) -> 
             let [b, i, h, _] = index_of(n, [0, rows, heads, dim]);
             *x *= weigh[(b * heads + h) * rows + i];
         }
-        scatter(&mut out, shape.q(), &part.q(whole), &weighed, |sum, x| sum + x);
+        scatter(&mut out, shape.out(), &part.q(whole), &weighed, |sum, x| sum + x);
         scatter(&mut probs, shape.probs(), &part.probs(), &probs_piece, |_, x| x);
     }
     ForwardResults { out, lse, probs }

@@ -89,8 +89,7 @@ mod tests {
     use super::*;
     use crate::Problem;
 
-    const SHAPE: Shape =
-        Shape { batch: 1, seqlen_q: 2, seqlen_k: 3, num_heads: 2, num_heads_k: 1, head_dim: 1 };
+    const SHAPE: Shape = Shape::new(1, 2, 3).heads(2, 1).head_dim(1);
 
     fn forgiven(tensor: TensorName, len: usize, reach: &Reach) -> Vec<bool> {
         let problem = Problem::builder(SHAPE).causal(true).build().unwrap();

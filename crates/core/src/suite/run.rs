@@ -174,7 +174,7 @@ impl<I: Implementation> Run<'_, I> {
             let (q, k) = (part.q(self.problem), part.k(self.problem));
             add_gradient(&mut sums.dq, shape.q(), &q, &first.dq.to_dense());
             add_gradient(&mut sums.dk, shape.k(), &k, &first.dk.to_dense());
-            add_gradient(&mut sums.dv, shape.k(), &k, &first.dv.to_dense());
+            add_gradient(&mut sums.dv, shape.v(), &k, &first.dv.to_dense());
         }
         Ok(sums)
     }
@@ -225,7 +225,7 @@ impl<T: Element> Piece<T> {
     }
 
     fn inputs(&self) -> Inputs<'_, T> {
-        Inputs { q: self.q.tensor(), k: self.k.tensor(), v: self.v.tensor() }
+        Inputs::new(self.q.tensor(), self.k.tensor(), self.v.tensor())
     }
 
     fn forward(
@@ -241,11 +241,8 @@ impl<T: Element> Piece<T> {
         let mut lse = Storage::poisoned(lse_shape, contiguous_strides(lse_shape));
         let mut probs =
             with_probs.then(|| Storage::poisoned(shape.probs(), layout.probs_strides(shape.probs())));
-        let mut outputs = Outputs {
-            out: out.tensor_mut(),
-            lse: lse.tensor_mut().data,
-            probs: probs.as_mut().map(Storage::tensor_mut),
-        };
+        let mut outputs = Outputs::new(out.tensor_mut(), lse.tensor_mut().data)
+            .probs(probs.as_mut().map(Storage::tensor_mut));
         implementation.forward(&self.problem, &self.inputs(), &mut outputs).map_err(call_failed)?;
         written(&out, TensorName::Out)?;
         written(&lse, TensorName::Lse)?;
@@ -262,14 +259,9 @@ impl<T: Element> Piece<T> {
         let mut dq = Storage::poisoned(q, layout.strides(q));
         let mut dk = Storage::poisoned(k, layout.strides(k));
         let mut dv = Storage::poisoned(k, layout.strides(k));
-        let inputs = GradInputs {
-            inputs: self.inputs(),
-            out: self.out.tensor(),
-            lse: &self.lse,
-            dout: self.dout.tensor(),
-            dlse: self.dlse.as_deref(),
-        };
-        let mut gradients = Gradients { dq: dq.tensor_mut(), dk: dk.tensor_mut(), dv: dv.tensor_mut() };
+        let inputs = GradInputs::new(self.inputs(), self.out.tensor(), &self.lse, self.dout.tensor())
+            .dlse(self.dlse.as_deref());
+        let mut gradients = Gradients::new(dq.tensor_mut(), dk.tensor_mut(), dv.tensor_mut());
         implementation.backward(&self.problem, &inputs, &mut gradients).map_err(call_failed)?;
         written(&dq, TensorName::Dq)?;
         written(&dk, TensorName::Dk)?;

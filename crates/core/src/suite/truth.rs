@@ -42,7 +42,7 @@ impl Truth {
         let storage = |shape, dense| Storage::<T>::holding(shape, contiguous_strides(shape), dense);
         let (q, dout) = (storage(shape.q(), &values.q), storage(shape.q(), &values.dout));
         let (k, v) = (storage(shape.k(), &values.k), storage(shape.k(), &values.v));
-        let inputs = Inputs { q: q.tensor(), k: k.tensor(), v: v.tensor() };
+        let inputs = Inputs::new(q.tensor(), k.tensor(), v.tensor());
         let dlse = values.dlse.as_deref().map(as_f32);
         let backward = Backward { dout: dout.tensor(), dlse: dlse.as_deref() };
         let results = judge::Truth::of(problem, &inputs, Some(backward)).expect("the suite's operands fit");

@@ -73,7 +73,7 @@ fn parse(bytes: &[u8]) -> Result<Vector, ParseError> {
     else {
         return Err("q and k must have four dimensions".into());
     };
-    let shape = Shape { batch, seqlen_q, seqlen_k, num_heads, num_heads_k, head_dim };
+    let shape = Shape::new(batch, seqlen_q, seqlen_k).heads(num_heads, num_heads_k).head_dim(head_dim);
     let tensor = |name: &str| elements(&file.tensor(name)?);
     let heads_last =
         |name: &str| -> Result<Vec<f64>, ParseError> { Ok(bshd(&tensor(name)?, file.tensor(name)?.shape())) };

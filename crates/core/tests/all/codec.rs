@@ -78,7 +78,7 @@ fn a_dropped_minus_zero_decodes_as_dropped() {
 
 #[test]
 fn probs_read_minus_zero_as_dropped() {
-    let shape = Shape { batch: 1, seqlen_q: 1, seqlen_k: 4, num_heads: 1, num_heads_k: 1, head_dim: 8 };
+    let shape = Shape::new(1, 1, 4).heads(1, 1).head_dim(8);
     let problem = Problem::builder(shape).build().unwrap();
     let stored = [-0.0f32, 0.0, 1.0, -1e-30].map(f16::from_f32); // the last underflows to -0.0
     let probs = Probs::new(&problem, TensorRef::bshd(&stored, shape.probs())).unwrap();
@@ -90,14 +90,14 @@ fn probs_read_minus_zero_as_dropped() {
 
 #[test]
 fn probs_leave_out_what_is_not_visible() {
-    let shape = Shape { batch: 2, seqlen_q: 3, seqlen_k: 2, num_heads: 1, num_heads_k: 1, head_dim: 8 };
+    let shape = Shape::new(2, 3, 2).heads(1, 1).head_dim(8);
     let problem = Problem::builder(shape).causal(true).build().unwrap();
     let stored = [0.0f32, 0.0, 1.0, 0.0, 0.5, -0.5, 0.0, 0.0, -1.0, 0.0, -0.5, 0.5];
     let probs = Probs::new(&problem, TensorRef::bshd(&stored, shape.probs())).unwrap();
     let seen: Vec<[usize; 4]> = probs.iter().map(|entry| entry.index).collect();
     assert_eq!(seen, [[0, 0, 1, 0], [0, 0, 2, 0], [0, 0, 2, 1], [1, 0, 1, 0], [1, 0, 2, 0], [1, 0, 2, 1]]);
     assert_eq!(probs.kept_fraction(), Some(0.5));
-    let nothing = Problem::builder(Shape { seqlen_k: 0, ..shape }).build().unwrap();
+    let nothing = Problem::builder(shape.seqlen_k(0)).build().unwrap();
     let none = Probs::new(&nothing, TensorRef::bshd(&[] as &[f32], nothing.shape().probs())).unwrap();
     assert_eq!(none.kept_fraction(), None);
 }
@@ -105,7 +105,7 @@ fn probs_leave_out_what_is_not_visible() {
 #[test]
 #[should_panic(expected = "[0, 0, 0, 4] lies outside probs of shape [1, 1, 1, 4]")]
 fn probs_refuse_an_index_outside() {
-    let shape = Shape { batch: 1, seqlen_q: 1, seqlen_k: 4, num_heads: 1, num_heads_k: 1, head_dim: 8 };
+    let shape = Shape::new(1, 1, 4).heads(1, 1).head_dim(8);
     let problem = Problem::builder(shape).build().unwrap();
     let probs = Probs::new(&problem, TensorRef::bshd(&[0.25f32; 4], shape.probs())).unwrap();
     probs.entry([0, 0, 0, 4]);

@@ -36,8 +36,7 @@ mod transcription {
     }
 }
 
-const SHAPE: Shape =
-    Shape { batch: 4, seqlen_q: 90, seqlen_k: 150, num_heads: 6, num_heads_k: 2, head_dim: 8 };
+const SHAPE: Shape = Shape::new(4, 90, 150).heads(6, 2).head_dim(8);
 
 fn rule(dropout: Dropout, shape: Shape, shard: Shard) -> KeepRule {
     Problem::builder(shape).dropout(dropout).shard(shard).build().unwrap().keep_rule().expect("p is not 0")
@@ -121,14 +120,7 @@ proptest! {
                         if batches == 0 || num_heads == 0 {
                             continue;
                         }
-                        let shape = Shape {
-                            batch: batches,
-                            num_heads,
-                            num_heads_k: num_heads,
-                            seqlen_q: rows,
-                            seqlen_k: columns,
-                            head_dim: 8,
-                        };
+                        let shape = Shape::new(batches, rows, columns).heads(num_heads, num_heads).head_dim(8);
                         let shard = Shard {
                             first_batch: b,
                             first_head: h,
@@ -149,7 +141,7 @@ proptest! {
     /// Neither causality, head_dim, lengths nor key heads matter.
     #[test]
     fn nothing_but_the_place_matters(dropout in dropouts(), head_dim in 1..=256usize, causal: bool) {
-        let shape = Shape { head_dim, num_heads_k: 6, seqlen_q: 500, batch: 9, ..SHAPE };
+        let shape = SHAPE.batch(9).seqlen_q(500).heads(SHAPE.num_heads, 6).head_dim(head_dim);
         let other = Problem::builder(shape).causal(causal).softmax_scale(3.0).dropout(dropout).build().unwrap();
         let (this, other) = (rule(dropout, SHAPE, Shard::default()), other.keep_rule().unwrap());
         prop_assert_eq!(this.keep_block(2, 4, 7..50, 9..90), other.keep_block(2, 4, 7..50, 9..90));

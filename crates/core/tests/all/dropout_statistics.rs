@@ -6,8 +6,7 @@
 use signflash_core::{Dropout, DropoutGenerator, KeepRule, Problem, Shape};
 
 const SIZE: usize = 512;
-const SHAPE: Shape =
-    Shape { batch: 3, seqlen_q: 2 * SIZE, seqlen_k: 2 * SIZE, num_heads: 4, num_heads_k: 4, head_dim: 64 };
+const SHAPE: Shape = Shape::new(3, 2 * SIZE, 2 * SIZE).heads(4, 4).head_dim(64);
 
 fn rule(dropout: Dropout) -> KeepRule {
     Problem::builder(SHAPE).dropout(dropout).build().unwrap().keep_rule().expect("p is not 0")

@@ -5,7 +5,7 @@ use signflash_core::{
     TensorRef,
 };
 
-const SHAPE: Shape = Shape { batch: 2, seqlen_q: 3, seqlen_k: 5, num_heads: 4, num_heads_k: 2, head_dim: 8 };
+const SHAPE: Shape = Shape::new(2, 3, 5).heads(4, 2).head_dim(8);
 
 fn refused(shape: Shape) -> String {
     Problem::builder(shape).build().unwrap_err().to_string()
@@ -37,15 +37,15 @@ fn softmax_scale() {
 
 #[test]
 fn head_dim() {
-    assert_eq!(refused(Shape { head_dim: 0, ..SHAPE }), "head_dim must be from 1 to 256, got 0");
-    assert_eq!(refused(Shape { head_dim: 257, ..SHAPE }), "head_dim must be from 1 to 256, got 257");
+    assert_eq!(refused(SHAPE.head_dim(0)), "head_dim must be from 1 to 256, got 0");
+    assert_eq!(refused(SHAPE.head_dim(257)), "head_dim must be from 1 to 256, got 257");
 }
 
 #[test]
 fn head_groups() {
     for (num_heads, num_heads_k) in [(4, 3), (4, 0), (0, 2), (2, 4)] {
         assert_eq!(
-            refused(Shape { num_heads, num_heads_k, ..SHAPE }),
+            refused(SHAPE.heads(num_heads, num_heads_k)),
             format!(
                 "num_heads must be a positive multiple of num_heads_k, got num_heads {num_heads} and num_heads_k \
                  {num_heads_k}; each key head serves num_heads / num_heads_k query heads"
@@ -55,15 +55,27 @@ fn head_groups() {
 }
 
 #[test]
+fn an_unfinished_shape() {
+    let sizes = Shape::new(1, 2, 3);
+    assert!(refused(sizes).starts_with("head_dim must be"));
+    assert!(refused(sizes.heads(2, 1)).starts_with("head_dim must be"));
+    assert!(
+        refused(sizes.head_dim(8))
+            .starts_with("num_heads must be a positive multiple of num_heads_k, got num_heads 0")
+    );
+    assert!(Problem::builder(sizes.head_dim(8).heads(2, 1)).build().is_ok());
+}
+
+#[test]
 fn too_large() {
     let max = (u32::MAX / 2) as usize;
     let message = |argument, got| {
         format!("{argument} must be at most {max} to be addressable, got {got}; cut the problem into shards")
     };
-    assert_eq!(refused(Shape { batch: max + 1, ..SHAPE }), message("batch", max + 1));
-    assert_eq!(refused(Shape { seqlen_q: max + 1, ..SHAPE }), message("seqlen_q", max + 1));
-    assert_eq!(refused(Shape { seqlen_k: usize::MAX, ..SHAPE }), message("seqlen_k", usize::MAX));
-    let product = refused(Shape { batch: max, seqlen_q: max, ..SHAPE });
+    assert_eq!(refused(SHAPE.batch(max + 1)), message("batch", max + 1));
+    assert_eq!(refused(SHAPE.seqlen_q(max + 1)), message("seqlen_q", max + 1));
+    assert_eq!(refused(SHAPE.seqlen_k(usize::MAX)), message("seqlen_k", usize::MAX));
+    let product = refused(SHAPE.batch(max).seqlen_q(max));
     assert!(product.starts_with("batch * num_heads * seqlen must be at most "), "{product}");
 }
 
@@ -88,11 +100,11 @@ fn shard() {
 const STORAGE: [f32; 512] = [0.0; 512];
 
 fn good() -> Inputs<'static, f32> {
-    Inputs {
-        q: TensorRef::bshd(&STORAGE, SHAPE.q()),
-        k: TensorRef::bshd(&STORAGE, SHAPE.k()),
-        v: TensorRef::bhsd(&STORAGE, SHAPE.k()),
-    }
+    Inputs::new(
+        TensorRef::bshd(&STORAGE, SHAPE.q()),
+        TensorRef::bshd(&STORAGE, SHAPE.k()),
+        TensorRef::bhsd(&STORAGE, SHAPE.v()),
+    )
 }
 
 fn problem() -> Problem {
@@ -102,12 +114,12 @@ fn problem() -> Problem {
 #[test]
 fn shapes_of_inputs() {
     assert_eq!(good().check(&problem()), Ok(()));
-    let k_like_q = Inputs { k: TensorRef::bshd(&STORAGE, SHAPE.q()), ..good() };
+    let k_like_q = Inputs::new(good().q, TensorRef::bshd(&STORAGE, SHAPE.q()), good().v);
     assert_eq!(
         k_like_q.check(&problem()).unwrap_err().to_string(),
         "k has shape [2, 3, 4, 8], expected [2, 5, 2, 8] (batch, seqlen, num_heads, head_dim)"
     );
-    let transposed = Inputs { v: TensorRef::bshd(&STORAGE, [2, 2, 5, 8]), ..good() };
+    let transposed = Inputs::new(good().q, good().k, TensorRef::bshd(&STORAGE, [2, 2, 5, 8]));
     assert!(transposed.check(&problem()).unwrap_err().to_string().starts_with("v has shape [2, 2, 5, 8]"));
 }
 
@@ -115,13 +127,13 @@ fn shapes_of_inputs() {
 fn the_last_stride() {
     let q = TensorRef::strided(&STORAGE, SHAPE.q(), [96, 32, 1, 4]);
     assert_eq!(
-        Inputs { q, ..good() }.check(&problem()).unwrap_err().to_string(),
+        Inputs::new(q, good().k, good().v).check(&problem()).unwrap_err().to_string(),
         "q must have stride 1 in its last dimension, got 4; make it contiguous there"
     );
-    let one = Problem::builder(Shape { head_dim: 1, ..SHAPE }).build().unwrap();
+    let one = Problem::builder(SHAPE.head_dim(1)).build().unwrap();
     let (q, k) = (one.shape().q(), one.shape().k());
     let x = TensorRef::bshd(&STORAGE, k);
-    let inputs = Inputs { q: TensorRef::strided(&STORAGE, q, [12, 4, 1, 99]), k: x, v: x };
+    let inputs = Inputs::new(TensorRef::strided(&STORAGE, q, [12, 4, 1, 99]), x, x);
     assert_eq!(inputs.check(&one), Ok(()), "a dimension of one element has no stride");
 }
 
@@ -129,15 +141,15 @@ fn the_last_stride() {
 fn storage() {
     let q = TensorRef::bshd(&STORAGE[..191], SHAPE.q());
     assert_eq!(
-        Inputs { q, ..good() }.check(&problem()).unwrap_err().to_string(),
+        Inputs::new(q, good().k, good().v).check(&problem()).unwrap_err().to_string(),
         "q needs 192 elements of storage by its shape and strides, got 191; pass all of its storage, or the strides it \
          was stored with"
     );
     let q = TensorRef::strided(&STORAGE, SHAPE.q(), [usize::MAX, 32, 8, 1]);
-    let overflow = Inputs { q, ..good() }.check(&problem()).unwrap_err();
+    let overflow = Inputs::new(q, good().k, good().v).check(&problem()).unwrap_err();
     assert!(matches!(overflow, ProblemError::Storage { needed: usize::MAX, got: 512, .. }), "{overflow}");
     let broadcast = TensorRef::strided(&STORAGE[..40], SHAPE.k(), [0, 8, 0, 1]);
-    assert_eq!(Inputs { k: broadcast, ..good() }.check(&problem()), Ok(()));
+    assert_eq!(Inputs::new(good().q, broadcast, good().v).check(&problem()), Ok(()));
 }
 
 fn check_outputs(
@@ -147,11 +159,8 @@ fn check_outputs(
     probs_shape: [usize; 4],
 ) -> Result<(), String> {
     let (mut out, mut lse, mut probs) = (STORAGE, vec![0.0; lse_len], STORAGE);
-    let outputs = Outputs {
-        out: TensorMut::strided(&mut out, out_shape, out_strides),
-        lse: &mut lse,
-        probs: Some(TensorMut::bshd(&mut probs, probs_shape)),
-    };
+    let outputs = Outputs::new(TensorMut::strided(&mut out, out_shape, out_strides), &mut lse)
+        .probs(TensorMut::bshd(&mut probs, probs_shape));
     outputs.check(&problem()).map_err(|error| error.to_string())
 }
 
@@ -177,13 +186,10 @@ fn outputs() {
 
 #[test]
 fn an_empty_output_shares_no_elements() {
-    let empty = Problem::builder(Shape { seqlen_k: 0, ..SHAPE }).build().unwrap();
+    let empty = Problem::builder(SHAPE.seqlen_k(0)).build().unwrap();
     let (mut out, mut lse, mut probs) = (STORAGE, [0.0; 24], []);
-    let outputs = Outputs {
-        out: TensorMut::bshd(&mut out, SHAPE.q()),
-        lse: &mut lse,
-        probs: Some(TensorMut::bshd(&mut probs, empty.shape().probs())),
-    };
+    let outputs = Outputs::new(TensorMut::bshd(&mut out, SHAPE.out()), &mut lse)
+        .probs(TensorMut::bshd(&mut probs, empty.shape().probs()));
     assert_eq!(outputs.check(&empty), Ok(()));
 }
 
@@ -191,13 +197,28 @@ fn an_empty_output_shares_no_elements() {
 fn what_the_backward_reads_and_writes() {
     let (q, k) = (SHAPE.q(), SHAPE.k());
     let x = TensorRef::bshd(&STORAGE, q);
-    let inputs = GradInputs { inputs: good(), out: x, lse: &STORAGE[..24], dout: x, dlse: None };
+    let inputs = GradInputs::new(good(), x, &STORAGE[..24], x);
     assert_eq!(inputs.check(&problem()), Ok(()));
     let name = |inputs: GradInputs<'_, f32>| inputs.check(&problem()).unwrap_err().to_string();
-    assert!(name(GradInputs { out: TensorRef::bshd(&STORAGE, k), ..inputs }).starts_with("out has shape"));
-    assert!(name(GradInputs { dout: TensorRef::bshd(&STORAGE, k), ..inputs }).starts_with("dout has shape"));
-    assert!(name(GradInputs { lse: &STORAGE[..25], ..inputs }).starts_with("lse has shape [25]"));
-    let dlse = |len| GradInputs { dlse: Some(&STORAGE[..len]), ..inputs };
+    assert!(
+        name(
+            GradInputs::new(inputs.inputs, TensorRef::bshd(&STORAGE, k), inputs.lse, inputs.dout)
+                .dlse(inputs.dlse)
+        )
+        .starts_with("out has shape")
+    );
+    assert!(
+        name(
+            GradInputs::new(inputs.inputs, inputs.out, inputs.lse, TensorRef::bshd(&STORAGE, k))
+                .dlse(inputs.dlse)
+        )
+        .starts_with("dout has shape")
+    );
+    assert!(
+        name(GradInputs::new(inputs.inputs, inputs.out, &STORAGE[..25], inputs.dout).dlse(inputs.dlse))
+            .starts_with("lse has shape [25]")
+    );
+    let dlse = |len| inputs.dlse(&STORAGE[..len]);
     assert_eq!(dlse(24).check(&problem()), Ok(()));
     assert_eq!(
         name(dlse(23)),
@@ -206,11 +227,11 @@ fn what_the_backward_reads_and_writes() {
 
     let refused = |dq: [usize; 4], dk: [usize; 4], dv: [usize; 4]| {
         let (mut a, mut b, mut c) = (STORAGE, STORAGE, STORAGE);
-        let gradients = Gradients {
-            dq: TensorMut::bshd(&mut a, dq),
-            dk: TensorMut::bshd(&mut b, dk),
-            dv: TensorMut::bshd(&mut c, dv),
-        };
+        let gradients = Gradients::new(
+            TensorMut::bshd(&mut a, dq),
+            TensorMut::bshd(&mut b, dk),
+            TensorMut::bshd(&mut c, dv),
+        );
         gradients.check(&problem()).map_err(|error| error.to_string())
     };
     assert_eq!(refused(q, k, k), Ok(()));

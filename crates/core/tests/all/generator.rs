@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use signflash_core::{DropoutGenerator, GeneratorState, ProblemError, Shape};
 
 fn shape(batch: usize, num_heads: usize) -> Shape {
-    Shape { batch, seqlen_q: 1000, seqlen_k: 2000, num_heads, num_heads_k: 1, head_dim: 64 }
+    Shape::new(batch, 1000, 2000).heads(num_heads, 1).head_dim(64)
 }
 
 #[test]

@@ -28,11 +28,7 @@ impl Operands {
 
     fn inputs(&self) -> Inputs<'_, f32> {
         let (q, k) = (self.shape().q(), self.shape().k());
-        Inputs {
-            q: TensorRef::bshd(&self.q, q),
-            k: TensorRef::bshd(&self.k, k),
-            v: TensorRef::bshd(&self.v, k),
-        }
+        Inputs::new(TensorRef::bshd(&self.q, q), TensorRef::bshd(&self.k, k), TensorRef::bshd(&self.v, k))
     }
 
     fn forward(&self) -> oracle::Forward {
@@ -40,7 +36,7 @@ impl Operands {
     }
 
     fn backward(&self) -> oracle::Gradients {
-        let dout = TensorRef::bshd(&self.dout, self.shape().q());
+        let dout = TensorRef::bshd(&self.dout, self.shape().out());
         let dlse = self.dlse.as_deref();
         oracle::backward(&self.problem, &self.inputs(), &dout, dlse, &self.forward()).unwrap()
     }
@@ -236,11 +232,11 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
     let refused = oracle::backward(&operands.problem, &operands.inputs(), &wrong, None, &operands.forward())
         .unwrap_err();
     assert!(refused.to_string().starts_with("dout has shape [1, 4, 1, 128]"), "{refused}");
-    let dout = TensorRef::bshd(&operands.dout, operands.shape().q());
+    let dout = TensorRef::bshd(&operands.dout, operands.shape().out());
     let (inputs, dlse) = (operands.inputs(), Some(&[0.0f32; 7][..]));
     let refused = oracle::backward(&operands.problem, &inputs, &dout, dlse, &operands.forward()).unwrap_err();
     assert!(refused.to_string().starts_with("dlse has shape [7], expected [1, 2, 4]"), "{refused}");
-    let inputs = Inputs { k: wrong, ..operands.inputs() };
+    let inputs = Inputs::new(operands.inputs().q, wrong, operands.inputs().v);
     let refused = oracle::forward(&operands.problem, &inputs).unwrap_err();
     assert!(refused.to_string().starts_with("k has shape"), "{refused}");
 }

@@ -23,12 +23,12 @@ fn assert_within<T: Element>(file: &str, vector: &Vector) {
     let exact = |x: &[f64]| x.iter().map(|&x| T::from_f32(x as f32)).collect::<Vec<_>>();
     let Values { q, k, v, dout, .. } = &vector.inputs;
     let (q, k, v, dout) = (exact(q), exact(k), exact(v), exact(dout));
-    let inputs = Inputs {
-        q: TensorRef::bshd(&q, shape.q()),
-        k: TensorRef::bshd(&k, shape.k()),
-        v: TensorRef::bshd(&v, shape.k()),
-    };
-    let backward = Backward { dout: TensorRef::bshd(&dout, shape.q()), dlse: None };
+    let inputs = Inputs::new(
+        TensorRef::bshd(&q, shape.q()),
+        TensorRef::bshd(&k, shape.k()),
+        TensorRef::bshd(&v, shape.v()),
+    );
+    let backward = Backward { dout: TensorRef::bshd(&dout, shape.out()), dlse: None };
     let truth = Truth::of(&vector.problem, &inputs, Some(backward)).expect("the file's tensors fit");
     let tensors = [
         (TensorName::Out, &vector.out),

@@ -78,7 +78,7 @@ fn exp2_of_the_extremes<S: Simd>() {
 fn drop_block_is_the_rule_s<S: Simd>() {
     // The last offset carries into the high counter word between lanes.
     for (p, seed, offset) in [(0.1, 7, 0), (0.5, u64::MAX, 1 << 40), (0.999, 1 << 33, 0xffff_fff0 - 3 * 32)] {
-        let shape = Shape { batch: 2, seqlen_q: 1, seqlen_k: 1, num_heads: 3, num_heads_k: 3, head_dim: 1 };
+        let shape = Shape::new(2, 1, 1).heads(3, 3).head_dim(1);
         let dropout = Dropout::new(p, seed, offset).expect("p is below 1");
         let problem = Problem::builder(shape).dropout(dropout).build().expect("a small problem");
         let rule = problem.keep_rule().expect("p is not 0");

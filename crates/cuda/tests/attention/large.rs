@@ -90,7 +90,7 @@ fn more_than_2_31_scores() {
     let Some(device) = gpu() else { return };
     let engine = CudaEngine::new(&device).unwrap();
     let stream = engine.stream();
-    let shape = Shape { batch: 1, seqlen_q: LEN, seqlen_k: LEN, num_heads: 1, num_heads_k: 1, head_dim: DIM };
+    let shape = Shape::new(1, LEN, LEN).heads(1, 1).head_dim(DIM);
     let problem = Problem::builder(shape).dropout(Dropout::new(0.1, 5, 0).unwrap()).build().unwrap();
     let [q, k, v, dout] = [1, 2, 3, 4].map(|seed| Both::normal(stream, LEN * DIM, seed));
     let [out, dq, dk, dv] = [(); 4].map(|()| DeviceBuffer::alloc(&device, 2 * LEN * DIM).unwrap());

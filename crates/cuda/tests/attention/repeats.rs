@@ -22,14 +22,7 @@ struct Tensors {
 
 impl Tensors {
     fn new(stream: &Stream, batch: usize, seqlen: usize, causal: bool) -> Self {
-        let shape = Shape {
-            batch,
-            seqlen_q: seqlen,
-            seqlen_k: seqlen,
-            num_heads: HEADS,
-            num_heads_k: HEADS,
-            head_dim: DIM,
-        };
+        let shape = Shape::new(batch, seqlen, seqlen).heads(HEADS, HEADS).head_dim(DIM);
         let dropout = Dropout::new(0.17, 1, 0).unwrap();
         let problem = Problem::builder(shape).causal(causal).dropout(dropout).build().unwrap();
         let rows = batch * seqlen * HEADS;

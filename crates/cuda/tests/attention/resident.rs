@@ -7,8 +7,7 @@ use signflash_core::{
 };
 use signflash_cuda::{CudaEngine, CudaError, Resident};
 
-const SHAPE: Shape =
-    Shape { batch: 2, seqlen_q: 70, seqlen_k: 50, num_heads: 4, num_heads_k: 2, head_dim: 64 };
+const SHAPE: Shape = Shape::new(2, 70, 50).heads(4, 2).head_dim(64);
 
 /// dq, dk and dv.
 type Grads = [Vec<bf16>; 3];
@@ -23,20 +22,20 @@ fn operands() -> [Vec<bf16>; 4] {
 fn of_host_tensors(engine: &CudaEngine, problem: &Problem, dlse: Option<&[f32]>) -> Grads {
     let [q, k, v, dout] = operands();
     let (mut out, mut lse) = (vec![bf16::ZERO; q.len()], vec![0.0; SHAPE.lse_len()]);
-    let (q_view, dout) = (TensorRef::bhsd(&q, SHAPE.q()), TensorRef::bhsd(&dout, SHAPE.q()));
+    let (q_view, dout) = (TensorRef::bhsd(&q, SHAPE.q()), TensorRef::bhsd(&dout, SHAPE.out()));
     let [k_view, v_view] = [&k, &v].map(|x| TensorRef::bhsd(x, SHAPE.k()));
-    let inputs = Inputs { q: q_view, k: k_view, v: v_view };
-    let out_view = TensorMut::bhsd(&mut out, SHAPE.q());
-    engine.forward(problem, &inputs, &mut Outputs { out: out_view, lse: &mut lse, probs: None }).unwrap();
+    let inputs = Inputs::new(q_view, k_view, v_view);
+    let out_view = TensorMut::bhsd(&mut out, SHAPE.out());
+    engine.forward(problem, &inputs, &mut Outputs::new(out_view, &mut lse)).unwrap();
     let mut grads = [q.len(), k.len(), v.len()].map(|len| vec![bf16::ZERO; len]);
     let [dq, dk, dv] = &mut grads;
-    let mut gradients = Gradients {
-        dq: TensorMut::bhsd(dq, SHAPE.q()),
-        dk: TensorMut::bhsd(dk, SHAPE.k()),
-        dv: TensorMut::bhsd(dv, SHAPE.k()),
-    };
-    let out = TensorRef::bhsd(&out, SHAPE.q());
-    let grad_inputs = GradInputs { inputs, out, lse: &lse, dout, dlse };
+    let mut gradients = Gradients::new(
+        TensorMut::bhsd(dq, SHAPE.q()),
+        TensorMut::bhsd(dk, SHAPE.k()),
+        TensorMut::bhsd(dv, SHAPE.v()),
+    );
+    let out = TensorRef::bhsd(&out, SHAPE.out());
+    let grad_inputs = GradInputs::new(inputs, out, &lse, dout).dlse(dlse);
     engine.backward(problem, &grad_inputs, &mut gradients).unwrap();
     grads
 }

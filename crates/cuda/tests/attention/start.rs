@@ -12,21 +12,21 @@ const DIM: usize = 128;
 
 /// A forward and a backward of host tensors; the time until the results of the first are here, and of both.
 fn first_call(engine: &CudaEngine) -> (Duration, Duration) {
-    let shape = Shape { batch: 1, seqlen_q: LEN, seqlen_k: LEN, num_heads: 1, num_heads_k: 1, head_dim: DIM };
+    let shape = Shape::new(1, LEN, LEN).heads(1, 1).head_dim(DIM);
     let problem = Problem::builder(shape).dropout(Dropout::new(0.1, 1, 0).unwrap()).build().unwrap();
     let x = crate::tensors::normal(LEN * DIM, 1);
     let (mut out, mut lse) = (vec![bf16::ZERO; LEN * DIM], vec![0.0; LEN]);
     let x = TensorRef::bshd(&x, shape.q());
-    let inputs = Inputs { q: x, k: x, v: x };
+    let inputs = Inputs::new(x, x, x);
     let start = Instant::now();
-    let mut outputs = Outputs { out: TensorMut::bshd(&mut out, shape.q()), lse: &mut lse, probs: None };
+    let mut outputs = Outputs::new(TensorMut::bshd(&mut out, shape.out()), &mut lse);
     engine.forward(&problem, &inputs, &mut outputs).unwrap();
     let forward = start.elapsed();
     let mut gradients = [(); 3].map(|()| vec![bf16::ZERO; LEN * DIM]);
     let [dq, dk, dv] = gradients.each_mut().map(|x| TensorMut::bshd(x, shape.q()));
-    let out = TensorRef::bshd(&out, shape.q());
-    let inputs = GradInputs { inputs, out, lse: &lse, dout: x, dlse: None };
-    engine.backward(&problem, &inputs, &mut Gradients { dq, dk, dv }).unwrap();
+    let out = TensorRef::bshd(&out, shape.out());
+    let inputs = GradInputs::new(inputs, out, &lse, x);
+    engine.backward(&problem, &inputs, &mut Gradients::new(dq, dk, dv)).unwrap();
     (forward, start.elapsed())
 }
 
