@@ -154,9 +154,10 @@ fn summary<T: FileElement>(
     stdout: &mut dyn Write,
 ) -> Result<(), Error> {
     let shape = problem.shape();
-    let (q, k) = (settings.layout.reorder(shape.q()).to_vec(), settings.layout.reorder(shape.k()).to_vec());
+    let [out, q, k, v] =
+        [shape.out(), shape.q(), shape.k(), shape.v()].map(|shape| settings.layout.reorder(shape));
     let mut rows = vec![
-        row("out", &q, results.out.iter().map(|x| x.to_f64())),
+        row("out", &out, results.out.iter().map(|x| x.to_f64())),
         row(
             "lse",
             &[shape.batch, shape.num_heads, shape.seqlen_q],
@@ -164,7 +165,7 @@ fn summary<T: FileElement>(
         ),
     ];
     if let Some(grads) = &results.gradients {
-        for (name, shape, data) in [("dq", &q, &grads.dq), ("dk", &k, &grads.dk), ("dv", &k, &grads.dv)] {
+        for (name, shape, data) in [("dq", &q, &grads.dq), ("dk", &k, &grads.dk), ("dv", &v, &grads.dv)] {
             rows.push(row(name, shape, data.iter().map(|x| x.to_f64())));
         }
     }

@@ -53,13 +53,14 @@ impl Compute<'_> {
     pub fn run<T: FileElement>(&self, operands: &Operands<T>, probs: bool) -> Result<Results<T>, Error> {
         let Self { engine, problem, layout, quiet } = *self;
         let shape = problem.shape();
-        let (len_q, len_k, len_probs) = (len(shape.q()), len(shape.k()), len(shape.probs()));
+        let [len_q, len_k, len_v, len_out] = [shape.q(), shape.k(), shape.v(), shape.out()].map(len);
+        let len_probs = len(shape.probs());
         let bytes = |elements: &[usize]| {
             elements.iter().fold(0u64, |sum, &n| sum.saturating_add(n.saturating_mul(size_of::<T>()) as u64))
         };
-        let mut needed = bytes(&[len_q]).saturating_add(4 * shape.lse_len() as u64);
+        let mut needed = bytes(&[len_out]).saturating_add(4 * shape.lse_len() as u64);
         if operands.dout.is_some() {
-            needed = needed.saturating_add(bytes(&[len_q, len_k, len_k]));
+            needed = needed.saturating_add(bytes(&[len_q, len_k, len_v]));
         }
         memory::check(
             "holding the results (out, lse, dq, dk, dv)",
@@ -73,7 +74,7 @@ impl Compute<'_> {
                 "leave it out, or use a larger machine",
             )?;
         }
-        let mut out = vec![T::default(); len_q];
+        let mut out = vec![T::default(); len_out];
         let mut lse = vec![0.0; shape.lse_len()];
         let mut probs = probs.then(|| vec![T::default(); len_probs]);
         let inputs = operands.inputs(problem, layout);
@@ -89,7 +90,7 @@ impl Compute<'_> {
                 let mut grads = Grads {
                     dq: vec![T::default(); len_q],
                     dk: vec![T::default(); len_k],
-                    dv: vec![T::default(); len_k],
+                    dv: vec![T::default(); len_v],
                 };
                 let out = layout.view(&out, shape.out());
                 engine.backward(
@@ -129,7 +130,7 @@ impl Compute<'_> {
         let part = part(self.problem, (batch, head), 1, rows, seen)?;
         let inputs = part_inputs(self.problem, &operands.inputs(self.problem, self.layout), &part);
         let shape = part.shape();
-        let (mut out, mut lse) = (vec![T::default(); len(shape.q())], vec![0.0; shape.lse_len()]);
+        let (mut out, mut lse) = (vec![T::default(); len(shape.out())], vec![0.0; shape.lse_len()]);
         let strides = contiguous_strides([1, 1, shape.seqlen_q, seqlen_k]);
         let mut outputs = Outputs::new(TensorMut::bshd(&mut out, shape.out()), &mut lse)
             .probs(TensorMut::strided(&mut probs, shape.probs(), strides));
@@ -217,10 +218,11 @@ impl<T: FileElement> Results<T> {
     /// As tensors of a file.
     pub fn into_tensors(self, problem: &Problem, layout: Layout) -> BTreeMap<String, Tensor> {
         let shape = problem.shape();
-        let (q, k) = (layout.reorder(shape.q()).to_vec(), layout.reorder(shape.k()).to_vec());
+        let [out, q, k, v] =
+            [shape.out(), shape.q(), shape.k(), shape.v()].map(|shape| layout.reorder(shape).to_vec());
         let lse_shape = vec![shape.batch, shape.num_heads, shape.seqlen_q];
         let mut tensors = BTreeMap::from([
-            ("out".to_string(), Tensor { shape: q.clone(), data: T::wrap(self.out) }),
+            ("out".to_string(), Tensor { shape: out, data: T::wrap(self.out) }),
             ("lse".to_string(), Tensor { shape: lse_shape, data: f32::wrap(self.lse) }),
         ]);
         if let Some(probs) = self.probs {
@@ -228,8 +230,8 @@ impl<T: FileElement> Results<T> {
             tensors.insert("probs".into(), probs);
         }
         if let Some(Grads { dq, dk, dv }) = self.gradients {
-            for (name, shape, data) in [("dq", &q, dq), ("dk", &k, dk), ("dv", &k, dv)] {
-                tensors.insert(name.into(), Tensor { shape: shape.clone(), data: T::wrap(data) });
+            for (name, shape, data) in [("dq", q, dq), ("dk", k, dk), ("dv", v, dv)] {
+                tensors.insert(name.into(), Tensor { shape, data: T::wrap(data) });
             }
         }
         tensors

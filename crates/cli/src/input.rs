@@ -142,16 +142,17 @@ fn expect_shape(
 /// [`Error::TensorShape`].
 pub fn references(archive: &Archive, settings: &Settings, problem: &Problem) -> Result<(), Error> {
     let shape = problem.shape();
-    let (q, k) = (settings.layout.reorder(shape.q()), settings.layout.reorder(shape.k()));
+    let [out, q, k, v] =
+        [shape.out(), shape.q(), shape.k(), shape.v()].map(|shape| settings.layout.reorder(shape));
     let lse = [shape.batch, shape.num_heads, shape.seqlen_q];
     let rows = "(batch, heads, seqlen_q), whatever the layout";
     let signbit = "(batch, heads, seqlen_q, seqlen_k), whatever the layout";
     let expected: [(&'static str, &[usize], &'static str); 6] = [
-        ("out", &q, meaning(settings.layout)),
+        ("out", &out, meaning(settings.layout)),
         ("lse", &lse, rows),
         ("dq", &q, meaning(settings.layout)),
         ("dk", &k, meaning(settings.layout)),
-        ("dv", &k, meaning(settings.layout)),
+        ("dv", &v, meaning(settings.layout)),
         ("signbit", &shape.probs(), signbit),
     ];
     for (tensor, expected, meaning) in expected {

@@ -1,5 +1,7 @@
 //! The sizes of a problem, and where it lies in a larger one.
 
+use crate::error::TensorName;
+
 /// The sizes of an attention problem.
 ///
 /// [`new`](Self::new) leaves out heads and head_dim, which are then 0: [`ProblemBuilder::build`](crate::ProblemBuilder::build)
@@ -90,9 +92,28 @@ impl Shape {
         [self.batch, self.seqlen_q, self.num_heads, self.head_dim]
     }
 
-    /// The shape of probs.
+    /// The shape of probs: (batch, num_heads, seqlen_q, seqlen_k).
     pub const fn probs(&self) -> [usize; 4] {
         [self.batch, self.num_heads, self.seqlen_q, self.seqlen_k]
+    }
+
+    /// The shape of a tensor of this name; lse and dlse count as (batch, num_heads, seqlen_q, 1).
+    ///
+    /// ```
+    /// use signflash_core::{Shape, TensorName};
+    /// let shape = Shape::new(2, 100, 120).heads(8, 2).head_dim(64);
+    /// assert_eq!(shape.of(TensorName::Dv), shape.v());
+    /// assert_eq!(shape.of(TensorName::Lse), [2, 8, 100, 1]);
+    /// ```
+    pub const fn of(&self, tensor: TensorName) -> [usize; 4] {
+        match tensor {
+            TensorName::Q | TensorName::Dq => self.q(),
+            TensorName::K | TensorName::Dk => self.k(),
+            TensorName::V | TensorName::Dv => self.v(),
+            TensorName::Out | TensorName::Dout => self.out(),
+            TensorName::Lse | TensorName::Dlse => [self.batch, self.num_heads, self.seqlen_q, 1],
+            TensorName::Probs => self.probs(),
+        }
     }
 
     /// Elements of lse, which is (batch, num_heads, seqlen_q), dense.

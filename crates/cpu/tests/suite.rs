@@ -88,7 +88,8 @@ fn run<T: Element>(engine: CpuEngine, case: &Case) -> Bits {
     let Values { q, k, v, dout, dlse } = &values;
     let (q, k, v, dout) = (rounded(q), rounded(k), rounded(v), rounded(dout));
     let dlse: Option<Vec<f32>> = dlse.as_ref().map(|x| x.iter().map(|&x| x as f32).collect());
-    let (mut out, mut lse, mut probs) = (zeros(shape.q()), vec![0.0; shape.lse_len()], zeros(shape.probs()));
+    let (mut out, mut lse, mut probs) =
+        (zeros(shape.out()), vec![0.0; shape.lse_len()], zeros(shape.probs()));
     let inputs = Inputs::new(
         TensorRef::bshd(&q, shape.q()),
         TensorRef::bshd(&k, shape.k()),
@@ -97,7 +98,7 @@ fn run<T: Element>(engine: CpuEngine, case: &Case) -> Bits {
     let mut outputs = Outputs::new(TensorMut::bshd(&mut out, shape.out()), &mut lse)
         .probs(TensorMut::bshd(&mut probs, shape.probs()));
     engine.forward(&problem, &inputs, &mut outputs).expect("the operands fit");
-    let (mut dq, mut dk, mut dv) = (zeros(shape.q()), zeros(shape.k()), zeros(shape.k()));
+    let (mut dq, mut dk, mut dv) = (zeros(shape.q()), zeros(shape.k()), zeros(shape.v()));
     let grad_inputs = GradInputs::new(
         inputs,
         TensorRef::bshd(&out, shape.out()),

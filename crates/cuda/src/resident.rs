@@ -55,7 +55,7 @@ impl<'a, T: Element> Resident<'a, T> {
         let half = half_of(T::DTYPE).ok_or(EngineError::Dtype(T::DTYPE))?;
         let shape = problem.shape();
         let bytes = |shape: [usize; 4]| shape.into_iter().product::<usize>() * size_of::<T>();
-        let (of_q, of_k) = (bytes(shape.q()), bytes(shape.k()));
+        let [of_q, of_k, of_v, of_out] = [shape.q(), shape.k(), shape.v(), shape.out()].map(bytes);
         let up = |data: &[T], device: usize| upload(engine, bytemuck::cast_slice(data), device);
         let room = |bytes: usize| DeviceBuffer::alloc(engine.device(), bytes);
         let workspace = engine.backward_workspace_bytes(&problem, engine.is_deterministic());
@@ -64,14 +64,14 @@ impl<'a, T: Element> Resident<'a, T> {
             half,
             q: up(q, of_q)?,
             k: up(k, of_k)?,
-            v: up(v, of_k)?,
-            dout: up(dout, of_q)?,
+            v: up(v, of_v)?,
+            dout: up(dout, of_out)?,
             dlse: None,
-            out: room(of_q)?,
+            out: room(of_out)?,
             lse: room(4 * shape.lse_len())?,
             dq: room(of_q)?,
             dk: room(of_k)?,
-            dv: room(of_k)?,
+            dv: room(of_v)?,
             workspace: room(workspace as usize)?,
             problem,
             element: PhantomData,

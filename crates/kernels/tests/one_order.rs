@@ -33,12 +33,12 @@ impl<'a> Forward<'a> {
                 .map(|i| f16::from_f32(((i * factor) % 257) as f32 / 64.0 - 2.0))
                 .collect()
         };
-        let (q, k, v) = (numbers(shape.q(), 31), numbers(shape.k(), 57), numbers(shape.k(), 101));
+        let (q, k, v) = (numbers(shape.q(), 31), numbers(shape.k(), 57), numbers(shape.v(), 101));
         let (mut out, mut lse) = (vec![f16::ZERO; q.len()], vec![0.0; shape.lse_len()]);
         let mut outputs = Outputs::new(TensorMut::bshd(&mut out, shape.out()), &mut lse);
         let gpu = Interpreted::new(Gpu::HOPPER);
         gpu.forward(problem, &inputs(problem, [&q, &k, &v]), &mut outputs).unwrap();
-        Self { problem, q, k, v, dout: numbers(shape.q(), 43), out, lse }
+        Self { problem, q, k, v, dout: numbers(shape.out(), 43), out, lse }
     }
 
     fn dq(&self, deterministic: bool, seed: u64) -> Vec<f16> {

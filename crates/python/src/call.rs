@@ -87,14 +87,18 @@ impl Backward {
     pub(crate) fn problem(&self, settings: &Settings) -> Result<Problem, ProblemError> {
         let problem = settings.problem(&self.q, &self.k)?;
         let shape = problem.shape();
-        let of_q = [(TensorName::Q, self.q), (TensorName::Out, self.out), (TensorName::Dout, self.dout)];
-        let of_k = [(TensorName::K, self.k), (TensorName::V, self.v)];
-        let written = [(TensorName::Dk, self.dk), (TensorName::Dv, self.dv)];
-        for (name, tensor) in of_q.into_iter().chain([(TensorName::Dq, self.dq)]) {
-            tensor.check(name, shape.q(), self.dtype)?;
-        }
-        for (name, tensor) in of_k.into_iter().chain(written) {
-            tensor.check(name, shape.k(), self.dtype)?;
+        let tensors = [
+            (TensorName::Q, self.q),
+            (TensorName::Out, self.out),
+            (TensorName::Dout, self.dout),
+            (TensorName::Dq, self.dq),
+            (TensorName::K, self.k),
+            (TensorName::V, self.v),
+            (TensorName::Dk, self.dk),
+            (TensorName::Dv, self.dv),
+        ];
+        for (name, tensor) in tensors {
+            tensor.check(name, shape.of(name), self.dtype)?;
         }
         Ok(problem)
     }

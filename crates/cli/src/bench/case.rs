@@ -2,6 +2,7 @@
 
 use super::{Dropout, check, gpu};
 use crate::cli::Pass;
+use crate::compute::len;
 use crate::engine::Engine;
 use crate::errors::Error;
 use crate::files::FileElement;
@@ -73,7 +74,9 @@ impl Case {
         }
         let shape = *self.problem()?.shape();
         let elements = |shape: [usize; 4]| shape.into_iter().fold(1u64, |n, x| n.saturating_mul(x as u64));
-        let tensors = elements(shape.q()).saturating_add(elements(shape.k())).saturating_mul(4);
+        // And their gradients.
+        let tensors = [shape.q(), shape.k(), shape.v(), shape.out()].map(elements);
+        let tensors = tensors.into_iter().fold(0u64, u64::saturating_add).saturating_mul(2);
         let bytes = tensors.saturating_mul(self.dtype.size_bytes() as u64);
         memory::check(&format!("bench {self}"), bytes, "choose a shorter --seqlen or fewer --heads")
     }
@@ -154,19 +157,19 @@ pub(super) struct Tensors<T> {
 impl<T: FileElement> Tensors<T> {
     pub(super) fn random(shape: &Shape) -> Self {
         let mut normal = Normal { state: 0x5eed };
-        let (len_q, len_k) = (shape.q().into_iter().product(), shape.k().into_iter().product());
+        let [len_q, len_k, len_v, len_out] = [shape.q(), shape.k(), shape.v(), shape.out()].map(len);
         let mut tensor = |len: usize| (0..len).map(|_| T::from_f32(normal.next())).collect::<Vec<T>>();
         let touched = |len: usize| vec![T::from_f32(1.0); len];
         Self {
             q: tensor(len_q),
             k: tensor(len_k),
-            v: tensor(len_k),
-            dout: tensor(len_q),
-            out: touched(len_q),
+            v: tensor(len_v),
+            dout: tensor(len_out),
+            out: touched(len_out),
             lse: vec![1.0; shape.lse_len()],
             dq: touched(len_q),
             dk: touched(len_k),
-            dv: touched(len_k),
+            dv: touched(len_v),
         }
     }
 

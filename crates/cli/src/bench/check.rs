@@ -6,7 +6,7 @@
 
 use super::case::{Case, Tensors};
 use crate::cli::Pass;
-use crate::compute::{part, part_inputs, sub};
+use crate::compute::{len, part, part_inputs, sub};
 use crate::errors::Error;
 use crate::files::FileElement;
 use signflash_core::judge::{Backward, Distance, Expected, Truth};
@@ -51,8 +51,9 @@ impl<T: FileElement> Check<'_, T> {
         (shape.batch - 1, shape.num_heads - shape.group_size())
     }
 
-    fn view<'b>(&self, data: &'b [T], row: usize, shape: [usize; 4]) -> TensorRef<'b, T> {
-        sub(&TensorRef::bhsd(data, self.problem.shape().q()), self.at(), row, shape)
+    /// The rows from `row` on of a tensor of q's kind, as many as a part has.
+    fn view<'b>(&self, tensor: TensorName, data: &'b [T], row: usize, part: &Shape) -> TensorRef<'b, T> {
+        sub(&TensorRef::bhsd(data, self.problem.shape().of(tensor)), self.at(), row, part.of(tensor))
     }
 
     /// out, lse and, of a backward, dq of the last queries.
@@ -62,18 +63,18 @@ impl<T: FileElement> Check<'_, T> {
         let rows = shape.seqlen_q.saturating_sub(ROWS)..shape.seqlen_q;
         let part = part(problem, self.at(), shape.group_size(), rows.clone(), shape.seqlen_k)?;
         let inputs = part_inputs(problem, &tensors.inputs(shape), &part);
-        let of_part = part.shape().q();
+        let view = |tensor, data| self.view(tensor, data, rows.start, part.shape());
         let backward = (self.case.pass == Pass::Bwd)
-            .then(|| Backward { dout: self.view(&tensors.dout, rows.start, of_part), dlse: None });
+            .then(|| Backward { dout: view(TensorName::Dout, &tensors.dout), dlse: None });
         let truth = Truth::of(&part, &inputs, backward)?;
-        let element = |data, n| self.view(data, rows.start, of_part).at(index(n, of_part)).to_f64();
+        let element = |tensor, data, n| view(tensor, data).at(index(n, part.shape().of(tensor))).to_f64();
         let judge = |tensor, got: &dyn Fn(usize) -> f64| match truth.tensor(tensor) {
             Some(expected) => self.judge(tensor, expected.distance(got)),
             None => Ok(()), // dq of a forward
         };
-        judge(TensorName::Out, &|n| element(&tensors.out, n))?;
+        judge(TensorName::Out, &|n| element(TensorName::Out, &tensors.out, n))?;
         judge(TensorName::Lse, &|n| self.lse(n, &rows))?;
-        judge(TensorName::Dq, &|n| element(&tensors.dq, n))
+        judge(TensorName::Dq, &|n| element(TensorName::Dq, &tensors.dq, n))
     }
 
     /// dk and dv of some keys. Bench's problems are square: of a causal one the queries at the keys' own places see a
@@ -85,13 +86,13 @@ impl<T: FileElement> Check<'_, T> {
         } else {
             vec![self.of_keys(&keys, 0..seqlen_q, false)?]
         };
-        let of_k = self.problem.shape().k();
-        let (batch, head) = (self.at().0, of_k[2] - 1);
-        let of_keys = [1, keys.len(), 1, of_k[3]];
         for (tensor, ours) in [(TensorName::Dk, &self.tensors.dk), (TensorName::Dv, &self.tensors.dv)] {
             let expected = parts.iter().filter_map(|truth| truth.tensor(tensor).cloned());
             let Some(expected) = expected.reduce(Expected::plus) else { continue };
-            let ours = sub(&TensorRef::bhsd(ours, of_k), (batch, head), keys.start, of_keys);
+            let shape @ [.., heads, dim] = self.problem.shape().of(tensor);
+            let of_keys = [1, keys.len(), 1, dim];
+            let at = (self.at().0, heads - 1);
+            let ours = sub(&TensorRef::bhsd(ours, shape), at, keys.start, of_keys);
             self.judge(tensor, expected.distance(|n| ours.at(index(n, of_keys)).to_f64()))?;
         }
         Ok(())
@@ -116,16 +117,15 @@ impl<T: FileElement> Check<'_, T> {
         let part = problem.dropout().into_iter().fold(builder, |builder, &x| builder.dropout(x)).build()?;
         let inputs = tensors.inputs(shape);
         let at_k = (at.0, at.1 / group);
-        let [k, v] = [inputs.k, inputs.v].map(|x| sub(&x, at_k, keys.start, of_part.k()));
-        let q = self.view(&tensors.q, first, of_part.q());
-        let inputs = Inputs::new(q, k, v);
-        let out = self.view(&tensors.out, first, of_part.q());
-        let len = of_part.q().into_iter().product();
+        let k = sub(&inputs.k, at_k, keys.start, of_part.k());
+        let v = sub(&inputs.v, at_k, keys.start, of_part.v());
+        let inputs = Inputs::new(self.view(TensorName::Q, &tensors.q, first, &of_part), k, v);
+        let out = self.view(TensorName::Out, &tensors.out, first, &of_part);
         let forward = Forward {
-            out: (0..len).map(|n| out.at(index(n, of_part.q())).to_f64()).collect(),
+            out: (0..len(of_part.out())).map(|n| out.at(index(n, of_part.out())).to_f64()).collect(),
             lse: (0..of_part.lse_len()).map(|n| self.lse(n, &rows)).collect(),
         };
-        let dout = self.view(&tensors.dout, first, of_part.q());
+        let dout = self.view(TensorName::Dout, &tensors.dout, first, &of_part);
         Ok(Truth::from_forward(&part, &inputs, Some(Backward { dout, dlse: None }), forward)?)
     }
 

@@ -131,12 +131,11 @@ impl<T: FileElement> Verify<'_, T> {
     /// lse last, in the order of the table.
     fn pairs(&self) -> Result<Vec<Pair<'_>>, Error> {
         let shape = self.problem.shape();
-        let (q, k) = (shape.q(), shape.k());
-        let mut pairs = vec![self.pair(TensorName::Out, "out", &self.results.out, q)?];
+        let mut pairs = vec![self.pair(TensorName::Out, "out", &self.results.out)?];
         if let Some(grads) = &self.results.gradients {
-            pairs.push(self.pair(TensorName::Dq, "dq", &grads.dq, q)?);
-            pairs.push(self.pair(TensorName::Dk, "dk", &grads.dk, k)?);
-            pairs.push(self.pair(TensorName::Dv, "dv", &grads.dv, k)?);
+            pairs.push(self.pair(TensorName::Dq, "dq", &grads.dq)?);
+            pairs.push(self.pair(TensorName::Dk, "dk", &grads.dk)?);
+            pairs.push(self.pair(TensorName::Dv, "dv", &grads.dv)?);
         }
         // (batch, heads, seqlen_q) in either layout.
         let expected = [shape.batch, shape.num_heads, shape.seqlen_q];
@@ -154,13 +153,8 @@ impl<T: FileElement> Verify<'_, T> {
         Ok(pairs)
     }
 
-    fn pair<'b>(
-        &'b self,
-        tensor: TensorName,
-        name: &'static str,
-        ours: &'b [T],
-        shape: [usize; 4],
-    ) -> Result<Pair<'b>, Error> {
+    fn pair<'b>(&'b self, tensor: TensorName, name: &'static str, ours: &'b [T]) -> Result<Pair<'b>, Error> {
+        let shape = self.problem.shape().of(tensor);
         let file = self.reference(name, &self.layout.reorder(shape), "as in our result")?;
         let strides = self.layout.view(ours, shape).strides;
         let bound = Bounds::of(T::DTYPE).of_tensor(tensor);
@@ -219,10 +213,10 @@ impl<T: FileElement> Verify<'_, T> {
         let truth = Truth::of(&part, &inputs, backward)?;
         let of_pair = |pair: &Pair<'_>| {
             let expected = truth.tensor(pair.tensor)?;
-            let ([_, seqlen, heads, dim], head) = match pair.tensor {
-                TensorName::Dk | TensorName::Dv => (part.shape().k(), at.1 / whole.group_size()),
-                TensorName::Lse => ([1, whole.seqlen_q, whole.group_size(), 1], at.1),
-                _ => (part.shape().q(), at.1),
+            let ([_, seqlen, heads, dim], head) = match (pair.tensor, part.shape().of(pair.tensor)) {
+                (TensorName::Dk | TensorName::Dv, shape) => (shape, at.1 / whole.group_size()),
+                (TensorName::Lse, [_, heads, seqlen, _]) => ([1, seqlen, heads, 1], at.1),
+                (_, shape) => (shape, at.1),
             };
             Some(pair.distances(expected, &Piece { batch: at.0, head, seqlen, heads, dim }))
         };

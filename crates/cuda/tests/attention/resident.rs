@@ -15,8 +15,8 @@ type Grads = [Vec<bf16>; 3];
 /// q, k, v and dout, stored as (batch, heads, seqlen, head_dim).
 fn operands() -> [Vec<bf16>; 4] {
     let len = |shape: [usize; 4]| shape.into_iter().product();
-    let (q, k) = (len(SHAPE.q()), len(SHAPE.k()));
-    [normal(q, 1), normal(k, 2), normal(k, 3), normal(q, 4)]
+    let [q, k, v, dout] = [SHAPE.q(), SHAPE.k(), SHAPE.v(), SHAPE.out()].map(len);
+    [normal(q, 1), normal(k, 2), normal(v, 3), normal(dout, 4)]
 }
 
 fn of_host_tensors(engine: &CudaEngine, problem: &Problem, dlse: Option<&[f32]>) -> Grads {
