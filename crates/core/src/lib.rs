@@ -4,6 +4,7 @@
 //! - [`Problem`]: sizes, causality, scale, dropout and shard position, validated once;
 //! - [`TensorRef`] and [`TensorMut`]: borrowed, strided tensors, judged against a problem by [`Inputs`],
 //!   [`Outputs`], [`GradInputs`] and [`Gradients`];
+//! - [`Sequence`]: where each sequence of a problem lies in its tensors;
 //! - [`Visibility`]: which keys a query sees, and which queries see a key;
 //! - [`dropout`]: the dropout mask as a pure function of position, equal to FlashAttention-2's bit for bit;
 //! - [`sign_bit`]: the codec that lets one tensor say how probable an entry is and whether it was dropped;
@@ -26,6 +27,8 @@ pub mod judge;
 mod operands;
 pub mod oracle;
 mod problem;
+mod scores;
+mod sequence;
 mod shape;
 pub mod sign_bit;
 #[cfg(feature = "suite")]
@@ -40,6 +43,7 @@ pub use half::{bf16, f16};
 pub use judge::Bounds;
 pub use operands::{Description, GradInputs, Gradients, Inputs, Outputs, check_rows};
 pub use problem::{MAX_HEAD_DIM, Problem, ProblemBuilder};
+pub use sequence::Sequence;
 pub use shape::{Shape, Shard};
 pub use sign_bit::{Probs, SignBit};
 pub use tensor::{TensorMut, TensorRef, contiguous_strides};

@@ -50,7 +50,8 @@ pub struct Outputs<'a, T> {
     pub out: TensorMut<'a, T>,
     /// (batch, num_heads, seqlen_q), dense, natural logarithm; -inf where a query sees no key.
     pub lse: &'a mut [f32],
-    /// (batch, num_heads, seqlen_q, seqlen_k), if asked for: normalised probabilities, the sign bit set where dropped.
+    /// (batch, num_heads, seqlen_q, seqlen_k), if asked for: normalised probabilities, the sign bit set where
+    /// dropped.
     pub probs: Option<TensorMut<'a, T>>,
 }
 
@@ -167,7 +168,8 @@ impl<T: Element> Outputs<'_, T> {
 }
 
 impl<'a, T> GradInputs<'a, T> {
-    /// Of the forward's inputs and results and the gradient of `out`, where the loss depends on `lse` only through `out`.
+    /// Of the forward's inputs and results and the gradient of `out`, where the loss depends on `lse` only through
+    /// `out`.
     pub const fn new(
         inputs: Inputs<'a, T>,
         out: TensorRef<'a, T>,

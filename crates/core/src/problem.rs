@@ -2,6 +2,7 @@
 
 use crate::dropout::{Dropout, KeepRule};
 use crate::error::ProblemError;
+use crate::sequence::Sequence;
 use crate::shape::{Shape, Shard};
 use crate::visibility::Visibility;
 use std::ops::Range;
@@ -22,8 +23,8 @@ const MAX_SIZE: usize = (u32::MAX / 2) as usize;
 /// let shape = Shape::new(2, 100, 120).heads(8, 2).head_dim(64);
 /// let problem = Problem::builder(shape).causal(true).dropout(Dropout::new(0.1, 42, 0)?).build()?;
 /// assert_eq!(problem.softmax_scale(), 0.125);
-/// assert_eq!(problem.visible_keys(0), 0..21); // bottom-right aligned: the last query sees every key
-/// assert_eq!(problem.visible_keys(99), 0..120);
+/// let seen = |query| problem.visibility().keys_of(query).positions();
+/// assert_eq!((seen(0), seen(99)), (0..21, 0..120)); // the last sees every key
 /// # Ok::<(), signflash_core::ProblemError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq)]
@@ -198,26 +199,6 @@ impl Problem {
         self.softmax_scale
     }
 
-    /// `|softmax_scale| * log2(e)`: what engines multiply scores with, which then are exponents of 2. Never 0, so
-    /// that a score of -inf, which hides a key, stays -inf; at the smallest normal number all weights are 1 just the
-    /// same. Scores change their sign first if the problem [`negates`](Self::negates).
-    ///
-    /// ```
-    /// use signflash_core::{Problem, Shape};
-    /// let shape = Shape::new(1, 3, 3).heads(1, 1).head_dim(8);
-    /// let of = |scale| Problem::builder(shape).softmax_scale(scale).build().map(|problem| problem.scale_log2());
-    /// assert_eq!((of(0.5)?, of(-0.5)?, of(0.0)?), (0.72134752, 0.72134752, f32::MIN_POSITIVE));
-    /// # Ok::<(), signflash_core::ProblemError>(())
-    /// ```
-    pub fn scale_log2(&self) -> f32 {
-        ((self.softmax_scale.abs() * std::f64::consts::LOG2_E) as f32).max(f32::MIN_POSITIVE)
-    }
-
-    /// Whether softmax_scale is negative, so that scores change their sign before [`scale_log2`](Self::scale_log2).
-    pub fn negates(&self) -> bool {
-        self.softmax_scale < 0.0
-    }
-
     /// The dropout setting, as given.
     pub const fn dropout(&self) -> Option<&Dropout> {
         self.dropout.as_ref()
@@ -230,9 +211,13 @@ impl Problem {
 
     /// The key that query 0 faces.
     pub const fn diagonal(&self) -> i64 {
+        self.diagonal_of(self.shape.seqlen_q, self.shape.seqlen_k)
+    }
+
+    const fn diagonal_of(&self, queries: usize, keys: usize) -> i64 {
         match self.diagonal {
             Some(diagonal) => diagonal,
-            None => self.shape.seqlen_k as i64 - self.shape.seqlen_q as i64,
+            None => keys as i64 - queries as i64,
         }
     }
 
@@ -242,17 +227,26 @@ impl Problem {
     /// use signflash_core::{Problem, Shape, Span};
     /// let shape = Shape::new(2, 100, 120).heads(8, 2).head_dim(64);
     /// let causal = Problem::builder(shape).causal(true).build()?.visibility();
-    /// assert_eq!(causal.keys_of(0), Span { begin: 0, end: 21 }); // bottom-right aligned: the last query sees every key
+    /// assert_eq!(causal.keys_of(0), Span { begin: 0, end: 21 }); // the last sees every key
     /// assert_eq!(causal.queries_of(119), Span { begin: 99, end: 100 });
     /// # Ok::<(), signflash_core::ProblemError>(())
     /// ```
     pub fn visibility(&self) -> Visibility<i64> {
+        self.visibility_of(self.shape.seqlen_q, self.shape.seqlen_k)
+    }
+
+    /// The same of one sequence; queries and keys are counted from its first.
+    pub fn visibility_in(&self, sequence: &Sequence) -> Visibility<i64> {
+        self.visibility_of(sequence.seqlen_q, sequence.seqlen_k)
+    }
+
+    fn visibility_of(&self, queries: usize, keys: usize) -> Visibility<i64> {
         Visibility {
             left: None,
             right: self.causal.then_some(0),
-            diagonal: self.diagonal(),
-            queries: self.shape.seqlen_q as i64,
-            keys: self.shape.seqlen_k as i64,
+            diagonal: self.diagonal_of(queries, keys),
+            queries: queries as i64,
+            keys: keys as i64,
         }
     }
 

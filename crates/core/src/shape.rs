@@ -37,7 +37,8 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// So many sequences of so many queries and keys each; [`heads`](Self::heads) and [`head_dim`](Self::head_dim) must follow.
+    /// So many sequences of so many queries and keys each; [`heads`](Self::heads) and [`head_dim`](Self::head_dim)
+    /// must follow.
     pub const fn new(batch: usize, seqlen_q: usize, seqlen_k: usize) -> Self {
         Self { batch, seqlen_q, seqlen_k, num_heads: 0, num_heads_k: 0, head_dim: 0 }
     }

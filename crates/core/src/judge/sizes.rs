@@ -1,8 +1,9 @@
 //! How large results would be without cancelling, and what rounding alone makes of them.
 
 use super::Backward;
-use crate::oracle::{Forward, Gradients, Head, Weight, dense, dot};
+use crate::oracle::{Entry, Forward, Gradients, Head, dense, dot};
 use crate::{Element, Inputs, Problem};
+use std::ops::Range;
 
 /// Scores above this allow a larger error only where their last bits decide something.
 const LARGE_SCORE: f64 = 1024.0;
@@ -52,9 +53,9 @@ impl Rows {
     }
 
     /// One term: `size` is what its factor is computed from, `factor` its rounded self.
-    fn add(&mut self, at: usize, size: f64, factor: f64, x: &[f64]) {
-        self.terms[at / self.dim] += size * size * dot(x, x);
-        for (sum, x) in self.rounded[at..at + self.dim].iter_mut().zip(x) {
+    fn add(&mut self, at: Range<usize>, size: f64, factor: f64, x: &[f64]) {
+        self.terms[at.start / self.dim] += size * size * dot(x, x);
+        for (sum, x) in self.rounded[at].iter_mut().zip(x) {
             *sum += factor * x;
         }
     }
@@ -76,49 +77,49 @@ impl Sizes {
         gradients: Option<&Gradients>,
     ) -> Self {
         let shape = problem.shape();
-        let (scale, keep_scale) = (problem.softmax_scale(), problem.keep_scale());
+        let keep_scale = problem.keep_scale();
         let with_gradients = |shape: [usize; 4]| Rows::new(if backward.is_some() { shape } else { [0; 4] });
-        let (mut out, mut dq) = (Rows::new(shape.q()), with_gradients(shape.q()));
-        let (mut dk, mut dv) = (with_gradients(shape.k()), with_gradients(shape.k()));
+        let (mut out, mut dq) = (Rows::new(shape.out()), with_gradients(shape.q()));
+        let (mut dk, mut dv) = (with_gradients(shape.k()), with_gradients(shape.v()));
         let (mut max_score, mut deciding_score, mut lse) = (0.0f64, 0.0f64, vec![0.0; forward.lse.len()]);
         let dout = backward.map(|backward| dense(&backward.dout));
         for head in Head::all(problem, inputs) {
             let flushed = head.map(flush);
-            for i in 0..shape.seqlen_q {
-                let (query, scores) = (head.query(i), head.scores(i));
-                let row_max = scores.iter().filter(|s| s.is_finite()).fold(0.0f64, |max, s| max.max(s.abs()));
+            for i in head.queries() {
+                let (scores, lse_i) = (head.scores(i), forward.lse[head.lse_index(i)]);
+                let row_max =
+                    scores.values().filter(|s| s.is_finite()).fold(0.0f64, |max, s| max.max(s.abs()));
                 max_score = max_score.max(row_max);
-                let keys = problem.visible_keys(i).map(|j| head.k(j)).zip(&scores);
+                let entries = scores.entries(lse_i);
+                let keys = entries.iter().map(|entry| (head.k(entry.j), entry.score.value));
                 deciding_score = deciding_score.max(deciding(&keys.collect::<Vec<_>>(), row_max));
-                let lse_i = forward.lse[head.lse_index(i)];
                 // What counts of lse is how far it moves p, its absolute error: near 0 it need not be relatively exact.
                 lse[head.lse_index(i)] = if lse_i.is_finite() { 4.0 * row_max.max(1.0).powi(2) } else { 0.0 };
-                let dout_i = dout.as_deref().map(|dout| head.query_row(i, dout));
-                let out_i = head.query_row(i, &forward.out);
-                let weights = head.weights(i, &scores, lse_i);
+                let dout_i = dout.as_deref().map(|dout| head.out_row(i, dout));
+                let out_i = head.out_row(i, &forward.out);
                 let delta = dout_i.map(|dout_i| {
                     let dlse = head.dlse(i, backward.and_then(|backward| backward.dlse));
                     // dp's sums lose as much in all keys if the keys are alike: as in the heaviest.
-                    let heaviest = weights.iter().max_by(|a, b| a.p.total_cmp(&b.p));
+                    let heaviest = entries.iter().max_by(|a, b| a.p.total_cmp(&b.p));
                     let of_dp = heaviest.map_or(0.0, |x| keep_scale * lost_in_order(dout_i, head.v(x.j)));
                     Delta::of::<T>(dout_i, out_i, dlse, of_dp)
                 });
-                for Weight { j, p, kept } in weights {
+                for Entry { j, score, p, kept } in entries {
                     if p == 0.0 {
                         continue;
                     }
-                    let (key, kept_p) = (head.key(j), round::<T>(p) * keep_scale);
+                    let kept_p = round::<T>(p) * keep_scale;
                     if kept {
-                        out.add(query, keep_scale * p, kept_p, flushed.v(j));
+                        out.add(head.out_places(i), keep_scale * p, kept_p, flushed.v(j));
                     }
                     let (Some(dout_i), Some(delta)) = (dout_i, &delta) else { continue };
                     let dp_size = if kept { keep_scale * size_of_dot(dout_i, head.v(j)) } else { 0.0 };
-                    let size = scale * p * (dp_size + delta.size);
-                    let ds = scale * round::<T>(p * (head.dp(j, kept, dout_i) - delta.rounded));
-                    dq.add(query, size, ds, flushed.k(j));
-                    dk.add(key, size, ds, flushed.q(i));
+                    let size = score.slope * p * (dp_size + delta.size);
+                    let ds = score.slope * round::<T>(p * (head.dp(j, kept, dout_i) - delta.rounded));
+                    dq.add(head.query_places(i), size, ds, flushed.k(j));
+                    dk.add(head.key_places(j), size, ds, flushed.q(i));
                     if kept {
-                        dv.add(key, keep_scale * p, kept_p, dout_i);
+                        dv.add(head.value_places(j), keep_scale * p, kept_p, dout_i);
                     }
                 }
             }
@@ -141,14 +142,14 @@ impl Sizes {
 /// The magnitude of a row's scores, as far as their last bits decide anything: a key far ahead of the others, and
 /// those equal to it, have all of the probability whatever these bits are. A bound that grew with every large score
 /// would call anything right.
-fn deciding(keys: &[(&[f64], &f64)], row_max: f64) -> f64 {
+fn deciding(keys: &[(&[f64], f64)], row_max: f64) -> f64 {
     if row_max <= LARGE_SCORE {
         return row_max;
     }
     let finite = || keys.iter().filter(|(_, score)| score.is_finite());
-    let Some((first, largest)) = finite().max_by(|a, b| a.1.total_cmp(b.1)) else { return LARGE_SCORE };
-    let close = *largest - FAR_BEHIND - row_max * SCORE_ERROR;
-    let contested = finite().any(|(key, score)| **score >= close && key != first);
+    let Some((first, largest)) = finite().max_by(|a, b| a.1.total_cmp(&b.1)) else { return LARGE_SCORE };
+    let close = largest - FAR_BEHIND - row_max * SCORE_ERROR;
+    let contested = finite().any(|(key, score)| *score >= close && key != first);
     row_max.min(if contested { LARGEST_SCORE } else { LARGE_SCORE })
 }
 

@@ -1,0 +1,231 @@
+//! One head of one sequence in f64, and its rows of scores.
+
+use crate::dropout::KeepRule;
+use crate::problem::Problem;
+use crate::scores::Score;
+use crate::sequence::Sequence;
+use crate::tensor::TensorRef;
+use crate::visibility::Visibility;
+use crate::{Element, Inputs};
+use std::ops::Range;
+
+/// From this magnitude on an lse says less of a row's weights than its scores do.
+const LARGE_LSE: f64 = 1024.0;
+
+/// One query head of one sequence with its operands.
+pub(crate) struct Head<'a> {
+    problem: &'a Problem,
+    visibility: Visibility<i64>,
+    keep: Option<KeepRule>,
+    sequence: Sequence,
+    head: usize,
+    head_k: usize,
+    q: Vec<f64>,
+    k: Vec<f64>,
+    v: Vec<f64>,
+}
+
+impl<'a> Head<'a> {
+    /// All heads in the order of (sequences, num_heads).
+    pub(crate) fn all<T: Element>(
+        problem: &'a Problem,
+        inputs: &'a Inputs<'a, T>,
+    ) -> impl Iterator<Item = Head<'a>> {
+        let num_heads = problem.shape().num_heads;
+        // Without queries nothing is to be done, however many heads there are.
+        let sequences = problem.sequences().filter(|sequence| sequence.seqlen_q > 0);
+        let heads = sequences.flat_map(move |sequence| (0..num_heads).map(move |head| (sequence, head)));
+        heads.map(move |(sequence, head)| {
+            let head_k = head / problem.shape().group_size();
+            let keys = sequence.seqlen_k;
+            Head {
+                problem,
+                visibility: problem.visibility_in(&sequence),
+                keep: problem.keep_rule(),
+                sequence,
+                head,
+                head_k,
+                q: matrix(&inputs.q, (0..sequence.seqlen_q).map(|i| sequence.query(i, head))),
+                k: matrix(&inputs.k, (0..keys).map(|j| sequence.key(j, head_k))),
+                v: matrix(&inputs.v, (0..keys).map(|j| sequence.key(j, head_k))),
+            }
+        })
+    }
+
+    /// The same with other operands.
+    pub(crate) fn map(&self, change: fn(f64) -> f64) -> Self {
+        let [q, k, v] = [&self.q, &self.k, &self.v].map(|x| x.iter().map(|&x| change(x)).collect());
+        Head { q, k, v, ..*self }
+    }
+
+    /// The numbers of its queries.
+    pub(crate) fn queries(&self) -> Range<usize> {
+        0..self.sequence.seqlen_q
+    }
+
+    pub(crate) fn q(&self, i: usize) -> &[f64] {
+        row(&self.q, i, self.problem.shape().q()[3])
+    }
+
+    pub(crate) fn k(&self, j: usize) -> &[f64] {
+        row(&self.k, j, self.problem.shape().k()[3])
+    }
+
+    pub(crate) fn v(&self, j: usize) -> &[f64] {
+        row(&self.v, j, self.problem.shape().v()[3])
+    }
+
+    /// The scores of the keys that query i sees.
+    pub(crate) fn scores(&self, i: usize) -> Scores<'_> {
+        let keys = self.visibility.keys_of(i as i64).positions();
+        let score = |j| self.problem.score(dot(self.q(i), self.k(j)));
+        Scores { head: self, query: i, scores: keys.clone().map(score).collect(), keys }
+    }
+
+    /// `dp[i,j]` of query i, whose dout this is.
+    pub(crate) fn dp(&self, j: usize, kept: bool, dout_i: &[f64]) -> f64 {
+        if kept { self.problem.keep_scale() * dot(dout_i, self.v(j)) } else { 0.0 }
+    }
+
+    /// The gradient of query i's lse: 0 if there is none.
+    pub(crate) fn dlse(&self, i: usize, dlse: Option<&[f32]>) -> f64 {
+        dlse.map_or(0.0, |dlse| dlse[self.lse_index(i)].into())
+    }
+
+    /// Query i of a dense tensor of out's shape.
+    pub(crate) fn out_row<'x>(&self, i: usize, x: &'x [f64]) -> &'x [f64] {
+        &x[self.out_places(i)]
+    }
+
+    /// Where query i lies in a dense dq.
+    pub(crate) fn query_places(&self, i: usize) -> Range<usize> {
+        places(self.problem.shape().q(), self.sequence.query(i, self.head))
+    }
+
+    /// Where query i lies in a dense out.
+    pub(crate) fn out_places(&self, i: usize) -> Range<usize> {
+        places(self.problem.shape().out(), self.sequence.query(i, self.head))
+    }
+
+    /// Where key j lies in a dense dk.
+    pub(crate) fn key_places(&self, j: usize) -> Range<usize> {
+        places(self.problem.shape().k(), self.sequence.key(j, self.head_k))
+    }
+
+    /// Where key j lies in a dense dv.
+    pub(crate) fn value_places(&self, j: usize) -> Range<usize> {
+        places(self.problem.shape().v(), self.sequence.key(j, self.head_k))
+    }
+
+    /// Where query i lies in lse.
+    pub(crate) fn lse_index(&self, i: usize) -> usize {
+        self.sequence.lse(self.problem.shape(), i, self.head)
+    }
+}
+
+/// What one query has to do with the keys that it sees.
+pub(crate) struct Scores<'a> {
+    head: &'a Head<'a>,
+    query: usize,
+    keys: Range<usize>,
+    scores: Vec<Score>,
+}
+
+/// A key that a query sees.
+#[derive(Clone, Copy)]
+pub(crate) struct Entry {
+    /// The key.
+    pub(crate) j: usize,
+    /// Its score.
+    pub(crate) score: Score,
+    /// Its probability.
+    pub(crate) p: f64,
+    /// Whether dropout keeps it.
+    pub(crate) kept: bool,
+}
+
+impl Scores<'_> {
+    /// The scores themselves, key by key.
+    pub(crate) fn values(&self) -> impl Iterator<Item = f64> + Clone {
+        self.scores.iter().map(|score| score.value)
+    }
+
+    /// The logarithm of the sum of the exponentials; -inf of nothing, or of nothing but -inf.
+    pub(crate) fn lse(&self) -> f64 {
+        if self.values().all(|s| s == f64::NEG_INFINITY) {
+            return f64::NEG_INFINITY;
+        }
+        self.max_and_log_sum().into_iter().sum()
+    }
+
+    /// The keys with their probabilities, relative to this lse.
+    pub(crate) fn entries(&self, lse: f64) -> Vec<Entry> {
+        let Self { head, query, keys, scores } = self;
+        let (stream, queries) = (head.sequence.stream, *query..query + 1);
+        let kept = head.keep.map(|rule| rule.keep_block(stream, head.head, queries, keys.clone()));
+        let base = self.base(lse);
+        let entry = |(n, (j, &score)): (usize, (usize, &Score))| Entry {
+            j,
+            score,
+            p: probability(score.value, base),
+            kept: kept.as_ref().is_none_or(|kept| kept.keep(0, n)),
+        };
+        keys.clone().zip(scores).enumerate().map(entry).collect()
+    }
+
+    /// The largest score, and the logarithm of the sum of the exponentials relative to it.
+    fn max_and_log_sum(&self) -> [f64; 2] {
+        let max = self.values().fold(f64::NEG_INFINITY, f64::max);
+        [max, self.values().map(|s| (s - max).exp()).sum::<f64>().ln()]
+    }
+
+    /// What to subtract from scores, one after the other, before they are exponents.
+    ///
+    /// That is lse, unless it is large and the scores' own up to its rounding: to f64, or up to the contract's bound
+    /// if it is a number of f32. The rounding would move probabilities by as much as itself, at 10^9 of f32 out of
+    /// all bounds; so then the scores themselves say.
+    fn base(&self, lse: f64) -> [f64; 2] {
+        if lse.is_finite() && lse.abs() >= LARGE_LSE {
+            let own = self.max_and_log_sum();
+            let rounding = if f64::from(lse as f32) == lse { 1e-6 } else { 4.0 * f64::EPSILON };
+            if (own[0] + own[1] - lse).abs() <= rounding * lse.abs() {
+                return own;
+            }
+        }
+        [lse, 0.0]
+    }
+}
+
+/// `exp(s - lse)`; 0 in a row without any.
+fn probability(score: f64, [base, log_sum]: [f64; 2]) -> f64 {
+    if base == f64::NEG_INFINITY { 0.0 } else { (score - base - log_sum).exp() }
+}
+
+/// Rows of a tensor, one behind the other.
+fn matrix<T: Element>(x: &TensorRef<'_, T>, rows: impl Iterator<Item = [usize; 4]>) -> Vec<f64> {
+    let dim = x.shape[3];
+    rows.flat_map(|[b, s, h, _]| (0..dim).map(move |d| x.at([b, s, h, d]).to_f64())).collect()
+}
+
+/// Where the row that starts at an index lies in a dense tensor.
+fn places(shape: [usize; 4], [a, b, c, _]: [usize; 4]) -> Range<usize> {
+    let start = ((a * shape[1] + b) * shape[2] + c) * shape[3];
+    start..start + shape[3]
+}
+
+fn row(matrix: &[f64], i: usize, len: usize) -> &[f64] {
+    &matrix[i * len..(i + 1) * len]
+}
+
+/// Eight sums side by side, so that it vectorises: most of the oracle's time is here.
+pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let mut sums = [0.0; 8];
+    let (a_eights, b_eights) = (a.chunks_exact(8), b.chunks_exact(8));
+    let rest = a_eights.remainder().iter().zip(b_eights.remainder()).map(|(a, b)| a * b).sum::<f64>();
+    for (a, b) in a_eights.zip(b_eights) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
+        }
+    }
+    rest + sums.into_iter().sum::<f64>()
+}
