@@ -10,9 +10,9 @@ PyTorch tensors are differentiable, and ``from signflash import flash_attn_func`
 """
 
 from ._attention import attention, attention_backward
+from ._dropout import decode, dropout_mask, keep_scale
 from ._enable import disable, enable
 from ._info import info
-from ._dropout import decode, dropout_mask, keep_scale
 from ._native import __version__
 from ._random import Generator, manual_seed, random_state
 from ._settings import Shard

@@ -1,4 +1,4 @@
-"""The dropout mask, and the sign-bit code, for who wants to look."""
+"""The dropout mask, and the sign-bit code, to look at."""
 
 from __future__ import annotations
 

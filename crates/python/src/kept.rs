@@ -1,4 +1,4 @@
-//! The dropout mask, written out: a byte an entry, for who wants to look at it.
+//! The dropout mask, written out to be looked at: a byte an entry.
 
 use crate::error::CallError;
 use crate::foreign;
