@@ -39,15 +39,16 @@ def sizes(signflash, folder, dtype, n):
     probs = load_file(folder / "out.safetensors")["probs"]
     keep = {}
     for suffix in ("npy", "bits"):
-        mask = folder / f"keep.{suffix}"
-        run(signflash, "dropout-mask", "--seqlen-q", n, "--seqlen-k", n, "-p", P, "--seed", SEED, "-q", "-o", mask)
+        keep_file = folder / f"keep.{suffix}"
+        run(signflash, "dropout-mask", "--seqlen-q", n, "--seqlen-k", n, "-p", P, "--seed", SEED, "-q", "-o", keep_file)
     keep["u8"] = torch.from_numpy(numpy.load(folder / "keep.npy"))
     keep["bits"] = torch.from_numpy(numpy.fromfile(folder / "keep.bits", numpy.uint8))
     unpacked = numpy.unpackbits(keep["bits"].numpy(), bitorder="little", count=n * n).reshape(1, 1, n, n)
     dropped = torch.signbit(probs)
-    assert torch.equal(dropped, ~keep["u8"]) and numpy.array_equal(unpacked == 0, dropped.numpy()), "masks differ"
+    same = torch.equal(dropped, ~keep["u8"]) and numpy.array_equal(unpacked == 0, dropped.numpy())
+    assert same, "the dropout masks differ"
     files = [{"probs": probs}]
-    files += [{"probabilities": probs.abs(), "keep": mask} for mask in keep.values()]
+    files += [{"probabilities": probs.abs(), "keep": kept} for kept in keep.values()]
     result = []
     for file in files:
         save_file(file, folder / "file.safetensors")

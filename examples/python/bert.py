@@ -4,7 +4,7 @@ losses.
 
     python3 bert.py [--steps 100] [--size base] [--plot bert.svg]
 
-Attention dropout is on, so no two runs have equal masks, and "equal" is judged next to noise: each is run with some
+Attention dropout is on, so no two runs drop the same, and "equal" is judged next to noise: each is run with some
 seeds, and the means must not be farther apart than twice what chance explains. Exit code 1 if they are. With
 --dropout 0 the losses are equal.
 Sizes: base is BERT-base (a GPU), small a laptop's.

@@ -1,8 +1,8 @@
 """Recomputed forwards: their dropout state must be that of the forward that they repeat.
 
 Activation checkpoints run a forward twice. PyTorch's own generators are restored for the second run (unless
-``preserve_rng_state=False``); a generator of ours, or of the caller's, is not. Then the gradients would be those of another
-mask, so the states are compared.
+``preserve_rng_state=False``); a generator of ours, or of the caller's, is not. Then the gradients would be
+those of another dropout mask, so the states are compared.
 """
 
 from __future__ import annotations
