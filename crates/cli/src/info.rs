@@ -8,7 +8,7 @@ use crate::{machine, memory};
 use signflash_core::{Dropout, Problem, Shape};
 use signflash_cpu::Isa;
 use signflash_cuda::{Device, ModuleCache};
-use signflash_kernels::{Access, Half, Select};
+use signflash_kernels::{Half, Select};
 use std::io::Write;
 
 /// Prints what this machine offers.
@@ -46,7 +46,7 @@ fn chosen(device: &str) -> Result<String, Error> {
     for (head_dim, dropout_p) in [64, 96, 128, 192, 256].into_iter().flat_map(|d| [(d, 0.0), (d, 0.1)]) {
         let shape = Shape::new(1, 1, 1).heads(1, 1).head_dim(head_dim);
         let problem = Problem::builder(shape).dropout(Dropout::new(dropout_p, 0, 0)?).build()?;
-        let select = Select { gpu, access: Access::Wide };
+        let select = Select { gpu, aligned: true };
         let common = select.common(&problem, Half::Bf16);
         let forward = select.forward(common, problem.shape().seqlen_k);
         let portable = || select.backward(common, false).keys;

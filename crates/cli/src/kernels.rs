@@ -4,7 +4,7 @@ use crate::cli::{GpuKind, KernelPass, KernelsArgs};
 use crate::errors::Error;
 use crate::table::table;
 use signflash_core::{Dropout, Problem, Shape};
-use signflash_kernels::{Access, Config, Gpu, Select, half_of};
+use signflash_kernels::{Config, Gpu, Select, half_of};
 use std::io::Write;
 
 /// Prints the table, or one kernel.
@@ -27,7 +27,7 @@ pub fn run(args: &KernelsArgs, stdout: &mut dyn Write) -> Result<(), Error> {
         let shape = Shape::new(1, 1, 1).heads(1, 1).head_dim(head_dim);
         let dropout = Dropout::new(args.dropout_p, 0, 0)?;
         let problem = Problem::builder(shape).causal(args.causal).dropout(dropout).build()?;
-        let select = Select { gpu, access: Access::Wide };
+        let select = Select { gpu, aligned: true };
         let common = select.common(&problem, half);
         let (adding, ordered) = (select.backward(common, false), select.backward(common, true));
         // The pass over keys, and dq from its sums.

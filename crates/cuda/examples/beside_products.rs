@@ -6,8 +6,8 @@
 //! the multiprocessor's own clock.
 use signflash_cuda::{Arg, Device, DeviceBuffer, Function, Program, Stream};
 use signflash_ptx::{
-    B32, BoxTile, Builder, Columns, F32, GlobalAddr, Half, Kernel, Product, Rows, Shape, Thread, U32, Val,
-    Var,
+    B32, BoxTile, Builder, Columns, F32, GlobalAddr, Half, Kernel, LaunchBounds, Product, Rows, Thread, U32,
+    Val, Var,
 };
 use std::error::Error;
 
@@ -98,15 +98,15 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// The first thread of each warpgroup writes how many cycles its warpgroup took.
 fn kernel(op: Op, left: Left) -> Kernel {
-    let shape = Shape { block_threads: 128 * (MULTIPLYING + WARPGROUPS), min_blocks_per_sm: 1 };
-    Builder::build("beside_products", shape, |cta| {
+    let bounds = LaunchBounds { block_threads: 128 * (MULTIPLYING + WARPGROUPS), min_blocks_per_sm: 1 };
+    Builder::build("beside_products", bounds, |cta| {
         let clocks = GlobalAddr::new(cta.param_u64("clocks"));
         let (rounds, products) = (cta.param_u32("rounds"), cta.param_u32("products"));
         let tile = cta.smem("tile", 65536, 1024);
         let (t, wg) = (cta.threads(), cta.warpgroups());
-        for i in 0..65536 / (16 * shape.block_threads) {
+        for i in 0..65536 / (16 * bounds.block_threads) {
             let zero = t.u32(0);
-            t.store(tile.plus(t.index() * 16).at(i * 16 * shape.block_threads), [zero; 4]);
+            t.store(tile.plus(t.index() * 16).at(i * 16 * bounds.block_threads), [zero; 4]);
         }
         t.fence_proxy_async();
         cta.sync();

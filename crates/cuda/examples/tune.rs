@@ -11,8 +11,8 @@
 use signflash_core::{Dropout, Problem, Shape};
 use signflash_cuda::{CudaEngine, Device, DeviceBuffer, Event};
 use signflash_kernels::{
-    BackwardCall, BackwardShape, DeviceTensor, ForwardCall, ForwardShape, Half, KeySteps, Step, Tiles,
-    Warpgroups, backward_with, choose_backward, choose_forward, forward_with, portable_backward,
+    BackwardCall, BackwardShape, DeviceTensor, ForwardCall, ForwardShape, Half, HopperForm, HopperKeysForm,
+    PortableForm, Step, backward_with, choose_backward, choose_forward, forward_with, portable_backward,
 };
 use std::error::Error;
 use std::io::BufRead;
@@ -55,9 +55,9 @@ struct Trial {
     causal: bool,
     dropout: bool,
     /// Of the forward's kernel, or of the backward's pass over keys.
-    tiles: Option<Tiles>,
-    hopper: Option<Warpgroups>,
-    steps: Option<KeySteps>,
+    tiles: Option<PortableForm>,
+    hopper: Option<HopperForm>,
+    steps: Option<HopperKeysForm>,
     /// The table's tiles of the portable kernel.
     portable: bool,
 }
@@ -68,7 +68,7 @@ impl Trial {
         let has = |word: &str| words.contains(&word);
         let number = |letter: char| words.iter().find_map(|w| w.strip_prefix(letter)?.parse::<u32>().ok());
         let or = |letter, default| number(letter).unwrap_or(default);
-        let tiles = number('w').map(|warps| Tiles {
+        let tiles = number('w').map(|warps| PortableForm {
             warps,
             row_tiles: or('r', 1),
             split: or('c', 1),
@@ -78,7 +78,7 @@ impl Trial {
             late_dq: has("late"),
             in_registers: has("reg"),
         });
-        let hopper = number('g').map(|groups| Warpgroups {
+        let hopper = number('g').map(|groups| HopperForm {
             groups,
             drawers: or('d', 0),
             step: or('n', 128),
@@ -89,7 +89,7 @@ impl Trial {
             early: or('e', 0),
             out_in_q: has("outq"),
         });
-        let steps = number('p').map(|ds_stages| KeySteps {
+        let steps = number('p').map(|ds_stages| HopperKeysForm {
             keys: or('k', 128),
             step: or('n', 64),
             stages: or('s', 2),
@@ -243,7 +243,7 @@ impl Bench {
 }
 
 /// Shapes worth a try at a head_dim.
-fn candidates(head_dim: u32, dropout: bool) -> Vec<Warpgroups> {
+fn candidates(head_dim: u32, dropout: bool) -> Vec<HopperForm> {
     // [warpgroups that multiply, that draw, registers]
     let roles: &[[u32; 3]] = match (head_dim, dropout) {
         (..=64, false) => &[[3, 0, 160], [2, 0, 232]],
@@ -266,7 +266,7 @@ fn candidates(head_dim: u32, dropout: bool) -> Vec<Warpgroups> {
         for &[step, stages, flag_stages] in rings {
             for early in [0, step / 32, step / 16].into_iter().filter(|early| *early != 1) {
                 for (turns, out_in_q) in [(true, false), (true, true), (false, false), (false, true)] {
-                    all.push(Warpgroups {
+                    all.push(HopperForm {
                         groups,
                         drawers,
                         step,
@@ -287,7 +287,7 @@ fn candidates(head_dim: u32, dropout: bool) -> Vec<Warpgroups> {
 /// The best shapes of a head_dim, as rows of the table.
 fn search(bench: &Bench, head_dim: u32) -> Result<(), Failure> {
     for (dropout, causal) in [(false, false), (false, true), (true, false), (true, true)] {
-        let mut found: Vec<(f64, Warpgroups)> = vec![];
+        let mut found: Vec<(f64, HopperForm)> = vec![];
         for shape in candidates(head_dim, dropout) {
             let rate = |seqlen: usize| {
                 let (head_dim, hopper) = (head_dim as usize, Some(shape));
@@ -313,8 +313,8 @@ fn search(bench: &Bench, head_dim: u32) -> Result<(), Failure> {
 }
 
 /// As `crates/kernels/src/select.rs` spells it.
-fn row(head_dim: u32, causal: bool, dropout: bool, shape: &Warpgroups) -> String {
-    let Warpgroups { groups, drawers, step, stages, flag_stages, registers, .. } = shape;
+fn row(head_dim: u32, causal: bool, dropout: bool, shape: &HopperForm) -> String {
+    let HopperForm { groups, drawers, step, stages, flag_stages, registers, .. } = shape;
     let mut text = format!("hopper({head_dim}, [{groups}, {step}, {stages}, {registers}]).causal({causal})");
     let drop = format!(".drop({drawers}, {flag_stages})");
     let early = format!(".early({})", shape.early);

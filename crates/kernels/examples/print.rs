@@ -1,7 +1,9 @@
 //! Prints a kernel's PTX, for looking at what ptxas makes of it:
 //! `cargo run -p signflash-kernels --example print -- forward bf16 128 drop causal w4 r2 n64 s2 b2 reg`, or
 //! `hopper bf16 128 drop g2 n128 s2 r216`, or `hopperkeys bf16 128 drop k128 n64 s2 p3 f2 r232`.
-use signflash_kernels::{Access, Common, Config, DeltaRows, DqSums, KeySteps, Tiles, Warpgroups};
+use signflash_kernels::{
+    Access, Common, Config, DeltaRows, DqSums, HopperForm, HopperKeysForm, Operands, PortableForm, Scores,
+};
 use signflash_ptx::Half;
 
 fn main() {
@@ -11,15 +13,18 @@ fn main() {
         words.iter().find_map(|w| w.strip_prefix(letter)?.parse().ok()).unwrap_or(default)
     };
     let common = Common {
-        half: if has("f16") { Half::F16 } else { Half::Bf16 },
-        head_dim: words.iter().find_map(|w| w.parse().ok()).unwrap_or(128),
-        full_width: !has("ragged"),
-        access: if has("narrow") { Access::Narrow } else { Access::Wide },
-        causal: has("causal"),
-        dropout: has("drop"),
-        negative_scale: has("neg"),
+        operands: Operands {
+            half: if has("f16") { Half::F16 } else { Half::Bf16 },
+            head_dim: words.iter().find_map(|w| w.parse().ok()).unwrap_or(128),
+        },
+        access: match (has("narrow"), has("ragged")) {
+            (true, _) => Access::Elements,
+            (false, true) => Access::Pieces,
+            (false, false) => Access::Whole,
+        },
+        scores: Scores { causal: has("causal"), dropout: has("drop"), negative_scale: has("neg") },
     };
-    let tiles = Tiles {
+    let tiles = PortableForm {
         warps: number('w', 4),
         row_tiles: number('r', 2),
         split: number('c', 1),
@@ -36,7 +41,7 @@ fn main() {
     } else {
         DqSums::Narrow
     };
-    let groups = Warpgroups {
+    let groups = HopperForm {
         groups: number('g', 2),
         drawers: number('d', 0),
         flag_stages: number('f', 0),
@@ -47,7 +52,7 @@ fn main() {
         early: number('e', 0),
         out_in_q: has("outq"),
     };
-    let steps = KeySteps {
+    let steps = HopperKeysForm {
         keys: number('k', 128),
         step: number('n', 64),
         stages: number('s', 2),
@@ -59,10 +64,10 @@ fn main() {
     let config = match words.first().map(String::as_str) {
         Some("probs") => Config::Probs(common, tiles),
         Some("delta") => Config::Delta(
-            common.half,
+            common.operands.half,
             match common.access {
-                Access::Wide => DeltaRows::Wide { lanes: number('l', 16) },
-                Access::Narrow => DeltaRows::Narrow { columns: number('l', 4) },
+                Access::Whole | Access::Pieces => DeltaRows::Wide { lanes: number('l', 16) },
+                Access::Elements => DeltaRows::Narrow { columns: number('l', 4) },
             },
         ),
         Some("keys") => Config::Keys(common, tiles, sums),

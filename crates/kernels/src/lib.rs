@@ -21,10 +21,10 @@
 //!
 //! ```
 //! use signflash_core::{Problem, Shape};
-//! use signflash_kernels::{Access, Gpu, Half, Select};
+//! use signflash_kernels::{Gpu, Half, Select};
 //! let shape = Shape::new(1, 4096, 4096).heads(8, 8).head_dim(128);
 //! let problem = Problem::builder(shape).causal(true).build()?;
-//! let select = Select { gpu: Gpu::AMPERE, access: Access::Wide };
+//! let select = Select { gpu: Gpu::AMPERE, aligned: true };
 //! let config = select.forward(select.common(&problem, Half::Bf16), problem.shape().seqlen_k);
 //! assert_eq!(config.to_string(), "sf_fwd_bf16_d128_causal_w4r32n64s2b2");
 //! assert!(config.kernel().ptx().contains("mma.sync"));
@@ -37,6 +37,7 @@
 
 pub mod config;
 mod interpreted;
+mod kernel;
 mod parts;
 pub mod plan;
 pub mod select;
@@ -44,10 +45,12 @@ mod sm80;
 mod sm90;
 mod variants;
 
-pub use config::{Common, Config, DeltaRows, DqSums, HopperCommon, KeySteps, Rows, Tiles, Warpgroups};
+pub use config::{
+    Access, Common, Config, DeltaRows, DqSums, HopperCommon, HopperForm, HopperKeysForm, Operands,
+    PortableForm, Rows, Scores,
+};
 pub use interpreted::{InterpretError, Interpreted};
 pub use parts::args::DeviceTensor;
-pub use parts::copy::Access;
 pub use plan::{
     BackwardCall, BackwardChoice, BackwardShape, ForwardCall, ForwardChoice, ForwardShape, Step,
     TooManyBlocks, backward, backward_with, backward_workspace_bytes, choose_backward, choose_forward,

@@ -1,7 +1,6 @@
 //! What one call does on a GPU: launches with their arguments. The interpreter and the driver run the same plan.
-use crate::config::{Config, KeySteps, Tiles, Warpgroups};
+use crate::config::{Config, HopperForm, HopperKeysForm, PortableForm};
 use crate::parts::args::{DeviceTensor, DropoutArgs, ProblemArgs};
-use crate::parts::copy::Access;
 use crate::select::{Gpu, Select, hopper_convert_dq};
 use crate::sm80::backward_keys::KeysArgs;
 use crate::sm80::backward_queries::QueriesArgs;
@@ -119,9 +118,9 @@ pub fn forward(call: &ForwardCall<'_>, gpu: Gpu) -> Result<Vec<Step>, TooManyBlo
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ForwardShape {
     /// The one that every GPU since Ampere runs.
-    Portable(Tiles),
+    Portable(PortableForm),
     /// Hopper's.
-    Hopper(Warpgroups),
+    Hopper(HopperForm),
 }
 
 /// The tables' answer for a call.
@@ -137,7 +136,7 @@ pub struct ForwardChoice {
 
 /// Which kernel computes a call's forward.
 pub fn choose_forward(call: &ForwardCall<'_>, gpu: Gpu) -> ForwardChoice {
-    let select = Select { gpu, access: access(&[call.q, call.k, call.v, call.out]) };
+    let select = Select { gpu, aligned: aligned(&[call.q, call.k, call.v, call.out]) };
     let common = select.common(call.problem, call.half);
     let taken = select.hopper_takes(call);
     let shape = select.forward_shape(common, call.problem.shape().seqlen_k, taken.is_ok());
@@ -152,7 +151,7 @@ pub fn choose_forward(call: &ForwardCall<'_>, gpu: Gpu) -> ForwardChoice {
 
 /// The portable kernel for a call.
 pub fn portable_forward(call: &ForwardCall<'_>, gpu: Gpu) -> ForwardShape {
-    let select = Select { gpu, access: access(&[call.q, call.k, call.v, call.out]) };
+    let select = Select { gpu, aligned: aligned(&[call.q, call.k, call.v, call.out]) };
     select.forward_shape(select.common(call.problem, call.half), call.problem.shape().seqlen_k, false)
 }
 
@@ -167,7 +166,7 @@ pub fn forward_with(
     shape: ForwardShape,
 ) -> Result<Vec<Step>, TooManyBlocks> {
     let ForwardCall { problem, half, q, k, v, out, lse, probs, seed_and_offset_ptr } = *call;
-    let select = Select { gpu, access: access(&[q, k, v, out]) };
+    let select = Select { gpu, aligned: aligned(&[q, k, v, out]) };
     let common = select.common(problem, half);
     let (args, dropout) = (problem_args(problem), dropout_args(problem, seed_and_offset_ptr));
     let list = |own: &dyn Fn(&mut Vec<Arg>)| argument_list(args, own, dropout);
@@ -260,9 +259,9 @@ pub fn backward_workspace_bytes(problem: &Problem, gpu: Gpu, deterministic: bool
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackwardShape {
     /// The one that every GPU since Ampere runs.
-    Portable(Tiles),
+    Portable(PortableForm),
     /// Hopper's.
-    Hopper(KeySteps),
+    Hopper(HopperKeysForm),
 }
 
 /// The tables' answer for a backward.
@@ -276,7 +275,7 @@ pub struct BackwardChoice {
 
 /// Which kernel computes a call's backward.
 pub fn choose_backward(call: &BackwardCall<'_>, gpu: Gpu) -> BackwardChoice {
-    let select = Select { gpu, access: backward_access(call) };
+    let select = Select { gpu, aligned: backward_aligned(call) };
     let taken = select.hopper_takes_backward(call);
     let shape = match taken {
         Ok(()) => BackwardShape::Hopper(
@@ -289,13 +288,13 @@ pub fn choose_backward(call: &BackwardCall<'_>, gpu: Gpu) -> BackwardChoice {
 
 /// The portable kernel for a call's backward.
 pub fn portable_backward(call: &BackwardCall<'_>, gpu: Gpu) -> BackwardShape {
-    let select = Select { gpu, access: backward_access(call) };
+    let select = Select { gpu, aligned: backward_aligned(call) };
     let configs = select.backward(select.common(call.problem, call.half), call.deterministic);
     BackwardShape::Portable(*configs.keys.tiles().expect("the portable pass has tiles"))
 }
 
-fn backward_access(BackwardCall { q, k, v, out, dout, dq, dk, dv, .. }: &BackwardCall<'_>) -> Access {
-    access(&[*q, *k, *v, *out, *dout, *dq, *dk, *dv])
+fn backward_aligned(BackwardCall { q, k, v, out, dout, dq, dk, dv, .. }: &BackwardCall<'_>) -> bool {
+    aligned(&[*q, *k, *v, *out, *dout, *dq, *dk, *dv])
 }
 
 /// The steps of a backward.
@@ -323,7 +322,7 @@ pub fn backward_with(
         BackwardShape::Hopper(_) => None,
     };
     let BackwardCall { problem, half, q, k, v, out, lse, dout, dq, dk, dv, .. } = *call;
-    let select = Select { gpu, access: backward_access(call) };
+    let select = Select { gpu, aligned: backward_aligned(call) };
     let configs = select.backward_with(select.common(problem, half), call.deterministic, tiles);
     let space = Workspace::plan(problem, gpu, call.deterministic);
     let (stats, dq_sums) = (call.workspace, call.workspace + space.dq_sums);
@@ -351,7 +350,7 @@ pub fn backward_with(
         launch(steps, config, dq_blocks(problem, &config), argument_list(args_problem, &own, None))
     };
     if let BackwardShape::Hopper(shape) = shape {
-        let shape = KeySteps { ordered: call.deterministic, ..shape };
+        let shape = HopperKeysForm { ordered: call.deterministic, ..shape };
         let (common, _) = select.hopper_keys(select.common(problem, half), call.deterministic);
         let (queries, keys) = (problem.shape().q(), problem.shape().k());
         let (rows, key_rows) = (shape.step, shape.keys);
@@ -384,8 +383,8 @@ pub fn backward_with(
     Ok(steps)
 }
 
-fn access(tensors: &[DeviceTensor]) -> Access {
-    if tensors.iter().all(DeviceTensor::is_aligned) { Access::Wide } else { Access::Narrow }
+fn aligned(tensors: &[DeviceTensor]) -> bool {
+    tensors.iter().all(DeviceTensor::is_aligned)
 }
 
 fn argument_list(
@@ -505,7 +504,7 @@ fn dropout_args(problem: &Problem, seed_and_offset_ptr: u64) -> Option<DropoutAr
 }
 
 /// Tiles of a block's keys.
-fn key_tiles(problem: &Problem, shape: &KeySteps) -> u64 {
+fn key_tiles(problem: &Problem, shape: &HopperKeysForm) -> u64 {
     (problem.shape().seqlen_k as u64).div_ceil(shape.keys.into())
 }
 
@@ -514,7 +513,7 @@ fn key_tiles(problem: &Problem, shape: &KeySteps) -> u64 {
 /// More of them: blocks that add in order wait less for each other; under a causal mask, where a head's first blocks have the
 /// most to do, the last ones to start are short. Fewer: more of what they read is in the second-level cache. (Measured: 2048
 /// keys, causal, head_dim 128, 1, 4, 8, 16, 32 heads at once: 435, 440, 450, 450, 443 TFLOP/s.)
-fn heads_at_once(problem: &Problem, shape: &KeySteps, gpu: Gpu) -> u32 {
+fn heads_at_once(problem: &Problem, shape: &HopperKeysForm, gpu: Gpu) -> u32 {
     let tiles = key_tiles(problem, shape).clamp(1, u32::MAX.into()) as u32;
     // A power of two, of which whole groups are left more often.
     let blocks = |count: u32| 1 << (count / tiles).max(1).ilog2();
@@ -538,19 +537,19 @@ impl Workspace {
     fn plan(problem: &Problem, gpu: Gpu, deterministic: bool) -> Self {
         let stats = 8 * heads(problem) * stat_rows(problem);
         // Alignment of the tensors changes how rows are read, not how work is shared out.
-        let select = Select { gpu, access: Access::Wide };
+        let select = Select { gpu, aligned: true };
         let configs = select.backward(select.common(problem, Half::Bf16), deterministic);
         let steps = |step| heads(problem) * query_steps(problem, step);
         let sums_of = |head_dim: u32, step| steps(step) * u64::from(4 * step * head_dim);
         let mut sums = match configs.dq {
-            Config::ConvertDq(rows, step, _) => sums_of(rows.head_dim, step),
+            Config::ConvertDq(rows, step, _) => sums_of(rows.operands.head_dim, step),
             _ => 0,
         };
         // Hopper's kernel may take the call, and has larger tiles.
         let mut counters = 0;
         if gpu.is_hopper() {
             let (common, shape) = select.hopper_keys(select.common(problem, Half::Bf16), deterministic);
-            sums = sums.max(sums_of(common.head_dim, shape.step));
+            sums = sums.max(sums_of(common.operands.head_dim, shape.step));
             let per_step = u64::from(sm90::backward::counters_bytes(&shape));
             counters = if deterministic { steps(shape.step) * per_step } else { 0 };
         }
@@ -570,7 +569,7 @@ mod tests {
             let (batch, num_heads, head_dim) = (1, 8, 128);
             let shape = Shape::new(batch, seqlen, seqlen).heads(num_heads, 8).head_dim(head_dim);
             let problem = Problem::builder(shape).causal(causal).build().unwrap();
-            let select = Select { gpu: Gpu::HOPPER, access: Access::Wide };
+            let select = Select { gpu: Gpu::HOPPER, aligned: true };
             let (_, steps) = select.hopper_keys(select.common(&problem, Half::Bf16), deterministic);
             heads_at_once(&problem, &steps, Gpu::HOPPER)
         };

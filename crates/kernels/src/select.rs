@@ -4,8 +4,10 @@
 //! 128 (see `benchmarks/gpu.md`); other rows are bounded by registers (255 a thread) and by shared memory, which is why
 //! the last row of each head_dim is one that fits the 99 KiB of the smallest GPUs since Ampere.
 use crate::DeviceTensor;
-use crate::config::{Common, Config, DeltaRows, DqSums, HopperCommon, KeySteps, Rows, Tiles, Warpgroups};
-use crate::parts::copy::Access;
+use crate::config::{
+    Access, Common, Config, DeltaRows, DqSums, HopperCommon, HopperForm, HopperKeysForm, Operands,
+    PortableForm, Rows, Scores,
+};
 use crate::plan::{BackwardCall, ForwardCall, ForwardShape};
 use signflash_core::{Dtype, Problem};
 use signflash_ptx::Half;
@@ -42,7 +44,7 @@ struct Row {
     head_dim: u32,
     /// Only with dropout, or only without.
     dropout: Option<bool>,
-    tiles: Tiles,
+    tiles: PortableForm,
 }
 
 impl Row {
@@ -52,12 +54,12 @@ impl Row {
 
     /// dq of a step is added a step later.
     const fn late_dq(self) -> Row {
-        Row { tiles: Tiles { late_dq: true, ..self.tiles }, ..self }
+        Row { tiles: PortableForm { late_dq: true, ..self.tiles }, ..self }
     }
 
     /// The rows that a warp owns stay in its registers.
     const fn in_registers(self) -> Row {
-        Row { tiles: Tiles { in_registers: true, ..self.tiles }, ..self }
+        Row { tiles: PortableForm { in_registers: true, ..self.tiles }, ..self }
     }
 }
 
@@ -66,8 +68,16 @@ const fn row(head_dim: u32, [warps, row_tiles, step, slots, blocks_per_sm]: [u32
 }
 
 const fn keys_row(head_dim: u32, [warps, row_tiles, split, step, slots, blocks_per_sm]: [u32; 6]) -> Row {
-    let tiles =
-        Tiles { warps, row_tiles, split, step, slots, blocks_per_sm, late_dq: false, in_registers: false };
+    let tiles = PortableForm {
+        warps,
+        row_tiles,
+        split,
+        step,
+        slots,
+        blocks_per_sm,
+        late_dq: false,
+        in_registers: false,
+    };
     Row { head_dim, dropout: None, tiles }
 }
 
@@ -95,7 +105,7 @@ struct HopperRow {
     dropout: bool,
     /// For no more keys than these.
     up_to_keys: usize,
-    shape: Warpgroups,
+    shape: HopperForm,
 }
 
 impl HopperRow {
@@ -109,28 +119,28 @@ impl HopperRow {
 
     /// Warpgroups start their products in turns.
     const fn turns(self) -> HopperRow {
-        HopperRow { shape: Warpgroups { turns: true, ..self.shape }, ..self }
+        HopperRow { shape: HopperForm { turns: true, ..self.shape }, ..self }
     }
 
     /// So many pieces of the softmax go beside the product with values.
     const fn early(self, early: u32) -> HopperRow {
-        HopperRow { shape: Warpgroups { early, ..self.shape }, ..self }
+        HopperRow { shape: HopperForm { early, ..self.shape }, ..self }
     }
 
     /// The output leaves by way of the queries' shared memory.
     const fn out_in_q(self) -> HopperRow {
-        HopperRow { shape: Warpgroups { out_in_q: true, ..self.shape }, ..self }
+        HopperRow { shape: HopperForm { out_in_q: true, ..self.shape }, ..self }
     }
 
     /// With dropout: so many warpgroups draw flags, so many steps ahead.
     const fn drop(self, drawers: u32, flag_stages: u32) -> HopperRow {
-        HopperRow { dropout: true, shape: Warpgroups { drawers, flag_stages, ..self.shape }, ..self }
+        HopperRow { dropout: true, shape: HopperForm { drawers, flag_stages, ..self.shape }, ..self }
     }
 }
 
 const fn hopper(head_dim: u32, [groups, step, stages, registers]: [u32; 4]) -> HopperRow {
     let (drawers, flag_stages, turns, early, out_in_q) = (0, 0, false, 0, false);
-    let shape = Warpgroups { groups, drawers, step, stages, flag_stages, registers, turns, early, out_in_q };
+    let shape = HopperForm { groups, drawers, step, stages, flag_stages, registers, turns, early, out_in_q };
     HopperRow { head_dim, causal: None, dropout: false, up_to_keys: usize::MAX, shape }
 }
 
@@ -192,8 +202,8 @@ pub struct BackwardConfigs {
 pub struct Select {
     /// For this GPU.
     pub gpu: Gpu,
-    /// Rows of 16 bytes can be read and written at once.
-    pub access: Access,
+    /// Whether every row of the tensors starts at a multiple of 16 bytes.
+    pub aligned: bool,
 }
 
 impl Select {
@@ -201,23 +211,32 @@ impl Select {
     pub fn common(&self, problem: &Problem, half: Half) -> Common {
         let head_dim = problem.shape().head_dim as u32;
         let padded = head_dim.next_multiple_of(if head_dim > SPLIT_HEAD_DIM { 32 } else { 16 });
-        let access = if head_dim.is_multiple_of(8) { self.access } else { Access::Narrow };
+        let access = match self.aligned && head_dim.is_multiple_of(8) {
+            true if head_dim == padded => Access::Whole,
+            true => Access::Pieces,
+            false => Access::Elements,
+        };
         Common {
-            half,
-            head_dim: padded,
-            full_width: head_dim == padded && access == Access::Wide,
+            operands: Operands { half, head_dim: padded },
             access,
-            causal: problem.causal(),
-            dropout: problem.keep_rule().is_some(),
-            negative_scale: problem.negates(),
+            scores: Scores {
+                causal: problem.causal(),
+                dropout: problem.keep_rule().is_some(),
+                negative_scale: problem.negates(),
+            },
         }
     }
 
-    fn tiles(&self, table: &[Row], common: Common, smem_bytes: impl Fn(&Tiles) -> u32) -> Tiles {
-        let head_dim = common.head_dim;
+    fn tiles(
+        &self,
+        table: &[Row],
+        common: Common,
+        smem_bytes: impl Fn(&PortableForm) -> u32,
+    ) -> PortableForm {
+        let head_dim = common.operands.head_dim;
         let fits = |row: &&Row| {
             row.head_dim >= head_dim
-                && row.dropout.is_none_or(|dropout| dropout == common.dropout)
+                && row.dropout.is_none_or(|dropout| dropout == common.scores.dropout)
                 && head_dim.is_multiple_of(16 * row.tiles.split)
                 && smem_bytes(&row.tiles) <= self.gpu.smem_per_block_bytes
         };
@@ -234,17 +253,17 @@ impl Select {
 
     /// The forward's kernel that every GPU since Ampere runs.
     pub fn portable_forward(&self, common: Common) -> Config {
-        let smem = |t: &Tiles| 2 * common.head_dim * (t.rows() + 2 * t.slots * t.step);
+        let smem = |t: &PortableForm| 2 * common.operands.head_dim * (t.rows() + 2 * t.slots * t.step);
         Config::Forward(common, self.tiles(FORWARD, common, smem))
     }
 
     pub(crate) fn forward_shape(&self, common: Common, seqlen_k: usize, hopper: bool) -> ForwardShape {
-        let is_hopper = self.gpu.is_hopper() && common.access == Access::Wide;
+        let is_hopper = self.gpu.is_hopper() && common.access != Access::Elements;
         let row = |row: &&HopperRow| {
-            row.head_dim >= common.head_dim
-                && row.dropout == common.dropout
+            row.head_dim >= common.operands.head_dim
+                && row.dropout == common.scores.dropout
                 && row.up_to_keys >= seqlen_k
-                && row.causal.is_none_or(|causal| causal == common.causal)
+                && row.causal.is_none_or(|causal| causal == common.scores.causal)
                 && row.shape.smem_bytes(&common.hopper()) <= self.gpu.smem_per_block_bytes
         };
         match HOPPER_FORWARD.iter().find(row) {
@@ -299,14 +318,14 @@ impl Select {
     }
 
     /// The shape of Hopper's kernel that writes probs.
-    pub(crate) fn hopper_probs(&self, common: Common) -> Warpgroups {
-        let (drawers, registers) = if common.dropout { (2, 168) } else { (0, 232) };
-        Warpgroups {
+    pub(crate) fn hopper_probs(&self, common: Common) -> HopperForm {
+        let (drawers, registers) = if common.scores.dropout { (2, 168) } else { (0, 232) };
+        HopperForm {
             groups: 2,
             drawers,
-            step: if common.head_dim > 128 { 64 } else { 128 },
+            step: if common.operands.head_dim > 128 { 64 } else { 128 },
             stages: 2,
-            flag_stages: if common.dropout { 2 } else { 0 },
+            flag_stages: if common.scores.dropout { 2 } else { 0 },
             registers,
             turns: false,
             early: 0,
@@ -316,7 +335,7 @@ impl Select {
 
     /// The kernel that writes probs, where a GPU's own kernels take the call.
     pub fn probs(&self, common: Common) -> Config {
-        match self.gpu.is_hopper() && common.access == Access::Wide {
+        match self.gpu.is_hopper() && common.access != Access::Elements {
             true => Config::HopperProbs(common.hopper(), self.hopper_probs(common)),
             false => self.portable_probs(common),
         }
@@ -324,7 +343,7 @@ impl Select {
 
     /// The kernel that writes probs on every GPU since Ampere.
     pub fn portable_probs(&self, common: Common) -> Config {
-        let smem = |t: &Tiles| 2 * common.head_dim * (t.rows() + 2 * t.slots * t.step);
+        let smem = |t: &PortableForm| 2 * common.operands.head_dim * (t.rows() + 2 * t.slots * t.step);
         Config::Probs(common, self.tiles(QUERIES, common, smem))
     }
 
@@ -356,7 +375,7 @@ impl Select {
 
     /// The kernels of a backward on Hopper of its own, where it has some: the pass over keys, and dq from its sums.
     pub fn hopper_backward(&self, common: Common, deterministic: bool) -> Vec<Config> {
-        if !self.gpu.is_hopper() || common.access != Access::Wide {
+        if !self.gpu.is_hopper() || common.access == Access::Elements {
             return vec![];
         }
         let (common, shape) = self.hopper_keys(common, deterministic);
@@ -364,18 +383,19 @@ impl Select {
     }
 
     /// Hopper's pass over keys: what it shares with others, and its shape.
-    pub(crate) fn hopper_keys(&self, common: Common, deterministic: bool) -> (HopperCommon, KeySteps) {
-        let head_dim = common.head_dim.next_multiple_of(64);
+    pub(crate) fn hopper_keys(&self, common: Common, deterministic: bool) -> (HopperCommon, HopperKeysForm) {
+        let head_dim = common.operands.head_dim.next_multiple_of(64);
+        let operands = Operands { head_dim, ..common.operands };
         let (keys, step, ds_stages) = match head_dim {
             ..=64 => (128, 128, 2),
             65..=128 => (128, 64, 3),
             _ => (64, 64, 1),
         };
-        let flag_stages = if common.dropout { 2 } else { 0 };
-        let registers = if common.dropout && keys > 64 { 232 } else { 240 };
+        let flag_stages = if common.scores.dropout { 2 } else { 0 };
+        let registers = if common.scores.dropout && keys > 64 { 232 } else { 240 };
         let ordered = deterministic;
-        let shape = KeySteps { keys, step, stages: 2, ds_stages, flag_stages, registers, ordered };
-        (HopperCommon { head_dim, ..common.hopper() }, shape)
+        let shape = HopperKeysForm { keys, step, stages: 2, ds_stages, flag_stages, registers, ordered };
+        (HopperCommon { operands, ..common.hopper() }, shape)
     }
 
     /// The backward's kernels.
@@ -388,10 +408,10 @@ impl Select {
         &self,
         common: Common,
         deterministic: bool,
-        tiles: Option<Tiles>,
+        tiles: Option<PortableForm>,
     ) -> BackwardConfigs {
-        let width = common.head_dim;
-        let own = |t: &Tiles| {
+        let width = common.operands.head_dim;
+        let own = |t: &PortableForm| {
             // k and v; q, dout and statistics; p, and ds twice.
             let slot = (4 * width + 8) * t.step;
             4 * width * t.rows() + t.slots * slot.next_multiple_of(1024) + 6 * t.rows() * t.step
@@ -402,26 +422,25 @@ impl Select {
             (false, true) => DqSums::Wide,
             (false, false) => DqSums::Narrow,
         };
-        let smem = |t: &Tiles| 4 * width * (t.rows() + t.slots * t.step);
+        let smem = |t: &PortableForm| 4 * width * (t.rows() + t.slots * t.step);
         let dq = match sums {
             DqSums::None => Config::Queries(common, self.tiles(QUERIES, common, smem)),
             _ => Config::ConvertDq(common.rows(), tiles.step, sums),
         };
         // Without sums there is nothing to add later.
-        let tiles = Tiles { late_dq: tiles.late_dq && sums != DqSums::None, ..tiles };
+        let tiles = PortableForm { late_dq: tiles.late_dq && sums != DqSums::None, ..tiles };
         BackwardConfigs { delta: delta(&common), keys: Config::Keys(common, tiles, sums), dq }
     }
 }
 
 /// The statistics of rows.
 fn delta(common: &Common) -> Config {
-    Config::Delta(common.half, DeltaRows::of(common))
+    Config::Delta(common.operands.half, DeltaRows::of(common.rows()))
 }
 
 /// dq from the sums that Hopper's pass over keys adds to, whose rows are padded to whole boxes.
-pub(crate) fn hopper_convert_dq(common: HopperCommon, shape: KeySteps) -> Config {
-    let HopperCommon { half, head_dim, .. } = common;
-    let rows = Rows { half, head_dim, full_width: false, access: Access::Wide };
+pub(crate) fn hopper_convert_dq(common: HopperCommon, shape: HopperKeysForm) -> Config {
+    let rows = Rows { operands: common.operands, access: Access::Pieces };
     Config::ConvertDq(rows, shape.step, DqSums::Wide)
 }
 
@@ -522,7 +541,7 @@ mod tests {
     fn a_head_dim_of_no_whole_pieces_gets_the_portable_kernels_without_tensors_too() {
         let shape = SHAPE.head_dim(41);
         let problem = Problem::builder(shape).build().unwrap();
-        let select = Select { gpu: Gpu::HOPPER, access: Access::Wide };
+        let select = Select { gpu: Gpu::HOPPER, aligned: true };
         let common = select.common(&problem, Half::Bf16);
         assert!(matches!(select.forward(common, 50), Config::Forward(..)));
         assert!(matches!(select.probs(common), Config::Probs(..)));

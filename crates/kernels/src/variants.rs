@@ -1,6 +1,5 @@
 //! The kernels that calls can come to, for tables and tests.
-use crate::config::{Common, Config};
-use crate::parts::copy::Access;
+use crate::config::{Access, Common, Config, Operands, Scores};
 use crate::select::{Gpu, Select};
 use signflash_ptx::Half;
 
@@ -20,19 +19,16 @@ const HEAD_DIMS: [u32; 7] = [32, 64, 80, 96, 128, 192, 256];
 pub fn variants(gpu: Gpu, half: Half) -> Vec<Config> {
     let flags = [(false, false), (false, true), (true, false), (true, true)];
     let plain = |head_dim, (causal, dropout)| Common {
-        half,
-        head_dim,
-        full_width: true,
-        access: Access::Wide,
-        causal,
-        dropout,
-        negative_scale: false,
+        operands: Operands { half, head_dim },
+        access: Access::Whole,
+        scores: Scores { causal, dropout, negative_scale: false },
     };
     let mut all: Vec<Common> =
         HEAD_DIMS.into_iter().flat_map(|head_dim| flags.map(|flags| plain(head_dim, flags))).collect();
-    all.push(Common { full_width: false, ..plain(128, (true, true)) });
-    all.push(Common { full_width: false, access: Access::Narrow, ..plain(128, (true, true)) });
-    all.push(Common { negative_scale: true, ..plain(128, (true, true)) });
+    let both = plain(128, (true, true));
+    all.push(Common { access: Access::Pieces, ..both });
+    all.push(Common { access: Access::Elements, ..both });
+    all.push(Common { scores: Scores { negative_scale: true, ..both.scores }, ..both });
     let mut kernels: Vec<Config> = vec![];
     for config in all.into_iter().flat_map(|common| kernels_of(gpu, common)) {
         if !kernels.contains(&config) {
@@ -45,7 +41,7 @@ pub fn variants(gpu: Gpu, half: Half) -> Vec<Config> {
 /// Every kernel that calls come to which have this in common: of any length, deterministic or not, with Hopper's own kernels
 /// or without. A kernel may come more than once.
 pub fn kernels_of(gpu: Gpu, common: Common) -> Vec<Config> {
-    let select = Select { gpu, access: common.access };
+    let select = Select { gpu, aligned: common.access != Access::Elements };
     let (adding, ordered) = (select.backward(common, false), select.backward(common, true));
     let of_one = [
         select.forward(common, 1024),

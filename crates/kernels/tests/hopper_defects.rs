@@ -5,8 +5,8 @@
 
 use signflash_core::{Dropout, Problem, Shape, bf16};
 use signflash_kernels::{
-    BackwardCall, BackwardShape, Config, DeviceTensor, ForwardCall, ForwardShape, Gpu, Half, KeySteps, Step,
-    Warpgroups, backward_with, backward_workspace_bytes, forward_with,
+    BackwardCall, BackwardShape, Config, DeviceTensor, ForwardCall, ForwardShape, Gpu, Half, HopperForm,
+    HopperKeysForm, Step, backward_with, backward_workspace_bytes, forward_with,
 };
 use signflash_ptx::{Arg, Global, Kernel, Launch, Rule};
 
@@ -14,7 +14,7 @@ const QUERIES: usize = 200;
 const SCHEDULES: u64 = 4;
 
 /// Small enough to run often: every ring goes round, every block has several tiles.
-const SHAPE: Warpgroups = Warpgroups {
+const SHAPE: HopperForm = HopperForm {
     groups: 2,
     drawers: 2,
     step: 64,
@@ -27,18 +27,25 @@ const SHAPE: Warpgroups = Warpgroups {
 };
 
 /// The backward's: in three stages of ds the first is free again before the last step.
-const STEPS: KeySteps =
-    KeySteps { keys: 128, step: 64, stages: 2, ds_stages: 2, flag_stages: 2, registers: 232, ordered: false };
+const STEPS: HopperKeysForm = HopperKeysForm {
+    keys: 128,
+    step: 64,
+    stages: 2,
+    ds_stages: 2,
+    flag_stages: 2,
+    registers: 232,
+    ordered: false,
+};
 
 /// Of warpgroups that share keys.
-const SHARED: KeySteps = KeySteps { keys: 64, ds_stages: 1, registers: 240, ..STEPS };
+const SHARED: HopperKeysForm = HopperKeysForm { keys: 64, ds_stages: 1, registers: 240, ..STEPS };
 
 /// A kernel, and what is launched before and after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pass {
-    Forward(Warpgroups),
+    Forward(HopperForm),
     Probs,
-    Backward(KeySteps),
+    Backward(HopperKeysForm),
 }
 
 /// What the mistake's text contains, the file of the instruction, how many such, and why nothing can go wrong.
@@ -192,14 +199,14 @@ fn the_kernels_are_right_as_they_are() {
     assert!(matches!(kernel(Pass::Backward(STEPS)), Config::HopperKeys(..)));
     let forwards = [
         SHAPE,
-        Warpgroups { out_in_q: true, turns: false, early: 0, drawers: 1, ..SHAPE },
-        Warpgroups { groups: 3, drawers: 1, registers: 128, flag_stages: 3, ..SHAPE },
+        HopperForm { out_in_q: true, turns: false, early: 0, drawers: 1, ..SHAPE },
+        HopperForm { groups: 3, drawers: 1, registers: 128, flag_stages: 3, ..SHAPE },
     ];
     let backwards = [
         STEPS,
         SHARED,
-        KeySteps { step: 128, ..STEPS },
-        KeySteps { stages: 3, ds_stages: 3, flag_stages: 1, ..STEPS },
+        HopperKeysForm { step: 128, ..STEPS },
+        HopperKeysForm { stages: 3, ds_stages: 3, flag_stages: 1, ..STEPS },
     ];
     let passes = forwards.map(Pass::Forward).into_iter().chain(backwards.map(Pass::Backward));
     for (pass, seed) in passes.flat_map(|pass| [0, 1, 2].map(|seed| (pass, seed))) {

@@ -3,7 +3,7 @@
 
 use sha2::{Digest, Sha256};
 use signflash_core::{Dropout, Problem, Shape};
-use signflash_kernels::{Access, Common, Config, Gpu, Half, Select, kernels_of};
+use signflash_kernels::{Common, Config, Gpu, Half, Select, kernels_of};
 use std::collections::{HashMap, HashSet};
 
 /// Multiples of 16, of 8 and of neither, on both sides of where the tables' rows, boxes of 64 columns, and lanes of statistics
@@ -13,13 +13,13 @@ const HEAD_DIMS: [usize; 12] = [32, 40, 41, 64, 72, 80, 96, 120, 128, 136, 192, 
 /// What calls of a GPU have in common, through the choice that calls go through.
 fn commons(gpu: Gpu, half: Half) -> HashSet<Common> {
     let mut all = HashSet::new();
-    for (head_dim, access) in HEAD_DIMS.into_iter().flat_map(|d| [(d, Access::Wide), (d, Access::Narrow)]) {
+    for (head_dim, aligned) in HEAD_DIMS.into_iter().flat_map(|d| [(d, true), (d, false)]) {
         let shape = Shape::new(1, 1, 1).heads(1, 1).head_dim(head_dim);
         let settings = [(false, 0.0, 1.0), (true, 0.0, 1.0), (false, 0.1, 1.0), (true, 0.1, -1.0)];
         for (causal, dropout_p, scale) in settings {
             let dropout = Dropout::new(dropout_p, 1, 0).unwrap();
             let problem = Problem::builder(shape).causal(causal).dropout(dropout).softmax_scale(scale);
-            all.insert(Select { gpu, access }.common(&problem.build().unwrap(), half));
+            all.insert(Select { gpu, aligned }.common(&problem.build().unwrap(), half));
         }
     }
     all

@@ -1,7 +1,7 @@
 //! How many instructions of a warp the interpreter runs a second, by kind: `cargo run --release -p signflash-ptx
 //! --example interpreter_speed`.
 use signflash_ptx::{
-    B32, Builder, Cta, F32, Global, GlobalAddr, Half, Kernel, Launch, Shape, Thread, U32, Val, Warp,
+    B32, Builder, Cta, F32, Global, GlobalAddr, Half, Kernel, Launch, LaunchBounds, Thread, U32, Val, Warp,
 };
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ const COPIES: usize = 32;
 
 /// A loop of many copies of what `body` emits.
 fn kernel(body: impl Fn(Cta<'_>, &Setup<'_>)) -> Kernel {
-    Builder::build("speed", Shape { block_threads: 128, min_blocks_per_sm: 1 }, |cta| {
+    Builder::build("speed", LaunchBounds { block_threads: 128, min_blocks_per_sm: 1 }, |cta| {
         let t = cta.threads();
         let x = GlobalAddr::new(cta.param_u64("x")).plus((t.index() * 16).widen());
         let smem = cta.smem("words", 16 * 128, 1024).plus(t.index() * 16);

@@ -11,10 +11,10 @@
 //! No pass makes code faster: registers, scheduling and common subexpressions are ptxas's.
 //!
 //! ```
-//! use signflash_ptx::{Arg, Builder, F32, Global, GlobalAddr, Launch, Shape};
+//! use signflash_ptx::{Arg, Builder, F32, Global, GlobalAddr, Launch, LaunchBounds};
 //!
 //! // y[i] = a * x[i] + y[i]
-//! let kernel = Builder::build("axpy", Shape { block_threads: 64, min_blocks_per_sm: 1 }, |cta| {
+//! let kernel = Builder::build("axpy", LaunchBounds { block_threads: 64, min_blocks_per_sm: 1 }, |cta| {
 //!     let (n, a) = (cta.param_u32("n"), cta.param_f32("a"));
 //!     let (x, y) = (GlobalAddr::new(cta.param_u64("x")), GlobalAddr::new(cta.param_u64("y")));
 //!     let t = cta.threads();
@@ -57,8 +57,9 @@ mod types;
 
 pub use build::{
     Acc, BoxTile, Builder, BulkRing, BulkRingConsumer, BulkRingProducer, Columns, CopyRing, Cta, Filling,
-    FullSlot, FullStage, GlobalAddr, Mbarrier, Operand, Order, PendingCopy, PendingProduct, Product, Rows,
-    Shape, SmemAddr, Tensor, TensorBox, Thread, TileLanes, TileLayout, TileThread, Val, Var, Warp, Warpgroup,
+    FullSlot, FullStage, GlobalAddr, LaunchBounds, Mbarrier, Operand, Order, PendingCopy, PendingProduct,
+    Product, Rows, SmemAddr, Tensor, TensorBox, Thread, TileLanes, TileLayout, TileThread, Val, Var, Warp,
+    Warpgroup,
 };
 pub use instruction::{Flow, Instruction, Label, Printer};
 pub use interp::{Fault, Global, Lanes, Launch, Machine, Pointer, Profile, Region, Rule, SharedUse, Trap};

@@ -61,8 +61,8 @@ impl Kernel {
     /// [`Trap`](crate::Trap), or the instruction was not needed.
     ///
     /// ```
-    /// use signflash_ptx::{Builder, Global, Launch, Rule, Shape};
-    /// let build = || Builder::build("exchange", Shape { block_threads: 64, min_blocks_per_sm: 1 }, |cta| {
+    /// use signflash_ptx::{Builder, Global, Launch, Rule, LaunchBounds};
+    /// let build = || Builder::build("exchange", LaunchBounds { block_threads: 64, min_blocks_per_sm: 1 }, |cta| {
     ///     let (t, words) = (cta.threads(), cta.smem("words", 256, 4));
     ///     t.store(words.plus(t.index() * 4), [t.index()]);
     ///     cta.sync();

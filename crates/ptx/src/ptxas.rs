@@ -7,8 +7,8 @@ use std::{env, fs, io};
 /// The program `ptxas`.
 ///
 /// ```
-/// use signflash_ptx::{Builder, Ptxas, Shape, Target};
-/// let kernel = Builder::build("nothing", Shape { block_threads: 64, min_blocks_per_sm: 1 }, |_| {});
+/// use signflash_ptx::{Builder, Ptxas, LaunchBounds, Target};
+/// let kernel = Builder::build("nothing", LaunchBounds { block_threads: 64, min_blocks_per_sm: 1 }, |_| {});
 /// if let Some(ptxas) = Ptxas::find() {
 ///     assert_eq!(ptxas.assemble(&kernel.ptx(), Target::Sm80)?.spill_store_bytes, 0);
 /// }

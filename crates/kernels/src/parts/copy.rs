@@ -1,16 +1,7 @@
 //! Tiles between global and shared memory. Rows outside the tensor, and columns beyond head_dim, are zeros.
 use super::args::Rows;
-use crate::config;
+use crate::config::{self, Access};
 use signflash_ptx::{B32, GlobalAddr, Pred, SmemAddr, Thread, TileLayout, TileThread, U32, Val};
-
-/// How 16-bit rows are moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Access {
-    /// 16 bytes at a time, asynchronously: every row starts at a multiple of 16 bytes, head_dim is a multiple of 8.
-    Wide,
-    /// Element by element: any row.
-    Narrow,
-}
 
 /// The rows of a tile in global memory.
 #[derive(Clone, Copy, Debug)]
@@ -30,8 +21,6 @@ pub(crate) struct TileCopy<'k> {
     pub(crate) thread: Thread<'k>,
     pub(crate) share: TileThread<'k>,
     pub(crate) access: Access,
-    /// Whether head_dim is the tile's width, so that no column needs a check.
-    pub(crate) full_width: bool,
     /// The tensor's column that is the tile's first.
     pub(crate) first_col: Val<'k, U32>,
 }
@@ -40,9 +29,9 @@ impl<'k> TileCopy<'k> {
     /// Thread `index` of `threads`, for tiles of a head's width.
     #[track_caller]
     pub(crate) fn new(thread: Thread<'k>, rows: config::Rows, index: Val<'k, U32>, threads: u32) -> Self {
-        let config::Rows { head_dim, full_width, access, .. } = rows;
-        let share = thread.tile_thread(TileLayout::new(head_dim), index, threads);
-        TileCopy { thread, share, access, full_width, first_col: thread.u32(0) }
+        let config::Rows { operands, access } = rows;
+        let share = thread.tile_thread(TileLayout::new(operands.head_dim), index, threads);
+        TileCopy { thread, share, access, first_col: thread.u32(0) }
     }
 
     /// The same for tiles that hold `columns` of a head's columns, from `first_col` on.
@@ -73,11 +62,11 @@ impl<'k> TileCopy<'k> {
                 let from = row.at(2 * i64::from(chunk * self.share.col_step()));
                 let col = self.col(chunk);
                 match self.access {
-                    Access::Wide => {
-                        let real = if self.full_width { real } else { real & col.lt(source.head_dim) };
+                    Access::Whole | Access::Pieces => {
+                        let real = self.real_columns(real, col, source.head_dim);
                         self.thread.copy_async(to, from, real);
                     }
-                    Access::Narrow => self.load_elements(to, from, real, source.head_dim, col),
+                    Access::Elements => self.load_elements(to, from, real, source.head_dim, col),
                 }
             }
         });
@@ -92,14 +81,19 @@ impl<'k> TileCopy<'k> {
                 let to = row.at(2 * i64::from(chunk * self.share.col_step()));
                 let col = self.col(chunk);
                 match self.access {
-                    Access::Wide => {
-                        let real = if self.full_width { real } else { real & col.lt(target.head_dim) };
+                    Access::Whole | Access::Pieces => {
+                        let real = self.real_columns(real, col, target.head_dim);
                         self.thread.when(real, |t| t.store(to, words));
                     }
-                    Access::Narrow => self.store_elements(to, words, real, target.head_dim, col),
+                    Access::Elements => self.store_elements(to, words, real, target.head_dim, col),
                 }
             }
         });
+    }
+
+    /// Of rows that are real, whether their columns from `col` on are.
+    fn real_columns(&self, rows: Val<'k, Pred>, col: Val<'k, U32>, head_dim: Val<'k, U32>) -> Val<'k, Pred> {
+        if self.access == Access::Whole { rows } else { rows & col.lt(head_dim) }
     }
 
     fn each_row(

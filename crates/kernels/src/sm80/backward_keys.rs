@@ -26,7 +26,7 @@
 use super::convert_dq::SumsTile;
 use super::delta::Stats;
 use super::forward::negate;
-use crate::config::{Common, DqSums, Tiles};
+use crate::config::{Common, DqSums, PortableForm};
 use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_args};
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::dropout::{Philox, SignMask};
@@ -35,8 +35,8 @@ use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
 use crate::parts::softmax::scale_rows;
 use crate::parts::work::Work;
 use signflash_ptx::{
-    Acc, B32, Builder, CopyRing, Cta, GlobalAddr, Kernel, Pred, S32, Shape, SmemAddr, Thread, TileLayout,
-    U32, Val, Var, Warp,
+    Acc, B32, Builder, CopyRing, Cta, GlobalAddr, Kernel, LaunchBounds, Pred, S32, SmemAddr, Thread,
+    TileLayout, U32, Val, Var, Warp,
 };
 
 kernel_args! {
@@ -65,15 +65,15 @@ kernel_args! {
 const STAT_BYTES: u32 = 8;
 
 /// The kernel of a configuration.
-pub(crate) fn kernel(name: &str, common: &Common, tiles: &Tiles, sums: DqSums) -> Kernel {
-    let shape = Shape { block_threads: tiles.threads(), min_blocks_per_sm: tiles.blocks_per_sm };
-    Builder::build(name, shape, |cta| {
+pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm, sums: DqSums) -> Kernel {
+    let bounds = LaunchBounds { block_threads: form.threads(), min_blocks_per_sm: form.blocks_per_sm };
+    Builder::build(name, bounds, |cta| {
         let problem = ProblemVals::declare(cta);
         let args = KeysVals::declare(cta);
-        let dropout = common.dropout.then(|| Dropout::new(cta.warps(), DropoutVals::declare(cta)));
-        let smem = Smem::plan(cta, common, tiles, sums);
-        let work = Work::locate(cta, problem.key_tiles(tiles.rows()), problem.num_heads_k, false);
-        Keys { cta, common, tiles, sums, problem, args, dropout, smem, work }.run();
+        let dropout = common.scores.dropout.then(|| Dropout::new(cta.warps(), DropoutVals::declare(cta)));
+        let smem = Smem::plan(cta, common, form, sums);
+        let work = Work::locate(cta, problem.key_tiles(form.rows()), problem.num_heads_k, false);
+        Keys { cta, common, form, sums, problem, args, dropout, smem, work }.run();
     })
 }
 
@@ -105,17 +105,17 @@ struct Smem<'k> {
 }
 
 impl<'k> Smem<'k> {
-    fn plan(cta: Cta<'k>, common: &Common, tiles: &Tiles, sums: DqSums) -> Self {
-        let (layout, ds_layout) = (TileLayout::new(common.head_dim), TileLayout::new(tiles.step));
-        let slot = 2 * layout.bytes(tiles.step) + tiles.step * STAT_BYTES;
+    fn plan(cta: Cta<'k>, common: &Common, form: &PortableForm, sums: DqSums) -> Self {
+        let (layout, ds_layout) = (TileLayout::new(common.operands.head_dim), TileLayout::new(form.step));
+        let slot = 2 * layout.bytes(form.step) + form.step * STAT_BYTES;
         Smem {
-            k: cta.smem("k", layout.bytes(tiles.rows()), 1024),
-            v: cta.smem("v", layout.bytes(tiles.rows()), 1024),
-            queries: cta.copy_ring("queries", tiles.slots, slot.next_multiple_of(1024)),
-            p: (tiles.split > 1).then(|| cta.smem("p", ds_layout.bytes(tiles.rows()), 1024)),
-            ds: (sums != DqSums::None || tiles.split > 1).then(|| {
-                let places = if sums != DqSums::None && tiles.late_dq { 2 } else { 1 };
-                cta.smem("ds", places * ds_layout.bytes(tiles.rows()), 1024)
+            k: cta.smem("k", layout.bytes(form.rows()), 1024),
+            v: cta.smem("v", layout.bytes(form.rows()), 1024),
+            queries: cta.copy_ring("queries", form.slots, slot.next_multiple_of(1024)),
+            p: (form.split > 1).then(|| cta.smem("p", ds_layout.bytes(form.rows()), 1024)),
+            ds: (sums != DqSums::None || form.split > 1).then(|| {
+                let places = if sums != DqSums::None && form.late_dq { 2 } else { 1 };
+                cta.smem("ds", places * ds_layout.bytes(form.rows()), 1024)
             }),
             layout,
             ds_layout,
@@ -126,7 +126,7 @@ impl<'k> Smem<'k> {
 struct Keys<'a, 'k> {
     cta: Cta<'k>,
     common: &'a Common,
-    tiles: &'a Tiles,
+    form: &'a PortableForm,
     sums: DqSums,
     problem: ProblemVals<'k>,
     args: KeysVals<'k>,
@@ -186,23 +186,23 @@ struct Own<'a, 'k> {
 
 impl<'k> Keys<'_, 'k> {
     fn run(&self) {
-        let Keys { cta, tiles, problem, .. } = self;
+        let Keys { cta, form, problem, .. } = self;
         let (warp, t) = (cta.warps(), cta.threads());
-        let first_key = self.work.block * tiles.rows() - problem.column_shift;
+        let first_key = self.work.block * form.rows() - problem.column_shift;
         let kv = cta.copy_group(|| self.load_keys(first_key));
         let (first, end) = self.query_steps(first_key);
         let ahead = Cursor::new(t, first, end);
         let more = |cursor: &Cursor<'k>| cursor.member.get().lt(problem.group) & first.lt(end);
         self.fill(&ahead, more(&ahead));
 
-        let (team, part) = match tiles.split {
+        let (team, part) = match form.split {
             1 => (warp.index(), t.u32(0)),
             split => (warp.index() / split, warp.index().modulo(split)),
         };
-        let row = team * (16 * tiles.row_tiles);
+        let row = team * (16 * form.row_tiles);
         let (lanes, ds_lanes) = (Lanes::new(warp, self.smem.layout), Lanes::new(warp, self.smem.ds_layout));
         let pieces = self.columns() / 16;
-        let columns = (tiles.split > 1).then(|| Lanes::part(warp, self.smem.layout, part * pieces, pieces));
+        let columns = (form.split > 1).then(|| Lanes::part(warp, self.smem.layout, part * pieces, pieces));
         let own = |tile: SmemAddr<'k>| tile.plus(row * self.smem.layout.row_bytes());
         let own = Own {
             lanes: &lanes,
@@ -216,7 +216,7 @@ impl<'k> Keys<'_, 'k> {
             row,
         };
         let cleared = || -> Vec<Acc<'k>> {
-            let acc: Vec<_> = (0..tiles.row_tiles).map(|_| warp.acc(self.columns())).collect();
+            let acc: Vec<_> = (0..form.row_tiles).map(|_| warp.acc(self.columns())).collect();
             acc.iter().for_each(Acc::clear);
             acc
         };
@@ -229,13 +229,13 @@ impl<'k> Keys<'_, 'k> {
             |cta| {
                 let queries = self.smem.queries.take(cta);
                 ahead.advance();
-                if tiles.slots > 1 {
+                if form.slots > 1 {
                     self.fill(&ahead, more(&ahead));
                 }
                 self.add_dq_behind(&own, &behind);
                 self.step(&own, queries.address(), &now, &behind, [&mut dk, &mut dv]);
                 queries.release();
-                if tiles.slots == 1 {
+                if form.slots == 1 {
                     cta.sync();
                     self.fill(&ahead, more(&ahead));
                 }
@@ -252,25 +252,25 @@ impl<'k> Keys<'_, 'k> {
 
     /// Columns of dk and dv that a warp sums up.
     fn columns(&self) -> u32 {
-        self.common.head_dim / self.tiles.split
+        self.common.operands.head_dim / self.form.split
     }
 
     /// Queries of a step for which a warp makes s and dp.
     fn queries(&self) -> u32 {
-        self.tiles.step / self.tiles.split
+        self.form.step / self.form.split
     }
 
     /// The steps of queries that see a key of the block.
     fn query_steps(&self, first_key: Val<'k, U32>) -> (Val<'k, U32>, Val<'k, U32>) {
-        let Keys { problem, tiles, .. } = self;
-        let end = problem.query_tiles(tiles.step);
-        if !self.common.causal {
+        let Keys { problem, form, .. } = self;
+        let end = problem.query_tiles(form.step);
+        if !self.common.scores.causal {
             return (self.cta.threads().u32(0), end);
         }
         // Query i sees key j from i = j - (seqlen_k - seqlen_q) on.
         let first_key = first_key.cast::<S32>().max(0);
         let first_row = (first_key + problem.seqlen_q.cast::<S32>() - problem.seqlen_k.cast::<S32>()).max(0);
-        let step = (first_row.cast::<U32>() + problem.row_shift) / tiles.step;
+        let step = (first_row.cast::<U32>() + problem.row_shift) / form.step;
         (step.min(end), end)
     }
 
@@ -280,23 +280,23 @@ impl<'k> Keys<'_, 'k> {
 
     fn load_keys(&self, first_key: Val<'k, U32>) {
         let t = self.cta.threads();
-        let copy = TileCopy::new(t, self.common.rows(), t.index(), self.tiles.threads());
+        let copy = TileCopy::new(t, self.common.rows(), t.index(), self.form.threads());
         let (k, v) = (self.args.k, self.args.v).map_heads(&self.work);
         let tile = |rows| self.tile_of(rows, first_key, self.problem.seqlen_k);
-        copy.load(self.smem.k, tile(k), self.tiles.rows());
-        copy.load(self.smem.v, tile(v), self.tiles.rows());
+        copy.load(self.smem.k, tile(k), self.form.rows());
+        copy.load(self.smem.v, tile(v), self.form.rows());
     }
 
     /// Starts to bring a step of queries, if there is one.
     fn fill(&self, at: &Cursor<'k>, real: Val<'k, Pred>) {
-        let Keys { cta, tiles, problem, work, .. } = self;
-        let (ring, step) = (&self.smem.queries, tiles.step);
+        let Keys { cta, form, problem, work, .. } = self;
+        let (ring, step) = (&self.smem.queries, form.step);
         let slot = ring.next_fill();
         let (m, head) = (at.step.get(), work.head * problem.group + at.member.get());
         ring.fill(*cta, || {
             cta.when(real, |cta| {
                 let t = cta.threads();
-                let copy = TileCopy::new(t, self.common.rows(), t.index(), tiles.threads());
+                let copy = TileCopy::new(t, self.common.rows(), t.index(), form.threads());
                 let tile = |rows| self.tile_of(rows, m * step - problem.row_shift, problem.seqlen_q);
                 copy.load(slot, tile(self.args.q.head(work.batch, head)), step);
                 let dout = slot.at(self.smem.layout.bytes(step));
@@ -322,24 +322,24 @@ impl<'k> Keys<'_, 'k> {
         behind: &Behind<'k>,
         [dk, dv]: [&mut Vec<Acc<'k>>; 2],
     ) {
-        let Keys { common, tiles, smem, .. } = self;
-        let (warp, half) = (self.cta.warps(), common.half);
-        let (q, dout) = (slot, slot.at(smem.layout.bytes(tiles.step)));
+        let Keys { common, form, smem, .. } = self;
+        let (warp, half) = (self.cta.warps(), common.operands.half);
+        let (q, dout) = (slot, slot.at(smem.layout.bytes(form.step)));
         let m = at.step.get();
         let head = self.work.head * self.problem.group + at.member.get();
 
         let flags = self.dropout.as_ref().map(|dropout| self.draw(dropout, own, m, head));
         let s = self.product(own, own.k, q);
-        if common.negative_scale {
+        if common.scores.negative_scale {
             s.iter().for_each(negate);
         }
         let dp = self.product(own, own.v, dout);
-        self.probabilities(own, &s, &dp, slot.at(2 * smem.layout.bytes(tiles.step)), flags.as_deref());
+        self.probabilities(own, &s, &dp, slot.at(2 * smem.layout.bytes(form.step)), flags.as_deref());
         let hidden = Hidden::new(self, own, m);
         self.cta.when(hidden.any, |_| hidden.zero(&s, &dp));
 
         // The dropped p are negative: relu makes them 0.
-        let p: Vec<_> = s.iter().map(|s| pack(s, half, common.dropout)).collect();
+        let p: Vec<_> = s.iter().map(|s| pack(s, half, common.scores.dropout)).collect();
         let ds: Vec<_> = dp.iter().map(|dp| pack(dp, half, false)).collect();
         let ds_tile = smem.ds.map(|tile| if self.is_late() { tile.plus(behind.place.get()) } else { tile });
         for (tile, words) in [(smem.p, &p), (ds_tile, &ds)] {
@@ -348,13 +348,13 @@ impl<'k> Keys<'_, 'k> {
                 stage_packed(warp, words, own_rows, smem.ds_layout, own.part * (self.queries() / 8));
             }
         }
-        if tiles.split > 1 {
-            warp.sync_among(own.team + 1, 32 * tiles.split);
+        if form.split > 1 {
+            warp.sync_among(own.team + 1, 32 * form.split);
         }
         self.sum(own, dv, &p, smem.p, dout);
         self.sum(own, dk, &ds, ds_tile, q);
         let bh = self.work.batch * self.problem.num_heads + head;
-        let tile = bh * self.problem.query_tiles(tiles.step) + m;
+        let tile = bh * self.problem.query_tiles(form.step) + m;
         if self.is_late() {
             behind.tile.set(tile);
             behind.place.set(behind.place.get() ^ self.ds_bytes());
@@ -366,12 +366,12 @@ impl<'k> Keys<'_, 'k> {
 
     /// Whether dq is added, a step later.
     fn is_late(&self) -> bool {
-        self.sums != DqSums::None && self.tiles.late_dq
+        self.sums != DqSums::None && self.form.late_dq
     }
 
     /// Of ds of one step; a power of two.
     fn ds_bytes(&self) -> u32 {
-        self.smem.ds_layout.bytes(self.tiles.rows())
+        self.smem.ds_layout.bytes(self.form.rows())
     }
 
     /// acc += (own rows of p or ds) * (a step of queries): first this warp's queries, from registers, then those of the
@@ -384,7 +384,7 @@ impl<'k> Keys<'_, 'k> {
         shared: Option<SmemAddr<'k>>,
         queries: SmemAddr<'k>,
     ) {
-        let (warp, half, split) = (self.cta.warps(), self.common.half, self.tiles.split);
+        let (warp, half, split) = (self.cta.warps(), self.common.operands.half, self.form.split);
         let of_part = |part: Val<'k, U32>| {
             let first = part * self.smem.layout.bytes(self.queries());
             Operand { lanes: own.columns, tile: if split == 1 { queries } else { queries.plus(first) } }
@@ -406,16 +406,16 @@ impl<'k> Keys<'_, 'k> {
     /// This warp's rows of a tile in shared memory, times its part of a step of queries transposed.
     fn product(&self, own: &Own<'_, 'k>, rows: SmemAddr<'k>, queries: SmemAddr<'k>) -> Vec<Acc<'k>> {
         let warp = self.cta.warps();
-        let mut acc: Vec<Acc<'k>> = (0..self.tiles.row_tiles).map(|_| warp.acc(self.queries())).collect();
+        let mut acc: Vec<Acc<'k>> = (0..self.form.row_tiles).map(|_| warp.acc(self.queries())).collect();
         acc.iter().for_each(Acc::clear);
-        let queries = match self.tiles.split {
+        let queries = match self.form.split {
             1 => queries,
             _ => queries.plus(own.part * self.smem.layout.bytes(self.queries())),
         };
         let queries = Operand { lanes: own.lanes, tile: queries };
         let rows = Operand { lanes: own.lanes, tile: rows };
         let a = |i: usize, k16: u32| rows.a(warp, 16 * i as u32, k16);
-        mma_abt(warp, &mut acc, self.common.head_dim, self.common.half, a, queries);
+        mma_abt(warp, &mut acc, self.common.operands.head_dim, self.common.operands.half, a, queries);
         acc
     }
 
@@ -462,24 +462,24 @@ impl<'k> Keys<'_, 'k> {
         m: Val<'k, U32>,
         head: Val<'k, U32>,
     ) -> Vec<Flags<'k>> {
-        let (warp, t, tiles) = (self.cta.warps(), self.cta.threads(), self.tiles);
+        let (warp, t, form) = (self.cta.warps(), self.cta.threads(), self.form);
         let Dropout { args, philox, mask } = dropout;
         let philox = philox.stream(t, self.work.batch, head);
         let rows16 = self.queries() / 16;
-        let row16 = args.first_row16 + m * (tiles.step / 16) + own.part * rows16;
-        let column32 = args.first_column32 + ((self.work.block * tiles.rows() + own.row) >> 5u32);
+        let row16 = args.first_row16 + m * (form.step / 16) + own.part * rows16;
+        let column32 = args.first_column32 + ((self.work.block * form.rows() + own.row) >> 5u32);
         let transposed = |words: [Val<'k, B32>; 2]| words.map(|word| mask.transposed(warp, word));
-        if tiles.row_tiles.is_multiple_of(2) {
+        if form.row_tiles.is_multiple_of(2) {
             // Two tiles of 16 keys are the two halves of a block of 32 columns.
-            let mut flags: Vec<Flags<'k>> = vec![vec![]; tiles.row_tiles as usize];
-            for (pair, r) in (0..tiles.row_tiles / 2).flat_map(|pair| (0..rows16).map(move |r| (pair, r))) {
+            let mut flags: Vec<Flags<'k>> = vec![vec![]; form.row_tiles as usize];
+            for (pair, r) in (0..form.row_tiles / 2).flat_map(|pair| (0..rows16).map(move |r| (pair, r))) {
                 let [a, b, c, d] = philox.block(row16 + r, column32 + pair);
                 flags[2 * pair as usize].push(transposed([a, b]));
                 flags[2 * pair as usize + 1].push(transposed([c, d]));
             }
             return flags;
         }
-        assert_eq!(tiles.row_tiles, 1, "one tile of 16 keys a warp, or pairs");
+        assert_eq!(form.row_tiles, 1, "one tile of 16 keys a warp, or pairs");
         let right = (own.row & 16).ne(0);
         let of_row = |r: u32| {
             let [a, b, c, d] = philox.block(row16 + r, column32);
@@ -499,9 +499,10 @@ impl<'k> Keys<'_, 'k> {
 
     /// dq += ds k: each warp takes some rows and some columns, over all keys of the block.
     fn add_dq(&self, own: &Own<'_, 'k>, ds: SmemAddr<'k>, tile: Val<'k, U32>) {
-        let (warp, t, tiles, layout) = (self.cta.warps(), self.cta.threads(), self.tiles, self.smem.layout);
-        let share = DqShare::new(tiles, self.common.head_dim);
-        let sums = SumsTile::new(t, self.args.dq_sums, tile, [tiles.step, self.common.head_dim], self.sums);
+        let (warp, t, form, layout) = (self.cta.warps(), self.cta.threads(), self.form, self.smem.layout);
+        let share = DqShare::new(form, self.common.operands.head_dim);
+        let sums =
+            SumsTile::new(t, self.args.dq_sums, tile, [form.step, self.common.operands.head_dim], self.sums);
         let index = warp.index();
         let (part, column) = (index.modulo(share.row_parts), index / share.row_parts);
         let row_tile = |i: u32| part * share.row_tiles + i;
@@ -513,12 +514,12 @@ impl<'k> Keys<'_, 'k> {
                 let k = own.lanes.b_column(warp, self.smem.k, col16);
                 let mut acc: Vec<Acc<'k>> = rows.iter().map(|_| warp.acc(16)).collect();
                 acc.iter().for_each(Acc::clear);
-                for key in (0..tiles.rows()).step_by(16) {
+                for key in (0..form.rows()).step_by(16) {
                     let b = warp.load_matrices_at(k.at(layout.bytes(key)), true);
                     for (acc, rows) in acc.iter_mut().zip(&rows) {
                         let a = warp.load_matrices_at(rows.at(self.smem.ds_layout.bytes(key)), true);
-                        warp.mma(acc, 0, a, [b[0], b[1]], self.common.half);
-                        warp.mma(acc, 1, a, [b[2], b[3]], self.common.half);
+                        warp.mma(acc, 0, a, [b[0], b[1]], self.common.operands.half);
+                        warp.mma(acc, 1, a, [b[2], b[3]], self.common.operands.half);
                     }
                 }
                 for (i, group) in (0..share.row_tiles).flat_map(|i| [(i, 0), (i, 1)]) {
@@ -530,7 +531,7 @@ impl<'k> Keys<'_, 'k> {
             if share.is_even {
                 add(warp);
             } else {
-                warp.when(col16.lt(self.common.head_dim / 16), add);
+                warp.when(col16.lt(self.common.operands.head_dim / 16), add);
             }
         }
     }
@@ -544,13 +545,13 @@ impl<'k> Keys<'_, 'k> {
         let copy = TileCopy::new(t, self.common.rows(), t.lane(), 32);
         let copy = copy.of_columns(t.lane(), 32, columns, own.part * columns);
         // The warps on the same keys divide their rows of the tile among them.
-        let share = own.part * TileLayout::new(columns).bytes(16 * self.tiles.row_tiles);
+        let share = own.part * TileLayout::new(columns).bytes(16 * self.form.row_tiles);
         let targets =
             [(dk, dk_rows, own.k, self.problem.scale * keep_scale), (dv, dv_rows, own.v, keep_scale)];
         for (acc, rows, staging, factor) in targets {
             acc.iter().for_each(|acc| scale_rows(acc, [factor, factor]));
             let target = self.tile_of(rows, own.first_key + own.row, self.problem.seqlen_k);
-            store_rows(warp, acc, self.common.half, staging.plus(share), &copy, target);
+            store_rows(warp, acc, self.common.operands.half, staging.plus(share), &copy, target);
         }
     }
 }
@@ -570,11 +571,11 @@ struct DqShare {
 }
 
 impl DqShare {
-    fn new(tiles: &Tiles, head_dim: u32) -> Self {
-        let row_tiles = if tiles.step >= 32 { 2 } else { 1 };
-        let row_parts = tiles.step / 16 / row_tiles;
-        assert!(tiles.warps.is_multiple_of(row_parts), "{} warps for {row_parts} parts of rows", tiles.warps);
-        let (column_parts, columns) = (tiles.warps / row_parts, head_dim / 16);
+    fn new(form: &PortableForm, head_dim: u32) -> Self {
+        let row_tiles = if form.step >= 32 { 2 } else { 1 };
+        let row_parts = form.step / 16 / row_tiles;
+        assert!(form.warps.is_multiple_of(row_parts), "{} warps for {row_parts} parts of rows", form.warps);
+        let (column_parts, columns) = (form.warps / row_parts, head_dim / 16);
         let pieces = columns.div_ceil(column_parts);
         DqShare { row_tiles, row_parts, column_parts, pieces, is_even: columns.is_multiple_of(column_parts) }
     }
@@ -589,10 +590,10 @@ struct Hidden<'k> {
 
 impl<'k> Hidden<'k> {
     fn new(keys: &Keys<'_, 'k>, own: &Own<'_, 'k>, m: Val<'k, U32>) -> Self {
-        let (t, problem, tiles) = (keys.cta.threads(), &keys.problem, keys.tiles);
-        let causal = keys.common.causal;
-        let first_row = m * tiles.step - problem.row_shift;
-        let behind = own.first_key + tiles.rows();
+        let (t, problem, form) = (keys.cta.threads(), &keys.problem, keys.form);
+        let causal = keys.common.scores.causal;
+        let first_row = m * form.step - problem.row_shift;
+        let behind = own.first_key + form.rows();
         let beyond =
             problem.seqlen_k.cast::<S32>().lt(behind.cast::<S32>()) | own.first_key.cast::<S32>().lt(0);
         let fewest = problem.visible(first_row, causal);
@@ -607,7 +608,7 @@ impl<'k> Hidden<'k> {
         };
         Hidden {
             any: beyond | fewest.cast::<S32>().lt(behind.cast::<S32>()),
-            seen_from: (0..tiles.row_tiles).map(|i| [seen_from(i, 0), seen_from(i, 1)]).collect(),
+            seen_from: (0..form.row_tiles).map(|i| [seen_from(i, 0), seen_from(i, 1)]).collect(),
         }
     }
 

@@ -14,7 +14,7 @@
 //! Grid: query tiles x heads x batches, along x. Block: 32 * warps threads.
 use super::delta::Stats;
 use super::forward::negate;
-use crate::config::{Common, Tiles};
+use crate::config::{Common, PortableForm};
 use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_args};
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::dropout::{Philox, SignMask, Stream};
@@ -22,7 +22,7 @@ use crate::parts::epilogue::store_rows;
 use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
 use crate::parts::softmax::{THREAD_ROWS, scale_rows};
 use crate::parts::work::{KeyTiles, Work};
-use signflash_ptx::{Acc, Builder, CopyRing, Cta, F32, Kernel, Shape, SmemAddr, TileLayout, U32, Val};
+use signflash_ptx::{Acc, Builder, CopyRing, Cta, F32, Kernel, LaunchBounds, SmemAddr, TileLayout, U32, Val};
 
 kernel_args! {
     /// Arguments of the pass over queries.
@@ -43,15 +43,16 @@ kernel_args! {
 }
 
 /// The kernel of a configuration.
-pub(crate) fn kernel(name: &str, common: &Common, tiles: &Tiles) -> Kernel {
-    let shape = Shape { block_threads: tiles.threads(), min_blocks_per_sm: tiles.blocks_per_sm };
-    Builder::build(name, shape, |cta| {
+pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel {
+    let bounds = LaunchBounds { block_threads: form.threads(), min_blocks_per_sm: form.blocks_per_sm };
+    Builder::build(name, bounds, |cta| {
         let problem = ProblemVals::declare(cta);
         let args = QueriesVals::declare(cta);
-        let dropout = common.dropout.then(|| DropoutVals::declare(cta));
-        let smem = Smem::plan(cta, common, tiles);
-        let work = Work::locate(cta, problem.query_tiles(tiles.rows()), problem.num_heads, common.causal);
-        Queries { cta, common, tiles, problem, args, dropout, smem, work }.run();
+        let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
+        let smem = Smem::plan(cta, common, form);
+        let work =
+            Work::locate(cta, problem.query_tiles(form.rows()), problem.num_heads, common.scores.causal);
+        Queries { cta, common, form, problem, args, dropout, smem, work }.run();
     })
 }
 
@@ -66,12 +67,12 @@ struct Smem<'k> {
 }
 
 impl<'k> Smem<'k> {
-    fn plan(cta: Cta<'k>, common: &Common, tiles: &Tiles) -> Self {
-        let layout = TileLayout::new(common.head_dim);
+    fn plan(cta: Cta<'k>, common: &Common, form: &PortableForm) -> Self {
+        let layout = TileLayout::new(common.operands.head_dim);
         Smem {
-            q: cta.smem("q", layout.bytes(tiles.rows()), 1024),
-            dout: cta.smem("dout", layout.bytes(tiles.rows()), 1024),
-            kv: cta.copy_ring("kv", tiles.slots, 2 * layout.bytes(tiles.step)),
+            q: cta.smem("q", layout.bytes(form.rows()), 1024),
+            dout: cta.smem("dout", layout.bytes(form.rows()), 1024),
+            kv: cta.copy_ring("kv", form.slots, 2 * layout.bytes(form.step)),
             layout,
         }
     }
@@ -80,7 +81,7 @@ impl<'k> Smem<'k> {
 struct Queries<'a, 'k> {
     cta: Cta<'k>,
     common: &'a Common,
-    tiles: &'a Tiles,
+    form: &'a PortableForm,
     problem: ProblemVals<'k>,
     args: QueriesVals<'k>,
     dropout: Option<DropoutVals<'k>>,
@@ -102,10 +103,10 @@ struct Own<'a, 'k> {
 
 impl<'k> Queries<'_, 'k> {
     fn run(&self) {
-        let Queries { cta, common, tiles, problem, work, .. } = self;
+        let Queries { cta, common, form, problem, work, .. } = self;
         let (warp, t) = (cta.warps(), cta.threads());
-        let first_row = work.block * tiles.rows() - problem.row_shift;
-        let keys = KeyTiles::of_rows(problem, first_row, tiles.rows(), tiles.step, common.causal);
+        let first_row = work.block * form.rows() - problem.row_shift;
+        let keys = KeyTiles::of_rows(problem, first_row, form.rows(), form.step, common.scores.causal);
         let head_k = work.head / problem.group;
         let (k, v) = (self.args.k.head(work.batch, head_k), self.args.v.head(work.batch, head_k));
         let queries = cta.copy_group(|| self.load_queries(first_row));
@@ -113,7 +114,7 @@ impl<'k> Queries<'_, 'k> {
 
         let lanes = Lanes::new(warp, self.smem.layout);
         let own = self.own(&lanes, first_row);
-        let mut dq: Vec<Acc<'k>> = (0..tiles.row_tiles).map(|_| warp.acc(common.head_dim)).collect();
+        let mut dq: Vec<Acc<'k>> = (0..form.row_tiles).map(|_| warp.acc(common.operands.head_dim)).collect();
         dq.iter().for_each(Acc::clear);
         queries.wait(*cta);
         let n = t.u32(0).var();
@@ -122,14 +123,21 @@ impl<'k> Queries<'_, 'k> {
             |cta| {
                 let tile = n.get();
                 let kv = self.smem.kv.take(cta);
-                if tiles.slots > 1 {
+                if form.slots > 1 {
                     self.fill(k, v, tile + 1, keys.end);
                 }
                 let ds = self.ds(&own, kv.address(), tile, &keys);
                 let keys_tile = Operand { lanes: &lanes, tile: kv.address() };
-                mma_ab(warp, &mut dq, tiles.step, common.half, |i, k16| ds[i][k16 as usize], keys_tile);
+                mma_ab(
+                    warp,
+                    &mut dq,
+                    form.step,
+                    common.operands.half,
+                    |i, k16| ds[i][k16 as usize],
+                    keys_tile,
+                );
                 kv.release();
-                if tiles.slots == 1 {
+                if form.slots == 1 {
                     cta.sync();
                     self.fill(k, v, tile + 1, keys.end);
                 }
@@ -142,7 +150,14 @@ impl<'k> Queries<'_, 'k> {
         let factor = problem.scale * keep_scale;
         dq.iter().for_each(|dq| scale_rows(dq, [factor, factor]));
         let target = self.tile_of(self.args.dq.head(work.batch, work.head), own.first_row, problem.seqlen_q);
-        store_rows(warp, &dq, common.half, own.q, &TileCopy::new(t, common.rows(), t.lane(), 32), target);
+        store_rows(
+            warp,
+            &dq,
+            common.operands.half,
+            own.q,
+            &TileCopy::new(t, common.rows(), t.lane(), 32),
+            target,
+        );
     }
 
     fn tile_of(&self, rows: Rows<'k>, first: Val<'k, U32>, seqlen: Val<'k, U32>) -> TileRows<'k> {
@@ -151,19 +166,19 @@ impl<'k> Queries<'_, 'k> {
 
     fn copy(&self) -> TileCopy<'k> {
         let t = self.cta.threads();
-        TileCopy::new(t, self.common.rows(), t.index(), self.tiles.threads())
+        TileCopy::new(t, self.common.rows(), t.index(), self.form.threads())
     }
 
     fn load_queries(&self, first_row: Val<'k, U32>) {
         let tile = |rows| self.tile_of(rows, first_row, self.problem.seqlen_q);
         let Work { batch, head, .. } = self.work;
-        self.copy().load(self.smem.q, tile(self.args.q.head(batch, head)), self.tiles.rows());
-        self.copy().load(self.smem.dout, tile(self.args.dout.head(batch, head)), self.tiles.rows());
+        self.copy().load(self.smem.q, tile(self.args.q.head(batch, head)), self.form.rows());
+        self.copy().load(self.smem.dout, tile(self.args.dout.head(batch, head)), self.form.rows());
     }
 
     /// Starts to bring a tile of keys and values, if there is one.
     fn fill(&self, k: Rows<'k>, v: Rows<'k>, tile: Val<'k, U32>, end: Val<'k, U32>) {
-        let (ring, step) = (&self.smem.kv, self.tiles.step);
+        let (ring, step) = (&self.smem.kv, self.form.step);
         let slot = ring.next_fill();
         ring.fill(self.cta, || {
             self.cta.when(tile.lt(end), |_| {
@@ -176,28 +191,28 @@ impl<'k> Queries<'_, 'k> {
     }
 
     fn own<'a>(&self, lanes: &'a Lanes<'k>, first_row: Val<'k, U32>) -> Own<'a, 'k> {
-        let Queries { tiles, problem, work, .. } = self;
+        let Queries { form, problem, work, .. } = self;
         let (warp, t) = (self.cta.warps(), self.cta.threads());
-        let row = warp.index() * (16 * tiles.row_tiles);
+        let row = warp.index() * (16 * form.row_tiles);
         let own = |tile: SmemAddr<'k>| tile.plus(row * self.smem.layout.row_bytes());
         let in_tile = |i: u32, h: u32| row + (t.lane() >> 2) + (16 * i + 8 * h);
         let head = (work.batch * problem.num_heads + work.head).mul_wide(problem.stat_rows);
         let stat = |i: u32, h: u32| {
             // Statistics start where the first tile does. Tiles may reach behind them.
-            let at = work.block * tiles.rows() + in_tile(i, h);
+            let at = work.block * form.rows() + in_tile(i, h);
             let from = Stats::of_row(self.args.stats, head + at.min(problem.stat_rows - 1).widen());
             let [lse] = t.load_constant::<F32, 1>(from);
             let [delta] = t.load_constant::<F32, 1>(from.at(Stats::DELTA.into()));
             [lse, delta]
         };
-        let limit = |i: u32, h: u32| problem.visible(first_row + in_tile(i, h), self.common.causal);
+        let limit = |i: u32, h: u32| problem.visible(first_row + in_tile(i, h), self.common.scores.causal);
         Own {
             lanes,
             q: own(self.smem.q),
             dout: own(self.smem.dout),
             first_row: first_row + row,
-            stats: (0..tiles.row_tiles).map(|i| [stat(i, 0), stat(i, 1)]).collect(),
-            limits: (0..tiles.row_tiles).map(|i| [limit(i, 0), limit(i, 1)]).collect(),
+            stats: (0..form.row_tiles).map(|i| [stat(i, 0), stat(i, 1)]).collect(),
+            limits: (0..form.row_tiles).map(|i| [limit(i, 0), limit(i, 1)]).collect(),
             stream: self.dropout.as_ref().map(|args| {
                 (Philox::new(warp, args).stream(t, work.batch, work.head), SignMask::new(t, args))
             }),
@@ -212,9 +227,9 @@ impl<'k> Queries<'_, 'k> {
         tile: Val<'k, U32>,
         keys: &KeyTiles<'k>,
     ) -> Vec<Vec<FragmentA<'k>>> {
-        let (k, v) = (slot, slot.at(self.smem.layout.bytes(self.tiles.step)));
+        let (k, v) = (slot, slot.at(self.smem.layout.bytes(self.form.step)));
         let s = self.product(own, own.q, k);
-        if self.common.negative_scale {
+        if self.common.scores.negative_scale {
             s.iter().for_each(negate);
         }
         let dp = self.product(own, own.dout, v);
@@ -222,17 +237,17 @@ impl<'k> Queries<'_, 'k> {
             self.gradients(own, i, s, dp, tile);
         }
         self.cta.when(keys.is_edge(tile), |_| self.zero_hidden(own, &dp, tile));
-        dp.iter().map(|dp| pack(dp, self.common.half, false)).collect()
+        dp.iter().map(|dp| pack(dp, self.common.operands.half, false)).collect()
     }
 
     fn product(&self, own: &Own<'_, 'k>, rows: SmemAddr<'k>, columns: SmemAddr<'k>) -> Vec<Acc<'k>> {
         let warp = self.cta.warps();
-        let mut acc: Vec<Acc<'k>> = (0..self.tiles.row_tiles).map(|_| warp.acc(self.tiles.step)).collect();
+        let mut acc: Vec<Acc<'k>> = (0..self.form.row_tiles).map(|_| warp.acc(self.form.step)).collect();
         acc.iter().for_each(Acc::clear);
         let (rows, columns) =
             (Operand { lanes: own.lanes, tile: rows }, Operand { lanes: own.lanes, tile: columns });
         let a = |i: usize, k16: u32| rows.a(warp, 16 * i as u32, k16);
-        mma_abt(warp, &mut acc, self.common.head_dim, self.common.half, a, columns);
+        mma_abt(warp, &mut acc, self.common.operands.head_dim, self.common.operands.half, a, columns);
         acc
     }
 
@@ -244,8 +259,8 @@ impl<'k> Queries<'_, 'k> {
         for block in 0..s.groups().div_ceil(4) {
             let flags =
                 own.stream.as_ref().zip(row16).zip(self.dropout).map(|(((stream, mask), row16), args)| {
-                    assert!(self.tiles.step.is_multiple_of(32), "random words come for 32 columns at once");
-                    let column32 = args.first_column32 + tile * (self.tiles.step / 32) + block as u32;
+                    assert!(self.form.step.is_multiple_of(32), "random words come for 32 columns at once");
+                    let column32 = args.first_column32 + tile * (self.form.step / 32) + block as u32;
                     stream.block(row16, column32).map(|word| mask.dropped(word))
                 });
             for (group, register) in (0..4).flat_map(|group| (0..4).map(move |r| (4 * block + group, r))) {
@@ -266,7 +281,7 @@ impl<'k> Queries<'_, 'k> {
 
     fn zero_hidden(&self, own: &Own<'_, 'k>, dp: &[Acc<'k>], tile: Val<'k, U32>) {
         let t = self.cta.threads();
-        let first = tile * self.tiles.step - self.problem.column_shift + (t.lane() & 3) * 2;
+        let first = tile * self.form.step - self.problem.column_shift + (t.lane() & 3) * 2;
         for (dp, limits) in dp.iter().zip(&own.limits) {
             for (group, register) in (0..dp.groups()).flat_map(|group| (0..4).map(move |r| (group, r))) {
                 let key = first + (8 * group + register % 2) as u32;

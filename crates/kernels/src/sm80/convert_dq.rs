@@ -6,7 +6,7 @@ use crate::parts::args::{DeviceTensor, ProblemVals, kernel_args};
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::epilogue::store_rows;
 use crate::parts::work::Work;
-use signflash_ptx::{Acc, Builder, F32, GlobalAddr, Kernel, Shape, Thread, TileLayout, U32, Val};
+use signflash_ptx::{Acc, Builder, F32, GlobalAddr, Kernel, LaunchBounds, Thread, TileLayout, U32, Val};
 
 kernel_args! {
     /// Arguments of the conversion.
@@ -84,19 +84,19 @@ impl<'k> SumsTile<'k> {
 /// The kernel of a configuration.
 pub(crate) fn kernel(name: &str, rows: &Rows, step: u32, sums: DqSums) -> Kernel {
     let row_tiles = step / 16;
-    let shape = Shape { block_threads: 32 * row_tiles, min_blocks_per_sm: 1 };
-    Builder::build(name, shape, |cta| {
+    let bounds = LaunchBounds { block_threads: 32 * row_tiles, min_blocks_per_sm: 1 };
+    Builder::build(name, bounds, |cta| {
         let problem = ProblemVals::declare(cta);
         let args = ConvertDqVals::declare(cta);
-        let layout = TileLayout::new(rows.head_dim);
+        let layout = TileLayout::new(rows.operands.head_dim);
         let staging = cta.smem("dq", layout.bytes(step), 1024);
         let (warp, t) = (cta.warps(), cta.threads());
         let steps = problem.query_tiles(step);
         let work = Work::locate(cta, steps, problem.num_heads, false);
 
-        let all = SumsTile::new(t, args.dq_sums, cta.index(), [step, rows.head_dim], sums);
+        let all = SumsTile::new(t, args.dq_sums, cta.index(), [step, rows.operands.head_dim], sums);
         let own = SumsTile { start: all.place(warp.index(), t.u32(0)), ..all };
-        let acc = warp.acc(rows.head_dim);
+        let acc = warp.acc(rows.operands.head_dim);
         own.read(t, &acc);
         let factor = problem.scale * args.keep_scale;
         crate::parts::softmax::scale_rows(&acc, [factor, factor]);
@@ -109,6 +109,6 @@ pub(crate) fn kernel(name: &str, rows: &Rows, step: u32, sums: DqSums) -> Kernel
             head_dim: problem.head_dim,
         };
         let staging = staging.plus(own_row * layout.row_bytes());
-        store_rows(warp, &[acc], rows.half, staging, &TileCopy::new(t, *rows, t.lane(), 32), target);
+        store_rows(warp, &[acc], rows.operands.half, staging, &TileCopy::new(t, *rows, t.lane(), 32), target);
     })
 }

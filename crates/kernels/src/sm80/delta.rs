@@ -7,12 +7,11 @@
 //!
 //! Memory-bound: two rows in, eight bytes out. A lane takes 8 columns, so that a warp takes as many rows as fit; where
 //! single elements are read, one row.
-use crate::config::{Common, DeltaRows};
+use crate::config::{Access, DeltaRows, Rows};
 use crate::parts::args::{DeviceTensor, ProblemVals, kernel_args};
-use crate::parts::copy::Access;
 use crate::parts::softmax::lse_of_p;
 use signflash_ptx::{
-    B32, Builder, F32, GlobalAddr, Half, Kernel, Shape, SmemAddr, Thread, U32, U64, Val, Var,
+    B32, Builder, F32, GlobalAddr, Half, Kernel, LaunchBounds, SmemAddr, Thread, U32, U64, Val, Var,
 };
 use std::f32::consts::LOG2_E;
 
@@ -22,12 +21,13 @@ const LANE_COLUMNS: u32 = 8;
 
 impl DeltaRows {
     /// For rows of a problem.
-    pub(crate) fn of(common: &Common) -> Self {
-        match common.access {
-            Access::Wide => {
-                DeltaRows::Wide { lanes: common.head_dim.div_ceil(LANE_COLUMNS).next_power_of_two() }
+    pub(crate) fn of(rows: Rows) -> Self {
+        let columns = rows.operands.head_dim;
+        match rows.access {
+            Access::Whole | Access::Pieces => {
+                DeltaRows::Wide { lanes: columns.div_ceil(LANE_COLUMNS).next_power_of_two() }
             }
-            Access::Narrow => DeltaRows::Narrow { columns: common.head_dim.div_ceil(32) },
+            Access::Elements => DeltaRows::Narrow { columns: columns.div_ceil(32) },
         }
     }
 
@@ -91,7 +91,7 @@ kernel_args! {
 
 /// The kernel of a configuration.
 pub(crate) fn kernel(name: &str, half: Half, rows: DeltaRows) -> Kernel {
-    Builder::build(name, Shape { block_threads: 32 * WARPS, min_blocks_per_sm: 1 }, |cta| {
+    Builder::build(name, LaunchBounds { block_threads: 32 * WARPS, min_blocks_per_sm: 1 }, |cta| {
         let problem = ProblemVals::declare(cta);
         let args = DeltaVals::declare(cta);
         let (warp, t) = (cta.warps(), cta.threads());

@@ -10,7 +10,7 @@
 //! neighbour, after rounding. The sum of a row counts what is dropped; 1 / sum and the keep scale are applied at the end.
 //!
 //! Grid: query tiles x heads x batches, along x. Block: 32 * warps threads.
-use crate::config::{Common, Tiles};
+use crate::config::{Common, PortableForm};
 use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_args};
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::dropout::{PackedMask, Philox, Stream};
@@ -19,7 +19,8 @@ use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
 use crate::parts::softmax::{OnlineSoftmax, RowResult, THREAD_ROWS, hide, scale_rows};
 use crate::parts::work::{KeyTiles, Work};
 use signflash_ptx::{
-    Acc, B32, Builder, CopyRing, Cta, F32, GlobalAddr, Kernel, Shape, SmemAddr, TileLayout, U32, Val, Warp,
+    Acc, B32, Builder, CopyRing, Cta, F32, GlobalAddr, Kernel, LaunchBounds, SmemAddr, TileLayout, U32, Val,
+    Warp,
 };
 
 kernel_args! {
@@ -39,15 +40,16 @@ kernel_args! {
 }
 
 /// The kernel of a configuration.
-pub(crate) fn kernel(name: &str, common: &Common, tiles: &Tiles) -> Kernel {
-    let shape = Shape { block_threads: tiles.threads(), min_blocks_per_sm: tiles.blocks_per_sm };
-    Builder::build(name, shape, |cta| {
+pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel {
+    let bounds = LaunchBounds { block_threads: form.threads(), min_blocks_per_sm: form.blocks_per_sm };
+    Builder::build(name, bounds, |cta| {
         let problem = ProblemVals::declare(cta);
         let args = ForwardVals::declare(cta);
-        let dropout = common.dropout.then(|| DropoutVals::declare(cta));
-        let smem = Smem::plan(cta, common, tiles);
-        let work = Work::locate(cta, problem.query_tiles(tiles.rows()), problem.num_heads, common.causal);
-        Forward { cta, common, tiles, problem, args, smem, work }.run(dropout);
+        let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
+        let smem = Smem::plan(cta, common, form);
+        let work =
+            Work::locate(cta, problem.query_tiles(form.rows()), problem.num_heads, common.scores.causal);
+        Forward { cta, common, form, problem, args, smem, work }.run(dropout);
     })
 }
 
@@ -61,11 +63,11 @@ struct Smem<'k> {
 }
 
 impl<'k> Smem<'k> {
-    fn plan(cta: Cta<'k>, common: &Common, tiles: &Tiles) -> Self {
-        let layout = TileLayout::new(common.head_dim);
+    fn plan(cta: Cta<'k>, common: &Common, form: &PortableForm) -> Self {
+        let layout = TileLayout::new(common.operands.head_dim);
         Smem {
-            q: cta.smem("q", layout.bytes(tiles.rows()), 1024),
-            kv: cta.copy_ring("kv", tiles.slots, 2 * layout.bytes(tiles.step)),
+            q: cta.smem("q", layout.bytes(form.rows()), 1024),
+            kv: cta.copy_ring("kv", form.slots, 2 * layout.bytes(form.step)),
             layout,
         }
     }
@@ -74,7 +76,7 @@ impl<'k> Smem<'k> {
 struct Forward<'a, 'k> {
     cta: Cta<'k>,
     common: &'a Common,
-    tiles: &'a Tiles,
+    form: &'a PortableForm,
     problem: ProblemVals<'k>,
     args: ForwardVals<'k>,
     smem: Smem<'k>,
@@ -83,23 +85,24 @@ struct Forward<'a, 'k> {
 
 impl<'k> Forward<'_, 'k> {
     fn run(&self, dropout: Option<DropoutVals<'k>>) {
-        let Forward { cta, tiles, problem, work, .. } = self;
+        let Forward { cta, form, problem, work, .. } = self;
         let (warp, t) = (cta.warps(), cta.threads());
-        let first_row = work.block * tiles.rows() - problem.row_shift;
-        let keys = KeyTiles::of_rows(problem, first_row, tiles.rows(), tiles.step, self.common.causal);
+        let first_row = work.block * form.rows() - problem.row_shift;
+        let keys = KeyTiles::of_rows(problem, first_row, form.rows(), form.step, self.common.scores.causal);
         let head_k = work.head / problem.group;
         let (k, v) = (self.args.k.head(work.batch, head_k), self.args.v.head(work.batch, head_k));
         let q = cta.copy_group(|| self.load_q(first_row));
         self.fill(k, v, t.u32(0), keys.end);
 
         // This warp's rows and what they need throughout.
-        let own_row = warp.index() * (16 * tiles.row_tiles);
+        let own_row = warp.index() * (16 * form.row_tiles);
         let own_q = self.smem.q.plus(own_row * self.smem.layout.row_bytes());
         // q and v are read in the same order: one set of addresses serves both.
         let lanes = Lanes::new(warp, self.smem.layout).with_a_at(own_q);
         let rows = Rows16::new(self, first_row + own_row);
         let mask = dropout.as_ref().map(|args| Mask::new(self, args, first_row + own_row));
-        let mut out: Vec<Acc<'k>> = (0..tiles.row_tiles).map(|_| warp.acc(self.common.head_dim)).collect();
+        let mut out: Vec<Acc<'k>> =
+            (0..form.row_tiles).map(|_| warp.acc(self.common.operands.head_dim)).collect();
         out.iter().for_each(Acc::clear);
         q.wait(*cta);
         let q = QueryFragments::new(warp, self, &lanes, own_q.relative_to(own_q));
@@ -113,23 +116,23 @@ impl<'k> Forward<'_, 'k> {
                 self.fill(k, v, tile + 1, keys.end);
                 let mut s = self.scores(warp, &q, Operand { lanes: &lanes, tile: kv.address() });
                 cta.when(keys.is_edge(tile), |_| {
-                    rows.hide(&s, tile * tiles.step - problem.column_shift);
+                    rows.hide(&s, tile * form.step - problem.column_shift);
                 });
                 let mut p = Vec::new();
                 for (i, s) in s.iter_mut().enumerate() {
                     rows.softmax[i].step(s, &out[i]);
-                    p.push(pack(s, self.common.half, false));
+                    p.push(pack(s, self.common.operands.half, false));
                     if let Some(mask) = &mask {
                         mask.drop(&mut p[i], &mask.draw(tile, i as u32));
                     }
                 }
-                let v_tile = kv.address().at(self.smem.layout.bytes(tiles.step));
+                let v_tile = kv.address().at(self.smem.layout.bytes(form.step));
                 let a = |i: usize, k16: u32| p[i][k16 as usize];
                 mma_ab(
                     warp,
                     &mut out,
-                    tiles.step,
-                    self.common.half,
+                    form.step,
+                    self.common.operands.half,
                     a,
                     Operand { lanes: &lanes, tile: v_tile.relative_to(own_q) },
                 );
@@ -144,7 +147,7 @@ impl<'k> Forward<'_, 'k> {
     /// All threads bring a tile.
     fn copy(&self) -> TileCopy<'k> {
         let t = self.cta.threads();
-        TileCopy::new(t, self.common.rows(), t.index(), self.tiles.threads())
+        TileCopy::new(t, self.common.rows(), t.index(), self.form.threads())
     }
 
     fn tile_of(&self, rows: Rows<'k>, first: Val<'k, U32>, seqlen: Val<'k, U32>) -> TileRows<'k> {
@@ -154,12 +157,12 @@ impl<'k> Forward<'_, 'k> {
     fn load_q(&self, first_row: Val<'k, U32>) {
         let rows = self.args.q.head(self.work.batch, self.work.head);
         let copy = self.copy();
-        copy.load(self.smem.q, self.tile_of(rows, first_row, self.problem.seqlen_q), self.tiles.rows());
+        copy.load(self.smem.q, self.tile_of(rows, first_row, self.problem.seqlen_q), self.form.rows());
     }
 
     /// Starts to bring a tile of keys and values, if there is one.
     fn fill(&self, k: Rows<'k>, v: Rows<'k>, tile: Val<'k, U32>, end: Val<'k, U32>) {
-        let (ring, step, seqlen) = (&self.smem.kv, self.tiles.step, self.problem.seqlen_k);
+        let (ring, step, seqlen) = (&self.smem.kv, self.form.step, self.problem.seqlen_k);
         let slot = ring.next_fill();
         ring.fill(self.cta, || {
             self.cta.when(tile.lt(end), |_| {
@@ -173,10 +176,17 @@ impl<'k> Forward<'_, 'k> {
 
     /// s = q k^T of this warp's rows and a tile of keys.
     fn scores(&self, warp: Warp<'k>, q: &QueryFragments<'_, 'k>, k: Operand<'_, 'k>) -> Vec<Acc<'k>> {
-        let mut s: Vec<Acc<'k>> = (0..self.tiles.row_tiles).map(|_| warp.acc(self.tiles.step)).collect();
+        let mut s: Vec<Acc<'k>> = (0..self.form.row_tiles).map(|_| warp.acc(self.form.step)).collect();
         s.iter().for_each(Acc::clear);
-        mma_abt(warp, &mut s, self.common.head_dim, self.common.half, |i, k16| q.get(warp, i, k16), k);
-        if self.common.negative_scale {
+        mma_abt(
+            warp,
+            &mut s,
+            self.common.operands.head_dim,
+            self.common.operands.half,
+            |i, k16| q.get(warp, i, k16),
+            k,
+        );
+        if self.common.scores.negative_scale {
             s.iter().for_each(negate);
         }
         s
@@ -209,7 +219,7 @@ impl<'k> Forward<'_, 'k> {
         store_rows(
             warp,
             out,
-            self.common.half,
+            self.common.operands.half,
             staging,
             &TileCopy::new(t, self.common.rows(), t.lane(), 32),
             target,
@@ -234,10 +244,11 @@ struct QueryFragments<'a, 'k> {
 impl<'a, 'k> QueryFragments<'a, 'k> {
     fn new(warp: Warp<'k>, forward: &Forward<'_, 'k>, lanes: &'a Lanes<'k>, tile: SmemAddr<'k>) -> Self {
         let operand = Operand { lanes, tile };
-        let pieces =
-            |i: u32| (0..forward.common.head_dim / 16).map(|k16| operand.a(warp, 16 * i, k16)).collect();
-        let tiles = if forward.tiles.in_registers { forward.tiles.row_tiles } else { 0 };
-        QueryFragments { operand, kept: (0..tiles).map(pieces).collect() }
+        let pieces = |i: u32| {
+            (0..forward.common.operands.head_dim / 16).map(|k16| operand.a(warp, 16 * i, k16)).collect()
+        };
+        let row_tiles = if forward.form.in_registers { forward.form.row_tiles } else { 0 };
+        QueryFragments { operand, kept: (0..row_tiles).map(pieces).collect() }
     }
 
     fn get(&self, warp: Warp<'k>, tile: usize, k16: u32) -> FragmentA<'k> {
@@ -258,7 +269,7 @@ struct Rows16<'a, 'k> {
 impl<'a, 'k> Rows16<'a, 'k> {
     fn new(forward: &'a Forward<'a, 'k>, first: Val<'k, U32>) -> Self {
         let softmax = |_| OnlineSoftmax::new(forward.cta.warps(), forward.problem.scale_log2);
-        Rows16 { forward, softmax: (0..forward.tiles.row_tiles).map(softmax).collect(), first }
+        Rows16 { forward, softmax: (0..forward.form.row_tiles).map(softmax).collect(), first }
     }
 
     /// Few tiles need this: what rows see is derived anew, not kept in registers.
@@ -267,7 +278,7 @@ impl<'a, 'k> Rows16<'a, 'k> {
         for (i, s) in s.iter().enumerate() {
             let limits: [_; THREAD_ROWS] = std::array::from_fn(|lower| {
                 let row = self.first + (t.lane() >> 2) + (16 * i + 8 * lower) as u32;
-                forward.problem.visible(row, forward.common.causal)
+                forward.problem.visible(row, forward.common.scores.causal)
             });
             hide(t, s, limits, first_key);
         }
@@ -289,13 +300,13 @@ struct Mask<'k> {
 impl<'k> Mask<'k> {
     fn new(forward: &Forward<'_, 'k>, args: &DropoutVals<'k>, first_row: Val<'k, U32>) -> Self {
         let (warp, t, work) = (forward.cta.warps(), forward.cta.threads(), &forward.work);
-        assert!(forward.tiles.step.is_multiple_of(32), "random words come for 32 columns at once");
+        assert!(forward.form.step.is_multiple_of(32), "random words come for 32 columns at once");
         Mask {
             stream: Philox::new(warp, args).stream(t, work.batch, work.head),
             packed: PackedMask::new(args),
             row16: args.first_row16 + ((first_row + forward.problem.row_shift) >> 4u32),
             column32: args.first_column32,
-            columns32: forward.tiles.step / 32,
+            columns32: forward.form.step / 32,
         }
     }
 

@@ -5,7 +5,7 @@
 //!
 //! Grid: query tiles x heads x batches, along x. Block: 32 * warps threads.
 use super::forward::negate;
-use crate::config::{Common, Tiles};
+use crate::config::{Common, PortableForm};
 use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_args};
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::dropout::{Philox, SignMask, Stream};
@@ -13,8 +13,8 @@ use crate::parts::product::{Lanes, Operand, mma_abt};
 use crate::parts::softmax::{THREAD_ROWS, lse_of_p};
 use crate::parts::work::Work;
 use signflash_ptx::{
-    Acc, B32, Builder, CopyRing, Cta, F32, GlobalAddr, Kernel, Pred, Shape, SmemAddr, TileLayout, U32, Val,
-    Var,
+    Acc, B32, Builder, CopyRing, Cta, F32, GlobalAddr, Kernel, LaunchBounds, Pred, SmemAddr, TileLayout, U32,
+    Val, Var,
 };
 use std::array::from_fn;
 use std::f32::consts::LOG2_E;
@@ -34,24 +34,24 @@ kernel_args! {
 }
 
 /// The kernel of a configuration.
-pub(crate) fn kernel(name: &str, common: &Common, tiles: &Tiles) -> Kernel {
-    let shape = Shape { block_threads: tiles.threads(), min_blocks_per_sm: 1 };
-    Builder::build(name, shape, |cta| {
+pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel {
+    let bounds = LaunchBounds { block_threads: form.threads(), min_blocks_per_sm: 1 };
+    Builder::build(name, bounds, |cta| {
         let problem = ProblemVals::declare(cta);
         let args = ProbsVals::declare(cta);
-        let dropout = common.dropout.then(|| DropoutVals::declare(cta));
-        let layout = TileLayout::new(common.head_dim);
-        let q = cta.smem("q", layout.bytes(tiles.rows()), 1024);
-        let k = cta.copy_ring("k", 2, layout.bytes(tiles.step));
-        let work = Work::locate(cta, problem.query_tiles(tiles.rows()), problem.num_heads, false);
-        ProbsKernel { cta, common, tiles, problem, args, dropout, q, k, work }.run();
+        let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
+        let layout = TileLayout::new(common.operands.head_dim);
+        let q = cta.smem("q", layout.bytes(form.rows()), 1024);
+        let k = cta.copy_ring("k", 2, layout.bytes(form.step));
+        let work = Work::locate(cta, problem.query_tiles(form.rows()), problem.num_heads, false);
+        ProbsKernel { cta, common, form, problem, args, dropout, q, k, work }.run();
     })
 }
 
 struct ProbsKernel<'a, 'k> {
     cta: Cta<'k>,
     common: &'a Common,
-    tiles: &'a Tiles,
+    form: &'a PortableForm,
     problem: ProblemVals<'k>,
     args: ProbsVals<'k>,
     dropout: Option<DropoutVals<'k>>,
@@ -71,30 +71,30 @@ struct Row<'k> {
 
 impl<'k> ProbsKernel<'_, 'k> {
     fn run(&self) {
-        let ProbsKernel { cta, common, tiles, problem, work, .. } = self;
+        let ProbsKernel { cta, common, form, problem, work, .. } = self;
         let (warp, t) = (cta.warps(), cta.threads());
-        let first_row = work.block * tiles.rows() - problem.row_shift;
+        let first_row = work.block * form.rows() - problem.row_shift;
         let rows =
             |rows: Rows<'k>, first, seqlen| TileRows { rows, first, seqlen, head_dim: problem.head_dim };
-        let copy = TileCopy::new(t, common.rows(), t.index(), tiles.threads());
+        let copy = TileCopy::new(t, common.rows(), t.index(), form.threads());
         let q = rows(self.args.q.head(work.batch, work.head), first_row, problem.seqlen_q);
-        let q = cta.copy_group(|| copy.load(self.q, q, tiles.rows()));
+        let q = cta.copy_group(|| copy.load(self.q, q, form.rows()));
         let (k, end) =
-            (self.args.k.head(work.batch, work.head / problem.group), problem.key_tiles(tiles.step));
+            (self.args.k.head(work.batch, work.head / problem.group), problem.key_tiles(form.step));
         let fill = |tile: Val<'k, U32>| {
             let slot = self.k.next_fill();
-            let source = rows(k, tile * tiles.step - problem.column_shift, problem.seqlen_k);
-            self.k.fill(*cta, || cta.when(tile.lt(end), |_| copy.load(slot, source, tiles.step)));
+            let source = rows(k, tile * form.step - problem.column_shift, problem.seqlen_k);
+            self.k.fill(*cta, || cta.when(tile.lt(end), |_| copy.load(slot, source, form.step)));
         };
         fill(t.u32(0));
 
-        let lanes = Lanes::new(warp, TileLayout::new(common.head_dim));
-        let own_row = warp.index() * (16 * tiles.row_tiles);
+        let lanes = Lanes::new(warp, TileLayout::new(common.operands.head_dim));
+        let own_row = warp.index() * (16 * form.row_tiles);
         let own_q = Operand {
             lanes: &lanes,
-            tile: self.q.plus(own_row * TileLayout::new(common.head_dim).row_bytes()),
+            tile: self.q.plus(own_row * TileLayout::new(common.operands.head_dim).row_bytes()),
         };
-        let own: Vec<_> = (0..tiles.row_tiles).map(|i| self.rows(first_row + own_row + 16 * i)).collect();
+        let own: Vec<_> = (0..form.row_tiles).map(|i| self.rows(first_row + own_row + 16 * i)).collect();
         let drawn = self.dropout.as_ref().map(|args| {
             (Philox::new(warp, args).stream(t, work.batch, work.head), SignMask::new(t, args), args)
         });
@@ -106,14 +106,14 @@ impl<'k> ProbsKernel<'_, 'k> {
                 let tile = n.get();
                 let k = self.k.take(cta);
                 fill(tile + 1);
-                let mut s: Vec<Acc<'k>> = own.iter().map(|_| warp.acc(tiles.step)).collect();
+                let mut s: Vec<Acc<'k>> = own.iter().map(|_| warp.acc(form.step)).collect();
                 s.iter().for_each(Acc::clear);
                 let b = Operand { lanes: &lanes, tile: k.address() };
                 let a = |i: usize, k16: u32| own_q.a(warp, 16 * i as u32, k16);
-                mma_abt(warp, &mut s, common.head_dim, common.half, a, b);
+                mma_abt(warp, &mut s, common.operands.head_dim, common.operands.half, a, b);
                 k.release();
                 for (i, (s, own)) in s.iter().zip(&own).enumerate() {
-                    if common.negative_scale {
+                    if common.scores.negative_scale {
                         negate(s);
                     }
                     let row16 = (first_row + own_row + problem.row_shift) >> 4u32;
@@ -148,7 +148,7 @@ impl<'k> ProbsKernel<'_, 'k> {
             Row {
                 real,
                 lse_log2: lse.get() * LOG2_E,
-                visible: problem.visible(row, self.common.causal),
+                visible: problem.visible(row, self.common.scores.causal),
                 to: self.args.probs.head(work.batch, work.head).row(row),
             }
         })
@@ -163,9 +163,9 @@ impl<'k> ProbsKernel<'_, 'k> {
         first_column32: Val<'k, U32>,
         tile: Val<'k, U32>,
     ) -> Vec<[Val<'k, B32>; 4]> {
-        let first = first_column32 + tile * (self.tiles.step / 32);
+        let first = first_column32 + tile * (self.form.step / 32);
         let block = |j: u32| stream.block(row16, first + j).map(|word| mask.dropped(word));
-        (0..self.tiles.step / 32).map(block).collect()
+        (0..self.form.step / 32).map(block).collect()
     }
 
     fn write(
@@ -176,13 +176,13 @@ impl<'k> ProbsKernel<'_, 'k> {
         flags: Option<&[[Val<'k, B32>; 4]]>,
     ) {
         let (t, problem) = (self.cta.threads(), &self.problem);
-        let first = tile * self.tiles.step - problem.column_shift + (t.lane() & 3) * 2;
+        let first = tile * self.form.step - problem.column_shift + (t.lane() & 3) * 2;
         for (group, register) in (0..s.groups()).flat_map(|group| (0..4).map(move |r| (group, r))) {
             let row = &rows[register / 2];
             let key = first + (8 * group + register % 2) as u32;
             let p = s.at(group, register).get().mul_add(problem.scale_log2, -row.lse_log2).ex2();
             let p = key.lt(row.visible).select::<F32>(p, 0.0);
-            let p = p.pack(p, self.common.half, false);
+            let p = p.pack(p, self.common.operands.half, false);
             // The sign is set after rounding, which would lose a NaN's. Byte `register` of the flags is this entry's.
             let signed = flags.map(|flags| {
                 let flag = flags[group / 4][group % 4] >> (8 * register as u32);

@@ -7,7 +7,7 @@
 //! (bf16; f16 has to be rounded by another).
 use super::pipeline::FLAG_BLOCK_BYTES;
 use super::softmax::Selectors;
-use crate::config::{HopperCommon, Warpgroups};
+use crate::config::{HopperCommon, HopperForm};
 use crate::parts::args::DropoutVals;
 use crate::parts::dropout::{Philox, ROW_WORDS, SignMask, StreamColumn, StreamRow};
 use crate::parts::work::Work;
@@ -30,7 +30,7 @@ const SIGNS: u32 = 0xBA98;
 
 /// Draws flags: each drawing warpgroup those of one or more that multiply.
 pub(super) struct FlagWriter<'a, 'k> {
-    shape: &'a Warpgroups,
+    form: &'a HopperForm,
     philox: Philox<'k>,
     sign: SignMask<'k>,
     kept: Val<'k, B32>,
@@ -62,8 +62,8 @@ struct Share {
 }
 
 impl Share {
-    fn of(shape: &Warpgroups) -> Share {
-        let columns32 = shape.step / 32;
+    fn of(form: &HopperForm) -> Share {
+        let columns32 = form.step / 32;
         let column_warps =
             [4, 2, 1].into_iter().find(|warps| columns32.is_multiple_of(*warps)).expect("one does");
         Share { columns32, column_warps }
@@ -80,31 +80,31 @@ impl<'a, 'k> FlagWriter<'a, 'k> {
     pub(super) fn new(
         warp: Warp<'k>,
         rings: BulkRing<'k>,
-        shape: &'a Warpgroups,
+        form: &'a HopperForm,
         common: &HopperCommon,
         args: &DropoutVals<'k>,
     ) -> Self {
         let t = warp.threads();
-        let share = Share::of(shape);
-        let (drawer, number) = ((warp.index() >> 2u32) - shape.groups, warp.index() & 3);
+        let share = Share::of(form);
+        let (drawer, number) = ((warp.index() >> 2u32) - form.groups, warp.index() & 3);
         let column = number & (share.column_warps - 1);
         let row = (number >> share.column_warps.ilog2()) * share.column_warps;
-        assert!(shape.groups.is_multiple_of(shape.drawers), "each drawer serves as many: {shape:?}");
+        assert!(form.groups.is_multiple_of(form.drawers), "each drawer serves as many: {form:?}");
         let zero = || t.u32(0).var();
         let serve = |i: u32| {
-            let ring = rings.nth(drawer + i * shape.drawers).producer(t);
+            let ring = rings.nth(drawer + i * form.drawers).producer(t);
             Served { ring, rows: (0..share.column_warps).map(|_| [(); ROW_WORDS].map(|()| zero())).collect() }
         };
         FlagWriter {
-            shape,
+            form,
             philox: Philox::new(warp, args),
             sign: SignMask::new(t, args),
             // A number that ptxas does not know (the threshold has 8 bits), so that it stays in a register: two constants
             // would take two instructions.
-            kept: ((args.threshold >> 8u32) | kept(common.half)).cast(),
+            kept: ((args.threshold >> 8u32) | kept(common.operands.half)).cast(),
             share,
             lane: zero(),
-            served: (0..shape.groups / shape.drawers).map(serve).collect(),
+            served: (0..form.groups / form.drawers).map(serve).collect(),
             own: (row * share.columns32 + column) * FLAG_BLOCK_BYTES + t.lane() * 16,
             first_row16: args.first_row16 + drawer * 4 + row,
             first_column32: args.first_column32 + column,
@@ -113,13 +113,13 @@ impl<'a, 'k> FlagWriter<'a, 'k> {
 
     /// For another tile of queries.
     pub(super) fn begin(&mut self, warp: Warp<'k>, work: Work<'k>) {
-        let shape = self.shape;
+        let form = self.form;
         let stream = self.philox.stream(warp.threads(), work.batch, work.head);
         self.lane.set(stream.lane());
-        let first = self.first_row16 + work.block * (shape.rows() / 16);
+        let first = self.first_row16 + work.block * (form.rows() / 16);
         for (i, served) in self.served.iter().enumerate() {
             for (r, row) in served.rows.iter().enumerate() {
-                let words = stream.row(first + 4 * shape.drawers * i as u32 + r as u32).words();
+                let words = stream.row(first + 4 * form.drawers * i as u32 + r as u32).words();
                 row.iter().zip(words).for_each(|(var, word)| var.set(word));
             }
         }
@@ -167,8 +167,8 @@ pub(super) struct FlagReader<'k> {
 
 impl<'k> FlagReader<'k> {
     /// For one warpgroup, from the rings of all.
-    pub(super) fn new(warp: Warp<'k>, rings: BulkRing<'k>, group: Val<'k, U32>, shape: &Warpgroups) -> Self {
-        let columns32 = shape.step / 32;
+    pub(super) fn new(warp: Warp<'k>, rings: BulkRing<'k>, group: Val<'k, U32>, form: &HopperForm) -> Self {
+        let columns32 = form.step / 32;
         let own = (warp.index() & 3) * (columns32 * FLAG_BLOCK_BYTES) + warp.threads().lane() * 16;
         FlagReader { ring: rings.nth(group).consumer(warp), own, columns32 }
     }

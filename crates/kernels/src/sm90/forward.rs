@@ -20,10 +20,10 @@
 //! drawn by warps that have nothing else to do, which keeps its long chains of products off the multiplying warps' way.
 use super::pipeline::Pipeline;
 use super::schedule::{Schedule, ScheduleVals};
-use crate::config::{HopperCommon, Warpgroups};
+use crate::config::{HopperCommon, HopperForm};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
 use crate::parts::work::{KeyTiles, Work};
-use signflash_ptx::{Builder, Cta, Kernel, Shape, TensorMap, Thread, U32, Val, Warp, Warpgroup};
+use signflash_ptx::{Builder, Cta, Kernel, LaunchBounds, TensorMap, Thread, U32, Val, Warp, Warpgroup};
 
 kernel_args! {
     /// Arguments of the forward, in the order of the kernel's parameters.
@@ -45,37 +45,37 @@ kernel_args! {
 pub(crate) const GROUP_ROWS: u32 = 64;
 
 /// The kernel of a configuration.
-pub(crate) fn kernel(name: &str, common: &HopperCommon, shape: &Warpgroups) -> Kernel {
-    let launch = Shape { block_threads: shape.threads(), min_blocks_per_sm: 1 };
+pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperForm) -> Kernel {
+    let launch = LaunchBounds { block_threads: form.threads(), min_blocks_per_sm: 1 };
     Builder::build(name, launch, |cta| {
         let problem = ProblemVals::declare(cta);
         let schedule = ScheduleVals::declare(cta);
         let args = ForwardVals::declare(cta);
-        let dropout = common.dropout.then(|| DropoutVals::declare(cta));
-        let smem = Pipeline::plan(cta, common, shape);
+        let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
+        let smem = Pipeline::plan(cta, common, form);
         cta.sync(); // barriers are initialised
-        let block = Block { cta, common, shape, problem, args, dropout, smem, schedule };
-        by_role(cta, shape, |wg| block.multiply(wg), |warp| block.draw(warp), |t| block.copy(t));
+        let block = Block { cta, common, form, problem, args, dropout, smem, schedule };
+        by_role(cta, form, |wg| block.multiply(wg), |warp| block.draw(warp), |t| block.copy(t));
     })
 }
 
 /// Gives each warpgroup its role, and its registers. One thread of the last copies; its others are done.
 pub(super) fn by_role<'k>(
     cta: Cta<'k>,
-    shape: &Warpgroups,
+    form: &HopperForm,
     multiply: impl FnOnce(Warpgroup<'k>),
     draw: impl FnOnce(Warp<'k>),
     copy: impl FnOnce(Thread<'k>),
 ) {
-    let (wg, drawing) = (cta.warpgroups(), shape.groups + shape.drawers);
-    let [copier_registers, drawer_registers] = shape.other_registers();
+    let (wg, drawing) = (cta.warpgroups(), form.groups + form.drawers);
+    let [copier_registers, drawer_registers] = form.other_registers();
     let index = wg.index();
-    wg.when(index.lt(shape.groups), |wg| {
-        wg.grow_registers(shape.registers);
+    wg.when(index.lt(form.groups), |wg| {
+        wg.grow_registers(form.registers);
         multiply(wg);
     });
-    if shape.drawers > 0 {
-        wg.when(!index.lt(shape.groups) & index.lt(drawing), |wg| {
+    if form.drawers > 0 {
+        wg.when(!index.lt(form.groups) & index.lt(drawing), |wg| {
             wg.shrink_registers(drawer_registers);
             draw(wg.warps());
         });
@@ -91,7 +91,7 @@ pub(super) fn by_role<'k>(
 pub(super) struct Block<'a, 'k> {
     pub(super) cta: Cta<'k>,
     pub(super) common: &'a HopperCommon,
-    pub(super) shape: &'a Warpgroups,
+    pub(super) form: &'a HopperForm,
     pub(super) problem: ProblemVals<'k>,
     pub(super) args: ForwardVals<'k>,
     pub(super) dropout: Option<DropoutVals<'k>>,
@@ -112,14 +112,14 @@ pub(super) struct Tile<'k> {
 impl<'k> Block<'_, 'k> {
     /// The block's tiles, for one role.
     pub(super) fn tiles(&self) -> Schedule<'k> {
-        Schedule::new(self.cta, self.schedule, &self.problem, self.shape.rows())
+        Schedule::new(self.cta, self.schedule, &self.problem, self.form.rows())
     }
 
     pub(super) fn tile(&self, work: Work<'k>) -> Tile<'k> {
-        let (rows, step) = (self.shape.rows(), self.shape.step);
+        let (rows, step) = (self.form.rows(), self.form.step);
         // The shift is 0 as long as `Select::hopper_takes` refuses shards that start inside 16 rows.
         let first_row = work.block * rows - self.problem.row_shift;
-        let keys = KeyTiles::of_rows(&self.problem, first_row, rows, step, self.common.causal);
+        let keys = KeyTiles::of_rows(&self.problem, first_row, rows, step, self.common.scores.causal);
         let head_k = work.head / self.problem.group;
         Tile { work, head_k, first_row, keys, steps: keys.end.max(1u32) }
     }

@@ -8,7 +8,7 @@ impl<'k> Block<'_, 'k> {
     pub(super) fn draw(&self, warp: Warp<'k>) {
         let args = self.dropout.as_ref().expect("only dropout draws");
         let rings = self.smem.flags.expect("planned with dropout");
-        let mut flags = FlagWriter::new(warp, rings, self.shape, self.common, args);
+        let mut flags = FlagWriter::new(warp, rings, self.form, self.common, args);
         let tiles = self.tiles();
         warp.while_(
             || tiles.has_more(),
@@ -38,7 +38,7 @@ impl<'k> Block<'_, 'k> {
                 // The first warpgroup can begin while the others are still at their last tile.
                 copies.queries(t, &tile, 0);
                 copies.keys(t, &tile, t.u32(0));
-                (1..self.shape.groups).for_each(|group| copies.queries(t, &tile, group));
+                (1..self.form.groups).for_each(|group| copies.queries(t, &tile, group));
                 let next = t.u32(0).var();
                 t.while_(
                     || next.get().lt(tile.steps),
@@ -66,7 +66,7 @@ struct Copies<'a, 'k> {
 impl<'a, 'k> Copies<'a, 'k> {
     fn new(block: &'a Block<'a, 'k>, t: Thread<'k>) -> Self {
         let smem = &block.smem;
-        let q = (0..block.shape.groups).map(|group| smem.q.nth(t.u32(group)).producer(t)).collect();
+        let q = (0..block.form.groups).map(|group| smem.q.nth(t.u32(group)).producer(t)).collect();
         Copies { block, q, k: smem.k.producer(t), v: smem.v.producer(t) }
     }
 
@@ -101,10 +101,10 @@ impl<'k> Block<'_, 'k> {
         tile: &Tile<'k>,
         step: Val<'k, U32>,
     ) {
-        let first = step * self.shape.step - self.problem.column_shift;
+        let first = step * self.form.step - self.problem.column_shift;
         for i in 0..self.common.boxes() {
             let from = tensor.at(64 * i, [first, tile.head_k, tile.work.batch]);
-            filling.load(t, i * self.shape.step * 128, from);
+            filling.load(t, i * self.form.step * 128, from);
         }
     }
 }

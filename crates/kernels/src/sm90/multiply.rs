@@ -66,7 +66,7 @@ impl<'k> Block<'_, 'k> {
         k: BoxTile<'k>,
     ) -> PendingProduct<'s, 'k> {
         let (rows, columns) = (Rows::Tile(q), Columns::OfRows(k));
-        let (depth, half) = (self.common.head_dim, self.common.half);
+        let (depth, half) = (self.common.operands.head_dim, self.common.operands.half);
         wg.multiply(s, &Product { rows, columns, depth, half, add: false, columns_at_once: None })
     }
 
@@ -74,20 +74,28 @@ impl<'k> Block<'_, 'k> {
     fn sums<'p>(&self, p: &'p [[Var<'k, B32>; 4]], v: BoxTile<'k>) -> Product<'p, 'k> {
         let (rows, columns) = (Rows::Registers(p), Columns::Plain(v));
         // With as many threads as dropout has, ptxas refuses instructions of 256 columns.
-        let columns_at_once = (self.common.dropout && self.common.head_dim > 192).then_some(128);
-        Product { rows, columns, depth: self.shape.step, half: self.common.half, add: true, columns_at_once }
+        let columns_at_once =
+            (self.common.scores.dropout && self.common.operands.head_dim > 192).then_some(128);
+        Product {
+            rows,
+            columns,
+            depth: self.form.step,
+            half: self.common.operands.half,
+            add: true,
+            columns_at_once,
+        }
     }
 
     /// Makes scores ready for the softmax: their sign, and what is hidden.
     fn prepare(&self, warp: Warp<'k>, s: &Acc<'k>, at: &At<'_, 'k>, step: Val<'k, U32>) {
-        if self.common.negative_scale {
+        if self.common.scores.negative_scale {
             negate(s);
         }
         warp.when(at.tile.keys.is_edge(step), |warp| {
             let limits: [_; THREAD_ROWS] = std::array::from_fn(|lower| {
-                self.problem.visible(own_row(warp, at.first_row, lower), self.common.causal)
+                self.problem.visible(own_row(warp, at.first_row, lower), self.common.scores.causal)
             });
-            hide(warp.threads(), s, limits, step * self.shape.step - self.problem.column_shift);
+            hide(warp.threads(), s, limits, step * self.form.step - self.problem.column_shift);
         });
     }
 }
@@ -141,7 +149,7 @@ fn with_selectors<'k>(
 
 impl<'a, 'k> Multiplier<'a, 'k> {
     fn new(block: &'a Block<'a, 'k>, wg: Warpgroup<'k>) -> Self {
-        let Block { common, shape, smem, problem, .. } = block;
+        let Block { common, form, smem, problem, .. } = block;
         let (warp, group) = (wg.warps(), wg.index());
         let zero = || warp.threads().u32(0).cast::<B32>().var();
         let q = smem.q.nth(group).consumer(warp);
@@ -149,14 +157,14 @@ impl<'a, 'k> Multiplier<'a, 'k> {
             block,
             wg,
             group,
-            turns: Turns::new(wg, group, shape),
+            turns: Turns::new(wg, group, form),
             k: smem.k.consumer(warp),
             v: smem.v.consumer(warp),
-            flags: smem.flags.map(|rings| FlagReader::new(warp, rings, group, shape)),
+            flags: smem.flags.map(|rings| FlagReader::new(warp, rings, group, form)),
             softmax: LateSoftmax::new(warp, problem.scale_log2, common),
-            s: wg.acc(shape.step),
-            out: wg.acc(common.head_dim),
-            p: (0..shape.step / 16).map(|_| [zero(), zero(), zero(), zero()]).collect(),
+            s: wg.acc(form.step),
+            out: wg.acc(common.operands.head_dim),
+            p: (0..form.step / 16).map(|_| [zero(), zero(), zero(), zero()]).collect(),
             store: OutTile::new(smem, common, group),
         };
         Multiplier { q, rows }
@@ -187,10 +195,10 @@ impl<'k> TileRows<'_, 'k> {
     /// The first step's scores and probabilities; their product with values comes with the next step's scores.
     fn first(&mut self, at: &At<'_, 'k>) {
         let TileRows { block, wg, k, flags, softmax, s, out, p, .. } = self;
-        let (warp, shape) = (wg.warps(), block.shape);
+        let (warp, form) = (wg.warps(), block.form);
         out.clear();
         let k_stage = k.wait(warp);
-        block.scores(*wg, s, at.q, BoxTile::new(k_stage.address(), shape.step)).wait();
+        block.scores(*wg, s, at.q, BoxTile::new(k_stage.address(), form.step)).wait();
         k_stage.release_products(warp);
         block.prepare(warp, s, at, warp.threads().u32(0));
         with_selectors(flags, warp, |selectors| softmax.first(s, p, selectors));
@@ -199,21 +207,21 @@ impl<'k> TileRows<'_, 'k> {
     /// A step: scores and the product with the last step's values together, then the softmax.
     fn step(&mut self, at: &At<'_, 'k>, step: Val<'k, U32>) {
         let TileRows { block, wg, turns, k, v, flags, softmax, s, out, p, .. } = self;
-        let (wg, warp, shape) = (*wg, wg.warps(), block.shape);
+        let (wg, warp, form) = (*wg, wg.warps(), block.form);
         let k_stage = k.wait(warp);
         turns.begin(wg);
-        let scores = block.scores(wg, s, at.q, BoxTile::new(k_stage.address(), shape.step));
+        let scores = block.scores(wg, s, at.q, BoxTile::new(k_stage.address(), form.step));
         let v_stage = v.wait(warp);
-        let sums = wg.multiply(out, &block.sums(p, BoxTile::new(v_stage.address(), shape.step)));
+        let sums = wg.multiply(out, &block.sums(p, BoxTile::new(v_stage.address(), form.step)));
         turns.end(wg);
         scores.wait();
         k_stage.release_products(warp);
         block.prepare(warp, s, at, step);
         with_selectors(flags, warp, |selectors| {
             let mut progress = softmax.begin();
-            let early = 0..shape.early as usize;
+            let early = 0..form.early as usize;
             let early: Vec<_> = early.map(|k16| softmax.next(&mut progress, s, k16, selectors)).collect();
-            if shape.early > 0 {
+            if form.early > 0 {
                 v_stage.hold_order(warp);
             }
             let out = sums.wait();
@@ -229,10 +237,10 @@ impl<'k> TileRows<'_, 'k> {
     /// The last product with values, and the output.
     fn last(&mut self, at: &At<'_, 'k>, q_stage: FullStage<'_, 'k>) {
         let TileRows { block, wg, v, softmax, out, p, store, .. } = self;
-        let (wg, warp, shape) = (*wg, wg.warps(), block.shape);
+        let (wg, warp, form) = (*wg, wg.warps(), block.form);
         let v_stage = v.wait(warp);
-        let sums = wg.multiply(out, &block.sums(p, BoxTile::new(v_stage.address(), shape.step)));
-        if shape.out_in_q {
+        let sums = wg.multiply(out, &block.sums(p, BoxTile::new(v_stage.address(), form.step)));
+        if form.out_in_q {
             let out = sums.wait();
             v_stage.release_products(warp);
             store.meet(wg); // the four warps' products have read the queries

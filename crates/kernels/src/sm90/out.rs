@@ -25,7 +25,7 @@ impl<'k> OutTile<'k> {
             Some(out) => out.plus(group * (boxes * BOX_BYTES)),
             None => smem.q.nth(group).data(),
         };
-        OutTile { at, boxes, half: common.half, barrier: group + FIRST_BARRIER }
+        OutTile { at, boxes, half: common.operands.half, barrier: group + FIRST_BARRIER }
     }
 
     /// Rounds an accumulator and starts to write it to the box whose first row is `at[0]`. What was stored before has

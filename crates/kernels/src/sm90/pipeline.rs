@@ -1,6 +1,6 @@
 //! What a block of the forward keeps in shared memory, and who fills and reads it.
 use super::forward::GROUP_ROWS;
-use crate::config::{HopperCommon, Warpgroups};
+use crate::config::{HopperCommon, HopperForm};
 use signflash_ptx::{BulkRing, Cta, SmemAddr};
 
 /// Shared memory of a block. Tiles lie as the copy engine leaves them: boxes of 64 columns behind each other.
@@ -25,31 +25,31 @@ pub(crate) struct Pipeline<'k> {
 pub(crate) const FLAG_BLOCK_BYTES: u32 = 16 * 32;
 
 impl<'k> Pipeline<'k> {
-    pub(crate) fn plan(cta: Cta<'k>, common: &HopperCommon, shape: &Warpgroups) -> Self {
-        let readers = 4 * shape.groups;
+    pub(crate) fn plan(cta: Cta<'k>, common: &HopperCommon, form: &HopperForm) -> Self {
+        let readers = 4 * form.groups;
         let tile = |rows: u32| rows * common.boxes() * 128;
         let flags = || {
-            let bytes = 4 * shape.step / 32 * FLAG_BLOCK_BYTES;
-            cta.stage_rings("flags", shape.groups, [shape.flag_stages, bytes], 4, 4)
+            let bytes = 4 * form.step / 32 * FLAG_BLOCK_BYTES;
+            cta.stage_rings("flags", form.groups, [form.flag_stages, bytes], 4, 4)
         };
         Pipeline {
-            q: cta.bulk_rings("q", shape.groups, [1, tile(GROUP_ROWS)], 4),
-            k: cta.bulk_ring("k", shape.stages, tile(shape.step), readers),
-            v: cta.bulk_ring("v", shape.stages, tile(shape.step), readers),
-            out: (!shape.out_in_q).then(|| cta.smem("out", tile(shape.rows()), 1024)),
-            flags: common.dropout.then(flags),
+            q: cta.bulk_rings("q", form.groups, [1, tile(GROUP_ROWS)], 4),
+            k: cta.bulk_ring("k", form.stages, tile(form.step), readers),
+            v: cta.bulk_ring("v", form.stages, tile(form.step), readers),
+            out: (!form.out_in_q).then(|| cta.smem("out", tile(form.rows()), 1024)),
+            flags: common.scores.dropout.then(flags),
         }
     }
 }
 
-impl Warpgroups {
+impl HopperForm {
     /// Shared memory that a block asks for, at most.
     pub(crate) fn smem_bytes(&self, common: &HopperCommon) -> u32 {
         let tile = |rows: u32| rows * common.boxes() * 128;
         let queries = tile(self.rows()) * if self.out_in_q { 1 } else { 2 };
         let flags = self.groups * self.flag_stages * 4 * self.step / 32 * FLAG_BLOCK_BYTES;
         let barriers = 1024;
-        queries + 2 * self.stages * tile(self.step) + barriers + if common.dropout { flags } else { 0 }
+        queries + 2 * self.stages * tile(self.step) + barriers + if common.scores.dropout { flags } else { 0 }
     }
 }
 
@@ -61,10 +61,10 @@ mod tests {
     fn blocks_ask_for_no_more_than_is_planned() {
         let mut seen = 0;
         for config in variants(Gpu::HOPPER, Half::F16) {
-            let Config::HopperForward(common, shape) = config else { continue };
+            let Config::HopperForward(common, form) = config else { continue };
             let asked = config.kernel().smem_bytes();
-            assert!(asked <= shape.smem_bytes(&common), "{config}: {asked}");
-            assert!(asked + 2048 > shape.smem_bytes(&common), "{config}: {asked}");
+            assert!(asked <= form.smem_bytes(&common), "{config}: {asked}");
+            assert!(asked + 2048 > form.smem_bytes(&common), "{config}: {asked}");
             seen += 1;
         }
         assert!(seen > 20, "{seen}");

@@ -14,13 +14,13 @@ use super::forward::{GROUP_ROWS, by_role};
 use super::out::stage_words;
 use super::pipeline::FLAG_BLOCK_BYTES;
 use super::schedule::{Schedule, ScheduleVals};
-use crate::config::{HopperCommon, Warpgroups};
+use crate::config::{HopperCommon, HopperForm};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
 use crate::parts::softmax::{THREAD_ROWS, lse_of_p};
 use crate::parts::work::Work;
 use crate::sm80::forward::negate;
 use signflash_ptx::{
-    Acc, B32, BoxTile, Builder, BulkRing, Columns, Cta, F32, GlobalAddr, Kernel, Product, Rows, Shape,
+    Acc, B32, BoxTile, Builder, BulkRing, Columns, Cta, F32, GlobalAddr, Kernel, LaunchBounds, Product, Rows,
     SmemAddr, TensorMap, Thread, U32, Val, Var, Warp, Warpgroup,
 };
 use std::array::from_fn;
@@ -41,17 +41,17 @@ kernel_args! {
 }
 
 /// The kernel of a configuration.
-pub(crate) fn kernel(name: &str, common: &HopperCommon, shape: &Warpgroups) -> Kernel {
-    let launch = Shape { block_threads: shape.threads(), min_blocks_per_sm: 1 };
+pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperForm) -> Kernel {
+    let launch = LaunchBounds { block_threads: form.threads(), min_blocks_per_sm: 1 };
     Builder::build(name, launch, |cta| {
         let problem = ProblemVals::declare(cta);
         let schedule = ScheduleVals::declare(cta);
         let args = ProbsVals::declare(cta);
-        let dropout = common.dropout.then(|| DropoutVals::declare(cta));
-        let smem = Smem::plan(cta, common, shape);
+        let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
+        let smem = Smem::plan(cta, common, form);
         cta.sync(); // barriers are initialised
-        let block = Block { cta, common, shape, problem, schedule, args, dropout, smem };
-        by_role(cta, shape, |wg| block.multiply(wg), |warp| block.draw(warp), |t| block.copy(t));
+        let block = Block { cta, common, form, problem, schedule, args, dropout, smem };
+        by_role(cta, form, |wg| block.multiply(wg), |warp| block.draw(warp), |t| block.copy(t));
     })
 }
 
@@ -67,30 +67,30 @@ struct Smem<'k> {
 }
 
 impl<'k> Smem<'k> {
-    fn plan(cta: Cta<'k>, common: &HopperCommon, shape: &Warpgroups) -> Self {
+    fn plan(cta: Cta<'k>, common: &HopperCommon, form: &HopperForm) -> Self {
         let tile = |rows: u32| rows * common.boxes() * 128;
         let flags = || {
-            let bytes = 4 * shape.step / 32 * FLAG_BLOCK_BYTES;
-            cta.stage_rings("flags", shape.groups, [shape.flag_stages, bytes], 4, 4)
+            let bytes = 4 * form.step / 32 * FLAG_BLOCK_BYTES;
+            cta.stage_rings("flags", form.groups, [form.flag_stages, bytes], 4, 4)
         };
         Smem {
-            q: cta.bulk_rings("q", shape.groups, [1, tile(GROUP_ROWS)], 4),
-            k: cta.bulk_ring("k", shape.stages, tile(shape.step), 4 * shape.groups),
-            p: cta.smem("p", shape.groups * place_bytes(shape), 1024),
-            flags: common.dropout.then(flags),
+            q: cta.bulk_rings("q", form.groups, [1, tile(GROUP_ROWS)], 4),
+            k: cta.bulk_ring("k", form.stages, tile(form.step), 4 * form.groups),
+            p: cta.smem("p", form.groups * place_bytes(form), 1024),
+            flags: common.scores.dropout.then(flags),
         }
     }
 }
 
 /// A warpgroup's place for a step's probabilities.
-fn place_bytes(shape: &Warpgroups) -> u32 {
-    GROUP_ROWS * shape.step * 2
+fn place_bytes(form: &HopperForm) -> u32 {
+    GROUP_ROWS * form.step * 2
 }
 
 struct Block<'a, 'k> {
     cta: Cta<'k>,
     common: &'a HopperCommon,
-    shape: &'a Warpgroups,
+    form: &'a HopperForm,
     problem: ProblemVals<'k>,
     schedule: ScheduleVals<'k>,
     args: ProbsVals<'k>,
@@ -110,22 +110,22 @@ const FIRST_BARRIER: u32 = 8;
 
 impl<'k> Block<'_, 'k> {
     fn tiles(&self) -> Schedule<'k> {
-        Schedule::new(self.cta, self.schedule, &self.problem, self.shape.rows())
+        Schedule::new(self.cta, self.schedule, &self.problem, self.form.rows())
     }
 
     /// Tiles start with the tensor: shards that do not are the portable kernel's.
     fn first_row(&self, work: &Work<'k>) -> Val<'k, U32> {
-        work.block * self.shape.rows()
+        work.block * self.form.rows()
     }
 
     fn steps(&self) -> Val<'k, U32> {
-        self.problem.key_tiles(self.shape.step)
+        self.problem.key_tiles(self.form.step)
     }
 
     fn draw(&self, warp: Warp<'k>) {
         let args = self.dropout.as_ref().expect("only dropout draws");
         let rings = self.smem.flags.expect("planned with dropout");
-        let mut flags = FlagWriter::new(warp, rings, self.shape, self.common, args);
+        let mut flags = FlagWriter::new(warp, rings, self.form, self.common, args);
         let (tiles, steps) = (self.tiles(), self.steps());
         warp.while_(
             || tiles.has_more(),
@@ -144,8 +144,8 @@ impl<'k> Block<'_, 'k> {
     }
 
     fn copy(&self, t: Thread<'k>) {
-        let (shape, boxes) = (self.shape, self.common.boxes());
-        let mut q: Vec<_> = (0..shape.groups).map(|i| self.smem.q.nth(t.u32(i)).producer(t)).collect();
+        let (form, boxes) = (self.form, self.common.boxes());
+        let mut q: Vec<_> = (0..form.groups).map(|i| self.smem.q.nth(t.u32(i)).producer(t)).collect();
         let mut k = self.smem.k.producer(t);
         let (tiles, steps) = (self.tiles(), self.steps());
         t.while_(
@@ -166,10 +166,10 @@ impl<'k> Block<'_, 'k> {
                 t.while_(
                     || next.get().lt(steps),
                     |t| {
-                        let at = [next.get() * shape.step, head_k, work.batch];
+                        let at = [next.get() * form.step, head_k, work.batch];
                         k.fill_by(t, |filling| {
                             for i in 0..boxes {
-                                filling.load(t, i * shape.step * 128, self.args.k.at(64 * i, at));
+                                filling.load(t, i * form.step * 128, self.args.k.at(64 * i, at));
                             }
                         });
                         next.set(next.get() + 1);
@@ -180,12 +180,12 @@ impl<'k> Block<'_, 'k> {
     }
 
     fn multiply(&self, wg: Warpgroup<'k>) {
-        let (warp, t, shape, group) = (wg.warps(), wg.threads(), self.shape, wg.index());
+        let (warp, t, form, group) = (wg.warps(), wg.threads(), self.form, wg.index());
         let mut q = self.smem.q.nth(group).consumer(warp);
         let mut k = self.smem.k.consumer(warp);
-        let mut flags = self.smem.flags.map(|rings| FlagReader::new(warp, rings, group, shape));
-        let place = self.smem.p.plus(group * place_bytes(shape));
-        let mut s = wg.acc(shape.step);
+        let mut flags = self.smem.flags.map(|rings| FlagReader::new(warp, rings, group, form));
+        let place = self.smem.p.plus(group * place_bytes(form));
+        let mut s = wg.acc(form.step);
         let (tiles, steps) = (self.tiles(), self.steps());
         let stores = (t.index() & 127).eq(0);
         wg.while_(
@@ -202,7 +202,7 @@ impl<'k> Block<'_, 'k> {
                     |wg| {
                         let step = next.get();
                         let k_stage = k.wait(warp);
-                        self.scores(wg, &mut s, q_tile, BoxTile::new(k_stage.address(), shape.step));
+                        self.scores(wg, &mut s, q_tile, BoxTile::new(k_stage.address(), form.step));
                         k_stage.release_products(warp);
                         let words = flags.as_mut().map(|flags| flags.words(warp));
                         let p = self.probabilities(warp, &s, &rows, step, words.as_deref());
@@ -215,12 +215,12 @@ impl<'k> Block<'_, 'k> {
                         t.when(stores, |t| {
                             let at = |i: u32| {
                                 let to = self.args.probs.at_columns(
-                                    step * shape.step + 64 * i,
+                                    step * form.step + 64 * i,
                                     [first_row, work.head, work.batch],
                                 );
                                 (place.at(i * GROUP_ROWS * 128), to)
                             };
-                            t.store_boxes((0..shape.step / 64).map(at));
+                            t.store_boxes((0..form.step / 64).map(at));
                         });
                         next.set(step + 1);
                     },
@@ -233,9 +233,9 @@ impl<'k> Block<'_, 'k> {
 
     fn scores(&self, wg: Warpgroup<'k>, s: &mut Acc<'k>, q: BoxTile<'k>, k: BoxTile<'k>) {
         let (rows, columns) = (Rows::Tile(q), Columns::OfRows(k));
-        let (depth, half) = (self.common.head_dim, self.common.half);
+        let (depth, half) = (self.common.operands.head_dim, self.common.operands.half);
         wg.multiply(s, &Product { rows, columns, depth, half, add: false, columns_at_once: None }).wait();
-        if self.common.negative_scale {
+        if self.common.scores.negative_scale {
             negate(s);
         }
     }
@@ -254,7 +254,7 @@ impl<'k> Block<'_, 'k> {
             });
             -(lse.get() * LOG2_E)
         };
-        let visible = |lower| problem.visible(row(lower), self.common.causal);
+        let visible = |lower| problem.visible(row(lower), self.common.scores.causal);
         OwnRows { shift: from_fn(shift), visible: from_fn(visible) }
     }
 
@@ -267,8 +267,8 @@ impl<'k> Block<'_, 'k> {
         step: Val<'k, U32>,
         flags: Option<&[[Val<'k, B32>; 4]]>,
     ) -> Vec<[Val<'k, B32>; 4]> {
-        let (t, half) = (warp.threads(), self.common.half);
-        let first = step * self.shape.step + (t.lane() & 3) * 2;
+        let (t, half) = (warp.threads(), self.common.operands.half);
+        let first = step * self.form.step + (t.lane() & 3) * 2;
         let piece = |k16: usize| {
             let dropped = flags.map(|words| dropped(words, k16));
             from_fn(|i| {
@@ -283,8 +283,8 @@ impl<'k> Block<'_, 'k> {
                 signed.var()
             })
         };
-        let p: Vec<[Var<'k, B32>; 4]> = (0..self.shape.step as usize / 16).map(piece).collect();
-        let hides = rows.visible.iter().map(|visible| visible.lt((step + 1) * self.shape.step));
+        let p: Vec<[Var<'k, B32>; 4]> = (0..self.form.step as usize / 16).map(piece).collect();
+        let hides = rows.visible.iter().map(|visible| visible.lt((step + 1) * self.form.step));
         let hides = hides.reduce(|a, b| a | b).expect("a thread has rows");
         warp.when(warp.any(hides), |_| self.hide(&p, rows, first));
         p.iter().map(|words| words.each_ref().map(Var::get)).collect()

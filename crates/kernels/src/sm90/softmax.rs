@@ -84,7 +84,7 @@ impl<'k> LateSoftmax<'k> {
     /// No key seen.
     #[track_caller]
     pub(crate) fn new(warp: Warp<'k>, scale_log2: Val<'k, F32>, common: &HopperCommon) -> Self {
-        let HopperCommon { half, dropout, .. } = *common;
+        let (half, dropout) = (common.operands.half, common.scores.dropout);
         let lift = (dropout && half == Half::Bf16).then_some(LIFT);
         let fill = |x: f32| from_fn(|_| warp.threads().f32(x).var());
         let (max, sum) = (fill(f32::NEG_INFINITY), fill(0.0));

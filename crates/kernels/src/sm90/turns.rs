@@ -1,5 +1,5 @@
 //! Whose products are started next (FlashAttention-3's ping-pong).
-use crate::config::Warpgroups;
+use crate::config::HopperForm;
 use signflash_ptx::{U32, Val, Warpgroup};
 
 /// Named barriers from this one on are turns, one for each warpgroup that multiplies.
@@ -18,11 +18,11 @@ pub(super) struct Turns<'k> {
 impl<'k> Turns<'k> {
     /// For the warpgroup of this number.
     #[track_caller]
-    pub(super) fn new(wg: Warpgroup<'k>, group: Val<'k, U32>, shape: &Warpgroups) -> Self {
-        if !shape.turns {
+    pub(super) fn new(wg: Warpgroup<'k>, group: Val<'k, U32>, form: &HopperForm) -> Self {
+        if !form.turns {
             return Turns { barriers: None };
         }
-        let last = group.eq(shape.groups - 1);
+        let last = group.eq(form.groups - 1);
         let next = last.select(0u32, group + 1) + FIRST_TURN;
         wg.when(last, |wg| wg.arrive_among(next, THREADS)); // the first one begins
         Turns { barriers: Some((group + FIRST_TURN, next)) }

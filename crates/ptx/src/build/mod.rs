@@ -36,12 +36,12 @@ use std::panic::Location;
 /// What a kernel is launched with, besides its arguments.
 ///
 /// ```
-/// use signflash_ptx::{Builder, Shape};
-/// let kernel = Builder::build("nothing", Shape { block_threads: 64, min_blocks_per_sm: 1 }, |_| {});
+/// use signflash_ptx::{Builder, LaunchBounds};
+/// let kernel = Builder::build("nothing", LaunchBounds { block_threads: 64, min_blocks_per_sm: 1 }, |_| {});
 /// assert!(kernel.ptx().contains(".visible .entry nothing("));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
+pub struct LaunchBounds {
     /// Threads a block, a multiple of 32.
     pub block_threads: u32,
     /// How many blocks a multiprocessor should hold at once: the driver's compiler limits registers to that.
@@ -51,7 +51,7 @@ pub struct Shape {
 /// Collects a kernel's instructions. Values hand it on; nobody names it.
 #[derive(Debug)]
 pub struct Builder {
-    shape: Shape,
+    bounds: LaunchBounds,
     lines: RefCell<Vec<Line>>,
     labels: RefCell<Vec<usize>>,
     registers: [Cell<u32>; 3],
@@ -69,13 +69,13 @@ impl Builder {
     /// # Panics
     /// On a mistake in the kernel that can be seen while building: a ring's slot that is never released, a loop that
     /// changes how many copies are in flight, a block of 33 threads.
-    pub fn build(name: &str, shape: Shape, body: impl FnOnce(Cta<'_>)) -> Kernel {
+    pub fn build(name: &str, bounds: LaunchBounds, body: impl FnOnce(Cta<'_>)) -> Kernel {
         assert!(
-            shape.block_threads.is_multiple_of(32) && shape.block_threads > 0,
+            bounds.block_threads.is_multiple_of(32) && bounds.block_threads > 0,
             "a block is made of whole warps"
         );
         let builder = Builder {
-            shape,
+            bounds,
             lines: RefCell::default(),
             labels: RefCell::default(),
             registers: [Cell::new(0), Cell::new(0), Cell::new(0)],
@@ -90,8 +90,8 @@ impl Builder {
         builder.copies.borrow().check_end(name);
         Kernel {
             name: name.to_owned(),
-            block_threads: shape.block_threads,
-            min_blocks_per_sm: shape.min_blocks_per_sm,
+            block_threads: bounds.block_threads,
+            min_blocks_per_sm: bounds.min_blocks_per_sm,
             params: builder.params.take(),
             regions: builder.regions.take(),
             smem_bytes: builder.smem_bytes.get(),

@@ -123,9 +123,9 @@ impl<'k> PendingCopy<'k> {
 /// [`release`](FullSlot::release).
 ///
 /// ```
-/// # use signflash_ptx::{Builder, GlobalAddr, Shape, U32, Val};
-/// let shape = Shape { block_threads: 32, min_blocks_per_sm: 1 };
-/// Builder::build("stream", shape, |cta| {
+/// # use signflash_ptx::{Builder, GlobalAddr, LaunchBounds, U32, Val};
+/// let bounds = LaunchBounds { block_threads: 32, min_blocks_per_sm: 1 };
+/// Builder::build("stream", bounds, |cta| {
 ///     let x = GlobalAddr::new(cta.param_u64("x"));
 ///     let rounds = cta.param_u32("rounds");
 ///     let t = cta.threads();

@@ -87,7 +87,7 @@ impl<'k> Cta<'k> {
     /// Waits for all threads of the block; their accesses to shared memory so far are before all from now on.
     #[track_caller]
     pub fn sync(self) {
-        self.0.emit(NamedBarrier { id: Src::Imm(0), threads: self.0.shape.block_threads, waits: true });
+        self.0.emit(NamedBarrier { id: Src::Imm(0), threads: self.0.bounds.block_threads, waits: true });
         self.0.copies.borrow_mut().barrier();
     }
 

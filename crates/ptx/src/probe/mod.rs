@@ -23,7 +23,7 @@ mod tensor;
 mod wgmma;
 mod words;
 
-use crate::build::{Builder, Cta, GlobalAddr, Shape, Tensor};
+use crate::build::{Builder, Cta, GlobalAddr, LaunchBounds, Tensor};
 use crate::interp::{Global, Launch, Trap};
 use crate::kernel::{Arg, Kernel};
 use crate::tensor_map::TensorMap;
@@ -249,8 +249,8 @@ impl Plan {
     ) -> Probe {
         let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
         let entry: String = format!("probe_{}", self.name).chars().map(plain).collect();
-        let shape = Shape { block_threads: self.threads, min_blocks_per_sm: 1 };
-        let kernel = Builder::build(&entry, shape, |cta| {
+        let bounds = LaunchBounds { block_threads: self.threads, min_blocks_per_sm: 1 };
+        let kernel = Builder::build(&entry, bounds, |cta| {
             let input = GlobalAddr::new(cta.param_u64("input"));
             let output = GlobalAddr::new(cta.param_u64("output"));
             let tensor = self.tensors.first().map(|_| cta.param_tensor("tensor"));

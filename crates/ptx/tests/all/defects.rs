@@ -2,8 +2,8 @@
 //! reports the other by name.
 
 use signflash_ptx::{
-    Arg, Builder, Cta, F32, Global, GlobalAddr, Kernel, Launch, Rule, Shape, SmemAddr, TensorMap, Thread,
-    Trap, U32, Val,
+    Arg, Builder, Cta, F32, Global, GlobalAddr, Kernel, Launch, LaunchBounds, Rule, SmemAddr, TensorMap,
+    Thread, Trap, U32, Val,
 };
 
 const SEEDS: std::ops::Range<u64> = 0..25;
@@ -11,7 +11,7 @@ const WORDS: usize = 64;
 
 /// A kernel of two warps on 64 words, `x` and `y` its only parameters.
 fn build(body: impl FnOnce(Cta<'_>, GlobalAddr<'_>, GlobalAddr<'_>)) -> Kernel {
-    Builder::build("defective", Shape { block_threads: 64, min_blocks_per_sm: 1 }, |cta| {
+    Builder::build("defective", LaunchBounds { block_threads: 64, min_blocks_per_sm: 1 }, |cta| {
         let (x, y) = (GlobalAddr::new(cta.param_u64("x")), GlobalAddr::new(cta.param_u64("y")));
         body(cta, x, y);
     })
@@ -243,7 +243,7 @@ fn a_schedule_is_reproducible() {
 
 /// Stores a box of zeros to a tensor of so many columns, from this row on.
 fn store_box(columns: u64, row: i32) -> Result<(), Box<Trap>> {
-    let kernel = Builder::build("store", Shape { block_threads: 32, min_blocks_per_sm: 1 }, |cta| {
+    let kernel = Builder::build("store", LaunchBounds { block_threads: 32, min_blocks_per_sm: 1 }, |cta| {
         let (t, y) = (cta.threads(), cta.param_tensor("y"));
         let tile = cta.smem("tile", 1024, 1024);
         for i in 0..2 {

@@ -1,11 +1,11 @@
 //! What orders two accesses and what does not: each pair of kernels differs by the one thing that matters.
 
 use signflash_ptx::{
-    Arg, Builder, Cta, F32, Global, GlobalAddr, Kernel, Launch, Profile, Rule, Shape, Trap, U32,
+    Arg, Builder, Cta, F32, Global, GlobalAddr, Kernel, Launch, LaunchBounds, Profile, Rule, Trap, U32,
 };
 
 fn build(body: impl for<'k> FnOnce(Cta<'k>, GlobalAddr<'k>)) -> Kernel {
-    Builder::build("ordered", Shape { block_threads: 64, min_blocks_per_sm: 1 }, |cta| {
+    Builder::build("ordered", LaunchBounds { block_threads: 64, min_blocks_per_sm: 1 }, |cta| {
         let words = GlobalAddr::new(cta.param_u64("words"));
         body(cta, words);
     })

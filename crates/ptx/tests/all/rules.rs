@@ -1,10 +1,10 @@
 //! What the builder refuses while it builds, by name. What does not even compile is in the documentation of
 //! `signflash_ptx::rules`.
 
-use signflash_ptx::{Builder, Cta, GlobalAddr, Kernel, Shape, SmemAddr};
+use signflash_ptx::{Builder, Cta, GlobalAddr, Kernel, LaunchBounds, SmemAddr};
 
 fn build(body: impl FnOnce(Cta<'_>)) -> Kernel {
-    Builder::build("refused", Shape { block_threads: 32, min_blocks_per_sm: 1 }, body)
+    Builder::build("refused", LaunchBounds { block_threads: 32, min_blocks_per_sm: 1 }, body)
 }
 
 /// Issues one copy.
@@ -17,7 +17,7 @@ fn copy<'k>(cta: Cta<'k>, to: SmemAddr<'k>) {
 #[test]
 #[should_panic(expected = "a block is made of whole warps")]
 fn a_block_of_33_threads() {
-    Builder::build("refused", Shape { block_threads: 33, min_blocks_per_sm: 1 }, |_| {});
+    Builder::build("refused", LaunchBounds { block_threads: 33, min_blocks_per_sm: 1 }, |_| {});
 }
 
 #[test]

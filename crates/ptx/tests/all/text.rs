@@ -5,7 +5,7 @@
 
 use signflash_ptx::ops::alu;
 use signflash_ptx::probe::{self, Probe};
-use signflash_ptx::{Builder, F32, GlobalAddr, Kernel, Shape};
+use signflash_ptx::{Builder, F32, GlobalAddr, Kernel, LaunchBounds};
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
@@ -130,7 +130,7 @@ fn registers_are_declared_and_statements_end() {
 /// A kernel, the line of its addition and the line of its store.
 fn located() -> (Kernel, u32, u32) {
     let mut lines = (0, 0);
-    let kernel = Builder::build("located", Shape { block_threads: 32, min_blocks_per_sm: 1 }, |cta| {
+    let kernel = Builder::build("located", LaunchBounds { block_threads: 32, min_blocks_per_sm: 1 }, |cta| {
         let x = GlobalAddr::new(cta.param_u64("x"));
         let [value] = cta.threads().load::<F32, 1>(x);
         lines.0 = line!() + 1;
@@ -158,11 +158,12 @@ fn every_instruction_carries_the_rust_line_that_made_it() {
 
 #[test]
 fn constants_print_as_their_types() {
-    let kernel = Builder::build("constants", Shape { block_threads: 32, min_blocks_per_sm: 1 }, |cta| {
-        let t = cta.threads();
-        let (f, i) = (cta.param_f32("f"), t.index());
-        let _ = (f + -0.0, f * f32::NEG_INFINITY, i + u32::MAX, i.cast::<signflash_ptx::S32>().lt(-5));
-    });
+    let kernel =
+        Builder::build("constants", LaunchBounds { block_threads: 32, min_blocks_per_sm: 1 }, |cta| {
+            let t = cta.threads();
+            let (f, i) = (cta.param_f32("f"), t.index());
+            let _ = (f + -0.0, f * f32::NEG_INFINITY, i + u32::MAX, i.cast::<signflash_ptx::S32>().lt(-5));
+        });
     let ptx = kernel.ptx();
     for text in [", 0f80000000;", ", 0fFF800000;", ", 4294967295;", ", -5;"] {
         assert!(ptx.contains(text), "{text} is not in\n{ptx}");

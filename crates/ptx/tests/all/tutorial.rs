@@ -1,7 +1,7 @@
 //! The kernels of `docs/ptx-builder.md`, run.
 
 use signflash_ptx::{
-    Arg, B32, Builder, F32, Global, GlobalAddr, Half, Kernel, Launch, Order, Shape, TileLayout, U32,
+    Arg, B32, Builder, F32, Global, GlobalAddr, Half, Kernel, Launch, LaunchBounds, Order, TileLayout, U32,
 };
 
 fn bytes(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
@@ -10,7 +10,7 @@ fn bytes(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
 
 #[test]
 fn vectors_are_added() {
-    let add = Builder::build("add", Shape { block_threads: 128, min_blocks_per_sm: 1 }, |cta| {
+    let add = Builder::build("add", LaunchBounds { block_threads: 128, min_blocks_per_sm: 1 }, |cta| {
         let n = cta.param_u32("n");
         let [a, b, out] = ["a", "b", "out"].map(|name| GlobalAddr::new(cta.param_u64(name)));
         let t = cta.threads();
@@ -37,7 +37,7 @@ fn vectors_are_added() {
 
 /// 16 x 16 = (16 x 64) * (64 x 16), all ones.
 fn product() -> Kernel {
-    Builder::build("product", Shape { block_threads: 32, min_blocks_per_sm: 1 }, |cta| {
+    Builder::build("product", LaunchBounds { block_threads: 32, min_blocks_per_sm: 1 }, |cta| {
         let out = GlobalAddr::new(cta.param_u64("out"));
         let (t, w) = (cta.threads(), cta.warps());
         let layout = TileLayout::new(64);

@@ -1,7 +1,7 @@
 //! dq of a step, of all keys of the block: by the warpgroups in turn, a step late.
 use super::multiply::Keys;
 use super::{Between, Block, Cursor, QUERIES};
-use crate::config::KeySteps;
+use crate::config::HopperKeysForm;
 use signflash_ptx::{
     Acc, BoxTile, Columns, GlobalAddr, Mbarrier, PendingProduct, Pred, Product, Rows, SmemAddr, Thread, U32,
     Val, Var, Warp, Warpgroup,
@@ -27,8 +27,8 @@ const ADDERS: u32 = 4;
 const GROUP_COUNTERS_BYTES: u32 = 4 * ADDERS;
 
 /// Bytes of a step's counters: of one warpgroup, or of both if they share the columns of dq.
-pub(crate) fn counters_bytes(shape: &KeySteps) -> u32 {
-    if shape.shares_keys() { 2 * GROUP_COUNTERS_BYTES } else { GROUP_COUNTERS_BYTES }
+pub(crate) fn counters_bytes(form: &HopperKeysForm) -> u32 {
+    if form.shares_keys() { 2 * GROUP_COUNTERS_BYTES } else { GROUP_COUNTERS_BYTES }
 }
 
 /// Which of them this is.
@@ -52,7 +52,7 @@ impl<'k> Turn<'k> {
     /// ds of another step has been made.
     pub(super) fn advance(&self, block: &Block<'_, 'k>, at: &Cursor<'k>) {
         let bh = block.work.batch * block.problem.num_heads + block.head(at);
-        self.tile.set(bh * block.problem.query_tiles(block.shape.step) + at.step.get());
+        self.tile.set(bh * block.problem.query_tiles(block.form.step) + at.step.get());
         self.done.set(self.done.get() + 1);
     }
 }
@@ -84,8 +84,8 @@ impl<'k> Block<'_, 'k> {
         Product {
             rows: Rows::ColumnsOf(ds),
             columns: Columns::Plain(k),
-            depth: self.shape.keys,
-            half: self.common.half,
+            depth: self.form.keys,
+            half: self.common.operands.half,
             add: false,
             columns_at_once: None,
         }
@@ -93,7 +93,7 @@ impl<'k> Block<'_, 'k> {
 
     /// How many blocks have added the warp's part of a step.
     fn counter(&self, t: Thread<'k>, turn: &Turn<'k>, tile: Val<'k, U32>) -> GlobalAddr<'k> {
-        let counters = tile.widen().mul_add(u64::from(counters_bytes(self.shape)), self.args.dq_counters);
+        let counters = tile.widen().mul_add(u64::from(counters_bytes(self.form)), self.args.dq_counters);
         GlobalAddr::new(counters + (adder(t) * 4 + turn.counters).widen())
     }
 
@@ -122,19 +122,19 @@ impl<'k> Block<'_, 'k> {
     /// Where the lane's sums of a step are: its offset among those of 64 queries, and their address.
     fn own_sums(&self, t: Thread<'k>, tile: Val<'k, U32>) -> (Val<'k, U32>, GlobalAddr<'k>) {
         let bytes = self.queries_sums_bytes();
-        let step = u64::from(self.shape.step / QUERIES * bytes);
+        let step = u64::from(self.form.step / QUERIES * bytes);
         let own = adder(t) * (bytes / ADDERS) + t.lane() * 16;
         (own, GlobalAddr::new(tile.widen().mul_add(step, self.args.dq_sums) + own.widen()))
     }
 
     /// Bytes of the sums of 64 queries.
     fn queries_sums_bytes(&self) -> u32 {
-        4 * QUERIES * self.common.head_dim
+        4 * QUERIES * self.common.operands.head_dim
     }
 
     fn sums(&self, wg: Warpgroup<'k>, tile: Val<'k, U32>) -> Sums<'k> {
         let (own, to) = self.own_sums(wg.threads(), tile);
-        let (bytes, parts) = (self.queries_sums_bytes(), self.shape.step / QUERIES);
+        let (bytes, parts) = (self.queries_sums_bytes(), self.form.step / QUERIES);
         Sums { to, staging: self.staging().0.plus(own), bytes, parts }
     }
 
@@ -158,9 +158,9 @@ impl<'k> Keys<'_, 'k> {
         wg.when(any & !mine, |_| ds_of_all.skip());
         wg.when(any & mine, |_| {
             let stage = ds_of_all.wait(warp);
-            let ds = BoxTile::new(stage.address(), block.shape.keys);
+            let ds = BoxTile::new(stage.address(), block.form.keys);
             let mut parts: Vec<Acc<'k>> =
-                (0..block.shape.step / QUERIES).map(|_| wg.acc(block.common.head_dim)).collect();
+                (0..block.form.step / QUERIES).map(|_| wg.acc(block.common.operands.head_dim)).collect();
             let pending: Vec<PendingProduct<'_, 'k>> = (0..)
                 .zip(&mut parts)
                 .map(|(part, dq)| wg.multiply(dq, &block.over_keys(ds.from_column(part * QUERIES), k)))

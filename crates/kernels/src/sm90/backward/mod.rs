@@ -39,12 +39,12 @@ mod shared;
 
 pub(crate) use dq::counters_bytes;
 
-use crate::config::{HopperCommon, KeySteps};
+use crate::config::{HopperCommon, HopperKeysForm};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
 use crate::parts::work::Work;
 use signflash_ptx::{
-    BoxTile, Builder, BulkRing, Cta, FullStage, Kernel, Mbarrier, Pred, S32, Shape, SmemAddr, TensorMap, U32,
-    Val, Var, Warpgroup,
+    BoxTile, Builder, BulkRing, Cta, FullStage, Kernel, LaunchBounds, Mbarrier, Pred, S32, SmemAddr,
+    TensorMap, U32, Val, Var, Warpgroup,
 };
 
 kernel_args! {
@@ -95,29 +95,29 @@ pub(crate) fn ds_scale(dropout: bool) -> f32 {
 }
 
 /// The kernel of a configuration.
-pub(crate) fn kernel(name: &str, common: &HopperCommon, shape: &KeySteps) -> Kernel {
-    assert!(shape.step.is_multiple_of(QUERIES) && common.head_dim.is_multiple_of(64), "whole boxes");
-    assert!(shape.keys == 128 || shape.shares_keys() && shape.step == QUERIES, "{shape:?}");
-    let launch = Shape { block_threads: shape.threads(), min_blocks_per_sm: 1 };
+pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperKeysForm) -> Kernel {
+    assert!(form.step.is_multiple_of(QUERIES) && common.operands.head_dim.is_multiple_of(64), "whole boxes");
+    assert!(form.keys == 128 || form.shares_keys() && form.step == QUERIES, "{form:?}");
+    let launch = LaunchBounds { block_threads: form.threads(), min_blocks_per_sm: 1 };
     Builder::build(name, launch, |cta| {
         let problem = ProblemVals::declare(cta);
         let args = KeysVals::declare(cta);
-        let dropout = common.dropout.then(|| DropoutVals::declare(cta));
-        let smem = Smem::plan(cta, common, shape);
-        let (tiles, heads) = (problem.key_tiles(shape.keys), problem.num_heads_k);
+        let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
+        let smem = Smem::plan(cta, common, form);
+        let (tiles, heads) = (problem.key_tiles(form.keys), problem.num_heads_k);
         let work = Work::alternate(cta, tiles, heads, args.heads_at_once);
         cta.sync(); // barriers are initialised
-        let block = Block { cta, common, shape, problem, args, dropout, smem, work };
+        let block = Block { cta, common, form, problem, args, dropout, smem, work };
         let (wg, index) = (cta.warpgroups(), cta.warpgroups().index());
         wg.when(index.lt(GROUPS), |wg| {
-            wg.grow_registers(shape.registers);
-            match shape.shares_keys() {
+            wg.grow_registers(form.registers);
+            match form.shares_keys() {
                 true => block.multiply_shared(wg, index),
                 false => block.multiply(wg, index),
             }
         });
         wg.when(index.eq(GROUPS), |wg| {
-            wg.shrink_registers(shape.serving_registers());
+            wg.shrink_registers(form.serving_registers());
             block.serve(wg);
         });
     })
@@ -146,39 +146,39 @@ enum Between<'k> {
 
 /// Bytes of 16-bit rows.
 fn rows_bytes(common: &HopperCommon, rows: u32) -> u32 {
-    2 * rows * common.head_dim
+    2 * rows * common.operands.head_dim
 }
 
 /// Bytes of a step's q, dout and statistics, which the copy engine brings.
-fn queries_bytes(common: &HopperCommon, shape: &KeySteps) -> u32 {
-    2 * rows_bytes(common, shape.step) + shape.step * STAT_BYTES
+fn queries_bytes(common: &HopperCommon, form: &HopperKeysForm) -> u32 {
+    2 * rows_bytes(common, form.step) + form.step * STAT_BYTES
 }
 
 impl<'k> Smem<'k> {
-    fn plan(cta: Cta<'k>, common: &HopperCommon, shape: &KeySteps) -> Self {
-        let (multiplying_warps, shares) = (4 * GROUPS, shape.shares_keys());
-        let queries = queries_bytes(common, shape);
+    fn plan(cta: Cta<'k>, common: &HopperCommon, form: &HopperKeysForm) -> Self {
+        let (multiplying_warps, shares) = (4 * GROUPS, form.shares_keys());
+        let queries = queries_bytes(common, form);
         let flags = || {
-            let bytes = shape.keys / 8 * (shape.step / 16) * FLAG_BYTES;
-            cta.stage_ring("flags", shape.flag_stages, bytes, 4, if shares { 4 } else { multiplying_warps })
+            let bytes = form.keys / 8 * (form.step / 16) * FLAG_BYTES;
+            cta.stage_ring("flags", form.flag_stages, bytes, 4, if shares { 4 } else { multiplying_warps })
         };
         let [ds_writers, ds_readers] = if shares { [4, multiplying_warps] } else { [multiplying_warps, 4] };
         Smem {
-            keys: cta.bulk_ring("keys", 1, 2 * rows_bytes(common, shape.keys), multiplying_warps),
+            keys: cta.bulk_ring("keys", 1, 2 * rows_bytes(common, form.keys), multiplying_warps),
             queries: cta
                 .bulk_ring_for_lanes(
                     "queries",
-                    shape.stages,
+                    form.stages,
                     queries.next_multiple_of(1024),
                     multiplying_warps,
                 )
                 .with_copies_of(queries),
-            flags: common.dropout.then(flags),
-            ds: cta.stage_ring("ds", shape.ds_stages, 2 * shape.keys * shape.step, ds_writers, ds_readers),
+            flags: common.scores.dropout.then(flags),
+            ds: cta.stage_ring("ds", form.ds_stages, 2 * form.keys * form.step, ds_writers, ds_readers),
             between: match shares {
-                true => Between::Probs(cta.stage_ring("p", 1, 4 * shape.keys * shape.step, 4, 4)),
+                true => Between::Probs(cta.stage_ring("p", 1, 4 * form.keys * form.step, 4, 4)),
                 false => Between::Turns {
-                    dq: cta.smem("dq", 4 * shape.step * common.head_dim, 1024),
+                    dq: cta.smem("dq", 4 * form.step * common.operands.head_dim, 1024),
                     dq_left: cta.mbarriers("dq_left", 1, 128),
                 },
             },
@@ -197,7 +197,7 @@ struct Queries<'k> {
 struct Block<'a, 'k> {
     cta: Cta<'k>,
     common: &'a HopperCommon,
-    shape: &'a KeySteps,
+    form: &'a HopperKeysForm,
     problem: ProblemVals<'k>,
     args: KeysVals<'k>,
     dropout: Option<DropoutVals<'k>>,
@@ -241,27 +241,27 @@ impl<'k> Cursor<'k> {
 
 impl<'k> Block<'_, 'k> {
     fn first_key(&self) -> Val<'k, U32> {
-        self.work.block * self.shape.keys
+        self.work.block * self.form.keys
     }
 
     fn cursor(&self) -> Cursor<'k> {
         let Block { problem, .. } = self;
         let t = self.cta.threads();
-        let end = problem.query_tiles(self.shape.step);
-        let first = match self.common.causal {
+        let end = problem.query_tiles(self.form.step);
+        let first = match self.common.scores.causal {
             false => t.u32(0),
             true => {
                 // Query i sees key j from i = j - (seqlen_k - seqlen_q) on.
                 let hidden = problem.seqlen_q.cast::<S32>() - problem.seqlen_k.cast::<S32>();
                 let first_row = (self.first_key().cast::<S32>() + hidden).max(0);
-                ((first_row.cast::<U32>() + problem.row_shift) / self.shape.step).min(end)
+                ((first_row.cast::<U32>() + problem.row_shift) / self.form.step).min(end)
             }
         };
         Cursor { first, end, group: problem.group, step: first.var(), member: t.u32(0).var() }
     }
 
     fn queries(&self, stage: &FullStage<'_, 'k>) -> Queries<'k> {
-        let step = self.shape.step;
+        let step = self.form.step;
         let [q, dout, stats] = [0, 1, 2].map(|i| stage.address().at(i * rows_bytes(self.common, step)));
         Queries { q: BoxTile::new(q, step), dout: BoxTile::new(dout, step), stats }
     }
@@ -272,7 +272,7 @@ impl<'k> Block<'_, 'k> {
 
     /// The first row of a step; before the tensor's first, if a shard starts there.
     fn first_row(&self, at: &Cursor<'k>) -> Val<'k, U32> {
-        at.step.get() * self.shape.step - self.problem.row_shift
+        at.step.get() * self.form.step - self.problem.row_shift
     }
 }
 

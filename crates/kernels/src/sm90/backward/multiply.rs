@@ -58,8 +58,8 @@ impl<'k> Block<'_, 'k> {
         Product {
             rows: Rows::Tile(rows),
             columns: Columns::OfRows(columns),
-            depth: self.common.head_dim,
-            half: self.common.half,
+            depth: self.common.operands.head_dim,
+            half: self.common.operands.half,
             add: false,
             columns_at_once: None,
         }
@@ -74,8 +74,8 @@ impl<'k> Block<'_, 'k> {
         Product {
             rows: Rows::Registers(words),
             columns: Columns::Plain(queries),
-            depth: self.shape.step,
-            half: self.common.half,
+            depth: self.form.step,
+            half: self.common.operands.half,
             add: true,
             columns_at_once: None,
         }
@@ -95,9 +95,9 @@ pub(super) fn set<'k>(operand: &[[Var<'k, B32>; 4]], words: &[[Val<'k, B32>; 4]]
 impl<'a, 'k> Keys<'a, 'k> {
     /// With k and v at this address.
     fn new(block: &'a Block<'a, 'k>, wg: Warpgroup<'k>, group: Val<'k, U32>, keys: SmemAddr<'k>) -> Self {
-        let Block { smem, common, shape, .. } = block;
+        let Block { smem, common, form, .. } = block;
         let (warp, t) = (wg.warps(), wg.threads());
-        let tile = |at: SmemAddr<'k>| BoxTile::new(at, shape.keys);
+        let tile = |at: SmemAddr<'k>| BoxTile::new(at, form.keys);
         let own_row = group * GROUP_ROWS;
         let own = Keys {
             block,
@@ -105,18 +105,18 @@ impl<'a, 'k> Keys<'a, 'k> {
             group,
             own_group: t.index() >> 7u32,
             k: tile(keys).from_row_of(own_row),
-            v: tile(keys.at(rows_bytes(common, shape.keys))).from_row_of(own_row),
+            v: tile(keys.at(rows_bytes(common, form.keys))).from_row_of(own_row),
             k_of_all: tile(keys),
             queries: smem.queries.consumer(warp),
             flags: smem.flags.map(|ring| ring.consumer(warp)),
             to_ds: smem.ds.producer(t),
             ds_of_all: smem.ds.consumer(warp),
-            s: wg.acc(shape.step),
-            dp: wg.acc(shape.step),
-            dk: wg.acc(common.head_dim),
-            dv: wg.acc(common.head_dim),
-            p: operand(t, shape.step),
-            ds: operand(t, shape.step),
+            s: wg.acc(form.step),
+            dp: wg.acc(form.step),
+            dk: wg.acc(common.operands.head_dim),
+            dv: wg.acc(common.operands.head_dim),
+            p: operand(t, form.step),
+            ds: operand(t, form.step),
         };
         own.dk.clear();
         own.dv.clear();
@@ -125,7 +125,7 @@ impl<'a, 'k> Keys<'a, 'k> {
 
     fn walk(&mut self) {
         let (block, wg, group) = (self.block, self.wg, self.group);
-        let (at, turn) = (block.cursor(), Turn::new(wg.threads(), block.shape.ordered, 0));
+        let (at, turn) = (block.cursor(), Turn::new(wg.threads(), block.form.ordered, 0));
         at.walk(wg, || {
             self.step(&at, &turn);
             self.take_turn(&turn);
@@ -140,21 +140,21 @@ impl<'a, 'k> Keys<'a, 'k> {
         let Keys { block, wg, group, own_group, k, v, queries, flags, to_ds, s, dp, dk, dv, p, ds, .. } =
             self;
         let (block, wg, own_group) = (*block, *wg, *own_group);
-        let (warp, common, shape) = (wg.warps(), block.common, block.shape);
+        let (warp, common, form) = (wg.warps(), block.common, block.form);
         let stage = queries.wait(warp);
         let Queries { q, dout, stats } = block.queries(&stage);
         let scores = wg.multiply(s, &block.over_head_dim(*k, q));
         let gradients = wg.multiply(dp, &block.over_head_dim(*v, dout));
 
         // What there are registers for is read before products are waited for.
-        let few = shape.step <= 64;
+        let few = form.step <= 64;
         let of_queries =
-            |offset, early| OfQueries::new(wg.threads(), stats.at(offset), shape.step as usize / 8, early);
-        let (lse, delta) = (of_queries(0, few), of_queries(Stats::DELTA, few && !common.dropout));
+            |offset, early| OfQueries::new(wg.threads(), stats.at(offset), form.step as usize / 8, early);
+        let (lse, delta) = (of_queries(0, few), of_queries(Stats::DELTA, few && !common.scores.dropout));
         let flags = flags.as_mut().map(|ring| ring.wait(warp));
         let own_flags = flags.as_ref().map(|stage| block.own_flags(warp, stage, own_group));
         let s = scores.wait();
-        if common.negative_scale {
+        if common.scores.negative_scale {
             negate(s);
         }
         block.probabilities(s, &lse, own_flags);
@@ -165,14 +165,14 @@ impl<'a, 'k> Keys<'a, 'k> {
         block.hide(warp, own_group, at, &[s, dp]);
 
         // The dropped p are negative: relu makes them 0.
-        set(p, &pack(s, common.half, common.dropout));
+        set(p, &pack(s, common.operands.half, common.scores.dropout));
         let values = wg.multiply(dv, &block.over_queries(p, dout));
-        let words = pack(dp, common.half, false);
+        let words = pack(dp, common.operands.half, false);
         set(ds, &words);
         BulkRingProducer::fill_with_stores(&mut [to_ds], warp, |stages| {
             let own = stages[0].plus(own_group * (GROUP_ROWS * 128));
             for (i, words) in (0..).zip(words.chunks(4)) {
-                stage_words(wg, words, own.at(i * shape.keys * 128));
+                stage_words(wg, words, own.at(i * form.keys * 128));
             }
             wg.threads().fence_proxy_async();
         });
@@ -188,7 +188,7 @@ impl<'a, 'k> Keys<'a, 'k> {
         let common = block.common;
         let [dk_scale, dv_scale] = block.result_scales(wg.threads());
         let own = *own_group * rows_bytes(common, GROUP_ROWS);
-        let places = [keys.plus(own), keys.at(rows_bytes(common, block.shape.keys)).plus(own)];
+        let places = [keys.plus(own), keys.at(rows_bytes(common, block.form.keys)).plus(own)];
         let results = [
             KeyGradient { sum: dk, scale: dk_scale, place: places[0], to: block.args.dk },
             KeyGradient { sum: dv, scale: dv_scale, place: places[1], to: block.args.dv },

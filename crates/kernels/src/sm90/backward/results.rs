@@ -19,7 +19,7 @@ impl<'k> Block<'_, 'k> {
     /// What sums of dk and of dv have to be multiplied by.
     pub(super) fn result_scales(&self, t: Thread<'k>) -> [Val<'k, F32>; 2] {
         let keep_scale = self.dropout.as_ref().map_or(t.f32(1.0), |args| args.keep_scale);
-        [self.problem.scale * keep_scale * ds_scale(self.common.dropout), keep_scale]
+        [self.problem.scale * keep_scale * ds_scale(self.common.scores.dropout), keep_scale]
     }
 
     /// Scales, rounds and starts to write a warpgroup's results, rows `first_key..`. `barrier` is its own. What they are copied
@@ -35,7 +35,7 @@ impl<'k> Block<'_, 'k> {
         let (common, t) = (self.common, wg.threads());
         for KeyGradient { sum, scale, place, .. } in results {
             scale_rows(sum, [*scale, *scale]);
-            stage_words(wg, &pack(sum, common.half, false), *place);
+            stage_words(wg, &pack(sum, common.operands.half, false), *place);
         }
         t.fence_proxy_async();
         wg.sync_among(barrier, 128);

@@ -38,7 +38,7 @@ impl<'k> Block<'_, 'k> {
         group: Val<'k, U32>,
     ) -> SmemAddr<'k> {
         let own = group * 4 + (warp.index() & 3);
-        stage.address().plus(own * (self.shape.step / 8 * FLAG_BYTES) + warp.threads().lane() * 4)
+        stage.address().plus(own * (self.form.step / 8 * FLAG_BYTES) + warp.threads().lane() * 4)
     }
 
     /// s becomes p, its sign saying what is dropped.
@@ -46,7 +46,7 @@ impl<'k> Block<'_, 'k> {
         for k16 in 0..s.groups() / 2 {
             let dropped = flags.map(|flags| {
                 [0, 1].map(|h| {
-                    let place = (h * (self.shape.step / 16) + k16 as u32) * FLAG_BYTES;
+                    let place = (h * (self.form.step / 16) + k16 as u32) * FLAG_BYTES;
                     let [word] = lse.t.load::<B32, 1>(flags.at(place));
                     word
                 })
@@ -80,7 +80,7 @@ impl<'k> Block<'_, 'k> {
             for (register, p) in p.into_iter().enumerate() {
                 let x = register % 2;
                 let cell = dp.at(group, register);
-                cell.set(match self.common.dropout {
+                cell.set(match self.common.scores.dropout {
                     // The dropped p is negative: p + |p| is what dp counts for, |p| what delta, doubled, counts for.
                     true => (p + p.abs()).mul_add(cell.get(), -(p.abs() * delta[x])),
                     false => p * (cell.get() - delta[x]),
@@ -100,9 +100,9 @@ struct Hidden<'k> {
 
 impl<'k> Hidden<'k> {
     fn new(block: &Block<'_, 'k>, warp: Warp<'k>, group: Val<'k, U32>, first_row: Val<'k, U32>) -> Self {
-        let (t, problem, causal) = (warp.threads(), &block.problem, block.common.causal);
+        let (t, problem, causal) = (warp.threads(), &block.problem, block.common.scores.causal);
         let first_key = block.first_key();
-        let behind = first_key + block.shape.keys;
+        let behind = first_key + block.form.keys;
         let fewest = problem.visible(first_row, causal);
         let own_row = first_row + (t.lane() & 3) * 2;
         let own_key = first_key + group * GROUP_ROWS + ((warp.index() & 3) << 4u32) + (t.lane() >> 2);

@@ -37,14 +37,14 @@ impl<'a, 'k> Copies<'a, 'k> {
 
     /// The block's keys and values.
     fn keys(&self, warp: Warp<'k>) {
-        let Block { args, work, smem, common, shape, .. } = self.block;
+        let Block { args, work, smem, common, form, .. } = self.block;
         let mut keys = smem.keys.producer(warp.threads());
         warp.when(self.is_copier, |warp| {
             keys.fill_by_warp(warp, |t, filling| {
-                for (tensor, to) in [(args.k, 0), (args.v, rows_bytes(common, shape.keys))] {
+                for (tensor, to) in [(args.k, 0), (args.v, rows_bytes(common, form.keys))] {
                     for i in 0..common.boxes() {
                         let from = tensor.at(64 * i, [self.block.first_key(), work.head, work.batch]);
-                        filling.load(t, to + i * shape.keys * 128, from);
+                        filling.load(t, to + i * form.keys * 128, from);
                     }
                 }
             });
@@ -54,21 +54,21 @@ impl<'a, 'k> Copies<'a, 'k> {
     /// A step's queries.
     fn next(&mut self, warp: Warp<'k>, at: &Cursor<'k>) {
         let Copies { block, is_copier, queries } = self;
-        let Block { args, problem, work, common, shape, .. } = block;
+        let Block { args, problem, work, common, form, .. } = block;
         warp.when(*is_copier, |warp| {
             let head = block.head(at);
             let place = [block.first_row(at), head, work.batch];
-            let bytes = rows_bytes(common, shape.step);
+            let bytes = rows_bytes(common, form.step);
             queries.fill_by_warp(warp, |t, filling| {
                 for (tensor, to) in [(args.q, 0), (args.dout, bytes)] {
                     for i in 0..common.boxes() {
-                        filling.load(t, to + i * shape.step * 128, tensor.at(64 * i, place));
+                        filling.load(t, to + i * form.step * 128, tensor.at(64 * i, place));
                     }
                 }
                 let row = (work.batch * problem.num_heads + head).mul_wide(problem.stat_rows)
-                    + (at.step.get() * shape.step).widen();
+                    + (at.step.get() * form.step).widen();
                 let stats = GlobalAddr::new(row * u64::from(STAT_BYTES) + args.stats);
-                filling.load_bytes(t, 2 * bytes, stats, shape.step * STAT_BYTES);
+                filling.load_bytes(t, 2 * bytes, stats, form.step * STAT_BYTES);
             });
         });
     }
@@ -96,23 +96,23 @@ impl<'a, 'k> Draws<'a, 'k> {
             philox: Philox::new(warp, args),
             mask: SignMask::new(t, args),
             ring: block.smem.flags.expect("planned with dropout").producer(t),
-            own: ((t.lane() >> 3u32) * (block.shape.step / 16) + number) * FLAG_BYTES + (t.lane() & 7) * 16,
+            own: ((t.lane() >> 3u32) * (block.form.step / 16) + number) * FLAG_BYTES + (t.lane() & 7) * 16,
             row16: args.first_row16 + number,
-            column32: args.first_column32 + block.work.block * (block.shape.keys / 32),
+            column32: args.first_column32 + block.work.block * (block.form.keys / 32),
         }
     }
 
     /// A step's, as soon as there is room for them.
     fn next(&mut self, warp: Warp<'k>, at: &Cursor<'k>) {
         let Draws { block, philox, mask, ring, own, row16, column32 } = self;
-        let (t, step) = (warp.threads(), block.shape.step);
+        let (t, step) = (warp.threads(), block.form.step);
         let stream = philox.stream(t, block.work.batch, block.head(at));
         let first16 = *row16 + at.step.get() * (step / 16);
         BulkRingProducer::fill_with_stores(&mut [ring], warp, |stages| {
             let to = stages[0].plus(*own);
             for part in 0..step / QUERIES {
                 let row = stream.row(first16 + QUERIES / 16 * part);
-                for column in 0..block.shape.keys / 32 {
+                for column in 0..block.form.keys / 32 {
                     let bytes = philox.block(&row, &StreamColumn::new(stream.lane(), *column32 + column));
                     let flags = bytes.map(|bytes| mask.pairs(bytes));
                     let place = 4 * (column * (step / 16) + part) * FLAG_BYTES;

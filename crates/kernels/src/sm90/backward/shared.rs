@@ -84,7 +84,7 @@ impl<'k> Block<'_, 'k> {
         let ([dk_scale, dv_scale], k) = (self.result_scales(wg.threads()), self.smem.keys.data());
         let result = match number {
             0 => {
-                let v = k.at(rows_bytes(self.common, self.shape.keys));
+                let v = k.at(rows_bytes(self.common, self.form.keys));
                 KeyGradient { sum, scale: dv_scale, place: v, to: self.args.dv }
             }
             _ => KeyGradient { sum, scale: dk_scale, place: k, to: self.args.dk },
@@ -98,20 +98,21 @@ impl<'k> Block<'_, 'k> {
 impl<'a, 'k> Half<'a, 'k> {
     /// With k and v at this address.
     fn new(block: &'a Block<'a, 'k>, wg: Warpgroup<'k>, number: u32, keys: SmemAddr<'k>) -> Self {
-        let Block { smem, common, shape, .. } = block;
+        let Block { smem, common, form, .. } = block;
         let (warp, t) = (wg.warps(), wg.threads());
-        let tile = |i: u32| BoxTile::new(keys.at(i * rows_bytes(common, shape.keys)), shape.keys);
+        let tile = |i: u32| BoxTile::new(keys.at(i * rows_bytes(common, form.keys)), form.keys);
         let half = Half {
             block,
             wg,
             k: tile(0),
             own: tile(number),
             ds: smem.ds.consumer(warp),
-            scores: wg.acc(shape.step),
-            sum: wg.acc(common.head_dim),
-            operand: operand(t, shape.step),
-            columns: [[0, FIRST_COLUMNS], [FIRST_COLUMNS, common.head_dim - FIRST_COLUMNS]][number as usize],
-            turn: Turn::new(t, shape.ordered, number),
+            scores: wg.acc(form.step),
+            sum: wg.acc(common.operands.head_dim),
+            operand: operand(t, form.step),
+            columns: [[0, FIRST_COLUMNS], [FIRST_COLUMNS, common.operands.head_dim - FIRST_COLUMNS]]
+                [number as usize],
+            turn: Turn::new(t, form.ordered, number),
         };
         half.sum.clear();
         half
@@ -120,10 +121,10 @@ impl<'a, 'k> Half<'a, 'k> {
     /// The next step's dq, and the sum's product over `queries`, if any, under which dq is added to memory.
     fn dq_and_sum(&mut self, queries: Option<BoxTile<'k>>) {
         let Half { block, wg, k, ds, sum, operand, columns: [first, count], turn, .. } = self;
-        let (warp, t, ordered) = (wg.warps(), wg.threads(), block.shape.ordered);
+        let (warp, t, ordered) = (wg.warps(), wg.threads(), block.form.ordered);
         let mut dq = wg.acc(*count);
         let stage = ds.wait(warp);
-        let all = BoxTile::new(stage.address(), block.shape.keys);
+        let all = BoxTile::new(stage.address(), block.form.keys);
         let pieces = wg.multiply(&mut dq, &block.over_keys(all, k.from_column(*first)));
         let product = queries.map(|queries| wg.multiply(sum, &block.over_queries(operand, queries)));
         if ordered {
@@ -141,7 +142,7 @@ impl<'a, 'k> Half<'a, 'k> {
 
     /// The sum of all steps.
     fn finish(self) -> Acc<'k> {
-        if self.block.shape.ordered {
+        if self.block.form.ordered {
             tell(self.block, self.wg, &self.turn);
         }
         self.sum
@@ -199,11 +200,11 @@ impl<'a, 'k> Probs<'a, 'k> {
         let stage = queries.wait(warp);
         let Queries { q, dout, stats } = block.queries(&stage);
         let product = wg.multiply(&mut half.scores, &block.over_head_dim(half.own, q));
-        let lse = OfQueries::new(t, stats, block.shape.step as usize / 8, true);
+        let lse = OfQueries::new(t, stats, block.form.step as usize / 8, true);
         let drawn = flags.as_mut().map(|ring| ring.wait(warp));
         let own_flags = drawn.as_ref().map(|stage| block.own_flags(warp, stage, t.u32(0)));
         let s = product.wait();
-        if common.negative_scale {
+        if common.scores.negative_scale {
             negate(s);
         }
         block.probabilities(s, &lse, own_flags);
@@ -215,7 +216,7 @@ impl<'a, 'k> Probs<'a, 'k> {
             }
         });
         // The dropped p are negative: relu makes them 0.
-        set(&half.operand, &pack(s, common.half, common.dropout));
+        set(&half.operand, &pack(s, common.operands.half, common.scores.dropout));
         // Nothing may be under way where ways part.
         let late = half.turn.any();
         wg.when(late, |_| half.dq_and_sum(Some(dout)));
@@ -252,17 +253,17 @@ impl<'a, 'k> Gradients<'a, 'k> {
     fn step(&mut self, at: &Cursor<'k>) {
         let Gradients { half, queries, p, to_ds } = self;
         let (block, wg) = (half.block, half.wg);
-        let (warp, t, common, shape) = (wg.warps(), wg.threads(), block.common, block.shape);
+        let (warp, t, common, form) = (wg.warps(), wg.threads(), block.common, block.form);
         let stage = queries.wait(warp);
         let Queries { q, dout, stats } = block.queries(&stage);
         let product = wg.multiply(&mut half.scores, &block.over_head_dim(half.own, dout));
-        let delta = OfQueries::new(t, stats.at(Stats::DELTA), shape.step as usize / 8, !common.dropout);
+        let delta = OfQueries::new(t, stats.at(Stats::DELTA), form.step as usize / 8, !common.scores.dropout);
         let probs = p.wait(warp);
         let dp = product.wait();
         block.score_gradients(|group| t.load(own_p(warp, probs.address(), group as u32)), dp, &delta);
         probs.release(warp);
         block.hide(warp, t.u32(0), at, &[dp]);
-        let words = pack(dp, common.half, false);
+        let words = pack(dp, common.operands.half, false);
         set(&half.operand, &words);
         BulkRingProducer::fill_with_stores(&mut [to_ds], warp, |stages| {
             stage_words(wg, &words, stages[0]);

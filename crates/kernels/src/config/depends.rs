@@ -1,0 +1,169 @@
+//! What kernels depend on besides the form of their blocks, in the parts that they share.
+//!
+//! A kernel's configuration holds the parts that it reads and no other, and its name is made of them: so a new kind of score
+//! multiplies the kernels that make scores, and no kernel is compiled twice.
+use signflash_ptx::Half;
+use std::fmt;
+
+/// What all kernels of a problem are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Operands {
+    /// Format of q, k, v and the results.
+    pub half: Half,
+    /// Columns a head in shared memory: head_dim, rounded up to a multiple of 16.
+    pub head_dim: u32,
+}
+
+/// How portable kernels move rows of 16-bit numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// As [`Pieces`](Self::Pieces), and head_dim is what it is in shared memory: no column needs a check.
+    Whole,
+    /// 16 bytes at a time, asynchronously: every row starts at a multiple of 16 bytes, head_dim is a multiple of 8.
+    Pieces,
+    /// Element by element: any row.
+    Elements,
+}
+
+/// What becomes of a score.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Scores {
+    /// Whether a query sees only some keys.
+    pub causal: bool,
+    /// Whether probabilities are dropped.
+    pub dropout: bool,
+    /// Whether softmax_scale is negative: scores then change their sign.
+    pub negative_scale: bool,
+}
+
+/// What moving rows depends on: work that makes no scores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub struct Rows {
+    pub operands: Operands,
+    pub access: Access,
+}
+
+/// How the kernel of statistics reads rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeltaRows {
+    /// In pieces of 16 bytes, each by a lane: so many lanes share a row, a power of two.
+    Wide {
+        /// How many.
+        lanes: u32,
+    },
+    /// Element by element, a row by a warp.
+    Narrow {
+        /// How many a lane has.
+        columns: u32,
+    },
+}
+
+/// What the portable kernels that make scores have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub struct Common {
+    pub operands: Operands,
+    pub access: Access,
+    pub scores: Scores,
+}
+
+/// What Hopper's own kernels have in common: rows come in boxes of 64 columns, and the copy engine knows how long they are and
+/// where they lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub struct HopperCommon {
+    pub operands: Operands,
+    pub scores: Scores,
+}
+
+/// Whether a pass over keys adds up dq in global memory, in f32, in no fixed order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DqSums {
+    /// It leaves dq to a pass over queries.
+    None,
+    /// One float at a time.
+    Narrow,
+    /// Four floats at a time (Hopper).
+    Wide,
+}
+
+impl Common {
+    /// Of these, what moving rows depends on.
+    pub fn rows(&self) -> Rows {
+        Rows { operands: self.operands, access: self.access }
+    }
+
+    /// Of these, what Hopper's own kernels depend on.
+    pub fn hopper(&self) -> HopperCommon {
+        HopperCommon { operands: self.operands, scores: self.scores }
+    }
+}
+
+impl HopperCommon {
+    /// Boxes of 64 columns that a row takes, as the copy engine moves them.
+    pub(crate) fn boxes(&self) -> u32 {
+        self.operands.head_dim.div_ceil(64)
+    }
+}
+
+impl fmt::Display for Operands {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}_d{}", self.half.name(), self.head_dim)
+    }
+}
+
+impl fmt::Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Access::Whole => "",
+            Access::Pieces => "_ragged",
+            Access::Elements => "_narrow",
+        })
+    }
+}
+
+impl fmt::Display for Scores {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Scores { causal, dropout, negative_scale } = *self;
+        let flags = [(causal, "_causal"), (dropout, "_drop"), (negative_scale, "_neg")];
+        flags.into_iter().filter(|(on, _)| *on).try_for_each(|(_, text)| f.write_str(text))
+    }
+}
+
+impl fmt::Display for Rows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.operands, self.access)
+    }
+}
+
+impl fmt::Display for DeltaRows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeltaRows::Wide { lanes } => write!(f, "_lanes{lanes}"),
+            DeltaRows::Narrow { columns } => write!(f, "_narrow{columns}"),
+        }
+    }
+}
+
+impl fmt::Display for Common {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}{}", self.operands, self.access, self.scores)
+    }
+}
+
+impl fmt::Display for HopperCommon {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.operands, self.scores)
+    }
+}
+
+impl fmt::Display for DqSums {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DqSums::None => "",
+            DqSums::Narrow => "_dq",
+            DqSums::Wide => "_dq4",
+        })
+    }
+}
