@@ -3,12 +3,13 @@
 use crate::cli::{EngineArgs, InfoArgs, VERSION};
 use crate::engine::Engine;
 use crate::errors::Error;
-use crate::table::table;
 use crate::{machine, memory};
-use signflash_core::{Dropout, Problem, Shape};
+use signflash_core::{Dropout, Problem, ProblemError, Shape};
 use signflash_cpu::Isa;
 use signflash_cuda::{Device, ModuleCache};
-use signflash_kernels::{Half, Select};
+use signflash_kernels::{
+    BackwardCall, BackwardChoice, Config, ForwardCall, ForwardChoice, Gpu, Half, Kernels, NotHopper,
+};
 use std::io::Write;
 
 /// Prints what this machine offers.
@@ -41,22 +42,22 @@ fn chosen(device: &str) -> Result<String, Error> {
     let Engine::Cuda(engine) = machine::engine(&args)? else {
         return Ok("On the CPU one engine computes everything, with the instruction set above.\n".into());
     };
-    let gpu = engine.gpu();
+    Ok(kernels_of(engine.gpu())?)
+}
+
+/// In words, which kernels calls of a GPU get, and why.
+fn kernels_of(gpu: Gpu) -> Result<String, ProblemError> {
     let mut rows = vec![];
     for (head_dim, dropout_p) in [64, 96, 128, 192, 256].into_iter().flat_map(|d| [(d, 0.0), (d, 0.1)]) {
-        let shape = Shape::new(1, 1, 1).heads(1, 1).head_dim(head_dim);
+        let shape = Shape::new(1, 8192, 8192).heads(1, 1).head_dim(head_dim);
         let problem = Problem::builder(shape).dropout(Dropout::new(dropout_p, 0, 0)?).build()?;
-        let select = Select { gpu, aligned: true };
-        let common = select.common(&problem, Half::Bf16);
-        let forward = select.forward(common, problem.shape().seqlen_k);
-        let portable = || select.backward(common, false).keys;
-        let backward = select.hopper_backward(common, false).first().copied().unwrap_or_else(portable);
-        rows.push(vec![
-            head_dim.to_string(),
-            dropout_p.to_string(),
-            forward.to_string(),
-            backward.to_string(),
-        ]);
+        let (forward, backward) =
+            (ForwardCall::of_dense(&problem, Half::Bf16), BackwardCall::of_dense(&problem, Half::Bf16));
+        let forward = ForwardChoice::of(&forward, gpu, Kernels::Best).forward();
+        let keys = BackwardChoice::of(&backward, gpu, Kernels::Best).keys();
+        for config in [Config::Forward(forward), Config::Keys(keys)] {
+            rows.push(format!("{config}\n    {}.\n", config.words()));
+        }
     }
     let why = if gpu.is_hopper() {
         "Hopper's own kernels (sf_fwd90, sf_bwd90) compute forwards and backwards. The portable ones \
@@ -65,13 +66,13 @@ fn chosen(device: &str) -> Result<String, Error> {
          16 rows (backwards and probs: 32 columns) of the dropout mask; of probs also if seqlen_k is no multiple of 8."
             .to_string()
     } else {
-        let (major, minor) = gpu.compute_capability;
-        format!(
-            "The portable kernels compute everything: this is compute capability {major}.{minor}, and Hopper's own need 9.0."
-        )
+        format!("The portable kernels compute everything: {}.", NotHopper::Gpu(gpu))
     };
-    let header = ["head_dim", "dropout_p", "forward, bf16", "backward's pass over keys, bf16"];
-    Ok(format!("{gpu}\n{}\n{why}\n", table(&header, rows, 3)))
+    let rest = "`signflash kernels` shows those of other problems, and the other kernels of a backward.";
+    Ok(format!(
+        "{gpu}\nForwards, and the pass over keys of backwards, of bf16 and 8192 keys:\n{}{why}\n{rest}\n",
+        rows.concat()
+    ))
 }
 
 /// A line for each GPU, and where its kernels are kept; or why there is none.
@@ -95,4 +96,31 @@ fn gpus() -> Vec<(&'static str, String)> {
         (_, problem) => problem.unwrap_or_else(|| "nowhere".into()),
     };
     devices.iter().map(line).chain([("kernels", format!("kept in {kept}"))]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hopper_gpu_s_kernels_are_said_in_words_with_what_they_do_not_take() {
+        let said = kernels_of(Gpu::HOPPER).unwrap();
+        for expected in [
+            "sf_fwd90_bf16_d128_drop_",
+            "out and lse by Hopper's own kernel: bf16, head_dim 128, dropout. 2 warpgroups of a block multiply 64 queries",
+            "dk, dv and sums of dq by Hopper's own kernel: bf16, head_dim 256. 2 warpgroups of a block share 64 keys",
+            "if head_dim is no multiple of 8",
+        ] {
+            assert!(said.contains(expected), "{expected}: {said}");
+        }
+        assert!(!said.contains("portable kernel:"), "{said}");
+    }
+
+    #[test]
+    fn another_gpu_s_kernels_are_portable_and_it_is_said_why() {
+        let said = kernels_of(Gpu::AMPERE).unwrap();
+        assert!(said.contains("out and lse by the portable kernel: bf16, head_dim 64."), "{said}");
+        let why = "everything: the GPU's compute capability is 8.0, and Hopper's own kernels need 9.0.";
+        assert!(said.contains(why), "{said}");
+    }
 }

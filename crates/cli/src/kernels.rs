@@ -4,10 +4,13 @@ use crate::cli::{GpuKind, KernelPass, KernelsArgs};
 use crate::errors::Error;
 use crate::table::table;
 use signflash_core::{Dropout, Problem, Shape};
-use signflash_kernels::{Config, Gpu, Select, half_of};
+use signflash_kernels::{
+    BackwardCall, BackwardChoice, Config, DeviceTensor, ForwardCall, ForwardChoice, Gpu, Half, Kernels,
+    Order, half_of,
+};
 use std::io::Write;
 
-/// Prints the table, or one kernel.
+/// Prints the table, and each kernel in words; or one kernel.
 ///
 /// # Errors
 /// [`Error::Problem`], [`Error::Argument`], [`Error::Stdout`].
@@ -22,37 +25,66 @@ pub fn run(args: &KernelsArgs, stdout: &mut dyn Write) -> Result<(), Error> {
         GpuKind::Ampere => Gpu::AMPERE,
         GpuKind::Small => Gpu::SMALL,
     };
-    let mut rows = vec![];
+    let (mut rows, mut words) = (vec![], String::new());
     for &head_dim in &args.head_dim {
-        let shape = Shape::new(1, 1, 1).heads(1, 1).head_dim(head_dim);
+        // As many keys as there may be: for fewer, causal forwards of a small head_dim have another form.
+        let shape = Shape::new(1, 8192, 8192).heads(1, 1).head_dim(head_dim);
         let dropout = Dropout::new(args.dropout_p, 0, 0)?;
         let problem = Problem::builder(shape).causal(args.causal).dropout(dropout).build()?;
-        let select = Select { gpu, aligned: true };
-        let common = select.common(&problem, half);
-        let (adding, ordered) = (select.backward(common, false), select.backward(common, true));
-        // The pass over keys, and dq from its sums.
-        let own = |deterministic, which| select.hopper_backward(common, deterministic).get(which).copied();
-        let kernels = [
-            (KernelPass::Forward, select.forward(common, usize::MAX)),
-            (KernelPass::PortableForward, select.portable_forward(common)),
-            (KernelPass::Probs, select.probs(common)),
-            (KernelPass::Delta, adding.delta),
-            (KernelPass::Keys, own(false, 0).unwrap_or(adding.keys)),
-            (KernelPass::KeysDeterministic, own(true, 0).unwrap_or(ordered.keys)),
-            (KernelPass::ConvertDq, own(false, 1).unwrap_or(adding.dq)),
-            (KernelPass::PortableKeys, adding.keys),
-            (KernelPass::PortableConvertDq, adding.dq),
-            (KernelPass::PortableKeysDeterministic, ordered.keys),
-            (KernelPass::PortableQueries, ordered.dq),
-        ];
+        let kernels = kernels(&problem, half, gpu);
         if let Some(pass) = args.ptx {
             let (_, config) = kernels.iter().find(|(of, _)| *of == pass).expect("every pass has a kernel");
             return write!(stdout, "{}", config.kernel().ptx()).map_err(Error::Stdout);
         }
         rows.extend(kernels.map(|(pass, config)| cells(head_dim, pass, &config)));
+        words += &in_words(head_dim, &problem, half, gpu, &kernels);
     }
     let header = ["head_dim", "pass", "kernel", "threads", "smem bytes", "PTX", "target"];
-    writeln!(stdout, "{gpu}\n{}", table(&header, rows, 3)).map_err(Error::Stdout)
+    writeln!(stdout, "{gpu}\n{}\n{words}", table(&header, rows, 3)).map_err(Error::Stdout)
+}
+
+/// Every pass of a problem with dense tensors, and its kernel.
+fn kernels(problem: &Problem, half: Half, gpu: Gpu) -> [(KernelPass, Config); 11] {
+    let probs = DeviceTensor::dense(0, problem.shape().probs(), Order::HeadsFirst);
+    let forward = ForwardCall::of_dense(problem, half).with_probs(Some(probs));
+    let adding = BackwardCall::of_dense(problem, half);
+    let ordered = adding.with_deterministic(true);
+    let of_forward = |kernels| ForwardChoice::of(&forward, gpu, kernels);
+    let own = of_forward(Kernels::Best);
+    let [best, best_ordered] = [&adding, &ordered].map(|call| BackwardChoice::of(call, gpu, Kernels::Best));
+    let [portable, portable_ordered] =
+        [&adding, &ordered].map(|call| BackwardChoice::of(call, gpu, Kernels::Portable));
+    [
+        (KernelPass::Forward, Config::Forward(own.forward())),
+        (KernelPass::PortableForward, Config::Forward(of_forward(Kernels::Portable).forward())),
+        (KernelPass::Probs, Config::Probs(own.probs().expect("they are asked for"))),
+        (KernelPass::Delta, best.delta()),
+        (KernelPass::Keys, Config::Keys(best.keys())),
+        (KernelPass::KeysDeterministic, Config::Keys(best_ordered.keys())),
+        (KernelPass::ConvertDq, Config::Dq(best.dq())),
+        (KernelPass::PortableKeys, Config::Keys(portable.keys())),
+        (KernelPass::PortableConvertDq, Config::Dq(portable.dq())),
+        (KernelPass::PortableKeysDeterministic, Config::Keys(portable_ordered.keys())),
+        (KernelPass::PortableQueries, Config::Dq(portable_ordered.dq())),
+    ]
+}
+
+/// The kernels in words, and why they are not Hopper's own where they could be.
+fn in_words(
+    head_dim: usize,
+    problem: &Problem,
+    half: Half,
+    gpu: Gpu,
+    kernels: &[(KernelPass, Config)],
+) -> String {
+    let line = |(pass, config): &(KernelPass, Config)| format!("  {}: {}.\n", pass.name(), config.words());
+    let lines: String = kernels.iter().map(line).collect();
+    let call = ForwardCall::of_dense(problem, half);
+    let choice = ForwardChoice::of(&call, gpu, Kernels::Best);
+    let why = choice
+        .not_hopper()
+        .map_or(String::new(), |reason| format!("  The portable kernels compute everything: {reason}.\n"));
+    format!("head_dim {head_dim}\n{lines}{why}")
 }
 
 fn cells(head_dim: usize, pass: KernelPass, config: &Config) -> Vec<String> {

@@ -1,4 +1,4 @@
-//! Times kernels in other shapes than the tables', for `crates/kernels/src/select.rs`. 16384 tokens and
+//! Times kernels in other forms than the tables', for `crates/kernels/src/tables`. 16384 tokens and
 //! heads * head_dim = 2048 in all, bf16, median of 20.
 //!
 //! A line of standard input is a trial: `forward 128 2048 drop causal w4 r2 n64 s2 b2 reg`: pass, head_dim, seqlen,
@@ -6,13 +6,13 @@
 //! Hopper's kernel, `backward 128 2048 drop k128 n64 s2 p3 f2 r232` of its backward's. Without tiles it is the
 //! tables' choice, of the portable kernels with `portable`.
 //!
-//! `tune search 64,128` tries many shapes of Hopper's forward instead, causal and not, with dropout and without, and
+//! `tune search 64,128` tries many forms of Hopper's forward instead, causal and not, with dropout and without, and
 //! prints the best of each as rows of the table.
 use signflash_core::{Dropout, Problem, Shape};
 use signflash_cuda::{CudaEngine, Device, DeviceBuffer, Event};
 use signflash_kernels::{
-    BackwardCall, BackwardShape, DeviceTensor, ForwardCall, ForwardShape, Half, HopperForm, HopperKeysForm,
-    PortableForm, Step, backward_with, choose_backward, choose_forward, forward_with, portable_backward,
+    BackwardCall, BackwardChoice, DeviceTensor, ForwardCall, ForwardChoice, Half, HopperForm, HopperKeysForm,
+    Kernels, Order, PortableForm, Step,
 };
 use std::error::Error;
 use std::io::BufRead;
@@ -21,7 +21,7 @@ const TOKENS: usize = 16384;
 const WIDTH: usize = 2048;
 const WARM_UP: usize = 3;
 const REPS: usize = 20;
-/// Lengths that a searched shape must be good at.
+/// Lengths that a searched form must be good at.
 const SEARCH_LENGTHS: [usize; 2] = [2048, 8192];
 
 type Failure = Box<dyn Error>;
@@ -195,54 +195,37 @@ impl Bench {
 
     /// What is run; for a backward the forward has been run before.
     fn steps(&self, trial: &Trial, problem: &Problem) -> Result<Vec<Step>, Failure> {
-        let tensor = |buffer: &DeviceBuffer| DeviceTensor {
-            ptr: buffer.ptr(),
-            batch_stride: (trial.seqlen * WIDTH) as u64,
-            row_stride: WIDTH as u64,
-            head_stride: trial.head_dim as u64,
-        };
-        let [q, k, v, dout] = [0, 1, 2, 3].map(|i| tensor(&self.inputs[i]));
-        let [out, dq, dk, dv] = [0, 1, 2, 3].map(|i| tensor(&self.outputs[i]));
-        let (half, lse, workspace) = (Half::Bf16, self.lse.ptr(), self.workspace.ptr());
-        let (probs, seed_and_offset_ptr, gpu) = (None, 0, self.engine.gpu());
-        let forward = ForwardCall { problem, half, q, k, v, out, lse, probs, seed_and_offset_ptr };
-        let deterministic = trial.deterministic;
+        let tensor =
+            |buffer: &DeviceBuffer| DeviceTensor::dense(buffer.ptr(), problem.shape().q(), Order::RowsFirst);
+        let [q, k, v, dout] = self.inputs.each_ref().map(tensor);
+        let [out, dq, dk, dv] = self.outputs.each_ref().map(tensor);
+        let gpu = self.engine.gpu();
+        let kernels = if trial.portable { Kernels::Portable } else { Kernels::Best };
+        let forward = ForwardCall::new(problem, Half::Bf16, [q, k, v], out, self.lse.ptr());
         if !trial.backward {
-            let portable = trial.tiles.map(ForwardShape::Portable);
-            let shape = trial.hopper.map(ForwardShape::Hopper).or(portable);
-            let shape = shape.unwrap_or_else(|| choose_forward(&forward, gpu).shape);
-            return Ok(forward_with(&forward, gpu, shape)?);
+            let choice = ForwardChoice::of(&forward, gpu, kernels);
+            let choice = match (trial.hopper, trial.tiles) {
+                (Some(form), _) => choice.with_hopper_form(form).map_err(|reason| reason.to_string())?,
+                (None, Some(form)) => choice.with_portable_form(form),
+                (None, None) => choice,
+            };
+            return Ok(choice.steps()?);
         }
         // SAFETY: as in `time`, which waits for the stream later.
         unsafe { self.engine.forward_on(self.engine.stream(), &forward)? };
-        let call = BackwardCall {
-            problem,
-            half,
-            q,
-            k,
-            v,
-            out,
-            lse,
-            dout,
-            dlse: None,
-            dq,
-            dk,
-            dv,
-            workspace,
-            deterministic,
-            seed_and_offset_ptr,
+        let call = BackwardCall::of(&forward, dout, [dq, dk, dv], self.workspace.ptr())
+            .with_deterministic(trial.deterministic);
+        let choice = BackwardChoice::of(&call, gpu, kernels);
+        let choice = match (trial.steps, trial.tiles) {
+            (Some(form), _) => choice.with_hopper_form(form).map_err(|reason| reason.to_string())?,
+            (None, Some(form)) => choice.with_portable_form(form)?,
+            (None, None) => choice,
         };
-        let portable = trial.tiles.map(BackwardShape::Portable);
-        let shape = trial.steps.map(BackwardShape::Hopper).or(portable);
-        let default = || match trial.portable {
-            true => portable_backward(&call, gpu),
-            false => choose_backward(&call, gpu).shape,
-        };
-        Ok(backward_with(&call, gpu, shape.unwrap_or_else(default))?)
+        Ok(choice.steps()?)
     }
 }
 
-/// Shapes worth a try at a head_dim.
+/// Forms worth a try at a head_dim.
 fn candidates(head_dim: u32, dropout: bool) -> Vec<HopperForm> {
     // [warpgroups that multiply, that draw, registers]
     let roles: &[[u32; 3]] = match (head_dim, dropout) {
@@ -284,45 +267,45 @@ fn candidates(head_dim: u32, dropout: bool) -> Vec<HopperForm> {
     all
 }
 
-/// The best shapes of a head_dim, as rows of the table.
+/// The best forms of a head_dim, as rows of the table.
 fn search(bench: &Bench, head_dim: u32) -> Result<(), Failure> {
     for (dropout, causal) in [(false, false), (false, true), (true, false), (true, true)] {
         let mut found: Vec<(f64, HopperForm)> = vec![];
-        for shape in candidates(head_dim, dropout) {
+        for form in candidates(head_dim, dropout) {
             let rate = |seqlen: usize| {
-                let (head_dim, hopper) = (head_dim as usize, Some(shape));
+                let (head_dim, hopper) = (head_dim as usize, Some(form));
                 bench.time(&Trial { head_dim, seqlen, causal, dropout, hopper, ..Trial::default() })
             };
             // What does not fit or does not compile is no candidate.
             let rates: Result<Vec<_>, _> = SEARCH_LENGTHS.into_iter().map(rate).collect();
             if let Ok(rates) = rates {
                 let mean = rates.iter().map(|(_, tflops)| tflops.ln()).sum::<f64>() / rates.len() as f64;
-                eprintln!("{head_dim} {dropout} {causal} {shape}: {rates:.1?}");
-                found.push((mean.exp(), shape));
+                eprintln!("{head_dim} {dropout} {causal} {form}: {rates:.1?}");
+                found.push((mean.exp(), form));
             }
         }
         found.sort_by(|a, b| b.0.total_cmp(&a.0));
-        for (tflops, shape) in found.iter().take(3) {
+        for (tflops, form) in found.iter().take(3) {
             println!(
-                "// head_dim {head_dim}, dropout {dropout}, causal {causal}: {tflops:.1} TFLOP/s, {shape}"
+                "// head_dim {head_dim}, dropout {dropout}, causal {causal}: {tflops:.1} TFLOP/s, {form}"
             );
-            println!("    {}", row(head_dim, causal, dropout, shape));
+            println!("    {}", row(head_dim, causal, dropout, form));
         }
     }
     Ok(())
 }
 
-/// As `crates/kernels/src/select.rs` spells it.
-fn row(head_dim: u32, causal: bool, dropout: bool, shape: &HopperForm) -> String {
-    let HopperForm { groups, drawers, step, stages, flag_stages, registers, .. } = shape;
-    let mut text = format!("hopper({head_dim}, [{groups}, {step}, {stages}, {registers}]).causal({causal})");
+/// As `crates/kernels/src/tables/hopper.rs` spells it.
+fn row(head_dim: u32, causal: bool, dropout: bool, form: &HopperForm) -> String {
+    let HopperForm { groups, drawers, step, stages, flag_stages, registers, .. } = form;
+    let mut text = format!("row({head_dim}, [{groups}, {step}, {stages}, {registers}]).causal({causal})");
     let drop = format!(".drop({drawers}, {flag_stages})");
-    let early = format!(".early({})", shape.early);
+    let early = format!(".early({})", form.early);
     let more = [
         (dropout, drop.as_str()),
-        (shape.turns, ".turns()"),
-        (shape.early > 0, &early),
-        (shape.out_in_q, ".out_in_q()"),
+        (form.turns, ".turns()"),
+        (form.early > 0, &early),
+        (form.out_in_q, ".out_in_q()"),
     ];
     more.into_iter().filter(|(on, _)| *on).for_each(|(_, method)| text += method);
     text + ","

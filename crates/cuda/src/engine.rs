@@ -13,7 +13,7 @@ use crate::workspace::Workspace;
 use cudarc::driver::sys;
 use signflash_core::{Dtype, Problem, ProblemError};
 use signflash_kernels::{
-    BackwardCall, BackwardChoice, BackwardShape, Config, ForwardCall, ForwardChoice, ForwardShape, Gpu, Step,
+    BackwardCall, BackwardChoice, Config, ForwardCall, ForwardChoice, Gpu, Kernels, NotHopper, Step,
     TooManyBlocks,
 };
 use std::sync::Arc;
@@ -69,7 +69,7 @@ pub struct CudaEngine {
     cache: Arc<ModuleCache>,
     known: Arc<KnownKernels>,
     deterministic: bool,
-    portable: bool,
+    kernels: Kernels,
 }
 
 impl CudaEngine {
@@ -83,7 +83,7 @@ impl CudaEngine {
             cache: Arc::new(ModuleCache::new()),
             known: Arc::default(),
             deterministic: false,
-            portable: false,
+            kernels: Kernels::Best,
         })
     }
 
@@ -95,7 +95,7 @@ impl CudaEngine {
 
     /// With the kernels that every GPU since Ampere runs, also where there are faster ones for this GPU alone.
     pub fn with_portable_kernels(self, portable: bool) -> Self {
-        Self { portable, ..self }
+        Self { kernels: if portable { Kernels::Portable } else { Kernels::Best }, ..self }
     }
 
     /// With kernels from this cache.
@@ -148,31 +148,13 @@ impl CudaEngine {
     /// and nobody else may write what is read until the stream is done. If the stream is being captured, that holds
     /// for each replay.
     pub unsafe fn forward_on(&self, stream: &Stream, call: &ForwardCall<'_>) -> Result<(), EngineError> {
-        let steps = signflash_kernels::forward_with(call, self.gpu(), self.forward_shape(call))?;
+        let choice = ForwardChoice::of(call, self.gpu(), self.kernels);
+        say_portable("forwards", choice.not_hopper());
+        // Where the forward is portable, probs are so for the same reason.
+        say_portable("probs", choice.probs_not_hopper().filter(|_| choice.not_hopper().is_none()));
+        let steps = choice.steps()?;
         // SAFETY: the plan reads and writes the call's tensors, for which the caller answers.
         Ok(unsafe { self.run(stream, &steps) }?)
-    }
-
-    /// The forward's kernel. Each reason for which Hopper's own kernels do not take a call is reported to the log, once.
-    fn forward_shape(&self, call: &ForwardCall<'_>) -> ForwardShape {
-        if self.portable {
-            return signflash_kernels::portable_forward(call, self.gpu());
-        }
-        let choice = signflash_kernels::choose_forward(call, self.gpu());
-        let ForwardChoice { shape, not_hopper, probs_not_hopper } = choice;
-        not_hopper.inspect(|reason| say_portable("forwards", reason));
-        probs_not_hopper.inspect(|reason| say_portable("probs", reason));
-        shape
-    }
-
-    /// The backward's, likewise.
-    fn backward_shape(&self, call: &BackwardCall<'_>) -> BackwardShape {
-        if self.portable {
-            return signflash_kernels::portable_backward(call, self.gpu());
-        }
-        let BackwardChoice { shape, not_hopper } = signflash_kernels::choose_backward(call, self.gpu());
-        not_hopper.inspect(|reason| say_portable("backwards", reason));
-        shape
     }
 
     /// Puts a backward into a stream; does not wait for it.
@@ -184,7 +166,9 @@ impl CudaEngine {
     /// As [`forward_on`](Self::forward_on); the workspace is written.
     pub unsafe fn backward_on(&self, stream: &Stream, call: &BackwardCall<'_>) -> Result<(), EngineError> {
         require_order(self.deterministic, call.deterministic)?;
-        let steps = signflash_kernels::backward_with(call, self.gpu(), self.backward_shape(call))?;
+        let choice = BackwardChoice::of(call, self.gpu(), self.kernels);
+        say_portable("backwards", choice.not_hopper());
+        let steps = choice.steps()?;
         // SAFETY: the plan reads and writes the call's tensors and workspace, for which the caller answers.
         Ok(unsafe { self.run(stream, &steps) }?)
     }
@@ -218,6 +202,7 @@ impl CudaEngine {
     /// A kernel, compiled if it is used for the first time.
     fn function(&self, config: &Config) -> Result<Arc<Function>, CudaError> {
         self.known.get_or_find(config, || {
+            log::info!("{config}: {}", config.words());
             self.cache.get_or_compile(self.device(), &config.to_string(), || program(config))
         })
     }
@@ -229,10 +214,12 @@ impl CudaEngine {
 }
 
 /// Tells the log that portable kernels compute what Hopper's own could be expected to.
-fn say_portable(what: &str, reason: &str) {
+fn say_portable(what: &str, reason: Option<&NotHopper>) {
     static SAID: Said = Said::new();
-    let line = format!("{reason}: the portable kernels compute such {what}, which is slower");
-    SAID.once(line, |line| log::warn!("{line}"));
+    if let Some(reason) = reason.filter(|reason| reason.is_of_call()) {
+        let line = format!("{reason}: the portable kernels compute such {what}, which is slower");
+        SAID.once(line, |line| log::warn!("{line}"));
+    }
 }
 
 /// That a call asks for one order of additions if the engine promises it.

@@ -4,8 +4,8 @@ use crate::buffer::DeviceBuffer;
 use crate::doing::Doing;
 use crate::engine::{CudaEngine, EngineError};
 use crate::error::CudaError;
-use signflash_core::{Element, Problem, contiguous_strides};
-use signflash_kernels::{BackwardCall, DeviceTensor, ForwardCall, Half, half_of};
+use signflash_core::{Element, Problem};
+use signflash_kernels::{BackwardCall, DeviceTensor, ForwardCall, Half, Order, half_of};
 use std::marker::PhantomData;
 
 /// Operands and results of one problem in the GPU's memory, stored as (batch, heads, seqlen, head_dim) without gaps.
@@ -100,26 +100,20 @@ impl<'a, T: Element> Resident<'a, T> {
         Ok(Self { dlse: Some(dlse), ..self })
     }
 
+    /// The forward's call.
+    fn call(&self) -> ForwardCall<'_> {
+        let (shape, problem) = (self.problem.shape(), &self.problem);
+        let inputs = [bhsd(&self.q, shape.q()), bhsd(&self.k, shape.k()), bhsd(&self.v, shape.v())];
+        ForwardCall::new(problem, self.half, inputs, bhsd(&self.out, shape.out()), self.lse.ptr())
+    }
+
     /// out and lse.
     ///
     /// # Errors
     /// As [`CudaEngine::forward_on`].
     pub fn forward(&self) -> Result<(), EngineError> {
-        let (shape, problem) = (self.problem.shape(), &self.problem);
-        let call = ForwardCall {
-            problem,
-            half: self.half,
-            q: bhsd(&self.q, shape.q()),
-            k: bhsd(&self.k, shape.k()),
-            v: bhsd(&self.v, shape.v()),
-            out: bhsd(&self.out, shape.out()),
-            lse: self.lse.ptr(),
-            probs: None,
-            seed_and_offset_ptr: 0,
-        };
-        // SAFETY: `new` made each buffer with the size of its shape, for its own use. Freeing a buffer waits for the
-        // GPU.
-        unsafe { self.engine.forward_on(self.engine.stream(), &call) }
+        // SAFETY: `new` made each buffer with the size of its shape, for its own use. Freeing a buffer waits for the GPU.
+        unsafe { self.engine.forward_on(self.engine.stream(), &self.call()) }
     }
 
     /// dq, dk and dv, from the results of the last forward.
@@ -127,24 +121,12 @@ impl<'a, T: Element> Resident<'a, T> {
     /// # Errors
     /// As [`CudaEngine::backward_on`].
     pub fn backward(&self) -> Result<(), EngineError> {
-        let (shape, problem) = (self.problem.shape(), &self.problem);
-        let call = BackwardCall {
-            problem,
-            half: self.half,
-            q: bhsd(&self.q, shape.q()),
-            k: bhsd(&self.k, shape.k()),
-            v: bhsd(&self.v, shape.v()),
-            out: bhsd(&self.out, shape.out()),
-            lse: self.lse.ptr(),
-            dout: bhsd(&self.dout, shape.out()),
-            dlse: self.dlse.as_ref().map(DeviceBuffer::ptr),
-            dq: bhsd(&self.dq, shape.q()),
-            dk: bhsd(&self.dk, shape.k()),
-            dv: bhsd(&self.dv, shape.v()),
-            workspace: self.workspace.ptr(),
-            deterministic: self.engine.is_deterministic(),
-            seed_and_offset_ptr: 0,
-        };
+        let shape = self.problem.shape();
+        let gradients = [bhsd(&self.dq, shape.q()), bhsd(&self.dk, shape.k()), bhsd(&self.dv, shape.v())];
+        let dout = bhsd(&self.dout, shape.out());
+        let call = BackwardCall::of(&self.call(), dout, gradients, self.workspace.ptr())
+            .with_dlse(self.dlse.as_ref().map(DeviceBuffer::ptr))
+            .with_deterministic(self.engine.is_deterministic());
         // SAFETY: as in `forward`; the workspace is as large as the engine asks.
         unsafe { self.engine.backward_on(self.engine.stream(), &call) }
     }
@@ -211,8 +193,7 @@ fn upload(engine: &CudaEngine, data: &[u8], device: usize) -> Result<DeviceBuffe
     DeviceBuffer::from_host(engine.stream(), data)
 }
 
+/// A tensor (batch, seqlen, heads, head_dim) that is stored as (batch, heads, seqlen, head_dim).
 fn bhsd(buffer: &DeviceBuffer, [batch, seqlen, heads, head_dim]: [usize; 4]) -> DeviceTensor {
-    let [batch_stride, head_stride, row_stride, _] =
-        contiguous_strides([batch, heads, seqlen, head_dim]).map(|stride| stride as u64);
-    DeviceTensor { ptr: buffer.ptr(), batch_stride, row_stride, head_stride }
+    DeviceTensor::dense(buffer.ptr(), [batch, heads, seqlen, head_dim], Order::HeadsFirst)
 }

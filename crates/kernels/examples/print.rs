@@ -2,7 +2,8 @@
 //! `cargo run -p signflash-kernels --example print -- forward bf16 128 drop causal w4 r2 n64 s2 b2 reg`, or
 //! `hopper bf16 128 drop g2 n128 s2 r216`, or `hopperkeys bf16 128 drop k128 n64 s2 p3 f2 r232`.
 use signflash_kernels::{
-    Access, Common, Config, DeltaRows, DqSums, HopperForm, HopperKeysForm, Operands, PortableForm, Scores,
+    Access, Common, Config, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperForm, HopperKeysForm,
+    KeysKernel, Operands, PortableForm, Scores,
 };
 use signflash_ptx::Half;
 
@@ -62,7 +63,7 @@ fn main() {
         ordered: has("det"),
     };
     let config = match words.first().map(String::as_str) {
-        Some("probs") => Config::Probs(common, tiles),
+        Some("probs") => Config::Probs(ForwardKernel::Portable(common, tiles)),
         Some("delta") => Config::Delta(
             common.operands.half,
             match common.access {
@@ -70,12 +71,12 @@ fn main() {
                 Access::Elements => DeltaRows::Narrow { columns: number('l', 4) },
             },
         ),
-        Some("keys") => Config::Keys(common, tiles, sums),
-        Some("queries") => Config::Queries(common, tiles),
-        Some("convert") => Config::ConvertDq(common.rows(), tiles.step, sums),
-        Some("hopper") => Config::HopperForward(common.hopper(), groups),
-        Some("hopperkeys") => Config::HopperKeys(common.hopper(), steps),
-        _ => Config::Forward(common, tiles),
+        Some("keys") => Config::Keys(KeysKernel::Portable(common, tiles, sums)),
+        Some("queries") => Config::Dq(DqKernel::Queries(common, tiles)),
+        Some("convert") => Config::Dq(DqKernel::FromSums(common.rows(), tiles.step, sums)),
+        Some("hopper") => Config::Forward(ForwardKernel::Hopper(common.hopper(), groups)),
+        Some("hopperkeys") => Config::Keys(KeysKernel::Hopper(common.hopper(), steps)),
+        _ => Config::Forward(ForwardKernel::Portable(common, tiles)),
     };
     print!("{}", config.kernel().ptx());
 }

@@ -1,11 +1,12 @@
 //! The GPU's kernels on the CPU: for tests, and for looking.
-use crate::parts::args::DeviceTensor;
-use crate::plan::{self, BackwardCall, ForwardCall, Step, TooManyBlocks};
-use crate::select::{Gpu, half_of};
-use signflash_core::{
-    Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError, TensorMut, TensorRef,
-};
+use crate::call::{Step, TooManyBlocks, half_of};
+use crate::choose::{BackwardChoice, ForwardChoice, Kernels};
+use crate::gpu::Gpu;
+use crate::hosted::{HostBackward, HostForward, Memory};
+use crate::workspace::backward_workspace_bytes;
+use signflash_core::{Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError};
 use signflash_ptx::{Global, Half, Launch, Pointer, Trap};
+use std::convert::Infallible;
 
 /// Runs the plan of a GPU in the interpreter, which reports races, missing waits and reads of what nobody wrote.
 ///
@@ -76,31 +77,10 @@ impl Interpreted {
         inputs.check(problem)?;
         outputs.check(problem)?;
         let mut memory = Global::default();
-        let out = upload_mut(&mut memory, "out", &outputs.out);
-        let lse = memory.reserve("lse", 4 * outputs.lse.len());
-        let probs = outputs.probs.as_ref().map(|probs| {
-            let tensor = upload_mut(&mut memory, "probs", probs);
-            // Its dimensions are batch, head, row, column.
-            DeviceTensor { head_stride: tensor.row_stride, row_stride: tensor.head_stride, ..tensor }
-        });
-        let call = ForwardCall {
-            problem,
-            half,
-            q: upload(&mut memory, "q", &inputs.q),
-            k: upload(&mut memory, "k", &inputs.k),
-            v: upload(&mut memory, "v", &inputs.v),
-            out,
-            lse: lse.0,
-            probs,
-            seed_and_offset_ptr: 0,
-        };
-        self.run(&mut memory, &plan::forward(&call, self.gpu)?)?;
-        download(&memory, out, &mut outputs.out);
-        let values = memory.bytes(lse).chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        outputs.lse.iter_mut().zip(values).for_each(|(to, from)| *to = from);
-        if let (Some(to), Some(from)) = (&mut outputs.probs, probs) {
-            download(&memory, from, to);
-        }
+        let Ok(held) = HostForward::upload(&mut memory, (problem, half), inputs, outputs);
+        let steps = ForwardChoice::of(&held.call(), self.gpu, Kernels::Best).steps()?;
+        self.run(&mut memory, &steps)?;
+        let Ok(()) = held.download(&memory, outputs);
         Ok(())
     }
 
@@ -118,29 +98,12 @@ impl Interpreted {
         inputs.check(problem)?;
         gradients.check(problem)?;
         let mut memory = Global::default();
-        let bytes = |x: &[f32]| -> Vec<u8> { x.iter().flat_map(|x| x.to_le_bytes()).collect() };
-        let space = plan::backward_workspace_bytes(problem, self.gpu, self.deterministic);
-        let call = BackwardCall {
-            problem,
-            half,
-            q: upload(&mut memory, "q", &inputs.inputs.q),
-            k: upload(&mut memory, "k", &inputs.inputs.k),
-            v: upload(&mut memory, "v", &inputs.inputs.v),
-            out: upload(&mut memory, "out", &inputs.out),
-            lse: memory.upload("lse", &bytes(inputs.lse)).0,
-            dout: upload(&mut memory, "dout", &inputs.dout),
-            dlse: inputs.dlse.map(|dlse| memory.upload("dlse", &bytes(dlse)).0),
-            dq: upload_mut(&mut memory, "dq", &gradients.dq),
-            dk: upload_mut(&mut memory, "dk", &gradients.dk),
-            dv: upload_mut(&mut memory, "dv", &gradients.dv),
-            workspace: memory.reserve("workspace", space as usize).0,
-            deterministic: self.deterministic,
-            seed_and_offset_ptr: 0,
-        };
-        self.run(&mut memory, &plan::backward(&call, self.gpu)?)?;
-        download(&memory, call.dq, &mut gradients.dq);
-        download(&memory, call.dk, &mut gradients.dk);
-        download(&memory, call.dv, &mut gradients.dv);
+        let Ok(held) = HostBackward::upload(&mut memory, (problem, half), inputs, gradients);
+        let space = backward_workspace_bytes(problem, self.gpu, self.deterministic);
+        let workspace = memory.reserve("workspace", space as usize).0;
+        let call = held.call(workspace, self.deterministic);
+        self.run(&mut memory, &BackwardChoice::of(&call, self.gpu, Kernels::Best).steps()?)?;
+        let Ok(()) = held.download(&memory, gradients);
         Ok(())
     }
 
@@ -161,19 +124,25 @@ impl Interpreted {
     }
 }
 
-fn upload<T: Element>(memory: &mut Global, name: &str, tensor: &TensorRef<'_, T>) -> DeviceTensor {
-    describe(memory.upload(name, bytemuck::cast_slice(tensor.data)), tensor.strides)
-}
+/// The interpreter finds room for everything.
+impl Memory for Global {
+    type Buffer = Pointer;
+    type Error = Infallible;
 
-fn upload_mut<T: Element>(memory: &mut Global, name: &str, tensor: &TensorMut<'_, T>) -> DeviceTensor {
-    upload(memory, name, &tensor.as_ref())
-}
+    fn upload(&mut self, name: &'static str, bytes: &[u8]) -> Result<Pointer, Infallible> {
+        Ok(Global::upload(self, name, bytes))
+    }
 
-fn describe(pointer: Pointer, [batch, row, head, _]: [usize; 4]) -> DeviceTensor {
-    let [batch_stride, row_stride, head_stride] = [batch, row, head].map(|stride| stride as u64);
-    DeviceTensor { ptr: pointer.0, batch_stride, row_stride, head_stride }
-}
+    fn reserve(&mut self, name: &'static str, bytes: usize) -> Result<Pointer, Infallible> {
+        Ok(Global::reserve(self, name, bytes))
+    }
 
-fn download<T: Element>(memory: &Global, from: DeviceTensor, to: &mut TensorMut<'_, T>) {
-    bytemuck::cast_slice_mut::<T, u8>(to.data).copy_from_slice(memory.bytes(Pointer(from.ptr)));
+    fn address(&self, buffer: &Pointer) -> u64 {
+        buffer.0
+    }
+
+    fn download(&self, buffer: &Pointer, to: &mut [u8]) -> Result<(), Infallible> {
+        to.copy_from_slice(self.bytes(*buffer));
+        Ok(())
+    }
 }

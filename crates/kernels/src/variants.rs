@@ -1,10 +1,82 @@
 //! The kernels that calls can come to, for tables and tests.
-use crate::config::{Access, Common, Config, Operands, Scores};
-use crate::select::{Gpu, Select};
+use crate::call::{BackwardCall, ForwardCall};
+use crate::choose::{BackwardChoice, ForwardChoice, Kernels};
+use crate::config::Config;
+use crate::gpu::Gpu;
+use crate::tensor::{DeviceTensor, Order};
+use signflash_core::{Dropout, Problem, Shape};
 use signflash_ptx::Half;
 
 /// Padded head_dims of one row of the tables each.
-const HEAD_DIMS: [u32; 7] = [32, 64, 80, 96, 128, 192, 256];
+const HEAD_DIMS: [usize; 7] = [32, 64, 80, 96, 128, 192, 256];
+
+/// Lengths of keys on both sides of where a table's row ends.
+const LENGTHS: [usize; 2] = [1024, 8192];
+
+/// A kind of calls, of which all get the same kernels but for their lengths.
+#[derive(Clone, Copy, Debug)]
+pub struct Calls {
+    /// Of all tensors.
+    pub half: Half,
+    /// Of a head.
+    pub head_dim: usize,
+    /// Whether a query sees only keys up to its own.
+    pub causal: bool,
+    /// Whether probabilities are dropped.
+    pub dropout: bool,
+    /// Whether softmax_scale is negative.
+    pub negative_scale: bool,
+    /// Whether every row of every tensor starts at a multiple of 16 bytes, as far as head_dim allows.
+    pub aligned: bool,
+}
+
+impl Calls {
+    /// Aligned ones of a head_dim, which see all keys and drop nothing.
+    pub fn of(half: Half, head_dim: usize) -> Self {
+        Calls { half, head_dim, causal: false, dropout: false, negative_scale: false, aligned: true }
+    }
+
+    /// Every kernel that these calls come to on a GPU: of any length, deterministic or not, with probs, with Hopper's own kernels or
+    /// without. A kernel may come more than once.
+    pub fn kernels(&self, gpu: Gpu) -> Vec<Config> {
+        let mut all = vec![];
+        for seqlen in LENGTHS {
+            let problem = self.problem(seqlen);
+            let forward = self.forward(&problem);
+            for kernels in [Kernels::Best, Kernels::Portable] {
+                all.extend(ForwardChoice::of(&forward, gpu, kernels).kernels());
+                for deterministic in [false, true] {
+                    let gradients = [forward.q, forward.k, forward.v];
+                    let call = BackwardCall::of(&forward, forward.out, gradients, 0);
+                    let call = call.with_deterministic(deterministic);
+                    all.extend(BackwardChoice::of(&call, gpu, kernels).kernels());
+                }
+            }
+        }
+        all
+    }
+
+    fn problem(&self, seqlen: usize) -> Problem {
+        let Calls { head_dim, causal, .. } = *self;
+        let (batch, num_heads) = (1, 1);
+        let shape = Shape::new(batch, seqlen, seqlen).heads(num_heads, num_heads).head_dim(head_dim);
+        let dropout_p = if self.dropout { 0.1 } else { 0.0 };
+        let dropout = Dropout::new(dropout_p, 1, 0).expect("a probability");
+        let scale = if self.negative_scale { -1.0 } else { 1.0 };
+        let problem = Problem::builder(shape).causal(causal).dropout(dropout).softmax_scale(scale);
+        problem.build().expect("small sizes, and a finite scale")
+    }
+
+    fn forward<'a>(&self, problem: &'a Problem) -> ForwardCall<'a> {
+        // An address that is no multiple of 16, or one that is.
+        let ptr = if self.aligned { 0 } else { 2 };
+        let shape = problem.shape();
+        let tensor = |sizes| DeviceTensor::dense(ptr, sizes, Order::RowsFirst);
+        let inputs = [shape.q(), shape.k(), shape.v()].map(tensor);
+        let probs = DeviceTensor::dense(ptr, shape.probs(), Order::HeadsFirst);
+        ForwardCall::new(problem, self.half, inputs, tensor(shape.out()), 0).with_probs(Some(probs))
+    }
+}
 
 /// Every kernel of a GPU's tables for whole rows of 16 bytes, each head_dim, causal and not, with dropout and without;
 /// and for head_dim 128 those that move single elements, and those of a negative scale.
@@ -18,43 +90,18 @@ const HEAD_DIMS: [u32; 7] = [32, 64, 80, 96, 128, 192, 256];
 /// ```
 pub fn variants(gpu: Gpu, half: Half) -> Vec<Config> {
     let flags = [(false, false), (false, true), (true, false), (true, true)];
-    let plain = |head_dim, (causal, dropout)| Common {
-        operands: Operands { half, head_dim },
-        access: Access::Whole,
-        scores: Scores { causal, dropout, negative_scale: false },
-    };
-    let mut all: Vec<Common> =
-        HEAD_DIMS.into_iter().flat_map(|head_dim| flags.map(|flags| plain(head_dim, flags))).collect();
-    let both = plain(128, (true, true));
-    all.push(Common { access: Access::Pieces, ..both });
-    all.push(Common { access: Access::Elements, ..both });
-    all.push(Common { scores: Scores { negative_scale: true, ..both.scores }, ..both });
+    let of = |head_dim, (causal, dropout)| Calls { causal, dropout, ..Calls::of(half, head_dim) };
+    let mut all: Vec<Calls> =
+        HEAD_DIMS.into_iter().flat_map(|head_dim| flags.map(|flags| of(head_dim, flags))).collect();
+    let both = of(128, (true, true));
+    all.push(Calls { head_dim: 120, ..both });
+    all.push(Calls { aligned: false, ..both });
+    all.push(Calls { negative_scale: true, ..both });
     let mut kernels: Vec<Config> = vec![];
-    for config in all.into_iter().flat_map(|common| kernels_of(gpu, common)) {
+    for config in all.into_iter().flat_map(|calls| calls.kernels(gpu)) {
         if !kernels.contains(&config) {
             kernels.push(config);
         }
     }
     kernels
-}
-
-/// Every kernel that calls come to which have this in common: of any length, deterministic or not, with Hopper's own kernels
-/// or without. A kernel may come more than once.
-pub fn kernels_of(gpu: Gpu, common: Common) -> Vec<Config> {
-    let select = Select { gpu, aligned: common.access != Access::Elements };
-    let (adding, ordered) = (select.backward(common, false), select.backward(common, true));
-    let of_one = [
-        select.forward(common, 1024),
-        select.forward(common, usize::MAX),
-        select.portable_forward(common),
-        select.probs(common),
-        select.portable_probs(common),
-        adding.delta,
-        adding.keys,
-        adding.dq,
-        ordered.keys,
-        ordered.dq,
-    ];
-    let hopper = [false, true].map(|deterministic| select.hopper_backward(common, deterministic));
-    of_one.into_iter().chain(hopper.into_iter().flatten()).collect()
 }

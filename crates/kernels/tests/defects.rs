@@ -1,7 +1,10 @@
 //! The attention kernels less one wait or one barrier: the interpreter must notice each that matters.
 
 use signflash_core::{Dropout, Problem, Shape, bf16};
-use signflash_kernels::{BackwardCall, Config, DeviceTensor, ForwardCall, Gpu, Half, Step};
+use signflash_kernels::{
+    BackwardCall, BackwardChoice, Config, DeviceTensor, ForwardCall, ForwardChoice, Gpu, Half, Kernels,
+    Order, Step,
+};
 use signflash_ptx::{Arg, Global, Kernel, Launch, Rule};
 
 const LEN: usize = 200;
@@ -17,36 +20,16 @@ fn all(problem: &Problem) -> (Global, Vec<Step>) {
     let mut memory = Global::default();
     let ones: Vec<u8> =
         (0..LEN * DIM).flat_map(|n| bf16::from_f32((n % 7) as f32 / 8.0).to_le_bytes()).collect();
-    let mut tensor = |name: &str| {
-        let (batch_stride, row_stride, head_stride) = ((LEN * DIM) as u64, DIM as u64, DIM as u64);
-        DeviceTensor { ptr: memory.upload(name, &ones).0, batch_stride, row_stride, head_stride }
-    };
-    let (half, seed_and_offset_ptr) = (Half::Bf16, 0);
+    let mut tensor =
+        |name: &str| DeviceTensor::dense(memory.upload(name, &ones).0, problem.shape().q(), Order::RowsFirst);
     let [q, k, v, out, dout, dq, dk, dv] = ["q", "k", "v", "out", "dout", "dq", "dk", "dv"].map(&mut tensor);
     let lse = memory.reserve("lse", 4 * LEN).0;
-    let forward = ForwardCall { problem, half, q, k, v, out, lse, probs: None, seed_and_offset_ptr };
+    let forward = ForwardCall::new(problem, Half::Bf16, [q, k, v], out, lse);
     let space = signflash_kernels::backward_workspace_bytes(problem, Gpu::AMPERE, false);
     let workspace = memory.reserve("workspace", space as usize).0;
-    let deterministic = false;
-    let call = BackwardCall {
-        problem,
-        half,
-        q,
-        k,
-        v,
-        out,
-        lse,
-        dout,
-        dlse: None,
-        dq,
-        dk,
-        dv,
-        workspace,
-        deterministic,
-        seed_and_offset_ptr,
-    };
-    let mut steps = signflash_kernels::forward(&forward, Gpu::AMPERE).unwrap();
-    steps.extend(signflash_kernels::backward(&call, Gpu::AMPERE).unwrap());
+    let backward = BackwardCall::of(&forward, dout, [dq, dk, dv], workspace);
+    let mut steps = ForwardChoice::of(&forward, Gpu::AMPERE, Kernels::Best).steps().unwrap();
+    steps.extend(BackwardChoice::of(&backward, Gpu::AMPERE, Kernels::Best).steps().unwrap());
     (memory, steps)
 }
 

@@ -5,8 +5,8 @@
 
 use signflash_core::{Dropout, Problem, Shape, bf16};
 use signflash_kernels::{
-    BackwardCall, BackwardShape, Config, DeviceTensor, ForwardCall, ForwardShape, Gpu, Half, HopperForm,
-    HopperKeysForm, Step, backward_with, backward_workspace_bytes, forward_with,
+    BackwardCall, BackwardChoice, Config, DeviceTensor, ForwardCall, ForwardChoice, ForwardKernel, Gpu, Half,
+    HopperForm, HopperKeysForm, Kernels, KeysKernel, Order, Step, backward_workspace_bytes,
 };
 use signflash_ptx::{Arg, Global, Kernel, Launch, Rule};
 
@@ -14,7 +14,7 @@ const QUERIES: usize = 200;
 const SCHEDULES: u64 = 4;
 
 /// Small enough to run often: every ring goes round, every block has several tiles.
-const SHAPE: HopperForm = HopperForm {
+const FORM: HopperForm = HopperForm {
     groups: 2,
     drawers: 2,
     step: 64,
@@ -137,37 +137,31 @@ struct Launched {
 fn launches(pass: Pass) -> (Global, Vec<Launched>) {
     let (problem, mut memory) = (&pass.problem(), Global::default());
     let shape = *problem.shape();
-    let mut tensor = |name: &str, [_, rows, heads, _]: [usize; 4]| {
-        let numbers = (0..rows * heads * shape.head_dim).map(|n| bf16::from_f32((n % 7) as f32 / 8.0));
+    let mut tensor = |name: &str, sizes: [usize; 4]| {
+        let numbers = (0..sizes.iter().product()).map(|n: usize| bf16::from_f32((n % 7) as f32 / 8.0));
         let bytes: Vec<u8> = numbers.flat_map(|x| x.to_le_bytes()).collect();
-        let (row_stride, head_stride) = ((heads * shape.head_dim) as u64, shape.head_dim as u64);
-        let ptr = memory.upload(name, &bytes).0;
-        DeviceTensor { ptr, batch_stride: rows as u64 * row_stride, row_stride, head_stride }
+        DeviceTensor::dense(memory.upload(name, &bytes).0, sizes, Order::RowsFirst)
     };
-    let (q, k, v) = (tensor("q", shape.q()), tensor("k", shape.k()), tensor("v", shape.v()));
+    let inputs = [tensor("q", shape.q()), tensor("k", shape.k()), tensor("v", shape.v())];
     let [out, dout, dq] = ["out", "dout", "dq"].map(|name| tensor(name, shape.q()));
     let [dk, dv] = ["dk", "dv"].map(|name| tensor(name, shape.k()));
     let lse = memory.upload("lse", &vec![0; 4 * shape.lse_len()]).0;
-    let (half, seed_and_offset_ptr, gpu) = (Half::Bf16, 0, Gpu { sm_count: 1, ..Gpu::HOPPER });
+    let gpu = Gpu { sm_count: 1, ..Gpu::HOPPER };
+    let forward = ForwardCall::new(problem, Half::Bf16, inputs, out, lse);
     let steps = match pass {
-        Pass::Backward(steps) => {
-            let workspace =
-                memory.reserve("workspace", backward_workspace_bytes(problem, gpu, false) as usize).0;
-            let (deterministic, dlse) = (false, None);
-            #[rustfmt::skip]
-            let call = BackwardCall {
-                problem, half, q, k, v, out, lse, dout, dlse, dq, dk, dv, workspace, deterministic, seed_and_offset_ptr,
-            };
-            backward_with(&call, gpu, BackwardShape::Hopper(steps))
+        Pass::Backward(form) => {
+            let space = backward_workspace_bytes(problem, gpu, false) as usize;
+            let workspace = memory.reserve("workspace", space).0;
+            let call = BackwardCall::of(&forward, dout, [dq, dk, dv], workspace);
+            let choice = BackwardChoice::of(&call, gpu, Kernels::Best);
+            choice.with_hopper_form(form).unwrap().steps()
         }
         _ => {
-            let (row_stride, head_stride) = (shape.seqlen_k as u64, (shape.seqlen_q * shape.seqlen_k) as u64);
             let ptr = memory.reserve("probs", 2 * shape.num_heads * shape.seqlen_q * shape.seqlen_k).0;
-            let batch_stride = shape.num_heads as u64 * head_stride;
-            let probs = Some(DeviceTensor { ptr, batch_stride, row_stride, head_stride });
-            let call = ForwardCall { problem, half, q, k, v, out, lse, probs, seed_and_offset_ptr };
-            let shape = if let Pass::Forward(shape) = pass { shape } else { SHAPE };
-            forward_with(&call, gpu, ForwardShape::Hopper(shape))
+            let probs = DeviceTensor::dense(ptr, shape.probs(), Order::HeadsFirst);
+            let call = forward.with_probs(Some(probs));
+            let form = if let Pass::Forward(form) = pass { form } else { FORM };
+            ForwardChoice::of(&call, gpu, Kernels::Best).with_hopper_form(form).unwrap().steps()
         }
     };
     let launched = steps.unwrap().into_iter().filter_map(|step| match step {
@@ -194,13 +188,13 @@ fn run(pass: Pass, change: impl Fn(Kernel) -> Kernel, seed: u64) -> Option<(Rule
 #[test]
 fn the_kernels_are_right_as_they_are() {
     let kernel = |pass: Pass| launches(pass).1.swap_remove(pass.position()).config;
-    assert!(matches!(kernel(Pass::Forward(SHAPE)), Config::HopperForward(..)));
-    assert!(matches!(kernel(Pass::Probs), Config::HopperProbs(..)));
-    assert!(matches!(kernel(Pass::Backward(STEPS)), Config::HopperKeys(..)));
+    assert!(matches!(kernel(Pass::Forward(FORM)), Config::Forward(ForwardKernel::Hopper(..))));
+    assert!(matches!(kernel(Pass::Probs), Config::Probs(ForwardKernel::Hopper(..))));
+    assert!(matches!(kernel(Pass::Backward(STEPS)), Config::Keys(KeysKernel::Hopper(..))));
     let forwards = [
-        SHAPE,
-        HopperForm { out_in_q: true, turns: false, early: 0, drawers: 1, ..SHAPE },
-        HopperForm { groups: 3, drawers: 1, registers: 128, flag_stages: 3, ..SHAPE },
+        FORM,
+        HopperForm { out_in_q: true, turns: false, early: 0, drawers: 1, ..FORM },
+        HopperForm { groups: 3, drawers: 1, registers: 128, flag_stages: 3, ..FORM },
     ];
     let backwards = [
         STEPS,
@@ -246,7 +240,7 @@ fn unnoticed(pass: Pass) -> Vec<String> {
 
 #[test]
 fn every_mistake_in_the_forward_that_matters_is_noticed() {
-    assert_eq!(unnoticed(Pass::Forward(SHAPE)), Vec::<String>::new());
+    assert_eq!(unnoticed(Pass::Forward(FORM)), Vec::<String>::new());
 }
 
 #[test]

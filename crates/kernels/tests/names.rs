@@ -2,24 +2,21 @@
 //! no name prints two texts, of which the cache would keep the wrong one.
 
 use sha2::{Digest, Sha256};
-use signflash_core::{Dropout, Problem, Shape};
-use signflash_kernels::{Common, Config, Gpu, Half, Select, kernels_of};
+use signflash_kernels::{Calls, Config, Gpu, Half};
 use std::collections::{HashMap, HashSet};
 
 /// Multiples of 16, of 8 and of neither, on both sides of where the tables' rows, boxes of 64 columns, and lanes of statistics
 /// end.
 const HEAD_DIMS: [usize; 12] = [32, 40, 41, 64, 72, 80, 96, 120, 128, 136, 192, 256];
 
-/// What calls of a GPU have in common, through the choice that calls go through.
-fn commons(gpu: Gpu, half: Half) -> HashSet<Common> {
-    let mut all = HashSet::new();
+/// Calls of every kind.
+fn calls(half: Half) -> Vec<Calls> {
+    let mut all = vec![];
     for (head_dim, aligned) in HEAD_DIMS.into_iter().flat_map(|d| [(d, true), (d, false)]) {
-        let shape = Shape::new(1, 1, 1).heads(1, 1).head_dim(head_dim);
-        let settings = [(false, 0.0, 1.0), (true, 0.0, 1.0), (false, 0.1, 1.0), (true, 0.1, -1.0)];
-        for (causal, dropout_p, scale) in settings {
-            let dropout = Dropout::new(dropout_p, 1, 0).unwrap();
-            let problem = Problem::builder(shape).causal(causal).dropout(dropout).softmax_scale(scale);
-            all.insert(Select { gpu, aligned }.common(&problem.build().unwrap(), half));
+        let settings =
+            [(false, false, false), (true, false, false), (false, true, false), (true, true, true)];
+        for (causal, dropout, negative_scale) in settings {
+            all.push(Calls { causal, dropout, negative_scale, aligned, ..Calls::of(half, head_dim) });
         }
     }
     all
@@ -37,7 +34,7 @@ fn body(config: &Config) -> [u8; 32] {
 fn a_name_prints_one_text_and_a_text_has_one_name() {
     let mut configs = HashSet::new();
     for (gpu, half) in [(Gpu::HOPPER, Half::Bf16), (Gpu::AMPERE, Half::Bf16), (Gpu::SMALL, Half::F16)] {
-        configs.extend(commons(gpu, half).into_iter().flat_map(|common| kernels_of(gpu, common)));
+        configs.extend(calls(half).into_iter().flat_map(|calls| calls.kernels(gpu)));
     }
     let (mut bodies, mut names) = (HashMap::new(), HashMap::new());
     let mut twins = vec![];

@@ -1,9 +1,10 @@
 //! Calls on a GPU.
 
 use crate::call::{Backward, Forward};
+use crate::foreign::ForeignTensor;
 use signflash_core::{Dtype, Problem};
 use signflash_cuda::{CudaEngine, CudaError, Device, EngineError, Stream};
-use signflash_kernels::{BackwardCall, ForwardCall, Half, half_of};
+use signflash_kernels::{BackwardCall, ForwardCall, Half, Order, half_of};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
@@ -34,19 +35,12 @@ pub(crate) unsafe fn forward(
 ) -> Result<(), EngineError> {
     let half = half(call.dtype)?;
     let engine = engine(ordinal)?;
-    let call = ForwardCall {
-        problem,
-        half,
-        q: call.q.rows_first(),
-        k: call.k.rows_first(),
-        v: call.v.rows_first(),
-        out: call.out.rows_first(),
-        lse: call.lse,
-        probs: call.probs.map(|probs| probs.heads_first()),
-        seed_and_offset_ptr: call.seed_and_offset,
-    };
+    let inputs = [call.q, call.k, call.v].map(|tensor| tensor.on_gpu(Order::RowsFirst));
+    let forward = ForwardCall::new(problem, half, inputs, call.out.on_gpu(Order::RowsFirst), call.lse)
+        .with_probs(call.probs.map(|probs| probs.on_gpu(Order::HeadsFirst)))
+        .with_seed_and_offset_ptr(call.seed_and_offset);
     // SAFETY: the stream is the caller's, who keeps it; the tensors are there by the caller's promise, and fit.
-    unsafe { engine.forward_on(&Stream::from_raw(engine.device(), stream), &call) }
+    unsafe { engine.forward_on(&Stream::from_raw(engine.device(), stream), &forward) }
 }
 
 /// # Safety
@@ -59,25 +53,16 @@ pub(crate) unsafe fn backward(
 ) -> Result<(), EngineError> {
     let half = half(call.dtype)?;
     let engine = engine(ordinal)?;
-    let call = BackwardCall {
-        problem,
-        half,
-        q: call.q.rows_first(),
-        k: call.k.rows_first(),
-        v: call.v.rows_first(),
-        out: call.out.rows_first(),
-        lse: call.lse,
-        dout: call.dout.rows_first(),
-        dlse: (call.dlse != 0).then_some(call.dlse),
-        dq: call.dq.rows_first(),
-        dk: call.dk.rows_first(),
-        dv: call.dv.rows_first(),
-        workspace: call.workspace,
-        deterministic: call.deterministic,
-        seed_and_offset_ptr: call.seed_and_offset,
-    };
+    let on_gpu = |tensor: &ForeignTensor| tensor.on_gpu(Order::RowsFirst);
+    let inputs = [&call.q, &call.k, &call.v].map(on_gpu);
+    let forward = ForwardCall::new(problem, half, inputs, on_gpu(&call.out), call.lse)
+        .with_seed_and_offset_ptr(call.seed_and_offset);
+    let gradients = [&call.dq, &call.dk, &call.dv].map(on_gpu);
+    let backward = BackwardCall::of(&forward, on_gpu(&call.dout), gradients, call.workspace)
+        .with_dlse((call.dlse != 0).then_some(call.dlse))
+        .with_deterministic(call.deterministic);
     // SAFETY: as in `forward`.
-    unsafe { engine.backward_on(&Stream::from_raw(engine.device(), stream), &call) }
+    unsafe { engine.backward_on(&Stream::from_raw(engine.device(), stream), &backward) }
 }
 
 pub(crate) fn workspace_bytes(

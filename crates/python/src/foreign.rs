@@ -2,7 +2,7 @@
 
 use signflash_core::{Description, Dtype, ProblemError, TensorName};
 use signflash_cpu::raw::RawTensor;
-use signflash_kernels::DeviceTensor;
+use signflash_kernels::{DeviceTensor, Order};
 use std::ptr::NonNull;
 
 /// A tensor as its owner describes it: where its first element is, how many there are, how far apart. It may lie in
@@ -36,16 +36,9 @@ impl ForeignTensor {
         RawTensor { first, shape: self.shape, strides: self.strides }
     }
 
-    /// A (batch, seqlen, heads, head_dim) on a GPU.
-    pub fn rows_first(&self) -> DeviceTensor {
-        let [batch_stride, row_stride, head_stride, _] = self.strides.map(|stride| stride as u64);
-        DeviceTensor { ptr: self.address, batch_stride, row_stride, head_stride }
-    }
-
-    /// A (batch, heads, seqlen_q, seqlen_k) on a GPU, which probs are.
-    pub fn heads_first(&self) -> DeviceTensor {
-        let [batch_stride, head_stride, row_stride, _] = self.strides.map(|stride| stride as u64);
-        DeviceTensor { ptr: self.address, batch_stride, row_stride, head_stride }
+    /// The tensor as the GPU's kernels take it, in the memory of a GPU.
+    pub fn on_gpu(&self, order: Order) -> DeviceTensor {
+        DeviceTensor::of(self.address, self.strides, order)
     }
 }
 

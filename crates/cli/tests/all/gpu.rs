@@ -65,11 +65,23 @@ fn the_table_of_kernels_needs_no_gpu() {
         "sf_bwd_keys_bf16_d64_causal_drop_",
         "_dq4",
         "sm_90a",
+        "forward: out and lse by Hopper's own kernel: bf16, head_dim 128, causal, dropout. 2 warpgroups of a block",
+        "portable-keys: dk, dv and sums of dq, four floats at a time, by the portable kernel: bf16, head_dim 64, causal",
     ] {
         assert!(ran.stdout.contains(expected), "{expected}: {}", ran.stdout);
     }
     let small = signflash(&["kernels", "--gpu", "small", "--head-dim", "256"]);
     assert!(!small.stdout.contains("sm_90"), "{}", small.stdout);
+    let why = "everything: the GPU's compute capability is 8.6, and Hopper's own kernels need 9.0.";
+    assert!(small.stdout.contains(why), "{}", small.stdout);
+}
+
+#[test]
+fn a_head_dim_that_hopper_does_not_take_is_told_why() {
+    let ran = signflash(&["kernels", "--head-dim", "41"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let why = "The portable kernels compute everything: head_dim is 41, and rows are written in pieces of 8.";
+    assert!(ran.stdout.contains(why), "{}", ran.stdout);
 }
 
 #[test]

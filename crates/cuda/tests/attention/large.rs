@@ -100,35 +100,11 @@ fn more_than_2_31_scores() {
     let space = engine.backward_workspace_bytes(&problem, false) as usize;
     let workspace = DeviceBuffer::alloc(&device, space).unwrap();
     let tensor = |buffer| matrix(buffer, DIM);
-    let (half, seed_and_offset_ptr) = (Half::Bf16, 0);
-    let call = ForwardCall {
-        problem: &problem,
-        half,
-        q: tensor(&q.buffer),
-        k: tensor(&k.buffer),
-        v: tensor(&v.buffer),
-        out: tensor(&out),
-        lse: lse.ptr(),
-        probs: Some(matrix(&probs, LEN)),
-        seed_and_offset_ptr,
-    };
-    let back = BackwardCall {
-        problem: &problem,
-        half,
-        q: call.q,
-        k: call.k,
-        v: call.v,
-        out: call.out,
-        lse: call.lse,
-        dout: tensor(&dout.buffer),
-        dlse: None,
-        dq: tensor(&dq),
-        dk: tensor(&dk),
-        dv: tensor(&dv),
-        workspace: workspace.ptr(),
-        deterministic: false,
-        seed_and_offset_ptr,
-    };
+    let inputs = [&q, &k, &v].map(|both| tensor(&both.buffer));
+    let call = ForwardCall::new(&problem, Half::Bf16, inputs, tensor(&out), lse.ptr());
+    let call = call.with_probs(Some(matrix(&probs, LEN)));
+    let gradients = [&dq, &dk, &dv].map(tensor);
+    let back = BackwardCall::of(&call, tensor(&dout.buffer), gradients, workspace.ptr());
     // SAFETY: all buffers are as large as the problem says and live until the stream is done.
     unsafe {
         engine.forward_on(stream, &call).unwrap();

@@ -4,7 +4,7 @@ use crate::gpu::{gpu, say};
 use crate::tensors::Both;
 use signflash_core::{Dropout, Problem, Shape};
 use signflash_cuda::{CudaEngine, DeviceBuffer, Event, Stream};
-use signflash_kernels::{BackwardCall, DeviceTensor, ForwardCall, Half};
+use signflash_kernels::{BackwardCall, DeviceTensor, ForwardCall, Half, Order};
 use std::time::Instant;
 
 const HEADS: usize = 4;
@@ -34,51 +34,19 @@ impl Tensors {
     }
 
     fn dense(&self, buffer: &DeviceBuffer) -> DeviceTensor {
-        let row_stride = (HEADS * DIM) as u64;
-        DeviceTensor {
-            ptr: buffer.ptr(),
-            batch_stride: self.problem.shape().seqlen_q as u64 * row_stride,
-            row_stride,
-            head_stride: DIM as u64,
-        }
+        DeviceTensor::dense(buffer.ptr(), self.problem.shape().q(), Order::RowsFirst)
     }
 
     /// The backward of one order of additions.
     fn backward(&self, workspace: &DeviceBuffer) -> BackwardCall<'_> {
-        let [q, k, v] = self.qkv.each_ref().map(|buffer| self.dense(buffer));
-        let [dq, dk, dv] = self.gradients.each_ref().map(|buffer| self.dense(buffer));
-        BackwardCall {
-            problem: &self.problem,
-            half: Half::Bf16,
-            q,
-            k,
-            v,
-            out: self.dense(&self.out),
-            lse: self.lse.ptr(),
-            dout: self.dense(&self.dout),
-            dlse: None,
-            dq,
-            dk,
-            dv,
-            workspace: workspace.ptr(),
-            deterministic: true,
-            seed_and_offset_ptr: 0,
-        }
+        let gradients = self.gradients.each_ref().map(|buffer| self.dense(buffer));
+        let call = BackwardCall::of(&self.call(), self.dense(&self.dout), gradients, workspace.ptr());
+        call.with_deterministic(true)
     }
 
     fn call(&self) -> ForwardCall<'_> {
-        let [q, k, v] = self.qkv.each_ref().map(|buffer| self.dense(buffer));
-        ForwardCall {
-            problem: &self.problem,
-            half: Half::Bf16,
-            q,
-            k,
-            v,
-            out: self.dense(&self.out),
-            lse: self.lse.ptr(),
-            probs: None,
-            seed_and_offset_ptr: 0,
-        }
+        let inputs = self.qkv.each_ref().map(|buffer| self.dense(buffer));
+        ForwardCall::new(&self.problem, Half::Bf16, inputs, self.dense(&self.out), self.lse.ptr())
     }
 }
 
@@ -170,15 +138,9 @@ fn probs_take_little_more_than_writing_them() {
     let tensors = Tensors::new(&stream, 2, seqlen, false);
     let bytes = 2 * 2 * HEADS * seqlen * seqlen;
     let mut probs = DeviceBuffer::alloc(&device, bytes).unwrap();
-    let square = (seqlen * seqlen) as u64;
-    let tensor = DeviceTensor {
-        ptr: probs.ptr(),
-        batch_stride: HEADS as u64 * square,
-        row_stride: seqlen as u64,
-        head_stride: square,
-    };
+    let tensor = DeviceTensor::dense(probs.ptr(), tensors.problem.shape().probs(), Order::HeadsFirst);
     let forward = |probs| {
-        let call = ForwardCall { probs, ..tensors.call() };
+        let call = tensors.call().with_probs(probs);
         // SAFETY: as above; probs are as large as the problem says.
         timed(&stream, || unsafe { engine.forward_on(&stream, &call) }.unwrap())
     };

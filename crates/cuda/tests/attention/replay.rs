@@ -25,17 +25,9 @@ fn each_replay_drops_what_the_seed_in_memory_says() {
     let probs = DeviceBuffer::alloc(&device, 2 * LEN * LEN).unwrap();
     let mut generator = DeviceBuffer::zeroed(&stream, 16).unwrap();
     let problem_now = problem(99, 99); // its seed and offset are not to be used
-    let call = ForwardCall {
-        problem: &problem_now,
-        half: Half::Bf16,
-        q: matrix(&q, DIM),
-        k: matrix(&k, DIM),
-        v: matrix(&v, DIM),
-        out: matrix(&out, DIM),
-        lse: lse.ptr(),
-        probs: Some(matrix(&probs, LEN)),
-        seed_and_offset_ptr: generator.ptr(),
-    };
+    let inputs = [&q, &k, &v].map(|buffer| matrix(buffer, DIM));
+    let call = ForwardCall::new(&problem_now, Half::Bf16, inputs, matrix(&out, DIM), lse.ptr());
+    let call = call.with_probs(Some(matrix(&probs, LEN))).with_seed_and_offset_ptr(generator.ptr());
     // SAFETY: all buffers are as large as the problem says and live until the last replay has been read. The first
     // call compiles the kernels, which cannot be done while a stream is captured.
     unsafe { engine.forward_on(&stream, &call) }.unwrap();

@@ -2,7 +2,7 @@
 
 use signflash_core::bf16;
 use signflash_cuda::{DeviceBuffer, Stream};
-use signflash_kernels::DeviceTensor;
+use signflash_kernels::{DeviceTensor, Order};
 
 /// Reproducible numbers, roughly normal.
 pub(crate) fn normal(n: usize, mut state: u64) -> Vec<bf16> {
@@ -29,8 +29,7 @@ impl Both {
 
 /// (1, rows, 1, columns), dense.
 pub(crate) fn matrix(buffer: &DeviceBuffer, columns: usize) -> DeviceTensor {
-    let columns = columns as u64;
-    DeviceTensor { ptr: buffer.ptr(), batch_stride: 0, row_stride: columns, head_stride: 0 }
+    DeviceTensor::of(buffer.ptr(), [0, columns, 0, 1], Order::RowsFirst)
 }
 
 /// What a buffer holds, as bf16.

@@ -77,7 +77,7 @@ pub struct HopperCommon {
     pub scores: Scores,
 }
 
-/// Whether a pass over keys adds up dq in global memory, in f32, in no fixed order.
+/// Whether, and how, a pass over keys adds up dq in global memory, in f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DqSums {
     /// It leaves dq to a pass over queries.

@@ -11,55 +11,92 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Config {
     /// out and lse.
-    Forward(Common, PortableForm),
-    /// The same on Hopper.
-    HopperForward(HopperCommon, HopperForm),
+    Forward(ForwardKernel),
     /// The normalised, sign-encoded probabilities.
-    Probs(Common, PortableForm),
-    /// The same on Hopper.
-    HopperProbs(HopperCommon, HopperForm),
+    Probs(ForwardKernel),
     /// delta, and lse in base 2.
     Delta(Half, DeltaRows),
     /// dk and dv, and dq in pieces, by blocks that own keys.
-    Keys(Common, PortableForm, DqSums),
-    /// The same on Hopper.
-    HopperKeys(HopperCommon, HopperKeysForm),
-    /// dq by blocks that own queries: the same bits in every run.
-    Queries(Common, PortableForm),
-    /// dq from its sums, by blocks that own so many rows: a step of the pass over keys that added them up.
-    ConvertDq(Rows, u32, DqSums),
+    Keys(KeysKernel),
+    /// dq.
+    Dq(DqKernel),
 }
 
-/// The kernel's name: it says everything that the kernel depends on, and nothing else, so that no kernel is compiled twice.
-impl fmt::Display for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+/// Who computes a forward, or probs: blocks that own queries and walk over keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ForwardKernel {
+    /// On every GPU since Ampere.
+    Portable(Common, PortableForm),
+    /// On Hopper.
+    Hopper(HopperCommon, HopperForm),
+}
+
+/// Who computes a backward's pass over keys: blocks that own keys and walk over the queries of all heads of their group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KeysKernel {
+    /// On every GPU since Ampere.
+    Portable(Common, PortableForm, DqSums),
+    /// On Hopper.
+    Hopper(HopperCommon, HopperKeysForm),
+}
+
+/// Who computes dq.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DqKernel {
+    /// Blocks that own queries and walk over keys again: the same bits in every run.
+    Queries(Common, PortableForm),
+    /// From the sums of the pass over keys, by blocks that own so many rows: a step of the pass that added them up.
+    FromSums(Rows, u32, DqSums),
+}
+
+impl ForwardKernel {
+    /// Whether it is Hopper's own.
+    pub fn is_hopper(&self) -> bool {
+        matches!(self, ForwardKernel::Hopper(..))
+    }
+}
+
+impl KeysKernel {
+    /// Whether it is Hopper's own.
+    pub fn is_hopper(&self) -> bool {
+        matches!(self, KeysKernel::Hopper(..))
+    }
+
+    /// Queries a step.
+    pub fn step(&self) -> u32 {
         match self {
-            Config::Forward(common, tiles) => write!(f, "sf_fwd_{common}{tiles}"),
-            Config::HopperForward(common, shape) => write!(f, "sf_fwd90_{common}{shape}"),
-            Config::Probs(common, tiles) => write!(f, "sf_probs_{common}{tiles}"),
-            Config::HopperProbs(common, shape) => write!(f, "sf_probs90_{common}{shape}"),
-            Config::Delta(half, rows) => write!(f, "sf_delta_{}{rows}", half.name()),
-            Config::Keys(common, tiles, sums) => write!(f, "sf_bwd_keys_{common}{tiles}{sums}"),
-            Config::HopperKeys(common, shape) => write!(f, "sf_bwd90_keys_{common}{shape}"),
-            Config::Queries(common, tiles) => write!(f, "sf_bwd_queries_{common}{tiles}"),
-            Config::ConvertDq(rows, step, sums) => write!(f, "sf_convert_dq_{rows}_n{step}{sums}"),
+            KeysKernel::Portable(_, form, _) => form.step,
+            KeysKernel::Hopper(_, form) => form.step,
         }
     }
 }
 
-impl Config {
-    /// The shape of its blocks, if it has a choice.
-    pub fn tiles(&self) -> Option<&PortableForm> {
+/// The kernel's name: it says everything that the kernel depends on, and nothing else, so that no kernel is compiled twice.
+/// [`words`](Config::words) say the same in words.
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Config::Delta(..)
-            | Config::ConvertDq(..)
-            | Config::HopperForward(..)
-            | Config::HopperProbs(..)
-            | Config::HopperKeys(..) => None,
-            Config::Forward(_, tiles)
-            | Config::Probs(_, tiles)
-            | Config::Keys(_, tiles, _)
-            | Config::Queries(_, tiles) => Some(tiles),
+            Config::Forward(kernel) => write!(f, "sf_fwd{kernel}"),
+            Config::Probs(kernel) => write!(f, "sf_probs{kernel}"),
+            Config::Delta(half, rows) => write!(f, "sf_delta_{}{rows}", half.name()),
+            Config::Keys(KeysKernel::Portable(common, form, sums)) => {
+                write!(f, "sf_bwd_keys_{common}{form}{sums}")
+            }
+            Config::Keys(KeysKernel::Hopper(common, form)) => write!(f, "sf_bwd90_keys_{common}{form}"),
+            Config::Dq(DqKernel::Queries(common, form)) => write!(f, "sf_bwd_queries_{common}{form}"),
+            Config::Dq(DqKernel::FromSums(rows, step, sums)) => {
+                write!(f, "sf_convert_dq_{rows}_n{step}{sums}")
+            }
+        }
+    }
+}
+
+/// The end of the kernel's name.
+impl fmt::Display for ForwardKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ForwardKernel::Portable(common, form) => write!(f, "_{common}{form}"),
+            ForwardKernel::Hopper(common, form) => write!(f, "90_{common}{form}"),
         }
     }
 }

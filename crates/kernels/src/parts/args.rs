@@ -1,4 +1,5 @@
 //! Kernel arguments, declared once: a host struct that makes [`Arg`]s and a device struct that reads them.
+pub(crate) use crate::tensor::DeviceTensor;
 use signflash_ptx::{Arg, Cta, F32, GlobalAddr, S32, Tensor, TensorMap, U32, U64, Val};
 
 /// How a field of this type is passed and read.
@@ -48,28 +49,7 @@ impl Passed for TensorMap {
     }
 }
 
-/// A tensor (batch, seqlen, heads, columns) in device memory, its last stride 1.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DeviceTensor {
-    /// Address of its first element.
-    pub ptr: u64,
-    /// Elements from one batch to the next.
-    pub batch_stride: u64,
-    /// Elements from one row (query, key) to the next.
-    pub row_stride: u64,
-    /// Elements from one head to the next.
-    pub head_stride: u64,
-}
-
-impl DeviceTensor {
-    /// Whether every row starts at a multiple of 16 bytes, for elements of 2 bytes.
-    pub fn is_aligned(&self) -> bool {
-        let strides = [self.batch_stride, self.row_stride, self.head_stride];
-        self.ptr.is_multiple_of(16) && strides.iter().all(|stride| stride.is_multiple_of(8))
-    }
-}
-
-/// The same on the device; strides in bytes.
+/// A [`DeviceTensor`] on the device; strides in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TensorVals<'k> {
     pub(crate) ptr: Val<'k, U64>,

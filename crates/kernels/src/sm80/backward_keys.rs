@@ -64,6 +64,14 @@ kernel_args! {
 /// Bytes of a query's statistics: -lse in base 2, and delta.
 const STAT_BYTES: u32 = 8;
 
+/// Bytes of shared memory that a block of a form asks for, at most.
+pub(crate) fn smem_bytes(head_dim: u32, form: &PortableForm) -> u32 {
+    let keys = 4 * head_dim * form.rows();
+    let slot = (4 * head_dim + STAT_BYTES) * form.step;
+    let (p, ds) = (2 * form.rows() * form.step, 4 * form.rows() * form.step);
+    keys + form.slots * slot.next_multiple_of(1024) + p + ds
+}
+
 /// The kernel of a configuration.
 pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm, sums: DqSums) -> Kernel {
     let bounds = LaunchBounds { block_threads: form.threads(), min_blocks_per_sm: form.blocks_per_sm };

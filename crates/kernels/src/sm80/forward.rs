@@ -39,6 +39,11 @@ kernel_args! {
     }
 }
 
+/// Bytes of shared memory that a block of a form asks for.
+pub(crate) fn smem_bytes(head_dim: u32, form: &PortableForm) -> u32 {
+    2 * head_dim * (form.rows() + 2 * form.slots * form.step)
+}
+
 /// The kernel of a configuration.
 pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel {
     let bounds = LaunchBounds { block_threads: form.threads(), min_blocks_per_sm: form.blocks_per_sm };

@@ -55,13 +55,13 @@ impl HopperForm {
 
 #[cfg(test)]
 mod tests {
-    use crate::{Config, Gpu, Half, variants};
+    use crate::{Config, ForwardKernel, Gpu, Half, variants};
 
     #[test]
     fn blocks_ask_for_no_more_than_is_planned() {
         let mut seen = 0;
         for config in variants(Gpu::HOPPER, Half::F16) {
-            let Config::HopperForward(common, form) = config else { continue };
+            let Config::Forward(ForwardKernel::Hopper(common, form)) = config else { continue };
             let asked = config.kernel().smem_bytes();
             assert!(asked <= form.smem_bytes(&common), "{config}: {asked}");
             assert!(asked + 2048 > form.smem_bytes(&common), "{config}: {asked}");

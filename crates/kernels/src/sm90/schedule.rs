@@ -20,10 +20,10 @@ kernel_args! {
 }
 
 impl ScheduleArgs {
-    /// For so many heads of so many tiles each, on so many blocks. None if that are too many units for a launch.
-    pub(crate) fn new(heads: u64, tiles_per_head: u64, causal: bool, blocks: u64) -> Option<Self> {
+    /// For so many heads of so many tiles each, which differ in length if they form a triangle, on so many blocks. None if that are too many units for a launch.
+    pub(crate) fn new(heads: u64, tiles_per_head: u64, triangle: bool, blocks: u64) -> Option<Self> {
         // With a block for each tile, the long ones need not wait for the short ones.
-        let pairs = causal && heads * tiles_per_head > blocks;
+        let pairs = triangle && heads * tiles_per_head > blocks;
         let units_per_head = if pairs { tiles_per_head.div_ceil(2) } else { tiles_per_head };
         let units = i32::try_from(heads * units_per_head).ok()? as u32;
         Some(ScheduleArgs { units, units_per_head: units_per_head as u32 })

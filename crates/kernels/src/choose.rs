@@ -1,0 +1,302 @@
+//! The kernels of a call: chosen once, with the reason wherever they are not the GPU's own; `plan.rs` launches them.
+use crate::call::{BackwardCall, ForwardCall};
+use crate::config::{
+    Access, Common, Config, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperCommon, HopperForm,
+    HopperKeysForm, KeysKernel, Operands, PortableForm, Rows, Scores,
+};
+use crate::gpu::Gpu;
+use crate::tables::{hopper, portable};
+use crate::takes::{self, NotHopper};
+use crate::tensor::DeviceTensor;
+use crate::workspace::Workspace;
+use signflash_core::Problem;
+use signflash_ptx::Half;
+
+/// Which kernels a call may get.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kernels {
+    /// The GPU's own where there are such and they take the call, else the portable ones.
+    #[default]
+    Best,
+    /// Those that every GPU since Ampere runs.
+    Portable,
+}
+
+/// The kernels of a forward.
+///
+/// ```
+/// use signflash_core::{Problem, Shape};
+/// use signflash_kernels::{ForwardCall, ForwardChoice, Gpu, Half, Kernels};
+/// let shape = Shape::new(1, 64, 64).heads(1, 1).head_dim(41);
+/// let problem = Problem::builder(shape).build()?;
+/// let call = ForwardCall::of_dense(&problem, Half::Bf16);
+/// let choice = ForwardChoice::of(&call, Gpu::HOPPER, Kernels::Best);
+/// assert!(!choice.forward().is_hopper());
+/// let why = choice.not_hopper().unwrap().to_string();
+/// assert_eq!(why, "head_dim is 41, and rows are written in pieces of 8");
+/// # Ok::<(), signflash_core::ProblemError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct ForwardChoice<'a> {
+    pub(crate) call: &'a ForwardCall<'a>,
+    pub(crate) gpu: Gpu,
+    pub(crate) forward: ForwardKernel,
+    /// Who writes them, and where, if they are asked for.
+    pub(crate) probs: Option<(ForwardKernel, DeviceTensor)>,
+    not_hopper: Option<NotHopper>,
+    probs_not_hopper: Option<NotHopper>,
+}
+
+impl<'a> ForwardChoice<'a> {
+    /// The tables' choice for a call on a GPU.
+    pub fn of(call: &'a ForwardCall<'a>, gpu: Gpu, kernels: Kernels) -> Self {
+        let ForwardCall { problem, half, q, k, v, out, .. } = *call;
+        let common = common(problem, half, &[q, k, v, out]);
+        let own = allowed(gpu, kernels).and_then(|()| takes::forward(call)).and_then(|()| {
+            let form = hopper::forward(&common.hopper(), problem.shape().seqlen_k, gpu);
+            form.ok_or_else(|| NotHopper::Call("no form of its kernel fits the GPU's shared memory".into()))
+        });
+        let (forward, not_hopper) = match own {
+            Ok(form) => (ForwardKernel::Hopper(common.hopper(), form), None),
+            Err(reason) => (ForwardKernel::Portable(common, asked(&common, gpu).forward()), Some(reason)),
+        };
+        let mut choice =
+            ForwardChoice { call, gpu, forward, probs: None, not_hopper, probs_not_hopper: None };
+        if let Some(probs) = call.probs {
+            choice.choose_probs(common, probs);
+        }
+        choice
+    }
+
+    fn choose_probs(&mut self, common: Common, probs: DeviceTensor) {
+        let taken = match &self.not_hopper {
+            Some(reason) => Err(reason.clone()),
+            None => takes::probs(self.call.problem, probs),
+        };
+        let kernel = match taken {
+            Ok(()) => ForwardKernel::Hopper(common.hopper(), hopper::probs(&common.hopper())),
+            Err(_) => ForwardKernel::Portable(common, asked(&common, self.gpu).probs()),
+        };
+        self.probs = Some((kernel, probs));
+        self.probs_not_hopper = taken.err();
+    }
+
+    /// Who computes out and lse.
+    pub fn forward(&self) -> ForwardKernel {
+        self.forward
+    }
+
+    /// Who writes probs, if they are asked for.
+    pub fn probs(&self) -> Option<ForwardKernel> {
+        self.probs.map(|(kernel, _)| kernel)
+    }
+
+    /// Why Hopper's own kernel does not compute out and lse, if it does not.
+    pub fn not_hopper(&self) -> Option<&NotHopper> {
+        self.not_hopper.as_ref()
+    }
+
+    /// Why Hopper's own kernel does not write probs, if somebody else does.
+    pub fn probs_not_hopper(&self) -> Option<&NotHopper> {
+        self.probs_not_hopper.as_ref()
+    }
+
+    /// The kernels in the order of their launches.
+    pub fn kernels(&self) -> impl Iterator<Item = Config> {
+        [Config::Forward(self.forward)].into_iter().chain(self.probs().map(Config::Probs))
+    }
+
+    /// The portable kernel in another form than the table's: to find better ones.
+    pub fn with_portable_form(self, form: PortableForm) -> Self {
+        let mut choice = Self::of(self.call, self.gpu, Kernels::Portable);
+        if let ForwardKernel::Portable(_, of) = &mut choice.forward {
+            *of = form;
+        }
+        choice
+    }
+
+    /// Hopper's own kernel in another form than the table's: to find better ones.
+    ///
+    /// # Errors
+    /// Why Hopper's own kernel does not compute the call.
+    pub fn with_hopper_form(mut self, form: HopperForm) -> Result<Self, NotHopper> {
+        match (&mut self.forward, &self.not_hopper) {
+            (_, Some(reason)) => return Err(reason.clone()),
+            (ForwardKernel::Hopper(_, of), None) => *of = form,
+            (ForwardKernel::Portable(..), None) => return Err(NotHopper::NotWanted),
+        }
+        Ok(self)
+    }
+}
+
+/// The kernels of a backward.
+#[derive(Clone, Debug)]
+pub struct BackwardChoice<'a> {
+    pub(crate) call: &'a BackwardCall<'a>,
+    pub(crate) gpu: Gpu,
+    pub(crate) delta: (Half, DeltaRows),
+    pub(crate) keys: KeysKernel,
+    pub(crate) dq: DqKernel,
+    pub(crate) workspace: Workspace,
+    not_hopper: Option<NotHopper>,
+}
+
+impl<'a> BackwardChoice<'a> {
+    /// The tables' choice for a call on a GPU.
+    pub fn of(call: &'a BackwardCall<'a>, gpu: Gpu, kernels: Kernels) -> Self {
+        let BackwardCall { problem, half, q, k, v, out, dout, dq, dk, dv, deterministic, .. } = *call;
+        let common = common(problem, half, &[q, k, v, out, dout, dq, dk, dv]);
+        let own = allowed(gpu, kernels).and_then(|()| takes::backward(call));
+        let (keys, dq) = match own {
+            Ok(()) => {
+                let head_dim = hopper::keys_head_dim(common.operands.head_dim);
+                let operands = Operands { head_dim, ..common.operands };
+                let form = hopper::keys(head_dim, common.scores.dropout, deterministic);
+                own_kernels(HopperCommon { operands, scores: common.scores }, form)
+            }
+            Err(_) => {
+                let asked = asked(&common, gpu);
+                portable_kernels(common, asked, asked.keys(), deterministic)
+            }
+        };
+        BackwardChoice {
+            call,
+            gpu,
+            delta: (half, DeltaRows::of(common.rows())),
+            keys,
+            dq,
+            workspace: Workspace::plan(problem, gpu, deterministic),
+            not_hopper: own.err(),
+        }
+    }
+
+    /// Who computes the statistics of rows.
+    pub fn delta(&self) -> Config {
+        let (half, rows) = self.delta;
+        Config::Delta(half, rows)
+    }
+
+    /// Who computes dk, dv and perhaps sums of dq.
+    pub fn keys(&self) -> KeysKernel {
+        self.keys
+    }
+
+    /// Who computes dq.
+    pub fn dq(&self) -> DqKernel {
+        self.dq
+    }
+
+    /// Why Hopper's own kernel does not compute it, if it does not.
+    pub fn not_hopper(&self) -> Option<&NotHopper> {
+        self.not_hopper.as_ref()
+    }
+
+    /// The kernels in the order of their launches.
+    pub fn kernels(&self) -> impl Iterator<Item = Config> {
+        [self.delta(), Config::Keys(self.keys), Config::Dq(self.dq)].into_iter()
+    }
+
+    /// The portable pass over keys in another form than the table's: to find better ones.
+    ///
+    /// # Errors
+    /// That the call's workspace would not suffice.
+    pub fn with_portable_form(self, form: PortableForm) -> Result<Self, NotEnoughWorkspace> {
+        let mut choice = Self::of(self.call, self.gpu, Kernels::Portable);
+        if let KeysKernel::Portable(common, ..) = choice.keys {
+            let asked = asked(&common, choice.gpu);
+            (choice.keys, choice.dq) = portable_kernels(common, asked, form, choice.call.deterministic);
+        }
+        choice.fits_its_workspace()
+    }
+
+    /// Hopper's own pass over keys in another form than the table's: to find better ones. Whether it adds in order is the call's
+    /// to say.
+    ///
+    /// # Errors
+    /// Why Hopper's own kernel does not compute the call, or that the call's workspace would not suffice.
+    pub fn with_hopper_form(mut self, form: HopperKeysForm) -> Result<Self, NotHopper> {
+        match (self.keys, &self.not_hopper) {
+            (KeysKernel::Hopper(common, _), None) => {
+                let form = HopperKeysForm { ordered: self.call.deterministic, ..form };
+                (self.keys, self.dq) = own_kernels(common, form);
+            }
+            (_, reason) => return Err(reason.clone().unwrap_or(NotHopper::NotWanted)),
+        }
+        self.fits_its_workspace().map_err(|error| NotHopper::Call(error.to_string()))
+    }
+
+    fn fits_its_workspace(self) -> Result<Self, NotEnoughWorkspace> {
+        let missing_bytes = self.workspace.missing(self.call.problem, &self.keys, &self.dq);
+        if missing_bytes > 0 { Err(NotEnoughWorkspace { missing_bytes }) } else { Ok(self) }
+    }
+}
+
+/// A form needs a larger workspace than calls have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "this form needs {missing_bytes} bytes more of workspace than calls have; choose as many queries a step as the table"
+)]
+pub struct NotEnoughWorkspace {
+    /// How many bytes more.
+    pub missing_bytes: u64,
+}
+
+/// Hopper's pass over keys, and dq from its sums, whose rows are padded to whole boxes.
+fn own_kernels(common: HopperCommon, form: HopperKeysForm) -> (KeysKernel, DqKernel) {
+    let rows = Rows { operands: common.operands, access: Access::Pieces };
+    (KeysKernel::Hopper(common, form), DqKernel::FromSums(rows, form.step, DqSums::Wide))
+}
+
+/// The portable pass over keys in a form, and who computes dq then.
+fn portable_kernels(
+    common: Common,
+    asked: portable::Asked,
+    form: PortableForm,
+    deterministic: bool,
+) -> (KeysKernel, DqKernel) {
+    let sums = match (deterministic, asked.gpu.adds_four_floats()) {
+        (true, _) => DqSums::None,
+        (false, true) => DqSums::Wide,
+        (false, false) => DqSums::Narrow,
+    };
+    let dq = match sums {
+        DqSums::None => DqKernel::Queries(common, asked.queries()),
+        _ => DqKernel::FromSums(common.rows(), form.step, sums),
+    };
+    // Without sums there is nothing to add later.
+    let form = PortableForm { late_dq: form.late_dq && sums != DqSums::None, ..form };
+    (KeysKernel::Portable(common, form, sums), dq)
+}
+
+/// Whether Hopper's own kernels may be asked at all.
+fn allowed(gpu: Gpu, kernels: Kernels) -> Result<(), NotHopper> {
+    match kernels {
+        Kernels::Best if gpu.is_hopper() => Ok(()),
+        Kernels::Best => Err(NotHopper::Gpu(gpu)),
+        Kernels::Portable => Err(NotHopper::NotWanted),
+    }
+}
+
+fn asked(common: &Common, gpu: Gpu) -> portable::Asked {
+    portable::Asked { head_dim: common.operands.head_dim, dropout: common.scores.dropout, gpu }
+}
+
+/// What the kernels of a call share.
+fn common(problem: &Problem, half: Half, tensors: &[DeviceTensor]) -> Common {
+    let head_dim = problem.shape().head_dim as u32;
+    let padded = portable::padded(head_dim);
+    let in_pieces = head_dim.is_multiple_of(8) && tensors.iter().all(DeviceTensor::is_aligned);
+    Common {
+        operands: Operands { half, head_dim: padded },
+        access: match in_pieces {
+            true if head_dim == padded => Access::Whole,
+            true => Access::Pieces,
+            false => Access::Elements,
+        },
+        scores: Scores {
+            causal: problem.causal(),
+            dropout: problem.keep_rule().is_some(),
+            negative_scale: problem.negates(),
+        },
+    }
+}

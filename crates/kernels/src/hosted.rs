@@ -1,0 +1,184 @@
+//! Attention of tensors in the host's memory: what is uploaded, what is called with it, what is downloaded. Once for the
+//! interpreter and the driver.
+use crate::call::{BackwardCall, ForwardCall};
+use crate::tensor::{DeviceTensor, Order};
+use signflash_core::{Element, GradInputs, Gradients, Inputs, Outputs, Problem, TensorMut, TensorRef};
+use signflash_ptx::Half;
+
+/// A GPU's memory, or what stands for it.
+pub trait Memory {
+    /// Some bytes there, which are the holder's alone.
+    type Buffer;
+    /// Why there are none, or why they could not be copied.
+    type Error;
+
+    /// A buffer with these bytes.
+    ///
+    /// # Errors
+    /// The memory's.
+    fn upload(&mut self, name: &'static str, bytes: &[u8]) -> Result<Self::Buffer, Self::Error>;
+
+    /// A buffer of so many bytes, which nobody has written.
+    ///
+    /// # Errors
+    /// The memory's.
+    fn reserve(&mut self, name: &'static str, bytes: usize) -> Result<Self::Buffer, Self::Error>;
+
+    /// Where a buffer begins.
+    fn address(&self, buffer: &Self::Buffer) -> u64;
+
+    /// Copies a whole buffer, as kernels have left it.
+    ///
+    /// # Errors
+    /// The memory's.
+    fn download(&self, buffer: &Self::Buffer, to: &mut [u8]) -> Result<(), Self::Error>;
+}
+
+/// A host tensor's storage on the GPU, gaps included.
+#[derive(Debug)]
+struct Held<B> {
+    buffer: B,
+    tensor: DeviceTensor,
+}
+
+impl<B> Held<B> {
+    fn upload<T: Element, M: Memory<Buffer = B>>(
+        memory: &mut M,
+        name: &'static str,
+        tensor: &TensorRef<'_, T>,
+        order: Order,
+    ) -> Result<Self, M::Error> {
+        let buffer = memory.upload(name, bytemuck::cast_slice(tensor.data))?;
+        let tensor = DeviceTensor::of(memory.address(&buffer), tensor.strides, order);
+        Ok(Held { buffer, tensor })
+    }
+
+    fn download<T: Element, M: Memory<Buffer = B>>(
+        &self,
+        memory: &M,
+        to: &mut TensorMut<'_, T>,
+    ) -> Result<(), M::Error> {
+        memory.download(&self.buffer, bytemuck::cast_slice_mut(to.data))
+    }
+}
+
+/// The tensors of a forward, uploaded: as large as the host's, which were checked, and each on its own.
+#[derive(Debug)]
+pub struct HostForward<'p, B> {
+    problem: &'p Problem,
+    half: Half,
+    inputs: [Held<B>; 3],
+    out: Held<B>,
+    lse: (B, u64),
+    probs: Option<Held<B>>,
+}
+
+impl<'p, B> HostForward<'p, B> {
+    /// Uploads the operands, and the results for their gaps. Both must have been checked.
+    ///
+    /// # Errors
+    /// The memory's.
+    pub fn upload<T: Element, M: Memory<Buffer = B>>(
+        memory: &mut M,
+        (problem, half): (&'p Problem, Half),
+        inputs: &Inputs<'_, T>,
+        outputs: &Outputs<'_, T>,
+    ) -> Result<Self, M::Error> {
+        let mut up = |name, tensor: &_| Held::upload(memory, name, tensor, Order::RowsFirst);
+        let inputs = [up("q", &inputs.q)?, up("k", &inputs.k)?, up("v", &inputs.v)?];
+        let out = up("out", &outputs.out.as_ref())?;
+        let lse = memory.reserve("lse", size_of_val(outputs.lse))?;
+        let probs = outputs.probs.as_ref();
+        let probs = probs.map(|probs| Held::upload(memory, "probs", &probs.as_ref(), Order::HeadsFirst));
+        let lse_ptr = memory.address(&lse);
+        Ok(HostForward { problem, half, inputs, out, lse: (lse, lse_ptr), probs: probs.transpose()? })
+    }
+
+    /// The call with them.
+    pub fn call(&self) -> ForwardCall<'p> {
+        let inputs = self.inputs.each_ref().map(|held| held.tensor);
+        let call = ForwardCall::new(self.problem, self.half, inputs, self.out.tensor, self.lse.1);
+        call.with_probs(self.probs.as_ref().map(|held| held.tensor))
+    }
+
+    /// Copies the results, when the call is done.
+    ///
+    /// # Errors
+    /// The memory's.
+    pub fn download<T: Element, M: Memory<Buffer = B>>(
+        &self,
+        memory: &M,
+        outputs: &mut Outputs<'_, T>,
+    ) -> Result<(), M::Error> {
+        self.out.download(memory, &mut outputs.out)?;
+        memory.download(&self.lse.0, bytemuck::cast_slice_mut(outputs.lse))?;
+        match (&self.probs, &mut outputs.probs) {
+            (Some(from), Some(to)) => from.download(memory, to),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The tensors of a backward, uploaded, likewise.
+#[derive(Debug)]
+pub struct HostBackward<'p, B> {
+    problem: &'p Problem,
+    half: Half,
+    inputs: [Held<B>; 3],
+    out: Held<B>,
+    dout: Held<B>,
+    lse: (B, u64),
+    dlse: Option<(B, u64)>,
+    gradients: [Held<B>; 3],
+}
+
+impl<'p, B> HostBackward<'p, B> {
+    /// Uploads the operands, and the gradients for their gaps. Both must have been checked.
+    ///
+    /// # Errors
+    /// The memory's.
+    pub fn upload<T: Element, M: Memory<Buffer = B>>(
+        memory: &mut M,
+        (problem, half): (&'p Problem, Half),
+        inputs: &GradInputs<'_, T>,
+        gradients: &Gradients<'_, T>,
+    ) -> Result<Self, M::Error> {
+        let mut up = |name, tensor: &_| Held::upload(memory, name, tensor, Order::RowsFirst);
+        let operands = [up("q", &inputs.inputs.q)?, up("k", &inputs.inputs.k)?, up("v", &inputs.inputs.v)?];
+        let (out, dout) = (up("out", &inputs.out)?, up("dout", &inputs.dout)?);
+        let (dq, dk, dv) = (gradients.dq.as_ref(), gradients.dk.as_ref(), gradients.dv.as_ref());
+        let gradients = [up("dq", &dq)?, up("dk", &dk)?, up("dv", &dv)?];
+        let mut up_rows = |name, rows: &[f32]| {
+            let buffer = memory.upload(name, bytemuck::cast_slice(rows))?;
+            let address = memory.address(&buffer);
+            Ok((buffer, address))
+        };
+        let lse = up_rows("lse", inputs.lse)?;
+        let dlse = inputs.dlse.map(|dlse| up_rows("dlse", dlse)).transpose()?;
+        Ok(HostBackward { problem, half, inputs: operands, out, dout, lse, dlse, gradients })
+    }
+
+    /// The call with them, and with a workspace for it.
+    pub fn call(&self, workspace: u64, deterministic: bool) -> BackwardCall<'p> {
+        let inputs = self.inputs.each_ref().map(|held| held.tensor);
+        let forward = ForwardCall::new(self.problem, self.half, inputs, self.out.tensor, self.lse.1);
+        let gradients = self.gradients.each_ref().map(|held| held.tensor);
+        let call = BackwardCall::of(&forward, self.dout.tensor, gradients, workspace);
+        call.with_dlse(self.dlse.as_ref().map(|dlse| dlse.1)).with_deterministic(deterministic)
+    }
+
+    /// Copies the gradients, when the call is done.
+    ///
+    /// # Errors
+    /// The memory's.
+    pub fn download<T: Element, M: Memory<Buffer = B>>(
+        &self,
+        memory: &M,
+        to: &mut Gradients<'_, T>,
+    ) -> Result<(), M::Error> {
+        let [dq, dk, dv] = &self.gradients;
+        dq.download(memory, &mut to.dq)?;
+        dk.download(memory, &mut to.dk)?;
+        dv.download(memory, &mut to.dv)
+    }
+}

@@ -1,0 +1,112 @@
+//! Forms of Hopper's own kernels.
+use crate::config::{HopperCommon, HopperForm, HopperKeysForm, Scores};
+use crate::gpu::Gpu;
+
+/// A row of the forward's table.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    head_dim: u32,
+    /// Only causal, or only not.
+    causal: Option<bool>,
+    dropout: bool,
+    /// For no more keys than these.
+    up_to_keys: usize,
+    form: HopperForm,
+}
+
+impl Row {
+    const fn causal(self, causal: bool) -> Row {
+        Row { causal: Some(causal), ..self }
+    }
+
+    const fn up_to_keys(self, up_to_keys: usize) -> Row {
+        Row { up_to_keys, ..self }
+    }
+
+    /// Warpgroups start their products in turns.
+    const fn turns(self) -> Row {
+        Row { form: HopperForm { turns: true, ..self.form }, ..self }
+    }
+
+    /// So many pieces of the softmax go beside the product with values.
+    const fn early(self, early: u32) -> Row {
+        Row { form: HopperForm { early, ..self.form }, ..self }
+    }
+
+    /// The output leaves by way of the queries' shared memory.
+    const fn out_in_q(self) -> Row {
+        Row { form: HopperForm { out_in_q: true, ..self.form }, ..self }
+    }
+
+    /// With dropout: so many warpgroups draw flags, so many steps ahead.
+    const fn drop(self, drawers: u32, flag_stages: u32) -> Row {
+        Row { dropout: true, form: HopperForm { drawers, flag_stages, ..self.form }, ..self }
+    }
+}
+
+const fn row(head_dim: u32, [groups, step, stages, registers]: [u32; 4]) -> Row {
+    let (drawers, flag_stages, turns, early, out_in_q) = (0, 0, false, 0, false);
+    let form = HopperForm { groups, drawers, step, stages, flag_stages, registers, turns, early, out_in_q };
+    Row { head_dim, causal: None, dropout: false, up_to_keys: usize::MAX, form }
+}
+
+/// Head_dim up to, [warpgroups that multiply, keys a step, stages, registers]. With dropout steps are multiples of 32.
+const FORWARD: &[Row] = &[
+    // Tiles of 192 rows are too few, and end too unevenly, for short causal problems.
+    row(64, [2, 128, 2, 232]).turns().causal(true).up_to_keys(2048),
+    row(64, [3, 128, 2, 160]).turns(),
+    row(64, [2, 128, 3, 168]).early(4).drop(1, 4),
+    row(128, [2, 128, 2, 232]).turns().early(4),
+    row(128, [2, 128, 2, 200]).turns().early(4).drop(1, 2),
+    row(192, [2, 112, 2, 232]).turns().out_in_q(),
+    row(192, [2, 64, 2, 216]).turns().out_in_q().drop(1, 3),
+    row(256, [2, 80, 2, 232]).turns().out_in_q(),
+    row(256, [2, 64, 2, 216]).turns().out_in_q().drop(1, 3),
+];
+
+/// Of the forward, for so many keys; none if no row fits the GPU's shared memory.
+pub(crate) fn forward(common: &HopperCommon, seqlen_k: usize, gpu: Gpu) -> Option<HopperForm> {
+    let Scores { causal, dropout, .. } = common.scores;
+    let fits = |row: &&Row| {
+        row.head_dim >= common.operands.head_dim
+            && row.dropout == dropout
+            && row.up_to_keys >= seqlen_k
+            && row.causal.is_none_or(|of| of == causal)
+            && row.form.smem_bytes(common) <= gpu.smem_per_block_bytes
+    };
+    FORWARD.iter().find(fits).map(|row| row.form)
+}
+
+/// Of the kernel that writes probs.
+pub(crate) fn probs(common: &HopperCommon) -> HopperForm {
+    let dropout = common.scores.dropout;
+    let (drawers, registers) = if dropout { (2, 168) } else { (0, 232) };
+    HopperForm {
+        groups: 2,
+        drawers,
+        step: if common.operands.head_dim > 128 { 64 } else { 128 },
+        stages: 2,
+        flag_stages: if dropout { 2 } else { 0 },
+        registers,
+        turns: false,
+        early: 0,
+        out_in_q: false,
+    }
+}
+
+/// Columns a head in the pass over keys, which moves whole boxes.
+pub(crate) fn keys_head_dim(head_dim: u32) -> u32 {
+    head_dim.next_multiple_of(64)
+}
+
+/// Of the pass over keys, at a head_dim of whole boxes.
+pub(crate) fn keys(head_dim: u32, dropout: bool, ordered: bool) -> HopperKeysForm {
+    let (keys, step, ds_stages) = match head_dim {
+        ..=64 => (128, 128, 2),
+        65..=128 => (128, 64, 3),
+        _ => (64, 64, 1),
+    };
+    let flag_stages = if dropout { 2 } else { 0 };
+    let registers = if dropout && keys > 64 { 232 } else { 240 };
+    HopperKeysForm { keys, step, stages: 2, ds_stages, flag_stages, registers, ordered }
+}

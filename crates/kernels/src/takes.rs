@@ -1,0 +1,120 @@
+//! What Hopper's own kernels take, and in words what about a call they do not.
+use crate::call::{BackwardCall, ForwardCall};
+use crate::gpu::Gpu;
+use crate::tensor::DeviceTensor;
+use signflash_core::Problem;
+use std::fmt;
+
+/// Why a call, or a part of it, is left to the portable kernels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NotHopper {
+    /// The GPU is another one.
+    Gpu(Gpu),
+    /// Nobody wants them.
+    NotWanted,
+    /// They do not take this about the call.
+    Call(String),
+}
+
+impl NotHopper {
+    /// Whether another call could have had Hopper's kernels, on this GPU and with these settings.
+    pub fn is_of_call(&self) -> bool {
+        matches!(self, NotHopper::Call(_))
+    }
+}
+
+impl fmt::Display for NotHopper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NotHopper::Gpu(Gpu { compute_capability: (major, minor), .. }) => {
+                write!(
+                    f,
+                    "the GPU's compute capability is {major}.{minor}, and Hopper's own kernels need 9.0"
+                )
+            }
+            NotHopper::NotWanted => f.write_str("the portable kernels were asked for"),
+            NotHopper::Call(reason) => f.write_str(reason),
+        }
+    }
+}
+
+/// Whether they take a forward.
+pub(crate) fn forward(call: &ForwardCall<'_>) -> Result<(), NotHopper> {
+    let shape = call.problem.shape();
+    // Its first tile would begin with rows before the tensor, and the copy engine stores no box from there.
+    if call.problem.keep_rule().is_some_and(|rule| !rule.first_row().is_multiple_of(16)) {
+        return refuse("the shard starts inside a block of 16 rows of the dropout mask".into());
+    }
+    let tensors = [
+        ("q", call.q, shape.q()),
+        ("k", call.k, shape.k()),
+        ("v", call.v, shape.v()),
+        ("out", call.out, shape.out()),
+    ];
+    copy_engine(shape.head_dim, &tensors)
+}
+
+/// Whether they write probs, where they take the forward.
+pub(crate) fn probs(problem: &Problem, probs: DeviceTensor) -> Result<(), NotHopper> {
+    let seqlen_k = problem.shape().seqlen_k;
+    if !seqlen_k.is_multiple_of(8) {
+        return refuse(format!("seqlen_k is {seqlen_k}, and rows of probs are written in pieces of 8"));
+    }
+    if !probs.is_aligned() {
+        return refuse("the rows of probs do not all start at multiples of 16 bytes".into());
+    }
+    starts_with_a_block_of_columns(problem)
+}
+
+/// Whether they take a backward.
+pub(crate) fn backward(call: &BackwardCall<'_>) -> Result<(), NotHopper> {
+    let shape = call.problem.shape();
+    starts_with_a_block_of_columns(call.problem)?;
+    if !call.workspace.is_multiple_of(16) {
+        return refuse("the workspace does not start at a multiple of 16 bytes".into());
+    }
+    let tensors = [
+        ("q", call.q, shape.q()),
+        ("k", call.k, shape.k()),
+        ("v", call.v, shape.v()),
+        ("dout", call.dout, shape.out()),
+        ("dk", call.dk, shape.k()),
+        ("dv", call.dv, shape.v()),
+    ];
+    copy_engine(shape.head_dim, &tensors)
+}
+
+fn refuse(reason: String) -> Result<(), NotHopper> {
+    Err(NotHopper::Call(reason))
+}
+
+fn starts_with_a_block_of_columns(problem: &Problem) -> Result<(), NotHopper> {
+    match problem.keep_rule() {
+        Some(rule) if !rule.first_column().is_multiple_of(32) => {
+            refuse("the shard starts inside a block of 32 columns of the dropout mask".into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether the copy engine takes tensors of these sizes.
+fn copy_engine(head_dim: usize, tensors: &[(&str, DeviceTensor, [usize; 4])]) -> Result<(), NotHopper> {
+    if !head_dim.is_multiple_of(8) {
+        return refuse(format!("head_dim is {head_dim}, and rows are written in pieces of 8"));
+    }
+    for (name, tensor, [batch, seqlen, heads, columns]) in tensors.iter().copied() {
+        if [batch, seqlen, heads, columns].contains(&0) {
+            return refuse(format!("{name} is empty"));
+        }
+        if !tensor.is_aligned() {
+            return refuse(format!("the rows of {name} do not all start at multiples of 16 bytes"));
+        }
+        let used = [(batch, tensor.batch_stride), (seqlen, tensor.row_stride), (heads, tensor.head_stride)];
+        let unfit = |(size, stride): &(usize, u64)| *size > 1 && !(1..1 << 39).contains(stride);
+        if let Some((_, stride)) = used.into_iter().find(unfit) {
+            return refuse(format!("{name} has a stride of {stride} elements"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,70 @@
+//! A backward's memory besides its tensors.
+use crate::config::{DqKernel, KeysKernel};
+use crate::geometry::{heads, query_tiles, stat_rows};
+use crate::gpu::Gpu;
+use crate::sm90::backward::counters_bytes;
+use crate::tables::{hopper, portable};
+use signflash_core::Problem;
+
+/// Bytes of device memory that a backward needs besides its tensors: delta and lse of every row, and sums of dq in f32. Without a
+/// Hopper GPU a deterministic backward has no such sums.
+pub fn backward_workspace_bytes(problem: &Problem, gpu: Gpu, deterministic: bool) -> u64 {
+    Workspace::plan(problem, gpu, deterministic).bytes
+}
+
+/// Where things lie in it, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Workspace {
+    /// Behind the statistics.
+    pub(crate) dq_sums: u64,
+    /// Where blocks that add in order count.
+    pub(crate) dq_counters: u64,
+    /// Of all.
+    pub(crate) bytes: u64,
+}
+
+impl Workspace {
+    /// For whichever kernels the table may choose: how the tensors lie is not known yet.
+    pub(crate) fn plan(problem: &Problem, gpu: Gpu, deterministic: bool) -> Self {
+        let head_dim = portable::padded(problem.shape().head_dim as u32);
+        let dropout = problem.keep_rule().is_some();
+        let asked = portable::Asked { head_dim, dropout, gpu };
+        let mut sums = if deterministic { 0 } else { sums_bytes(problem, head_dim, asked.keys().step) };
+        let mut counters = 0;
+        if gpu.is_hopper() {
+            let head_dim = hopper::keys_head_dim(head_dim);
+            let own = hopper::keys(head_dim, dropout, deterministic);
+            sums = sums.max(sums_bytes(problem, head_dim, own.step));
+            let per_step = u64::from(counters_bytes(&own));
+            counters = if deterministic { steps(problem, own.step) * per_step } else { 0 };
+        }
+        let dq_sums = 8 * heads(problem) * stat_rows(problem);
+        let dq_counters = dq_sums + sums;
+        Workspace { dq_sums, dq_counters, bytes: dq_counters + counters }
+    }
+
+    /// How many bytes these kernels would need beyond it.
+    pub(crate) fn missing(&self, problem: &Problem, keys: &KeysKernel, dq: &DqKernel) -> u64 {
+        let sums = match dq {
+            DqKernel::FromSums(rows, step, _) => sums_bytes(problem, rows.operands.head_dim, *step),
+            DqKernel::Queries(..) => 0,
+        };
+        let counters = match keys {
+            KeysKernel::Hopper(_, form) if form.ordered => {
+                steps(problem, form.step) * u64::from(counters_bytes(form))
+            }
+            _ => 0,
+        };
+        let room = [self.dq_counters - self.dq_sums, self.bytes - self.dq_counters];
+        sums.saturating_sub(room[0]) + counters.saturating_sub(room[1])
+    }
+}
+
+/// Steps of the queries of all heads.
+fn steps(problem: &Problem, step: u32) -> u64 {
+    heads(problem) * query_tiles(problem, step)
+}
+
+fn sums_bytes(problem: &Problem, head_dim: u32, step: u32) -> u64 {
+    steps(problem, step) * u64::from(4 * step * head_dim)
+}
