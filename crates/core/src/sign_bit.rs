@@ -125,7 +125,8 @@ impl<'a, T: Element> Probs<'a, T> {
 
     /// The visible entries of one row, in order.
     pub fn row(&self, batch: usize, head: usize, row: usize) -> impl Iterator<Item = ProbsEntry> + '_ {
-        self.problem.visible_keys(row).map(move |column| self.entry([batch, head, row, column]))
+        let visible = self.problem.visibility().keys_of(row as i64).positions();
+        visible.map(move |column| self.entry([batch, head, row, column]))
     }
 
     /// All visible entries, row by row.

@@ -1,5 +1,7 @@
 //! Borrowed, strided tensors of four dimensions.
 
+use std::ops::Range;
+
 /// A tensor to read: (batch, seqlen, num_heads, head_dim), or (batch, num_heads, seqlen_q, seqlen_k) for `probs`.
 ///
 /// Element `[a, b, c, d]` is `data[a * strides[0] + b * strides[1] + c * strides[2] + d * strides[3]]`. Strides are
@@ -153,4 +155,10 @@ impl<'a, T> TensorMut<'a, T> {
         let [sa, sb, sc, sd] = self.strides;
         &mut self.data[a * sa + b * sb + c * sc + d * sd]
     }
+}
+
+/// Where the row that starts at an index lies in a dense tensor.
+pub(crate) fn dense_row(shape: [usize; 4], [a, b, c, _]: [usize; 4]) -> Range<usize> {
+    let start = ((a * shape[1] + b) * shape[2] + c) * shape[3];
+    start..start + shape[3]
 }

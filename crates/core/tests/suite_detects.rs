@@ -136,7 +136,7 @@ impl Implementation for Broken {
         let probs_before = outputs.probs.as_mut().map(|probs| *probs.at_mut([0, 1, 3, 2]));
         Reference.forward(&self.problem(problem), inputs, outputs)?;
         let out = &mut outputs.out;
-        let blind = |i: usize| problem.visible_keys(i).is_empty();
+        let blind = |i: usize| problem.visibility().keys_of(i as i64).is_empty();
         match self.fault {
             Fault::NoKeepScale => each(out, |_, x| scaled(x, 1.0 / problem.keep_scale())),
             Fault::KeepScaleOfTheOtherRule => {
@@ -169,7 +169,7 @@ impl Implementation for Broken {
             _ => {}
         }
         let Some(probs) = &mut outputs.probs else { return Ok(()) };
-        let visible = |i, j| problem.visible_keys(i).contains(&j);
+        let visible = |i: usize, j: usize| problem.visibility().keys_of(i as i64).contains(j as i64);
         match self.fault {
             Fault::OneSignBit => {
                 each(probs, |index, x| if index == [0, 1, 3, 2] { x.encode(!x.is_dropped()) } else { x })

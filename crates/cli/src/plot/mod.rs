@@ -113,7 +113,7 @@ pub fn attention<T: FileElement>(
     quiet: bool,
 ) -> Result<(), Error> {
     let (queries, keys) = (subject.queries(), subject.keys());
-    let seqlen_k = subject.problem.shape().seqlen_k;
+    let (seqlen_k, visibility) = (subject.problem.shape().seqlen_k, subject.problem.visibility());
     let mut grid = Grid::new(queries.clone(), keys);
     let band = (BAND_ENTRIES / seqlen_k).max(1);
     let progress = Progress::bar("drawing", queries.len() as u64, quiet);
@@ -121,7 +121,7 @@ pub fn attention<T: FileElement>(
         let rows = first..queries.end.min(first + band);
         let entries = fetch(rows.clone())?;
         for (row, entries) in rows.clone().zip(entries.chunks_exact(seqlen_k)) {
-            grid.add_row(row, entries, subject.problem.visible_keys(row));
+            grid.add_row(row, entries, visibility.keys_of(row as i64).positions());
         }
         progress.advance(rows.len() as u64);
     }

@@ -26,7 +26,7 @@ impl<T: FileElement> Verify<'_, T> {
         let heads = if shape.lse_len() == 0 { 0 } else { shape.batch * shape.num_heads };
         for (head, i) in (0..heads).flat_map(|head| (0..shape.seqlen_q).map(move |i| (head, i))) {
             let (b, h) = (head / shape.num_heads, head % shape.num_heads);
-            let visible = self.problem.visible_keys(i);
+            let visible = self.problem.visibility().keys_of(i as i64).positions();
             let keep = rule.as_ref().map(|rule| rule.keep_block(b, h, i..i + 1, visible.clone()));
             for j in 0..shape.seqlen_k {
                 let (probability, dropped) = probs.at([b, h, i, j]).decode();
@@ -35,7 +35,8 @@ impl<T: FileElement> Verify<'_, T> {
                     continue;
                 }
                 count.visible += 1;
-                count.wrong_by_rule += u64::from(dropped == keep.as_ref().is_none_or(|keep| keep.keep(0, j)));
+                count.wrong_by_rule +=
+                    u64::from(dropped == keep.as_ref().is_none_or(|keep| keep.keep(0, j - visible.start)));
                 if let Some(bits) = &signbit {
                     count.wrong_by_file += u64::from(dropped != (bits.at([b, h, i, j]) != 0.0));
                 }

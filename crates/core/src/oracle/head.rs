@@ -4,7 +4,7 @@ use crate::dropout::KeepRule;
 use crate::problem::Problem;
 use crate::scores::Score;
 use crate::sequence::Sequence;
-use crate::tensor::TensorRef;
+use crate::tensor::{TensorRef, dense_row};
 use crate::visibility::Visibility;
 use crate::{Element, Inputs};
 use std::ops::Range;
@@ -99,22 +99,22 @@ impl<'a> Head<'a> {
 
     /// Where query i lies in a dense dq.
     pub(crate) fn query_places(&self, i: usize) -> Range<usize> {
-        places(self.problem.shape().q(), self.sequence.query(i, self.head))
+        dense_row(self.problem.shape().q(), self.sequence.query(i, self.head))
     }
 
     /// Where query i lies in a dense out.
     pub(crate) fn out_places(&self, i: usize) -> Range<usize> {
-        places(self.problem.shape().out(), self.sequence.query(i, self.head))
+        dense_row(self.problem.shape().out(), self.sequence.query(i, self.head))
     }
 
     /// Where key j lies in a dense dk.
     pub(crate) fn key_places(&self, j: usize) -> Range<usize> {
-        places(self.problem.shape().k(), self.sequence.key(j, self.head_k))
+        dense_row(self.problem.shape().k(), self.sequence.key(j, self.head_k))
     }
 
     /// Where key j lies in a dense dv.
     pub(crate) fn value_places(&self, j: usize) -> Range<usize> {
-        places(self.problem.shape().v(), self.sequence.key(j, self.head_k))
+        dense_row(self.problem.shape().v(), self.sequence.key(j, self.head_k))
     }
 
     /// Where query i lies in lse.
@@ -205,12 +205,6 @@ fn probability(score: f64, [base, log_sum]: [f64; 2]) -> f64 {
 fn matrix<T: Element>(x: &TensorRef<'_, T>, rows: impl Iterator<Item = [usize; 4]>) -> Vec<f64> {
     let dim = x.shape[3];
     rows.flat_map(|[b, s, h, _]| (0..dim).map(move |d| x.at([b, s, h, d]).to_f64())).collect()
-}
-
-/// Where the row that starts at an index lies in a dense tensor.
-fn places(shape: [usize; 4], [a, b, c, _]: [usize; 4]) -> Range<usize> {
-    let start = ((a * shape[1] + b) * shape[2] + c) * shape[3];
-    start..start + shape[3]
 }
 
 fn row(matrix: &[f64], i: usize, len: usize) -> &[f64] {

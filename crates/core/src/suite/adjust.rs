@@ -1,18 +1,22 @@
 //! NaNs and infinities, put where they belong and nowhere else.
 
 use super::inputs::Values;
-use crate::{Problem, Shape};
+use crate::tensor::dense_row;
+use crate::{Problem, Sequence, Shape};
 
-/// The elements of row `i` of head `h` of a dense tensor of q's shape; batch 0.
-fn query<'a>(problem: &Problem, x: &'a mut [f64], i: usize, h: usize) -> &'a mut [f64] {
-    let Shape { num_heads, head_dim, .. } = *problem.shape();
-    &mut x[(i * num_heads + h) * head_dim..][..head_dim]
+/// The sequence whose operands change.
+fn first(problem: &Problem) -> Sequence {
+    problem.sequences().next().expect("the case has a sequence")
 }
 
-/// The elements of row `j` of key head `h` of a dense tensor of k's shape; batch 0.
+/// The elements of query `i` of head `h` of a dense tensor of q's shape.
+fn query<'a>(problem: &Problem, x: &'a mut [f64], i: usize, h: usize) -> &'a mut [f64] {
+    &mut x[dense_row(problem.shape().q(), first(problem).query(i, h))]
+}
+
+/// The elements of key `j` of key head `h` of a dense tensor of k's shape.
 fn key<'a>(problem: &Problem, x: &'a mut [f64], j: usize, h: usize) -> &'a mut [f64] {
-    let Shape { num_heads_k, head_dim, .. } = *problem.shape();
-    &mut x[(j * num_heads_k + h) * head_dim..][..head_dim]
+    &mut x[dense_row(problem.shape().k(), first(problem).key(j, h))]
 }
 
 pub(super) fn nan_in_one_query(problem: &Problem, values: &mut Values) {
@@ -29,8 +33,9 @@ pub(super) fn nan_in_one_dlse(_: &Problem, values: &mut Values) {
 
 /// Causal with more queries than keys: the first queries see nothing.
 pub(super) fn nan_in_blind_queries(problem: &Problem, values: &mut Values) {
-    let blind = (0..problem.shape().seqlen_q).filter(|&i| problem.visible_keys(i).is_empty());
-    for i in blind {
+    let visibility = problem.visibility_in(&first(problem));
+    let blind = (0..visibility.queries).filter(|&i| visibility.keys_of(i).is_empty());
+    for i in blind.map(|i| i as usize) {
         query(problem, &mut values.q, i, 0).fill(f64::NAN);
         query(problem, &mut values.q, i, 1).fill(f64::INFINITY);
         query(problem, &mut values.dout, i, 0).fill(f64::NEG_INFINITY);
@@ -56,7 +61,8 @@ pub(super) fn nan_in_dropped_values(problem: &Problem, values: &mut Values) {
     let rule = problem.keep_rule().expect("the case has dropout");
     let mut found = 0;
     for h in 0..num_heads {
-        for j in (0..seqlen_k).filter(|&j| (0..seqlen_q).all(|i| !rule.keep(0, h, i, j))) {
+        for j in (0..seqlen_k).filter(|&j| (0..seqlen_q).all(|i| !rule.keep(first(problem).stream, h, i, j)))
+        {
             key(problem, &mut values.v, j, h).fill(if j % 2 == 0 { f64::NAN } else { f64::INFINITY });
             found += 1;
         }

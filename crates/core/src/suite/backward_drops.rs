@@ -1,8 +1,12 @@
 //! What a backward drops, read from dv.
 
 use super::{Implementation, RunError};
-use crate::{Dropout, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Shape, TensorMut, TensorRef};
+use crate::tensor::dense_row;
+use crate::{
+    Dropout, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Sequence, Shape, TensorMut, TensorRef,
+};
 use std::io::Write;
+use std::ops::Range;
 
 const HEAD_DIM: usize = 64;
 
@@ -54,41 +58,44 @@ fn wrong_entries<T: Element, I: Implementation>(
     problem: &Problem,
 ) -> Result<Vec<[usize; 4]>, RunError> {
     let (shape, rule) = (*problem.shape(), problem.keep_rule().expect("with dropout"));
-    let Shape { batch, seqlen_q, seqlen_k, num_heads, num_heads_k, head_dim } = shape;
+    let Shape { seqlen_q, seqlen_k, num_heads_k, head_dim, .. } = shape;
     let numbers = |dims: [usize; 4]| -> Vec<T> {
         (0..dims.iter().product()).map(|i: usize| T::from_f32((i * 37 % 101) as f32 / 101.0 - 0.5)).collect()
     };
-    let (q, k) = (numbers(shape.q()), numbers(shape.k()));
-    let keys = TensorRef::bshd(&k, shape.k());
-    let inputs = Inputs::new(TensorRef::bshd(&q, shape.q()), keys, keys);
-    let probs_dims = [batch, num_heads, seqlen_q, seqlen_k];
-    let (mut out, mut lse) = (vec![T::from_f32(0.0); q.len()], vec![0.0; shape.lse_len()]);
-    let mut probs = vec![T::from_f32(0.0); probs_dims.iter().product()];
+    let zeros = |dims: [usize; 4]| vec![T::from_f32(0.0); dims.iter().product()];
+    let (q, k, v) = (numbers(shape.q()), numbers(shape.k()), numbers(shape.v()));
+    let inputs = Inputs::new(
+        TensorRef::bshd(&q, shape.q()),
+        TensorRef::bshd(&k, shape.k()),
+        TensorRef::bshd(&v, shape.v()),
+    );
+    let (mut out, mut lse) = (zeros(shape.out()), vec![0.0; shape.lse_len()]);
+    let mut probs = zeros(shape.probs());
     let mut outputs = Outputs::new(TensorMut::bshd(&mut out, shape.out()), &mut lse)
-        .probs(TensorMut::bshd(&mut probs, probs_dims));
+        .probs(TensorMut::bshd(&mut probs, shape.probs()));
     implementation.forward(problem, &inputs, &mut outputs)?;
 
-    let group = num_heads / num_heads_k;
+    let group = shape.group_size();
     let mut wrong = vec![];
     for (first, member) in
         (0..seqlen_q).step_by(head_dim).flat_map(|first| (0..group).map(move |m| (first, m)))
     {
         let rows = first..seqlen_q.min(first + head_dim);
-        let mut dout = vec![T::from_f32(0.0); q.len()];
-        for (b, i, h) in product(batch, rows.clone(), num_heads_k) {
-            dout[((b * seqlen_q + i) * num_heads + h * group + member) * head_dim + i - first] =
-                T::from_f32(1.0);
+        let mut dout = zeros(shape.out());
+        for (sequence, i, h) in product(problem, rows.clone(), num_heads_k) {
+            let row = dense_row(shape.out(), sequence.query(i, h * group + member));
+            dout[row][i - first] = T::from_f32(1.0);
         }
         let dv = dv_of(implementation, problem, &inputs, [&out, &dout], &lse)?;
-        for (b, i, h) in product(batch, rows, num_heads_k) {
+        for (sequence, i, h) in product(problem, rows, num_heads_k) {
             let head = h * group + member;
-            for j in problem.visible_keys(i) {
-                let in_backward =
-                    dv[((b * seqlen_k + j) * num_heads_k + h) * head_dim + i - first].to_f32() != 0.0;
-                let p = probs[((b * num_heads + head) * seqlen_q + i) * seqlen_k + j];
-                let expected = rule.keep(b, head, i, j);
+            for j in problem.visibility_in(&sequence).keys_of(i as i64).positions() {
+                let dv_j = &dv[dense_row(shape.v(), sequence.key(j, h))];
+                let in_backward = dv_j[i - first].to_f32() != 0.0;
+                let p = probs[sequence.lse(&shape, i, head) * seqlen_k + j];
+                let expected = rule.keep(sequence.stream, head, i, j);
                 if in_backward != expected || p.is_dropped() == expected {
-                    wrong.push([b, head, i, j]);
+                    wrong.push([sequence.batch, head, i, j]);
                 }
             }
         }
@@ -97,12 +104,13 @@ fn wrong_entries<T: Element, I: Implementation>(
 }
 
 fn product(
-    batches: usize,
-    rows: std::ops::Range<usize>,
+    problem: &Problem,
+    rows: Range<usize>,
     heads: usize,
-) -> impl Iterator<Item = (usize, usize, usize)> {
-    let of_batch = move |b| rows.clone().flat_map(move |i| (0..heads).map(move |h| (b, i, h)));
-    (0..batches).flat_map(of_batch)
+) -> impl Iterator<Item = (Sequence, usize, usize)> {
+    let of_sequence =
+        move |sequence| rows.clone().flat_map(move |i| (0..heads).map(move |h| (sequence, i, h)));
+    problem.sequences().flat_map(of_sequence)
 }
 
 fn dv_of<T: Element, I: Implementation>(
@@ -112,12 +120,15 @@ fn dv_of<T: Element, I: Implementation>(
     [out, dout]: [&[T]; 2],
     lse: &[f32],
 ) -> Result<Vec<T>, RunError> {
-    let (q, k) = (problem.shape().q(), problem.shape().k());
-    let zeros = |dims: [usize; 4]| vec![T::from_f32(0.0); dims.iter().product()];
-    let (mut dq, mut dk, mut dv) = (zeros(q), zeros(k), zeros(k));
-    let mut gradients =
-        Gradients::new(TensorMut::bshd(&mut dq, q), TensorMut::bshd(&mut dk, k), TensorMut::bshd(&mut dv, k));
-    let (out, dout) = (TensorRef::bshd(out, q), TensorRef::bshd(dout, q));
+    let shape = problem.shape();
+    let [mut dq, mut dk, mut dv] =
+        [shape.q(), shape.k(), shape.v()].map(|dims| vec![T::from_f32(0.0); dims.iter().product()]);
+    let mut gradients = Gradients::new(
+        TensorMut::bshd(&mut dq, shape.q()),
+        TensorMut::bshd(&mut dk, shape.k()),
+        TensorMut::bshd(&mut dv, shape.v()),
+    );
+    let (out, dout) = (TensorRef::bshd(out, shape.out()), TensorRef::bshd(dout, shape.out()));
     implementation.backward(problem, &GradInputs::new(*inputs, out, lse, dout), &mut gradients)?;
     Ok(dv)
 }

@@ -5,7 +5,7 @@ use super::report::{Entry, Finding};
 use super::storage::index_of;
 use super::truth::Truth;
 use crate::judge::{Bounds, Distance, Expected};
-use crate::{Dtype, Problem, SignBit, TensorName, oracle};
+use crate::{Dtype, Problem, Shape, SignBit, TensorName, oracle};
 
 /// What is wrong with which tensor.
 pub(super) type Found = (Option<TensorName>, Finding);
@@ -13,10 +13,9 @@ pub(super) type Found = (Option<TensorName>, Finding);
 /// Everything that is wrong with out, lse and, if there are any, probs.
 pub(super) fn forward(problem: &Problem, dtype: Dtype, truth: &Truth, got: &ForwardResults) -> Vec<Found> {
     let shape = problem.shape();
-    let lse_shape = [shape.batch, shape.num_heads, shape.seqlen_q, 1];
     let mut found = Vec::new();
-    found.extend(finding(truth, TensorName::Out, &got.out, shape.out()));
-    found.extend(finding(truth, TensorName::Lse, &got.lse, lse_shape));
+    found.extend(finding(truth, shape, TensorName::Out, &got.out));
+    found.extend(finding(truth, shape, TensorName::Lse, &got.lse));
     if !got.probs.is_empty() {
         found.extend(probs(problem, dtype, truth, &got.probs).map(|x| (Some(TensorName::Probs), x)));
     }
@@ -25,18 +24,18 @@ pub(super) fn forward(problem: &Problem, dtype: Dtype, truth: &Truth, got: &Forw
 
 /// Everything that is wrong with dq, dk and dv.
 pub(super) fn backward(problem: &Problem, truth: &Truth, got: &oracle::Gradients) -> Vec<Found> {
-    let (q, k) = (problem.shape().q(), problem.shape().k());
-    let tensors = [(TensorName::Dq, &got.dq, q), (TensorName::Dk, &got.dk, k), (TensorName::Dv, &got.dv, k)];
-    let judged = |(tensor, got, shape): (_, &Vec<f64>, _)| {
+    let tensors = [(TensorName::Dq, &got.dq), (TensorName::Dk, &got.dk), (TensorName::Dv, &got.dv)];
+    let judged = |(tensor, got): (_, &Vec<f64>)| {
         let (mut got, expected) =
             (got.clone(), truth.results.tensor(tensor).expect("the suite runs both passes"));
         truth.reach.forgive(problem, tensor, &mut got, &expected.values);
-        finding(truth, tensor, &got, shape)
+        finding(truth, problem.shape(), tensor, &got)
     };
     tensors.into_iter().filter_map(judged).collect()
 }
 
-fn finding(truth: &Truth, tensor: TensorName, got: &[f64], shape: [usize; 4]) -> Option<Found> {
+fn finding(truth: &Truth, shape: &Shape, tensor: TensorName, got: &[f64]) -> Option<Found> {
+    let shape = shape.of(tensor);
     let expected = truth.results.tensor(tensor).expect("the suite runs both passes");
     let finding = special(expected, got, shape)
         .or_else(|| too_far(expected.distance(|n| got[n]), got, &expected.values, shape));
@@ -96,10 +95,9 @@ fn probs(problem: &Problem, dtype: Dtype, truth: &Truth, got: &[f64]) -> Option<
     let want: Vec<f64> = want.iter().map(|x| x.probability()).collect();
     let mut got: Vec<f64> = got.iter().map(|x| x.probability()).collect();
     truth.reach.forgive(problem, TensorName::Probs, &mut got, &want);
+    let visible = visible(problem);
     let differs = |n: &usize| {
-        let [_, _, i, j] = index_of(*n, shape);
-        let hidden = !problem.visible_keys(i).contains(&j);
-        got[*n].is_nan() != want[*n].is_nan() || got[*n].is_infinite() || hidden && got[*n] != 0.0
+        got[*n].is_nan() != want[*n].is_nan() || got[*n].is_infinite() || !visible[*n] && got[*n] != 0.0
     };
     let special: Vec<usize> = (0..got.len()).filter(differs).collect();
     if let Some(&first) = special.first() {
@@ -120,4 +118,19 @@ fn probs(problem: &Problem, dtype: Dtype, truth: &Truth, got: &[f64]) -> Option<
         Bounds::of(dtype).for_scores(max_score, problem.shape().head_dim).out + truth.reach.error_of_p();
     let pairs = got.iter().copied().zip(want.iter().copied());
     too_far(Distance::between(pairs, bound), &got, &want, shape)
+}
+
+/// Which entries of probs are of keys that their queries see.
+fn visible(problem: &Problem) -> Vec<bool> {
+    let shape = problem.shape();
+    let mut visible = vec![false; shape.probs().into_iter().product()];
+    for sequence in problem.sequences() {
+        let visibility = problem.visibility_in(&sequence);
+        for (head, i) in (0..shape.num_heads).flat_map(|head| (0..sequence.seqlen_q).map(move |i| (head, i)))
+        {
+            let row = &mut visible[sequence.lse(shape, i, head) * shape.seqlen_k..][..shape.seqlen_k];
+            row[visibility.keys_of(i as i64).positions()].fill(true);
+        }
+    }
+    visible
 }

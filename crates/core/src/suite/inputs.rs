@@ -27,12 +27,12 @@ impl Values {
     /// assert_eq!((values.q.len(), values.k.len()), (192, 160));
     /// ```
     pub fn normal(shape: &Shape, seed: u64, q_std: f64, k_std: f64) -> Self {
-        let (q_len, k_len) = (shape.q().into_iter().product(), shape.k().into_iter().product());
+        let len = |shape: [usize; 4]| shape.into_iter().product();
         Self {
-            q: normals(seed, 0, q_len, q_std),
-            k: normals(seed, 1, k_len, k_std),
-            v: normals(seed, 2, k_len, 1.0),
-            dout: normals(seed, 3, q_len, 1.0),
+            q: normals(seed, 0, len(shape.q()), q_std),
+            k: normals(seed, 1, len(shape.k()), k_std),
+            v: normals(seed, 2, len(shape.v()), 1.0),
+            dout: normals(seed, 3, len(shape.out()), 1.0),
             dlse: None,
         }
     }
@@ -42,9 +42,11 @@ impl Values {
     pub(super) fn with_dlse(self, problem: &Problem, seed: u64) -> Self {
         let shape = problem.shape();
         let mut dlse = normals(seed, 4, shape.lse_len(), 1.0);
-        for (n, x) in dlse.iter_mut().enumerate() {
-            if problem.visible_keys(n % shape.seqlen_q).is_empty() {
-                *x = f64::NAN;
+        for sequence in problem.sequences() {
+            let visibility = problem.visibility_in(&sequence);
+            let blind = (0..sequence.seqlen_q).filter(|&i| visibility.keys_of(i as i64).is_empty());
+            for (i, head) in blind.flat_map(|i| (0..shape.num_heads).map(move |head| (i, head))) {
+                dlse[sequence.lse(shape, i, head)] = f64::NAN;
             }
         }
         Self { dlse: Some(dlse), ..self }

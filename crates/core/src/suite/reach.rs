@@ -4,8 +4,9 @@
 //! more, the row must say so by NaNs: in its probs and its dq, and in dk and dv of the keys that it sees. A number there
 //! has to be right.
 
-use super::storage::index_of;
-use crate::{Problem, Shape, TensorName};
+use crate::tensor::dense_row;
+use crate::{Problem, TensorName};
+use std::ops::Range;
 
 /// Up to this magnitude of lse the ordinary bounds hold even so.
 const ORDINARY_LSE: f64 = 4096.0;
@@ -49,37 +50,35 @@ impl Reach {
         if !self.beyond.contains(&true) {
             return;
         }
-        for (n, (got, want)) in got.iter_mut().zip(want).enumerate() {
-            if got.is_nan() && self.may_be_nan(problem, tensor, n) {
-                *got = *want;
+        let mut forgive = |places: Range<usize>| {
+            for n in places {
+                if got[n].is_nan() {
+                    got[n] = want[n];
+                }
             }
-        }
-    }
-
-    fn may_be_nan(&self, problem: &Problem, tensor: TensorName, n: usize) -> bool {
+        };
         let shape = problem.shape();
-        let Shape { num_heads, seqlen_q, .. } = *shape;
-        let beyond =
-            |batch: usize, head: usize, row: usize| self.beyond[(batch * num_heads + head) * seqlen_q + row];
-        match tensor {
-            TensorName::Probs => {
-                let [batch, head, row, column] = index_of(n, shape.probs());
-                beyond(batch, head, row) && problem.visible_keys(row).contains(&column)
+        for sequence in problem.sequences() {
+            let visibility = problem.visibility_in(&sequence);
+            let rows = (0..shape.num_heads).flat_map(|head| (0..sequence.seqlen_q).map(move |i| (head, i)));
+            for (head, i) in rows {
+                let row = sequence.lse(shape, i, head);
+                if !self.beyond[row] {
+                    continue;
+                }
+                let keys = visibility.keys_of(i as i64).positions();
+                let key = |j| sequence.key(j, head / shape.group_size());
+                match tensor {
+                    TensorName::Probs => {
+                        let first = row * shape.seqlen_k;
+                        forgive(first + keys.start..first + keys.end);
+                    }
+                    TensorName::Dq => forgive(dense_row(shape.q(), sequence.query(i, head))),
+                    TensorName::Dk => keys.for_each(|j| forgive(dense_row(shape.k(), key(j)))),
+                    TensorName::Dv => keys.for_each(|j| forgive(dense_row(shape.v(), key(j)))),
+                    _ => {}
+                }
             }
-            TensorName::Dq => {
-                let [batch, row, head, _] = index_of(n, shape.q());
-                beyond(batch, head, row)
-            }
-            TensorName::Dk | TensorName::Dv => {
-                let [batch, column, head_k, _] = index_of(n, shape.k());
-                let group = shape.group_size();
-                let mut rows = (head_k * group..(head_k + 1) * group)
-                    .flat_map(|head| (0..seqlen_q).map(move |row| (head, row)));
-                rows.any(|(head, row)| {
-                    beyond(batch, head, row) && problem.visible_keys(row).contains(&column)
-                })
-            }
-            _ => false,
         }
     }
 }
@@ -87,7 +86,7 @@ impl Reach {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Problem;
+    use crate::{Problem, Shape};
 
     const SHAPE: Shape = Shape::new(1, 2, 3).heads(2, 1).head_dim(1);
 

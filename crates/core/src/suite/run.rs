@@ -11,8 +11,8 @@ use super::report::{Failure, Finding, Report};
 use super::storage::Storage;
 use super::truth::Truth;
 use crate::{
-    Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Shape, TensorName, bf16,
-    contiguous_strides, f16, oracle,
+    Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, TensorName, bf16, contiguous_strides,
+    f16, oracle,
 };
 use std::io::Write;
 use std::sync::Arc;
@@ -161,7 +161,7 @@ impl<I: Implementation> Run<'_, I> {
     fn backward<T: Element>(&self, parts: &[Part]) -> Result<oracle::Gradients, Found> {
         let shape = self.problem.shape();
         let zeros = |shape: [usize; 4]| vec![0.0; shape.into_iter().product()];
-        let mut sums = oracle::Gradients { dq: zeros(shape.q()), dk: zeros(shape.k()), dv: zeros(shape.k()) };
+        let mut sums = oracle::Gradients { dq: zeros(shape.q()), dk: zeros(shape.k()), dv: zeros(shape.v()) };
         for part in parts {
             let piece = Piece::<T>::new(self, part);
             let first = piece.backward(self.implementation, self.layout)?;
@@ -210,14 +210,15 @@ impl<T: Element> Piece<T> {
         let values = part.values(run.problem, run.values);
         let truth = &run.truth.results;
         let (out, lse) = part.forward(run.problem, &truth.out().values, &truth.lse().values);
-        let (q, k) = (problem.shape().q(), problem.shape().k());
-        let (q_strides, k_strides) = (run.layout.strides(q), run.layout.key_strides(k));
+        let (shape, layout) = (problem.shape(), run.layout);
+        let of_query = |shape, dense| Storage::holding(shape, layout.strides(shape), dense);
+        let of_key = |shape, dense| Storage::holding(shape, layout.key_strides(shape), dense);
         Self {
-            q: Storage::holding(q, q_strides, &values.q),
-            k: Storage::holding(k, k_strides, &values.k),
-            v: Storage::holding(k, k_strides, &values.v),
-            dout: Storage::holding(q, q_strides, &values.dout),
-            out: Storage::holding(q, q_strides, &out),
+            q: of_query(shape.q(), &values.q),
+            k: of_key(shape.k(), &values.k),
+            v: of_key(shape.v(), &values.v),
+            dout: of_query(shape.out(), &values.dout),
+            out: of_query(shape.out(), &out),
             lse: as_f32(&lse),
             dlse: values.dlse.as_deref().map(as_f32),
             problem,
@@ -235,9 +236,8 @@ impl<T: Element> Piece<T> {
         with_probs: bool,
     ) -> Result<ForwardBuffers<T>, Found> {
         let shape = self.problem.shape();
-        let Shape { batch, num_heads, seqlen_q, .. } = *shape;
-        let lse_shape = [batch, num_heads, seqlen_q, 1];
-        let mut out = Storage::poisoned(shape.q(), layout.strides(shape.q()));
+        let lse_shape = shape.of(TensorName::Lse);
+        let mut out = Storage::poisoned(shape.out(), layout.strides(shape.out()));
         let mut lse = Storage::poisoned(lse_shape, contiguous_strides(lse_shape));
         let mut probs =
             with_probs.then(|| Storage::poisoned(shape.probs(), layout.probs_strides(shape.probs())));
@@ -255,10 +255,9 @@ impl<T: Element> Piece<T> {
         implementation: &impl Implementation,
         layout: Layout,
     ) -> Result<BackwardBuffers<T>, Found> {
-        let (q, k) = (self.problem.shape().q(), self.problem.shape().k());
-        let mut dq = Storage::poisoned(q, layout.strides(q));
-        let mut dk = Storage::poisoned(k, layout.strides(k));
-        let mut dv = Storage::poisoned(k, layout.strides(k));
+        let shape = self.problem.shape();
+        let [mut dq, mut dk, mut dv] =
+            [shape.q(), shape.k(), shape.v()].map(|shape| Storage::poisoned(shape, layout.strides(shape)));
         let inputs = GradInputs::new(self.inputs(), self.out.tensor(), &self.lse, self.dout.tensor())
             .dlse(self.dlse.as_deref());
         let mut gradients = Gradients::new(dq.tensor_mut(), dk.tensor_mut(), dv.tensor_mut());

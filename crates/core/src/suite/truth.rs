@@ -40,8 +40,8 @@ impl Truth {
     pub(super) fn of<T: Element>(problem: &Problem, values: &Values) -> Self {
         let shape = problem.shape();
         let storage = |shape, dense| Storage::<T>::holding(shape, contiguous_strides(shape), dense);
-        let (q, dout) = (storage(shape.q(), &values.q), storage(shape.q(), &values.dout));
-        let (k, v) = (storage(shape.k(), &values.k), storage(shape.k(), &values.v));
+        let (q, dout) = (storage(shape.q(), &values.q), storage(shape.out(), &values.dout));
+        let (k, v) = (storage(shape.k(), &values.k), storage(shape.v(), &values.v));
         let inputs = Inputs::new(q.tensor(), k.tensor(), v.tensor());
         let dlse = values.dlse.as_deref().map(as_f32);
         let backward = Backward { dout: dout.tensor(), dlse: dlse.as_deref() };

@@ -160,7 +160,7 @@ fn probs_are_normalised_and_say_what_was_dropped() {
         let sum: f64 = probs.iter().map(|p| p.probability()).sum();
         assert!((sum - 1.0).abs() < 1e-14, "row {row} sums to {sum}");
         for (j, p) in probs.iter().enumerate() {
-            let visible = operands.problem.visible_keys(i).contains(&j);
+            let visible = operands.problem.visibility().keys_of(i as i64).contains(j as i64);
             assert_eq!(p.is_dropped(), visible && !rule.keep(0, h, i, j), "row {row}, column {j}");
             assert!(visible || p.to_bits() == 0, "row {row}, column {j} is not visible, but {p}");
         }

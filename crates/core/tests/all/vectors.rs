@@ -74,7 +74,7 @@ fn not_one_bit_of_flash_attention_2s_dropout_mask_differs() {
         for (row_of_all, dropped) in dropped.chunks(shape.seqlen_k).enumerate() {
             let (i, head_of_all) = (row_of_all % shape.seqlen_q, row_of_all / shape.seqlen_q);
             let (batch, head) = (head_of_all / shape.num_heads, head_of_all % shape.num_heads);
-            for j in vector.problem.visible_keys(i) {
+            for j in vector.problem.visibility().keys_of(i as i64).positions() {
                 assert_eq!(dropped[j], !rule.keep(batch, head, i, j), "{file} at {:?}", [batch, head, i, j]);
                 compared += 1;
             }
