@@ -1,6 +1,7 @@
 //! Why a problem cannot be run.
 
 use std::fmt;
+use std::ops::Range;
 
 /// The tensor that an error is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,6 +98,26 @@ pub enum ProblemError {
         got: i64,
         /// The largest accepted value.
         max: i64,
+    },
+    /// A piece that does not lie within the problem.
+    #[error("{argument} must lie within 0..{len}, got {got:?}")]
+    Piece {
+        /// Which of its ranges.
+        argument: &'static str,
+        /// What came.
+        got: Range<usize>,
+        /// How many the whole has.
+        len: usize,
+    },
+    /// A piece of several groups of heads, not all of them whole.
+    #[error(
+        "piece.heads must be whole groups of {group}, which share a key head, or lie within one, got {got:?}"
+    )]
+    PieceHeads {
+        /// What came.
+        got: Range<usize>,
+        /// Query heads per key head.
+        group: usize,
     },
     /// The shard lies outside the whole that it names.
     #[error(

@@ -4,6 +4,7 @@
 //! - [`Problem`]: sizes, causality, scale, dropout and shard position, validated once;
 //! - [`TensorRef`] and [`TensorMut`]: borrowed, strided tensors, judged against a problem by [`Inputs`],
 //!   [`Outputs`], [`GradInputs`] and [`Gradients`];
+//! - [`Piece`]: a part of a problem, which is a problem itself;
 //! - [`Sequence`]: where each sequence of a problem lies in its tensors;
 //! - [`Visibility`]: which keys a query sees, and which queries see a key;
 //! - [`dropout`]: the dropout mask as a pure function of position, equal to FlashAttention-2's bit for bit;
@@ -26,6 +27,7 @@ mod error;
 pub mod judge;
 mod operands;
 pub mod oracle;
+mod piece;
 mod problem;
 mod scores;
 mod sequence;
@@ -42,6 +44,7 @@ pub use error::{ProblemError, TensorName};
 pub use half::{bf16, f16};
 pub use judge::Bounds;
 pub use operands::{Description, GradInputs, Gradients, Inputs, Outputs, check_rows};
+pub use piece::Piece;
 pub use problem::{MAX_HEAD_DIM, Problem, ProblemBuilder};
 pub use sequence::Sequence;
 pub use shape::{Shape, Shard};

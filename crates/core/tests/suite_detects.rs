@@ -29,6 +29,10 @@ enum Fault {
     IgnoresTheShard,
     IgnoresTheHighWordOfTheOffset,
     SeesTheFuture,
+    /// Lets the last query face the last key, whatever the problem says.
+    IgnoresTheDiagonal,
+    DiagonalOneTooFar,
+    DiagonalOneTooNear,
     NanInBlindRows,
     GarbageInBlindRows,
     InfinityForNan,
@@ -78,7 +82,14 @@ impl Broken {
             let low = u64::from(dropout.offset() as u32);
             dropout = Dropout::new(dropout.p(), dropout.seed(), low).expect("as valid").with_scale_rule(rule);
         }
-        Problem::builder(*problem.shape())
+        let builder = Problem::builder(*problem.shape());
+        let builder = match self.fault {
+            Fault::IgnoresTheDiagonal => builder,
+            Fault::DiagonalOneTooFar => builder.diagonal(problem.diagonal() + 1),
+            Fault::DiagonalOneTooNear => builder.diagonal(problem.diagonal() - 1),
+            _ => builder.diagonal(problem.diagonal()),
+        };
+        builder
             .causal(problem.causal())
             .softmax_scale(problem.softmax_scale())
             .dropout(dropout)
@@ -349,6 +360,35 @@ fn what_another_place_drops() {
 #[test]
 fn missing_causality() {
     assert_detected(Fault::SeesTheFuture, "causal_fewer_queries_than_keys", TensorName::Dq, |_| true);
+}
+
+#[test]
+fn a_wrong_diagonal() {
+    let whole = ["diagonal_before_the_first_key", "diagonal_inside", "diagonal_behind_which_no_key_is_left"];
+    let pieces = [
+        "pieces_of_causal_rows",
+        "pieces_of_causal_columns",
+        "pieces_of_causal_columns_inside_blocks",
+        "pieces_of_causal_columns_that_some_rows_do_not_see",
+        "pieces_of_causal_rows_and_columns",
+    ];
+    let tensors = [TensorName::Out, TensorName::Lse, TensorName::Probs, TensorName::Dq, TensorName::Dk];
+    let detected = |fault, case: &str| {
+        let report = report(fault, case);
+        for tensor in tensors {
+            let found = |dtype| report.failures.iter().any(|x| x.tensor == Some(tensor) && x.dtype == dtype);
+            let all = [Dtype::F32, Dtype::F16, Dtype::Bf16].into_iter().all(found);
+            assert!(all, "{fault:?} in {case} {tensor}: {report}");
+        }
+    };
+    whole.into_iter().chain(pieces).for_each(|case| detected(Fault::IgnoresTheDiagonal, case));
+    for fault in [Fault::DiagonalOneTooFar, Fault::DiagonalOneTooNear] {
+        [whole[1], pieces[2], pieces[4]].into_iter().for_each(|case| detected(fault, case));
+    }
+    // Diagonals beyond either end of the keys.
+    let (every, none) = ("diagonal_that_shows_every_key", "diagonal_that_shows_no_key");
+    assert_detected(Fault::IgnoresTheDiagonal, every, TensorName::Dq, |_| true);
+    assert_detected(Fault::IgnoresTheDiagonal, none, TensorName::Out, SPECIAL);
 }
 
 #[test]

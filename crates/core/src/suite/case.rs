@@ -20,7 +20,6 @@ pub struct Cuts {
     /// Query heads; at whole groups.
     pub heads: Vec<usize>,
     pub rows: Vec<usize>,
-    /// Not in causal problems, whose pieces take the keys that their rows see.
     pub columns: Vec<usize>,
 }
 
@@ -41,6 +40,7 @@ pub struct Case {
     pub(super) cuts: Cuts,
     shape: Shape,
     causal: bool,
+    diagonal: Option<i64>,
     softmax_scale: Option<f64>,
     dropout: Option<(f32, u64, u64)>,
     scale_rule: ScaleRule,
@@ -64,6 +64,7 @@ impl Case {
             cuts: Cuts::default(),
             shape: Shape::new(1, seqlen_q, seqlen_k).heads(2, 2).head_dim(64),
             causal: false,
+            diagonal: None,
             softmax_scale: None,
             dropout: None,
             scale_rule: ScaleRule::Unbiased,
@@ -108,6 +109,11 @@ impl Case {
     /// Causal, bottom-right aligned.
     pub fn causal(self) -> Self {
         Self { causal: true, ..self }
+    }
+
+    /// Causal, where query 0 faces this key.
+    pub fn causal_from(self, diagonal: i64) -> Self {
+        Self { causal: true, diagonal: Some(diagonal), ..self }
     }
 
     /// Another factor of the scores.
@@ -174,6 +180,10 @@ impl Case {
             return vector.problem;
         }
         let problem = Problem::builder(self.shape).causal(self.causal).shard(self.shard);
+        let problem = match self.diagonal {
+            Some(diagonal) => problem.diagonal(diagonal),
+            None => problem,
+        };
         let problem = match self.softmax_scale {
             Some(scale) => problem.softmax_scale(scale),
             None => problem,

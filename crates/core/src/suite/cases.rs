@@ -132,6 +132,11 @@ named_cases! { $
     causal_fewer_queries_than_keys => Case::new(113, 203).causal().dropout(0.1),
     causal_rows_that_see_no_key => Case::new(203, 113).causal().dropout(0.1),
     causal_one_row_sees_one_key => Case::new(67, 1).causal().dropout(0.5),
+    diagonal_before_the_first_key => Case::new(65, 113).causal_from(-20).dropout(0.1),
+    diagonal_inside => Case::new(113, 203).head_dim(128).causal_from(37).dropout(0.1),
+    diagonal_behind_which_no_key_is_left => Case::new(113, 70).heads(4, 2).causal_from(33).dropout(0.1),
+    diagonal_that_shows_every_key => Case::new(50, 70).causal_from(200).dropout(0.1),
+    diagonal_that_shows_no_key => Case::new(50, 70).causal_from(-200).dropout(0.1),
 
     // Nothing at all.
     no_keys => Case::new(17, 0).dropout(0.1),
@@ -223,6 +228,17 @@ named_cases! { $
         Case::new(90, 120).causal().dropout(0.1).cut(Cuts { rows: vec![31, 64], ..Cuts::default() }),
     pieces_of_causal_rows_that_see_no_key =>
         Case::new(120, 70).causal().dropout(0.1).cut(Cuts { rows: vec![20, 64], ..Cuts::default() }),
+    pieces_of_causal_columns =>
+        Case::new(90, 120).causal().dropout(0.1).cut(Cuts { columns: vec![32, 96], ..Cuts::default() }),
+    pieces_of_causal_columns_inside_blocks =>
+        Case::new(70, 140).causal().dropout(0.1).cut(Cuts { columns: vec![13, 77, 131], ..Cuts::default() }),
+    pieces_of_causal_columns_that_some_rows_do_not_see =>
+        Case::new(120, 70).causal().dropout(0.1).cut(Cuts { columns: vec![20, 64], ..Cuts::default() }),
+    pieces_of_causal_rows_and_columns => Case::new(90, 120).heads(4, 2).causal().dropout(0.1).dlse().cut(Cuts {
+        rows: vec![31, 64],
+        columns: vec![35, 96],
+        ..Cuts::default()
+    }),
     pieces_of_everything => Case::new(50, 70).batch(2).heads(4, 2).dropout(0.1).cut(Cuts {
         batches: vec![1],
         heads: vec![2],

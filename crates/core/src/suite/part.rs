@@ -3,17 +3,8 @@
 use super::case::Cuts;
 use super::inputs::Values;
 use super::storage::index_of;
-use crate::{Problem, Shape, Shard};
+use crate::{Piece, Problem, TensorName};
 use std::ops::Range;
-
-/// One piece: its place in the whole.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Part {
-    batches: Range<usize>,
-    heads: Range<usize>,
-    rows: Range<usize>,
-    columns: Range<usize>,
-}
 
 /// Dense results, of a piece or of the whole.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,23 +15,20 @@ pub(super) struct ForwardResults {
 }
 
 /// All pieces; the whole alone if nothing is cut.
-pub(super) fn parts(whole: &Problem, cuts: &Cuts) -> Vec<Part> {
-    let Shape { batch, seqlen_q, seqlen_k, num_heads, .. } = *whole.shape();
-    let mut parts = Vec::new();
-    for batches in between(&cuts.batches, batch) {
-        for heads in between(&cuts.heads, num_heads) {
-            for rows in between(&cuts.rows, seqlen_q) {
-                for columns in between(&cuts.columns, seqlen_k) {
-                    // A causal piece is aligned to its own last key, which must be the last that its rows see.
-                    let cut = whole.causal() && !cuts.rows.is_empty();
-                    let columns = if cut { whole.visible_keys(rows.end - 1) } else { columns };
+pub(super) fn pieces(whole: &Problem, cuts: &Cuts) -> Vec<Piece> {
+    let all = Piece::of(whole);
+    let mut pieces = Vec::new();
+    for batches in between(&cuts.batches, all.batches.end) {
+        for heads in between(&cuts.heads, all.heads.end) {
+            for rows in between(&cuts.rows, all.rows.end) {
+                for columns in between(&cuts.columns, all.columns.end) {
                     let (batches, heads, rows) = (batches.clone(), heads.clone(), rows.clone());
-                    parts.push(Part { batches, heads, rows, columns });
+                    pieces.push(Piece { batches, heads, rows, columns });
                 }
             }
         }
     }
-    parts
+    pieces
 }
 
 fn between(cuts: &[usize], end: usize) -> Vec<Range<usize>> {
@@ -49,112 +37,94 @@ fn between(cuts: &[usize], end: usize) -> Vec<Range<usize>> {
     starts.zip(ends).map(|(start, end)| start..end).collect()
 }
 
-impl Part {
-    /// The piece as a problem of its own.
-    pub(super) fn problem(&self, whole: &Problem) -> Problem {
-        let (shape, shard) = (whole.shape(), whole.shard());
-        let [batch, seqlen_q, num_heads, head_dim] = self.q(whole).map(|range| range.len());
-        let [_, seqlen_k, num_heads_k, _] = self.k(whole).map(|range| range.len());
-        let shape_of_part =
-            Shape::new(batch, seqlen_q, seqlen_k).heads(num_heads, num_heads_k).head_dim(head_dim);
-        if shape_of_part == *shape {
-            return whole.clone();
-        }
-        let problem = Problem::builder(shape_of_part)
-            .causal(whole.causal())
-            .softmax_scale(whole.softmax_scale())
-            .shard(Shard {
-                first_batch: shard.first_batch + self.batches.start,
-                first_head: shard.first_head + self.heads.start,
-                first_row: shard.first_row + self.rows.start,
-                first_column: shard.first_column + self.columns.start,
-                num_heads_total: shard.num_heads_total.or(Some(shape.num_heads)),
-            });
-        let problem = match whole.dropout() {
-            Some(dropout) => problem.dropout(*dropout),
-            None => problem,
-        };
-        problem.build().expect("a piece of a valid problem is valid")
+/// The piece as a problem of its own; what is not cut stays as it is.
+pub(super) fn problem_of(whole: &Problem, piece: &Piece) -> Problem {
+    if *piece == Piece::of(whole) {
+        return whole.clone();
     }
+    whole.piece(piece).expect("cuts are at inner positions, of heads at whole groups")
+}
 
-    pub(super) fn values(&self, whole: &Problem, values: &Values) -> Values {
-        let (q_shape, k_shape) = (whole.shape().q(), whole.shape().k());
-        Values {
-            q: gather(&values.q, q_shape, &self.q(whole)),
-            k: gather(&values.k, k_shape, &self.k(whole)),
-            v: gather(&values.v, k_shape, &self.k(whole)),
-            dout: gather(&values.dout, q_shape, &self.q(whole)),
-            dlse: values.dlse.as_ref().map(|dlse| gather(dlse, lse_shape(whole), &self.lse())),
-        }
-    }
-
-    /// The piece's share of out and lse.
-    pub(super) fn forward(&self, whole: &Problem, out: &[f64], lse: &[f64]) -> (Vec<f64>, Vec<f64>) {
-        let out = gather(out, whole.shape().out(), &self.q(whole));
-        (out, gather(lse, lse_shape(whole), &self.lse()))
-    }
-
-    /// Where in q.
-    pub(super) fn q(&self, whole: &Problem) -> [Range<usize>; 4] {
-        [self.batches.clone(), self.rows.clone(), self.heads.clone(), 0..whole.shape().head_dim]
-    }
-
-    /// Where in k.
-    pub(super) fn k(&self, whole: &Problem) -> [Range<usize>; 4] {
-        let group = whole.shape().group_size();
-        let heads = self.heads.start / group..self.heads.end / group;
-        [self.batches.clone(), self.columns.clone(), heads, 0..whole.shape().head_dim]
-    }
-
-    fn lse(&self) -> [Range<usize>; 4] {
-        [self.batches.clone(), self.heads.clone(), self.rows.clone(), 0..1]
-    }
-
-    fn probs(&self) -> [Range<usize>; 4] {
-        [self.batches.clone(), self.heads.clone(), self.rows.clone(), self.columns.clone()]
+/// The piece's share of the operands.
+pub(super) fn values_of(whole: &Problem, piece: &Piece, values: &Values) -> Values {
+    let share = |tensor, dense: &Vec<f64>| share_of(whole, piece, tensor, dense);
+    Values {
+        q: share(TensorName::Q, &values.q),
+        k: share(TensorName::K, &values.k),
+        v: share(TensorName::V, &values.v),
+        dout: share(TensorName::Dout, &values.dout),
+        dlse: values.dlse.as_ref().map(|dlse| share(TensorName::Dlse, dlse)),
     }
 }
 
-fn lse_shape(whole: &Problem) -> [usize; 4] {
-    let Shape { batch, num_heads, seqlen_q, .. } = *whole.shape();
-    [batch, num_heads, seqlen_q, 1]
+/// The piece's share of a dense tensor of the whole.
+pub(super) fn share_of(whole: &Problem, piece: &Piece, tensor: TensorName, dense: &[f64]) -> Vec<f64> {
+    places(whole.shape().of(tensor), place_of(whole, piece, tensor)).map(|at| dense[at]).collect()
+}
+
+/// Where in a tensor of the whole the piece lies.
+fn place_of(whole: &Problem, piece: &Piece, tensor: TensorName) -> [Range<usize>; 4] {
+    let Piece { batches, heads, rows, columns } = piece.clone();
+    let last = 0..whole.shape().of(tensor)[3];
+    match tensor {
+        TensorName::K | TensorName::V | TensorName::Dk | TensorName::Dv => {
+            [batches, columns, piece.heads_k(whole), last]
+        }
+        TensorName::Lse | TensorName::Dlse => [batches, heads, rows, last],
+        TensorName::Probs => [batches, heads, rows, columns],
+        _ => [batches, rows, heads, last],
+    }
 }
 
 /// Pieces normalised each by itself, weighed by `exp(lse of the piece - lse of the whole)`.
-pub(super) fn combine(whole: &Problem, pieces: Vec<(&Part, ForwardResults)>) -> ForwardResults {
+pub(super) fn combine(whole: &Problem, pieces: Vec<(&Piece, ForwardResults)>) -> ForwardResults {
     if let [(_, results)] = &pieces[..] {
         return results.clone();
     }
-    let shape = whole.shape();
-    let mut lse = vec![f64::NEG_INFINITY; shape.lse_len()];
-    for (part, piece) in &pieces {
-        scatter(&mut lse, lse_shape(whole), &part.lse(), &piece.lse, log_add_exp);
+    let zeros = |tensor| vec![0.0; whole.shape().of(tensor).into_iter().product()];
+    let mut lse = zeros(TensorName::Lse);
+    lse.fill(f64::NEG_INFINITY);
+    for (piece, results) in &pieces {
+        merge(whole, piece, TensorName::Lse, &mut lse, &results.lse, log_add_exp);
     }
-    let mut out = vec![0.0; shape.q().into_iter().product()];
-    let asked_for = pieces.iter().any(|(_, piece)| !piece.probs.is_empty());
-    let mut probs = vec![0.0f64; if asked_for { shape.probs().into_iter().product() } else { 0 }];
-    for (part, ForwardResults { out: out_piece, lse: lse_piece, probs: mut probs_piece }) in pieces {
-        let rows = gather(&lse, lse_shape(whole), &part.lse());
-        let weigh: Vec<f64> = lse_piece.iter().zip(rows).map(|(&piece, row)| weight(piece, row)).collect();
-        let columns = part.columns.len();
-        for (n, p) in probs_piece.iter_mut().enumerate() {
-            *p *= weigh[n / columns];
+    let mut out = zeros(TensorName::Out);
+    let asked_for = pieces.iter().any(|(_, results)| !results.probs.is_empty());
+    let mut probs = if asked_for { zeros(TensorName::Probs) } else { Vec::new() };
+    for (piece, results) in pieces {
+        let ForwardResults { out: mut of_out, lse: of_lse, probs: mut of_probs } = results;
+        let rows = share_of(whole, piece, TensorName::Lse, &lse);
+        let weigh: Vec<f64> = of_lse.iter().zip(rows).map(|(&piece, row)| weight(piece, row)).collect();
+        for (n, p) in of_probs.iter_mut().enumerate() {
+            *p *= weigh[n / piece.columns.len()];
         }
-        let [_, rows, heads, dim] = part.q(whole).map(|range| range.len());
-        let mut weighed = out_piece;
-        for (n, x) in weighed.iter_mut().enumerate() {
+        let [_, rows, heads, dim] = place_of(whole, piece, TensorName::Out).map(|range| range.len());
+        for (n, x) in of_out.iter_mut().enumerate() {
             let [b, i, h, _] = index_of(n, [0, rows, heads, dim]);
             *x *= weigh[(b * heads + h) * rows + i];
         }
-        scatter(&mut out, shape.out(), &part.q(whole), &weighed, |sum, x| sum + x);
-        scatter(&mut probs, shape.probs(), &part.probs(), &probs_piece, |_, x| x);
+        add_piece(whole, piece, TensorName::Out, &mut out, &of_out);
+        merge(whole, piece, TensorName::Probs, &mut probs, &of_probs, |_, x| x);
     }
     ForwardResults { out, lse, probs }
 }
 
-/// Adds a piece's gradient, which lies at `ranges` of the whole's.
-pub(super) fn add_gradient(sum: &mut [f64], shape: [usize; 4], ranges: &[Range<usize>; 4], piece: &[f64]) {
-    scatter(sum, shape, ranges, piece, |sum, x| sum + x);
+/// Adds a piece's part of a sum, which lies where the piece lies in the whole.
+pub(super) fn add_piece(whole: &Problem, piece: &Piece, tensor: TensorName, sum: &mut [f64], part: &[f64]) {
+    merge(whole, piece, tensor, sum, part, |sum, x| sum + x);
+}
+
+fn merge(
+    whole: &Problem,
+    piece: &Piece,
+    tensor: TensorName,
+    dense: &mut [f64],
+    part: &[f64],
+    with: fn(f64, f64) -> f64,
+) {
+    let places = places(whole.shape().of(tensor), place_of(whole, piece, tensor));
+    for (at, &x) in places.zip(part) {
+        dense[at] = with(dense[at], x);
+    }
 }
 
 fn weight(piece: f64, whole: f64) -> f64 {
@@ -166,26 +136,9 @@ fn log_add_exp(a: f64, b: f64) -> f64 {
     if max == f64::NEG_INFINITY { max } else { max + ((a - max).exp() + (b - max).exp()).ln() }
 }
 
-fn gather(dense: &[f64], shape: [usize; 4], ranges: &[Range<usize>; 4]) -> Vec<f64> {
-    places(shape, ranges).map(|at| dense[at]).collect()
-}
-
-fn scatter(
-    dense: &mut [f64],
-    shape: [usize; 4],
-    ranges: &[Range<usize>; 4],
-    piece: &[f64],
-    with: impl Fn(f64, f64) -> f64,
-) {
-    for (at, &x) in places(shape, ranges).zip(piece) {
-        dense[at] = with(dense[at], x);
-    }
-}
-
 /// Where the elements of a piece lie in the dense whole, in order.
-fn places(shape: [usize; 4], ranges: &[Range<usize>; 4]) -> impl Iterator<Item = usize> {
+fn places(shape: [usize; 4], [ra, rb, rc, rd]: [Range<usize>; 4]) -> impl Iterator<Item = usize> {
     let [_, nb, nc, nd] = shape;
-    let [ra, rb, rc, rd] = ranges.clone();
     ra.flat_map(move |a| {
         let (rc, rd) = (rc.clone(), rd.clone());
         rb.clone().flat_map(move |b| {

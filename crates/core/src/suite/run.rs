@@ -5,14 +5,14 @@ use super::compare::{self, Found};
 use super::implementation::Implementation;
 use super::inputs::{Values, as_f32};
 use super::layout::Layout;
-use super::part::{ForwardResults, Part, add_gradient, combine, parts};
+use super::part::{ForwardResults, add_piece, combine, pieces, problem_of, share_of, values_of};
 use super::reach::Reach;
 use super::report::{Failure, Finding, Report};
 use super::storage::Storage;
 use super::truth::Truth;
 use crate::{
-    Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, TensorName, bf16, contiguous_strides,
-    f16, oracle,
+    Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Piece, Problem, TensorName, bf16,
+    contiguous_strides, f16, oracle,
 };
 use std::io::Write;
 use std::sync::Arc;
@@ -78,10 +78,10 @@ fn run_with(name: &str, case: &Case, implementation: &impl Implementation, asked
     let mut report = Report::default();
     for &dtype in &case.dtypes {
         let problem = case.problem();
-        let mut pieces = parts(&problem, &case.cuts).into_iter();
+        let mut pieces = pieces(&problem, &case.cuts).into_iter();
         let spreads = case.adjust.is_some() && implementation.spreads_non_finite();
         let refusal = spreads.then(|| "0 * NaN is NaN there".to_string()).or_else(|| {
-            pieces.find_map(|part| implementation.supports(dtype, &part.problem(&problem)).err())
+            pieces.find_map(|piece| implementation.supports(dtype, &problem_of(&problem, &piece)).err())
         });
         if let Some(reason) = refusal {
             report.skipped.push((name.to_string(), dtype, reason));
@@ -116,16 +116,16 @@ fn run_dtype<T: Element>(case: &Case, implementation: &impl Implementation, aske
         of_this.results = of_this.results.clone().with_scores_up_to(1024.0);
     }
     of_this.results = of_this.results.clone().with_gradients_off_by(of_this.reach.error_of_p());
-    let parts = parts(&problem, &case.cuts);
+    let pieces = pieces(&problem, &case.cuts);
     let run = Run { implementation, problem: &problem, values: &values, truth: &truth, layout: case.layout };
     let mut found = Vec::new();
     for with_probs in [false, true] {
-        match run.forward::<T>(&parts, with_probs) {
+        match run.forward::<T>(&pieces, with_probs) {
             Ok(results) => found.extend(compare::forward(&problem, T::DTYPE, &truth, &results)),
             Err(failed) => found.push(failed),
         }
     }
-    match run.backward::<T>(&parts) {
+    match run.backward::<T>(&pieces) {
         Ok(gradients) => found.extend(compare::backward(&problem, &truth, &gradients)),
         Err(failed) => found.push(failed),
     }
@@ -142,46 +142,48 @@ struct Run<'a, I> {
 }
 
 impl<I: Implementation> Run<'_, I> {
-    fn forward<T: Element>(&self, parts: &[Part], with_probs: bool) -> Result<ForwardResults, Found> {
-        let mut pieces = Vec::new();
-        for part in parts {
-            let piece = Piece::<T>::new(self, part);
-            let first = piece.forward(self.implementation, self.layout, with_probs)?;
-            let second = piece.forward(self.implementation, self.layout, with_probs)?;
+    fn forward<T: Element>(&self, pieces: &[Piece], with_probs: bool) -> Result<ForwardResults, Found> {
+        let mut all = Vec::new();
+        for piece in pieces {
+            let call = Call::<T>::new(self, piece);
+            let first = call.forward(self.implementation, self.layout, with_probs)?;
+            let second = call.forward(self.implementation, self.layout, with_probs)?;
             same_bits(first.out.bytes(), second.out.bytes(), TensorName::Out)?;
             same_bits(first.lse.bytes(), second.lse.bytes(), TensorName::Lse)?;
             let probs = [&first, &second].map(|x| x.probs.as_ref().map_or(&[][..], Storage::bytes));
             same_bits(probs[0], probs[1], TensorName::Probs)?;
-            pieces.push((part, first.results()));
+            all.push((piece, first.results()));
         }
-        Ok(combine(self.problem, pieces))
+        Ok(combine(self.problem, all))
     }
 
     /// From the oracle's rounded out and lse of the whole, so that an error of the forward stays the forward's.
-    fn backward<T: Element>(&self, parts: &[Part]) -> Result<oracle::Gradients, Found> {
+    fn backward<T: Element>(&self, pieces: &[Piece]) -> Result<oracle::Gradients, Found> {
         let shape = self.problem.shape();
         let zeros = |shape: [usize; 4]| vec![0.0; shape.into_iter().product()];
         let mut sums = oracle::Gradients { dq: zeros(shape.q()), dk: zeros(shape.k()), dv: zeros(shape.v()) };
-        for part in parts {
-            let piece = Piece::<T>::new(self, part);
-            let first = piece.backward(self.implementation, self.layout)?;
+        for piece in pieces {
+            let call = Call::<T>::new(self, piece);
+            let first = call.backward(self.implementation, self.layout)?;
             if self.implementation.has_deterministic_backward() {
-                let second = piece.backward(self.implementation, self.layout)?;
+                let second = call.backward(self.implementation, self.layout)?;
                 same_bits(first.dq.bytes(), second.dq.bytes(), TensorName::Dq)?;
                 same_bits(first.dk.bytes(), second.dk.bytes(), TensorName::Dk)?;
                 same_bits(first.dv.bytes(), second.dv.bytes(), TensorName::Dv)?;
             }
-            let (q, k) = (part.q(self.problem), part.k(self.problem));
-            add_gradient(&mut sums.dq, shape.q(), &q, &first.dq.to_dense());
-            add_gradient(&mut sums.dk, shape.k(), &k, &first.dk.to_dense());
-            add_gradient(&mut sums.dv, shape.v(), &k, &first.dv.to_dense());
+            let add = |tensor, sum: &mut [f64], part: &Storage<T>| {
+                add_piece(self.problem, piece, tensor, sum, &part.to_dense());
+            };
+            add(TensorName::Dq, &mut sums.dq, &first.dq);
+            add(TensorName::Dk, &mut sums.dk, &first.dk);
+            add(TensorName::Dv, &mut sums.dv, &first.dv);
         }
         Ok(sums)
     }
 }
 
 /// The operands of one call.
-struct Piece<T> {
+struct Call<T> {
     problem: Problem,
     q: Storage<T>,
     k: Storage<T>,
@@ -204,12 +206,13 @@ struct BackwardBuffers<T> {
     dv: Storage<T>,
 }
 
-impl<T: Element> Piece<T> {
-    fn new<I>(run: &Run<'_, I>, part: &Part) -> Self {
-        let problem = part.problem(run.problem);
-        let values = part.values(run.problem, run.values);
+impl<T: Element> Call<T> {
+    fn new<I>(run: &Run<'_, I>, piece: &Piece) -> Self {
+        let problem = problem_of(run.problem, piece);
+        let values = values_of(run.problem, piece, run.values);
         let truth = &run.truth.results;
-        let (out, lse) = part.forward(run.problem, &truth.out().values, &truth.lse().values);
+        let out = share_of(run.problem, piece, TensorName::Out, &truth.out().values);
+        let lse = share_of(run.problem, piece, TensorName::Lse, &truth.lse().values);
         let (shape, layout) = (problem.shape(), run.layout);
         let of_query = |shape, dense| Storage::holding(shape, layout.strides(shape), dense);
         let of_key = |shape, dense| Storage::holding(shape, layout.key_strides(shape), dense);

@@ -1,8 +1,8 @@
 //! Every refusal names the argument, what was expected, what came and, where there is one, the remedy.
 
 use signflash_core::{
-    Dropout, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError, Probs, Shape, Shard, TensorMut,
-    TensorRef,
+    Dropout, GradInputs, Gradients, Inputs, Outputs, Piece, Problem, ProblemError, Probs, Shape, Shard,
+    TensorMut, TensorRef,
 };
 
 const SHAPE: Shape = Shape::new(2, 3, 5).heads(4, 2).head_dim(8);
@@ -64,6 +64,25 @@ fn an_unfinished_shape() {
             .starts_with("num_heads must be a positive multiple of num_heads_k, got num_heads 0")
     );
     assert!(Problem::builder(sizes.head_dim(8).heads(2, 1)).build().is_ok());
+}
+
+#[test]
+fn pieces() {
+    let whole = Problem::builder(SHAPE).causal(true).build().unwrap();
+    let all = Piece::of(&whole);
+    let refused = |piece: Piece| whole.piece(&piece).unwrap_err().to_string();
+    assert_eq!(refused(Piece { rows: 2..4, ..all.clone() }), "piece.rows must lie within 0..3, got 2..4");
+    #[allow(clippy::reversed_empty_ranges)]
+    let reversed = Piece { columns: 3..2, ..all.clone() };
+    assert_eq!(refused(reversed), "piece.columns must lie within 0..5, got 3..2");
+    assert_eq!(
+        refused(Piece { heads: 1..3, ..all.clone() }),
+        "piece.heads must be whole groups of 2, which share a key head, or lie within one, got 1..3"
+    );
+    let one = whole.piece(&Piece { heads: 3..4, ..all.clone() }).unwrap();
+    assert_eq!((one.shape().num_heads, one.shape().num_heads_k, one.shard().first_head), (1, 1, 3));
+    let heads_of_none = whole.piece(&Piece { heads: 1..1, ..all }).unwrap_err().to_string();
+    assert!(heads_of_none.starts_with("num_heads must be"), "{heads_of_none}");
 }
 
 #[test]

@@ -1,0 +1,98 @@
+//! Parts of a problem that are problems themselves.
+
+use crate::error::ProblemError;
+use crate::problem::Problem;
+use crate::shape::{Shape, Shard};
+use std::ops::Range;
+
+/// Some batches, query heads, queries and keys of a problem, as one of several devices computes them.
+///
+/// ```
+/// use signflash_core::{Piece, Problem, Shape, Span};
+/// let whole = Problem::builder(Shape::new(1, 100, 120).heads(4, 2).head_dim(64)).causal(true).build()?;
+/// // The second half of the keys, for all queries: each sees what it sees of them in the whole.
+/// let keys = Piece { columns: 60..120, ..Piece::of(&whole) };
+/// let half = whole.piece(&keys)?;
+/// assert_eq!(half.shape().seqlen_k, 60);
+/// assert_eq!(half.visibility().keys_of(50), Span { begin: 0, end: 11 }); // 60..71 of the whole
+/// assert!(half.visibility().keys_of(30).is_empty());
+/// # Ok::<(), signflash_core::ProblemError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Of the whole's batches.
+    pub batches: Range<usize>,
+    /// Of its query heads: whole groups that share key heads, or some of one group.
+    pub heads: Range<usize>,
+    /// Of its queries.
+    pub rows: Range<usize>,
+    /// Of its keys.
+    pub columns: Range<usize>,
+}
+
+impl Piece {
+    /// All of a problem.
+    pub fn of(whole: &Problem) -> Self {
+        let Shape { batch, seqlen_q, seqlen_k, num_heads, .. } = *whole.shape();
+        Self { batches: 0..batch, heads: 0..num_heads, rows: 0..seqlen_q, columns: 0..seqlen_k }
+    }
+
+    /// The key heads of its query heads.
+    pub fn heads_k(&self, whole: &Problem) -> Range<usize> {
+        let group = whole.shape().group_size();
+        self.heads.start / group..self.heads.end.div_ceil(group)
+    }
+
+    fn check(&self, whole: &Problem) -> Result<(), ProblemError> {
+        let all = Self::of(whole);
+        let named = [
+            ("piece.batches", &self.batches, all.batches.end),
+            ("piece.heads", &self.heads, all.heads.end),
+            ("piece.rows", &self.rows, all.rows.end),
+            ("piece.columns", &self.columns, all.columns.end),
+        ];
+        for (argument, got, len) in named {
+            if got.start > got.end || got.end > len {
+                return Err(ProblemError::Piece { argument, got: got.clone(), len });
+            }
+        }
+        let group = whole.shape().group_size();
+        let whole_groups = self.heads.start.is_multiple_of(group) && self.heads.end.is_multiple_of(group);
+        if whole_groups || self.heads_k(whole).len() == 1 {
+            return Ok(());
+        }
+        Err(ProblemError::PieceHeads { got: self.heads.clone(), group })
+    }
+}
+
+impl Problem {
+    /// A piece of this problem, as a problem: its queries see of its keys what they see in the whole, and dropout keeps
+    /// what it keeps there. Of several pieces of the same queries, out is the sum of theirs, weighed by
+    /// `exp(lse of the piece - lse of the whole)`.
+    ///
+    /// # Errors
+    /// A [`ProblemError`] naming what of the piece does not lie in the whole.
+    pub fn piece(&self, piece: &Piece) -> Result<Problem, ProblemError> {
+        piece.check(self)?;
+        let (shape, shard) = (self.shape(), self.shard());
+        let of_piece = Shape::new(piece.batches.len(), piece.rows.len(), piece.columns.len())
+            .heads(piece.heads.len(), piece.heads_k(self).len())
+            .head_dim(shape.head_dim);
+        let builder = Problem::builder(of_piece)
+            .causal(self.causal())
+            .diagonal(self.diagonal() + piece.rows.start as i64 - piece.columns.start as i64)
+            .softmax_scale(self.softmax_scale())
+            .shard(Shard {
+                first_batch: shard.first_batch + piece.batches.start,
+                first_head: shard.first_head + piece.heads.start,
+                first_row: shard.first_row + piece.rows.start,
+                first_column: shard.first_column + piece.columns.start,
+                num_heads_total: shard.num_heads_total.or(Some(shape.num_heads)),
+            });
+        let builder = match self.dropout() {
+            Some(&dropout) => builder.dropout(dropout),
+            None => builder,
+        };
+        builder.build()
+    }
+}
