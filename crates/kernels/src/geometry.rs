@@ -46,7 +46,7 @@ pub(crate) fn key_blocks(problem: &Problem, keys: u32) -> u64 {
 
 /// Rows of a head's statistics: whole steps of any kernel.
 pub(crate) fn stat_rows(problem: &Problem) -> u64 {
-    let step = u64::from(crate::sm80::delta::STEP);
+    let step = u64::from(crate::rows::statistics::STEP);
     (problem.shape().seqlen_q as u64 + u64::from(row_shift(problem))).next_multiple_of(step)
 }
 

@@ -41,6 +41,7 @@ mod interpreted;
 mod kernel;
 mod parts;
 mod plan;
+mod rows;
 mod sm80;
 mod sm90;
 mod tables;

@@ -8,10 +8,10 @@ use crate::geometry::{
 };
 use crate::gpu::Gpu;
 use crate::parts::args::{DropoutArgs, ProblemArgs};
+use crate::rows::convert_dq::ConvertDqArgs;
+use crate::rows::delta::DeltaArgs;
 use crate::sm80::backward_keys::KeysArgs;
 use crate::sm80::backward_queries::QueriesArgs;
-use crate::sm80::convert_dq::ConvertDqArgs;
-use crate::sm80::delta::DeltaArgs;
 use crate::sm80::forward::ForwardArgs;
 use crate::sm80::probs::ProbsArgs;
 use crate::sm90;

@@ -1,4 +1,5 @@
 //! Kernel arguments, declared once: a host struct that makes [`Arg`]s and a device struct that reads them.
+use super::sequence::Sequence;
 pub(crate) use crate::tensor::DeviceTensor;
 use signflash_ptx::{Arg, Cta, F32, GlobalAddr, S32, Tensor, TensorMap, U32, U64, Val};
 
@@ -77,9 +78,9 @@ impl Passed for DeviceTensor {
 }
 
 impl<'k> TensorVals<'k> {
-    /// Row 0 of one head.
-    pub(crate) fn head(&self, batch: Val<'k, U32>, head: Val<'k, U32>) -> Rows<'k> {
-        let start = head.widen().mul_add(self.head, batch.widen().mul_add(self.batch, self.ptr));
+    /// A sequence's row 0 of one head.
+    pub(crate) fn head(&self, sequence: Sequence<'k>, head: Val<'k, U32>) -> Rows<'k> {
+        let start = head.widen().mul_add(self.head, sequence.batch.widen().mul_add(self.batch, self.ptr));
         Rows { start, stride: self.row }
     }
 }
@@ -159,7 +160,7 @@ kernel_args! {
         row_shift: u32,
         /// The first key's column in the whole, modulo 32: tiles start so many columns before it.
         column_shift: u32,
-        /// Rows of a head in the statistics (`sm80/delta.rs`), which start `row_shift` rows before the first query.
+        /// Rows of a head in the statistics (`rows/statistics.rs`), which start `row_shift` rows before the first query.
         stat_rows: u32,
     }
 }

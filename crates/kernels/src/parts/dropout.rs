@@ -4,6 +4,7 @@
 //! c = lane % 4, byte e of word w is row g + 8 * (e / 2), column 8 w + 2 c + e % 2: just the order of a tensor-core
 //! accumulator, so that words need no exchange between lanes when rows are queries.
 use super::args::DropoutVals;
+use super::sequence::Sequence;
 use signflash_core::dropout::philox::{DROPOUT_ROUNDS, MUL_0, MUL_2, WEYL_0, WEYL_1};
 use signflash_ptx::{B32, F32, GlobalAddr, Thread, U32, U64, Val, Warp};
 
@@ -55,10 +56,10 @@ impl<'k> Philox<'k> {
         }
     }
 
-    /// The stream of a (batch, head) of this problem.
+    /// The stream of a head of a sequence.
     #[track_caller]
-    pub(crate) fn stream(&self, t: Thread<'k>, batch: Val<'k, U32>, head: Val<'k, U32>) -> Stream<'k> {
-        let stream = batch.widen().mul_add(self.num_heads_total, head.widen() + self.first_stream);
+    pub(crate) fn stream(&self, t: Thread<'k>, sequence: Sequence<'k>, head: Val<'k, U32>) -> Stream<'k> {
+        let stream = sequence.batch.widen().mul_add(self.num_heads_total, head.widen() + self.first_stream);
         let counter = stream.mul_add(32u64, self.offset) + t.lane().widen();
         Stream { keys: self.keys.clone(), counter: [counter.low(), (counter >> 32u32).low()] }
     }

@@ -5,5 +5,6 @@ pub(crate) mod copy;
 pub(crate) mod dropout;
 pub(crate) mod epilogue;
 pub(crate) mod product;
+pub(crate) mod sequence;
 pub(crate) mod softmax;
 pub(crate) mod work;

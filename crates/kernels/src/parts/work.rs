@@ -4,12 +4,13 @@
 //! inside such a block has its first tile start before the tensor: those rows and columns are outside, like those
 //! behind the end. So no kernel knows of shards, and words of random bytes always meet their own accumulators.
 use super::args::ProblemVals;
+use super::sequence::Sequence;
 use signflash_ptx::{Cta, Pred, S32, U32, Val};
 
 /// A tile of rows of one head, or of key columns.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Work<'k> {
-    pub(crate) batch: Val<'k, U32>,
+    pub(crate) sequence: Sequence<'k>,
     pub(crate) head: Val<'k, U32>,
     /// The tile's number along the sequence.
     pub(crate) block: Val<'k, U32>,
@@ -19,19 +20,26 @@ impl<'k> Work<'k> {
     /// The `blocks` tiles of a head follow each other in the grid, then heads, then batches. With `reversed` the last
     /// tile comes first: under a causal mask it has the most to do.
     #[track_caller]
-    pub(crate) fn locate(cta: Cta<'k>, blocks: Val<'k, U32>, heads: Val<'k, U32>, reversed: bool) -> Self {
+    pub(crate) fn locate(
+        cta: Cta<'k>,
+        problem: &ProblemVals<'k>,
+        blocks: Val<'k, U32>,
+        heads: Val<'k, U32>,
+        reversed: bool,
+    ) -> Self {
         let index = cta.index();
         let row = index / blocks;
         let block = index - row * blocks;
         let block = if reversed { blocks - 1 - block } else { block };
-        let batch = row / heads;
-        Work { batch, head: row - batch * heads, block }
+        let (sequence, head) = Sequence::of_head(problem, row, heads);
+        Work { sequence, head, block }
     }
 
     /// The tiles of `at_once` heads alternate in the grid: so many first tiles, then as many second ones.
     #[track_caller]
     pub(crate) fn alternate(
         cta: Cta<'k>,
+        problem: &ProblemVals<'k>,
         blocks: Val<'k, U32>,
         heads: Val<'k, U32>,
         at_once: Val<'k, U32>,
@@ -41,8 +49,8 @@ impl<'k> Work<'k> {
         let (width, within) = ((rows - first).min(at_once), index - first * blocks);
         let block = within / width;
         let row = first + within - block * width;
-        let batch = row / heads;
-        Work { batch, head: row - batch * heads, block }
+        let (sequence, head) = Sequence::of_head(problem, row, heads);
+        Work { sequence, head, block }
     }
 }
 

@@ -23,8 +23,6 @@
 //! softmax_scale are applied at the end.
 //!
 //! Grid: key tiles x key heads x batches, along x. Block: 32 * warps threads.
-use super::convert_dq::SumsTile;
-use super::delta::Stats;
 use super::forward::negate;
 use crate::config::{Common, DqSums, PortableForm};
 use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_args};
@@ -34,9 +32,12 @@ use crate::parts::epilogue::{stage_packed, store_rows};
 use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
 use crate::parts::softmax::scale_rows;
 use crate::parts::work::Work;
+use crate::rows::dq_sums::SumsTile;
+use crate::rows::head::QueryHeads;
+use crate::rows::statistics::{self, STAT_BYTES, StatRows};
 use signflash_ptx::{
-    Acc, B32, Builder, CopyRing, Cta, GlobalAddr, Kernel, LaunchBounds, Pred, S32, SmemAddr, Thread,
-    TileLayout, U32, Val, Var, Warp,
+    Acc, B32, Builder, CopyRing, Cta, Kernel, LaunchBounds, Pred, S32, SmemAddr, Thread, TileLayout, U32,
+    Val, Var, Warp,
 };
 
 kernel_args! {
@@ -54,15 +55,12 @@ kernel_args! {
         dk: DeviceTensor,
         /// Written.
         dv: DeviceTensor,
-        /// Of `sm80/delta.rs`.
+        /// Of `rows/statistics.rs`.
         stats: u64,
-        /// Sums of dq, see `sm80/convert_dq.rs`; zeroed before.
+        /// Sums of dq, see `rows/dq_sums.rs`; zeroed before.
         dq_sums: u64,
     }
 }
-
-/// Bytes of a query's statistics: -lse in base 2, and delta.
-const STAT_BYTES: u32 = 8;
 
 /// Bytes of shared memory that a block of a form asks for, at most.
 pub(crate) fn smem_bytes(head_dim: u32, form: &PortableForm) -> u32 {
@@ -80,7 +78,7 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm, sums: DqS
         let args = KeysVals::declare(cta);
         let dropout = common.scores.dropout.then(|| Dropout::new(cta.warps(), DropoutVals::declare(cta)));
         let smem = Smem::plan(cta, common, form, sums);
-        let work = Work::locate(cta, problem.key_tiles(form.rows()), problem.num_heads_k, false);
+        let work = Work::locate(cta, &problem, problem.key_tiles(form.rows()), problem.num_heads_k, false);
         Keys { cta, common, form, sums, problem, args, dropout, smem, work }.run();
     })
 }
@@ -290,7 +288,7 @@ impl<'k> Keys<'_, 'k> {
         let t = self.cta.threads();
         let copy = TileCopy::new(t, self.common.rows(), t.index(), self.form.threads());
         let (k, v) = (self.args.k, self.args.v).map_heads(&self.work);
-        let tile = |rows| self.tile_of(rows, first_key, self.problem.seqlen_k);
+        let tile = |rows| self.tile_of(rows, first_key, self.work.sequence.seqlen_k);
         copy.load(self.smem.k, tile(k), self.form.rows());
         copy.load(self.smem.v, tile(v), self.form.rows());
     }
@@ -305,15 +303,14 @@ impl<'k> Keys<'_, 'k> {
             cta.when(real, |cta| {
                 let t = cta.threads();
                 let copy = TileCopy::new(t, self.common.rows(), t.index(), form.threads());
-                let tile = |rows| self.tile_of(rows, m * step - problem.row_shift, problem.seqlen_q);
-                copy.load(slot, tile(self.args.q.head(work.batch, head)), step);
+                let tile = |rows| self.tile_of(rows, m * step - problem.row_shift, work.sequence.seqlen_q);
+                copy.load(slot, tile(self.args.q.head(work.sequence, head)), step);
                 let dout = slot.at(self.smem.layout.bytes(step));
-                copy.load(dout, tile(self.args.dout.head(work.batch, head)), step);
+                copy.load(dout, tile(self.args.dout.head(work.sequence, head)), step);
                 // Two queries' statistics are 16 bytes.
                 t.when(t.index().lt(step / 2), |t| {
-                    let row = (work.batch * problem.num_heads + head).mul_wide(problem.stat_rows)
-                        + (m * step).widen();
-                    let from = GlobalAddr::new(row * u64::from(STAT_BYTES) + self.args.stats);
+                    let rows = StatRows::of(QueryHeads::of(problem, work.sequence).nth(head));
+                    let from = rows.from(self.args.stats, m * step);
                     let own = t.index() * 16;
                     let to = slot.at(2 * self.smem.layout.bytes(step)).plus(own);
                     t.copy_async(to, from.plus(own.widen()), t.index().lt(step));
@@ -361,8 +358,7 @@ impl<'k> Keys<'_, 'k> {
         }
         self.sum(own, dv, &p, smem.p, dout);
         self.sum(own, dk, &ds, ds_tile, q);
-        let bh = self.work.batch * self.problem.num_heads + head;
-        let tile = bh * self.problem.query_tiles(form.step) + m;
+        let tile = QueryHeads::of(&self.problem, self.work.sequence).nth(head).first_dq_tile(form.step) + m;
         if self.is_late() {
             behind.tile.set(tile);
             behind.place.set(behind.place.get() ^ self.ds_bytes());
@@ -439,8 +435,8 @@ impl<'k> Keys<'_, 'k> {
         let t = self.cta.threads();
         for group in 0..s[0].groups() {
             let first = stats.plus(own.part * (self.queries() * STAT_BYTES));
-            let of = |first| Stats::of_columns(t, first, group as u32);
-            let (negative_lse, delta) = (of(first), of(first.at(Stats::DELTA)));
+            let of = |first| statistics::of_columns(t, first, group as u32);
+            let (negative_lse, delta) = (of(first), of(first.at(statistics::DELTA)));
             for (i, s) in s.iter().enumerate() {
                 for register in 0..4 {
                     let (h, x) = (register / 2, register % 2);
@@ -472,7 +468,7 @@ impl<'k> Keys<'_, 'k> {
     ) -> Vec<Flags<'k>> {
         let (warp, t, form) = (self.cta.warps(), self.cta.threads(), self.form);
         let Dropout { args, philox, mask } = dropout;
-        let philox = philox.stream(t, self.work.batch, head);
+        let philox = philox.stream(t, self.work.sequence, head);
         let rows16 = self.queries() / 16;
         let row16 = args.first_row16 + m * (form.step / 16) + own.part * rows16;
         let column32 = args.first_column32 + ((self.work.block * form.rows() + own.row) >> 5u32);
@@ -558,7 +554,7 @@ impl<'k> Keys<'_, 'k> {
             [(dk, dk_rows, own.k, self.problem.scale * keep_scale), (dv, dv_rows, own.v, keep_scale)];
         for (acc, rows, staging, factor) in targets {
             acc.iter().for_each(|acc| scale_rows(acc, [factor, factor]));
-            let target = self.tile_of(rows, own.first_key + own.row, self.problem.seqlen_k);
+            let target = self.tile_of(rows, own.first_key + own.row, self.work.sequence.seqlen_k);
             store_rows(warp, acc, self.common.operands.half, staging.plus(share), &copy, target);
         }
     }
@@ -642,6 +638,6 @@ trait MapHeads<'k> {
 
 impl<'k> MapHeads<'k> for (crate::parts::args::TensorVals<'k>, crate::parts::args::TensorVals<'k>) {
     fn map_heads(self, work: &Work<'k>) -> (Rows<'k>, Rows<'k>) {
-        (self.0.head(work.batch, work.head), self.1.head(work.batch, work.head))
+        (self.0.head(work.sequence, work.head), self.1.head(work.sequence, work.head))
     }
 }

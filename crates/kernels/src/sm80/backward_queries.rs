@@ -12,7 +12,6 @@
 //! whatever order they come.
 //!
 //! Grid: query tiles x heads x batches, along x. Block: 32 * warps threads.
-use super::delta::Stats;
 use super::forward::negate;
 use crate::config::{Common, PortableForm};
 use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_args};
@@ -22,6 +21,8 @@ use crate::parts::epilogue::store_rows;
 use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
 use crate::parts::softmax::{THREAD_ROWS, scale_rows};
 use crate::parts::work::{KeyTiles, Work};
+use crate::rows::head::QueryHeads;
+use crate::rows::statistics::StatRows;
 use signflash_ptx::{Acc, Builder, CopyRing, Cta, F32, Kernel, LaunchBounds, SmemAddr, TileLayout, U32, Val};
 
 kernel_args! {
@@ -37,7 +38,7 @@ kernel_args! {
         dout: DeviceTensor,
         /// Written.
         dq: DeviceTensor,
-        /// Of `sm80/delta.rs`.
+        /// Of `rows/statistics.rs`.
         stats: u64,
     }
 }
@@ -55,8 +56,13 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel
         let args = QueriesVals::declare(cta);
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let smem = Smem::plan(cta, common, form);
-        let work =
-            Work::locate(cta, problem.query_tiles(form.rows()), problem.num_heads, common.scores.causal);
+        let work = Work::locate(
+            cta,
+            &problem,
+            problem.query_tiles(form.rows()),
+            problem.num_heads,
+            common.scores.causal,
+        );
         Queries { cta, common, form, problem, args, dropout, smem, work }.run();
     })
 }
@@ -113,7 +119,7 @@ impl<'k> Queries<'_, 'k> {
         let first_row = work.block * form.rows() - problem.row_shift;
         let keys = KeyTiles::of_rows(problem, first_row, form.rows(), form.step, common.scores.causal);
         let head_k = work.head / problem.group;
-        let (k, v) = (self.args.k.head(work.batch, head_k), self.args.v.head(work.batch, head_k));
+        let (k, v) = (self.args.k.head(work.sequence, head_k), self.args.v.head(work.sequence, head_k));
         let queries = cta.copy_group(|| self.load_queries(first_row));
         self.fill(k, v, t.u32(0), keys.end);
 
@@ -154,7 +160,8 @@ impl<'k> Queries<'_, 'k> {
         let keep_scale = self.dropout.map_or(t.f32(1.0), |d| d.keep_scale);
         let factor = problem.scale * keep_scale;
         dq.iter().for_each(|dq| scale_rows(dq, [factor, factor]));
-        let target = self.tile_of(self.args.dq.head(work.batch, work.head), own.first_row, problem.seqlen_q);
+        let target =
+            self.tile_of(self.args.dq.head(work.sequence, work.head), own.first_row, work.sequence.seqlen_q);
         store_rows(
             warp,
             &dq,
@@ -175,10 +182,10 @@ impl<'k> Queries<'_, 'k> {
     }
 
     fn load_queries(&self, first_row: Val<'k, U32>) {
-        let tile = |rows| self.tile_of(rows, first_row, self.problem.seqlen_q);
-        let Work { batch, head, .. } = self.work;
-        self.copy().load(self.smem.q, tile(self.args.q.head(batch, head)), self.form.rows());
-        self.copy().load(self.smem.dout, tile(self.args.dout.head(batch, head)), self.form.rows());
+        let tile = |rows| self.tile_of(rows, first_row, self.work.sequence.seqlen_q);
+        let Work { sequence, head, .. } = self.work;
+        self.copy().load(self.smem.q, tile(self.args.q.head(sequence, head)), self.form.rows());
+        self.copy().load(self.smem.dout, tile(self.args.dout.head(sequence, head)), self.form.rows());
     }
 
     /// Starts to bring a tile of keys and values, if there is one.
@@ -187,8 +194,9 @@ impl<'k> Queries<'_, 'k> {
         let slot = ring.next_fill();
         ring.fill(self.cta, || {
             self.cta.when(tile.lt(end), |_| {
-                let source =
-                    |rows| self.tile_of(rows, tile * step - self.problem.column_shift, self.problem.seqlen_k);
+                let source = |rows| {
+                    self.tile_of(rows, tile * step - self.problem.column_shift, self.work.sequence.seqlen_k)
+                };
                 self.copy().load(slot, source(k), step);
                 self.copy().load(slot.at(self.smem.layout.bytes(step)), source(v), step);
             });
@@ -201,15 +209,8 @@ impl<'k> Queries<'_, 'k> {
         let row = warp.index() * (16 * form.row_tiles);
         let own = |tile: SmemAddr<'k>| tile.plus(row * self.smem.layout.row_bytes());
         let in_tile = |i: u32, h: u32| row + (t.lane() >> 2) + (16 * i + 8 * h);
-        let head = (work.batch * problem.num_heads + work.head).mul_wide(problem.stat_rows);
-        let stat = |i: u32, h: u32| {
-            // Statistics start where the first tile does. Tiles may reach behind them.
-            let at = work.block * form.rows() + in_tile(i, h);
-            let from = Stats::of_row(self.args.stats, head + at.min(problem.stat_rows - 1).widen());
-            let [lse] = t.load_constant::<F32, 1>(from);
-            let [delta] = t.load_constant::<F32, 1>(from.at(Stats::DELTA.into()));
-            [lse, delta]
-        };
+        let stats = StatRows::of(QueryHeads::of(problem, work.sequence).nth(work.head));
+        let stat = |i: u32, h: u32| stats.load(t, self.args.stats, work.block * form.rows() + in_tile(i, h));
         let limit = |i: u32, h: u32| problem.visible(first_row + in_tile(i, h), self.common.scores.causal);
         Own {
             lanes,
@@ -219,7 +220,7 @@ impl<'k> Queries<'_, 'k> {
             stats: (0..form.row_tiles).map(|i| [stat(i, 0), stat(i, 1)]).collect(),
             limits: (0..form.row_tiles).map(|i| [limit(i, 0), limit(i, 1)]).collect(),
             stream: self.dropout.as_ref().map(|args| {
-                (Philox::new(warp, args).stream(t, work.batch, work.head), SignMask::new(t, args))
+                (Philox::new(warp, args).stream(t, work.sequence, work.head), SignMask::new(t, args))
             }),
         }
     }

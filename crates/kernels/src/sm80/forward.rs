@@ -18,9 +18,10 @@ use crate::parts::epilogue::store_rows;
 use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
 use crate::parts::softmax::{OnlineSoftmax, RowResult, THREAD_ROWS, hide, scale_rows};
 use crate::parts::work::{KeyTiles, Work};
+use crate::rows::head::QueryHeads;
+use crate::rows::lse::LseRows;
 use signflash_ptx::{
-    Acc, B32, Builder, CopyRing, Cta, F32, GlobalAddr, Kernel, LaunchBounds, SmemAddr, TileLayout, U32, Val,
-    Warp,
+    Acc, B32, Builder, CopyRing, Cta, F32, Kernel, LaunchBounds, SmemAddr, TileLayout, U32, Val, Warp,
 };
 
 kernel_args! {
@@ -52,8 +53,13 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel
         let args = ForwardVals::declare(cta);
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let smem = Smem::plan(cta, common, form);
-        let work =
-            Work::locate(cta, problem.query_tiles(form.rows()), problem.num_heads, common.scores.causal);
+        let work = Work::locate(
+            cta,
+            &problem,
+            problem.query_tiles(form.rows()),
+            problem.num_heads,
+            common.scores.causal,
+        );
         Forward { cta, common, form, problem, args, smem, work }.run(dropout);
     })
 }
@@ -95,7 +101,7 @@ impl<'k> Forward<'_, 'k> {
         let first_row = work.block * form.rows() - problem.row_shift;
         let keys = KeyTiles::of_rows(problem, first_row, form.rows(), form.step, self.common.scores.causal);
         let head_k = work.head / problem.group;
-        let (k, v) = (self.args.k.head(work.batch, head_k), self.args.v.head(work.batch, head_k));
+        let (k, v) = (self.args.k.head(work.sequence, head_k), self.args.v.head(work.sequence, head_k));
         let q = cta.copy_group(|| self.load_q(first_row));
         self.fill(k, v, t.u32(0), keys.end);
 
@@ -160,14 +166,14 @@ impl<'k> Forward<'_, 'k> {
     }
 
     fn load_q(&self, first_row: Val<'k, U32>) {
-        let rows = self.args.q.head(self.work.batch, self.work.head);
+        let rows = self.args.q.head(self.work.sequence, self.work.head);
         let copy = self.copy();
-        copy.load(self.smem.q, self.tile_of(rows, first_row, self.problem.seqlen_q), self.form.rows());
+        copy.load(self.smem.q, self.tile_of(rows, first_row, self.work.sequence.seqlen_q), self.form.rows());
     }
 
     /// Starts to bring a tile of keys and values, if there is one.
     fn fill(&self, k: Rows<'k>, v: Rows<'k>, tile: Val<'k, U32>, end: Val<'k, U32>) {
-        let (ring, step, seqlen) = (&self.smem.kv, self.form.step, self.problem.seqlen_k);
+        let (ring, step, seqlen) = (&self.smem.kv, self.form.step, self.work.sequence.seqlen_k);
         let slot = ring.next_fill();
         ring.fill(self.cta, || {
             self.cta.when(tile.lt(end), |_| {
@@ -210,17 +216,14 @@ impl<'k> Forward<'_, 'k> {
         for (i, out) in out.iter().enumerate() {
             let RowResult { inverse, lse } = rows.softmax[i].finish();
             scale_rows(out, inverse.map(|inverse| keep_scale.map_or(inverse, |scale| inverse * scale)));
-            let head = self.work.batch * self.problem.num_heads + self.work.head;
-            let start = head.mul_wide(self.problem.seqlen_q);
+            let to = LseRows::of(QueryHeads::of(&self.problem, self.work.sequence).nth(self.work.head));
             for (lower, lse) in lse.into_iter().enumerate() {
                 let row = first_row + (t.lane() >> 2) + (16 * i + 8 * lower) as u32;
-                let real = row.lt(self.problem.seqlen_q) & (t.lane() & 3).eq(0);
-                let to = GlobalAddr::new((start + row.widen()) * 4u64 + self.args.lse);
-                t.when(real, |t| t.store(to, [lse]));
+                to.store(t, self.args.lse, row, lse);
             }
         }
-        let target = self.args.out.head(self.work.batch, self.work.head);
-        let target = self.tile_of(target, first_row, self.problem.seqlen_q);
+        let target = self.args.out.head(self.work.sequence, self.work.head);
+        let target = self.tile_of(target, first_row, self.work.sequence.seqlen_q);
         store_rows(
             warp,
             out,
@@ -307,7 +310,7 @@ impl<'k> Mask<'k> {
         let (warp, t, work) = (forward.cta.warps(), forward.cta.threads(), &forward.work);
         assert!(forward.form.step.is_multiple_of(32), "random words come for 32 columns at once");
         Mask {
-            stream: Philox::new(warp, args).stream(t, work.batch, work.head),
+            stream: Philox::new(warp, args).stream(t, work.sequence, work.head),
             packed: PackedMask::new(args),
             row16: args.first_row16 + ((first_row + forward.problem.row_shift) >> 4u32),
             column32: args.first_column32,

@@ -2,7 +2,5 @@
 
 pub(crate) mod backward_keys;
 pub(crate) mod backward_queries;
-pub(crate) mod convert_dq;
-pub(crate) mod delta;
 pub(crate) mod forward;
 pub(crate) mod probs;

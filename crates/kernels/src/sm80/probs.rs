@@ -12,6 +12,8 @@ use crate::parts::dropout::{Philox, SignMask, Stream};
 use crate::parts::product::{Lanes, Operand, mma_abt};
 use crate::parts::softmax::{THREAD_ROWS, lse_of_p};
 use crate::parts::work::Work;
+use crate::rows::head::QueryHeads;
+use crate::rows::lse::LseRows;
 use signflash_ptx::{
     Acc, B32, Builder, CopyRing, Cta, F32, GlobalAddr, Kernel, LaunchBounds, Pred, SmemAddr, TileLayout, U32,
     Val, Var,
@@ -48,7 +50,7 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel
         let layout = TileLayout::new(common.operands.head_dim);
         let q = cta.smem("q", layout.bytes(form.rows()), 1024);
         let k = cta.copy_ring("k", 2, layout.bytes(form.step));
-        let work = Work::locate(cta, problem.query_tiles(form.rows()), problem.num_heads, false);
+        let work = Work::locate(cta, &problem, problem.query_tiles(form.rows()), problem.num_heads, false);
         ProbsKernel { cta, common, form, problem, args, dropout, q, k, work }.run();
     })
 }
@@ -82,13 +84,13 @@ impl<'k> ProbsKernel<'_, 'k> {
         let rows =
             |rows: Rows<'k>, first, seqlen| TileRows { rows, first, seqlen, head_dim: problem.head_dim };
         let copy = TileCopy::new(t, common.rows(), t.index(), form.threads());
-        let q = rows(self.args.q.head(work.batch, work.head), first_row, problem.seqlen_q);
+        let q = rows(self.args.q.head(work.sequence, work.head), first_row, work.sequence.seqlen_q);
         let q = cta.copy_group(|| copy.load(self.q, q, form.rows()));
         let (k, end) =
-            (self.args.k.head(work.batch, work.head / problem.group), problem.key_tiles(form.step));
+            (self.args.k.head(work.sequence, work.head / problem.group), problem.key_tiles(form.step));
         let fill = |tile: Val<'k, U32>| {
             let slot = self.k.next_fill();
-            let source = rows(k, tile * form.step - problem.column_shift, problem.seqlen_k);
+            let source = rows(k, tile * form.step - problem.column_shift, work.sequence.seqlen_k);
             self.k.fill(*cta, || cta.when(tile.lt(end), |_| copy.load(slot, source, form.step)));
         };
         fill(t.u32(0));
@@ -101,7 +103,7 @@ impl<'k> ProbsKernel<'_, 'k> {
         };
         let own: Vec<_> = (0..form.row_tiles).map(|i| self.rows(first_row + own_row + 16 * i)).collect();
         let drawn = self.dropout.as_ref().map(|args| {
-            (Philox::new(warp, args).stream(t, work.batch, work.head), SignMask::new(t, args), args)
+            (Philox::new(warp, args).stream(t, work.sequence, work.head), SignMask::new(t, args), args)
         });
         q.wait(*cta);
         let n: Var<'k, U32> = t.u32(0).var();
@@ -143,18 +145,18 @@ impl<'k> ProbsKernel<'_, 'k> {
         let (t, problem, work) = (self.cta.threads(), &self.problem, &self.work);
         from_fn(|lower| {
             let row = first + (t.lane() >> 2) + 8 * lower as u32;
-            let real = row.lt(problem.seqlen_q);
+            let real = row.lt(work.sequence.seqlen_q);
             let lse = t.f32(f32::INFINITY).var();
             t.when(real, |t| {
-                let head = (work.batch * problem.num_heads + work.head).mul_wide(problem.seqlen_q);
-                let [own] = t.load::<F32, 1>(GlobalAddr::new((head + row.widen()) * 4u64 + self.args.lse));
+                let rows = LseRows::of(QueryHeads::of(problem, work.sequence).nth(work.head));
+                let [own] = t.load::<F32, 1>(rows.place(row).of(self.args.lse));
                 lse.set(lse_of_p(t, own));
             });
             Row {
                 real,
                 lse_log2: lse.get() * LOG2_E,
                 visible: problem.visible(row, self.common.scores.causal),
-                to: self.args.probs.head(work.batch, work.head).row(row),
+                to: self.args.probs.head(work.sequence, work.head).row(row),
             }
         })
     }
@@ -194,7 +196,7 @@ impl<'k> ProbsKernel<'_, 'k> {
                 let signed = p ^ (flag & 0x80u32) << 8u32;
                 key.lt(row.visible).select::<B32>(signed, p)
             });
-            t.when(row.real & key.lt(problem.seqlen_k), |t| {
+            t.when(row.real & key.lt(self.work.sequence.seqlen_k), |t| {
                 t.store_half(row.to.plus(key.widen() * 2u64), signed.unwrap_or(p));
             });
         }

@@ -114,7 +114,7 @@ impl<'a, 'k> FlagWriter<'a, 'k> {
     /// For another tile of queries.
     pub(super) fn begin(&mut self, warp: Warp<'k>, work: Work<'k>) {
         let form = self.form;
-        let stream = self.philox.stream(warp.threads(), work.batch, work.head);
+        let stream = self.philox.stream(warp.threads(), work.sequence, work.head);
         self.lane.set(stream.lane());
         let first = self.first_row16 + work.block * (form.rows() / 16);
         for (i, served) in self.served.iter().enumerate() {

@@ -1,6 +1,7 @@
 //! What multiplying warpgroups are given: tensors by the copying thread, with dropout flags by the drawing warps.
 use super::flags::FlagWriter;
 use super::forward::{Block, GROUP_ROWS, Tile};
+use crate::parts::work::Work;
 use signflash_ptx::{BulkRingProducer, Filling, Tensor, Thread, U32, Val, Warp};
 
 impl<'k> Block<'_, 'k> {
@@ -72,7 +73,8 @@ impl<'a, 'k> Copies<'a, 'k> {
 
     fn queries(&mut self, t: Thread<'k>, tile: &Tile<'k>, group: u32) {
         let Block { common, args, .. } = self.block;
-        let at = [tile.first_row + group * GROUP_ROWS, tile.work.head, tile.work.batch];
+        let Work { sequence, head, .. } = tile.work;
+        let at = sequence.coordinates(tile.first_row + group * GROUP_ROWS, head);
         self.q[group as usize].fill_by(t, |filling| {
             for i in 0..common.boxes() {
                 filling.load(t, i * GROUP_ROWS * 128, args.q.at(64 * i, at));
@@ -103,7 +105,7 @@ impl<'k> Block<'_, 'k> {
     ) {
         let first = step * self.form.step - self.problem.column_shift;
         for i in 0..self.common.boxes() {
-            let from = tensor.at(64 * i, [first, tile.head_k, tile.work.batch]);
+            let from = tensor.at(64 * i, tile.work.sequence.coordinates(first, tile.head_k));
             filling.load(t, i * self.form.step * 128, from);
         }
     }

@@ -5,10 +5,13 @@ use super::out::OutTile;
 use super::softmax::{LateSoftmax, Selectors};
 use super::turns::Turns;
 use crate::parts::softmax::{RowResult, THREAD_ROWS, hide, scale_rows};
+use crate::parts::work::Work;
+use crate::rows::head::QueryHeads;
+use crate::rows::lse::LseRows;
 use crate::sm80::forward::negate;
 use signflash_ptx::{
-    Acc, B32, BoxTile, BulkRingConsumer, Columns, FullStage, GlobalAddr, PendingProduct, Product, Rows, U32,
-    Val, Var, Warp, Warpgroup,
+    Acc, B32, BoxTile, BulkRingConsumer, Columns, FullStage, PendingProduct, Product, Rows, U32, Val, Var,
+    Warp, Warpgroup,
 };
 
 /// A warpgroup that multiplies.
@@ -113,15 +116,12 @@ impl<'k> Block<'_, 'k> {
         let (warp, t) = (wg.warps(), wg.threads());
         let keep_scale = self.dropout.as_ref().map(|args| args.keep_scale);
         scale_rows(out, inverse.map(|inverse| keep_scale.map_or(inverse, |scale| inverse * scale)));
-        let head = tile.work.batch * self.problem.num_heads + tile.work.head;
-        let start = head.mul_wide(self.problem.seqlen_q);
+        let Work { sequence, head, .. } = tile.work;
+        let to = LseRows::of(QueryHeads::of(&self.problem, sequence).nth(head));
         for (lower, lse) in lse.into_iter().enumerate() {
-            let row = own_row(warp, *first_row, lower);
-            let real = row.lt(self.problem.seqlen_q) & (t.lane() & 3).eq(0);
-            let to = GlobalAddr::new((start + row.widen()) * 4u64 + self.args.lse);
-            t.when(real, |t| t.store(to, [lse]));
+            to.store(t, self.args.lse, own_row(warp, *first_row, lower), lse);
         }
-        store.store(wg, out, self.args.out, [*first_row, tile.work.head, tile.work.batch]);
+        store.store(wg, out, self.args.out, sequence.coordinates(*first_row, head));
     }
 }
 

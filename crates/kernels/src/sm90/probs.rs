@@ -18,10 +18,12 @@ use crate::config::{HopperCommon, HopperForm};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
 use crate::parts::softmax::{THREAD_ROWS, lse_of_p};
 use crate::parts::work::Work;
+use crate::rows::head::QueryHeads;
+use crate::rows::lse::LseRows;
 use crate::sm80::forward::negate;
 use signflash_ptx::{
-    Acc, B32, BoxTile, Builder, BulkRing, Columns, Cta, F32, GlobalAddr, Kernel, LaunchBounds, Product, Rows,
-    SmemAddr, TensorMap, Thread, U32, Val, Var, Warp, Warpgroup,
+    Acc, B32, BoxTile, Builder, BulkRing, Columns, Cta, F32, Kernel, LaunchBounds, Product, Rows, SmemAddr,
+    TensorMap, Thread, U32, Val, Var, Warp, Warpgroup,
 };
 use std::array::from_fn;
 use std::f32::consts::LOG2_E;
@@ -154,7 +156,7 @@ impl<'k> Block<'_, 'k> {
                 let work = tiles.take();
                 let first_row = self.first_row(&work);
                 for (group, q) in (0..).zip(&mut q) {
-                    let at = [first_row + group * GROUP_ROWS, work.head, work.batch];
+                    let at = work.sequence.coordinates(first_row + group * GROUP_ROWS, work.head);
                     q.fill_by(t, |filling| {
                         for i in 0..boxes {
                             filling.load(t, i * GROUP_ROWS * 128, self.args.q.at(64 * i, at));
@@ -166,7 +168,7 @@ impl<'k> Block<'_, 'k> {
                 t.while_(
                     || next.get().lt(steps),
                     |t| {
-                        let at = [next.get() * form.step, head_k, work.batch];
+                        let at = work.sequence.coordinates(next.get() * form.step, head_k);
                         k.fill_by(t, |filling| {
                             for i in 0..boxes {
                                 filling.load(t, i * form.step * 128, self.args.k.at(64 * i, at));
@@ -216,7 +218,7 @@ impl<'k> Block<'_, 'k> {
                             let at = |i: u32| {
                                 let to = self.args.probs.at_columns(
                                     step * form.step + 64 * i,
-                                    [first_row, work.head, work.batch],
+                                    work.sequence.coordinates(first_row, work.head),
                                 );
                                 (place.at(i * GROUP_ROWS * 128), to)
                             };
@@ -246,10 +248,9 @@ impl<'k> Block<'_, 'k> {
         let row = |lower: usize| first + 8 * lower as u32;
         let shift = |lower| {
             let lse = t.f32(f32::INFINITY).var();
-            t.when(row(lower).lt(problem.seqlen_q), |t| {
-                let head = (work.batch * problem.num_heads + work.head).mul_wide(problem.seqlen_q);
-                let from = GlobalAddr::new((head + row(lower).widen()) * 4u64 + self.args.lse);
-                let [own] = t.load::<F32, 1>(from);
+            t.when(row(lower).lt(work.sequence.seqlen_q), |t| {
+                let rows = LseRows::of(QueryHeads::of(problem, work.sequence).nth(work.head));
+                let [own] = t.load::<F32, 1>(rows.place(row(lower)).of(self.args.lse));
                 lse.set(lse_of_p(t, own));
             });
             -(lse.get() * LOG2_E)

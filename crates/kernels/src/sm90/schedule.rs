@@ -6,6 +6,7 @@
 //! heads, which balances as well, read keys and values from memory again and again: causal, 2048 keys, 455 to 539
 //! TFLOP/s.) FlashAttention-3 draws tiles from a counter in memory instead, which needs one, and a launch to reset it.
 use crate::parts::args::{ProblemVals, kernel_args};
+use crate::parts::sequence::Sequence;
 use crate::parts::work::Work;
 use signflash_ptx::{Cta, Pred, U32, Val, Var};
 
@@ -20,7 +21,8 @@ kernel_args! {
 }
 
 impl ScheduleArgs {
-    /// For so many heads of so many tiles each, which differ in length if they form a triangle, on so many blocks. None if that are too many units for a launch.
+    /// For so many heads of so many tiles each, which differ in length if they form a triangle, on so many blocks. None if a
+    /// launch cannot have so many units.
     pub(crate) fn new(heads: u64, tiles_per_head: u64, triangle: bool, blocks: u64) -> Option<Self> {
         // With a block for each tile, the long ones need not wait for the short ones.
         let pairs = triangle && heads * tiles_per_head > blocks;
@@ -36,7 +38,7 @@ pub(crate) struct Schedule<'k> {
     args: ScheduleVals<'k>,
     /// Tiles of one head.
     tiles: Val<'k, U32>,
-    num_heads: Val<'k, U32>,
+    problem: ProblemVals<'k>,
     blocks: Val<'k, U32>,
     unit: Var<'k, U32>,
     /// 1 for the second of a pair.
@@ -49,7 +51,7 @@ impl<'k> Schedule<'k> {
         Schedule {
             args,
             tiles: problem.query_tiles(rows),
-            num_heads: problem.num_heads,
+            problem: *problem,
             blocks: cta.count(),
             unit: cta.index().var(),
             second: cta.threads().u32(0).var(),
@@ -73,8 +75,8 @@ impl<'k> Schedule<'k> {
         let stays = two & !second;
         self.second.set(stays.select(1u32, 0u32));
         self.unit.set(stays.select(unit, unit + self.blocks));
-        let batch = pair / self.num_heads;
-        Work { batch, head: pair - batch * self.num_heads, block: second.select(short, long) }
+        let (sequence, head) = Sequence::of_head(&self.problem, pair, self.problem.num_heads);
+        Work { sequence, head, block: second.select(short, long) }
     }
 }
 

@@ -2,6 +2,7 @@
 use super::multiply::Keys;
 use super::{Between, Block, Cursor, QUERIES};
 use crate::config::HopperKeysForm;
+use crate::rows::head::QueryHeads;
 use signflash_ptx::{
     Acc, BoxTile, Columns, GlobalAddr, Mbarrier, PendingProduct, Pred, Product, Rows, SmemAddr, Thread, U32,
     Val, Var, Warp, Warpgroup,
@@ -51,8 +52,8 @@ impl<'k> Turn<'k> {
 
     /// ds of another step has been made.
     pub(super) fn advance(&self, block: &Block<'_, 'k>, at: &Cursor<'k>) {
-        let bh = block.work.batch * block.problem.num_heads + block.head(at);
-        self.tile.set(bh * block.problem.query_tiles(block.form.step) + at.step.get());
+        let head = QueryHeads::of(&block.problem, block.work.sequence).nth(block.head(at));
+        self.tile.set(head.first_dq_tile(block.form.step) + at.step.get());
         self.done.set(self.done.get() + 1);
     }
 }

@@ -42,6 +42,7 @@ pub(crate) use dq::counters_bytes;
 use crate::config::{HopperCommon, HopperKeysForm};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
 use crate::parts::work::Work;
+use crate::rows::statistics::STAT_BYTES;
 use signflash_ptx::{
     BoxTile, Builder, BulkRing, Cta, FullStage, Kernel, LaunchBounds, Mbarrier, Pred, S32, SmemAddr,
     TensorMap, U32, Val, Var, Warpgroup,
@@ -62,9 +63,9 @@ kernel_args! {
         dk: TensorMap,
         /// Written, likewise.
         dv: TensorMap,
-        /// Of `sm80/delta.rs`; delta divided by [`ds_scale`].
+        /// Of `rows/statistics.rs`; delta divided by [`ds_scale`].
         stats: u64,
-        /// Sums of dq divided by [`ds_scale`], see `sm80/convert_dq.rs`; zeroed before.
+        /// Sums of dq divided by [`ds_scale`], see `rows/dq_sums.rs`; zeroed before.
         dq_sums: u64,
         /// For each step of queries and each warp that adds, how many blocks have (u32), zeroed before; if in order.
         dq_counters: u64,
@@ -78,9 +79,6 @@ const GROUPS: u32 = 2;
 
 /// Queries that are multiplied at once for dq.
 const QUERIES: u32 = 64;
-
-/// Bytes of a query's statistics: -lse in base 2, and delta.
-const STAT_BYTES: u32 = 8;
 
 /// Bytes of the flags of 8 keys and 16 queries: a word of each lane.
 const FLAG_BYTES: u32 = 8 * 16;
@@ -105,7 +103,7 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperKeysForm) -
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let smem = Smem::plan(cta, common, form);
         let (tiles, heads) = (problem.key_tiles(form.keys), problem.num_heads_k);
-        let work = Work::alternate(cta, tiles, heads, args.heads_at_once);
+        let work = Work::alternate(cta, &problem, tiles, heads, args.heads_at_once);
         cta.sync(); // barriers are initialised
         let block = Block { cta, common, form, problem, args, dropout, smem, work };
         let (wg, index) = (cta.warpgroups(), cta.warpgroups().index());

@@ -4,7 +4,7 @@ use super::results::KeyGradient;
 use super::scores::OfQueries;
 use super::{Block, Cursor, FIRST_BARRIER, GROUPS, KEYS_READ, Queries, rows_bytes};
 use crate::parts::product::pack;
-use crate::sm80::delta::Stats;
+use crate::rows::statistics;
 use crate::sm80::forward::negate;
 use crate::sm90::forward::GROUP_ROWS;
 use crate::sm90::out::stage_words;
@@ -150,7 +150,7 @@ impl<'a, 'k> Keys<'a, 'k> {
         let few = form.step <= 64;
         let of_queries =
             |offset, early| OfQueries::new(wg.threads(), stats.at(offset), form.step as usize / 8, early);
-        let (lse, delta) = (of_queries(0, few), of_queries(Stats::DELTA, few && !common.scores.dropout));
+        let (lse, delta) = (of_queries(0, few), of_queries(statistics::DELTA, few && !common.scores.dropout));
         let flags = flags.as_mut().map(|ring| ring.wait(warp));
         let own_flags = flags.as_ref().map(|stage| block.own_flags(warp, stage, own_group));
         let s = scores.wait();

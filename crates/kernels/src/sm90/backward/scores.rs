@@ -1,7 +1,7 @@
 //! From scores to their gradients, in a multiplying warpgroup's registers. Accumulators' rows are keys.
 use super::{Block, Cursor, FLAG_BYTES};
 use crate::parts::dropout::SignMask;
-use crate::sm80::delta::Stats;
+use crate::rows::statistics;
 use crate::sm90::forward::GROUP_ROWS;
 use signflash_ptx::{Acc, B32, F32, FullStage, Pred, S32, SmemAddr, Thread, U32, Val, Warp};
 
@@ -24,7 +24,7 @@ impl<'k> OfQueries<'k> {
     }
 
     fn get(&self, group: usize) -> [Val<'k, F32>; 2] {
-        let late = || Stats::of_columns(self.t, self.from, group as u32);
+        let late = || statistics::of_columns(self.t, self.from, group as u32);
         self.read.get(group).copied().unwrap_or_else(late)
     }
 }

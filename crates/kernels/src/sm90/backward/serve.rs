@@ -1,8 +1,10 @@
 //! The serving warpgroup: copies for the multiplying ones, and flags.
-use super::{Block, Cursor, FLAG_BYTES, QUERIES, STAT_BYTES, rows_bytes};
+use super::{Block, Cursor, FLAG_BYTES, QUERIES, rows_bytes};
 use crate::parts::args::DropoutVals;
 use crate::parts::dropout::{Philox, SignMask, StreamColumn};
-use signflash_ptx::{BulkRingProducer, GlobalAddr, Pred, U32, Val, Warp, Warpgroup};
+use crate::rows::head::QueryHeads;
+use crate::rows::statistics::{STAT_BYTES, StatRows};
+use signflash_ptx::{BulkRingProducer, Pred, U32, Val, Warp, Warpgroup};
 
 impl<'k> Block<'_, 'k> {
     /// All that the serving warpgroup does.
@@ -43,7 +45,8 @@ impl<'a, 'k> Copies<'a, 'k> {
             keys.fill_by_warp(warp, |t, filling| {
                 for (tensor, to) in [(args.k, 0), (args.v, rows_bytes(common, form.keys))] {
                     for i in 0..common.boxes() {
-                        let from = tensor.at(64 * i, [self.block.first_key(), work.head, work.batch]);
+                        let from =
+                            tensor.at(64 * i, work.sequence.coordinates(self.block.first_key(), work.head));
                         filling.load(t, to + i * form.keys * 128, from);
                     }
                 }
@@ -57,7 +60,7 @@ impl<'a, 'k> Copies<'a, 'k> {
         let Block { args, problem, work, common, form, .. } = block;
         warp.when(*is_copier, |warp| {
             let head = block.head(at);
-            let place = [block.first_row(at), head, work.batch];
+            let place = work.sequence.coordinates(block.first_row(at), head);
             let bytes = rows_bytes(common, form.step);
             queries.fill_by_warp(warp, |t, filling| {
                 for (tensor, to) in [(args.q, 0), (args.dout, bytes)] {
@@ -65,9 +68,8 @@ impl<'a, 'k> Copies<'a, 'k> {
                         filling.load(t, to + i * form.step * 128, tensor.at(64 * i, place));
                     }
                 }
-                let row = (work.batch * problem.num_heads + head).mul_wide(problem.stat_rows)
-                    + (at.step.get() * form.step).widen();
-                let stats = GlobalAddr::new(row * u64::from(STAT_BYTES) + args.stats);
+                let rows = StatRows::of(QueryHeads::of(problem, work.sequence).nth(head));
+                let stats = rows.from(args.stats, at.step.get() * form.step);
                 filling.load_bytes(t, 2 * bytes, stats, form.step * STAT_BYTES);
             });
         });
@@ -106,7 +108,7 @@ impl<'a, 'k> Draws<'a, 'k> {
     fn next(&mut self, warp: Warp<'k>, at: &Cursor<'k>) {
         let Draws { block, philox, mask, ring, own, row16, column32 } = self;
         let (t, step) = (warp.threads(), block.form.step);
-        let stream = philox.stream(t, block.work.batch, block.head(at));
+        let stream = philox.stream(t, block.work.sequence, block.head(at));
         let first16 = *row16 + at.step.get() * (step / 16);
         BulkRingProducer::fill_with_stores(&mut [ring], warp, |stages| {
             let to = stages[0].plus(*own);

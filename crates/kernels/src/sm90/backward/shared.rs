@@ -23,7 +23,7 @@ use super::results::KeyGradient;
 use super::scores::OfQueries;
 use super::{Between, Block, Cursor, FIRST_BARRIER, GROUPS, KEYS_READ, Queries, rows_bytes};
 use crate::parts::product::pack;
-use crate::sm80::delta::Stats;
+use crate::rows::statistics;
 use crate::sm80::forward::negate;
 use crate::sm90::out::stage_words;
 use signflash_ptx::{
@@ -257,7 +257,8 @@ impl<'a, 'k> Gradients<'a, 'k> {
         let stage = queries.wait(warp);
         let Queries { q, dout, stats } = block.queries(&stage);
         let product = wg.multiply(&mut half.scores, &block.over_head_dim(half.own, dout));
-        let delta = OfQueries::new(t, stats.at(Stats::DELTA), form.step as usize / 8, !common.scores.dropout);
+        let delta =
+            OfQueries::new(t, stats.at(statistics::DELTA), form.step as usize / 8, !common.scores.dropout);
         let probs = p.wait(warp);
         let dp = product.wait();
         block.score_gradients(|group| t.load(own_p(warp, probs.address(), group as u32)), dp, &delta);

@@ -7,12 +7,14 @@
 //!
 //! Memory-bound: two rows in, eight bytes out. A lane takes 8 columns, so that a warp takes as many rows as fit; where
 //! single elements are read, one row.
+use super::head::QueryHead;
+use super::lse::LseRows;
+use super::statistics;
 use crate::config::{Access, DeltaRows, Rows};
 use crate::parts::args::{DeviceTensor, ProblemVals, kernel_args};
+use crate::parts::sequence::Sequence;
 use crate::parts::softmax::lse_of_p;
-use signflash_ptx::{
-    B32, Builder, F32, GlobalAddr, Half, Kernel, LaunchBounds, SmemAddr, Thread, U32, U64, Val, Var,
-};
+use signflash_ptx::{B32, Builder, F32, GlobalAddr, Half, Kernel, LaunchBounds, Thread, U32, Val, Var};
 use std::f32::consts::LOG2_E;
 
 const WARPS: u32 = 8;
@@ -39,35 +41,9 @@ impl DeltaRows {
         }
     }
 
-    /// Rows that one block computes: it divides [`STEP`].
+    /// Rows that one block computes: it divides [`statistics::STEP`].
     pub(crate) fn per_block(self) -> u32 {
         WARPS * (32 / self.lanes())
-    }
-}
-
-/// Heads have a multiple of so many rows in the statistics.
-pub(crate) const STEP: u32 = 128;
-
-/// How statistics lie: for each 8 rows, -lse of all and then delta of all, so that a lane reads those of two neighbours at
-/// once.
-pub(crate) struct Stats;
-
-impl Stats {
-    /// Bytes of 8 rows, and from a row's -lse to its delta.
-    pub(crate) const GROUP_BYTES: u32 = 64;
-    pub(crate) const DELTA: u32 = 32;
-
-    /// Where -lse of a row is, rows counted over all heads.
-    #[track_caller]
-    pub(crate) fn of_row<'k>(stats: Val<'k, U64>, row: Val<'k, U64>) -> GlobalAddr<'k> {
-        let place = (row >> 3u32) * u64::from(Self::GROUP_BYTES) + (row.low() & 7).widen() * 4u64;
-        GlobalAddr::new(place + stats)
-    }
-
-    /// -lse of the two of 8 columns that a lane of an accumulator has; [`DELTA`](Self::DELTA) further on, delta.
-    #[track_caller]
-    pub(crate) fn of_columns<'k>(t: Thread<'k>, stats: SmemAddr<'k>, group: u32) -> [Val<'k, F32>; 2] {
-        t.load(stats.plus((t.lane() & 3) * 8).at(Self::GROUP_BYTES * group))
     }
 }
 
@@ -82,7 +58,7 @@ kernel_args! {
         lse: u64,
         /// Its gradient, likewise, or 0 for none.
         dlse: u64,
-        /// (batch, num_heads, stat_rows) pairs of f32, see [`Stats`]; written.
+        /// (batch, num_heads, stat_rows) pairs of f32, see `statistics.rs`; written.
         stats: u64,
         /// Factor of kept probabilities.
         keep_scale: f32,
@@ -100,30 +76,29 @@ pub(crate) fn kernel(name: &str, half: Half, rows: DeltaRows) -> Kernel {
         let index = cta.index() * rows.per_block() + t.index() / lanes;
         let bh = index / problem.stat_rows;
         let row = index - bh * problem.stat_rows - problem.row_shift;
-        let batch = bh / problem.num_heads;
-        let head = bh - batch * problem.num_heads;
+        let (sequence, head) = Sequence::of_head(&problem, bh, problem.num_heads);
 
         let delta = t.f32(0.0).var();
         let lse = t.f32(f32::INFINITY).var();
         let dlse = t.f32(0.0).var();
-        t.when(row.lt(problem.seqlen_q), |t| {
-            let both = [args.out, args.dout].map(|tensor| tensor.head(batch, head).row(row));
+        t.when(row.lt(sequence.seqlen_q), |t| {
+            let both = [args.out, args.dout].map(|tensor| tensor.head(sequence, head).row(row));
             dot(t, (half, rows), lane, problem.head_dim, both, &delta);
-            let at = (bh.mul_wide(problem.seqlen_q) + row.widen()) * 4u64;
-            let [own] = t.load::<F32, 1>(GlobalAddr::new(at + args.lse));
+            let place = LseRows::of(QueryHead { number: bh, sequence, problem }).place(row);
+            let [own] = t.load::<F32, 1>(place.of(args.lse));
             let blind = own.eq(f32::NEG_INFINITY);
             lse.set(lse_of_p(t, own));
             t.when(args.dlse.ne(0u64), |t| {
-                let [own] = t.load::<F32, 1>(GlobalAddr::new(at + args.dlse));
+                let [own] = t.load::<F32, 1>(place.of(args.dlse));
                 dlse.set(blind.select(t.f32(0.0), own));
             });
         });
         let halves = [16, 8, 4, 2, 1].into_iter().filter(|bit| *bit < lanes);
         let delta = halves.fold(delta.get(), |sum, bit| sum + warp.shuffle_xor(sum, bit));
-        let to = Stats::of_row(args.stats, index.widen());
+        let to = statistics::of_row(args.stats, index.widen());
         t.when(lane.eq(0), |t| {
             t.store(to, [-(lse.get() * LOG2_E)]);
-            t.store(to.at(Stats::DELTA.into()), [(delta - dlse.get()) * args.keep_scale.rcp()]);
+            t.store(to.at(statistics::DELTA.into()), [(delta - dlse.get()) * args.keep_scale.rcp()]);
         });
     })
 }

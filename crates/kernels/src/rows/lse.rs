@@ -1,0 +1,44 @@
+//! lse, and whatever lies like it: (batch, num_heads, seqlen_q) f32, dense.
+use super::head::QueryHead;
+use signflash_ptx::{F32, GlobalAddr, Thread, U32, U64, Val};
+
+/// The rows of one head.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LseRows<'k> {
+    head: QueryHead<'k>,
+    first: Val<'k, U64>,
+}
+
+/// Where a row lies in each such tensor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LsePlace<'k>(Val<'k, U64>);
+
+impl<'k> LseRows<'k> {
+    /// Of a head.
+    #[track_caller]
+    pub(crate) fn of(head: QueryHead<'k>) -> Self {
+        LseRows { head, first: head.number.mul_wide(head.sequence.seqlen_q) }
+    }
+
+    /// Of a query.
+    #[track_caller]
+    pub(crate) fn place(&self, row: Val<'k, U32>) -> LsePlace<'k> {
+        LsePlace((self.first + row.widen()) * 4u64)
+    }
+
+    /// Writes that of a row of an accumulator, once of the four lanes that share it, and only if it is a query.
+    #[track_caller]
+    pub(crate) fn store(&self, t: Thread<'k>, tensor: Val<'k, U64>, row: Val<'k, U32>, lse: Val<'k, F32>) {
+        let real = row.lt(self.head.sequence.seqlen_q) & (t.lane() & 3).eq(0);
+        let to = self.place(row).of(tensor);
+        t.when(real, |t| t.store(to, [lse]));
+    }
+}
+
+impl<'k> LsePlace<'k> {
+    /// In a tensor.
+    #[track_caller]
+    pub(crate) fn of(self, tensor: Val<'k, U64>) -> GlobalAddr<'k> {
+        GlobalAddr::new(self.0 + tensor)
+    }
+}
