@@ -5,6 +5,7 @@ pub(crate) mod copy;
 pub(crate) mod dropout;
 pub(crate) mod epilogue;
 pub(crate) mod product;
+pub(crate) mod scores;
 pub(crate) mod sequence;
 pub(crate) mod softmax;
 pub(crate) mod work;

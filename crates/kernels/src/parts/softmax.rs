@@ -1,4 +1,5 @@
 //! Online softmax over the rows of a warp's accumulators (Milakov, Gimelshein 2018; as in FlashAttention).
+use super::scores::ScoreStage;
 use signflash_ptx::{Acc, F32, Pred, Thread, U32, Val, Var, Warp};
 use std::array::from_fn;
 
@@ -35,8 +36,8 @@ pub(crate) fn hide<'k>(t: Thread<'k>, s: &Acc<'k>, limits: [Val<'k, U32>; THREAD
 #[derive(Debug)]
 pub(crate) struct OnlineSoftmax<'k> {
     warp: Warp<'k>,
-    scale_log2: Val<'k, F32>,
-    /// Of unscaled scores.
+    stage: ScoreStage<'k>,
+    /// Of scores before they are scaled.
     max: [Var<'k, F32>; THREAD_ROWS],
     /// Of this thread's columns only; added up at the end.
     sum: [Var<'k, F32>; THREAD_ROWS],
@@ -87,9 +88,9 @@ pub(crate) struct RowResult<'k> {
 
 impl<'k> OnlineSoftmax<'k> {
     #[track_caller]
-    pub(crate) fn new(warp: Warp<'k>, scale_log2: Val<'k, F32>) -> Self {
+    pub(crate) fn new(warp: Warp<'k>, stage: ScoreStage<'k>) -> Self {
         let fill = |x: f32| from_fn(|_| warp.threads().f32(x).var());
-        OnlineSoftmax { warp, scale_log2, max: fill(f32::NEG_INFINITY), sum: fill(0.0) }
+        OnlineSoftmax { warp, stage, max: fill(f32::NEG_INFINITY), sum: fill(0.0) }
     }
 
     /// Turns scores into exponentials relative to a maximum, and adds them to the sums.
@@ -109,7 +110,7 @@ impl<'k> OnlineSoftmax<'k> {
         });
         // A row whose first key this is has grown from -inf; one without any has not: -inf - -inf is no number.
         let grown = |row: usize| {
-            let by = (newest[row] - self.max[row].get()) * self.scale_log2;
+            let by = (newest[row] - self.max[row].get()) * self.stage.factor();
             t.f32(GROWTH_LOG2).lt(by)
         };
         self.warp.when(self.warp.any(grown(0) | grown(1)), |_| {
@@ -117,7 +118,7 @@ impl<'k> OnlineSoftmax<'k> {
                 let (shift, is_large) = self.shift(newest[row]);
                 let base = is_large.select(finite(t, newest[row]), t.f32(0.0));
                 let shift = is_large.select(t.f32(0.0), shift);
-                let correction = (self.max[row].get() - base).mul_add(self.scale_log2, shift).ex2();
+                let correction = self.stage.weight(self.max[row].get() - base, shift);
                 self.sum[row].set(self.sum[row].get() * correction);
                 self.max[row].set(newest[row]);
                 correction
@@ -135,7 +136,7 @@ impl<'k> OnlineSoftmax<'k> {
         for (row, shift) in shift.iter().map(Var::get).enumerate() {
             let mut sum = self.sum[row].get();
             for x in cells(row) {
-                let p = x.get().mul_add(self.scale_log2, shift).ex2();
+                let p = self.stage.weight(x.get(), shift);
                 x.set(p);
                 sum = sum + p;
             }
@@ -147,14 +148,14 @@ impl<'k> OnlineSoftmax<'k> {
     #[track_caller]
     fn shift(&self, max: Val<'k, F32>) -> (Val<'k, F32>, Val<'k, Pred>) {
         let t = self.warp.threads();
-        let shift = -(finite(t, max) * self.scale_log2);
+        let shift = -(finite(t, max) * self.stage.factor());
         (shift, t.f32(LARGE_LOG2).lt(shift.abs()))
     }
 
     /// The rows' sums and logarithms.
     #[track_caller]
     pub(crate) fn finish(&self) -> RowResult<'k> {
-        RowResult::of(self.warp, self.scale_log2, &self.max, &self.sum)
+        RowResult::of(self.warp, self.stage, &self.max, &self.sum)
     }
 }
 
@@ -163,7 +164,7 @@ impl<'k> RowResult<'k> {
     #[track_caller]
     pub(crate) fn of(
         warp: Warp<'k>,
-        scale_log2: Val<'k, F32>,
+        stage: ScoreStage<'k>,
         max: &[Var<'k, F32>; THREAD_ROWS],
         sum: &[Var<'k, F32>; THREAD_ROWS],
     ) -> Self {
@@ -173,7 +174,7 @@ impl<'k> RowResult<'k> {
             inverse: sum.map(|sum| sum.eq(0.0).select(t.f32(0.0), sum.rcp())),
             lse: from_fn(|row| {
                 // The scale in base 2 would make infinities of the largest scores.
-                let (ln_2, scale) = (std::f32::consts::LN_2, scale_log2 * std::f32::consts::LN_2);
+                let (ln_2, scale) = (std::f32::consts::LN_2, stage.factor() * std::f32::consts::LN_2);
                 let lse = max[row].get().mul_add(scale, sum[row].lg2() * ln_2);
                 sum[row].eq(0.0).select(t.f32(f32::NEG_INFINITY), lse)
             }),

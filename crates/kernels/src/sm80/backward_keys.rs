@@ -23,13 +23,13 @@
 //! softmax_scale are applied at the end.
 //!
 //! Grid: key tiles x key heads x batches, along x. Block: 32 * warps threads.
-use super::forward::negate;
 use crate::config::{Common, DqSums, PortableForm};
 use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_args};
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::dropout::{Philox, SignMask};
 use crate::parts::epilogue::{stage_packed, store_rows};
 use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
+use crate::parts::scores::{ScoreStage, score_gradient};
 use crate::parts::softmax::scale_rows;
 use crate::parts::work::Work;
 use crate::rows::dq_sums::SumsTile;
@@ -280,6 +280,10 @@ impl<'k> Keys<'_, 'k> {
         (step.min(end), end)
     }
 
+    fn stage(&self) -> ScoreStage<'k> {
+        ScoreStage::new(&self.problem, self.common.scores)
+    }
+
     fn tile_of(&self, rows: Rows<'k>, first: Val<'k, U32>, seqlen: Val<'k, U32>) -> TileRows<'k> {
         TileRows { rows, first, seqlen, head_dim: self.problem.head_dim }
     }
@@ -335,9 +339,7 @@ impl<'k> Keys<'_, 'k> {
 
         let flags = self.dropout.as_ref().map(|dropout| self.draw(dropout, own, m, head));
         let s = self.product(own, own.k, q);
-        if common.scores.negative_scale {
-            s.iter().for_each(negate);
-        }
+        s.iter().for_each(|s| self.stage().prepare(s));
         let dp = self.product(own, own.v, dout);
         self.probabilities(own, &s, &dp, slot.at(2 * smem.layout.bytes(form.step)), flags.as_deref());
         let hidden = Hidden::new(self, own, m);
@@ -432,7 +434,7 @@ impl<'k> Keys<'_, 'k> {
         stats: SmemAddr<'k>,
         flags: Option<&[Flags<'k>]>,
     ) {
-        let t = self.cta.threads();
+        let (t, stage) = (self.cta.threads(), self.stage());
         for group in 0..s[0].groups() {
             let first = stats.plus(own.part * (self.queries() * STAT_BYTES));
             let of = |first| statistics::of_columns(t, first, group as u32);
@@ -441,18 +443,13 @@ impl<'k> Keys<'_, 'k> {
                 for register in 0..4 {
                     let (h, x) = (register / 2, register % 2);
                     let cell = s.at(group, register);
-                    let p = cell.get().mul_add(self.problem.scale_log2, negative_lse[x]).ex2();
+                    let p = stage.weight(cell.get(), negative_lse[x]);
                     let p = match flags {
                         Some(flags) => SignMask::sign(p, flags[i][group / 2][h], (2 * x + group % 2) as u32),
                         None => p,
                     };
                     cell.set(p);
-                    let dp = dp[i].at(group, register);
-                    dp.set(match flags {
-                        // The dropped p is negative: max(p, 0) is what dp counts for, |p| what delta counts for.
-                        Some(_) => p.max(0.0).mul_add(dp.get(), -(p.abs() * delta[x])),
-                        None => p * (dp.get() - delta[x]),
-                    });
+                    score_gradient(&dp[i].at(group, register), p, delta[x], flags.is_some());
                 }
             }
         }

@@ -12,13 +12,13 @@
 //! whatever order they come.
 //!
 //! Grid: query tiles x heads x batches, along x. Block: 32 * warps threads.
-use super::forward::negate;
 use crate::config::{Common, PortableForm};
 use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_args};
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::dropout::{Philox, SignMask, Stream};
 use crate::parts::epilogue::store_rows;
 use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
+use crate::parts::scores::{ScoreStage, score_gradient};
 use crate::parts::softmax::{THREAD_ROWS, scale_rows};
 use crate::parts::work::{KeyTiles, Work};
 use crate::rows::head::QueryHeads;
@@ -172,6 +172,10 @@ impl<'k> Queries<'_, 'k> {
         );
     }
 
+    fn stage(&self) -> ScoreStage<'k> {
+        ScoreStage::new(&self.problem, self.common.scores)
+    }
+
     fn tile_of(&self, rows: Rows<'k>, first: Val<'k, U32>, seqlen: Val<'k, U32>) -> TileRows<'k> {
         TileRows { rows, first, seqlen, head_dim: self.problem.head_dim }
     }
@@ -235,9 +239,7 @@ impl<'k> Queries<'_, 'k> {
     ) -> Vec<Vec<FragmentA<'k>>> {
         let (k, v) = (slot, slot.at(self.smem.layout.bytes(self.form.step)));
         let s = self.product(own, own.q, k);
-        if self.common.scores.negative_scale {
-            s.iter().for_each(negate);
-        }
+        s.iter().for_each(|s| self.stage().prepare(s));
         let dp = self.product(own, own.dout, v);
         for (i, (s, dp)) in s.iter().zip(&dp).enumerate() {
             self.gradients(own, i, s, dp, tile);
@@ -271,16 +273,9 @@ impl<'k> Queries<'_, 'k> {
                 });
             for (group, register) in (0..4).flat_map(|group| (0..4).map(move |r| (4 * block + group, r))) {
                 let [negative_lse, delta] = own.stats[i][register / 2];
-                let p = s.at(group, register).get().mul_add(self.problem.scale_log2, negative_lse).ex2();
-                let cell = dp.at(group, register);
-                cell.set(match flags {
-                    Some(flags) => {
-                        // The dropped p is negative: max(p, 0) is what dp counts for, |p| what delta counts for.
-                        let p = SignMask::sign(p, flags[group % 4], register as u32);
-                        p.max(0.0).mul_add(cell.get(), -(p.abs() * delta))
-                    }
-                    None => p * (cell.get() - delta),
-                });
+                let p = self.stage().weight(s.at(group, register).get(), negative_lse);
+                let p = flags.map_or(p, |flags| SignMask::sign(p, flags[group % 4], register as u32));
+                score_gradient(&dp.at(group, register), p, delta, flags.is_some());
             }
         }
     }

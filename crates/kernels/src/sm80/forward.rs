@@ -16,6 +16,7 @@ use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::dropout::{PackedMask, Philox, Stream};
 use crate::parts::epilogue::store_rows;
 use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
+use crate::parts::scores::ScoreStage;
 use crate::parts::softmax::{OnlineSoftmax, RowResult, THREAD_ROWS, hide, scale_rows};
 use crate::parts::work::{KeyTiles, Work};
 use crate::rows::head::QueryHeads;
@@ -155,6 +156,10 @@ impl<'k> Forward<'_, 'k> {
         self.finish(&rows, &out, own_q, first_row + own_row, dropout.map(|d| d.keep_scale));
     }
 
+    fn stage(&self) -> ScoreStage<'k> {
+        ScoreStage::new(&self.problem, self.common.scores)
+    }
+
     /// All threads bring a tile.
     fn copy(&self) -> TileCopy<'k> {
         let t = self.cta.threads();
@@ -197,9 +202,7 @@ impl<'k> Forward<'_, 'k> {
             |i, k16| q.get(warp, i, k16),
             k,
         );
-        if self.common.scores.negative_scale {
-            s.iter().for_each(negate);
-        }
+        s.iter().for_each(|s| self.stage().prepare(s));
         s
     }
 
@@ -232,14 +235,6 @@ impl<'k> Forward<'_, 'k> {
             &TileCopy::new(t, self.common.rows(), t.lane(), 32),
             target,
         );
-    }
-}
-
-/// Changes all signs.
-pub(crate) fn negate(s: &Acc<'_>) {
-    for (group, register) in (0..s.groups()).flat_map(|group| (0..4).map(move |register| (group, register))) {
-        let x = s.at(group, register);
-        x.set(-x.get());
     }
 }
 
@@ -276,7 +271,7 @@ struct Rows16<'a, 'k> {
 
 impl<'a, 'k> Rows16<'a, 'k> {
     fn new(forward: &'a Forward<'a, 'k>, first: Val<'k, U32>) -> Self {
-        let softmax = |_| OnlineSoftmax::new(forward.cta.warps(), forward.problem.scale_log2);
+        let softmax = |_| OnlineSoftmax::new(forward.cta.warps(), forward.stage());
         Rows16 { forward, softmax: (0..forward.form.row_tiles).map(softmax).collect(), first }
     }
 

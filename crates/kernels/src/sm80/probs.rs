@@ -4,12 +4,12 @@
 //! all keys, hidden ones too, whose entries are +0. Entry by entry stores: this is for looking, not for speed.
 //!
 //! Grid: query tiles x heads x batches, along x. Block: 32 * warps threads.
-use super::forward::negate;
 use crate::config::{Common, PortableForm};
 use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_args};
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::dropout::{Philox, SignMask, Stream};
 use crate::parts::product::{Lanes, Operand, mma_abt};
+use crate::parts::scores::ScoreStage;
 use crate::parts::softmax::{THREAD_ROWS, lse_of_p};
 use crate::parts::work::Work;
 use crate::rows::head::QueryHeads;
@@ -79,7 +79,7 @@ struct Row<'k> {
 impl<'k> ProbsKernel<'_, 'k> {
     fn run(&self) {
         let ProbsKernel { cta, common, form, problem, work, .. } = self;
-        let (warp, t) = (cta.warps(), cta.threads());
+        let (warp, t, stage) = (cta.warps(), cta.threads(), self.stage());
         let first_row = work.block * form.rows() - problem.row_shift;
         let rows =
             |rows: Rows<'k>, first, seqlen| TileRows { rows, first, seqlen, head_dim: problem.head_dim };
@@ -120,9 +120,7 @@ impl<'k> ProbsKernel<'_, 'k> {
                 mma_abt(warp, &mut s, common.operands.head_dim, common.operands.half, a, b);
                 k.release();
                 for (i, (s, own)) in s.iter().zip(&own).enumerate() {
-                    if common.scores.negative_scale {
-                        negate(s);
-                    }
+                    stage.prepare(s);
                     let row16 = (first_row + own_row + problem.row_shift) >> 4u32;
                     let flags = drawn.as_ref().map(|(stream, mask, args)| {
                         self.flags(
@@ -139,6 +137,10 @@ impl<'k> ProbsKernel<'_, 'k> {
             },
         );
         self.k.take(*cta).release(); // the last fill: of nothing
+    }
+
+    fn stage(&self) -> ScoreStage<'k> {
+        ScoreStage::new(&self.problem, self.common.scores)
     }
 
     fn rows(&self, first: Val<'k, U32>) -> [Row<'k>; THREAD_ROWS] {
@@ -182,12 +184,12 @@ impl<'k> ProbsKernel<'_, 'k> {
         tile: Val<'k, U32>,
         flags: Option<&[[Val<'k, B32>; 4]]>,
     ) {
-        let (t, problem) = (self.cta.threads(), &self.problem);
+        let (t, problem, stage) = (self.cta.threads(), &self.problem, self.stage());
         let first = tile * self.form.step - problem.column_shift + (t.lane() & 3) * 2;
         for (group, register) in (0..s.groups()).flat_map(|group| (0..4).map(move |r| (group, r))) {
             let row = &rows[register / 2];
             let key = first + (8 * group + register % 2) as u32;
-            let p = s.at(group, register).get().mul_add(problem.scale_log2, -row.lse_log2).ex2();
+            let p = stage.weight(s.at(group, register).get(), -row.lse_log2);
             let p = key.lt(row.visible).select::<F32>(p, 0.0);
             let p = p.pack(p, self.common.operands.half, false);
             // The sign is set after rounding, which would lose a NaN's. Byte `register` of the flags is this entry's.

@@ -22,6 +22,7 @@ use super::pipeline::Pipeline;
 use super::schedule::{Schedule, ScheduleVals};
 use crate::config::{HopperCommon, HopperForm};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
+use crate::parts::scores::ScoreStage;
 use crate::parts::work::{KeyTiles, Work};
 use signflash_ptx::{Builder, Cta, Kernel, LaunchBounds, TensorMap, Thread, U32, Val, Warp, Warpgroup};
 
@@ -113,6 +114,11 @@ impl<'k> Block<'_, 'k> {
     /// The block's tiles, for one role.
     pub(super) fn tiles(&self) -> Schedule<'k> {
         Schedule::new(self.cta, self.schedule, &self.problem, self.form.rows())
+    }
+
+    /// What becomes of scores.
+    pub(super) fn stage(&self) -> ScoreStage<'k> {
+        ScoreStage::new(&self.problem, self.common.scores)
     }
 
     pub(super) fn tile(&self, work: Work<'k>) -> Tile<'k> {

@@ -8,7 +8,6 @@ use crate::parts::softmax::{RowResult, THREAD_ROWS, hide, scale_rows};
 use crate::parts::work::Work;
 use crate::rows::head::QueryHeads;
 use crate::rows::lse::LseRows;
-use crate::sm80::forward::negate;
 use signflash_ptx::{
     Acc, B32, BoxTile, BulkRingConsumer, Columns, FullStage, PendingProduct, Product, Rows, U32, Val, Var,
     Warp, Warpgroup,
@@ -91,9 +90,7 @@ impl<'k> Block<'_, 'k> {
 
     /// Makes scores ready for the softmax: their sign, and what is hidden.
     fn prepare(&self, warp: Warp<'k>, s: &Acc<'k>, at: &At<'_, 'k>, step: Val<'k, U32>) {
-        if self.common.scores.negative_scale {
-            negate(s);
-        }
+        self.stage().prepare(s);
         warp.when(at.tile.keys.is_edge(step), |warp| {
             let limits: [_; THREAD_ROWS] = std::array::from_fn(|lower| {
                 self.problem.visible(own_row(warp, at.first_row, lower), self.common.scores.causal)
@@ -149,7 +146,7 @@ fn with_selectors<'k>(
 
 impl<'a, 'k> Multiplier<'a, 'k> {
     fn new(block: &'a Block<'a, 'k>, wg: Warpgroup<'k>) -> Self {
-        let Block { common, form, smem, problem, .. } = block;
+        let Block { common, form, smem, .. } = block;
         let (warp, group) = (wg.warps(), wg.index());
         let zero = || warp.threads().u32(0).cast::<B32>().var();
         let q = smem.q.nth(group).consumer(warp);
@@ -161,7 +158,7 @@ impl<'a, 'k> Multiplier<'a, 'k> {
             k: smem.k.consumer(warp),
             v: smem.v.consumer(warp),
             flags: smem.flags.map(|rings| FlagReader::new(warp, rings, group, form)),
-            softmax: LateSoftmax::new(warp, problem.scale_log2, common),
+            softmax: LateSoftmax::new(warp, block.stage(), common),
             s: wg.acc(form.step),
             out: wg.acc(common.operands.head_dim),
             p: (0..form.step / 16).map(|_| [zero(), zero(), zero(), zero()]).collect(),

@@ -16,11 +16,11 @@ use super::pipeline::FLAG_BLOCK_BYTES;
 use super::schedule::{Schedule, ScheduleVals};
 use crate::config::{HopperCommon, HopperForm};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
+use crate::parts::scores::ScoreStage;
 use crate::parts::softmax::{THREAD_ROWS, lse_of_p};
 use crate::parts::work::Work;
 use crate::rows::head::QueryHeads;
 use crate::rows::lse::LseRows;
-use crate::sm80::forward::negate;
 use signflash_ptx::{
     Acc, B32, BoxTile, Builder, BulkRing, Columns, Cta, F32, Kernel, LaunchBounds, Product, Rows, SmemAddr,
     TensorMap, Thread, U32, Val, Var, Warp, Warpgroup,
@@ -122,6 +122,10 @@ impl<'k> Block<'_, 'k> {
 
     fn steps(&self) -> Val<'k, U32> {
         self.problem.key_tiles(self.form.step)
+    }
+
+    fn stage(&self) -> ScoreStage<'k> {
+        ScoreStage::new(&self.problem, self.common.scores)
     }
 
     fn draw(&self, warp: Warp<'k>) {
@@ -237,9 +241,7 @@ impl<'k> Block<'_, 'k> {
         let (rows, columns) = (Rows::Tile(q), Columns::OfRows(k));
         let (depth, half) = (self.common.operands.head_dim, self.common.operands.half);
         wg.multiply(s, &Product { rows, columns, depth, half, add: false, columns_at_once: None }).wait();
-        if self.common.scores.negative_scale {
-            negate(s);
-        }
+        self.stage().prepare(s);
     }
 
     fn own_rows(&self, warp: Warp<'k>, work: &Work<'k>, first_row: Val<'k, U32>) -> OwnRows<'k> {
@@ -276,7 +278,7 @@ impl<'k> Block<'_, 'k> {
                 let (group, row) = (2 * k16 + i / 2, i % 2);
                 let e = [0, 1].map(|x| {
                     let score = s.at(group, 2 * row + x).get();
-                    score.mul_add(self.problem.scale_log2, rows.shift[row]).ex2()
+                    self.stage().weight(score, rows.shift[row])
                 });
                 // The sign is set after rounding, which would lose a NaN's.
                 let pair = e[0].pack(e[1], half, false);

@@ -17,6 +17,7 @@
 //! on average, and the sums are corrected when a row is finished.
 use super::flags::kept;
 use crate::config::HopperCommon;
+use crate::parts::scores::ScoreStage;
 use crate::parts::softmax::{LARGE_LOG2, RowResult, THREAD_ROWS, finite, over_row, scale_rows, subtract};
 use signflash_ptx::{Acc, B32, F32, Half, Pred, Thread, U32, Val, Var, Warp};
 use std::array::from_fn;
@@ -68,7 +69,7 @@ pub(crate) struct LateSoftmax<'k> {
     warp: Warp<'k>,
     half: Half,
     dropout: bool,
-    scale_log2: Val<'k, F32>,
+    stage: ScoreStage<'k>,
     /// Of the exponentials, if they are cut off: [`LIFT`].
     lift: Option<f32>,
     max: [Var<'k, F32>; THREAD_ROWS],
@@ -83,22 +84,12 @@ pub(crate) struct LateSoftmax<'k> {
 impl<'k> LateSoftmax<'k> {
     /// No key seen.
     #[track_caller]
-    pub(crate) fn new(warp: Warp<'k>, scale_log2: Val<'k, F32>, common: &HopperCommon) -> Self {
+    pub(crate) fn new(warp: Warp<'k>, stage: ScoreStage<'k>, common: &HopperCommon) -> Self {
         let (half, dropout) = (common.operands.half, common.scores.dropout);
         let lift = (dropout && half == Half::Bf16).then_some(LIFT);
         let fill = |x: f32| from_fn(|_| warp.threads().f32(x).var());
         let (max, sum) = (fill(f32::NEG_INFINITY), fill(0.0));
-        LateSoftmax {
-            warp,
-            half,
-            dropout,
-            scale_log2,
-            lift,
-            max,
-            shift: fill(f32::NAN),
-            sum,
-            step_sum: fill(0.0),
-        }
+        LateSoftmax { warp, half, dropout, stage, lift, max, shift: fill(f32::NAN), sum, step_sum: fill(0.0) }
     }
 
     /// Scores of the first keys become exponentials, packed. Nothing is in the output yet.
@@ -141,8 +132,7 @@ impl<'k> LateSoftmax<'k> {
             self.set_max(self.newest(s, before));
             let Reference { base, shift } = self.refer(s);
             let lowered = shift.map(|shift| self.lift.map_or(shift, |lift| shift - lift));
-            let corrections =
-                from_fn(|row| (before[row] - base[row]).mul_add(self.scale_log2, lowered[row]).ex2());
+            let corrections = from_fn(|row| self.stage.weight(before[row] - base[row], lowered[row]));
             (0..THREAD_ROWS).for_each(|row| self.sum[row].set(self.sum[row].get() * corrections[row]));
             scale_rows(out, corrections);
             self.exponentials(s, p, shift, |pairs, _, before| match self.dropout {
@@ -195,8 +185,8 @@ impl<'k> LateSoftmax<'k> {
     #[track_caller]
     fn shift_of(&self, max: Val<'k, F32>) -> Val<'k, F32> {
         match self.lift {
-            None => -(max * self.scale_log2),
-            Some(lift) => max.mul_add(-self.scale_log2, lift),
+            None => -(max * self.stage.factor()),
+            Some(lift) => max.mul_add(-self.stage.factor(), lift),
         }
     }
 
@@ -229,7 +219,7 @@ impl<'k> LateSoftmax<'k> {
         from_fn(|i| {
             let (group, row) = (2 * k16 + i / 2, i % 2);
             [0, 1].map(|x| {
-                let e = s.at(group, 2 * row + x).get().mul_add(self.scale_log2, shift[row]).ex2();
+                let e = self.stage.weight(s.at(group, 2 * row + x).get(), shift[row]);
                 sums[row] = Some(sums[row].map_or(e, |sum| sum + e));
                 e
             })
@@ -277,6 +267,6 @@ impl<'k> LateSoftmax<'k> {
         if let Some(lift) = self.lift {
             self.sum.iter().for_each(|sum| sum.set(sum.get() * (-lift).exp2()));
         }
-        RowResult::of(self.warp, self.scale_log2, &self.max, &self.sum)
+        RowResult::of(self.warp, self.stage, &self.max, &self.sum)
     }
 }

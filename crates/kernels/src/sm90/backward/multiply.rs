@@ -5,7 +5,6 @@ use super::scores::OfQueries;
 use super::{Block, Cursor, FIRST_BARRIER, GROUPS, KEYS_READ, Queries, rows_bytes};
 use crate::parts::product::pack;
 use crate::rows::statistics;
-use crate::sm80::forward::negate;
 use crate::sm90::forward::GROUP_ROWS;
 use crate::sm90::out::stage_words;
 use signflash_ptx::{
@@ -154,9 +153,7 @@ impl<'a, 'k> Keys<'a, 'k> {
         let flags = flags.as_mut().map(|ring| ring.wait(warp));
         let own_flags = flags.as_ref().map(|stage| block.own_flags(warp, stage, own_group));
         let s = scores.wait();
-        if common.scores.negative_scale {
-            negate(s);
-        }
+        block.stage().prepare(s);
         block.probabilities(s, &lse, own_flags);
         flags.into_iter().for_each(|stage| stage.release(warp));
         block.pass_turn(wg, *group, turn);

@@ -1,6 +1,7 @@
 //! From scores to their gradients, in a multiplying warpgroup's registers. Accumulators' rows are keys.
 use super::{Block, Cursor, FLAG_BYTES};
 use crate::parts::dropout::SignMask;
+use crate::parts::scores::{ScoreStage, doubled_score_gradient};
 use crate::rows::statistics;
 use crate::sm90::forward::GROUP_ROWS;
 use signflash_ptx::{Acc, B32, F32, FullStage, Pred, S32, SmemAddr, Thread, U32, Val, Warp};
@@ -30,6 +31,11 @@ impl<'k> OfQueries<'k> {
 }
 
 impl<'k> Block<'_, 'k> {
+    /// What becomes of scores.
+    pub(super) fn stage(&self) -> ScoreStage<'k> {
+        ScoreStage::new(&self.problem, self.common.scores)
+    }
+
     /// Where the lane's flags of the warp's 16 keys and of a step of queries are.
     pub(super) fn own_flags(
         &self,
@@ -55,7 +61,7 @@ impl<'k> Block<'_, 'k> {
                 let lse = lse.get(group);
                 for (h, x) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
                     let cell = s.at(group, 2 * h + x);
-                    let p = cell.get().mul_add(self.problem.scale_log2, lse[x]).ex2();
+                    let p = self.stage().weight(cell.get(), lse[x]);
                     cell.set(dropped.map_or(p, |words| SignMask::sign(p, words[h], 2 * x as u32 + right)));
                 }
             }
@@ -79,12 +85,7 @@ impl<'k> Block<'_, 'k> {
             let (p, delta) = (p(group), delta.get(group));
             for (register, p) in p.into_iter().enumerate() {
                 let x = register % 2;
-                let cell = dp.at(group, register);
-                cell.set(match self.common.scores.dropout {
-                    // The dropped p is negative: p + |p| is what dp counts for, |p| what delta, doubled, counts for.
-                    true => (p + p.abs()).mul_add(cell.get(), -(p.abs() * delta[x])),
-                    false => p * (cell.get() - delta[x]),
-                });
+                doubled_score_gradient(&dp.at(group, register), p, delta[x], self.common.scores.dropout);
             }
         }
     }

@@ -24,7 +24,6 @@ use super::scores::OfQueries;
 use super::{Between, Block, Cursor, FIRST_BARRIER, GROUPS, KEYS_READ, Queries, rows_bytes};
 use crate::parts::product::pack;
 use crate::rows::statistics;
-use crate::sm80::forward::negate;
 use crate::sm90::out::stage_words;
 use signflash_ptx::{
     Acc, BoxTile, BulkRing, BulkRingConsumer, BulkRingProducer, SmemAddr, U32, Val, Warp, Warpgroup,
@@ -204,9 +203,7 @@ impl<'a, 'k> Probs<'a, 'k> {
         let drawn = flags.as_mut().map(|ring| ring.wait(warp));
         let own_flags = drawn.as_ref().map(|stage| block.own_flags(warp, stage, t.u32(0)));
         let s = product.wait();
-        if common.scores.negative_scale {
-            negate(s);
-        }
+        block.stage().prepare(s);
         block.probabilities(s, &lse, own_flags);
         drawn.into_iter().for_each(|stage| stage.release(warp));
         block.hide(warp, t.u32(0), at, &[s]);
