@@ -1,22 +1,45 @@
 //! What every kernel is told about a problem.
 use crate::geometry::{column_shift, row_shift, stat_rows};
 use crate::parts::args::{DropoutArgs, ProblemArgs};
+use crate::parts::visibility::BandArgs;
 use signflash_core::Problem;
 use signflash_ptx::Arg;
 
-/// The arguments of one kernel: those of the problem, its own, and those of dropout.
-pub(crate) fn arguments(
-    problem: ProblemArgs,
-    own: &dyn Fn(&mut Vec<Arg>),
-    dropout: Option<DropoutArgs>,
-) -> Vec<Arg> {
+/// What kernels that make scores are told besides.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ScoreArgs {
+    /// What queries see, unless they see everything.
+    pub(crate) band: Option<BandArgs>,
+    /// What is dropped, if anything is.
+    pub(crate) dropout: Option<DropoutArgs>,
+}
+
+impl ScoreArgs {
+    /// Of a problem.
+    pub(crate) fn of(problem: &Problem, seed_and_offset_ptr: u64) -> Self {
+        ScoreArgs { band: of_band(problem), dropout: of_dropout(problem, seed_and_offset_ptr) }
+    }
+}
+
+/// The arguments of one kernel: those of the problem, its own, and those of scores.
+pub(crate) fn arguments(problem: ProblemArgs, own: &dyn Fn(&mut Vec<Arg>), scores: ScoreArgs) -> Vec<Arg> {
     let mut list = Vec::new();
     problem.push(&mut list);
     own(&mut list);
-    if let Some(dropout) = dropout {
+    if let Some(band) = scores.band {
+        band.push(&mut list);
+    }
+    if let Some(dropout) = scores.dropout {
         dropout.push(&mut list);
     }
     list
+}
+
+fn of_band(problem: &Problem) -> Option<BandArgs> {
+    let shape = problem.shape();
+    // A query that faces a key further away sees nothing, or everything, just as well.
+    let diagonal = problem.diagonal().clamp(-(shape.seqlen_q as i64), shape.seqlen_k as i64) as i32;
+    problem.causal().then_some(BandArgs { diagonal })
 }
 
 /// Sizes, scale, and where tiles begin.
@@ -37,8 +60,7 @@ pub(crate) fn of_problem(problem: &Problem) -> ProblemArgs {
     }
 }
 
-/// What is dropped, if anything is.
-pub(crate) fn of_dropout(problem: &Problem, seed_and_offset_ptr: u64) -> Option<DropoutArgs> {
+fn of_dropout(problem: &Problem, seed_and_offset_ptr: u64) -> Option<DropoutArgs> {
     let (rule, dropout, shard) = (problem.keep_rule()?, problem.dropout()?, problem.shard());
     let num_heads_total = shard.num_heads_total.unwrap_or(problem.shape().num_heads) as u64;
     let first_stream =

@@ -1,5 +1,5 @@
 //! What the chosen kernels do on a GPU: launches with their arguments. The interpreter and the driver run the same plan.
-use crate::arguments::{arguments, of_dropout, of_problem};
+use crate::arguments::{ScoreArgs, arguments, of_problem};
 use crate::call::{Step, TooManyBlocks};
 use crate::choose::{BackwardChoice, ForwardChoice};
 use crate::config::{Config, DqKernel, ForwardKernel, HopperForm, HopperKeysForm, KeysKernel};
@@ -7,7 +7,7 @@ use crate::geometry::{
     heads, heads_at_once, is_triangle, key_blocks, query_blocks, query_tiles, schedule, stat_rows,
 };
 use crate::gpu::Gpu;
-use crate::parts::args::{DropoutArgs, ProblemArgs};
+use crate::parts::args::ProblemArgs;
 use crate::rows::convert_dq::ConvertDqArgs;
 use crate::rows::delta::DeltaArgs;
 use crate::sm80::backward_keys::KeysArgs;
@@ -25,7 +25,7 @@ struct Plan<'a> {
     problem: &'a Problem,
     gpu: Gpu,
     args: ProblemArgs,
-    dropout: Option<DropoutArgs>,
+    scores: ScoreArgs,
     steps: Vec<Step>,
 }
 
@@ -119,10 +119,10 @@ impl BackwardChoice<'_> {
 
     /// What delta and so ds are divided by, and sums of dq multiplied with: once, rather than every dp.
     fn ds_divisor(&self, plan: &Plan<'_>) -> f32 {
-        let keep_scale = plan.dropout.map_or(1.0, |dropout| dropout.keep_scale);
+        let keep_scale = plan.scores.dropout.map_or(1.0, |dropout| dropout.keep_scale);
         match self.keys {
             KeysKernel::Portable(..) => keep_scale,
-            KeysKernel::Hopper(..) => keep_scale * sm90::backward::ds_scale(plan.dropout.is_some()),
+            KeysKernel::Hopper(..) => keep_scale * sm90::backward::ds_scale(plan.scores.dropout.is_some()),
         }
     }
 
@@ -201,8 +201,8 @@ impl BackwardChoice<'_> {
 
 impl<'a> Plan<'a> {
     fn new(problem: &'a Problem, gpu: Gpu, seed_and_offset_ptr: u64) -> Self {
-        let (args, dropout) = (of_problem(problem), of_dropout(problem, seed_and_offset_ptr));
-        Plan { problem, gpu, args, dropout, steps: vec![] }
+        let (args, scores) = (of_problem(problem), ScoreArgs::of(problem, seed_and_offset_ptr));
+        Plan { problem, gpu, args, scores, steps: vec![] }
     }
 
     /// A kernel that makes scores.
@@ -212,17 +212,17 @@ impl<'a> Plan<'a> {
         blocks: u64,
         own: &dyn Fn(&mut Vec<Arg>),
     ) -> Result<(), TooManyBlocks> {
-        self.push(config, blocks, arguments(self.args, own, self.dropout))
+        self.push(config, blocks, arguments(self.args, own, self.scores))
     }
 
-    /// Work on rows, which knows no dropout.
+    /// Work on rows, which knows no scores.
     fn launch_on_rows(
         &mut self,
         config: Config,
         blocks: u64,
         own: &dyn Fn(&mut Vec<Arg>),
     ) -> Result<(), TooManyBlocks> {
-        self.push(config, blocks, arguments(self.args, own, None))
+        self.push(config, blocks, arguments(self.args, own, ScoreArgs::default()))
     }
 
     /// A kernel of Hopper's whose blocks take several tiles of queries each.

@@ -20,6 +20,16 @@ impl Passed for u32 {
     }
 }
 
+impl Passed for i32 {
+    type Device<'k> = Val<'k, S32>;
+    fn push(self, args: &mut Vec<Arg>) {
+        args.push(Arg::U32(self as u32));
+    }
+    fn declare<'k>(cta: Cta<'k>, names: &[&'static str]) -> Self::Device<'k> {
+        cta.param_u32(names[0]).cast()
+    }
+}
+
 impl Passed for u64 {
     type Device<'k> = Val<'k, U64>;
     fn push(self, args: &mut Vec<Arg>) {

@@ -2,10 +2,13 @@
 
 pub(crate) mod args;
 pub(crate) mod copy;
+pub(crate) mod cursor;
 pub(crate) mod dropout;
 pub(crate) mod epilogue;
+pub(crate) mod hiding;
 pub(crate) mod product;
 pub(crate) mod scores;
 pub(crate) mod sequence;
 pub(crate) mod softmax;
+pub(crate) mod visibility;
 pub(crate) mod work;

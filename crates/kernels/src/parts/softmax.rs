@@ -1,6 +1,6 @@
 //! Online softmax over the rows of a warp's accumulators (Milakov, Gimelshein 2018; as in FlashAttention).
 use super::scores::ScoreStage;
-use signflash_ptx::{Acc, F32, Pred, Thread, U32, Val, Var, Warp};
+use signflash_ptx::{Acc, F32, Pred, Thread, Val, Var, Warp};
 use std::array::from_fn;
 
 /// Rows of a 16-row accumulator that one thread holds parts of: g and g + 8.
@@ -14,22 +14,6 @@ pub(crate) fn over_row<'k>(
     combine: impl Fn(Val<'k, F32>, Val<'k, F32>) -> Val<'k, F32>,
 ) -> Val<'k, F32> {
     [1, 2].into_iter().fold(value, |value, lanes| combine(value, warp.shuffle_xor(value, lanes)))
-}
-
-/// What is not visible gets the score -inf. `limits` are how many keys each of the thread's rows sees; `first` is the
-/// key of the accumulator's column 0.
-#[track_caller]
-pub(crate) fn hide<'k>(t: Thread<'k>, s: &Acc<'k>, limits: [Val<'k, U32>; THREAD_ROWS], first: Val<'k, U32>) {
-    let own = first + (t.index() & 3) * 2;
-    for group in 0..s.groups() {
-        for register in 0..4 {
-            // A column before 0 is a huge unsigned number.
-            let key = own + (8 * group + register % 2) as u32;
-            let score = s.at(group, register);
-            let seen = key.lt(limits[register / 2]);
-            score.set(seen.select(score.get(), t.f32(f32::NEG_INFINITY)));
-        }
-    }
 }
 
 /// The running maximum and sum of a thread's two rows.

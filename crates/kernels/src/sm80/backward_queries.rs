@@ -17,10 +17,12 @@ use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_ar
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::dropout::{Philox, SignMask, Stream};
 use crate::parts::epilogue::store_rows;
+use crate::parts::hiding::{SeenKeys, first_column, hide_keys};
 use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
 use crate::parts::scores::{ScoreStage, score_gradient};
 use crate::parts::softmax::{THREAD_ROWS, scale_rows};
-use crate::parts::work::{KeyTiles, Work};
+use crate::parts::visibility::{BandVals, KeyTiles, Sight};
+use crate::parts::work::Work;
 use crate::rows::head::QueryHeads;
 use crate::rows::statistics::StatRows;
 use signflash_ptx::{Acc, Builder, CopyRing, Cta, F32, Kernel, LaunchBounds, SmemAddr, TileLayout, U32, Val};
@@ -54,6 +56,7 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel
     Builder::build(name, bounds, |cta| {
         let problem = ProblemVals::declare(cta);
         let args = QueriesVals::declare(cta);
+        let band = common.scores.causal.then(|| BandVals::declare(cta));
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let smem = Smem::plan(cta, common, form);
         let work = Work::locate(
@@ -63,7 +66,7 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel
             problem.num_heads,
             common.scores.causal,
         );
-        Queries { cta, common, form, problem, args, dropout, smem, work }.run();
+        Queries { cta, common, form, problem, args, band, dropout, smem, work }.run();
     })
 }
 
@@ -95,6 +98,7 @@ struct Queries<'a, 'k> {
     form: &'a PortableForm,
     problem: ProblemVals<'k>,
     args: QueriesVals<'k>,
+    band: Option<BandVals<'k>>,
     dropout: Option<DropoutVals<'k>>,
     smem: Smem<'k>,
     work: Work<'k>,
@@ -108,7 +112,8 @@ struct Own<'a, 'k> {
     first_row: Val<'k, U32>,
     /// For each tile of 16 rows and each of the thread's two in it: -lse in base 2, and delta.
     stats: Vec<[[Val<'k, F32>; 2]; THREAD_ROWS]>,
-    limits: Vec<[Val<'k, U32>; THREAD_ROWS]>,
+    /// Likewise, which keys they see.
+    seen: Vec<[SeenKeys<'k>; THREAD_ROWS]>,
     stream: Option<(Stream<'k>, SignMask<'k>)>,
 }
 
@@ -117,18 +122,18 @@ impl<'k> Queries<'_, 'k> {
         let Queries { cta, common, form, problem, work, .. } = self;
         let (warp, t) = (cta.warps(), cta.threads());
         let first_row = work.block * form.rows() - problem.row_shift;
-        let keys = KeyTiles::of_rows(problem, first_row, form.rows(), form.step, common.scores.causal);
+        let keys = self.sight().key_tiles(first_row, form.rows(), form.step);
         let head_k = work.head / problem.group;
         let (k, v) = (self.args.k.head(work.sequence, head_k), self.args.v.head(work.sequence, head_k));
         let queries = cta.copy_group(|| self.load_queries(first_row));
-        self.fill(k, v, t.u32(0), keys.end);
+        self.fill(k, v, keys.begin.unsigned(), keys.end);
 
         let lanes = Lanes::new(warp, self.smem.layout);
         let own = self.own(&lanes, first_row);
         let mut dq: Vec<Acc<'k>> = (0..form.row_tiles).map(|_| warp.acc(common.operands.head_dim)).collect();
         dq.iter().for_each(Acc::clear);
         queries.wait(*cta);
-        let n = t.u32(0).var();
+        let n = keys.begin.unsigned().var();
         cta.while_(
             || n.get().lt(keys.end),
             |cta| {
@@ -170,6 +175,10 @@ impl<'k> Queries<'_, 'k> {
             &TileCopy::new(t, common.rows(), t.lane(), 32),
             target,
         );
+    }
+
+    fn sight(&self) -> Sight<'k> {
+        Sight::new(self.cta.threads(), &self.problem, self.work.sequence, self.band)
     }
 
     fn stage(&self) -> ScoreStage<'k> {
@@ -215,14 +224,15 @@ impl<'k> Queries<'_, 'k> {
         let in_tile = |i: u32, h: u32| row + (t.lane() >> 2) + (16 * i + 8 * h);
         let stats = StatRows::of(QueryHeads::of(problem, work.sequence).nth(work.head));
         let stat = |i: u32, h: u32| stats.load(t, self.args.stats, work.block * form.rows() + in_tile(i, h));
-        let limit = |i: u32, h: u32| problem.visible(first_row + in_tile(i, h), self.common.scores.causal);
+        let sight = self.sight();
+        let seen = |i: u32, h: u32| SeenKeys::of(&sight, first_row + in_tile(i, h));
         Own {
             lanes,
             q: own(self.smem.q),
             dout: own(self.smem.dout),
             first_row: first_row + row,
             stats: (0..form.row_tiles).map(|i| [stat(i, 0), stat(i, 1)]).collect(),
-            limits: (0..form.row_tiles).map(|i| [limit(i, 0), limit(i, 1)]).collect(),
+            seen: (0..form.row_tiles).map(|i| [seen(i, 0), seen(i, 1)]).collect(),
             stream: self.dropout.as_ref().map(|args| {
                 (Philox::new(warp, args).stream(t, work.sequence, work.head), SignMask::new(t, args))
             }),
@@ -282,13 +292,7 @@ impl<'k> Queries<'_, 'k> {
 
     fn zero_hidden(&self, own: &Own<'_, 'k>, dp: &[Acc<'k>], tile: Val<'k, U32>) {
         let t = self.cta.threads();
-        let first = tile * self.form.step - self.problem.column_shift + (t.lane() & 3) * 2;
-        for (dp, limits) in dp.iter().zip(&own.limits) {
-            for (group, register) in (0..dp.groups()).flat_map(|group| (0..4).map(move |r| (group, r))) {
-                let key = first + (8 * group + register % 2) as u32;
-                let cell = dp.at(group, register);
-                cell.set(key.lt(limits[register / 2]).select(cell.get(), 0.0f32));
-            }
-        }
+        let first = tile * self.form.step - self.problem.column_shift + first_column(t);
+        dp.iter().zip(&own.seen).for_each(|(dp, seen)| hide_keys(dp, seen, first, 0.0));
     }
 }

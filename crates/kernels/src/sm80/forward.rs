@@ -15,10 +15,12 @@ use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_ar
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::dropout::{PackedMask, Philox, Stream};
 use crate::parts::epilogue::store_rows;
+use crate::parts::hiding::{SeenKeys, first_column, hide_keys};
 use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
 use crate::parts::scores::ScoreStage;
-use crate::parts::softmax::{OnlineSoftmax, RowResult, THREAD_ROWS, hide, scale_rows};
-use crate::parts::work::{KeyTiles, Work};
+use crate::parts::softmax::{OnlineSoftmax, RowResult, THREAD_ROWS, scale_rows};
+use crate::parts::visibility::{BandVals, Sight};
+use crate::parts::work::Work;
 use crate::rows::head::QueryHeads;
 use crate::rows::lse::LseRows;
 use signflash_ptx::{
@@ -52,6 +54,7 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel
     Builder::build(name, bounds, |cta| {
         let problem = ProblemVals::declare(cta);
         let args = ForwardVals::declare(cta);
+        let band = common.scores.causal.then(|| BandVals::declare(cta));
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let smem = Smem::plan(cta, common, form);
         let work = Work::locate(
@@ -61,7 +64,7 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel
             problem.num_heads,
             common.scores.causal,
         );
-        Forward { cta, common, form, problem, args, smem, work }.run(dropout);
+        Forward { cta, common, form, problem, args, band, smem, work }.run(dropout);
     })
 }
 
@@ -91,6 +94,7 @@ struct Forward<'a, 'k> {
     form: &'a PortableForm,
     problem: ProblemVals<'k>,
     args: ForwardVals<'k>,
+    band: Option<BandVals<'k>>,
     smem: Smem<'k>,
     work: Work<'k>,
 }
@@ -98,13 +102,13 @@ struct Forward<'a, 'k> {
 impl<'k> Forward<'_, 'k> {
     fn run(&self, dropout: Option<DropoutVals<'k>>) {
         let Forward { cta, form, problem, work, .. } = self;
-        let (warp, t) = (cta.warps(), cta.threads());
+        let warp = cta.warps();
         let first_row = work.block * form.rows() - problem.row_shift;
-        let keys = KeyTiles::of_rows(problem, first_row, form.rows(), form.step, self.common.scores.causal);
+        let keys = self.sight().key_tiles(first_row, form.rows(), form.step);
         let head_k = work.head / problem.group;
         let (k, v) = (self.args.k.head(work.sequence, head_k), self.args.v.head(work.sequence, head_k));
         let q = cta.copy_group(|| self.load_q(first_row));
-        self.fill(k, v, t.u32(0), keys.end);
+        self.fill(k, v, keys.begin.unsigned(), keys.end);
 
         // This warp's rows and what they need throughout.
         let own_row = warp.index() * (16 * form.row_tiles);
@@ -119,7 +123,7 @@ impl<'k> Forward<'_, 'k> {
         q.wait(*cta);
         let q = QueryFragments::new(warp, self, &lanes, own_q.relative_to(own_q));
 
-        let n = t.u32(0).var();
+        let n = keys.begin.unsigned().var();
         cta.while_(
             || n.get().lt(keys.end),
             |cta| {
@@ -154,6 +158,10 @@ impl<'k> Forward<'_, 'k> {
         );
         self.smem.kv.take(*cta).release(); // the last fill: of nothing
         self.finish(&rows, &out, own_q, first_row + own_row, dropout.map(|d| d.keep_scale));
+    }
+
+    fn sight(&self) -> Sight<'k> {
+        Sight::new(self.cta.threads(), &self.problem, self.work.sequence, self.band)
     }
 
     fn stage(&self) -> ScoreStage<'k> {
@@ -277,13 +285,13 @@ impl<'a, 'k> Rows16<'a, 'k> {
 
     /// Few tiles need this: what rows see is derived anew, not kept in registers.
     fn hide(&self, s: &[Acc<'k>], first_key: Val<'k, U32>) {
-        let (t, forward) = (self.forward.cta.threads(), self.forward);
+        let (t, sight) = (self.forward.cta.threads(), self.forward.sight());
         for (i, s) in s.iter().enumerate() {
-            let limits: [_; THREAD_ROWS] = std::array::from_fn(|lower| {
+            let seen: [_; THREAD_ROWS] = std::array::from_fn(|lower| {
                 let row = self.first + (t.lane() >> 2) + (16 * i + 8 * lower) as u32;
-                forward.problem.visible(row, forward.common.scores.causal)
+                SeenKeys::of(&sight, row)
             });
-            hide(t, s, limits, first_key);
+            hide_keys(s, &seen, first_key + first_column(t), f32::NEG_INFINITY);
         }
     }
 }

@@ -8,9 +8,11 @@ use crate::config::{Common, PortableForm};
 use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_args};
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::dropout::{Philox, SignMask, Stream};
+use crate::parts::hiding::{SeenKeys, first_column};
 use crate::parts::product::{Lanes, Operand, mma_abt};
 use crate::parts::scores::ScoreStage;
 use crate::parts::softmax::{THREAD_ROWS, lse_of_p};
+use crate::parts::visibility::{BandVals, Sight};
 use crate::parts::work::Work;
 use crate::rows::head::QueryHeads;
 use crate::rows::lse::LseRows;
@@ -46,12 +48,13 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel
     Builder::build(name, bounds, |cta| {
         let problem = ProblemVals::declare(cta);
         let args = ProbsVals::declare(cta);
+        let band = common.scores.causal.then(|| BandVals::declare(cta));
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let layout = TileLayout::new(common.operands.head_dim);
         let q = cta.smem("q", layout.bytes(form.rows()), 1024);
         let k = cta.copy_ring("k", 2, layout.bytes(form.step));
         let work = Work::locate(cta, &problem, problem.query_tiles(form.rows()), problem.num_heads, false);
-        ProbsKernel { cta, common, form, problem, args, dropout, q, k, work }.run();
+        ProbsKernel { cta, common, form, problem, args, band, dropout, q, k, work }.run();
     })
 }
 
@@ -61,6 +64,7 @@ struct ProbsKernel<'a, 'k> {
     form: &'a PortableForm,
     problem: ProblemVals<'k>,
     args: ProbsVals<'k>,
+    band: Option<BandVals<'k>>,
     dropout: Option<DropoutVals<'k>>,
     q: SmemAddr<'k>,
     k: CopyRing<'k>,
@@ -72,7 +76,7 @@ struct Row<'k> {
     real: Val<'k, Pred>,
     /// lse in base 2; +inf for rows without keys.
     lse_log2: Val<'k, F32>,
-    visible: Val<'k, U32>,
+    seen: SeenKeys<'k>,
     to: GlobalAddr<'k>,
 }
 
@@ -139,6 +143,10 @@ impl<'k> ProbsKernel<'_, 'k> {
         self.k.take(*cta).release(); // the last fill: of nothing
     }
 
+    fn sight(&self) -> Sight<'k> {
+        Sight::new(self.cta.threads(), &self.problem, self.work.sequence, self.band)
+    }
+
     fn stage(&self) -> ScoreStage<'k> {
         ScoreStage::new(&self.problem, self.common.scores)
     }
@@ -157,7 +165,7 @@ impl<'k> ProbsKernel<'_, 'k> {
             Row {
                 real,
                 lse_log2: lse.get() * LOG2_E,
-                visible: problem.visible(row, self.common.scores.causal),
+                seen: SeenKeys::of(&self.sight(), row),
                 to: self.args.probs.head(work.sequence, work.head).row(row),
             }
         })
@@ -185,18 +193,18 @@ impl<'k> ProbsKernel<'_, 'k> {
         flags: Option<&[[Val<'k, B32>; 4]]>,
     ) {
         let (t, problem, stage) = (self.cta.threads(), &self.problem, self.stage());
-        let first = tile * self.form.step - problem.column_shift + (t.lane() & 3) * 2;
+        let first = tile * self.form.step - problem.column_shift + first_column(t);
         for (group, register) in (0..s.groups()).flat_map(|group| (0..4).map(move |r| (group, r))) {
             let row = &rows[register / 2];
             let key = first + (8 * group + register % 2) as u32;
             let p = stage.weight(s.at(group, register).get(), -row.lse_log2);
-            let p = key.lt(row.visible).select::<F32>(p, 0.0);
+            let p = row.seen.contains(key).select::<F32>(p, 0.0);
             let p = p.pack(p, self.common.operands.half, false);
             // The sign is set after rounding, which would lose a NaN's. Byte `register` of the flags is this entry's.
             let signed = flags.map(|flags| {
                 let flag = flags[group / 4][group % 4] >> (8 * register as u32);
                 let signed = p ^ (flag & 0x80u32) << 8u32;
-                key.lt(row.visible).select::<B32>(signed, p)
+                row.seen.contains(key).select::<B32>(signed, p)
             });
             t.when(row.real & key.lt(self.work.sequence.seqlen_k), |t| {
                 t.store_half(row.to.plus(key.widen() * 2u64), signed.unwrap_or(p));

@@ -23,7 +23,9 @@ use super::schedule::{Schedule, ScheduleVals};
 use crate::config::{HopperCommon, HopperForm};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
 use crate::parts::scores::ScoreStage;
-use crate::parts::work::{KeyTiles, Work};
+use crate::parts::visibility::{BandVals, KeyTiles, Sight};
+use crate::parts::work::Work;
+use signflash_core::Number;
 use signflash_ptx::{Builder, Cta, Kernel, LaunchBounds, TensorMap, Thread, U32, Val, Warp, Warpgroup};
 
 kernel_args! {
@@ -52,10 +54,11 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperForm) -> Ke
         let problem = ProblemVals::declare(cta);
         let schedule = ScheduleVals::declare(cta);
         let args = ForwardVals::declare(cta);
+        let band = common.scores.causal.then(|| BandVals::declare(cta));
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let smem = Pipeline::plan(cta, common, form);
         cta.sync(); // barriers are initialised
-        let block = Block { cta, common, form, problem, args, dropout, smem, schedule };
+        let block = Block { cta, common, form, problem, args, band, dropout, smem, schedule };
         by_role(cta, form, |wg| block.multiply(wg), |warp| block.draw(warp), |t| block.copy(t));
     })
 }
@@ -95,6 +98,7 @@ pub(super) struct Block<'a, 'k> {
     pub(super) form: &'a HopperForm,
     pub(super) problem: ProblemVals<'k>,
     pub(super) args: ForwardVals<'k>,
+    band: Option<BandVals<'k>>,
     pub(super) dropout: Option<DropoutVals<'k>>,
     pub(super) smem: Pipeline<'k>,
     schedule: ScheduleVals<'k>,
@@ -106,14 +110,22 @@ pub(super) struct Tile<'k> {
     pub(super) head_k: Val<'k, U32>,
     pub(super) first_row: Val<'k, U32>,
     pub(super) keys: KeyTiles<'k>,
-    /// At least one, so that rows without keys need no way of their own.
-    pub(super) steps: Val<'k, U32>,
+    /// The first step of keys, the second, and behind the last: there is at least one, so that rows without keys need no way
+    /// of their own.
+    pub(super) begin: Val<'k, U32>,
+    pub(super) second: Val<'k, U32>,
+    pub(super) end: Val<'k, U32>,
 }
 
 impl<'k> Block<'_, 'k> {
     /// The block's tiles, for one role.
     pub(super) fn tiles(&self) -> Schedule<'k> {
         Schedule::new(self.cta, self.schedule, &self.problem, self.form.rows())
+    }
+
+    /// What the queries of a tile's sequence see.
+    pub(super) fn sight(&self, work: &Work<'k>) -> Sight<'k> {
+        Sight::new(self.cta.threads(), &self.problem, work.sequence, self.band)
     }
 
     /// What becomes of scores.
@@ -125,8 +137,9 @@ impl<'k> Block<'_, 'k> {
         let (rows, step) = (self.form.rows(), self.form.step);
         // The shift is 0 as long as `Select::hopper_takes` refuses shards that start inside 16 rows.
         let first_row = work.block * rows - self.problem.row_shift;
-        let keys = KeyTiles::of_rows(&self.problem, first_row, rows, step, self.common.scores.causal);
+        let keys = self.sight(&work).key_tiles(first_row, rows, step);
         let head_k = work.head / self.problem.group;
-        Tile { work, head_k, first_row, keys, steps: keys.end.max(1u32) }
+        let [begin, second] = [0, 1].map(|step| keys.begin.plus(keys.begin.constant(step)).unsigned());
+        Tile { work, head_k, first_row, keys, begin, second, end: keys.end.max(second) }
     }
 }

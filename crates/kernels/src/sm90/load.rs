@@ -16,9 +16,9 @@ impl<'k> Block<'_, 'k> {
             |warp| {
                 let tile = self.tile(tiles.take());
                 flags.begin(warp, tile.work);
-                let next = warp.threads().u32(0).var();
+                let next = tile.begin.var();
                 warp.while_(
-                    || next.get().lt(tile.steps),
+                    || next.get().lt(tile.end),
                     |warp| {
                         flags.write(warp, next.get());
                         next.set(next.get() + 1);
@@ -38,14 +38,14 @@ impl<'k> Block<'_, 'k> {
                 let tile = self.tile(tiles.take());
                 // The first warpgroup can begin while the others are still at their last tile.
                 copies.queries(t, &tile, 0);
-                copies.keys(t, &tile, t.u32(0));
+                copies.keys(t, &tile, tile.begin);
                 (1..self.form.groups).for_each(|group| copies.queries(t, &tile, group));
-                let next = t.u32(0).var();
+                let next = tile.begin.var();
                 t.while_(
-                    || next.get().lt(tile.steps),
+                    || next.get().lt(tile.end),
                     |t| {
                         let step = next.get();
-                        t.when((step + 1).lt(tile.steps), |t| copies.keys(t, &tile, step + 1));
+                        t.when((step + 1).lt(tile.end), |t| copies.keys(t, &tile, step + 1));
                         copies.values(t, &tile, step);
                         next.set(step + 1);
                     },

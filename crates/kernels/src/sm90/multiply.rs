@@ -4,7 +4,8 @@ use super::forward::{Block, GROUP_ROWS, Tile};
 use super::out::OutTile;
 use super::softmax::{LateSoftmax, Selectors};
 use super::turns::Turns;
-use crate::parts::softmax::{RowResult, THREAD_ROWS, hide, scale_rows};
+use crate::parts::hiding::{SeenKeys, first_column, hide_keys};
+use crate::parts::softmax::{RowResult, THREAD_ROWS, scale_rows};
 use crate::parts::work::Work;
 use crate::rows::head::QueryHeads;
 use crate::rows::lse::LseRows;
@@ -92,10 +93,11 @@ impl<'k> Block<'_, 'k> {
     fn prepare(&self, warp: Warp<'k>, s: &Acc<'k>, at: &At<'_, 'k>, step: Val<'k, U32>) {
         self.stage().prepare(s);
         warp.when(at.tile.keys.is_edge(step), |warp| {
-            let limits: [_; THREAD_ROWS] = std::array::from_fn(|lower| {
-                self.problem.visible(own_row(warp, at.first_row, lower), self.common.scores.causal)
-            });
-            hide(warp.threads(), s, limits, step * self.form.step - self.problem.column_shift);
+            let sight = self.sight(&at.tile.work);
+            let seen: [_; THREAD_ROWS] =
+                std::array::from_fn(|lower| SeenKeys::of(&sight, own_row(warp, at.first_row, lower)));
+            let first_key = step * self.form.step - self.problem.column_shift;
+            hide_keys(s, &seen, first_key + first_column(warp.threads()), f32::NEG_INFINITY);
         });
     }
 }
@@ -175,9 +177,9 @@ impl<'a, 'k> Multiplier<'a, 'k> {
         let first_row = tile.first_row + rows.group * GROUP_ROWS;
         let at = At { tile, first_row, q: BoxTile::new(q_stage.address(), GROUP_ROWS) };
         rows.first(&at);
-        let next = warp.threads().u32(1).var();
+        let next = tile.second.var();
         wg.while_(
-            || next.get().lt(tile.steps),
+            || next.get().lt(tile.end),
             |_| {
                 let step = next.get();
                 rows.step(&at, step);
@@ -197,7 +199,7 @@ impl<'k> TileRows<'_, 'k> {
         let k_stage = k.wait(warp);
         block.scores(*wg, s, at.q, BoxTile::new(k_stage.address(), form.step)).wait();
         k_stage.release_products(warp);
-        block.prepare(warp, s, at, warp.threads().u32(0));
+        block.prepare(warp, s, at, at.tile.begin);
         with_selectors(flags, warp, |selectors| softmax.first(s, p, selectors));
     }
 

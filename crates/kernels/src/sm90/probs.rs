@@ -16,8 +16,10 @@ use super::pipeline::FLAG_BLOCK_BYTES;
 use super::schedule::{Schedule, ScheduleVals};
 use crate::config::{HopperCommon, HopperForm};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
+use crate::parts::hiding::{SeenKeys, first_column, hide_packed};
 use crate::parts::scores::ScoreStage;
 use crate::parts::softmax::{THREAD_ROWS, lse_of_p};
+use crate::parts::visibility::{BandVals, Sight};
 use crate::parts::work::Work;
 use crate::rows::head::QueryHeads;
 use crate::rows::lse::LseRows;
@@ -49,10 +51,11 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperForm) -> Ke
         let problem = ProblemVals::declare(cta);
         let schedule = ScheduleVals::declare(cta);
         let args = ProbsVals::declare(cta);
+        let band = common.scores.causal.then(|| BandVals::declare(cta));
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let smem = Smem::plan(cta, common, form);
         cta.sync(); // barriers are initialised
-        let block = Block { cta, common, form, problem, schedule, args, dropout, smem };
+        let block = Block { cta, common, form, problem, schedule, args, band, dropout, smem };
         by_role(cta, form, |wg| block.multiply(wg), |warp| block.draw(warp), |t| block.copy(t));
     })
 }
@@ -96,6 +99,7 @@ struct Block<'a, 'k> {
     problem: ProblemVals<'k>,
     schedule: ScheduleVals<'k>,
     args: ProbsVals<'k>,
+    band: Option<BandVals<'k>>,
     dropout: Option<DropoutVals<'k>>,
     smem: Smem<'k>,
 }
@@ -104,7 +108,7 @@ struct Block<'a, 'k> {
 struct OwnRows<'k> {
     /// -lse in base 2; -inf for rows without keys and beyond the end.
     shift: [Val<'k, F32>; THREAD_ROWS],
-    visible: [Val<'k, U32>; THREAD_ROWS],
+    seen: [SeenKeys<'k>; THREAD_ROWS],
 }
 
 /// Named barriers from this one on keep a warpgroup's threads together.
@@ -257,8 +261,9 @@ impl<'k> Block<'_, 'k> {
             });
             -(lse.get() * LOG2_E)
         };
-        let visible = |lower| problem.visible(row(lower), self.common.scores.causal);
-        OwnRows { shift: from_fn(shift), visible: from_fn(visible) }
+        let sight = Sight::new(t, problem, work.sequence, self.band);
+        let seen = |lower| SeenKeys::of(&sight, row(lower));
+        OwnRows { shift: from_fn(shift), seen: from_fn(seen) }
     }
 
     /// For each 16 keys four packed pairs, with signs.
@@ -271,7 +276,7 @@ impl<'k> Block<'_, 'k> {
         flags: Option<&[[Val<'k, B32>; 4]]>,
     ) -> Vec<[Val<'k, B32>; 4]> {
         let (t, half) = (warp.threads(), self.common.operands.half);
-        let first = step * self.form.step + (t.lane() & 3) * 2;
+        let first = step * self.form.step + first_column(t);
         let piece = |k16: usize| {
             let dropped = flags.map(|words| dropped(words, k16));
             from_fn(|i| {
@@ -287,22 +292,12 @@ impl<'k> Block<'_, 'k> {
             })
         };
         let p: Vec<[Var<'k, B32>; 4]> = (0..self.form.step as usize / 16).map(piece).collect();
-        let hides = rows.visible.iter().map(|visible| visible.lt((step + 1) * self.form.step));
+        let hides = rows.seen.iter().map(|seen| seen.lacks_some_of(step, self.form.step));
         let hides = hides.reduce(|a, b| a | b).expect("a thread has rows");
-        warp.when(warp.any(hides), |_| self.hide(&p, rows, first));
+        // What is hidden becomes +0, whatever was drawn for it.
+        warp.when(warp.any(hides), |_| {
+            hide_packed(&p, |row, column| rows.seen[row].contains(first + column));
+        });
         p.iter().map(|words| words.each_ref().map(Var::get)).collect()
-    }
-
-    /// What is hidden becomes +0, whatever was drawn for it. `first` is the thread's first column.
-    fn hide(&self, p: &[[Var<'k, B32>; 4]], rows: &OwnRows<'k>, first: Val<'k, U32>) {
-        for (k16, words) in p.iter().enumerate() {
-            for (i, word) in words.iter().enumerate() {
-                let (group, row) = (2 * k16 + i / 2, i % 2);
-                let seen = [0u32, 1].map(|x| (first + (8 * group as u32 + x)).lt(rows.visible[row]));
-                let low = seen[0].select::<B32>(0xFFFFu32, 0u32);
-                let high = seen[1].select::<B32>(0xFFFF_0000u32, 0u32);
-                word.set(word.get() & (low | high));
-            }
-        }
     }
 }

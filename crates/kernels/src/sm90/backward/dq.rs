@@ -1,7 +1,8 @@
 //! dq of a step, of all keys of the block: by the warpgroups in turn, a step late.
 use super::multiply::Keys;
-use super::{Between, Block, Cursor, QUERIES};
+use super::{Between, Block, QUERIES};
 use crate::config::HopperKeysForm;
+use crate::parts::cursor::Cursor;
 use crate::rows::head::QueryHeads;
 use signflash_ptx::{
     Acc, BoxTile, Columns, GlobalAddr, Mbarrier, PendingProduct, Pred, Product, Rows, SmemAddr, Thread, U32,

@@ -41,11 +41,12 @@ pub(crate) use dq::counters_bytes;
 
 use crate::config::{HopperCommon, HopperKeysForm};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
+use crate::parts::cursor::Cursor;
+use crate::parts::visibility::{BandVals, Sight};
 use crate::parts::work::Work;
 use crate::rows::statistics::STAT_BYTES;
 use signflash_ptx::{
-    BoxTile, Builder, BulkRing, Cta, FullStage, Kernel, LaunchBounds, Mbarrier, Pred, S32, SmemAddr,
-    TensorMap, U32, Val, Var, Warpgroup,
+    BoxTile, Builder, BulkRing, Cta, FullStage, Kernel, LaunchBounds, Mbarrier, SmemAddr, TensorMap, U32, Val,
 };
 
 kernel_args! {
@@ -100,12 +101,13 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperKeysForm) -
     Builder::build(name, launch, |cta| {
         let problem = ProblemVals::declare(cta);
         let args = KeysVals::declare(cta);
+        let band = common.scores.causal.then(|| BandVals::declare(cta));
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let smem = Smem::plan(cta, common, form);
         let (tiles, heads) = (problem.key_tiles(form.keys), problem.num_heads_k);
         let work = Work::alternate(cta, &problem, tiles, heads, args.heads_at_once);
         cta.sync(); // barriers are initialised
-        let block = Block { cta, common, form, problem, args, dropout, smem, work };
+        let block = Block { cta, common, form, problem, args, band, dropout, smem, work };
         let (wg, index) = (cta.warpgroups(), cta.warpgroups().index());
         wg.when(index.lt(GROUPS), |wg| {
             wg.grow_registers(form.registers);
@@ -198,43 +200,10 @@ struct Block<'a, 'k> {
     form: &'a HopperKeysForm,
     problem: ProblemVals<'k>,
     args: KeysVals<'k>,
+    band: Option<BandVals<'k>>,
     dropout: Option<DropoutVals<'k>>,
     smem: Smem<'k>,
     work: Work<'k>,
-}
-
-/// A role's walk over queries: all steps of a head, then the next head of the group.
-struct Cursor<'k> {
-    first: Val<'k, U32>,
-    end: Val<'k, U32>,
-    group: Val<'k, U32>,
-    step: Var<'k, U32>,
-    /// Heads of the group that are done.
-    member: Var<'k, U32>,
-}
-
-impl<'k> Cursor<'k> {
-    /// Goes all the way.
-    fn walk(&self, wg: Warpgroup<'k>, body: impl FnOnce()) {
-        wg.while_(
-            || self.more(),
-            |_| {
-                body();
-                self.advance();
-            },
-        );
-    }
-
-    fn more(&self) -> Val<'k, Pred> {
-        self.member.get().lt(self.group) & self.first.lt(self.end)
-    }
-
-    fn advance(&self) {
-        let next = self.step.get() + 1;
-        let wraps = next.eq(self.end);
-        self.step.set(wraps.select(self.first, next));
-        self.member.set(self.member.get() + wraps.select(1u32, 0u32));
-    }
 }
 
 impl<'k> Block<'_, 'k> {
@@ -242,20 +211,13 @@ impl<'k> Block<'_, 'k> {
         self.work.block * self.form.keys
     }
 
+    fn sight(&self) -> Sight<'k> {
+        Sight::new(self.cta.threads(), &self.problem, self.work.sequence, self.band)
+    }
+
     fn cursor(&self) -> Cursor<'k> {
-        let Block { problem, .. } = self;
-        let t = self.cta.threads();
-        let end = problem.query_tiles(self.form.step);
-        let first = match self.common.scores.causal {
-            false => t.u32(0),
-            true => {
-                // Query i sees key j from i = j - (seqlen_k - seqlen_q) on.
-                let hidden = problem.seqlen_q.cast::<S32>() - problem.seqlen_k.cast::<S32>();
-                let first_row = (self.first_key().cast::<S32>() + hidden).max(0);
-                ((first_row.cast::<U32>() + problem.row_shift) / self.form.step).min(end)
-            }
-        };
-        Cursor { first, end, group: problem.group, step: first.var(), member: t.u32(0).var() }
+        let tiles = self.sight().query_tiles(self.first_key(), self.form.keys, self.form.step);
+        Cursor::new(self.cta.threads(), &self.problem, tiles)
     }
 
     fn queries(&self, stage: &FullStage<'_, 'k>) -> Queries<'k> {

@@ -2,7 +2,8 @@
 use super::dq::Turn;
 use super::results::KeyGradient;
 use super::scores::OfQueries;
-use super::{Block, Cursor, FIRST_BARRIER, GROUPS, KEYS_READ, Queries, rows_bytes};
+use super::{Block, FIRST_BARRIER, GROUPS, KEYS_READ, Queries, rows_bytes};
+use crate::parts::cursor::Cursor;
 use crate::parts::product::pack;
 use crate::rows::statistics;
 use crate::sm90::forward::GROUP_ROWS;

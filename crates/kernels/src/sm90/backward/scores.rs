@@ -1,10 +1,13 @@
 //! From scores to their gradients, in a multiplying warpgroup's registers. Accumulators' rows are keys.
-use super::{Block, Cursor, FLAG_BYTES};
+use super::{Block, FLAG_BYTES};
+use crate::parts::cursor::Cursor;
 use crate::parts::dropout::SignMask;
+use crate::parts::hiding::{SeeingColumns, first_column, hide};
 use crate::parts::scores::{ScoreStage, doubled_score_gradient};
+use crate::parts::softmax::THREAD_ROWS;
 use crate::rows::statistics;
 use crate::sm90::forward::GROUP_ROWS;
-use signflash_ptx::{Acc, B32, F32, FullStage, Pred, S32, SmemAddr, Thread, U32, Val, Warp};
+use signflash_ptx::{Acc, B32, F32, FullStage, SmemAddr, Thread, U32, Val, Warp};
 
 /// For each 8 queries a number of each of the thread's two.
 pub(super) struct OfQueries<'k> {
@@ -70,8 +73,16 @@ impl<'k> Block<'_, 'k> {
 
     /// Zeroes what is hidden of a step, of 64 keys.
     pub(super) fn hide(&self, warp: Warp<'k>, group: Val<'k, U32>, at: &Cursor<'k>, accs: &[&Acc<'k>]) {
-        let hidden = Hidden::new(self, warp, group, self.first_row(at));
-        warp.when(warp.any(hidden.any), |_| hidden.zero(accs));
+        let (sight, first_row, first_key) = (self.sight(), self.first_row(at), self.first_key());
+        let hides = sight.hides_some_of([first_row, first_key], [self.form.step, self.form.keys]);
+        warp.when(warp.any(hides), |warp| {
+            let t = warp.threads();
+            let own_key = first_key + group * GROUP_ROWS + (t.index() >> 5u32 & 3) * 16 + (t.lane() >> 2);
+            let seeing: [_; THREAD_ROWS] = std::array::from_fn(|lower| {
+                SeeingColumns::of(&sight, own_key + 8 * lower as u32, first_row + first_column(t))
+            });
+            hide(accs, 0.0, |row, column| seeing[row].contains(column));
+        });
     }
 
     /// dp becomes ds divided by [`ds_scale`](super::ds_scale). `p` gives that of 8 queries.
@@ -86,50 +97,6 @@ impl<'k> Block<'_, 'k> {
             for (register, p) in p.into_iter().enumerate() {
                 let x = register % 2;
                 doubled_score_gradient(&dp.at(group, register), p, delta[x], self.common.scores.dropout);
-            }
-        }
-    }
-}
-
-/// Which entries of a step are hidden: beyond the keys, or by the causal mask.
-struct Hidden<'k> {
-    /// Whether any is, of the block's keys.
-    any: Val<'k, Pred>,
-    /// For the thread's two keys, the first column of an accumulator (from the thread's first) that sees it.
-    seen_from: [Val<'k, S32>; 2],
-}
-
-impl<'k> Hidden<'k> {
-    fn new(block: &Block<'_, 'k>, warp: Warp<'k>, group: Val<'k, U32>, first_row: Val<'k, U32>) -> Self {
-        let (t, problem, causal) = (warp.threads(), &block.problem, block.common.scores.causal);
-        let first_key = block.first_key();
-        let behind = first_key + block.form.keys;
-        let fewest = problem.visible(first_row, causal);
-        let own_row = first_row + (t.lane() & 3) * 2;
-        let own_key = first_key + group * GROUP_ROWS + ((warp.index() & 3) << 4u32) + (t.lane() >> 2);
-        let seen_from = |h: u32| {
-            let key = own_key + 8 * h;
-            let from = match causal {
-                true => (key + problem.seqlen_q - problem.seqlen_k - own_row).cast::<S32>(),
-                false => t.u32(0).cast(),
-            };
-            key.lt(problem.seqlen_k).select(from, t.u32(i32::MAX as u32).cast())
-        };
-        let beyond = problem.seqlen_k.lt(behind);
-        Hidden {
-            any: beyond | fewest.cast::<S32>().lt(behind.cast::<S32>()),
-            seen_from: [seen_from(0), seen_from(1)],
-        }
-    }
-
-    /// Zeroes what is hidden, whatever it became.
-    fn zero(&self, accs: &[&Acc<'k>]) {
-        for (group, register) in (0..accs[0].groups()).flat_map(|group| (0..4).map(move |r| (group, r))) {
-            let column = (8 * group + register % 2) as i32;
-            let hidden = self.seen_from[register / 2].le(column);
-            for acc in accs {
-                let cell = acc.at(group, register);
-                cell.set(hidden.select(cell.get(), 0.0f32));
             }
         }
     }

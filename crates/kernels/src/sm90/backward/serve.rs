@@ -1,6 +1,7 @@
 //! The serving warpgroup: copies for the multiplying ones, and flags.
-use super::{Block, Cursor, FLAG_BYTES, QUERIES, rows_bytes};
+use super::{Block, FLAG_BYTES, QUERIES, rows_bytes};
 use crate::parts::args::DropoutVals;
+use crate::parts::cursor::Cursor;
 use crate::parts::dropout::{Philox, SignMask, StreamColumn};
 use crate::rows::head::QueryHeads;
 use crate::rows::statistics::{STAT_BYTES, StatRows};

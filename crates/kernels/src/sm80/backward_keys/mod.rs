@@ -23,21 +23,25 @@
 //! softmax_scale are applied at the end.
 //!
 //! Grid: key tiles x key heads x batches, along x. Block: 32 * warps threads.
+mod dq;
+mod scores;
+
 use crate::config::{Common, DqSums, PortableForm};
 use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_args};
 use crate::parts::copy::{TileCopy, TileRows};
-use crate::parts::dropout::{Philox, SignMask};
+use crate::parts::cursor::Cursor;
 use crate::parts::epilogue::{stage_packed, store_rows};
 use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
-use crate::parts::scores::{ScoreStage, score_gradient};
+use crate::parts::scores::ScoreStage;
 use crate::parts::softmax::scale_rows;
+use crate::parts::visibility::{BandVals, Sight};
 use crate::parts::work::Work;
-use crate::rows::dq_sums::SumsTile;
 use crate::rows::head::QueryHeads;
-use crate::rows::statistics::{self, STAT_BYTES, StatRows};
+use crate::rows::statistics::{STAT_BYTES, StatRows};
+use dq::Behind;
+use scores::Dropout;
 use signflash_ptx::{
-    Acc, B32, Builder, CopyRing, Cta, Kernel, LaunchBounds, Pred, S32, SmemAddr, Thread, TileLayout, U32,
-    Val, Var, Warp,
+    Acc, Builder, CopyRing, Cta, Kernel, LaunchBounds, Pred, SmemAddr, TileLayout, U32, Val,
 };
 
 kernel_args! {
@@ -76,24 +80,12 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm, sums: DqS
     Builder::build(name, bounds, |cta| {
         let problem = ProblemVals::declare(cta);
         let args = KeysVals::declare(cta);
+        let band = common.scores.causal.then(|| BandVals::declare(cta));
         let dropout = common.scores.dropout.then(|| Dropout::new(cta.warps(), DropoutVals::declare(cta)));
         let smem = Smem::plan(cta, common, form, sums);
         let work = Work::locate(cta, &problem, problem.key_tiles(form.rows()), problem.num_heads_k, false);
-        Keys { cta, common, form, sums, problem, args, dropout, smem, work }.run();
+        Keys { cta, common, form, sums, problem, args, band, dropout, smem, work }.run();
     })
-}
-
-/// What is drawn in every step.
-struct Dropout<'k> {
-    args: DropoutVals<'k>,
-    philox: Philox<'k>,
-    mask: SignMask<'k>,
-}
-
-impl<'k> Dropout<'k> {
-    fn new(warp: Warp<'k>, args: DropoutVals<'k>) -> Self {
-        Dropout { philox: Philox::new(warp, &args), mask: SignMask::new(warp.threads(), &args), args }
-    }
 }
 
 /// Everything the block keeps in shared memory.
@@ -136,42 +128,11 @@ struct Keys<'a, 'k> {
     sums: DqSums,
     problem: ProblemVals<'k>,
     args: KeysVals<'k>,
+    band: Option<BandVals<'k>>,
     dropout: Option<Dropout<'k>>,
     smem: Smem<'k>,
     work: Work<'k>,
 }
-
-/// Where the walk over queries is: all steps of a head, then the next head of the group.
-struct Cursor<'k> {
-    first: Val<'k, U32>,
-    end: Val<'k, U32>,
-    step: Var<'k, U32>,
-    /// Heads of the group that are done.
-    member: Var<'k, U32>,
-}
-
-impl<'k> Cursor<'k> {
-    fn new(t: Thread<'k>, first: Val<'k, U32>, end: Val<'k, U32>) -> Self {
-        Cursor { first, end, step: first.var(), member: t.u32(0).var() }
-    }
-
-    fn advance(&self) {
-        let next = self.step.get() + 1;
-        let wraps = next.eq(self.end);
-        self.step.set(wraps.select(self.first, next));
-        self.member.set(self.member.get() + wraps.select(1u32, 0u32));
-    }
-}
-
-/// The step whose dq is still to be added.
-struct Behind<'k> {
-    /// Its number among all (batch, head, step); `NO_STEP` before the first.
-    tile: Var<'k, U32>,
-    /// Where ds of the next step goes; that of the last is at the other place.
-    place: Var<'k, U32>,
-}
-
-const NO_STEP: u32 = u32::MAX;
 
 /// What a warp has at hand in every step.
 struct Own<'a, 'k> {
@@ -196,10 +157,9 @@ impl<'k> Keys<'_, 'k> {
         let (warp, t) = (cta.warps(), cta.threads());
         let first_key = self.work.block * form.rows() - problem.column_shift;
         let kv = cta.copy_group(|| self.load_keys(first_key));
-        let (first, end) = self.query_steps(first_key);
-        let ahead = Cursor::new(t, first, end);
-        let more = |cursor: &Cursor<'k>| cursor.member.get().lt(problem.group) & first.lt(end);
-        self.fill(&ahead, more(&ahead));
+        let tiles = self.sight().query_tiles(first_key, form.rows(), form.step);
+        let ahead = Cursor::new(t, problem, tiles);
+        self.fill(&ahead, ahead.more());
 
         let (team, part) = match form.split {
             1 => (warp.index(), t.u32(0)),
@@ -228,22 +188,22 @@ impl<'k> Keys<'_, 'k> {
         };
         let (mut dk, mut dv) = (cleared(), cleared());
         kv.wait(*cta);
-        let now = Cursor::new(t, first, end);
-        let behind = Behind { tile: t.u32(NO_STEP).var(), place: t.u32(0).var() };
+        let now = Cursor::new(t, problem, tiles);
+        let behind = Behind::new(t);
         cta.while_(
-            || more(&now),
+            || now.more(),
             |cta| {
                 let queries = self.smem.queries.take(cta);
                 ahead.advance();
                 if form.slots > 1 {
-                    self.fill(&ahead, more(&ahead));
+                    self.fill(&ahead, ahead.more());
                 }
                 self.add_dq_behind(&own, &behind);
                 self.step(&own, queries.address(), &now, &behind, [&mut dk, &mut dv]);
                 queries.release();
                 if form.slots == 1 {
                     cta.sync();
-                    self.fill(&ahead, more(&ahead));
+                    self.fill(&ahead, ahead.more());
                 }
                 now.advance();
             },
@@ -266,18 +226,8 @@ impl<'k> Keys<'_, 'k> {
         self.form.step / self.form.split
     }
 
-    /// The steps of queries that see a key of the block.
-    fn query_steps(&self, first_key: Val<'k, U32>) -> (Val<'k, U32>, Val<'k, U32>) {
-        let Keys { problem, form, .. } = self;
-        let end = problem.query_tiles(form.step);
-        if !self.common.scores.causal {
-            return (self.cta.threads().u32(0), end);
-        }
-        // Query i sees key j from i = j - (seqlen_k - seqlen_q) on.
-        let first_key = first_key.cast::<S32>().max(0);
-        let first_row = (first_key + problem.seqlen_q.cast::<S32>() - problem.seqlen_k.cast::<S32>()).max(0);
-        let step = (first_row.cast::<U32>() + problem.row_shift) / form.step;
-        (step.min(end), end)
+    fn sight(&self) -> Sight<'k> {
+        Sight::new(self.cta.threads(), &self.problem, self.work.sequence, self.band)
     }
 
     fn stage(&self) -> ScoreStage<'k> {
@@ -342,8 +292,7 @@ impl<'k> Keys<'_, 'k> {
         s.iter().for_each(|s| self.stage().prepare(s));
         let dp = self.product(own, own.v, dout);
         self.probabilities(own, &s, &dp, slot.at(2 * smem.layout.bytes(form.step)), flags.as_deref());
-        let hidden = Hidden::new(self, own, m);
-        self.cta.when(hidden.any, |_| hidden.zero(&s, &dp));
+        self.hide(own, m, &s, &dp);
 
         // The dropped p are negative: relu makes them 0.
         let p: Vec<_> = s.iter().map(|s| pack(s, half, common.scores.dropout)).collect();
@@ -368,16 +317,6 @@ impl<'k> Keys<'_, 'k> {
             self.cta.sync();
             self.add_dq(own, ds, tile);
         }
-    }
-
-    /// Whether dq is added, a step later.
-    fn is_late(&self) -> bool {
-        self.sums != DqSums::None && self.form.late_dq
-    }
-
-    /// Of ds of one step; a power of two.
-    fn ds_bytes(&self) -> u32 {
-        self.smem.ds_layout.bytes(self.form.rows())
     }
 
     /// acc += (own rows of p or ds) * (a step of queries): first this warp's queries, from registers, then those of the
@@ -425,118 +364,6 @@ impl<'k> Keys<'_, 'k> {
         acc
     }
 
-    /// s becomes p, its sign bit saying what is dropped; dp becomes ds.
-    fn probabilities(
-        &self,
-        own: &Own<'_, 'k>,
-        s: &[Acc<'k>],
-        dp: &[Acc<'k>],
-        stats: SmemAddr<'k>,
-        flags: Option<&[Flags<'k>]>,
-    ) {
-        let (t, stage) = (self.cta.threads(), self.stage());
-        for group in 0..s[0].groups() {
-            let first = stats.plus(own.part * (self.queries() * STAT_BYTES));
-            let of = |first| statistics::of_columns(t, first, group as u32);
-            let (negative_lse, delta) = (of(first), of(first.at(statistics::DELTA)));
-            for (i, s) in s.iter().enumerate() {
-                for register in 0..4 {
-                    let (h, x) = (register / 2, register % 2);
-                    let cell = s.at(group, register);
-                    let p = stage.weight(cell.get(), negative_lse[x]);
-                    let p = match flags {
-                        Some(flags) => SignMask::sign(p, flags[i][group / 2][h], (2 * x + group % 2) as u32),
-                        None => p,
-                    };
-                    cell.set(p);
-                    score_gradient(&dp[i].at(group, register), p, delta[x], flags.is_some());
-                }
-            }
-        }
-    }
-
-    /// The flags of this warp's keys and a step of queries.
-    fn draw(
-        &self,
-        dropout: &Dropout<'k>,
-        own: &Own<'_, 'k>,
-        m: Val<'k, U32>,
-        head: Val<'k, U32>,
-    ) -> Vec<Flags<'k>> {
-        let (warp, t, form) = (self.cta.warps(), self.cta.threads(), self.form);
-        let Dropout { args, philox, mask } = dropout;
-        let philox = philox.stream(t, self.work.sequence, head);
-        let rows16 = self.queries() / 16;
-        let row16 = args.first_row16 + m * (form.step / 16) + own.part * rows16;
-        let column32 = args.first_column32 + ((self.work.block * form.rows() + own.row) >> 5u32);
-        let transposed = |words: [Val<'k, B32>; 2]| words.map(|word| mask.transposed(warp, word));
-        if form.row_tiles.is_multiple_of(2) {
-            // Two tiles of 16 keys are the two halves of a block of 32 columns.
-            let mut flags: Vec<Flags<'k>> = vec![vec![]; form.row_tiles as usize];
-            for (pair, r) in (0..form.row_tiles / 2).flat_map(|pair| (0..rows16).map(move |r| (pair, r))) {
-                let [a, b, c, d] = philox.block(row16 + r, column32 + pair);
-                flags[2 * pair as usize].push(transposed([a, b]));
-                flags[2 * pair as usize + 1].push(transposed([c, d]));
-            }
-            return flags;
-        }
-        assert_eq!(form.row_tiles, 1, "one tile of 16 keys a warp, or pairs");
-        let right = (own.row & 16).ne(0);
-        let of_row = |r: u32| {
-            let [a, b, c, d] = philox.block(row16 + r, column32);
-            transposed([right.select(c, a), right.select(d, b)])
-        };
-        vec![(0..rows16).map(of_row).collect()]
-    }
-
-    /// Adds dq of the step before, if there was one. The block has met since its ds was written.
-    fn add_dq_behind(&self, own: &Own<'_, 'k>, behind: &Behind<'k>) {
-        let Some(ds) = self.smem.ds.filter(|_| self.is_late()) else { return };
-        let tile = behind.tile.get();
-        self.cta.when(tile.ne(NO_STEP), |_| {
-            self.add_dq(own, ds.plus(behind.place.get() ^ self.ds_bytes()), tile);
-        });
-    }
-
-    /// dq += ds k: each warp takes some rows and some columns, over all keys of the block.
-    fn add_dq(&self, own: &Own<'_, 'k>, ds: SmemAddr<'k>, tile: Val<'k, U32>) {
-        let (warp, t, form, layout) = (self.cta.warps(), self.cta.threads(), self.form, self.smem.layout);
-        let share = DqShare::new(form, self.common.operands.head_dim);
-        let sums =
-            SumsTile::new(t, self.args.dq_sums, tile, [form.step, self.common.operands.head_dim], self.sums);
-        let index = warp.index();
-        let (part, column) = (index.modulo(share.row_parts), index / share.row_parts);
-        let row_tile = |i: u32| part * share.row_tiles + i;
-        let rows: Vec<SmemAddr<'k>> =
-            (0..share.row_tiles).map(|i| own.ds_lanes.a_column(warp, ds, row_tile(i))).collect();
-        for piece in 0..share.pieces {
-            let col16 = column + piece * share.column_parts;
-            let add = |warp: Warp<'k>| {
-                let k = own.lanes.b_column(warp, self.smem.k, col16);
-                let mut acc: Vec<Acc<'k>> = rows.iter().map(|_| warp.acc(16)).collect();
-                acc.iter().for_each(Acc::clear);
-                for key in (0..form.rows()).step_by(16) {
-                    let b = warp.load_matrices_at(k.at(layout.bytes(key)), true);
-                    for (acc, rows) in acc.iter_mut().zip(&rows) {
-                        let a = warp.load_matrices_at(rows.at(self.smem.ds_layout.bytes(key)), true);
-                        warp.mma(acc, 0, a, [b[0], b[1]], self.common.operands.half);
-                        warp.mma(acc, 1, a, [b[2], b[3]], self.common.operands.half);
-                    }
-                }
-                for (i, group) in (0..share.row_tiles).flat_map(|i| [(i, 0), (i, 1)]) {
-                    let place = sums.place(row_tile(i), col16 * 2 + group);
-                    let values = [0, 1, 2, 3].map(|r| acc[i as usize].at(group as usize, r).get());
-                    sums.add(t, place, values);
-                }
-            };
-            if share.is_even {
-                add(warp);
-            } else {
-                warp.when(col16.lt(self.common.operands.head_dim / 16), add);
-            }
-        }
-    }
-
     /// Scales and writes dk and dv.
     fn finish(&self, own: &Own<'_, 'k>, dk: &[Acc<'k>], dv: &[Acc<'k>]) {
         let (warp, t) = (self.cta.warps(), self.cta.threads());
@@ -553,77 +380,6 @@ impl<'k> Keys<'_, 'k> {
             acc.iter().for_each(|acc| scale_rows(acc, [factor, factor]));
             let target = self.tile_of(rows, own.first_key + own.row, self.work.sequence.seqlen_k);
             store_rows(warp, acc, self.common.operands.half, staging.plus(share), &copy, target);
-        }
-    }
-}
-
-/// For each 16 queries: flags of keys g and g + 8 of a tile.
-type Flags<'k> = Vec<[Val<'k, B32>; 2]>;
-
-/// How the warps share a step's dq out.
-struct DqShare {
-    /// Tiles of 16 rows that a warp takes.
-    row_tiles: u32,
-    row_parts: u32,
-    /// Warps side by side; each takes every so-many-th piece of 16 columns.
-    column_parts: u32,
-    pieces: u32,
-    is_even: bool,
-}
-
-impl DqShare {
-    fn new(form: &PortableForm, head_dim: u32) -> Self {
-        let row_tiles = if form.step >= 32 { 2 } else { 1 };
-        let row_parts = form.step / 16 / row_tiles;
-        assert!(form.warps.is_multiple_of(row_parts), "{} warps for {row_parts} parts of rows", form.warps);
-        let (column_parts, columns) = (form.warps / row_parts, head_dim / 16);
-        let pieces = columns.div_ceil(column_parts);
-        DqShare { row_tiles, row_parts, column_parts, pieces, is_even: columns.is_multiple_of(column_parts) }
-    }
-}
-
-/// Which entries of a step are hidden: beyond the keys, or by the causal mask.
-struct Hidden<'k> {
-    any: Val<'k, Pred>,
-    /// For each of the thread's keys, the first column of an accumulator (from the thread's first) that sees it.
-    seen_from: Vec<[Val<'k, S32>; 2]>,
-}
-
-impl<'k> Hidden<'k> {
-    fn new(keys: &Keys<'_, 'k>, own: &Own<'_, 'k>, m: Val<'k, U32>) -> Self {
-        let (t, problem, form) = (keys.cta.threads(), &keys.problem, keys.form);
-        let causal = keys.common.scores.causal;
-        let first_row = m * form.step - problem.row_shift;
-        let behind = own.first_key + form.rows();
-        let beyond =
-            problem.seqlen_k.cast::<S32>().lt(behind.cast::<S32>()) | own.first_key.cast::<S32>().lt(0);
-        let fewest = problem.visible(first_row, causal);
-        let own_row = first_row + own.part * keys.queries() + (t.lane() & 3) * 2;
-        let seen_from = |i: u32, h: u32| {
-            let key = own.first_key + own.row + (t.lane() >> 2) + (16 * i + 8 * h);
-            let from = match causal {
-                true => (key + problem.seqlen_q - problem.seqlen_k - own_row).cast::<S32>(),
-                false => t.u32(0).cast(),
-            };
-            key.lt(problem.seqlen_k).select(from, t.u32(i32::MAX as u32).cast())
-        };
-        Hidden {
-            any: beyond | fewest.cast::<S32>().lt(behind.cast::<S32>()),
-            seen_from: (0..form.row_tiles).map(|i| [seen_from(i, 0), seen_from(i, 1)]).collect(),
-        }
-    }
-
-    /// Zeroes what is hidden, whatever it became.
-    fn zero(&self, s: &[Acc<'k>], dp: &[Acc<'k>]) {
-        for (i, from) in self.seen_from.iter().enumerate() {
-            for (group, register) in (0..s[i].groups()).flat_map(|group| (0..4).map(move |r| (group, r))) {
-                let column = (8 * group + register % 2) as i32;
-                let hidden = from[register / 2].le(column);
-                for acc in [&s[i], &dp[i]] {
-                    let cell = acc.at(group, register);
-                    cell.set(hidden.select(cell.get(), 0.0f32));
-                }
-            }
         }
     }
 }

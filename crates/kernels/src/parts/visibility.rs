@@ -1,0 +1,247 @@
+//! What a query sees, on the GPU: core's [`Visibility`] of numbers that the kernel computes.
+//!
+//! The builder runs core's lines, which leave instructions. What is known while building leaves none: a band without a left
+//! side begins at key 0, to which nothing is added and with which nothing is compared. So a kernel asks for both ends of what
+//! is seen, and costs no more than one that had been written for the end alone.
+use super::args::{ProblemVals, kernel_args};
+use super::sequence::Sequence;
+use signflash_core::{Cover, Number, Span, Visibility};
+use signflash_ptx::{Pred, S32, Thread, U32, Val};
+
+/// A position in a sequence: a number that the kernel computes, if any, and one that is known while building.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Position<'k> {
+    t: Thread<'k>,
+    computed: Option<Val<'k, S32>>,
+    known: i32,
+}
+
+impl<'k> Position<'k> {
+    /// One that is known.
+    pub(crate) fn known(t: Thread<'k>, known: i32) -> Self {
+        Position { t, computed: None, known }
+    }
+
+    /// One that the kernel computes; what lies before the tensor has a negative number.
+    pub(crate) fn computed(t: Thread<'k>, value: Val<'k, U32>) -> Self {
+        Position { t, computed: Some(value.cast()), known: 0 }
+    }
+
+    /// Whether it is known to be the first.
+    pub(crate) fn is_first(self) -> bool {
+        self.computed.is_none() && self.known == 0
+    }
+
+    /// As a number with a sign.
+    #[track_caller]
+    pub(crate) fn signed(self) -> Val<'k, S32> {
+        match self.computed {
+            Some(value) if self.known == 0 => value,
+            Some(value) if self.known < 0 => value - self.known.wrapping_neg(),
+            Some(value) => value + self.known,
+            None => self.t.u32(self.known as u32).cast(),
+        }
+    }
+
+    /// As a number without one: what lies before the tensor is huge.
+    #[track_caller]
+    pub(crate) fn unsigned(self) -> Val<'k, U32> {
+        self.signed().cast()
+    }
+
+    #[track_caller]
+    fn choose(
+        self,
+        other: Self,
+        known: fn(i32, i32) -> i32,
+        computed: fn(Val<'k, S32>, Val<'k, S32>) -> Val<'k, S32>,
+    ) -> Self {
+        match (self.computed, other.computed) {
+            (None, None) => Position { known: known(self.known, other.known), ..self },
+            _ => Position { computed: Some(computed(self.signed(), other.signed())), known: 0, ..self },
+        }
+    }
+}
+
+impl Number for Position<'_> {
+    fn constant(self, value: i32) -> Self {
+        Position::known(self.t, value)
+    }
+
+    #[track_caller]
+    fn plus(self, other: Self) -> Self {
+        let computed = match (self.computed, other.computed) {
+            (Some(a), Some(b)) => Some(a + b),
+            (a, b) => a.or(b),
+        };
+        Position { computed, known: self.known.wrapping_add(other.known), ..self }
+    }
+
+    #[track_caller]
+    fn minus(self, other: Self) -> Self {
+        let known = self.known.wrapping_sub(other.known);
+        let (computed, known) = match (self.computed, other.computed) {
+            (a, None) => (a, known),
+            (Some(a), Some(b)) => (Some(a - b), known),
+            (None, Some(b)) => (Some(Position { known, ..self }.signed() - b), 0),
+        };
+        Position { computed, known, ..self }
+    }
+
+    #[track_caller]
+    fn least(self, other: Self) -> Self {
+        self.choose(other, i32::min, |a, b| a.min(b))
+    }
+
+    #[track_caller]
+    fn most(self, other: Self) -> Self {
+        self.choose(other, i32::max, |a, b| a.max(b))
+    }
+}
+
+kernel_args! {
+    /// The band of keys that queries see, where they do not see all.
+    BandArgs / BandVals {
+        /// The key that query 0 faces.
+        diagonal: i32,
+    }
+}
+
+/// What the queries of a sequence see.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sight<'k> {
+    pub(super) t: Thread<'k>,
+    pub(super) visibility: Visibility<Position<'k>>,
+    /// How many rows, and columns, the first tile starts before the tensor.
+    shifts: [Val<'k, U32>; 2],
+}
+
+impl<'k> Sight<'k> {
+    /// Of a sequence; causal, if there is a band.
+    pub(crate) fn new(
+        t: Thread<'k>,
+        problem: &ProblemVals<'k>,
+        sequence: Sequence<'k>,
+        band: Option<BandVals<'k>>,
+    ) -> Self {
+        let computed = |value| Position::computed(t, value);
+        let visibility = Visibility {
+            left: None,
+            right: band.map(|_| Position::known(t, 0)),
+            diagonal: band.map_or(Position::known(t, 0), |band| computed(band.diagonal.cast())),
+            queries: computed(sequence.seqlen_q),
+            keys: computed(sequence.seqlen_k),
+        };
+        let shifts = [problem.row_shift, problem.column_shift];
+        Sight { t, visibility, shifts }
+    }
+
+    /// The keys that a query sees; those of rows before the first and behind the last are what they would be.
+    #[track_caller]
+    pub(crate) fn keys_of(&self, query: Val<'k, U32>) -> Span<Position<'k>> {
+        self.visibility.keys_of(Position::computed(self.t, query))
+    }
+
+    /// Whether this is a key of the sequence.
+    #[track_caller]
+    pub(super) fn is_key(&self, key: Val<'k, U32>) -> Val<'k, Pred> {
+        key.lt(self.visibility.keys.unsigned())
+    }
+
+    /// The queries that see a key.
+    #[track_caller]
+    pub(crate) fn queries_of(&self, key: Val<'k, U32>) -> Span<Position<'k>> {
+        self.visibility.queries_of(Position::computed(self.t, key))
+    }
+
+    /// The tiles of `columns` keys that a tile of queries, `rows` from `first` on, has to look at.
+    #[track_caller]
+    pub(crate) fn key_tiles(&self, first: Val<'k, U32>, rows: u32, columns: u32) -> KeyTiles<'k> {
+        let (first, shift) = (Position::computed(self.t, first), self.shifts[1]);
+        let one = first.constant(1);
+        let last = first.plus(first.constant(rows as i32 - 1)).least(self.visibility.queries.minus(one));
+        let Cover { some, all } = self.visibility.keys_of_all(first, last);
+        let seen = some.end.unsigned();
+        let end = (seen + shift + (columns - 1)) / columns;
+        KeyTiles {
+            begin: self.tile_of(some.begin, shift, columns),
+            end: seen.eq(0).select(0u32, end),
+            all: Span { begin: self.shifted(all.begin, shift), end: all.end.unsigned() + shift },
+            columns,
+        }
+    }
+
+    /// The tiles of `rows` queries that a tile of keys, so many from `first` on, has to look at.
+    #[track_caller]
+    pub(crate) fn query_tiles(&self, first: Val<'k, U32>, keys: u32, rows: u32) -> QueryTiles<'k> {
+        let (first, shift) = (Position::computed(self.t, first), self.shifts[0]);
+        let last = first.plus(first.constant(keys as i32 - 1));
+        let Cover { some, .. } = self.visibility.queries_of_all(first, last);
+        let end = (some.end.unsigned() + shift + (rows - 1)) / rows;
+        let begin = self.tile_of(some.begin, shift, rows);
+        let begin = if begin.is_first() { begin } else { begin.least(Position::computed(self.t, end)) };
+        QueryTiles { begin: begin.unsigned(), end }
+    }
+
+    /// Whether something is hidden in a tile of `queries` and `keys`, so many from the first of each on.
+    #[track_caller]
+    pub(crate) fn hides_some_of(
+        &self,
+        [first_query, first_key]: [Val<'k, U32>; 2],
+        [queries, keys]: [u32; 2],
+    ) -> Val<'k, Pred> {
+        let first = Position::computed(self.t, first_query);
+        let Cover { all, .. } =
+            self.visibility.keys_of_all(first, first.plus(first.constant(queries as i32 - 1)));
+        let (key, behind) = (first_key.cast::<S32>(), (first_key + keys).cast::<S32>());
+        all.end.signed().lt(behind) | key.lt(all.begin.signed())
+    }
+
+    /// In which tile of so many a position is.
+    #[track_caller]
+    fn tile_of(&self, at: Position<'k>, shift: Val<'k, U32>, size: u32) -> Position<'k> {
+        match at.is_first() {
+            true => at, // the first tile starts before the tensor, but not a tile before it
+            false => Position::computed(self.t, (at.unsigned() + shift) / size),
+        }
+    }
+
+    /// A position as the first tile counts them, which starts `shift` before the tensor.
+    #[track_caller]
+    fn shifted(&self, at: Position<'k>, shift: Val<'k, U32>) -> Val<'k, U32> {
+        if at.is_first() { shift } else { at.unsigned() + shift }
+    }
+}
+
+/// The tiles of keys that a tile of queries looks at, and which of them have nothing to hide.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeyTiles<'k> {
+    /// The first one.
+    pub(crate) begin: Position<'k>,
+    /// Behind the last one.
+    pub(crate) end: Val<'k, U32>,
+    /// The columns that every query sees, counted from the first tile's first.
+    all: Span<Val<'k, U32>>,
+    columns: u32,
+}
+
+impl<'k> KeyTiles<'k> {
+    /// Whether some column of a tile is hidden from some query: before or behind what it sees.
+    #[track_caller]
+    pub(crate) fn is_edge(&self, tile: Val<'k, U32>) -> Val<'k, Pred> {
+        let first = tile * self.columns;
+        self.all.end.lt(first + self.columns) | first.lt(self.all.begin)
+    }
+}
+
+/// The tiles of queries that a tile of keys looks at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct QueryTiles<'k> {
+    /// The first one.
+    pub(crate) begin: Val<'k, U32>,
+    /// Behind the last one.
+    pub(crate) end: Val<'k, U32>,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,109 @@
+//! From scores to their gradients, in a warp's registers. Accumulators' rows are keys.
+use super::{Keys, Own};
+use crate::parts::args::DropoutVals;
+use crate::parts::dropout::{Philox, SignMask};
+use crate::parts::hiding::{SeeingColumns, first_column, hide};
+use crate::parts::scores::score_gradient;
+use crate::parts::softmax::THREAD_ROWS;
+use crate::rows::statistics::{self, STAT_BYTES};
+use signflash_ptx::{Acc, B32, SmemAddr, U32, Val, Warp};
+
+/// What is drawn in every step.
+pub(super) struct Dropout<'k> {
+    pub(super) args: DropoutVals<'k>,
+    philox: Philox<'k>,
+    mask: SignMask<'k>,
+}
+
+impl<'k> Dropout<'k> {
+    pub(super) fn new(warp: Warp<'k>, args: DropoutVals<'k>) -> Self {
+        Dropout { philox: Philox::new(warp, &args), mask: SignMask::new(warp.threads(), &args), args }
+    }
+}
+
+/// For each 16 queries: flags of keys g and g + 8 of a tile.
+pub(super) type Flags<'k> = Vec<[Val<'k, B32>; 2]>;
+
+impl<'k> Keys<'_, 'k> {
+    /// s becomes p, its sign bit saying what is dropped; dp becomes ds.
+    pub(super) fn probabilities(
+        &self,
+        own: &Own<'_, 'k>,
+        s: &[Acc<'k>],
+        dp: &[Acc<'k>],
+        stats: SmemAddr<'k>,
+        flags: Option<&[Flags<'k>]>,
+    ) {
+        let (t, stage) = (self.cta.threads(), self.stage());
+        for group in 0..s[0].groups() {
+            let first = stats.plus(own.part * (self.queries() * STAT_BYTES));
+            let of = |first| statistics::of_columns(t, first, group as u32);
+            let (negative_lse, delta) = (of(first), of(first.at(statistics::DELTA)));
+            for (i, s) in s.iter().enumerate() {
+                for register in 0..4 {
+                    let (h, x) = (register / 2, register % 2);
+                    let cell = s.at(group, register);
+                    let p = stage.weight(cell.get(), negative_lse[x]);
+                    let p = match flags {
+                        Some(flags) => SignMask::sign(p, flags[i][group / 2][h], (2 * x + group % 2) as u32),
+                        None => p,
+                    };
+                    cell.set(p);
+                    score_gradient(&dp[i].at(group, register), p, delta[x], flags.is_some());
+                }
+            }
+        }
+    }
+
+    /// The flags of this warp's keys and a step of queries.
+    pub(super) fn draw(
+        &self,
+        dropout: &Dropout<'k>,
+        own: &Own<'_, 'k>,
+        m: Val<'k, U32>,
+        head: Val<'k, U32>,
+    ) -> Vec<Flags<'k>> {
+        let (warp, t, form) = (self.cta.warps(), self.cta.threads(), self.form);
+        let Dropout { args, philox, mask } = dropout;
+        let philox = philox.stream(t, self.work.sequence, head);
+        let rows16 = self.queries() / 16;
+        let row16 = args.first_row16 + m * (form.step / 16) + own.part * rows16;
+        let column32 = args.first_column32 + ((self.work.block * form.rows() + own.row) >> 5u32);
+        let transposed = |words: [Val<'k, B32>; 2]| words.map(|word| mask.transposed(warp, word));
+        if form.row_tiles.is_multiple_of(2) {
+            // Two tiles of 16 keys are the two halves of a block of 32 columns.
+            let mut flags: Vec<Flags<'k>> = vec![vec![]; form.row_tiles as usize];
+            for (pair, r) in (0..form.row_tiles / 2).flat_map(|pair| (0..rows16).map(move |r| (pair, r))) {
+                let [a, b, c, d] = philox.block(row16 + r, column32 + pair);
+                flags[2 * pair as usize].push(transposed([a, b]));
+                flags[2 * pair as usize + 1].push(transposed([c, d]));
+            }
+            return flags;
+        }
+        assert_eq!(form.row_tiles, 1, "one tile of 16 keys a warp, or pairs");
+        let right = (own.row & 16).ne(0);
+        let of_row = |r: u32| {
+            let [a, b, c, d] = philox.block(row16 + r, column32);
+            transposed([right.select(c, a), right.select(d, b)])
+        };
+        vec![(0..rows16).map(of_row).collect()]
+    }
+
+    /// Zeroes what is hidden of a step.
+    pub(super) fn hide(&self, own: &Own<'_, 'k>, m: Val<'k, U32>, s: &[Acc<'k>], dp: &[Acc<'k>]) {
+        let (sight, form) = (self.sight(), self.form);
+        let first_row = m * form.step - self.problem.row_shift;
+        let hides = sight.hides_some_of([first_row, own.first_key], [form.step, form.rows()]);
+        self.cta.when(hides, |cta| {
+            let t = cta.threads();
+            let first = first_row + own.part * self.queries() + first_column(t);
+            let own_key = own.first_key + own.row + (t.lane() >> 2);
+            for (i, (s, dp)) in (0..).zip(s.iter().zip(dp)) {
+                let seeing: [_; THREAD_ROWS] = std::array::from_fn(|lower| {
+                    SeeingColumns::of(&sight, own_key + (16 * i + 8 * lower as u32), first)
+                });
+                hide(&[s, dp], 0.0, |row, column| seeing[row].contains(column));
+            }
+        });
+    }
+}
