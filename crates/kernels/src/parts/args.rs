@@ -176,13 +176,13 @@ kernel_args! {
 }
 
 kernel_args! {
-    /// The dropout mask's place in its random stream.
+    /// Where in its random stream the dropout mask is.
     DropoutArgs / DropoutVals {
         /// Key of the generator.
         seed: u64,
         /// Counter of the generator.
         offset: u64,
-        /// Address of a seed and an offset (u64 each) to be read instead, or 0. So a captured graph draws a new mask
+        /// Address of a seed and an offset (u64 each) to be read instead, or 0. So a captured graph drops others
         /// at each replay.
         seed_and_offset_ptr: u64,
         /// Index of (batch 0, head 0) among the (batch, head) pairs of the whole.

@@ -1,4 +1,4 @@
-//! The mask on the GPU: Philox where FlashAttention-2 draws it, and what is done with its bytes.
+//! What is dropped, on the GPU: Philox where FlashAttention-2 draws it, and what is done with its bytes.
 //!
 //! One call gives a lane 16 bytes, which are its 16 entries of a block of 16 rows and 32 columns. With g = lane / 4 and
 //! c = lane % 4, byte e of word w is row g + 8 * (e / 2), column 8 w + 2 c + e % 2: just the order of a tensor-core
@@ -173,15 +173,15 @@ fn xor3<'k>(a: Word<'k>, b: Word<'k>, c: Word<'k>) -> Word<'k> {
 
 /// What keeps or drops, in packed 16-bit form.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct PackedMask<'k> {
+pub(crate) struct PackedKeep<'k> {
     /// The threshold in both halves.
     threshold: Val<'k, B32>,
 }
 
-impl<'k> PackedMask<'k> {
+impl<'k> PackedKeep<'k> {
     #[track_caller]
     pub(crate) fn new(args: &DropoutVals<'k>) -> Self {
-        PackedMask { threshold: (args.threshold | args.threshold << 16u32).cast() }
+        PackedKeep { threshold: (args.threshold | args.threshold << 16u32).cast() }
     }
 
     /// All ones in the halves whose entry is kept, of a pair of columns: of row g, or (`lower`) of row g + 8.
@@ -194,19 +194,19 @@ impl<'k> PackedMask<'k> {
     }
 }
 
-/// Writes the mask into sign bits of f32 probabilities whose rows are keys: the transposed accumulator.
+/// Writes what is dropped into the sign bits of f32 probabilities whose rows are keys: the transposed accumulator.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct SignMask<'k> {
+pub(crate) struct DropSigns<'k> {
     /// 255 - threshold in each byte, and its low seven bits.
     excess: Val<'k, B32>,
     excess_low: Val<'k, B32>,
 }
 
-impl<'k> SignMask<'k> {
+impl<'k> DropSigns<'k> {
     #[track_caller]
     pub(crate) fn new(t: Thread<'k>, args: &DropoutVals<'k>) -> Self {
         let excess = (t.u32(255) - args.threshold) * 0x0101_0101u32;
-        SignMask { excess: excess.cast(), excess_low: (excess & 0x7F7F_7F7Fu32).cast() }
+        DropSigns { excess: excess.cast(), excess_low: (excess & 0x7F7F_7F7Fu32).cast() }
     }
 
     /// Bit 7 of each byte: dropped. A byte x exceeds the threshold exactly if x + (255 - threshold) carries out of 8

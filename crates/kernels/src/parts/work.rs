@@ -18,7 +18,7 @@ pub(crate) struct Work<'k> {
 
 impl<'k> Work<'k> {
     /// The `blocks` tiles of a head follow each other in the grid, then heads, then batches. With `reversed` the last
-    /// tile comes first: under a causal mask it has the most to do.
+    /// tile comes first: where attention is causal it has the most to do.
     #[track_caller]
     pub(crate) fn locate(
         cta: Cta<'k>,

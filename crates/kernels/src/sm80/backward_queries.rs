@@ -15,7 +15,7 @@
 use crate::config::{Common, PortableForm};
 use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_args};
 use crate::parts::copy::{TileCopy, TileRows};
-use crate::parts::dropout::{Philox, SignMask, Stream};
+use crate::parts::dropout::{DropSigns, Philox, Stream};
 use crate::parts::epilogue::store_rows;
 use crate::parts::hiding::{SeenKeys, first_column, hide_keys};
 use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
@@ -114,7 +114,7 @@ struct Own<'a, 'k> {
     stats: Vec<[[Val<'k, F32>; 2]; THREAD_ROWS]>,
     /// Likewise, which keys they see.
     seen: Vec<[SeenKeys<'k>; THREAD_ROWS]>,
-    stream: Option<(Stream<'k>, SignMask<'k>)>,
+    stream: Option<(Stream<'k>, DropSigns<'k>)>,
 }
 
 impl<'k> Queries<'_, 'k> {
@@ -234,7 +234,7 @@ impl<'k> Queries<'_, 'k> {
             stats: (0..form.row_tiles).map(|i| [stat(i, 0), stat(i, 1)]).collect(),
             seen: (0..form.row_tiles).map(|i| [seen(i, 0), seen(i, 1)]).collect(),
             stream: self.dropout.as_ref().map(|args| {
-                (Philox::new(warp, args).stream(t, work.sequence, work.head), SignMask::new(t, args))
+                (Philox::new(warp, args).stream(t, work.sequence, work.head), DropSigns::new(t, args))
             }),
         }
     }
@@ -276,15 +276,15 @@ impl<'k> Queries<'_, 'k> {
             .map(|args| args.first_row16 + ((own.first_row + self.problem.row_shift) >> 4u32) + i as u32);
         for block in 0..s.groups().div_ceil(4) {
             let flags =
-                own.stream.as_ref().zip(row16).zip(self.dropout).map(|(((stream, mask), row16), args)| {
+                own.stream.as_ref().zip(row16).zip(self.dropout).map(|(((stream, signs), row16), args)| {
                     assert!(self.form.step.is_multiple_of(32), "random words come for 32 columns at once");
                     let column32 = args.first_column32 + tile * (self.form.step / 32) + block as u32;
-                    stream.block(row16, column32).map(|word| mask.dropped(word))
+                    stream.block(row16, column32).map(|word| signs.dropped(word))
                 });
             for (group, register) in (0..4).flat_map(|group| (0..4).map(move |r| (4 * block + group, r))) {
                 let [negative_lse, delta] = own.stats[i][register / 2];
                 let p = self.stage().weight(s.at(group, register).get(), negative_lse);
-                let p = flags.map_or(p, |flags| SignMask::sign(p, flags[group % 4], register as u32));
+                let p = flags.map_or(p, |flags| DropSigns::sign(p, flags[group % 4], register as u32));
                 score_gradient(&dp.at(group, register), p, delta, flags.is_some());
             }
         }

@@ -13,7 +13,7 @@
 use crate::config::{Common, PortableForm};
 use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_args};
 use crate::parts::copy::{TileCopy, TileRows};
-use crate::parts::dropout::{PackedMask, Philox, Stream};
+use crate::parts::dropout::{PackedKeep, Philox, Stream};
 use crate::parts::epilogue::store_rows;
 use crate::parts::hiding::{SeenKeys, first_column, hide_keys};
 use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
@@ -116,7 +116,7 @@ impl<'k> Forward<'_, 'k> {
         // q and v are read in the same order: one set of addresses serves both.
         let lanes = Lanes::new(warp, self.smem.layout).with_a_at(own_q);
         let rows = Rows16::new(self, first_row + own_row);
-        let mask = dropout.as_ref().map(|args| Mask::new(self, args, first_row + own_row));
+        let drops = dropout.as_ref().map(|args| Drops::new(self, args, first_row + own_row));
         let mut out: Vec<Acc<'k>> =
             (0..form.row_tiles).map(|_| warp.acc(self.common.operands.head_dim)).collect();
         out.iter().for_each(Acc::clear);
@@ -138,8 +138,8 @@ impl<'k> Forward<'_, 'k> {
                 for (i, s) in s.iter_mut().enumerate() {
                     rows.softmax[i].step(s, &out[i]);
                     p.push(pack(s, self.common.operands.half, false));
-                    if let Some(mask) = &mask {
-                        mask.drop(&mut p[i], &mask.draw(tile, i as u32));
+                    if let Some(drops) = &drops {
+                        drops.drop(&mut p[i], &drops.draw(tile, i as u32));
                     }
                 }
                 let v_tile = kv.address().at(self.smem.layout.bytes(form.step));
@@ -300,21 +300,21 @@ impl<'a, 'k> Rows16<'a, 'k> {
 type Drawn<'k> = Vec<[Val<'k, B32>; 4]>;
 
 /// Dropout of a warp's rows.
-struct Mask<'k> {
+struct Drops<'k> {
     stream: Stream<'k>,
-    packed: PackedMask<'k>,
+    packed: PackedKeep<'k>,
     row16: Val<'k, U32>,
     column32: Val<'k, U32>,
     columns32: u32,
 }
 
-impl<'k> Mask<'k> {
+impl<'k> Drops<'k> {
     fn new(forward: &Forward<'_, 'k>, args: &DropoutVals<'k>, first_row: Val<'k, U32>) -> Self {
         let (warp, t, work) = (forward.cta.warps(), forward.cta.threads(), &forward.work);
         assert!(forward.form.step.is_multiple_of(32), "random words come for 32 columns at once");
-        Mask {
+        Drops {
             stream: Philox::new(warp, args).stream(t, work.sequence, work.head),
-            packed: PackedMask::new(args),
+            packed: PackedKeep::new(args),
             row16: args.first_row16 + ((first_row + forward.problem.row_shift) >> 4u32),
             column32: args.first_column32,
             columns32: forward.form.step / 32,

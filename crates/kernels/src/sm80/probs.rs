@@ -1,4 +1,4 @@
-//! Probabilities for those who want to see them: normalised, the mask in the sign bit, every entry written.
+//! Probabilities for those who want to see them: normalised, what is dropped in the sign bit, every entry written.
 //!
 //! A second kernel after the forward: p = exp2(s - lse) from the forward's own lse. Blocks own query rows and walk over
 //! all keys, hidden ones too, whose entries are +0. Entry by entry stores: this is for looking, not for speed.
@@ -7,7 +7,7 @@
 use crate::config::{Common, PortableForm};
 use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_args};
 use crate::parts::copy::{TileCopy, TileRows};
-use crate::parts::dropout::{Philox, SignMask, Stream};
+use crate::parts::dropout::{DropSigns, Philox, Stream};
 use crate::parts::hiding::{SeenKeys, first_column};
 use crate::parts::product::{Lanes, Operand, mma_abt};
 use crate::parts::scores::ScoreStage;
@@ -107,7 +107,7 @@ impl<'k> ProbsKernel<'_, 'k> {
         };
         let own: Vec<_> = (0..form.row_tiles).map(|i| self.rows(first_row + own_row + 16 * i)).collect();
         let drawn = self.dropout.as_ref().map(|args| {
-            (Philox::new(warp, args).stream(t, work.sequence, work.head), SignMask::new(t, args), args)
+            (Philox::new(warp, args).stream(t, work.sequence, work.head), DropSigns::new(t, args), args)
         });
         q.wait(*cta);
         let n: Var<'k, U32> = t.u32(0).var();
@@ -126,10 +126,10 @@ impl<'k> ProbsKernel<'_, 'k> {
                 for (i, (s, own)) in s.iter().zip(&own).enumerate() {
                     stage.prepare(s);
                     let row16 = (first_row + own_row + problem.row_shift) >> 4u32;
-                    let flags = drawn.as_ref().map(|(stream, mask, args)| {
+                    let flags = drawn.as_ref().map(|(stream, signs, args)| {
                         self.flags(
                             stream,
-                            mask,
+                            signs,
                             args.first_row16 + row16 + i as u32,
                             args.first_column32,
                             tile,
@@ -175,13 +175,13 @@ impl<'k> ProbsKernel<'_, 'k> {
     fn flags(
         &self,
         stream: &Stream<'k>,
-        mask: &SignMask<'k>,
+        signs: &DropSigns<'k>,
         row16: Val<'k, U32>,
         first_column32: Val<'k, U32>,
         tile: Val<'k, U32>,
     ) -> Vec<[Val<'k, B32>; 4]> {
         let first = first_column32 + tile * (self.form.step / 32);
-        let block = |j: u32| stream.block(row16, first + j).map(|word| mask.dropped(word));
+        let block = |j: u32| stream.block(row16, first + j).map(|word| signs.dropped(word));
         (0..self.form.step / 32).map(block).collect()
     }
 

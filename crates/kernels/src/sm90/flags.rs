@@ -9,7 +9,7 @@ use super::pipeline::FLAG_BLOCK_BYTES;
 use super::softmax::Selectors;
 use crate::config::{HopperCommon, HopperForm};
 use crate::parts::args::DropoutVals;
-use crate::parts::dropout::{Philox, ROW_WORDS, SignMask, StreamColumn, StreamRow};
+use crate::parts::dropout::{DropSigns, Philox, ROW_WORDS, StreamColumn, StreamRow};
 use crate::parts::work::Work;
 use signflash_ptx::{B32, BulkRing, BulkRingConsumer, BulkRingProducer, Half, U32, Val, Var, Warp};
 
@@ -32,7 +32,7 @@ const SIGNS: u32 = 0xBA98;
 pub(super) struct FlagWriter<'a, 'k> {
     form: &'a HopperForm,
     philox: Philox<'k>,
-    sign: SignMask<'k>,
+    sign: DropSigns<'k>,
     kept: Val<'k, B32>,
     share: Share,
     lane: Var<'k, U32>,
@@ -98,7 +98,7 @@ impl<'a, 'k> FlagWriter<'a, 'k> {
         FlagWriter {
             form,
             philox: Philox::new(warp, args),
-            sign: SignMask::new(t, args),
+            sign: DropSigns::new(t, args),
             // A number that ptxas does not know (the threshold has 8 bits), so that it stays in a register: two constants
             // would take two instructions.
             kept: ((args.threshold >> 8u32) | kept(common.operands.half)).cast(),

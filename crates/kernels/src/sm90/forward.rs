@@ -4,7 +4,7 @@
 //! multiply (multiply.rs)  64 rows each; step j:
 //!     turn:  s = q k(j)^T  and  out += p v(j-1)     both under way, then the next warpgroup's turn
 //!     wait for s;   hide;   the softmax's early pieces, if any
-//!     wait for out; softmax, round, mask -> p       while other warpgroups' products go on
+//!     wait for out; softmax, round, drop -> p       while other warpgroups' products go on
 //! copy (load.rs)          one thread: q, then k and v step by step, as far ahead as there are stages
 //! draw (load.rs)          with dropout: flags (flags.rs), as far ahead as there are stages
 //! ```
@@ -16,8 +16,8 @@
 //!
 //! Named barriers: 0 the block, once; from 1 on turns (turns.rs); from 8 on each warpgroup's output (out.rs).
 //!
-//! Pipeline, roles and turns are FlashAttention-3's (Shah et al. 2024). The mask does not depend on the scores: here it is
-//! drawn by warps that have nothing else to do, which keeps its long chains of products off the multiplying warps' way.
+//! Pipeline, roles and turns are FlashAttention-3's (Shah et al. 2024). What is dropped does not depend on the scores: here it
+//! is drawn by warps that have nothing else to do, which keeps its long chains of products off the multiplying warps' way.
 use super::pipeline::Pipeline;
 use super::schedule::{Schedule, ScheduleVals};
 use crate::config::{HopperCommon, HopperForm};

@@ -1,4 +1,4 @@
-//! Probabilities on Hopper: normalised, the mask in the sign bit, every entry written.
+//! Probabilities on Hopper: normalised, what is dropped in the sign bit, every entry written.
 //!
 //! A second kernel after the forward: p = exp2(s - lse) from the forward's own lse. Roles are the forward's; of the
 //! products there is one, and what a step leaves in shared memory goes straight to the tensor. Time is that of writing:

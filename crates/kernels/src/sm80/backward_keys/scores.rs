@@ -1,7 +1,7 @@
 //! From scores to their gradients, in a warp's registers. Accumulators' rows are keys.
 use super::{Keys, Own};
 use crate::parts::args::DropoutVals;
-use crate::parts::dropout::{Philox, SignMask};
+use crate::parts::dropout::{DropSigns, Philox};
 use crate::parts::hiding::{SeeingColumns, first_column, hide};
 use crate::parts::scores::score_gradient;
 use crate::parts::softmax::THREAD_ROWS;
@@ -12,12 +12,12 @@ use signflash_ptx::{Acc, B32, SmemAddr, U32, Val, Warp};
 pub(super) struct Dropout<'k> {
     pub(super) args: DropoutVals<'k>,
     philox: Philox<'k>,
-    mask: SignMask<'k>,
+    signs: DropSigns<'k>,
 }
 
 impl<'k> Dropout<'k> {
     pub(super) fn new(warp: Warp<'k>, args: DropoutVals<'k>) -> Self {
-        Dropout { philox: Philox::new(warp, &args), mask: SignMask::new(warp.threads(), &args), args }
+        Dropout { philox: Philox::new(warp, &args), signs: DropSigns::new(warp.threads(), &args), args }
     }
 }
 
@@ -45,7 +45,7 @@ impl<'k> Keys<'_, 'k> {
                     let cell = s.at(group, register);
                     let p = stage.weight(cell.get(), negative_lse[x]);
                     let p = match flags {
-                        Some(flags) => SignMask::sign(p, flags[i][group / 2][h], (2 * x + group % 2) as u32),
+                        Some(flags) => DropSigns::sign(p, flags[i][group / 2][h], (2 * x + group % 2) as u32),
                         None => p,
                     };
                     cell.set(p);
@@ -64,12 +64,12 @@ impl<'k> Keys<'_, 'k> {
         head: Val<'k, U32>,
     ) -> Vec<Flags<'k>> {
         let (warp, t, form) = (self.cta.warps(), self.cta.threads(), self.form);
-        let Dropout { args, philox, mask } = dropout;
+        let Dropout { args, philox, signs } = dropout;
         let philox = philox.stream(t, self.work.sequence, head);
         let rows16 = self.queries() / 16;
         let row16 = args.first_row16 + m * (form.step / 16) + own.part * rows16;
         let column32 = args.first_column32 + ((self.work.block * form.rows() + own.row) >> 5u32);
-        let transposed = |words: [Val<'k, B32>; 2]| words.map(|word| mask.transposed(warp, word));
+        let transposed = |words: [Val<'k, B32>; 2]| words.map(|word| signs.transposed(warp, word));
         if form.row_tiles.is_multiple_of(2) {
             // Two tiles of 16 keys are the two halves of a block of 32 columns.
             let mut flags: Vec<Flags<'k>> = vec![vec![]; form.row_tiles as usize];

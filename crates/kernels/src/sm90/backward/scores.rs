@@ -1,7 +1,7 @@
 //! From scores to their gradients, in a multiplying warpgroup's registers. Accumulators' rows are keys.
 use super::{Block, FLAG_BYTES};
 use crate::parts::cursor::Cursor;
-use crate::parts::dropout::SignMask;
+use crate::parts::dropout::DropSigns;
 use crate::parts::hiding::{SeeingColumns, first_column, hide};
 use crate::parts::scores::{ScoreStage, doubled_score_gradient};
 use crate::parts::softmax::THREAD_ROWS;
@@ -65,7 +65,7 @@ impl<'k> Block<'_, 'k> {
                 for (h, x) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
                     let cell = s.at(group, 2 * h + x);
                     let p = self.stage().weight(cell.get(), lse[x]);
-                    cell.set(dropped.map_or(p, |words| SignMask::sign(p, words[h], 2 * x as u32 + right)));
+                    cell.set(dropped.map_or(p, |words| DropSigns::sign(p, words[h], 2 * x as u32 + right)));
                 }
             }
         }

@@ -2,7 +2,7 @@
 use super::{Block, FLAG_BYTES, QUERIES, rows_bytes};
 use crate::parts::args::DropoutVals;
 use crate::parts::cursor::Cursor;
-use crate::parts::dropout::{Philox, SignMask, StreamColumn};
+use crate::parts::dropout::{DropSigns, Philox, StreamColumn};
 use crate::rows::head::QueryHeads;
 use crate::rows::statistics::{STAT_BYTES, StatRows};
 use signflash_ptx::{BulkRingProducer, Pred, U32, Val, Warp, Warpgroup};
@@ -81,7 +81,7 @@ impl<'a, 'k> Copies<'a, 'k> {
 struct Draws<'a, 'k> {
     block: &'a Block<'a, 'k>,
     philox: Philox<'k>,
-    mask: SignMask<'k>,
+    signs: DropSigns<'k>,
     ring: BulkRingProducer<'k>,
     /// The place of the lane's first words in a stage.
     own: Val<'k, U32>,
@@ -97,7 +97,7 @@ impl<'a, 'k> Draws<'a, 'k> {
         Draws {
             block,
             philox: Philox::new(warp, args),
-            mask: SignMask::new(t, args),
+            signs: DropSigns::new(t, args),
             ring: block.smem.flags.expect("planned with dropout").producer(t),
             own: ((t.lane() >> 3u32) * (block.form.step / 16) + number) * FLAG_BYTES + (t.lane() & 7) * 16,
             row16: args.first_row16 + number,
@@ -107,7 +107,7 @@ impl<'a, 'k> Draws<'a, 'k> {
 
     /// A step's, as soon as there is room for them.
     fn next(&mut self, warp: Warp<'k>, at: &Cursor<'k>) {
-        let Draws { block, philox, mask, ring, own, row16, column32 } = self;
+        let Draws { block, philox, signs, ring, own, row16, column32 } = self;
         let (t, step) = (warp.threads(), block.form.step);
         let stream = philox.stream(t, block.work.sequence, block.head(at));
         let first16 = *row16 + at.step.get() * (step / 16);
@@ -117,7 +117,7 @@ impl<'a, 'k> Draws<'a, 'k> {
                 let row = stream.row(first16 + QUERIES / 16 * part);
                 for column in 0..block.form.keys / 32 {
                     let bytes = philox.block(&row, &StreamColumn::new(stream.lane(), *column32 + column));
-                    let flags = bytes.map(|bytes| mask.pairs(bytes));
+                    let flags = bytes.map(|bytes| signs.pairs(bytes));
                     let place = 4 * (column * (step / 16) + part) * FLAG_BYTES;
                     warp.store_matrices_at(to.at(place), true, flags);
                 }
