@@ -92,7 +92,8 @@ impl<'k> OnlineSoftmax<'k> {
             let own = cells(row).fold(self.max[row].get(), |max, x| max.max(x.get()));
             over_row(self.warp, own, |a, b| a.max(b))
         });
-        // A row whose first key this is has grown from -inf; one without any has not: -inf - -inf is no number.
+        // A row that sees its first key has grown from -inf. A row without keys has not: -inf - -inf is NaN, which exceeds
+        // nothing.
         let grown = |row: usize| {
             let by = (newest[row] - self.max[row].get()) * self.stage.factor();
             t.f32(GROWTH_LOG2).lt(by)

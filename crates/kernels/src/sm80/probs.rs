@@ -1,7 +1,8 @@
 //! Probabilities for those who want to see them: normalised, what is dropped in the sign bit, every entry written.
 //!
 //! A second kernel after the forward: p = exp2(s - lse) from the forward's own lse. Blocks own query rows and walk over
-//! all keys, hidden ones too, whose entries are +0. Entry by entry stores: this is for looking, not for speed.
+//! all keys, hidden ones too, whose entries are +0. Each entry is stored by itself: this kernel is for
+//! looking at probabilities, not for speed.
 //!
 //! Grid: query tiles x heads x batches, along x. Block: 32 * warps threads.
 use crate::config::{Common, PortableForm};

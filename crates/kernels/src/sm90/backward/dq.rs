@@ -39,10 +39,10 @@ fn adder<'k>(t: Thread<'k>) -> Val<'k, U32> {
 }
 
 impl<'k> Turn<'k> {
-    /// Of a warpgroup that adds all columns, or, if it shares them, the half of this number.
-    pub(super) fn new(t: Thread<'k>, ordered: bool, half: u32) -> Self {
+    /// Of a warpgroup that adds all columns, or, if two share them, the part of this number.
+    pub(super) fn new(t: Thread<'k>, ordered: bool, part: u32) -> Self {
         let untold = ordered.then(|| t.u32(NONE).var());
-        Turn { done: t.u32(0).var(), tile: t.u32(0).var(), untold, counters: half * GROUP_COUNTERS_BYTES }
+        Turn { done: t.u32(0).var(), tile: t.u32(0).var(), untold, counters: part * GROUP_COUNTERS_BYTES }
     }
 
     /// Whether there is a step whose ds has been made.
@@ -60,8 +60,8 @@ impl<'k> Turn<'k> {
 }
 
 impl<'k> Block<'_, 'k> {
-    /// If the turn before was this warpgroup's: waits until what it has staged is read, so that the other may stage. Time
-    /// has passed since; it waits for little.
+    /// If the turn before was this warpgroup's: waits until what it has staged is read, so that the other may stage. That
+    /// was staged a step ago, so the wait is short.
     pub(super) fn pass_turn(&self, wg: Warpgroup<'k>, group: Val<'k, U32>, turn: &Turn<'k>) {
         let (t, done) = (wg.threads(), turn.done.get());
         let mine = ((done ^ group) & 1).eq(1);

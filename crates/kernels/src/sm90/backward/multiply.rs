@@ -146,7 +146,7 @@ impl<'a, 'k> Keys<'a, 'k> {
         let scores = wg.multiply(s, &block.over_head_dim(*k, q));
         let gradients = wg.multiply(dp, &block.over_head_dim(*v, dout));
 
-        // What there are registers for is read before products are waited for.
+        // Whatever fits in registers is read now, while the products run.
         let few = form.step <= 64;
         let of_queries =
             |offset, early| OfQueries::new(wg.threads(), stats.at(offset), form.step as usize / 8, early);

@@ -36,8 +36,8 @@ const FIRST_COLUMNS: u32 = 128;
 /// Bytes of p of 8 queries: four numbers of each thread.
 const P_GROUP_BYTES: u32 = 16 * 128;
 
-/// What both have.
-struct Half<'a, 'k> {
+/// A warpgroup of the two: what both have.
+struct Partner<'a, 'k> {
     block: &'a Block<'a, 'k>,
     wg: Warpgroup<'k>,
     k: BoxTile<'k>,
@@ -68,10 +68,10 @@ impl<'k> Block<'_, 'k> {
         let Between::Probs(p) = smem.between else { unreachable!("planned for shared keys") };
         let mut keys = smem.keys.consumer(warp);
         let stage = keys.wait(warp);
-        let half = Half::new(self, wg, number, stage.address());
+        let partner = Partner::new(self, wg, number, stage.address());
         let sum = match number {
-            0 => Probs::new(half, p).walk(),
-            _ => Gradients::new(half, p).walk(),
+            0 => Probs::new(partner, p).walk(),
+            _ => Gradients::new(partner, p).walk(),
         };
         // Everybody has read k and v, whose places dk and dv take.
         stage.release(warp);
@@ -95,13 +95,13 @@ impl<'k> Block<'_, 'k> {
     }
 }
 
-impl<'a, 'k> Half<'a, 'k> {
+impl<'a, 'k> Partner<'a, 'k> {
     /// With k and v at this address.
     fn new(block: &'a Block<'a, 'k>, wg: Warpgroup<'k>, number: u32, keys: SmemAddr<'k>) -> Self {
         let Block { smem, common, form, .. } = block;
         let (warp, t) = (wg.warps(), wg.threads());
         let tile = |i: u32| BoxTile::new(keys.at(i * rows_bytes(common, form.keys)), form.keys);
-        let half = Half {
+        let partner = Partner {
             block,
             wg,
             k: tile(0),
@@ -114,13 +114,13 @@ impl<'a, 'k> Half<'a, 'k> {
                 [number as usize],
             turn: Turn::new(t, form.ordered, number),
         };
-        half.sum.clear();
-        half
+        partner.sum.clear();
+        partner
     }
 
     /// The next step's dq, and the sum's product over `queries`, if any, under which dq is added to memory.
     fn dq_and_sum(&mut self, queries: Option<BoxTile<'k>>) {
-        let Half { block, wg, k, ds, sum, operand, columns: [first, count], turn, .. } = self;
+        let Partner { block, wg, k, ds, sum, operand, columns: [first, count], turn, .. } = self;
         let (warp, t, ordered) = (wg.warps(), wg.threads(), block.form.ordered);
         let mut dq = wg.acc(*count);
         let stage = ds.wait(warp);
@@ -163,43 +163,43 @@ fn own_p<'k>(warp: Warp<'k>, stage: SmemAddr<'k>, group: u32) -> SmemAddr<'k> {
 
 /// Warpgroup 0.
 struct Probs<'a, 'k> {
-    half: Half<'a, 'k>,
+    partner: Partner<'a, 'k>,
     queries: BulkRingConsumer<'k>,
     flags: Option<BulkRingConsumer<'k>>,
     to_p: BulkRingProducer<'k>,
 }
 
 impl<'a, 'k> Probs<'a, 'k> {
-    fn new(half: Half<'a, 'k>, p: BulkRing<'k>) -> Self {
-        let (warp, smem) = (half.wg.warps(), &half.block.smem);
+    fn new(partner: Partner<'a, 'k>, p: BulkRing<'k>) -> Self {
+        let (warp, smem) = (partner.wg.warps(), &partner.block.smem);
         let queries = smem.queries.consumer(warp);
         Probs {
             queries,
             flags: smem.flags.map(|ring| ring.consumer(warp)),
             to_p: p.producer(warp.threads()),
-            half,
+            partner,
         }
     }
 
     /// dv of the block's keys.
     fn walk(mut self) -> Acc<'k> {
-        let (block, wg) = (self.half.block, self.half.wg);
+        let (block, wg) = (self.partner.block, self.partner.wg);
         let at = block.cursor();
         at.walk(wg, || {
             self.step(&at);
-            self.half.turn.advance(block, &at);
+            self.partner.turn.advance(block, &at);
         });
-        wg.when(self.half.turn.any(), |_| self.half.dq_and_sum(None));
-        self.half.finish()
+        wg.when(self.partner.turn.any(), |_| self.partner.dq_and_sum(None));
+        self.partner.finish()
     }
 
     fn step(&mut self, at: &Cursor<'k>) {
-        let Probs { half, queries, flags, to_p } = self;
-        let (block, wg) = (half.block, half.wg);
+        let Probs { partner, queries, flags, to_p } = self;
+        let (block, wg) = (partner.block, partner.wg);
         let (warp, t, common) = (wg.warps(), wg.threads(), block.common);
         let stage = queries.wait(warp);
         let Queries { q, dout, stats } = block.queries(&stage);
-        let product = wg.multiply(&mut half.scores, &block.over_head_dim(half.own, q));
+        let product = wg.multiply(&mut partner.scores, &block.over_head_dim(partner.own, q));
         let lse = OfQueries::new(t, stats, block.form.step as usize / 8, true);
         let drawn = flags.as_mut().map(|ring| ring.wait(warp));
         let own_flags = drawn.as_ref().map(|stage| block.own_flags(warp, stage, t.u32(0)));
@@ -214,12 +214,12 @@ impl<'a, 'k> Probs<'a, 'k> {
             }
         });
         // The dropped p are negative: relu makes them 0.
-        set(&half.operand, &pack(s, common.operands.half, common.scores.dropout));
+        set(&partner.operand, &pack(s, common.operands.half, common.scores.dropout));
         // Nothing may be under way where ways part.
-        let late = half.turn.any();
-        wg.when(late, |_| half.dq_and_sum(Some(dout)));
+        let late = partner.turn.any();
+        wg.when(late, |_| partner.dq_and_sum(Some(dout)));
         wg.when(!late, |wg| {
-            wg.multiply(&mut half.sum, &block.over_queries(&half.operand, dout)).wait();
+            wg.multiply(&mut partner.sum, &block.over_queries(&partner.operand, dout)).wait();
         });
         stage.release(warp);
     }
@@ -227,34 +227,34 @@ impl<'a, 'k> Probs<'a, 'k> {
 
 /// Warpgroup 1.
 struct Gradients<'a, 'k> {
-    half: Half<'a, 'k>,
+    partner: Partner<'a, 'k>,
     queries: BulkRingConsumer<'k>,
     p: BulkRingConsumer<'k>,
     to_ds: BulkRingProducer<'k>,
 }
 
 impl<'a, 'k> Gradients<'a, 'k> {
-    fn new(half: Half<'a, 'k>, p: BulkRing<'k>) -> Self {
-        let (warp, smem) = (half.wg.warps(), &half.block.smem);
+    fn new(partner: Partner<'a, 'k>, p: BulkRing<'k>) -> Self {
+        let (warp, smem) = (partner.wg.warps(), &partner.block.smem);
         let queries = smem.queries.consumer(warp);
-        Gradients { queries, p: p.consumer(warp), to_ds: smem.ds.producer(warp.threads()), half }
+        Gradients { queries, p: p.consumer(warp), to_ds: smem.ds.producer(warp.threads()), partner }
     }
 
     /// dk of the block's keys.
     fn walk(mut self) -> Acc<'k> {
-        let (block, wg) = (self.half.block, self.half.wg);
+        let (block, wg) = (self.partner.block, self.partner.wg);
         let at = block.cursor();
         at.walk(wg, || self.step(&at));
-        self.half.finish()
+        self.partner.finish()
     }
 
     fn step(&mut self, at: &Cursor<'k>) {
-        let Gradients { half, queries, p, to_ds } = self;
-        let (block, wg) = (half.block, half.wg);
+        let Gradients { partner, queries, p, to_ds } = self;
+        let (block, wg) = (partner.block, partner.wg);
         let (warp, t, common, form) = (wg.warps(), wg.threads(), block.common, block.form);
         let stage = queries.wait(warp);
         let Queries { q, dout, stats } = block.queries(&stage);
-        let product = wg.multiply(&mut half.scores, &block.over_head_dim(half.own, dout));
+        let product = wg.multiply(&mut partner.scores, &block.over_head_dim(partner.own, dout));
         let delta =
             OfQueries::new(t, stats.at(statistics::DELTA), form.step as usize / 8, !common.scores.dropout);
         let probs = p.wait(warp);
@@ -263,13 +263,13 @@ impl<'a, 'k> Gradients<'a, 'k> {
         probs.release(warp);
         block.hide(warp, t.u32(0), at, &[dp]);
         let words = pack(dp, common.operands.half, false);
-        set(&half.operand, &words);
+        set(&partner.operand, &words);
         BulkRingProducer::fill_with_stores(&mut [to_ds], warp, |stages| {
             stage_words(wg, &words, stages[0]);
             t.fence_proxy_async();
         });
-        half.turn.advance(block, at);
-        half.dq_and_sum(Some(q));
+        partner.turn.advance(block, at);
+        partner.dq_and_sum(Some(q));
         stage.release(warp);
     }
 }
