@@ -18,12 +18,6 @@ fn is_large(problem: &Problem) -> bool {
     batch * num_heads * seqlen_q * seqlen_k * head_dim > 1 << 21
 }
 
-/// Whether another key than the last faces the last query.
-fn has_own_diagonal(problem: &Problem) -> bool {
-    let Shape { seqlen_q, seqlen_k, .. } = *problem.shape();
-    problem.causal() && problem.diagonal() != seqlen_k as i64 - seqlen_q as i64
-}
-
 /// How many of the settings below are not Hopper's first schedule.
 const OTHERS: u64 = 3;
 
@@ -71,8 +65,6 @@ impl Implementation for On {
         };
         if dtype == Dtype::F32 {
             Err("the kernels are of 16-bit formats".into())
-        } else if has_own_diagonal(problem) {
-            Err("the kernels let the last query face the last key".into())
         } else if length < Length::All && (left_out == Some(dtype) || (!first && is_large(problem))) {
             Err("SIGNFLASH_TEST=all runs it".into())
         } else if length < Length::Full && !first && lot % OTHERS != self.0.seed % OTHERS {
