@@ -110,8 +110,8 @@ def random_state(seed: int, offset: int = 0) -> Iterator[Generator]:
 def manual_seed(seed: int) -> Generator:
     """Seeds the generator that calls on NumPy and DLPack arrays draw from; PyTorch tensors use PyTorch's generators.
 
-    It starts with a seed of the operating system's. A forked process goes on with a seed of its own, which follows from this
-    one and the number of the fork.
+    It starts with a seed of the operating system's. A forked process goes on with a seed of its own, which follows
+    from this one and the number of the fork.
     """
     _arrays.set_state((seed, 0))
     return _arrays

@@ -274,9 +274,9 @@ impl Description {
         Ok(())
     }
 
-    /// Checks that its elements, of `element_bytes` each, can lie from this address on: that the address is not 0 and is
-    /// aligned, and that the last element is not beyond what a process can address. Whether memory is there only its
-    /// owner knows.
+    /// Checks that its elements, of `element_bytes` each, can lie from this address on: that the address is not 0 and
+    /// is aligned, and that the last element is not beyond what a process can address. Whether memory is there only
+    /// its owner knows.
     ///
     /// # Errors
     /// [`ProblemError::Address`].

@@ -4,8 +4,9 @@ use crate::error::TensorName;
 
 /// The sizes of an attention problem.
 ///
-/// [`new`](Self::new) leaves out heads and head_dim, which are then 0: [`ProblemBuilder::build`](crate::ProblemBuilder::build)
-/// refuses a shape without them. Each size has a method that returns the shape with another one.
+/// [`new`](Self::new) leaves out heads and head_dim, which are then 0:
+/// [`ProblemBuilder::build`](crate::ProblemBuilder::build) refuses a shape without them. Each size has a method that
+/// returns the shape with another one.
 ///
 /// Query head h reads key head `h / (num_heads / num_heads_k)`. batch and the lengths may be 0.
 ///

@@ -15,8 +15,8 @@ const SUMS: usize = 12;
 const STEPS: usize = 100_000;
 
 /// The rate of multiply-adds in registers, in GFLOP/s (2 operations each, 4 for a bf16 pair), summed over `threads`
-/// threads of the current rayon pool that run at the same time for about `time` each. The kind is the one that attention on tensors of `dtype`
-/// uses with `isa`: f32, except for bf16 with [`Isa::Avx512Bf16`].
+/// threads of the current rayon pool that run at the same time for about `time` each. The kind is the one that
+/// attention on tensors of `dtype` uses with `isa`: f32, except for bf16 with [`Isa::Avx512Bf16`].
 ///
 /// ```
 /// use signflash_cpu::{Isa, peak};

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 /// chunk before it has.
 ///
 /// Nobody waits for ever: units of work are handed out in the order of the chunks, so the chunk waited for is done or
-/// being computed by another thread, and the first of those waits for nobody. A unit that panics is never done, but says
-/// so ([`TellsOfPanic`]), and whoever waits then panics, too: the call ends with a panic and not never.
+/// being computed by another thread, and the first of those waits for nobody. A unit that panics is never done, but
+/// says so ([`TellsOfPanic`]), and whoever waits then panics, too: the call ends with a panic and not never.
 #[derive(Clone, Copy)]
 pub(crate) struct Turn<'a> {
     /// Steps that the chunk before has done; `None` for the first.

@@ -50,8 +50,8 @@ impl CudaEngine {
         outputs.check(problem)?;
         let mut memory = OnGpu(self);
         let held = HostForward::upload(&mut memory, (problem, half), inputs, outputs)?;
-        // SAFETY: `held` has for each tensor a buffer of its own on this GPU, as long as the host's storage, which `check` found
-        // long enough; it lives until the stream is done.
+        // SAFETY: `held` has for each tensor a buffer of its own on this GPU, as long as the host's storage, which
+        // `check` found long enough; it lives until the stream is done.
         unsafe { self.forward_on(self.stream(), &held.call()) }?;
         self.stream().synchronize()?;
         Ok(held.download(&memory, outputs)?)

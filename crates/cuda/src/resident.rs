@@ -112,7 +112,8 @@ impl<'a, T: Element> Resident<'a, T> {
     /// # Errors
     /// As [`CudaEngine::forward_on`].
     pub fn forward(&self) -> Result<(), EngineError> {
-        // SAFETY: `new` made each buffer with the size of its shape, for its own use. Freeing a buffer waits for the GPU.
+        // SAFETY: `new` made each buffer with the size of its shape, for its own use. Freeing a buffer waits for the
+        // GPU.
         unsafe { self.engine.forward_on(self.engine.stream(), &self.call()) }
     }
 

@@ -1,6 +1,7 @@
-//! A line for each kernel of the tables: its name, and the SHA-256 of its instructions: of its PTX without the name and without
-//! the lines that say where in our sources an instruction comes from. Whether a change is neutral is seen by comparing two lists: `cargo run -p signflash-kernels --example ptx_hashes > hashes.txt`, before and after.
-//! With `--bodies` names are left out and lines sorted, for changes that rename kernels.
+//! A line for each kernel of the tables: its name, and the SHA-256 of its instructions: of its PTX without the name
+//! and without the lines that say where in our sources an instruction comes from. Whether a change is neutral is seen
+//! by comparing two lists: `cargo run -p signflash-kernels --example ptx_hashes > hashes.txt`, before and after. With
+//! `--bodies` names are left out and lines sorted, for changes that rename kernels.
 use sha2::{Digest, Sha256};
 use signflash_kernels::{Gpu, Half, variants};
 use std::collections::BTreeSet;

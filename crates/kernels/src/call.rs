@@ -113,8 +113,8 @@ pub struct BackwardCall<'a> {
 }
 
 impl<'a> BackwardCall<'a> {
-    /// The backward of a forward, whose results and random numbers it takes: dq, dk and dv from dout. What else there is joins
-    /// by the methods below.
+    /// The backward of a forward, whose results and random numbers it takes: dq, dk and dv from dout. What else there
+    /// is joins by the methods below.
     pub fn of(
         forward: &ForwardCall<'a>,
         dout: DeviceTensor,

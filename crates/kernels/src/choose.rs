@@ -209,8 +209,8 @@ impl<'a> BackwardChoice<'a> {
         choice.fits_its_workspace()
     }
 
-    /// Hopper's own pass over keys in another form than the table's: to find better ones. Whether it adds in order is the call's
-    /// to say.
+    /// Hopper's own pass over keys in another form than the table's: to find better ones. Whether it adds in order is
+    /// the call's to say.
     ///
     /// # Errors
     /// Why Hopper's own kernel does not compute the call, or that the call's workspace would not suffice.

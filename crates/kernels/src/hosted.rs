@@ -1,5 +1,5 @@
-//! Attention of tensors in the host's memory: what is uploaded, what is called with it, what is downloaded. Once for the
-//! interpreter and the driver.
+//! Attention of tensors in the host's memory: what is uploaded, what is called with it, what is downloaded. Once for
+//! the interpreter and the driver.
 use crate::call::{BackwardCall, ForwardCall};
 use crate::tensor::{DeviceTensor, Order};
 use signflash_core::{Element, GradInputs, Gradients, Inputs, Outputs, Problem, TensorMut, TensorRef};

@@ -36,8 +36,8 @@ impl Calls {
         Calls { half, head_dim, causal: false, dropout: false, negative_scale: false, aligned: true }
     }
 
-    /// Every kernel that these calls come to on a GPU: of any length, deterministic or not, with probs, with Hopper's own kernels or
-    /// without. A kernel may come more than once.
+    /// Every kernel that these calls come to on a GPU: of any length, deterministic or not, with probs, with Hopper's
+    /// own kernels or without. A kernel may come more than once.
     pub fn kernels(&self, gpu: Gpu) -> Vec<Config> {
         let mut all = vec![];
         for seqlen in LENGTHS {

@@ -6,8 +6,8 @@ use crate::sm90::backward::counters_bytes;
 use crate::tables::{hopper, portable};
 use signflash_core::Problem;
 
-/// Bytes of device memory that a backward needs besides its tensors: delta and lse of every row, and sums of dq in f32. Without a
-/// Hopper GPU a deterministic backward has no such sums.
+/// Bytes of device memory that a backward needs besides its tensors: delta and lse of every row, and sums of dq in
+/// f32. Without a Hopper GPU a deterministic backward has no such sums.
 pub fn backward_workspace_bytes(problem: &Problem, gpu: Gpu, deterministic: bool) -> u64 {
     Workspace::plan(problem, gpu, deterministic).bytes
 }

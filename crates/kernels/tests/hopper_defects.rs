@@ -1,7 +1,7 @@
 //! Hopper's forward, the pass that writes probs and the backward's pass over keys with every mistake that their
-//! instructions know of, one at a time: waits, arrivals, barriers and fences dropped, counts off by one, parities flipped.
-//! The interpreter reports each under some schedule, or it is listed here with the reason why nothing can go wrong.
-//! `cargo test` alone tries one mistake in eight; with `SIGNFLASH_TEST=full`, as in `.ci/run`, each is tried.
+//! instructions know of, one at a time: waits, arrivals, barriers and fences dropped, counts off by one, parities
+//! flipped. The interpreter reports each under some schedule, or it is listed here with the reason why nothing can go
+//! wrong. `cargo test` alone tries one mistake in eight; with `SIGNFLASH_TEST=full`, as in `.ci/run`, each is tried.
 
 use signflash_core::{Dropout, Problem, Shape, bf16};
 use signflash_kernels::{
@@ -104,7 +104,8 @@ impl Pass {
         if matches!(self, Pass::Forward(_)) { 0 } else { 1 }
     }
 
-    /// Several tiles for a block of the forward; one tile of keys, for the queries of two heads, for one of the backward.
+    /// Several tiles for a block of the forward; one tile of keys, for the queries of two heads, for one of the
+    /// backward.
     fn problem(self) -> Problem {
         let (num_heads, num_heads_k, seqlen_k) =
             if matches!(self, Pass::Backward(_)) { (2, 1, 100) } else { (4, 2, 336) };

@@ -1,12 +1,12 @@
-//! A kernel's name holds exactly what the kernel depends on: no two names print one text, which would be compiled twice, and
-//! no name prints two texts, of which the cache would keep the wrong one.
+//! A kernel's name holds exactly what the kernel depends on: no two names print one text, which would be compiled
+//! twice, and no name prints two texts, of which the cache would keep the wrong one.
 
 use sha2::{Digest, Sha256};
 use signflash_kernels::{Calls, Config, Gpu, Half};
 use std::collections::{HashMap, HashSet};
 
-/// Multiples of 16, of 8 and of neither, on both sides of where the tables' rows, boxes of 64 columns, and lanes of statistics
-/// end.
+/// Multiples of 16, of 8 and of neither, on both sides of where the tables' rows, boxes of 64 columns, and lanes of
+/// statistics end.
 const HEAD_DIMS: [usize; 12] = [32, 40, 41, 64, 72, 80, 96, 120, 128, 136, 192, 256];
 
 /// Calls of every kind.

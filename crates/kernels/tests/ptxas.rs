@@ -1,8 +1,9 @@
-//! Kernels of the tables are accepted by ptxas, which takes at most a few registers' worth of local memory, and of Hopper's own
-//! none. Without ptxas the test passes and says so; `SIGNFLASH_REQUIRE_PTXAS=1` makes that a failure.
+//! Kernels of the tables are accepted by ptxas, which takes at most a few registers' worth of local memory, and of
+//! Hopper's own none. Without ptxas the test passes and says so; `SIGNFLASH_REQUIRE_PTXAS=1` makes that a failure.
 //!
-//! ptxas takes a second a kernel, so that `cargo test` asks about those of three head_dims that hold most: causal, with dropout.
-//! With `SIGNFLASH_TEST=all` every kernel of [`variants`] is tried, which takes minutes: for whoever changes kernels.
+//! ptxas takes a second a kernel, so that `cargo test` asks about those of three head_dims that hold most: causal,
+//! with dropout. With `SIGNFLASH_TEST=all` every kernel of [`variants`] is tried, which takes minutes: for whoever
+//! changes kernels.
 
 use signflash_kernels::{Config, Gpu, Half, variants};
 use signflash_ptx::{Ptxas, Target};
@@ -10,8 +11,8 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Mutex;
 
-/// What ptxas may spill, in bytes a thread, per target: it prefetches until it is a few registers short (`docs/gpu.md` has
-/// the most that any kernel spills). More would be a mistake of ours.
+/// What ptxas may spill, in bytes a thread, per target: it prefetches until it is a few registers short
+/// (`docs/gpu.md` has the most that any kernel spills). More would be a mistake of ours.
 fn most_spilled_bytes(target: Target) -> u32 {
     match target {
         Target::Sm80 => 72,

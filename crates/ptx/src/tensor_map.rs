@@ -4,9 +4,10 @@
 /// the first dimension) by `box_rows` rows (of the second).
 ///
 /// What a box has outside of the tensor is zero when read and left alone when written, where rows are multiples of 8
-/// columns: an H200 stores whole pieces of 16 bytes, so that the interpreter refuses to store other rows. In shared memory a row of a box
-/// has 128 bytes, whose 16-byte chunks are permuted by the row's number modulo 8 (SWIZZLE_128B), as
-/// [`TileLayout`](crate::TileLayout) of 64 columns says; the box starts at a multiple of 1024 bytes.
+/// columns: an H200 stores whole pieces of 16 bytes, so that the interpreter refuses to store other rows. In shared
+/// memory a row of a box has 128 bytes, whose 16-byte chunks are permuted by the row's number modulo 8
+/// (SWIZZLE_128B), as [`TileLayout`](crate::TileLayout) of 64 columns says; the box starts at a multiple of 1024
+/// bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TensorMap {
     /// Address of its first element, a multiple of 16.

@@ -1,8 +1,8 @@
 //! The end of the interpreter, while threads may still be calling.
 //!
-//! A daemon thread that asks for the interpreter's lock after its end is ended by CPython itself (before 3.14), in a way that
-//! Rust's functions on its stack cannot take: the process would abort. So the end waits for calls that run without the lock,
-//! and later ones keep it.
+//! A daemon thread that asks for the interpreter's lock after its end is ended by CPython itself (before 3.14), in a
+//! way that Rust's functions on its stack cannot take: the process would abort. So the end waits for calls that run
+//! without the lock, and later ones keep it.
 
 use pyo3::prelude::*;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -35,8 +35,8 @@ impl Drop for Running {
 
 /// Runs `work` without the interpreter's lock, unless the interpreter is ending.
 ///
-/// Whatever may wait for another call belongs in here: that one may be waiting for the interpreter's lock, to tell the log
-/// something.
+/// Whatever may wait for another call belongs in here: that one may be waiting for the interpreter's lock, to tell
+/// the log something.
 pub(crate) fn detached<R: Send>(py: Python<'_>, work: impl FnOnce() -> R + Send) -> R {
     if ENDING.load(Ordering::Relaxed) {
         return work();

@@ -18,9 +18,9 @@ pub struct ForeignTensor {
 }
 
 impl ForeignTensor {
-    /// That it has the shape that the problem asks for, is dense in its last dimension, and has memory for its elements: an
-    /// address that is one, and an end that is not beyond what a process can address. Whether that memory is as long as shape and strides
-    /// say only its owner knows.
+    /// That it has the shape that the problem asks for, is dense in its last dimension, and has memory for its
+    /// elements: an address that is one, and an end that is not beyond what a process can address. Whether that
+    /// memory is as long as shape and strides say only its owner knows.
     ///
     /// # Errors
     /// [`ProblemError::Shape`], [`ProblemError::LastStride`] or [`ProblemError::Address`], with the tensor's name.
@@ -30,7 +30,8 @@ impl ForeignTensor {
         description.check_address(self.address as usize, dtype.size_bytes())
     }
 
-    /// The tensor as the CPU's engine takes it. An address is all that this makes: who dereferences it promises that it is one.
+    /// The tensor as the CPU's engine takes it. An address is all that this makes: who dereferences it promises that
+    /// it is one.
     pub fn raw<T>(&self) -> RawTensor<T> {
         let first = std::ptr::with_exposed_provenance_mut(self.address as usize);
         RawTensor { first, shape: self.shape, strides: self.strides }

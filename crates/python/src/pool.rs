@@ -95,8 +95,8 @@ pub(crate) mod forks {
         {
             static WATCHED: std::sync::Once = std::sync::Once::new();
             WATCHED.call_once(|| {
-                // SAFETY: the handler adds to an atomic number and does nothing else, which is allowed in the child of a
-                // process with threads.
+                // SAFETY: the handler adds to an atomic number and does nothing else, which is allowed in the child
+                // of a process with threads.
                 let refused = unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
                 assert_eq!(refused, 0, "the system has no memory to watch forks");
             });

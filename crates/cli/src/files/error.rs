@@ -132,8 +132,8 @@ pub enum FileError {
 }
 
 impl FileError {
-    /// Whether the machine, not the file's content, is at fault. Libraries make errors of their own for what they do not
-    /// understand; the system's have a number, and EINVAL is its answer to an offset that no file has.
+    /// Whether the machine, not the file's content, is at fault. Libraries make errors of their own for what they do
+    /// not understand; the system's have a number, and EINVAL is its answer to an offset that no file has.
     pub fn is_io(&self) -> bool {
         match self {
             Self::Io(source) => {

@@ -1,7 +1,8 @@
 //! A sink that takes anything once it has failed.
 //!
-//! A `ZipWriter` tries to end its archive when it is dropped, and says on stderr that it could not; who wrote knows that
-//! already. So after the first error this sink only pretends: it counts where a file would be, and keeps the error.
+//! A `ZipWriter` tries to end its archive when it is dropped, and says on stderr that it could not; who wrote knows
+//! that already. So after the first error this sink only pretends: it counts where a file would be, and keeps the
+//! error.
 
 use std::io::{self, Seek, SeekFrom, Write};
 

@@ -1,5 +1,5 @@
-//! The command, run as its users run it. One program for all, since each takes seconds to build: `cargo test -p signflash-cli --test
-//! all verify::` runs one room.
+//! The command, run as its users run it. One program for all, since each takes seconds to build:
+//! `cargo test -p signflash-cli --test all verify::` runs one room.
 
 mod common;
 #[path = "common/survive.rs"]

@@ -13,9 +13,9 @@ const HEAD_DIM: usize = 64;
 /// Fails unless the backward drops exactly what the forward and the formula drop. What is not supported is skipped, and
 /// says so on stderr. Returns how many problems ran.
 ///
-/// dv = p^T dout, so a dout of unit rows makes dv columns of p: entry (key j, column c) is what query c gave key j, which
-/// is 0 where it was dropped. Queries take turns, as many at once as there are columns, and so do the heads that share
-/// keys.
+/// dv = p^T dout, so a dout of unit rows makes dv columns of p: entry (key j, column c) is what query c gave key j,
+/// which is 0 where it was dropped. Queries take turns, as many at once as there are columns, and so do the heads
+/// that share keys.
 ///
 /// # Panics
 /// With the entries that differ.

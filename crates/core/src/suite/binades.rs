@@ -1,10 +1,11 @@
 //! Scores of every size that f32 has.
 //!
-//! Products `<q, k>` of these operands are `2^b (1 + n 2^-20)` with small whole n, their partial sums too: every order of
-//! additions gives them exactly, so nothing but the implementation's way from products to weights is left to round. Where
-//! scores are small a row's weights are nearly the same, between 2^16 and 2^26 they are soft, beyond only the keys of the
-//! largest n count, which are several. In one head scores are positive, in the other negative, and in one row all are the
-//! same. Or only one query has such scores, and what the others give is not touched by what becomes of it.
+//! Products `<q, k>` of these operands are `2^b (1 + n 2^-20)` with small whole n, their partial sums too: every
+//! order of additions gives them exactly, so nothing but the implementation's way from products to weights is left to
+//! round. Where scores are small a row's weights are nearly the same, between 2^16 and 2^26 they are soft, beyond
+//! only the keys of the largest n count, which are several. In one head scores are positive, in the other negative,
+//! and in one row all are the same. Or only one query has such scores, and what the others give is not touched by
+//! what becomes of it.
 
 use super::case::Case;
 use super::implementation::Implementation;
@@ -96,7 +97,8 @@ pub(super) fn place(problem: &Problem, values: &mut Values, products: Products) 
     values.dout.iter_mut().for_each(|x| *x *= dout);
 }
 
-/// Fails unless an implementation is right with scores of every binade of f32, or of every fourth where one query has them.
+/// Fails unless an implementation is right with scores of every binade of f32, or of every fourth where one query has
+/// them.
 ///
 /// # Panics
 /// With everything that is wrong.

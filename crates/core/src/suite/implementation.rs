@@ -32,9 +32,10 @@ pub trait Implementation {
         false
     }
 
-    /// Up to which magnitude of lse its probs and its backward have p, if they recompute it from an lse in f32, as GPUs do.
-    /// There the suite allows for lse's rounding, which changes p by up to 2^-23 of lse. Probs and gradients to which a row
-    /// beyond contributes must be NaN, or right all the same. `None` asks for what is right at any size.
+    /// Up to which magnitude of lse its probs and its backward have p, if they recompute it from an lse in f32, as
+    /// GPUs do. There the suite allows for lse's rounding, which changes p by up to 2^-23 of lse. Probs and gradients
+    /// to which a row beyond contributes must be NaN, or right all the same. `None` asks for what is right at any
+    /// size.
     fn largest_lse_of_p(&self) -> Option<f64> {
         None
     }

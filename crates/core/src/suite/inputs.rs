@@ -37,8 +37,8 @@ impl Values {
         }
     }
 
-    /// The same with a gradient of lse: normal variates, and NaN where a query sees no key. That must not matter, and is
-    /// what autograd gives where an lse of -inf is subtracted from itself.
+    /// The same with a gradient of lse: normal variates, and NaN where a query sees no key. That must not matter, and
+    /// is what autograd gives where an lse of -inf is subtracted from itself.
     pub(super) fn with_dlse(self, problem: &Problem, seed: u64) -> Self {
         let shape = problem.shape();
         let mut dlse = normals(seed, 4, shape.lse_len(), 1.0);

@@ -5,8 +5,8 @@
 //! [`run`] for a [`Report`] of all, [`check`] for one.
 //!
 //! Each case runs with each of its dtypes: the forward without and with probs, and the backward. Required are
-//! - results within the contract's [bounds](crate::judge) of the f64 [oracle](crate::oracle) on the same rounded operands, with
-//!   NaNs and infinities at its very places, and exact zeros where nothing contributes;
+//! - results within the contract's [bounds](crate::judge) of the f64 [oracle](crate::oracle) on the same rounded
+//!   operands, with NaNs and infinities at its very places, and exact zeros where nothing contributes;
 //! - the sign bit of every visible probability equal to the dropout mask, +0.0 where a query does not see a key;
 //! - every element written: results start as poison;
 //! - nothing else written, and nothing read beside a row: guards and gaps between rows hold NaNs;

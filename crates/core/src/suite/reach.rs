@@ -1,8 +1,8 @@
 //! What is asked of implementations that recompute p from an lse in f32.
 //!
-//! The rounding of lse then moves all p of a row by the same factor. Where lse is so large that it says nothing of p any
-//! more, the row must say so by NaNs: in its probs and its dq, and in dk and dv of the keys that it sees. A number there
-//! has to be right.
+//! The rounding of lse then moves all p of a row by the same factor. Where lse is so large that it says nothing of p
+//! any more, the row must say so by NaNs: in its probs and its dq, and in dk and dv of the keys that it sees. A
+//! number there has to be right.
 
 use crate::tensor::dense_row;
 use crate::{Problem, TensorName};

@@ -10,8 +10,8 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 type Known = HashMap<(String, Dtype), Arc<Truth>>;
 
-/// What was found out about named cases. The oracle takes longer than most engines that it judges, and a test program has several:
-/// it is asked once for all of them.
+/// What was found out about named cases. The oracle takes longer than most engines that it judges, and a test program
+/// has several: it is asked once for all of them.
 static KNOWN: LazyLock<Mutex<Known>> = LazyLock::new(Mutex::default);
 
 /// The oracle's results on the rounded operands.

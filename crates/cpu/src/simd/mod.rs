@@ -88,8 +88,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn drop_block(row: &RowPhilox, block_column: u32, threshold: u8, out: *mut u16);
 }
 
-/// Adding it rounds to a whole number n and leaves n + 127 in the lowest bits of the sum: shifted up by 23 they are 2^n,
-/// and 0 for n = -127. Cheaper than `vreduceps` and `vscalefps`, which take a cycle each on Zen 5 (`vscalefps`
+/// Adding it rounds to a whole number n and leaves n + 127 in the lowest bits of the sum: shifted up by 23 they are
+/// 2^n, and 0 for n = -127. Cheaper than `vreduceps` and `vscalefps`, which take a cycle each on Zen 5 (`vscalefps`
 /// two on Zen 4).
 pub(crate) const EXP2_SHIFT: f32 = 12_582_912.0 + 127.0;
 

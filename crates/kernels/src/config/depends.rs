@@ -1,7 +1,7 @@
 //! What kernels depend on besides the form of their blocks, in the parts that they share.
 //!
-//! A kernel's configuration holds the parts that it reads and no other, and its name is made of them: so a new kind of score
-//! multiplies the kernels that make scores, and no kernel is compiled twice.
+//! A kernel's configuration holds the parts that it reads and no other, and its name is made of them: so a new kind
+//! of score multiplies the kernels that make scores, and no kernel is compiled twice.
 use signflash_ptx::Half;
 use std::fmt;
 
@@ -68,8 +68,8 @@ pub struct Common {
     pub scores: Scores,
 }
 
-/// What Hopper's own kernels have in common: rows come in boxes of 64 columns, and the copy engine knows how long they are and
-/// where they lie.
+/// What Hopper's own kernels have in common: rows come in boxes of 64 columns, and the copy engine knows how long
+/// they are and where they lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub struct HopperCommon {

@@ -35,8 +35,8 @@ impl PortableForm {
     }
 }
 
-/// The form of a block of Hopper's forward and of its pass that writes probs: warpgroups that multiply 64 rows each, others that draw flags, and one that
-/// copies.
+/// The form of a block of Hopper's forward and of its pass that writes probs: warpgroups that multiply 64 rows each,
+/// others that draw flags, and one that copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct HopperForm {
     /// Warpgroups that multiply.

@@ -31,7 +31,8 @@ pub enum ForwardKernel {
     Hopper(HopperCommon, HopperForm),
 }
 
-/// Who computes a backward's pass over keys: blocks that own keys and walk over the queries of all heads of their group.
+/// Who computes a backward's pass over keys: blocks that own keys and walk over the queries of all heads of their
+/// group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KeysKernel {
     /// On every GPU since Ampere.
@@ -71,8 +72,8 @@ impl KeysKernel {
     }
 }
 
-/// The kernel's name: it says everything that the kernel depends on, and nothing else, so that no kernel is compiled twice.
-/// [`words`](Config::words) say the same in words.
+/// The kernel's name: it says everything that the kernel depends on, and nothing else, so that no kernel is compiled
+/// twice. [`words`](Config::words) say the same in words.
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -405,8 +405,8 @@ impl<'k> Thread<'k> {
         self.0.emit(BulkGroup::Wait);
     }
 
-    /// Starts to add contiguous f32 numbers, a multiple of 16 bytes, in shared memory to those in global memory. In which
-    /// order blocks add is not known. [`wait_stored`](Self::wait_stored) before they are overwritten.
+    /// Starts to add contiguous f32 numbers, a multiple of 16 bytes, in shared memory to those in global memory. In
+    /// which order blocks add is not known. [`wait_stored`](Self::wait_stored) before they are overwritten.
     #[track_caller]
     pub fn bulk_add(self, to: GlobalAddr<'k>, from: SmemAddr<'k>, bytes: u32) {
         assert!(

@@ -145,8 +145,8 @@ impl<'k> Thread<'k> {
         self.0.emit(CounterAdvance { counter: counter.address() });
     }
 
-    /// Waits until a counter is at least so much. That is for blocks that have started when this one does or end without
-    /// it: those of lower numbers.
+    /// Waits until a counter is at least so much. That is for blocks that have started when this one does or end
+    /// without it: those of lower numbers.
     #[track_caller]
     pub fn wait_counter(self, counter: GlobalAddr<'k>, at_least: Val<'k, U32>) {
         let number = self.0.register(Width::Pred).index; // any number that is used once

@@ -6,8 +6,8 @@ use std::ops::{Add, BitAnd, BitOr, BitXor, Div, Mul, Neg, Not, Shl, Shr, Sub};
 
 impl<'k, R: Operand<'k, U32>> Div<R> for Val<'k, U32> {
     type Output = Val<'k, U32>;
-    /// By a power of two that is known now it is a shift: ptxas makes a long division of it where the dividend is the same
-    /// for all lanes.
+    /// By a power of two that is known now it is a shift: ptxas makes a long division of it where the dividend is the
+    /// same for all lanes.
     #[track_caller]
     fn div(self, rhs: R) -> Self::Output {
         match rhs.src() {

@@ -155,8 +155,8 @@ impl Shared {
         Err(Fault::new(Rule::InFlight, format!("{name} is {how} while the copy issued at {at} is in flight")))
     }
 
-    /// The last write of a word is before what this lane does now. For halves of a word, which two lanes may write, only
-    /// other warps matter: `lane_matters` is false.
+    /// The last write of a word is before what this lane does now. For halves of a word, which two lanes may write,
+    /// only other warps matter: `lane_matters` is false.
     #[inline]
     fn check_written_before(
         &self,
@@ -325,8 +325,8 @@ impl Shared {
         Err(Fault::new(Rule::MissingFence, text))
     }
 
-    /// A flight takes hold of shared memory that it reads through the asynchronous proxy: its bytes, of which those that
-    /// are used must [have been written](Self::check_written).
+    /// A flight takes hold of shared memory that it reads through the asynchronous proxy: its bytes, of which those
+    /// that are used must [have been written](Self::check_written).
     pub(crate) fn hold_for_read(
         &mut self,
         warp: &Warp,
@@ -416,7 +416,8 @@ pub(crate) fn wavefronts(addresses: &[u32; 32], mask: u32, len: usize) -> u32 {
     let unit = len.max(WORD);
     let groups = BANKS * WORD / unit;
     let visits = |first: usize| {
-        // What each group of banks is asked for: the first piece, and behind it, in one list for all, those that conflict.
+        // What each group of banks is asked for: the first piece, and behind it, in one list for all, those that
+        // conflict.
         let (mut firsts, mut others) = ([u32::MAX; BANKS], [0; BANKS]);
         let (mut load, mut conflicts) = ([0u32; BANKS], 0);
         for lane in (first..first + groups).filter(|lane| mask >> lane & 1 == 1) {

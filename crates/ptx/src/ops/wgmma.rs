@@ -109,8 +109,8 @@ pub(crate) enum Left {
     Registers([Src; 4]),
 }
 
-/// `wgmma.mma_async`: acc (64 x n, f32) = or += a (64 x 16) * b (16 x n), by four warps with 16 rows each. The result may
-/// be touched, and so may operands be overwritten, after a wait.
+/// `wgmma.mma_async`: acc (64 x n, f32) = or += a (64 x 16) * b (16 x n), by four warps with 16 rows each. The result
+/// may be touched, and so may operands be overwritten, after a wait.
 ///
 /// As for [`Mma`](super::mma::Mma) the order of additions is not specified; the interpreter rounds each sum of 16 and
 /// the accumulator once. It runs warps one by one and does not check that all four come to the same product.

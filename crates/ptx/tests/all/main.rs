@@ -1,4 +1,5 @@
-//! The language, its interpreter and what it detects, room by room: `cargo test -p signflash-ptx --test all orderings::` runs one.
+//! The language, its interpreter and what it detects, room by room:
+//! `cargo test -p signflash-ptx --test all orderings::` runs one.
 
 mod assemble;
 mod defects;
