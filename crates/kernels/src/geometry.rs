@@ -50,8 +50,8 @@ pub(crate) fn stat_rows(problem: &Problem) -> u64 {
     (problem.shape().seqlen_q as u64 + u64::from(row_shift(problem))).next_multiple_of(step)
 }
 
-/// Whether tiles differ in length, from one end of the queries to the other: they see keys up to a diagonal, or from one on. Between
-/// two diagonals all tiles are alike.
+/// Whether tiles differ in length, from one end of the queries to the other: they see keys up to a diagonal, or from
+/// one on. Between two diagonals all tiles are alike.
 pub(crate) fn is_triangle(problem: &Problem) -> bool {
     let band = problem.visibility();
     band.left.is_some() != band.right.is_some()
@@ -72,9 +72,9 @@ pub(crate) fn schedule(
 
 /// How many key heads' blocks alternate in the grid of Hopper's pass over keys.
 ///
-/// More of them: blocks that add in order wait less for each other; in a triangle, where a head's first blocks have the
-/// most to do, the last ones to start are short. Fewer: more of what they read is in the second-level cache. (Measured: 2048
-/// keys, causal, head_dim 128, 1, 4, 8, 16, 32 heads at once: 435, 440, 450, 450, 443 TFLOP/s.)
+/// More of them: blocks that add in order wait less for each other; in a triangle, where a head's first blocks have
+/// the most to do, the last ones to start are short. Fewer: more of what they read is in the second-level cache.
+/// (Measured: 2048 keys, causal, head_dim 128, 1, 4, 8, 16, 32 heads at once: 435, 440, 450, 450, 443 TFLOP/s.)
 pub(crate) fn heads_at_once(problem: &Problem, form: &HopperKeysForm, gpu: Gpu) -> u32 {
     let tiles = key_tiles(problem, form.keys).clamp(1, u32::MAX.into()) as u32;
     // A power of two, of which whole groups are left more often.

@@ -1,4 +1,5 @@
-//! What the chosen kernels do on a GPU: launches with their arguments. The interpreter and the driver run the same plan.
+//! What the chosen kernels do on a GPU: launches with their arguments. The interpreter and the driver run the same
+//! plan.
 use crate::arguments::{ScoreArgs, arguments, of_problem};
 use crate::call::{Step, TooManyBlocks};
 use crate::choose::{BackwardChoice, ForwardChoice};

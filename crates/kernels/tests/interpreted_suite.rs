@@ -1,9 +1,10 @@
 //! The suite of named cases on the GPU's kernels, run by the interpreter, which takes time. So there are three lengths:
-//! - Without a word every case runs with Hopper's first schedule in f16 or in bf16, and if it is not large also in one of three other
-//!   settings (another schedule, other GPUs), which share the cases out among themselves.
-//! - `SIGNFLASH_TEST=full`, which `.ci/run` sets, runs those that are not large in all three, and in both formats with the first schedule.
-//! - `SIGNFLASH_TEST=all` runs every case everywhere in both formats, which differ in single instructions that `signflash-ptx` tests one
-//!   by one.
+//! - Without a word every case runs with Hopper's first schedule in f16 or in bf16, and if it is not large also in
+//!   one of three other settings (another schedule, other GPUs), which share the cases out among themselves.
+//! - `SIGNFLASH_TEST=full`, which `.ci/run` sets, runs those that are not large in all three, and in both formats
+//!   with the first schedule.
+//! - `SIGNFLASH_TEST=all` runs every case everywhere in both formats, which differ in single instructions that
+//!   `signflash-ptx` tests one by one.
 
 use signflash_core::suite::{Implementation, RunError};
 use signflash_core::{
@@ -129,8 +130,8 @@ mod small {
     signflash_core::test_implementation!(On(Interpreted { gpu: Gpu::SMALL, seed: 2, deterministic: false }));
 }
 
-/// Causality hides the rows without keys of the suite's cases, and what is hidden is zeroed. Here a row sees keys, whose
-/// scores were all -inf.
+/// Causality hides the rows without keys of the suite's cases, and what is hidden is zeroed. Here a row sees keys,
+/// whose scores were all -inf.
 #[test]
 fn a_row_whose_lse_is_minus_infinity_has_no_gradient_whatever_that_of_its_lse() {
     let shape = Shape::new(1, 2, 3).heads(1, 1).head_dim(8);
@@ -151,7 +152,8 @@ fn a_row_whose_lse_is_minus_infinity_has_no_gradient_whatever_that_of_its_lse() 
     }
 }
 
-/// Beyond 2^20 an lse in f32 says nothing of p: probs and gradients are NaN, not some number, and out and lse are right.
+/// Beyond 2^20 an lse in f32 says nothing of p: probs and gradients are NaN, not some number, and out and lse are
+/// right.
 #[test]
 fn what_is_recomputed_from_an_lse_that_has_lost_it_is_nan_and_out_is_right() {
     let shape = Shape::new(1, 2, 3).heads(1, 1).head_dim(64);

@@ -170,7 +170,8 @@ kernel_args! {
         row_shift: u32,
         /// The first key's column in the whole, modulo 32: tiles start so many columns before it.
         column_shift: u32,
-        /// Rows of a head in the statistics (`rows/statistics.rs`), which start `row_shift` rows before the first query.
+        /// Rows of a head in the statistics (`rows/statistics.rs`), which start `row_shift` rows before the first
+        /// query.
         stat_rows: u32,
     }
 }

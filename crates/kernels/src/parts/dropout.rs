@@ -64,8 +64,8 @@ impl<'k> Philox<'k> {
         Stream { keys: self.keys.clone(), counter: [counter.low(), (counter >> 32u32).low()] }
     }
 
-    /// The lane's 16 bytes of a block, as [`Stream::block`], from what its row and its column have in common with others:
-    /// 9 of 14 products.
+    /// The lane's 16 bytes of a block, as [`Stream::block`], from what its row and its column have in common with
+    /// others: 9 of 14 products.
     ///
     /// Of the first round nothing depends on both row and column, nor of the second; of the third a half.
     #[track_caller]

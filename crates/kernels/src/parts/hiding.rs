@@ -56,8 +56,8 @@ impl<'k> SeenKeys<'k> {
 
 /// The columns of an accumulator that see one of a thread's rows, if rows are keys.
 ///
-/// Queries before the tensor's first and behind its last are not asked for: the probabilities that statistics give them are
-/// zero. Only a band hides queries.
+/// Queries before the tensor's first and behind its last are not asked for: the probabilities that statistics give
+/// them are zero. Only a band hides queries.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SeeingColumns<'k> {
     begin: Val<'k, S32>,
@@ -85,8 +85,8 @@ impl<'k> SeeingColumns<'k> {
     }
 }
 
-/// Gives hidden entries of accumulators this value. `sees` says of one of the thread's rows, and of a column counted from its
-/// first, whether that entry stays.
+/// Gives hidden entries of accumulators this value. `sees` says of one of the thread's rows, and of a column counted
+/// from its first, whether that entry stays.
 #[track_caller]
 pub(crate) fn hide<'k>(accs: &[&Acc<'k>], value: f32, sees: impl Fn(usize, u32) -> Val<'k, Pred>) {
     for (group, register) in (0..accs[0].groups()).flat_map(|group| (0..4).map(move |r| (group, r))) {

@@ -5,8 +5,9 @@
 //! ```text
 //! exp2(t * factor + shift)
 //! ```
-//! where shift is minus the running maximum in a forward and minus lse in a backward, both in base 2. What t and the factor
-//! are is said here and nowhere else; the kernels of both orientations, whose rows are queries or keys, ask here.
+//! where shift is minus the running maximum in a forward and minus lse in a backward, both in base 2. What t and the
+//! factor are is said here and nowhere else; the kernels of both orientations, whose rows are queries or keys, ask
+//! here.
 //!
 //! | scores | t | factor |
 //! |---|---|---|
@@ -52,8 +53,8 @@ impl<'k> ScoreStage<'k> {
     }
 }
 
-/// The gradient of a probability, dp, becomes that of its score but for softmax_scale, in place. With dropout, the sign of `p`
-/// says what is dropped.
+/// The gradient of a probability, dp, becomes that of its score but for softmax_scale, in place. With dropout, the
+/// sign of `p` says what is dropped.
 #[track_caller]
 pub(crate) fn score_gradient<'k>(dp: &Var<'k, F32>, p: Val<'k, F32>, delta: Val<'k, F32>, dropout: bool) {
     dp.set(match dropout {

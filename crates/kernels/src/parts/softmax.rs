@@ -32,15 +32,17 @@ pub(crate) const GROWTH_LOG2: f32 = 8.0;
 
 /// From this magnitude of a row's maximum in base 2 on, it is taken from the scores before they are scaled.
 ///
-/// Else one fused multiply-add scales a score and subtracts the scaled maximum, which has been rounded: that moves the
-/// exponents of a row, all alike, by 2^-9 here, and by 128 at 2^31, where nothing would be left of the row, or infinity.
+/// Else one fused multiply-add scales a score and subtracts the scaled maximum, which has been rounded: that moves
+/// the exponents of a row, all alike, by 2^-9 here, and by 128 at 2^31, where nothing would be left of the row, or
+/// infinity.
 pub(crate) const LARGE_LOG2: f32 = 65536.0;
 
-/// Up to which magnitude of lse p is recomputed from it. lse has been rounded to f32, which moves p by up to 2^-23 of lse: by
-/// 2^-13 at 1024, by 1/8 here. What lies beyond is NaN rather than wrong.
+/// Up to which magnitude of lse p is recomputed from it. lse has been rounded to f32, which moves p by up to 2^-23 of
+/// lse: by 2^-13 at 1024, by 1/8 here. What lies beyond is NaN rather than wrong.
 pub(crate) const LARGEST_LSE: f32 = 1_048_576.0;
 
-/// A row's lse as what p = exp(s - lse) is recomputed from. Without keys it is -inf, and p shall be 0, not exp(s + inf).
+/// A row's lse as what p = exp(s - lse) is recomputed from. Without keys it is -inf, and p shall be 0, not
+/// exp(s + inf).
 #[track_caller]
 pub(crate) fn lse_of_p<'k>(t: Thread<'k>, lse: Val<'k, F32>) -> Val<'k, F32> {
     let in_reach = t.f32(LARGEST_LSE).lt(lse.abs()).select(t.f32(f32::NAN), lse);
@@ -92,8 +94,8 @@ impl<'k> OnlineSoftmax<'k> {
             let own = cells(row).fold(self.max[row].get(), |max, x| max.max(x.get()));
             over_row(self.warp, own, |a, b| a.max(b))
         });
-        // A row that sees its first key has grown from -inf. A row without keys has not: -inf - -inf is NaN, which exceeds
-        // nothing.
+        // A row that sees its first key has grown from -inf. A row without keys has not: -inf - -inf is NaN, which
+        // exceeds nothing.
         let grown = |row: usize| {
             let by = (newest[row] - self.max[row].get()) * self.stage.factor();
             t.f32(GROWTH_LOG2).lt(by)

@@ -1,8 +1,8 @@
 //! What a query sees, on the GPU: core's [`Visibility`] of numbers that the kernel computes.
 //!
-//! The builder runs core's lines, which leave instructions. What is known while building leaves none: a band without a left
-//! side begins at key 0, to which nothing is added and with which nothing is compared. So a kernel asks for both ends of what
-//! is seen, and costs no more than one that had been written for the end alone.
+//! The builder runs core's lines, which leave instructions. What is known while building leaves none: a band without
+//! a left side begins at key 0, to which nothing is added and with which nothing is compared. So a kernel asks for
+//! both ends of what is seen, and costs no more than one that had been written for the end alone.
 use super::args::{ProblemVals, kernel_args};
 use super::sequence::Sequence;
 use signflash_core::{Cover, Number, Span, Visibility};

@@ -1,9 +1,9 @@
-//! Statistics of each query row that the backward starts from: -lse in base 2, and delta = <dout, out> - dlse, where dlse
-//! is the gradient of lse, if it has one.
+//! Statistics of each query row that the backward starts from: -lse in base 2, and delta = <dout, out> - dlse, where
+//! dlse is the gradient of lse, if it has one.
 //!
-//! delta is divided by the keep scale, which is then applied once to dq and dk instead of to every dp. Rows that see no
-//! key, and those before and behind the tensor that complete a tile, get -inf and 0: their probabilities are 0. dlse may be
-//! NaN in such rows, and is left out, because 0 * NaN is not 0.
+//! delta is divided by the keep scale, which is then applied once to dq and dk instead of to every dp. Rows that see
+//! no key, and those before and behind the tensor that complete a tile, get -inf and 0: their probabilities are 0.
+//! dlse may be NaN in such rows, and is left out, because 0 * NaN is not 0.
 //!
 //! Memory-bound: two rows in, eight bytes out. A lane takes 8 columns, so that a warp takes as many rows as fit; where
 //! single elements are read, one row.

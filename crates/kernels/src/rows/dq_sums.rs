@@ -1,5 +1,5 @@
-//! Sums of dq in f32, between the pass over keys that adds them up and `convert_dq.rs`: they lie in the order of accumulators,
-//! tile after tile of a head's queries, head after head.
+//! Sums of dq in f32, between the pass over keys that adds them up and `convert_dq.rs`: they lie in the order of
+//! accumulators, tile after tile of a head's queries, head after head.
 use super::head::QueryHead;
 use crate::config::DqSums;
 use signflash_ptx::{Acc, F32, GlobalAddr, Thread, U32, U64, Val};

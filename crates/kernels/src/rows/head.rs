@@ -1,7 +1,7 @@
 //! A query head of a sequence, as everything without strides counts rows.
 //!
-//! lse, statistics and sums of dq are asked for by this head and a row of its sequence: how sequences follow each other there is
-//! said in this folder alone.
+//! lse, statistics and sums of dq are asked for by this head and a row of its sequence: how sequences follow each
+//! other there is said in this folder alone.
 use crate::parts::args::ProblemVals;
 use crate::parts::sequence::Sequence;
 use signflash_ptx::{U32, Val};

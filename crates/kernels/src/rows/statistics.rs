@@ -1,7 +1,7 @@
 //! Statistics: -lse in base 2 and delta of each query, as `delta.rs` makes them for the backward's other kernels.
 //!
-//! They lie head after head, each with `stat_rows` rows, which start where its first tile does: for each 8 rows, -lse of all and
-//! then delta of all, so that a lane reads those of two neighbours at once.
+//! They lie head after head, each with `stat_rows` rows, which start where its first tile does: for each 8 rows, -lse
+//! of all and then delta of all, so that a lane reads those of two neighbours at once.
 use super::head::QueryHead;
 use signflash_ptx::{F32, GlobalAddr, SmemAddr, Thread, U32, U64, Val};
 
@@ -51,7 +51,8 @@ impl<'k> StatRows<'k> {
         GlobalAddr::new(row * u64::from(STAT_BYTES) + stats)
     }
 
-    /// -lse and delta of a row, counted from where the first tile starts. Tiles may reach behind the last: the last's then.
+    /// -lse and delta of a row, counted from where the first tile starts. Tiles may reach behind the last: the last's
+    /// then.
     #[track_caller]
     pub(crate) fn load(&self, t: Thread<'k>, stats: Val<'k, U64>, row: Val<'k, U32>) -> [Val<'k, F32>; 2] {
         let from = of_row(stats, self.first + row.min(self.head.problem.stat_rows - 1).widen());

@@ -5,9 +5,10 @@
 //! k, v -> ring of `slots` tiles     a step ahead of the products
 //! every warp, every step:           s = q k^T  ->  hide, exp2  ->  round, drop  ->  out += p v
 //! ```
-//! s and out are f32 in registers, p is 16-bit in registers: an accumulator of s is an operand of p v as it is. A step
-//! costs one barrier. Random bytes come in the order of the accumulator, so a dropped p becomes 0 by one `and` with its
-//! neighbour, after rounding. The sum of a row counts what is dropped; 1 / sum and the keep scale are applied at the end.
+//! s and out are f32 in registers, p is 16-bit in registers: an accumulator of s is an operand of p v as it is. A
+//! step costs one barrier. Random bytes come in the order of the accumulator, so a dropped p becomes 0 by one `and`
+//! with its neighbour, after rounding. The sum of a row counts what is dropped; 1 / sum and the keep scale are
+//! applied at the end.
 //!
 //! Grid: query tiles x heads x batches, along x. Block: 32 * warps threads.
 use crate::config::{Common, PortableForm};

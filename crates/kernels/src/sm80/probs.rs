@@ -38,7 +38,8 @@ kernel_args! {
     }
 }
 
-/// Bytes of shared memory that a block of a form may take: as many as that of a forward, which is more than it asks for.
+/// Bytes of shared memory that a block of a form may take: as many as that of a forward, which is more than it asks
+/// for.
 pub(crate) fn smem_bytes(head_dim: u32, form: &PortableForm) -> u32 {
     2 * head_dim * (form.rows() + 2 * form.slots * form.step)
 }

@@ -16,8 +16,9 @@
 //!
 //! Named barriers: 0 the block, once; from 1 on turns (turns.rs); from 8 on each warpgroup's output (out.rs).
 //!
-//! Pipeline, roles and turns are FlashAttention-3's (Shah et al. 2024). What is dropped does not depend on the scores: here it
-//! is drawn by warps that have nothing else to do, which keeps its long chains of products off the multiplying warps' way.
+//! Pipeline, roles and turns are FlashAttention-3's (Shah et al. 2024). What is dropped does not depend on the
+//! scores: here it is drawn by warps that have nothing else to do, which keeps its long chains of products off the
+//! multiplying warps' way.
 use super::pipeline::Pipeline;
 use super::schedule::{Schedule, ScheduleVals};
 use crate::config::{HopperCommon, HopperForm};
@@ -110,8 +111,8 @@ pub(super) struct Tile<'k> {
     pub(super) head_k: Val<'k, U32>,
     pub(super) first_row: Val<'k, U32>,
     pub(super) keys: KeyTiles<'k>,
-    /// The first step of keys, the second, and behind the last: there is at least one, so that rows without keys need no way
-    /// of their own.
+    /// The first step of keys, the second, and behind the last: there is at least one, so that rows without keys need
+    /// no way of their own.
     pub(super) begin: Val<'k, U32>,
     pub(super) second: Val<'k, U32>,
     pub(super) end: Val<'k, U32>,
@@ -135,7 +136,7 @@ impl<'k> Block<'_, 'k> {
 
     pub(super) fn tile(&self, work: Work<'k>) -> Tile<'k> {
         let (rows, step) = (self.form.rows(), self.form.step);
-        // The shift is 0 as long as `Select::hopper_takes` refuses shards that start inside 16 rows.
+        // The shift is 0 as long as `takes::forward` refuses shards that start inside 16 rows.
         let first_row = work.block * rows - self.problem.row_shift;
         let keys = self.sight(&work).key_tiles(first_row, rows, step);
         let head_k = work.head / self.problem.group;

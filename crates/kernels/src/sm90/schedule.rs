@@ -1,10 +1,11 @@
 //! Which tiles of queries a block works on: a fixed share.
 //!
 //! There are as many blocks as multiprocessors, and at any time they work on neighbouring tiles, which share keys and
-//! values in the second-level cache. Where attention is causal, tiles differ in length; there a block takes a head's tiles in
-//! pairs, a long one and the short one that makes up for it, so that all pairs are equally long. (Longest first over all
-//! heads, which balances as well, read keys and values from memory again and again: causal, 2048 keys, 455 to 539
-//! TFLOP/s.) FlashAttention-3 draws tiles from a counter in memory instead, which needs one, and a launch to reset it.
+//! values in the second-level cache. Where attention is causal, tiles differ in length; there a block takes a head's
+//! tiles in pairs, a long one and the short one that makes up for it, so that all pairs are equally long. (Longest
+//! first over all heads, which balances as well, read keys and values from memory again and again: causal, 2048 keys,
+//! 455 to 539 TFLOP/s.) FlashAttention-3 draws tiles from a counter in memory instead, which needs one, and a launch
+//! to reset it.
 use crate::parts::args::{ProblemVals, kernel_args};
 use crate::parts::sequence::Sequence;
 use crate::parts::work::Work;
@@ -21,8 +22,8 @@ kernel_args! {
 }
 
 impl ScheduleArgs {
-    /// For so many heads of so many tiles each, which differ in length if they form a triangle, on so many blocks. None if a
-    /// launch cannot have so many units.
+    /// For so many heads of so many tiles each, which differ in length if they form a triangle, on so many blocks.
+    /// None if a launch cannot have so many units.
     pub(crate) fn new(heads: u64, tiles_per_head: u64, triangle: bool, blocks: u64) -> Option<Self> {
         // With a block for each tile, the long ones need not wait for the short ones.
         let pairs = triangle && heads * tiles_per_head > blocks;

@@ -5,16 +5,16 @@
 //! needed anyway. So the usual step has no maximum, no shuffle and no correction: on Hopper each instruction of the
 //! integer unit, `max` among them, takes twice as long while products run (measured: 3.7 cycles instead of 2).
 //!
-//! A step that fails the test is done again, from the scores, which are still there: with the maximum of its scores, and
-//! the output so far made relative to it. A row that has seen no key has NaN for a shift, fails every test, and so gets
-//! its maximum with its first key.
+//! A step that fails the test is done again, from the scores, which are still there: with the maximum of its scores,
+//! and the output so far made relative to it. A row that has seen no key has NaN for a shift, fails every test, and
+//! so gets its maximum with its first key.
 //!
-//! A row whose maximum is so large that it must be subtracted before scores are scaled ([`LARGE_LOG2`]) has NaN for a shift, too:
-//! each of its steps is done again, with scores less the maximum.
+//! A row whose maximum is so large that it must be subtracted before scores are scaled ([`LARGE_LOG2`]) has NaN for a
+//! shift, too: each of its steps is done again, with scores less the maximum.
 //!
 //! With dropout, pairs of bf16 are not rounded but cut off, because `prmt` can pack, cut off and drop at once
-//! (`flags.rs`). Exponentials are therefore taken a little too large, by [`LIFT`], so that what is cut off is made up for
-//! on average, and the sums are corrected when a row is finished.
+//! (`flags.rs`). Exponentials are therefore taken a little too large, by [`LIFT`], so that what is cut off is made up
+//! for on average, and the sums are corrected when a row is finished.
 use super::flags::kept;
 use crate::config::HopperCommon;
 use crate::parts::scores::ScoreStage;
@@ -25,9 +25,9 @@ use std::array::from_fn;
 /// What exponentials of one thread's part of a row and step may add up to.
 const GROWN: f32 = 256.0;
 
-/// How much larger exponentials of bf16 are taken that are cut off to 8 bits, in powers of two: log2(1 + ln 2 / 256). Half
-/// a unit of the last place is 1/256 of the power of two below a number m times as large, and where logarithms are spread
-/// evenly the mean of m is 1 / ln 2.
+/// How much larger exponentials of bf16 are taken that are cut off to 8 bits, in powers of two: log2(1 + ln 2 / 256).
+/// Half a unit of the last place is 1/256 of the power of two below a number m times as large, and where logarithms
+/// are spread evenly the mean of m is 1 / ln 2.
 const LIFT: f32 = 0.003_901_0;
 
 /// Probabilities as operands: for each 16 keys four registers.
@@ -166,8 +166,8 @@ impl<'k> LateSoftmax<'k> {
         }
     }
 
-    /// What exponentials are relative to from now on. Where that is too large to be scaled and rounded, it is taken from the
-    /// scores at once.
+    /// What exponentials are relative to from now on. Where that is too large to be scaled and rounded, it is taken
+    /// from the scores at once.
     #[track_caller]
     fn refer(&self, s: &Acc<'k>) -> Reference<'k> {
         let t = self.warp.threads();

@@ -11,8 +11,8 @@
 //!   dk += ds^T q
 //!   ds -> smem, barrier, dq += ds k           the warps share rows and columns of dq; sums in f32 in global memory
 //! ```
-//! With `late_dq` the last line is that of the step before, behind the barrier that each step begins with: one barrier a
-//! step serves q and dout that have come and ds of the step before. ds then has two places in turn.
+//! With `late_dq` the last line is that of the step before, behind the barrier that each step begins with: one
+//! barrier a step serves q and dout that have come and ds of the step before. ds then has two places in turn.
 //!
 //! With `split` warps on the same keys, each makes s, dp, p and ds for its part of the step's queries, and sums up its
 //! part of the columns of dk and dv, for which the others' p and ds come through shared memory. Twice the keys a warp

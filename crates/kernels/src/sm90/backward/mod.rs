@@ -1,4 +1,5 @@
-//! Backward on Hopper, by blocks that own 128 keys (with head_dim above 128: 64, see shared.rs): dk, dv, and dq's pieces.
+//! Backward on Hopper, by blocks that own 128 keys (with head_dim above 128: 64, see shared.rs): dk, dv, and dq's
+//! pieces.
 //!
 //! ```text
 //! multiply (multiply.rs)  two warpgroups, 64 keys each, accumulators whose rows are keys; step j, some queries:
@@ -22,12 +23,12 @@
 //!
 //! (Where warpgroups share keys, shared.rs has its own table.)
 //!
-//! `dq_left` is a barrier in shared memory: a phase ends when dq of a turn has been read, and the next may be put there.
-//! Named barriers: 0 the block, once; 1 the multiplying warpgroups, in the end; from 8 on each one's output.
+//! `dq_left` is a barrier in shared memory: a phase ends when dq of a turn has been read, and the next may be put
+//! there. Named barriers: 0 the block, once; 1 the multiplying warpgroups, in the end; from 8 on each one's output.
 //!
-//! With keys as rows, accumulators of s^T and ds^T are operands of dv and dk as they are. What a step's dq needs of the
-//! other warpgroup was made a step ago, so that the two need not keep in step: one's exponentials run during the other's
-//! products. `docs/hopper-backward.md` has what else was tried.
+//! With keys as rows, accumulators of s^T and ds^T are operands of dv and dk as they are. What a step's dq needs of
+//! the other warpgroup was made a step ago, so that the two need not keep in step: one's exponentials run during the
+//! other's products. `docs/hopper-backward.md` has what else was tried.
 //!
 //! Grid: key tiles x key heads x batches.
 mod dq;
@@ -88,7 +89,8 @@ const FLAG_BYTES: u32 = 8 * 16;
 const KEYS_READ: u32 = 1;
 const FIRST_BARRIER: u32 = 8;
 
-/// What sums of ds have to be multiplied by: with dropout the kernel computes twice ds, which takes an instruction less.
+/// What sums of ds have to be multiplied by: with dropout the kernel computes twice ds, which takes an instruction
+/// less.
 pub(crate) fn ds_scale(dropout: bool) -> f32 {
     if dropout { 0.5 } else { 1.0 }
 }

@@ -22,8 +22,9 @@ impl<'k> Block<'_, 'k> {
         [self.problem.scale * keep_scale * ds_scale(self.common.scores.dropout), keep_scale]
     }
 
-    /// Scales, rounds and starts to write a warpgroup's results, rows `first_key..`. `barrier` is its own. What they are copied
-    /// from must stay until [`wait_stored`](Thread::wait_stored) by the thread that stores, which does `then` next.
+    /// Scales, rounds and starts to write a warpgroup's results, rows `first_key..`. `barrier` is its own. What they
+    /// are copied from must stay until [`wait_stored`](Thread::wait_stored) by the thread that stores, which does
+    /// `then` next.
     pub(super) fn write(
         &self,
         wg: Warpgroup<'k>,
