@@ -69,11 +69,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for left in [Left::Shared, Left::Registers] {
         for op in OPS {
             let kernel = kernel(op, left);
-            let ptx = kernel.ptx();
-            let (entry, block_threads) = (kernel.name(), kernel.block_threads());
-            let program =
-                Program { entry, ptx: &ptx, block_threads, dynamic_smem_bytes: kernel.smem_bytes() };
-            let function = Function::compile(&device, &program)?;
+            let function = Function::compile(&device, &Program::from(&kernel))?;
             let run = |rounds: u32, products: u32| -> Result<[f64; 2], Box<dyn Error>> {
                 let args = [Arg::U64(clocks.ptr()), Arg::U32(rounds), Arg::U32(products)];
                 for _ in 0..2 {

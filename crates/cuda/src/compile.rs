@@ -1,6 +1,5 @@
 //! The driver's compiler: PTX to machine code.
 
-use crate::declared::accelerated_target;
 use crate::device::Device;
 use crate::error::{CudaError, compile_error};
 use crate::program::Program;
@@ -16,14 +15,14 @@ pub(crate) struct Compiled {
 }
 
 /// Compiles `program` for `device`, whose context must be current on this thread.
-pub(crate) fn compile(device: &Device, program: &Program<'_>) -> Result<Compiled, CudaError> {
+pub(crate) fn compile(device: &Device, program: &Program) -> Result<Compiled, CudaError> {
     let _bound = device.bind()?;
     let mut linker = Linker::new();
-    match linker.run(program.ptx) {
+    match linker.run(&program.ptx) {
         CUresult::CUDA_SUCCESS => Ok(Compiled { cubin: linker.cubin(), log: linker.info.text() }),
         result => {
             let log = [linker.error.text(), linker.info.text()].join("\n");
-            Err(compile_error(result, program.entry, log.trim().into()))
+            Err(compile_error(result, &program.entry, log.trim().into()))
         }
     }
 }
@@ -34,13 +33,13 @@ pub(crate) fn compile(device: &Device, program: &Program<'_>) -> Result<Compiled
 /// its warps (`setmaxnreg`, in programs for one architecture) then keeps those it starts with: the compiler says C7504,
 /// spills, and puts wgmma's products one behind the other (measured: 350 instead of 650 TFLOP/s). Loading a text
 /// compiles it as a whole.
-pub(crate) fn is_whole_program(program: &Program<'_>) -> bool {
-    accelerated_target(program.ptx).is_some()
+pub(crate) fn is_whole_program(program: &Program) -> bool {
+    program.is_accelerated
 }
 
 /// Compiles `program` and loads it for `device`, and what the compiler said. The driver keeps the machine code in its
 /// own cache on disk (`CUDA_CACHE_PATH`), and does not hand it out.
-pub(crate) fn load_text(device: &Device, program: &Program<'_>) -> Result<(CUmodule, String), CudaError> {
+pub(crate) fn load_text(device: &Device, program: &Program) -> Result<(CUmodule, String), CudaError> {
     let _bound = device.bind()?;
     let (mut info, mut error) = (Log::new(), Log::new());
     let (mut options, mut values): (Vec<_>, Vec<_>) = log_settings(&mut info, &mut error).into_iter().unzip();
@@ -56,7 +55,7 @@ pub(crate) fn load_text(device: &Device, program: &Program<'_>) -> Result<(CUmod
         unsafe { sys::cuModuleLoadDataEx(&mut handle, text.as_ptr().cast(), count, options, values) };
     if result != CUresult::CUDA_SUCCESS {
         let log = [error.text(), info.text()].join("\n");
-        return Err(compile_error(result, program.entry, log.trim().into()));
+        return Err(compile_error(result, &program.entry, log.trim().into()));
     }
     Ok((handle, info.text()))
 }

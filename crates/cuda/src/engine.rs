@@ -6,7 +6,7 @@ use crate::doing::Doing;
 use crate::error::{CudaError, check};
 use crate::function::Function;
 use crate::known::KnownKernels;
-use crate::program::OwnedProgram;
+use crate::program::Program;
 use crate::said::Said;
 use crate::stream::Stream;
 use crate::workspace::Workspace;
@@ -203,7 +203,7 @@ impl CudaEngine {
     fn function(&self, config: &Config) -> Result<Arc<Function>, CudaError> {
         self.known.get_or_find(config, || {
             log::info!("{config}: {}", config.words());
-            self.cache.get_or_compile(self.device(), &config.to_string(), || program(config))
+            self.cache.get_or_compile(self.device(), &config.to_string(), || Program::from(&config.kernel()))
         })
     }
 
@@ -225,17 +225,6 @@ fn say_portable(what: &str, reason: Option<&NotHopper>) {
 /// That a call asks for one order of additions if the engine promises it.
 fn require_order(engine: bool, call: bool) -> Result<(), EngineError> {
     if engine && !call { Err(EngineError::NotDeterministic) } else { Ok(()) }
-}
-
-/// A kernel's text, and what launches it.
-fn program(config: &Config) -> OwnedProgram {
-    let kernel = config.kernel();
-    OwnedProgram {
-        entry: kernel.name().into(),
-        ptx: kernel.ptx(),
-        block_threads: kernel.block_threads(),
-        dynamic_smem_bytes: kernel.smem_bytes(),
-    }
 }
 
 /// # Safety

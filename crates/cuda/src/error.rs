@@ -77,10 +77,7 @@ pub enum CudaError {
         log: String,
     },
     /// The PTX does not declare the kernel that it should hold.
-    #[error(
-        "the PTX declares no kernel `{kernel}`; give the name that follows .entry, and declare its parameters as \
-         scalars"
-    )]
+    #[error("the PTX declares no kernel `{kernel}`; give the name that follows .entry")]
     NoEntry {
         /// The name that was looked for.
         kernel: String,

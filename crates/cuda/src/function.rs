@@ -1,7 +1,6 @@
 //! A kernel, loaded.
 
 use crate::compile::{compile, is_whole_program, load_text};
-use crate::declared::parameter_bytes;
 use crate::device::Device;
 use crate::doing::Doing;
 use crate::error::{CudaError, check};
@@ -15,7 +14,7 @@ use std::ffi::{CString, c_int};
 /// use signflash_cuda::{Device, Function, Program, Stream};
 ///
 /// let ptx = ".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry nothing() { ret; }\n";
-/// let program = Program { entry: "nothing", ptx, block_threads: 32, dynamic_smem_bytes: 0 };
+/// let program = Program { entry: "nothing".into(), ptx: ptx.into(), block_threads: 32, ..Program::default() };
 /// let device = Device::open(0)?;
 /// let nothing = Function::compile(&device, &program)?;
 /// println!("{} registers\n{}", nothing.registers(), nothing.jit_log());
@@ -58,7 +57,7 @@ impl Function {
     /// # Errors
     /// [`CudaError::NoEntry`], [`CudaError::Compile`] with the compiler's log, [`CudaError::SharedMemory`],
     /// [`CudaError::Threads`], or the driver's.
-    pub fn compile(device: &Device, program: &Program<'_>) -> Result<Self, CudaError> {
+    pub fn compile(device: &Device, program: &Program) -> Result<Self, CudaError> {
         if is_whole_program(program) {
             return Self::compile_whole(device, program);
         }
@@ -67,7 +66,7 @@ impl Function {
     }
 
     /// Compiles and loads a [whole program](is_whole_program) at once.
-    pub(crate) fn compile_whole(device: &Device, program: &Program<'_>) -> Result<Self, CudaError> {
+    pub(crate) fn compile_whole(device: &Device, program: &Program) -> Result<Self, CudaError> {
         let (handle, log) = load_text(device, program)?;
         Self::of(program, Module { device: device.clone(), handle }, log)
     }
@@ -75,21 +74,20 @@ impl Function {
     /// Loads `cubin`, the machine code of `program`.
     pub(crate) fn load(
         device: &Device,
-        program: &Program<'_>,
+        program: &Program,
         cubin: &[u8],
         jit_log: String,
     ) -> Result<Self, CudaError> {
-        let doing = || Doing::Load { kernel: program.entry.into() };
+        let doing = || Doing::Load { kernel: program.entry.clone() };
         let _bound = device.bind()?;
         Self::of(program, Module::load(device, cubin, doing)?, jit_log)
     }
 
     /// The kernel in a loaded module.
-    fn of(program: &Program<'_>, module: Module, jit_log: String) -> Result<Self, CudaError> {
-        let no_entry = || CudaError::NoEntry { kernel: program.entry.into() };
-        let parameter_bytes = parameter_bytes(program.ptx, program.entry).ok_or_else(no_entry)?;
-        let name = CString::new(program.entry).map_err(|_| no_entry())?;
-        let doing = || Doing::Load { kernel: program.entry.into() };
+    fn of(program: &Program, module: Module, jit_log: String) -> Result<Self, CudaError> {
+        let no_entry = || CudaError::NoEntry { kernel: program.entry.clone() };
+        let name = CString::new(program.entry.as_str()).map_err(|_| no_entry())?;
+        let doing = || Doing::Load { kernel: program.entry.clone() };
         let _bound = module.device.bind()?;
         let mut handle: CUfunction = std::ptr::null_mut();
         // SAFETY: `module` was loaded in the context that is current; `handle` is valid for a write.
@@ -101,8 +99,8 @@ impl Function {
             used: Used::read(handle, doing)?,
             module,
             handle,
-            entry: program.entry.into(),
-            parameter_bytes,
+            entry: program.entry.clone(),
+            parameter_bytes: program.parameter_bytes.clone(),
             block_threads: program.block_threads,
             dynamic_smem_bytes: program.dynamic_smem_bytes,
             jit_log,

@@ -5,7 +5,7 @@
 //! are PyTorch's too. Kernels need compute capability 8.0 and a driver for CUDA 11.4 or newer.
 //!
 //! ```no_run
-//! use signflash_cuda::{Arg, Device, DeviceBuffer, ModuleCache, OwnedProgram, Stream};
+//! use signflash_cuda::{Arg, Device, DeviceBuffer, ModuleCache, Program, Stream};
 //!
 //! const PTX: &str = "
 //!     .version 7.0
@@ -26,11 +26,12 @@
 //! let stream = Stream::new(&device)?;
 //! let numbers = DeviceBuffer::alloc(&device, 32 * 4)?;
 //! let kernels = ModuleCache::new();
-//! let number = kernels.get_or_compile(&device, "number", || OwnedProgram {
+//! let number = kernels.get_or_compile(&device, "number", || Program {
 //!     entry: "number".into(),
 //!     ptx: PTX.into(),
+//!     parameter_bytes: vec![8],
 //!     block_threads: 32,
-//!     dynamic_smem_bytes: 0,
+//!     ..Program::default()
 //! })?;
 //! // SAFETY: one block of 32 threads writes 32 numbers of 4 bytes, which `numbers` has room for.
 //! unsafe { number.launch(&stream, 1, &[Arg::from(&numbers)])? };
@@ -57,7 +58,6 @@ mod buffer;
 mod cache;
 mod code;
 mod compile;
-mod declared;
 mod device;
 mod doing;
 mod driver;
@@ -87,7 +87,7 @@ pub use error::CudaError;
 pub use event::Event;
 pub use function::Function;
 pub use graph::Graph;
-pub use program::{OwnedProgram, Program};
+pub use program::Program;
 pub use resident::Resident;
 pub use signflash_kernels::Arg;
 pub use stream::Stream;

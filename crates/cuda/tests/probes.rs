@@ -31,13 +31,7 @@ fn difference(probe: &Probe, device: &Device, stream: &Stream) -> Option<String>
         say(&format!("skipped on this GPU: {}", probe.name));
         return None;
     }
-    let program = Program {
-        entry: probe.kernel.name(),
-        ptx: &probe.kernel.ptx(),
-        block_threads: probe.kernel.block_threads(),
-        dynamic_smem_bytes: probe.kernel.smem_bytes(),
-    };
-    let function = match Function::compile(device, &program) {
+    let function = match Function::compile(device, &Program::from(&probe.kernel)) {
         Ok(function) => function,
         Err(error) => return Some(format!("{}: {error}", probe.name)),
     };

@@ -60,7 +60,7 @@ pub use config::{
 pub use gpu::Gpu;
 pub use hosted::{HostBackward, HostForward, Memory};
 pub use interpreted::{InterpretError, Interpreted};
-pub use signflash_ptx::{Arg, Half, TensorMap};
+pub use signflash_ptx::{Arg, Half, Kernel, Target, TensorMap};
 pub use takes::NotHopper;
 pub use tensor::{DeviceTensor, Order};
 pub use variants::{Calls, variants};

@@ -54,6 +54,15 @@ impl Param {
     /// The type of a [`TensorMap`], which PTX takes for 128 bytes.
     pub const TENSOR: &'static str = "tensor";
 
+    /// Bytes of its value.
+    pub fn bytes(&self) -> usize {
+        match self.ty {
+            "u64" => 8,
+            Param::TENSOR => 128,
+            _ => 4,
+        }
+    }
+
     fn declaration(&self) -> String {
         match self.ty {
             Param::TENSOR => format!("\t.param .align 64 .b8 {}[128]", self.name),

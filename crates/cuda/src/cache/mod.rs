@@ -19,7 +19,7 @@ use crate::device::Device;
 use crate::driver::driver_build;
 use crate::error::CudaError;
 use crate::function::Function;
-use crate::program::{OwnedProgram, Program};
+use crate::program::Program;
 use disk::Disk;
 use once_map::OnceMap;
 use std::sync::Arc;
@@ -32,15 +32,15 @@ use std::sync::Arc;
 /// [`status`](Self::status) says so, and a warning goes to the `log` once.
 ///
 /// ```no_run
-/// use signflash_cuda::{Device, ModuleCache, OwnedProgram};
+/// use signflash_cuda::{Device, ModuleCache, Program};
 ///
 /// let cache = ModuleCache::new();
 /// let device = Device::open(0)?;
-/// let nothing = cache.get_or_compile(&device, "nothing", || OwnedProgram {
+/// let nothing = cache.get_or_compile(&device, "nothing", || Program {
 ///     entry: "nothing".into(),
 ///     ptx: ".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry nothing() { ret; }\n".into(),
 ///     block_threads: 32,
-///     dynamic_smem_bytes: 0,
+///     ..Program::default()
 /// })?;
 /// println!("{}: {:?}", nothing.entry(), cache.status());
 /// # Ok::<(), signflash_cuda::CudaError>(())
@@ -94,11 +94,10 @@ impl ModuleCache {
         &self,
         device: &Device,
         key: &str,
-        program: impl FnOnce() -> OwnedProgram,
+        program: impl FnOnce() -> Program,
     ) -> Result<Arc<Function>, CudaError> {
         self.functions.get_or_try_insert(device.ordinal(), key, || {
-            let program = program();
-            self.load_or_compile(device, &program.as_program()).map(Arc::new)
+            self.load_or_compile(device, &program()).map(Arc::new)
         })
     }
 
@@ -107,7 +106,7 @@ impl ModuleCache {
         self.disk.status()
     }
 
-    fn load_or_compile(&self, device: &Device, program: &Program<'_>) -> Result<Function, CudaError> {
+    fn load_or_compile(&self, device: &Device, program: &Program) -> Result<Function, CudaError> {
         if is_whole_program(program) {
             // Its machine code is not to be had from the driver, which keeps it in a cache of its own.
             let function = Function::compile_whole(device, program)?;
@@ -134,8 +133,8 @@ impl ModuleCache {
 }
 
 /// Everything that machine code depends on.
-fn store_key(device: &Device, program: &Program<'_>) -> StoreKey {
+fn store_key(device: &Device, program: &Program) -> StoreKey {
     let info = device.info();
     let numbers = format!("driver {:?} capability {:?}", info.driver_version, info.compute_capability);
-    StoreKey::of(&[env!("CARGO_PKG_VERSION"), &numbers, driver_build(), program.ptx])
+    StoreKey::of(&[env!("CARGO_PKG_VERSION"), &numbers, driver_build(), &program.ptx])
 }

@@ -1,13 +1,13 @@
 //! Recording and replaying.
 
-use crate::support::{DRAW, drawn, gpu, say};
-use signflash_cuda::{Arg, DeviceBuffer, Function, Graph, Program, Stream, Workspace};
+use crate::support::{DRAW, drawn, gpu, program, say};
+use signflash_cuda::{Arg, DeviceBuffer, Function, Graph, Stream, Workspace};
 
 #[test]
 fn a_seed_in_memory_draws_anew_at_each_replay() {
     let Some(device) = gpu() else { return };
     let stream = Stream::new(&device).unwrap();
-    let program = Program { entry: "draw", ptx: DRAW, block_threads: 256, dynamic_smem_bytes: 0 };
+    let program = program("draw", DRAW, &[8, 8], 256);
     let kernel = Function::compile(&device, &program).unwrap();
     let seed = DeviceBuffer::from_host(&stream, &41u32.to_le_bytes()).unwrap();
     let out = DeviceBuffer::zeroed(&stream, 256).unwrap();

@@ -1,6 +1,6 @@
 //! Compiling and launching.
 
-use crate::support::{ADD, add_program, check_add, gpu, say};
+use crate::support::{ADD, add_program, check_add, gpu, program, say};
 use signflash_cuda::{Arg, CudaError, DeviceBuffer, Function, Program, Stream};
 use std::process::Command;
 
@@ -47,7 +47,7 @@ const TRAP: &str = "
 #[test]
 fn a_kernel_compiles_runs_and_computes() {
     let Some(device) = gpu() else { return };
-    let add = Function::compile(&device, &add_program().as_program()).unwrap();
+    let add = Function::compile(&device, &add_program()).unwrap();
     say(&format!("{} registers, log: {}", add.registers(), add.jit_log()));
     assert!((1..=255).contains(&add.registers()));
     assert_eq!((add.local_bytes(), add.entry()), (0, "add_scaled"));
@@ -60,7 +60,7 @@ fn a_kernel_compiles_runs_and_computes() {
 fn the_compilers_log_is_in_the_error() {
     let Some(device) = gpu() else { return };
     let ptx = ADD.replace("fma.rn.f32 %x, %y, %scale, %x;", "fma.rn.f32 %x, %y, %unknown, %x;");
-    let program = Program { entry: "add_scaled", ptx: &ptx, block_threads: 128, dynamic_smem_bytes: 0 };
+    let program = Program { ptx, ..add_program() };
     let error = Function::compile(&device, &program).unwrap_err();
     say(&error.to_string());
     let CudaError::Compile { log, .. } = &error else { panic!("{error}") };
@@ -72,7 +72,7 @@ fn the_compilers_log_is_in_the_error() {
 fn arguments_are_checked_before_anything_runs() {
     let Some(device) = gpu() else { return };
     let stream = Stream::new(&device).unwrap();
-    let add = Function::compile(&device, &add_program().as_program()).unwrap();
+    let add = Function::compile(&device, &add_program()).unwrap();
     // SAFETY: neither launch passes the checks, so nothing runs.
     let (too_few, too_narrow) = unsafe {
         let narrow = [Arg::U64(0), Arg::U64(0), Arg::U32(0), Arg::U32(0), Arg::F32(0.0)];
@@ -86,7 +86,7 @@ fn arguments_are_checked_before_anything_runs() {
 fn no_blocks_are_nothing_to_run() {
     let Some(device) = gpu() else { return };
     let stream = Stream::new(&device).unwrap();
-    let add = Function::compile(&device, &add_program().as_program()).unwrap();
+    let add = Function::compile(&device, &add_program()).unwrap();
     let args = [Arg::U64(0), Arg::U64(0), Arg::U64(0), Arg::U32(0), Arg::F32(0.0)];
     // SAFETY: no block runs.
     unsafe { add.launch(&stream, 0, &args) }.unwrap();
@@ -96,7 +96,7 @@ fn no_blocks_are_nothing_to_run() {
 #[test]
 fn a_name_that_the_text_lacks_is_a_sentence() {
     let Some(device) = gpu() else { return };
-    let program = Program { entry: "add", ptx: ADD, block_threads: 128, dynamic_smem_bytes: 0 };
+    let program = Program { entry: "add".into(), ..add_program() };
     assert!(matches!(Function::compile(&device, &program), Err(CudaError::NoEntry { .. })));
 }
 
@@ -105,7 +105,7 @@ fn a_block_may_have_more_than_48_kib_of_shared_memory() {
     let Some(device) = gpu() else { return };
     let stream = Stream::new(&device).unwrap();
     let bytes = device.info().smem_per_block_optin_bytes;
-    let program = Program { entry: "last_word", ptx: SHARED, block_threads: 32, dynamic_smem_bytes: bytes };
+    let program = Program { dynamic_smem_bytes: bytes, ..program("last_word", SHARED, &[8, 4], 32) };
     let last_word = Function::compile(&device, &program).unwrap();
     let out = DeviceBuffer::zeroed(&stream, 4).unwrap();
     // SAFETY: `out` has room for the word that is written, and lives until it has been read.
@@ -121,7 +121,7 @@ fn a_block_may_have_more_than_48_kib_of_shared_memory() {
 fn too_many_threads_are_a_sentence() {
     let Some(device) = gpu() else { return };
     for block_threads in [0, 1025] {
-        let program = Program { entry: "add_scaled", ptx: ADD, block_threads, dynamic_smem_bytes: 0 };
+        let program = Program { block_threads, ..add_program() };
         let error = Function::compile(&device, &program).unwrap_err();
         assert!(matches!(error, CudaError::Threads { .. }), "{error}");
     }
@@ -134,7 +134,7 @@ fn hoppers_own_instructions_compile_on_hopper() {
         return say("skipped: this GPU is no Hopper");
     }
     let stream = Stream::new(&device).unwrap();
-    let program = Program { entry: "hopper", ptx: HOPPER, block_threads: 128, dynamic_smem_bytes: 0 };
+    let program = Program { is_accelerated: true, ..program("hopper", HOPPER, &[], 128) };
     let hopper = Function::compile(&device, &program).unwrap();
     // SAFETY: the kernel touches no memory.
     unsafe { hopper.launch(&stream, 1, &[]) }.unwrap();
@@ -156,7 +156,7 @@ fn a_kernel_that_fails_is_reported_when_waiting_for_it() {
         return;
     }
     let stream = Stream::new(&device).unwrap();
-    let program = Program { entry: "fails", ptx: TRAP, block_threads: 32, dynamic_smem_bytes: 0 };
+    let program = program("fails", TRAP, &[], 32);
     let fails = Function::compile(&device, &program).unwrap();
     // SAFETY: the kernel touches no memory.
     unsafe { fails.launch(&stream, 1, &[]) }.unwrap();

@@ -1,7 +1,7 @@
 //! Kernels written by hand.
 
 pub(crate) use crate::gpu::{gpu, say};
-use signflash_cuda::{Arg, DeviceBuffer, Function, OwnedProgram, Program, Stream};
+use signflash_cuda::{Arg, DeviceBuffer, Function, Program, Stream};
 
 /// out = a + scale * b, n of them.
 pub(crate) const ADD: &str = "
@@ -82,8 +82,15 @@ pub(crate) fn drawn(seed: u32) -> Vec<u8> {
     (0..256).map(bit).collect()
 }
 
-pub(crate) fn add_program() -> OwnedProgram {
-    Program { entry: "add_scaled", ptx: ADD, block_threads: 128, dynamic_smem_bytes: 0 }.into()
+/// A program of a text without shared memory, its parameters so many bytes each.
+pub(crate) fn program(entry: &str, ptx: &str, parameter_bytes: &[usize], block_threads: u32) -> Program {
+    let (entry, ptx, parameter_bytes) = (entry.into(), ptx.into(), parameter_bytes.into());
+    Program { entry, ptx, parameter_bytes, block_threads, ..Program::default() }
+}
+
+/// [`ADD`] in blocks of 128 threads.
+pub(crate) fn add_program() -> Program {
+    program("add_scaled", ADD, &[8, 8, 8, 4, 4], 128)
 }
 
 /// Runs [`ADD`] on 1000 numbers and compares.
