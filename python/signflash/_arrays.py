@@ -6,7 +6,6 @@ from typing import Any
 
 from . import _native, _random
 from ._kinds import is_torch
-from ._settings import Settings
 
 CPU = 1  # kDLCPU
 DTYPES = ("float32", "float16", "bfloat16")
@@ -54,10 +53,20 @@ def dense(x):
     return x if fits else numpy().array(x, dtype=x.dtype.newbyteorder("="), order="C")
 
 
-def tensor(x):
+def written(x):
+    """(address, shape, strides in elements)."""
     if x.size == 0:  # NumPy says that nothing lies nothing apart
-        return (0, x.shape, (0, 0, 0, 1))
+        return (0, x.shape, (0, 0, 0, 1)[-x.ndim :])
     return (x.ctypes.data, x.shape, tuple(stride // x.itemsize for stride in x.strides))
+
+
+#: NumPy lets nobody shorten the memory of an array.
+ALL_MEMORY = (1 << 63) - 1
+
+
+def lent(x):
+    """The same of an array that is read: and where it begins in how many bytes."""
+    return (*written(x), 0, ALL_MEMORY)
 
 
 def operands(q, k, v):
@@ -79,7 +88,7 @@ def back(like: Any, x):
     return namespace.from_dlpack(x) if hasattr(namespace, "from_dlpack") else x
 
 
-def attention(given_q, k, v, *, seed, offset, generator, rng_state, deterministic, return_probs, dropout_p, **rest):
+def attention(given_q, k, v, settings, *, seed, offset, generator, rng_state, deterministic, return_probs):
     """(out, lse, probs or None, (seed, offset)); the backward of the CPU is always deterministic."""
     np = numpy()
     if rng_state is not None:
@@ -89,31 +98,36 @@ def attention(given_q, k, v, *, seed, offset, generator, rng_state, deterministi
         raise TypeError(f"generator must be a signflash.Generator for arrays, got {kind}; or give seed and offset")
     q, k, v = operands(given_q, k, v)
     batch, seqlen_q, num_heads, _ = q.shape
-    if dropout_p > 0.0 and seed is None:
+    if settings.dropout_p > 0.0 and seed is None:
         source = generator or _random.scoped() or _random.of_arrays()
         seed, offset = source.next(batch, num_heads)
     seed = seed or 0
     out = np.empty(q.shape, q.dtype)
     lse = np.empty((batch, num_heads, seqlen_q), np.float32)
     probs = np.empty((batch, num_heads, seqlen_q, k.shape[1]), q.dtype) if return_probs else None
-    settings = Settings(seed=seed, offset=offset, dropout_p=dropout_p, **rest)
-    _native.forward(
+    computed = _native.forward(
         (-1, 0),
         q.dtype.name,
-        tensor(q),
-        tensor(k),
-        tensor(v),
-        tensor(out),
+        lent(q),
+        lent(k),
+        lent(v),
+        written(out),
         lse.ctypes.data,
-        None if probs is None else tensor(probs),
-        0,
+        None if probs is None else written(probs),
+        (seed, offset, 0),
         settings,
     )
+    _expect(computed)
     probs = None if probs is None else back(given_q, probs)
     return back(given_q, out), back(given_q, lse), probs, (seed, offset)
 
 
-def backward(dout, given_q, k, v, out, lse, *, dlse, **settings):
+def _expect(computed: bool) -> None:
+    if not computed:
+        raise RuntimeError("an array cannot be read where it lies; please report this")  # all were made dense before
+
+
+def backward(dout, given_q, k, v, out, lse, dlse, settings, state):
     """(dq, dk, dv)."""
     np = numpy()
     q, k, v = operands(given_q, k, v)
@@ -125,20 +139,20 @@ def backward(dout, given_q, k, v, out, lse, *, dlse, **settings):
         read.append(dense(x))
     lse = rows("lse", lse, q)
     dlse = None if dlse is None else rows("dlse", dlse, q)
-    written = [np.empty(x.shape, x.dtype) for x in (q, k, v)]
-    _native.backward(
+    gradients = [np.empty(x.shape, x.dtype) for x in (q, k, v)]
+    computed = _native.backward(
         (-1, 0),
         q.dtype.name,
-        tuple(tensor(x) for x in read),
-        lse.ctypes.data,
-        0 if dlse is None else dlse.ctypes.data,
-        tuple(tensor(x) for x in written),
+        tuple(lent(x) for x in read),
+        (lent(lse), None if dlse is None else lent(dlse)),
+        tuple(written(x) for x in gradients),
         0,
         False,
-        0,
-        Settings(**settings),
+        (*state, 0),
+        settings,
     )
-    return tuple(back(given_q, x) for x in written)
+    _expect(computed)
+    return tuple(back(given_q, x) for x in gradients)
 
 
 def rows(name: str, x: Any, q):

@@ -6,7 +6,7 @@ import sys
 from typing import Any, Optional, Sequence
 
 from ._kinds import is_torch
-from ._settings import check_dropout_p, check_scale_rule, check_shard, check_softmax_scale, check_u64
+from ._settings import check_u64, judged
 
 _TORCH_HALF = __package__ + "._torch.attention"
 
@@ -77,14 +77,11 @@ def attention(
     Raises:
         ValueError, TypeError, NotImplementedError: name the argument, what was expected, what came and the remedy.
     """
-    dropout_p = check_dropout_p(dropout_p)
-    softmax_scale = check_softmax_scale(softmax_scale)
-    nominal = check_scale_rule(scale_rule)
-    shard = check_shard(shard)
+    settings = judged(dropout_p, softmax_scale, causal, scale_rule, shard)
     if seed is None:
         if offset is not None:
             raise ValueError(f"offset was given as {offset} without seed; give both, or neither")
-        if shard is not None and rng_state is None and dropout_p > 0.0:
+        if shard is not None and rng_state is None and settings.dropout_p > 0.0:
             raise ValueError("seed must be given with shard, so that all pieces draw from the same state; got None")
         offset = 0
     else:
@@ -96,18 +93,16 @@ def attention(
     call = torch_half().attention if is_torch(q) else _of_arrays
     out, lse, probs, state = call(
         (q, k, v),
-        dropout_p=dropout_p,
-        softmax_scale=softmax_scale,
-        causal=bool(causal),
-        nominal=nominal,
+        settings,
         seed=seed,
         offset=offset,
         generator=generator,
         rng_state=rng_state,
-        shard=shard,
         deterministic=bool(deterministic),
         return_probs=bool(return_probs),
     )
+    if not (return_lse or return_probs or return_rng_state):
+        return out
     results = [out]
     if return_lse:
         results.append(lse)
@@ -115,13 +110,13 @@ def attention(
         results.append(probs)
     if return_rng_state:
         results.append(state)
-    return results[0] if len(results) == 1 else tuple(results)
+    return tuple(results)
 
 
-def _of_arrays(tensors, **settings):
+def _of_arrays(tensors, settings, **rest):
     from . import _arrays
 
-    return _arrays.attention(*tensors, **settings)
+    return _arrays.attention(*tensors, settings, **rest)
 
 
 def attention_backward(
@@ -148,21 +143,12 @@ def attention_backward(
     (``return_rng_state``). dlse, the gradient of lse (batch, num_heads, seqlen_q) float32, is None if nothing depends on lse.
     dq is (batch, seqlen_q, num_heads, head_dim), dk and dv (batch, seqlen_k, num_heads_k, head_dim).
     """
-    dropout_p = check_dropout_p(dropout_p)
-    if dropout_p > 0.0 and seed is None:
+    settings = judged(dropout_p, softmax_scale, causal, scale_rule, shard)
+    if settings.dropout_p > 0.0 and seed is None:
         raise ValueError("seed must be the forward's where dropout_p > 0, got None; ask it for return_rng_state=True")
-    settings = dict(
-        dlse=dlse,
-        dropout_p=dropout_p,
-        softmax_scale=check_softmax_scale(softmax_scale),
-        causal=bool(causal),
-        nominal=check_scale_rule(scale_rule),
-        seed=check_u64("seed", 0 if seed is None else seed),
-        offset=check_u64("offset", offset),
-        shard=check_shard(shard),
-    )
+    state = check_u64("seed", 0 if seed is None else seed), check_u64("offset", offset)
     if is_torch(q):
-        return torch_half().backward(dout, q, k, v, out, lse, deterministic=bool(deterministic), **settings)
+        return torch_half().backward(dout, q, k, v, out, lse, dlse, settings, state, bool(deterministic))
     from . import _arrays
 
-    return _arrays.backward(dout, q, k, v, out, lse, **settings)
+    return _arrays.backward(dout, q, k, v, out, lse, dlse, settings, state)

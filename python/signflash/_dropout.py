@@ -31,15 +31,16 @@ def dropout_mask(
     if len(shape) != 4 or min(shape) < 0:
         raise ValueError(f"shape must be (batch, num_heads, seqlen_q, seqlen_k), got {shape}")
     seed, offset = check_u64("seed", seed), check_u64("offset", offset)
-    settings = Settings(False, None, check_dropout_p(dropout_p), seed, offset, False, check_shard(shard))
+    settings = Settings(check_dropout_p(dropout_p), shard=check_shard(shard))
+    state = (seed, offset, 0)
     if device is not None:
         from ._torch.dropout_mask import dropout_mask_tensor
 
-        return dropout_mask_tensor(shape, settings, device)
+        return dropout_mask_tensor(shape, state, settings, device)
     from ._arrays import numpy
 
     keep = numpy().empty(shape, dtype=bool)
-    _native.dropout_mask(keep.ctypes.data, shape, settings)
+    _native.dropout_mask(keep.ctypes.data, shape, state, settings)
     return keep
 
 

@@ -1,42 +1,43 @@
 """The compiled half. Numbers only: addresses, shapes and strides of tensors that the caller keeps alive."""
 
-from typing import List, Optional, Tuple
+from typing import Any, List, Optional, Tuple, Union
+
+from ._settings import Settings
 
 __version__: str
+SETTINGS: Tuple[str, ...]
 
 _Four = Tuple[int, int, int, int]
-_Tensor = Tuple[int, _Four, _Four]
+_Written = Union[int, Tuple[int, _Four, _Four]]
+_Lent = Union[Tuple[int, Tuple[int, ...], Tuple[int, ...], int, int], Tuple[Any, int, int]]
 _Place = Tuple[int, int]
-_Shard = Tuple[int, int, int, int, Optional[int]]
-_Settings = Tuple[bool, Optional[float], float, int, int, bool, Optional[_Shard]]
+_State = Tuple[int, int, int]
 
+def exchange(cls: type, table: Any) -> bool: ...
 def forward(
     at: _Place,
     dtype_name: str,
-    q: _Tensor,
-    k: _Tensor,
-    v: _Tensor,
-    out: _Tensor,
+    q: _Lent,
+    k: _Lent,
+    v: _Lent,
+    out: _Written,
     lse: int,
-    probs: Optional[_Tensor],
-    seed_and_offset: int,
-    settings_args: _Settings,
-) -> None: ...
+    probs: Optional[_Written],
+    state: _State,
+    settings: Settings,
+) -> bool: ...
 def backward(
     at: _Place,
     dtype_name: str,
-    read: Tuple[_Tensor, _Tensor, _Tensor, _Tensor, _Tensor],
-    lse: int,
-    dlse: int,
-    written: Tuple[_Tensor, _Tensor, _Tensor],
+    read: Tuple[_Lent, _Lent, _Lent, _Lent, _Lent],
+    rows: Tuple[_Lent, Optional[_Lent]],
+    written: Tuple[_Written, _Written, _Written],
     workspace: int,
     deterministic: bool,
-    seed_and_offset: int,
-    settings_args: _Settings,
-) -> None: ...
-def workspace_bytes(
-    ordinal: int, q_shape: _Four, k_shape: _Four, deterministic: bool, settings_args: _Settings
-) -> int: ...
-def dropout_mask(to: int, shape: _Four, settings_args: _Settings) -> None: ...
+    state: _State,
+    settings: Settings,
+) -> bool: ...
+def workspace_bytes(ordinal: int, q_shape: _Four, k_shape: _Four, deterministic: bool, settings: Settings) -> int: ...
+def dropout_mask(to: int, shape: _Four, state: _State, settings: Settings) -> None: ...
 def keep_scale(dropout_p: float, nominal: bool) -> float: ...
 def info() -> Tuple[str, int, List[str], Optional[str]]: ...

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numbers
 from typing import NamedTuple, Optional, Sequence, Tuple
 
+from . import _native
+
 U64 = 0xFFFF_FFFF_FFFF_FFFF
 I64_MAX = 0x7FFF_FFFF_FFFF_FFFF
 
@@ -25,15 +27,53 @@ class Shard(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """As the native functions take them."""
+    """What is to be computed, but for tensors and the random state.
 
-    causal: bool
-    softmax_scale: Optional[float]
-    dropout_p: float
-    seed: int
-    offset: int
-    nominal: bool
-    shard: Optional[Tuple]
+    The native half takes it as it is: ``crates/python/src/settings.rs`` has the same fields, and says what they mean.
+    """
+
+    dropout_p: float = 0.0
+    softmax_scale: Optional[float] = None
+    causal: bool = False
+    nominal: bool = False
+    shard: Optional[Shard] = None
+
+
+#: The same as arguments of an operator of ``torch.library``, as :func:`to_operator` gives them.
+OPERATOR_ARGUMENTS = "float dropout_p, float? softmax_scale, bool causal, bool nominal, SymInt[] shard"
+
+if Settings._fields != _native.SETTINGS:
+    raise ImportError(f"the native half has the settings {_native.SETTINGS}, expected {Settings._fields}; reinstall signflash")
+
+
+def to_operator(settings: Settings) -> Tuple:
+    """Numbers and lists of numbers: nobody's shard is an empty one."""
+    shard = settings.shard
+    if shard is None:
+        return (*settings[:-1], [])
+    return (*settings[:-1], [*shard[:4], -1 if shard[4] is None else shard[4]])
+
+
+def from_operator(values: Sequence) -> Settings:
+    """The inverse."""
+    *values, shard = values
+    return Settings(*values, Shard(*shard[:4], None if shard[4] < 0 else shard[4]) if shard else None)
+
+
+def dropout_p_of(values: Sequence) -> float:
+    """The same of the arguments of an operator, whose numbers may be a compiler's symbols."""
+    return values[Settings._fields.index("dropout_p")]
+
+
+def judged(dropout_p, softmax_scale, causal, scale_rule, shard) -> Settings:
+    """As :func:`signflash.attention` takes them."""
+    return Settings(
+        check_dropout_p(dropout_p),
+        check_softmax_scale(softmax_scale),
+        bool(causal),
+        check_scale_rule(scale_rule),
+        check_shard(shard),
+    )
 
 
 def check_dropout_p(dropout_p) -> float:

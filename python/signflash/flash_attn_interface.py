@@ -15,7 +15,7 @@ import numbers
 from typing import Any
 
 from ._attention import torch_half
-from ._settings import check_dropout_p, check_softmax_scale
+from ._settings import Settings, check_dropout_p, check_softmax_scale
 
 __all__ = [
     "flash_attn_func",
@@ -255,11 +255,8 @@ def _run(packing, tensors, tail):
     causal = _check_window(window_size, bool(causal), seqlen_k)
     out, lse, probs, _ = half.attention(
         tensors,
+        Settings(check_dropout_p(dropout_p), check_softmax_scale(softmax_scale), causal, nominal=True),
         packing,
-        dropout_p=check_dropout_p(dropout_p),
-        softmax_scale=check_softmax_scale(softmax_scale),
-        causal=causal,
-        nominal=True,
         deterministic=bool(deterministic),
         return_probs=bool(return_attn_probs),
     )

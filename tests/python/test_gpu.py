@@ -220,7 +220,7 @@ def test_memory_is_operands_results_and_the_documented_workspace(dim, determinis
     tensors = make(batch, seqlen, heads, dim, torch.bfloat16)
     size = tensors[0].numel() * 2
     rows = batch * heads * seqlen
-    settings = Settings(False, None, 0.1, 0, 0, False, None)
+    settings = Settings(dropout_p=0.1)
     workspace = _native.workspace_bytes(0, tensors[0].shape, tensors[1].shape, deterministic, settings)
     slack = 1 << 20  # the allocator's rounding
     used, out = peak(lambda: signflash.attention(*tensors, dropout_p=0.1, deterministic=deterministic))

@@ -2,7 +2,7 @@
 
 use crate::error::CallError;
 use crate::foreign::ForeignTensor;
-use crate::settings::Settings;
+use crate::settings::{RandomState, Settings};
 use crate::{cpu, cuda};
 use signflash_core::{Dtype, Problem, ProblemError, TensorName};
 
@@ -37,8 +37,7 @@ pub struct Forward {
     pub lse: u64,
     /// Written, if asked for.
     pub probs: Option<ForeignTensor>,
-    /// On a GPU, where seed and offset are if not in the settings; or 0.
-    pub seed_and_offset: u64,
+    pub state: RandomState,
 }
 
 /// A backward's tensors.
@@ -60,8 +59,7 @@ pub struct Backward {
     pub dk: ForeignTensor,
     /// Written.
     pub dv: ForeignTensor,
-    /// As in [`Forward`].
-    pub seed_and_offset: u64,
+    pub state: RandomState,
     /// On a GPU, memory of [`workspace_bytes`]; 0 on the CPU.
     pub workspace: u64,
     /// On a GPU, the same bits in every run.
@@ -71,7 +69,7 @@ pub struct Backward {
 impl Forward {
     /// The problem, if all tensors fit it.
     pub(crate) fn problem(&self, settings: &Settings) -> Result<Problem, ProblemError> {
-        let problem = settings.problem(&self.q, &self.k)?;
+        let problem = settings.problem(&self.state, &self.q, &self.k)?;
         let shape = problem.shape();
         self.k.check(TensorName::K, shape.k(), self.dtype)?;
         self.v.check(TensorName::V, shape.v(), self.dtype)?;
@@ -85,7 +83,7 @@ impl Forward {
 impl Backward {
     /// The problem, if all tensors fit it.
     pub(crate) fn problem(&self, settings: &Settings) -> Result<Problem, ProblemError> {
-        let problem = settings.problem(&self.q, &self.k)?;
+        let problem = settings.problem(&self.state, &self.q, &self.k)?;
         let shape = problem.shape();
         let tensors = [
             (TensorName::Q, self.q),

@@ -38,7 +38,7 @@ pub(crate) unsafe fn forward(
     let inputs = [call.q, call.k, call.v].map(|tensor| tensor.on_gpu(Order::RowsFirst));
     let forward = ForwardCall::new(problem, half, inputs, call.out.on_gpu(Order::RowsFirst), call.lse)
         .with_probs(call.probs.map(|probs| probs.on_gpu(Order::HeadsFirst)))
-        .with_seed_and_offset_ptr(call.seed_and_offset);
+        .with_seed_and_offset_ptr(call.state.address);
     // SAFETY: the stream is the caller's, who keeps it; the tensors are there by the caller's promise, and fit.
     unsafe { engine.forward_on(&Stream::from_raw(engine.device(), stream), &forward) }
 }
@@ -56,7 +56,7 @@ pub(crate) unsafe fn backward(
     let on_gpu = |tensor: &ForeignTensor| tensor.on_gpu(Order::RowsFirst);
     let inputs = [&call.q, &call.k, &call.v].map(on_gpu);
     let forward = ForwardCall::new(problem, half, inputs, on_gpu(&call.out), call.lse)
-        .with_seed_and_offset_ptr(call.seed_and_offset);
+        .with_seed_and_offset_ptr(call.state.address);
     let gradients = [&call.dq, &call.dk, &call.dv].map(on_gpu);
     let backward = BackwardCall::of(&forward, on_gpu(&call.dout), gradients, call.workspace)
         .with_dlse((call.dlse != 0).then_some(call.dlse))

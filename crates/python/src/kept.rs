@@ -3,7 +3,7 @@
 use crate::error::CallError;
 use crate::foreign;
 use crate::pool;
-use crate::settings::Settings;
+use crate::settings::{RandomState, Settings};
 use rayon::prelude::*;
 use signflash_core::{Shape, TensorName};
 
@@ -17,10 +17,15 @@ const ROWS: usize = 64;
 ///
 /// # Safety
 /// `to` must be the address of that many bytes, which nobody else uses.
-pub unsafe fn write(to: u64, shape: [usize; 4], settings: &Settings) -> Result<(), CallError> {
+pub unsafe fn write(
+    to: u64,
+    shape: [usize; 4],
+    state: &RandomState,
+    settings: &Settings,
+) -> Result<(), CallError> {
     let [batch, num_heads, seqlen_q, seqlen_k] = shape;
     let whole = Shape::new(batch, seqlen_q, seqlen_k).heads(num_heads, num_heads).head_dim(1);
-    let problem = settings.of_shape(whole)?;
+    let problem = settings.of_shape(state, whole)?;
     let bytes = shape.into_iter().fold(1, usize::saturating_mul);
     // SAFETY: the caller's promise.
     let entries = unsafe { foreign::bytes_mut(TensorName::Probs, to, bytes) }?;

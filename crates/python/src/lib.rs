@@ -12,6 +12,8 @@
 //! | [`call`] | forward and backward, on the CPU or on a GPU |
 //! | [`error`] | why a call was not computed |
 //! | [`kept`] | the dropout mask, written out |
+//! | `arguments` | what Python passes, judged |
+//! | `exchange` | tensors that describe themselves |
 //! | `module` | the functions that Python sees |
 
 pub mod call;
@@ -25,7 +27,11 @@ mod cuda;
 mod pool;
 
 #[cfg(feature = "extension")]
+mod arguments;
+#[cfg(feature = "extension")]
 mod ending;
+#[cfg(feature = "extension")]
+mod exchange;
 #[cfg(feature = "extension")]
 mod logger;
 #[cfg(feature = "extension")]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch.autograd import forward_ad
 
-from .._settings import Settings
 from . import checks, function, native, random, replay
 from .paths import HAS_OPERATORS, needs_operator, refuse_tangents, refuse_without_operators
 
@@ -17,17 +16,13 @@ else:
 
 def attention(
     tensors,
+    settings,
     packing=function.PLAIN,
     *,
-    dropout_p=0.0,
-    softmax_scale=None,
-    causal=False,
-    nominal=False,
     seed=None,
     offset=0,
     generator=None,
     rng_state=None,
-    shard=None,
     deterministic=False,
     return_probs=False,
 ):
@@ -38,20 +33,16 @@ def attention(
     if needs_operator(tensors if rng_state is None else (*tensors, rng_state)):
         refuse_tangents((q, k, v))
         if ops is None:
-            checks.check_qkv(q, k, v)
+            checks.check_kinds(q, k, v)
             refuse_without_operators((("q", q), ("k", k), ("v", v)))
         else:
             return ops.attention(
                 *checks.autocast(q, k, v),
-                dropout_p=dropout_p,
-                softmax_scale=softmax_scale,
-                causal=causal,
-                nominal=nominal,
+                settings,
                 seed=seed,
                 offset=offset,
                 generator=generator,
                 rng_state=rng_state,
-                shard=shard,
                 deterministic=deterministic,
                 return_probs=return_probs,
             )
@@ -59,24 +50,26 @@ def attention(
         q, k, v = tensors = checks.autocast(q, k, v)
         packing = function.PLAIN
     checks.check_qkv(q, k, v)
-    if dropout_p == 0.0 or seed is not None:
-        seed = seed or 0
-        if dropout_p > 0.0 and replay.may_be_checkpointed():
-            replay.watch(seed, offset)
-    elif rng_state is None:
-        seed, offset, rng_state = random.draw_now(q, generator)
-    else:
-        random.check_rng_state(q, rng_state)
-        seed = 0
-    settings = Settings(causal, softmax_scale, dropout_p, seed, offset, nominal, shard)
-    state = (seed, offset) if rng_state is None else rng_state
+    state = _state(q, settings, seed, offset, generator, rng_state)
     if torch.is_grad_enabled() and _any_requires_grad(tensors):
         deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
-        out, lse, probs = function.Attention.apply(settings, rng_state, return_probs, deterministic, packing, *tensors)
+        out, lse, probs = function.Attention.apply(settings, state, return_probs, deterministic, packing, *tensors)
     else:
-        dense = native.dense
-        out, lse, probs = native.forward(dense(q), dense(k), dense(v), settings, rng_state, return_probs)
+        out, lse, probs = native.forward(q, k, v, settings, state, return_probs)
     return out, lse, probs, state
+
+
+def _state(q, settings, seed, offset, generator, rng_state):
+    """What the mask is drawn from: (seed, offset), or a tensor of both."""
+    if settings.dropout_p == 0.0 or seed is not None:
+        if settings.dropout_p > 0.0 and replay.may_be_checkpointed():
+            replay.watch(seed, offset)
+        return (seed or 0, offset) if rng_state is None else rng_state
+    if rng_state is not None:
+        random.check_rng_state(q, rng_state)
+        return rng_state
+    seed, offset, drawn = random.draw_now(q, generator)
+    return (seed, offset) if drawn is None else drawn
 
 
 def _any_requires_grad(tensors):
@@ -86,11 +79,9 @@ def _any_requires_grad(tensors):
     return False
 
 
-def backward(
-    dout, q, k, v, out, lse, *, dlse, dropout_p, softmax_scale, causal, nominal, seed, offset, shard, deterministic
-):  # fmt: skip
+def backward(dout, q, k, v, out, lse, dlse, settings, state, deterministic):
     """(dq, dk, dv), for who keeps the forward's results without autograd."""
-    checks.check_qkv(q, k, v)
+    checks.check_kinds(q, k, v)
     for name, x in (("dout", dout), ("out", out)):
         checks.check_tensor(name, x)
         if x.dtype != q.dtype or x.device != q.device:
@@ -100,8 +91,7 @@ def backward(
         _check_rows("dlse", dlse, q)
     tensors = (dout, q, k, v, out, lse) if dlse is None else (dout, q, k, v, out, lse, dlse)
     refuse_tangents(tensors)
-    settings = Settings(causal, softmax_scale, dropout_p, seed, offset, nominal, shard)
-    call = function.Call(settings, deterministic, function.PLAIN, 3, None, None)
+    call = function.Call(settings, deterministic, function.PLAIN, 3, state, None)
     run = function.gradients
     if torch.is_grad_enabled() and _any_requires_grad(tensors):
         run = function.Gradients.apply  # what differentiates these gradients is refused, and not lost

@@ -24,12 +24,13 @@ def check_tensor(name: str, x, dims: int = 4, meaning: str = QKV_DIMS) -> None:
 
 
 def check_qkv(q, k, v) -> None:
+    """That these tensors can be computed with. They are tensors."""
     if not _is_good(q, k, v):
         check_kinds(q, k, v)
 
 
 def check_kinds(q, k, v) -> None:
-    """The same, one by one, for tensors of any kind."""
+    """The same, one by one, for anything."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         check_tensor(name, x)
         if x.layout is not torch.strided and not getattr(x, "is_nested", False):
@@ -44,12 +45,11 @@ def check_kinds(q, k, v) -> None:
 
 
 def _is_good(q, k, v) -> bool:
-    """What most calls are, found out quickly; the rest is judged one by one. The tensors are plain ones."""
-    if not (isinstance(q, torch.Tensor) and isinstance(k, torch.Tensor) and isinstance(v, torch.Tensor)):
-        return False
-    if not q.dtype is k.dtype is v.dtype or not q.dim() == k.dim() == v.dim() == 4:
-        return False
-    if not q.layout is k.layout is v.layout is torch.strided or q.is_nested or k.is_nested or v.is_nested:
+    """What most calls are, found out quickly; the rest is judged one by one. The tensors are plain ones.
+
+    The native half judges how k and v lie, in a call that is then refused here.
+    """
+    if not q.dtype is k.dtype is v.dtype or q.dim() != 4 or q.layout is not torch.strided or q.is_nested:
         return False
     if q.is_cuda:
         # The number of the GPU, or -1: quicker than its name.
@@ -80,8 +80,21 @@ def _check_value(holds, message) -> None:
         raise ValueError(message)
 
 
+def check_alike(q, k, v, out, dout, lse, dlse) -> None:
+    """What the native half takes for granted of a backward's tensors: one dtype, one device."""
+    index = q.get_device()  # -1 is the CPU
+    fits = q.dtype is k.dtype is v.dtype is out.dtype is dout.dtype and lse.dtype is torch.float32
+    fits = fits and index == k.get_device() == v.get_device() == out.get_device() == dout.get_device() == lse.get_device()
+    if fits and dlse is not None:
+        fits = dlse.dtype is torch.float32 and dlse.get_device() == index
+    if fits and index >= 0:
+        fits = all([x is None or x.is_cuda for x in (q, k, v, out, dout, lse, dlse)])
+    if not fits:
+        check_backward(q, k, v, out, dout, lse, dlse)
+
+
 def check_backward(q, k, v, out, dout, lse, dlse) -> None:
-    """What the native half takes for granted: one dtype, one device, and the shape of what it gets as an address."""
+    """The same one by one, and the shapes that the native half refuses to read."""
     if not q.dtype is k.dtype is v.dtype is out.dtype is dout.dtype:
         kinds = ", ".join(str(x.dtype) for x in (q, k, v, out, dout))
         raise TypeError(f"q, k, v, out and dout must be of one dtype, as in the forward, got {kinds}")

@@ -10,11 +10,11 @@ from .. import _native
 from .paths import HAS_OPERATORS
 
 
-def dropout_mask_tensor(shape, settings, device):
+def dropout_mask_tensor(shape, state, settings, device):
     """bool (batch, num_heads, seqlen_q, seqlen_k) on ``device``."""
     with _nobody_watching():
         keep = torch.empty(shape, dtype=torch.bool, device="cpu")
-        _native.dropout_mask(keep.data_ptr(), shape, settings)
+        _native.dropout_mask(keep.data_ptr(), shape, state, settings)
     # For tracers it is a constant, as what torch.tensor makes is.
     return (torch.ops.aten.lift_fresh(keep) if HAS_OPERATORS else keep).to(device)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd import forward_ad
 
 from . import native, replay
 from .paths import HAS_OPERATORS, hooks_on_saved_tensors, needs_operator, no_forward_mode, refuse_batches, refuse_tangents
@@ -30,25 +31,25 @@ class Call(NamedTuple):
     deterministic: bool
     packing: int
     inputs: int
-    #: The state in memory that the forward read, or None.
-    rng_state: Any
+    #: (seed, offset), or the tensor of both that the forward read.
+    state: Any
     #: What the saved state must be, where it may come back as another; or None.
     drawn: Any
 
 
 class Attention(torch.autograd.Function):
-    """(out, lse, probs) of (settings, rng_state, return_probs, deterministic, packing, *tensors)."""
+    """(out, lse, probs) of (settings, state, return_probs, deterministic, packing, *tensors)."""
 
     @staticmethod
-    def forward(ctx, settings, rng_state, return_probs, deterministic, packing, *tensors):
-        q, k, v = unpack(packing, [native.dense(x) for x in tensors])
-        out, lse, probs = native.forward(q, k, v, settings, rng_state, return_probs)
+    def forward(ctx, settings, state, return_probs, deterministic, packing, *tensors):
+        q, k, v = unpack(packing, tensors)
+        out, lse, probs = native.forward(q, k, v, settings, state, return_probs)
         drawn = None
         if settings.dropout_p > 0.0 and hooks_on_saved_tensors():
-            rng_state, drawn = replay.states_to_save(settings, rng_state)
+            state, drawn = replay.states_to_save(state)
+        ctx.call = Call(settings, deterministic, packing, len(tensors), state if type(state) is tuple else None, drawn)
         # The tensors as they were given, not copies: a second derivative must find its way to them, to be refused.
-        ctx.save_for_backward(*tensors, out, lse, *(() if rng_state is None else (rng_state,)))
-        ctx.call = (settings, deterministic, packing, len(tensors), drawn)
+        ctx.save_for_backward(*tensors, out, lse, *(() if type(state) is tuple else (state,)))
         if probs is not None:
             ctx.mark_non_differentiable(probs)
         ctx.set_materialize_grads(False)
@@ -56,17 +57,17 @@ class Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dout, dlse, _dprobs):
-        settings, deterministic, packing, inputs, drawn = ctx.call
+        call = ctx.call
         if dout is None and dlse is None:
-            return (None,) * (5 + inputs)
+            return (None,) * (5 + call.inputs)
         saved = ctx.saved_tensors
-        call = Call(settings, deterministic, packing, inputs, saved[inputs + 2] if len(saved) > inputs + 2 else None, drawn)
-        saved = saved[: inputs + 2]
+        if call.state is None:
+            *saved, state = saved
+            call = call._replace(state=state)
         # Where a second derivative can be asked for, the gradients are results of a function that refuses it.
         run = Gradients.apply if torch.is_grad_enabled() else gradients
-        wanted = ctx.needs_input_grad[5:]
         found = run(call, dout, dlse, *saved)
-        return (None,) * 5 + tuple([x if want else None for x, want in zip(found, wanted)])
+        return (None,) * 5 + tuple([x if want else None for x, want in zip(found, ctx.needs_input_grad[5:])])
 
     @staticmethod
     def jvp(ctx, *_):
@@ -75,32 +76,36 @@ class Attention(torch.autograd.Function):
 
 def gradients(call, dout, dlse, *saved):
     """The gradients of the tensors that were given, packed as they were."""
-    tensors, (out, lse) = saved[: call.inputs], saved[call.inputs :]
+    given = [x for x in (dout, dlse, *saved) if x is not None]
+    watched = needs_operator(given)
     refuse_batches((dout, dlse))
-    refuse_tangents((dout, dlse, *saved))
+    if watched or forward_ad._current_level >= 0:
+        refuse_tangents(given)
     if call.drawn is not None:
-        replay.check(call.drawn, call.rng_state)
-    if needs_operator([x for x in (dout, dlse, *saved) if x is not None]):
-        return _through_operator(call, dout, dlse, tensors, out, lse)
-    dense = [native.dense(x) for x in tensors]
-    q, k, v = unpack(call.packing, dense)
+        replay.check(call.drawn, call.state)
+    if watched:
+        return _through_operator(call, dout, dlse, *saved)
+    if call.packing == PLAIN:
+        return native.backward(dout, *saved, dlse, call.settings, call.state, call.deterministic)
+    *tensors, out, lse = saved
     # A packed gradient is written in place, piece by piece: no copy puts it together.
-    results = [native.empty(x) for x in dense]
+    results = [native.empty(x) for x in tensors]
     into = unpack(call.packing, results)
     native.backward(
-        dout, q, k, v, native.dense(out), lse, call.settings, call.rng_state, call.deterministic, into, dlse
+        dout, *unpack(call.packing, tensors), out, lse, dlse, call.settings, call.state, call.deterministic, into
     )
     return tuple(results)
 
 
-def _through_operator(call, dout, dlse, tensors, out, lse):
+def _through_operator(call, dout, dlse, *saved):
     """The same where somebody looks at operators: a mode around the backward, or gradients of another kind."""
     if not HAS_OPERATORS:
         raise NotImplementedError("a backward under a tracer, a mode or a transform needs PyTorch 2.4 or newer")
     from . import ops
 
+    *tensors, out, lse = saved
     q, k, v = unpack(call.packing, tensors)
-    found = ops.backward(dout, q, k, v, out, lse, call.settings, call.rng_state, call.deterministic, dlse)
+    found = ops.backward(dout, q, k, v, out, lse, dlse, call.settings, call.state, call.deterministic)
     if call.packing == PLAIN:
         return found
     pieces = torch.stack(found[call.packing == KV_PACKED :], 2)

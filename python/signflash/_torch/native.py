@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from .. import _native
-from .._settings import Settings
-from .checks import NAMES, check_backward
+from .._settings import U64, Settings
+from .checks import NAMES, check_alike, check_backward, check_kinds
 
 if hasattr(torch.Tensor, "untyped_storage"):
     _storage = torch.Tensor.untyped_storage
@@ -24,31 +24,54 @@ else:
         return torch.cuda.current_stream(index).cuda_stream
 
 
+#: What the native half takes for a tensor that cannot be read where it lies.
+_UNREADABLE = (0, (), (), 0, 0)
+
+
+def _told(x):
+    """What the native half has to know of a tensor that it reads, and judges: whether it lies as kernels read it, and all of it
+    in memory. Whoever calls keeps x alive until the native call has returned.
+    """
+    try:
+        if x.is_neg():  # the sign is to be turned when somebody reads it
+            return _UNREADABLE
+        return (x.data_ptr(), x.shape, x.stride(), x.storage_offset(), _storage(x).nbytes())
+    except RuntimeError:  # a kind that has no strides, or no memory
+        return _UNREADABLE
+
+
+def _describing_itself(x):
+    """The same where PyTorch tells address, shape, strides, dtype and device in one call: only what is not among them."""
+    try:
+        return _UNREADABLE if x.is_neg() else (x, x.storage_offset(), _storage(x).nbytes())
+    except RuntimeError:
+        return _UNREADABLE
+
+
+_table = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+#: Whether the native half knows dtype and device of each tensor, too.
+DESCRIBED = _table is not None and _native.exchange(torch.Tensor, _table)
+_lent = _describing_itself if DESCRIBED else _told
+
+
+def _written(x):
+    return (x.data_ptr(), x.shape, x.stride())
+
+
+def _alike(x):
+    """(an empty tensor as x, what the native half has to know of it): an address alone if it lies as x does."""
+    if x.is_contiguous():
+        result = torch.empty_like(x)
+        return result, result.data_ptr()
+    result = x.new_empty(x.shape)
+    return result, _written(result)
+
+
 def dense(x):
-    """With a last stride of 1, which costs a copy if it was not, without lazy negation, aligned, and all of it in memory."""
-    if x.stride()[-1] != 1 or x.is_neg():
-        return _made_dense(x)
-    size, address = x.element_size(), x.data_ptr()
-    last = x.storage_offset() + (x.numel() if x.is_contiguous() else _extent(x))
-    return x if address and not address % size and last * size <= _storage(x).nbytes() else _made_dense(x)
+    """x as kernels read it, which costs a copy if it does not lie so.
 
-
-def dense_rows(x):
-    """lse or its gradient, the same but without gaps."""
-    return dense(x if x.is_contiguous() else x.contiguous())
-
-
-def _extent(x) -> int:
-    """How many elements lie between the first and one past the last."""
-    extent = 1
-    for size, stride in zip(x.shape, x.stride()):
-        if size == 0:
-            return 0
-        extent += (size - 1) * stride
-    return extent
-
-
-def _made_dense(x):
+    With a last stride of 1, without lazy negation, aligned, and all of it in memory.
+    """
     if x.layout is not torch.strided:
         raise TypeError(f"a tensor of shape {tuple(x.shape)} must be dense, got layout {x.layout}; use to_dense()")
     if x.numel() == 0:
@@ -69,6 +92,16 @@ def _made_dense(x):
     return x.clone(memory_format=torch.contiguous_format) if x.data_ptr() % x.element_size() else x
 
 
+def dense_rows(x):
+    """lse, its gradient or a state, the same but without gaps."""
+    return dense(x if x.is_contiguous() else x.contiguous())
+
+
+def _extent(x) -> int:
+    """How many elements lie between the first and one past the last of a tensor that has any."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride()))
+
+
 def empty(x):
     """A dense tensor as x."""
     return torch.empty_like(x) if x.is_contiguous() else x.new_empty(x.shape)
@@ -81,73 +114,65 @@ def _place(x):
     return (-1, torch.get_num_threads())
 
 
-def _tensor(x):
-    """Whoever calls keeps x alive until the native call has returned."""
-    return (x.data_ptr(), x.shape, x.stride())
+def _numbers(state):
+    """((seed, offset, address of both or 0), what has to live as long) of a state, which is a pair or a tensor."""
+    if type(state) is tuple:
+        return (*state, 0), None
+    state = dense_rows(state)
+    if state.is_cuda:
+        return (0, 0, state.data_ptr()), state
+    seed, offset = (int(x) & U64 for x in state.tolist())
+    return (seed, offset, 0), None
 
 
-def _rng_state(settings, rng_state):
-    """A state in memory: its address on CUDA, its numbers on the CPU."""
-    if rng_state.is_cuda:
-        return settings, rng_state.data_ptr()
-    seed, offset = (int(x) & 0xFFFF_FFFF_FFFF_FFFF for x in rng_state.tolist())
-    return settings._replace(seed=seed, offset=offset), 0
+def _expect(computed: bool) -> None:
+    if not computed:
+        raise RuntimeError("a tensor cannot be read where it lies, though it was made dense; please report this")
 
 
-def forward(q, k, v, settings: Settings, rng_state=None, return_probs: bool = False, out=None):
-    """(out, lse, probs or None) of q (batch, seqlen_q, num_heads, head_dim), dense in the last dimension."""
+def forward(q, k, v, settings: Settings, state=(0, 0), return_probs: bool = False, out=None):
+    """(out, lse, probs or None) of q (batch, seqlen_q, num_heads, head_dim), k and v."""
     batch, seqlen_q, num_heads, _ = q.shape
-    if out is None:
-        out = empty(q)
+    out, written = _alike(q) if out is None else (out, _written(out))
     lse = q.new_empty((batch, num_heads, seqlen_q), dtype=torch.float32)
     probs = q.new_empty((batch, num_heads, seqlen_q, k.shape[1])) if return_probs else None
-    address = 0
-    if rng_state is not None:
-        rng_state = dense_rows(rng_state)
-        settings, address = _rng_state(settings, rng_state)
-    _native.forward(
-        _place(q),
-        NAMES[q.dtype],
-        _tensor(q),
-        _tensor(k),
-        _tensor(v),
-        _tensor(out),
-        lse.data_ptr(),
-        None if probs is None else _tensor(probs),
-        address,
-        settings,
-    )
+    numbers, alive = _numbers(state)
+    at, dtype = _place(q), NAMES[q.dtype]
+    rest = (written, lse.data_ptr(), None if probs is None else _written(probs), numbers, settings)
+    if not _native.forward(at, dtype, _lent(q), _lent(k), _lent(v), *rest):
+        check_kinds(q, k, v)
+        q, k, v = (dense(x) for x in (q, k, v))
+        _expect(_native.forward(at, dtype, _told(q), _told(k), _told(v), *rest))
     return out, lse, probs
 
 
-def backward(dout, q, k, v, out, lse, settings: Settings, rng_state=None, deterministic=False, into=None, dlse=None):
-    """(dq, dk, dv) of tensors that are dense in the last dimension; written to ``into`` if given.
+def backward(dout, q, k, v, out, lse, dlse, settings: Settings, state=(0, 0), deterministic=False, into=None):
+    """(dq, dk, dv); written to ``into`` if given.
 
     None for dout or dlse is no gradient of it. What was saved is judged again: much may have happened since.
     """
+    if dout is None:
+        dout = out.new_zeros(out.shape)
+    if not DESCRIBED:
+        check_alike(q, k, v, out, dout, lse, dlse)
     if into is None:
-        into = [empty(x) for x in (q, k, v)]
-    dout = out.new_zeros(out.shape) if dout is None else dense(dout)
-    lse, dlse = dense_rows(lse), None if dlse is None else dense_rows(dlse)
-    check_backward(q, k, v, out, dout, lse, dlse)
-    address = 0
-    if rng_state is not None:
-        rng_state = dense_rows(rng_state)
-        settings, address = _rng_state(settings, rng_state)
-    workspace = None
+        (dq, written_q), (dk, written_k), (dv, written_v) = _alike(q), _alike(k), _alike(v)
+        into, written = (dq, dk, dv), (written_q, written_k, written_v)
+    else:
+        written = tuple([_written(x) for x in into])
+    numbers, alive = _numbers(state)
+    workspace, scratch = None, 0
     if q.is_cuda:
         size = _native.workspace_bytes(q.get_device(), q.shape, k.shape, deterministic, settings)
         workspace = q.new_empty(size, dtype=torch.uint8)
-    _native.backward(
-        _place(q),
-        NAMES[q.dtype],
-        (_tensor(q), _tensor(k), _tensor(v), _tensor(out), _tensor(dout)),
-        lse.data_ptr(),
-        0 if dlse is None else dlse.data_ptr(),
-        tuple([_tensor(x) for x in into]),
-        0 if workspace is None else workspace.data_ptr(),
-        deterministic,
-        address,
-        settings,
-    )
+        scratch = workspace.data_ptr()
+    at, dtype = _place(q), NAMES[q.dtype]
+    rest = (written, scratch, deterministic, numbers, settings)
+    read = (_lent(q), _lent(k), _lent(v), _lent(out), _lent(dout))
+    if not _native.backward(at, dtype, read, (_lent(lse), None if dlse is None else _lent(dlse)), *rest):
+        check_backward(q, k, v, out, dout, lse, dlse)
+        tensors = [dense(x) for x in (q, k, v, out, dout)]
+        lse, dlse = dense_rows(lse), None if dlse is None else dense_rows(dlse)
+        rows = (_told(lse), None if dlse is None else _told(dlse))
+        _expect(_native.backward(at, dtype, tuple([_told(x) for x in tensors]), rows, *rest))
     return tuple(into)

@@ -7,17 +7,14 @@ of its own.
 
 import torch
 
-from .._settings import U64, Settings, Shard, signed
+from .._settings import OPERATOR_ARGUMENTS, U64, dropout_p_of, from_operator, signed, to_operator
 from . import checks, flops, function, native, paths, random, replay, transforms, vmap
 
 SCHEMAS = {
-    "attention_forward": "(Tensor q, Tensor k, Tensor v, Tensor? rng_state, SymInt? seed, SymInt offset, float dropout_p, "
-    "float? softmax_scale, bool causal, bool nominal, bool deterministic, bool return_probs, SymInt[] shard) -> "
-    "(Tensor out, Tensor lse, Tensor probs, Tensor state)",
-    "attention_backward": "(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor state, "
-    "Tensor? dlse, "
-    "float dropout_p, float? softmax_scale, bool causal, bool nominal, bool deterministic, SymInt[] shard) -> "
-    "(Tensor dq, Tensor dk, Tensor dv)",
+    "attention_forward": "(Tensor q, Tensor k, Tensor v, Tensor? rng_state, SymInt? seed, SymInt offset, bool deterministic, "
+    f"bool return_probs, {OPERATOR_ARGUMENTS}) -> (Tensor out, Tensor lse, Tensor probs, Tensor state)",
+    "attention_backward": "(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor state, Tensor? dlse, "
+    f"bool deterministic, {OPERATOR_ARGUMENTS}) -> (Tensor dq, Tensor dk, Tensor dv)",
     "draw_state": "(Tensor q) -> Tensor",
 }
 # Two calls with the same arguments have different dropout masks: the compiler must not make them one.
@@ -25,20 +22,19 @@ DRAWS = (torch.Tag.nondeterministic_seeded,)
 TAGS = {"attention_forward": DRAWS, "attention_backward": (), "draw_state": DRAWS}
 
 
-def attention(
-    q, k, v, *, dropout_p, softmax_scale, causal, nominal, seed, offset, generator, rng_state, shard, deterministic, return_probs
-):  # fmt: skip
+def attention(q, k, v, settings, *, seed, offset, generator, rng_state, deterministic, return_probs):
     """As ``attention.attention``; the state is always a tensor."""
     checks.check_kinds(q, k, v)
     if rng_state is not None:
         random.check_rng_state(q, rng_state)
-    draws = dropout_p > 0.0 and seed is None and rng_state is None
+    drops = settings.dropout_p > 0.0
+    draws = drops and seed is None and rng_state is None
     if draws and not paths.is_compiling() and paths.transformed():
         vmap.check_randomness((q, k, v))
     if draws and generator is not None:
         _refuse_to_record(q, generator)
         seed, offset, rng_state = random.draw_now(q, generator)
-    if seed is not None and dropout_p > 0.0 and not paths.is_recorded((q,)) and replay.may_be_checkpointed():
+    if seed is not None and drops and not paths.is_recorded((q,)) and replay.may_be_checkpointed():
         replay.watch(seed, offset)
     seed = None if seed is None else signed(seed)
     deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
@@ -46,9 +42,8 @@ def attention(
     if not paths.is_compiling() and paths.transformed():
         run = transforms.Forward.apply
     out, lse, probs, state = run(
-        q, k, v, rng_state, seed, signed(offset), dropout_p, softmax_scale, causal, nominal, deterministic, return_probs,
-        _shard_to_list(shard),
-    )  # fmt: skip
+        q, k, v, rng_state, seed, signed(offset), deterministic, return_probs, *to_operator(settings)
+    )
     return out, lse, probs.detach() if return_probs else None, state
 
 
@@ -61,28 +56,12 @@ def _refuse_to_record(q, generator):
         raise NotImplementedError("generator cannot be used under torch.func's transforms; use a seed, or the default one")
 
 
-def backward(dout, q, k, v, out, lse, settings, rng_state, deterministic, dlse):
+def backward(dout, q, k, v, out, lse, dlse, settings, state, deterministic):
     """(dq, dk, dv) by the operator."""
-    state = _fill(q, settings.seed, settings.offset) if rng_state is None else rng_state.to(q.device)
+    state = _fill(q, *state) if type(state) is tuple else state.to(q.device)
     dout = torch.zeros_like(out) if dout is None else dout
-    _, softmax_scale, dropout_p, _, _, nominal, shard = settings
     run = transforms.Backward.apply if paths.transformed() else torch.ops.signflash.attention_backward
-    return run(
-        dout, q, k, v, out, lse, state, dlse, dropout_p, softmax_scale, settings.causal, nominal, deterministic,
-        _shard_to_list(shard),
-    )  # fmt: skip
-
-
-def _shard_to_list(shard):
-    if shard is None:
-        return []
-    return [*shard[:4], -1 if shard[4] is None else shard[4]]
-
-
-def _shard_from_list(shard):
-    if not shard:
-        return None
-    return Shard(*shard[:4], None if shard[4] < 0 else shard[4])
+    return run(dout, q, k, v, out, lse, state, dlse, deterministic, *to_operator(settings))
 
 
 def _fill(q, seed, offset):
@@ -112,19 +91,14 @@ def _draw_state_fake(q):
     return q.new_empty((2,), dtype=torch.int64)
 
 
-def _forward(
-    q, k, v, rng_state, seed, offset, dropout_p, softmax_scale, causal, nominal, deterministic, return_probs, shard
-):  # fmt: skip
-    state = _state(q, rng_state, seed, offset, dropout_p)
-    q, k, v = (native.dense(x) for x in (q, k, v))
-    settings = Settings(causal, softmax_scale, dropout_p, 0, 0, nominal, _shard_from_list(shard))
+def _forward(q, k, v, rng_state, seed, offset, deterministic, return_probs, *settings):
+    settings = from_operator(settings)
+    state = _state(q, rng_state, seed, offset, settings.dropout_p)
     out, lse, probs = native.forward(q, k, v, settings, state, return_probs)
     return out, lse, q.new_empty(0) if probs is None else probs, state
 
 
-def _forward_fake(
-    q, k, v, rng_state, seed, offset, dropout_p, softmax_scale, causal, nominal, deterministic, return_probs, shard
-):  # fmt: skip
+def _forward_fake(q, k, v, rng_state, seed, offset, deterministic, return_probs, *settings):
     checks.check_shapes(q, k, v)
     batch, seqlen_q, num_heads, _ = q.shape
     probs = (batch, num_heads, seqlen_q, k.shape[1]) if return_probs else (0,)
@@ -132,28 +106,23 @@ def _forward_fake(
     return q.new_empty(q.shape), lse, q.new_empty(probs), q.new_empty((2,), dtype=torch.int64)
 
 
-def _backward(
-    dout, q, k, v, out, lse, state, dlse, dropout_p, softmax_scale, causal, nominal, deterministic, shard
-):  # fmt: skip
-    q, k, v, out = (native.dense(x) for x in (q, k, v, out))
-    settings = Settings(causal, softmax_scale, dropout_p, 0, 0, nominal, _shard_from_list(shard))
-    return native.backward(dout, q, k, v, out, lse, settings, state, deterministic, dlse=dlse)
+def _backward(dout, q, k, v, out, lse, state, dlse, deterministic, *settings):
+    return native.backward(dout, q, k, v, out, lse, dlse, from_operator(settings), state, deterministic)
 
 
-def _backward_fake(
-    dout, q, k, v, out, lse, state, dlse, dropout_p, softmax_scale, causal, nominal, deterministic, shard
-):  # fmt: skip
+def _backward_fake(dout, q, k, v, out, lse, state, dlse, deterministic, *settings):
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _setup_context(ctx, inputs, output):
-    q, k, v, _, _, _, dropout_p, softmax_scale, causal, nominal, deterministic, _, shard = inputs
+    q, k, v, _, _, _, deterministic, _, *settings = inputs
     out, lse, _, state = output
     ctx.drawn = None
-    if dropout_p > 0.0 and paths.hooks_on_saved_tensors() and not paths.transformed() and not paths.is_recorded((state,)):
+    drops = dropout_p_of(settings) > 0.0
+    if drops and paths.hooks_on_saved_tensors() and not paths.transformed() and not paths.is_recorded((state,)):
         ctx.drawn = state.clone()
     ctx.save_for_backward(q, k, v, out, lse, state)
-    ctx.settings = (dropout_p, softmax_scale, causal, nominal, deterministic, shard)
+    ctx.rest, ctx.inputs = (deterministic, *settings), len(inputs)
     ctx.set_materialize_grads(False)
 
 
@@ -164,8 +133,8 @@ def _differentiate(ctx, dout, dlse, _dprobs, _dstate):
         replay.check(ctx.drawn, state)
     if dout is None:
         dout = torch.zeros_like(out)
-    gradients = torch.ops.signflash.attention_backward(dout, q, k, v, out, lse, state, dlse, *ctx.settings)
-    return (*gradients, *(None,) * 10)
+    gradients = torch.ops.signflash.attention_backward(dout, q, k, v, out, lse, state, dlse, *ctx.rest)
+    return (*gradients, *(None,) * (ctx.inputs - 3))
 
 
 def _refuse_to_differentiate(ctx, *_):

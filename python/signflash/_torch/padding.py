@@ -49,28 +49,25 @@ def _put(x, which: Positions, size: int, dim: int):
     return x.new_zeros(shape).index_copy(dim, which, x)
 
 
-def padded_attention(q, k, v, mask, *, causal, dropout_p, softmax_scale, return_probs):
+def padded_attention(q, k, v, mask, settings, *, return_probs):
     """(out, probs or None) of q (batch, seqlen_q, num_heads, head_dim) and k, v (batch, seqlen_k, num_heads_k, head_dim).
 
-    mask is (batch, seqlen_k) bool, True for what counts. Keys that do not count are not seen. Under ``causal`` the queries
+    mask is (batch, seqlen_k) bool, True for what counts. Keys that do not count are not seen. Where it is causal the queries
     are the last seqlen_q of the keys' positions, and those that do not count get zeros. The dropout mask of sequence i is
     FlashAttention-2's for sequence i of a packed batch.
     """
     batch, seqlen_q, num_heads, _ = q.shape
     seqlen_k = k.shape[1]
-    seed, offset, state = (0, 0, None) if dropout_p == 0.0 else random.draw(q)
+    seed, offset, state = (0, 0, None) if settings.dropout_p == 0.0 else random.draw(q)
     outs, maps = [], []
     for i, keys in enumerate(positions(mask)):
-        queries, q_i = _queries(keys, seqlen_q, seqlen_k, causal), q[i : i + 1]
+        queries, q_i = _queries(keys, seqlen_q, seqlen_k, settings.causal), q[i : i + 1]
         out, _, probs, _ = attention(
             (_take(q_i, queries), _take(k[i : i + 1], keys), _take(v[i : i + 1], keys)),
-            dropout_p=dropout_p,
-            softmax_scale=softmax_scale,
-            causal=causal,
+            settings._replace(shard=Shard(first_batch=i, num_heads_total=num_heads)),
             seed=seed if state is None else None,
             offset=offset,
             rng_state=state,
-            shard=Shard(first_batch=i, num_heads_total=num_heads),
             return_probs=return_probs,
         )
         outs.append(_put(out, queries, seqlen_q, 1))

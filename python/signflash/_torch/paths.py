@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 #: Operators need what PyTorch 2.4 brought.
 HAS_OPERATORS = hasattr(torch.library, "register_autograd")
 
-PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
+PLAIN_TENSORS = frozenset((torch.Tensor, torch.nn.Parameter))
 
 if hasattr(torch, "compiler") and hasattr(torch.compiler, "is_compiling"):
     is_compiling = torch.compiler.is_compiling
@@ -37,9 +37,8 @@ def needs_operator(tensors) -> bool:
     """Whether somebody is to see an operator, and no memory: a tracer, a mode, a transform, a tensor that has none."""
     if is_compiling():
         return True
-    for x in tensors:
-        if type(x) not in PLAIN_TENSORS:
-            return True
+    if not PLAIN_TENSORS.issuperset(map(type, tensors)):
+        return True
     # k and v lie where q does, which is checked.
     return tensors[0].is_meta or bool(_dispatch_modes()) or _jit_tracer() is not None or _functorch_level() is not None
 
@@ -107,10 +106,10 @@ def levels_of(x):
 
 def refuse_batches(gradients) -> None:
     """PyTorch's own vmap of a backward, older than torch.func's and without its levels."""
-    if is_compiling() or _is_batch is None or _functorch_level() is not None:
-        return
     for x in gradients:
-        if x is not None and (_is_batch(x) or _functorch.is_batchedtensor(x)):
+        if x is None or _is_batch is None or is_compiling() or _functorch_level() is not None:
+            continue
+        if _is_batch(x) or _functorch.is_batchedtensor(x):
             raise NotImplementedError(
                 "signflash's attention takes no batches of gradients (is_grads_batched=True, vectorize=True); use "
                 "torch.func.vmap, vjp or jacrev"

@@ -22,13 +22,12 @@ REMEDY = (
 )
 
 
-def states_to_save(settings, rng_state):
+def states_to_save(state):
     """(a state for autograd to save, the same state to keep): what comes back of the first is compared with the second."""
-    if rng_state is None:
-        numbers = [signed(settings.seed), signed(settings.offset)]
-        rng_state = torch.tensor(numbers, dtype=torch.int64, device="cpu")
-        return rng_state, rng_state
-    return rng_state, rng_state.detach().clone()
+    if type(state) is tuple:
+        state = torch.tensor([signed(x) for x in state], dtype=torch.int64, device="cpu")
+        return state, state
+    return state, state.detach().clone()
 
 
 def check(drawn, saved) -> None:
@@ -110,16 +109,26 @@ _CHECKPOINTS = os.path.join("torch", "utils", "checkpoint.py")
 _COMPILED = os.path.join("_aot_autograd", "runtime_wrappers.py")
 
 
+_known_codes = None
+
+
 def _codes():
-    checkpoint = sys.modules.get("torch.utils.checkpoint")
-    function = getattr(checkpoint, "CheckpointFunction", None)
-    return None if function is None else (function.forward.__code__, function.backward.__code__)
+    """(forward, backward) of reentrant checkpoints; None where nobody has imported them."""
+    global _known_codes
+    if _known_codes is None:
+        checkpoint = sys.modules.get("torch.utils.checkpoint")
+        function = getattr(checkpoint, "CheckpointFunction", None)
+        if function is not None:
+            _known_codes = (function.forward.__code__, function.backward.__code__)
+    return _known_codes
 
 
 #: Outside of a backward it is -1. Before PyTorch 2.1 it is not told, and every draw is watched.
 _graph_task = getattr(torch._C, "_current_graph_task_id", lambda: 0)
+#: An autograd function's forward, which a reentrant checkpoint is, runs without forward-mode derivatives; no_grad has them.
+_forward_mode_enabled = torch._C._is_fwd_grad_enabled
 
 
 def may_be_checkpointed() -> bool:
     """Whether a reentrant checkpoint's forward or its repetition can be what runs now."""
-    return not torch.is_grad_enabled() or _graph_task() != -1
+    return not _forward_mode_enabled() or _graph_task() != -1

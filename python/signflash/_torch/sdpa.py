@@ -45,7 +45,7 @@ def _like(x):
 
 
 def _rows_first(*tensors):
-    return [native.dense(x.transpose(1, 2)) for x in tensors]
+    return [x.transpose(1, 2) for x in tensors]
 
 
 def forward(query, key, value, dropout_p=0.0, is_causal=False, return_debug_mask=False, *, scale=None):
@@ -53,9 +53,10 @@ def forward(query, key, value, dropout_p=0.0, is_causal=False, return_debug_mask
     q, k, v = _rows_first(query, key, value)
     checks.check_qkv(q, k, v)
     seed, offset, state = (0, 0, None) if dropout_p == 0.0 else random.draw_now(q)
-    settings = Settings(bool(is_causal), scale, dropout_p, seed, offset, True, None)
+    settings = Settings(dropout_p, scale, bool(is_causal), nominal=True)
     out, written = _like(query)
-    _, lse, probs = native.forward(q, k, v, settings, state, return_debug_mask, written.transpose(1, 2))
+    drawn = (seed, offset) if state is None else state
+    _, lse, probs = native.forward(q, k, v, settings, drawn, return_debug_mask, written.transpose(1, 2))
     if written is not out:
         out.copy_(written)
     if state is None:
@@ -72,12 +73,12 @@ def backward(
 ):  # fmt: skip
     """(grad_query, grad_key, grad_value)."""
     q, k, v, o, dout = _rows_first(query, key, value, out, grad_out)
-    settings = Settings(bool(is_causal), scale, dropout_p, 0, 0, True, None)
-    state = rng_state.view(torch.int64) if dropout_p > 0.0 else None
+    settings = Settings(dropout_p, scale, bool(is_causal), nominal=True)
+    state = rng_state.view(torch.int64) if dropout_p > 0.0 else (0, 0)
     gradients = [_like(x) for x in (query, key, value)]
     into = [written.transpose(1, 2) for _, written in gradients]
     deterministic = torch.are_deterministic_algorithms_enabled()
-    native.backward(dout, q, k, v, o, logsumexp.contiguous(), settings, state, deterministic, into)
+    native.backward(dout, q, k, v, o, logsumexp, None, settings, state, deterministic, into)
     for result, written in gradients:
         if written is not result:
             result.copy_(written)

@@ -21,11 +21,10 @@ class Forward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        q, k, v, _, _, _, *rest = inputs
+        q, k, v, _, _, _, deterministic, _, *settings = inputs
         out, lse, probs, state = output
-        dropout_p, softmax_scale, causal, nominal, deterministic, _, shard = rest
         ctx.save_for_backward(q, k, v, out, lse, state)
-        ctx.rest = (dropout_p, softmax_scale, causal, nominal, deterministic, shard)
+        ctx.rest, ctx.inputs = (deterministic, *settings), len(inputs)
         ctx.mark_non_differentiable(probs, state)
         ctx.set_materialize_grads(False)
 
@@ -34,7 +33,7 @@ class Forward(torch.autograd.Function):
         q, k, v, out, lse, state = ctx.saved_tensors
         if dout is None:
             dout = torch.zeros_like(out)
-        return (*Backward.apply(dout, q, k, v, out, lse, state, dlse, *ctx.rest), *(None,) * 10)
+        return (*Backward.apply(dout, q, k, v, out, lse, state, dlse, *ctx.rest), *(None,) * (ctx.inputs - 3))
 
     @staticmethod
     def jvp(ctx, *_):

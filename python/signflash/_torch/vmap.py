@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from .._settings import dropout_p_of
 from .paths import levels_of
 
 
@@ -15,7 +16,6 @@ def _functions():
     from . import transforms
 
     return transforms
-
 
 
 def check_randomness(tensors) -> None:
@@ -61,12 +61,13 @@ def _batch(x, dim):
     return x.shape[0] if dim is None else x.movedim(dim, 0).shape[1]
 
 
-def forward(info, in_dims, q, k, v, rng_state, seed, offset, dropout_p, *rest):
-    size, return_probs = info.batch_size, rest[4]
+def forward(info, in_dims, q, k, v, rng_state, seed, offset, *rest):
+    size, (_, return_probs, *settings) = info.batch_size, rest
+    dropout_p = dropout_p_of(settings)
     tensors = list(zip((q, k, v), in_dims[:3]))
     if dropout_p == 0.0 or size == 0:
         folded = [_folded(x, dim, size) for x, dim in tensors]
-        out, lse, probs, state = _functions().Forward.apply(*folded, None, seed or 0, offset, dropout_p, *rest)
+        out, lse, probs, state = _functions().Forward.apply(*folded, None, seed or 0, offset, *rest)
         state, of_state = (state, None) if rng_state is None else (rng_state.clone(), in_dims[3])
         batch = _batch(q, in_dims[0])
         probs = _unfolded(probs, size, batch) if return_probs else probs
@@ -80,25 +81,26 @@ def forward(info, in_dims, q, k, v, rng_state, seed, offset, dropout_p, *rest):
     for piece, state in zip(zip(*(_pieces(x, dim, size) for x, dim in tensors)), states):
         if draws and info.randomness == "same" and results:
             state = results[0][3]
-        results.append(_functions().Forward.apply(*piece, state, seed, offset, dropout_p, *rest))
+        results.append(_functions().Forward.apply(*piece, state, seed, offset, *rest))
     out, lse, probs, state = zip(*results)
     probs, of_probs = (torch.stack(probs), 0) if return_probs else (probs[0], None)
     return (torch.stack(out), torch.stack(lse), probs, torch.stack(state)), (0, 0, of_probs, 0)
 
 
-def backward(info, in_dims, dout, q, k, v, out, lse, state, dlse, dropout_p, *rest):
-    size = info.batch_size
+def backward(info, in_dims, dout, q, k, v, out, lse, state, dlse, *rest):
+    size, (_, *settings) = info.batch_size, rest
+    dropout_p = dropout_p_of(settings)
     tensors = list(zip((dout, q, k, v, out, lse), in_dims[:6]))
     if dropout_p == 0.0 or size == 0:
         folded = [_folded(x, dim, size) for x, dim in tensors]
         state = state if in_dims[6] is None else state.new_zeros(2)  # which nothing is drawn from
-        found = _functions().Backward.apply(*folded, state, _folded(dlse, in_dims[7], size), dropout_p, *rest)
+        found = _functions().Backward.apply(*folded, state, _folded(dlse, in_dims[7], size), *rest)
         batch = _batch(q, in_dims[1])
         return tuple(_unfolded(x, size, batch) for x in found), (0, 0, 0)
     tensors.append((state, in_dims[6]))
     pieces = [_pieces(x, dim, size) for x, dim in tensors]
     pieces.append([None] * size if dlse is None else _pieces(dlse, in_dims[7], size))
-    found = zip(*(_functions().Backward.apply(*piece, dropout_p, *rest) for piece in zip(*pieces)))
+    found = zip(*(_functions().Backward.apply(*piece, *rest) for piece in zip(*pieces)))
     return tuple(torch.stack(x) for x in found), (0, 0, 0)
 
 

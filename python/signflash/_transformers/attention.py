@@ -6,6 +6,7 @@ from typing import Any, Optional, Tuple
 
 import torch
 
+from .._settings import Settings
 from .._torch.attention import attention
 from .._torch.checks import autocast_dtype
 from .._torch.padding import padded_attention
@@ -64,13 +65,11 @@ def attention_forward(
     if seen.seqlen_k < key.shape[2]:
         key, value = (x[:, :, : seen.seqlen_k] for x in (key, value))
     tensors = [x.transpose(1, 2) for x in (query, key, value)]
-    settings = dict(
-        causal=seen.causal, dropout_p=float(dropout), softmax_scale=scaling, return_probs=bool(output_attentions)
-    )
+    settings, return_probs = Settings(float(dropout), scaling, seen.causal), bool(output_attentions)
     if seen.keys is None:
-        out, _, probs, _ = attention(tuple(tensors), **settings)
+        out, _, probs, _ = attention(tuple(tensors), settings, return_probs=return_probs)
     else:
-        out, probs = _padded_attention(*tensors, seen.keys, **settings)
+        out, probs = _padded_attention(*tensors, seen.keys, settings, return_probs=return_probs)
     return out[..., :value_dim], None if probs is None else probs.abs()
 
 
