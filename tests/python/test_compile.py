@@ -5,6 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import signflash
+from signflash._settings import Settings, to_operator
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.library, "register_autograd"), reason="operators need PyTorch 2.4 or newer"
@@ -29,15 +30,16 @@ def test_opcheck_finds_nothing(p, probs, device):
 
     q, k, v = make(device)
     forward = torch.ops.signflash.attention_forward.default
-    common = (p, None, True, False, True)
+    whole = to_operator(Settings(p, causal=True))
+    part = to_operator(Settings(p, causal=True, shard=signflash.Shard(first_batch=1)))
     state = torch.tensor([3, 64], dtype=torch.int64, device=device)
-    torch.library.opcheck(forward, (q, k, v, state, None, 0, *common, probs, []))
-    torch.library.opcheck(forward, (q, k, v, None, 5, 7, *common, probs, [1, 0, 0, 0, -1]))
+    torch.library.opcheck(forward, (q, k, v, state, None, 0, True, probs, *whole))
+    torch.library.opcheck(forward, (q, k, v, None, 5, 7, True, probs, *part))
     inputs = [x.detach() for x in (q, k, v)]
-    out, lse, _, state = forward(*inputs, state, None, 0, *common, probs, [])
+    out, lse, _, state = forward(*inputs, state, None, 0, True, probs, *whole)
     backward = torch.ops.signflash.attention_backward.default
-    torch.library.opcheck(backward, (torch.ones_like(out), *inputs, out, lse, state, None, *common, []))
-    torch.library.opcheck(backward, (torch.ones_like(out), *inputs, out, lse, state, torch.ones_like(lse), *common, []))
+    torch.library.opcheck(backward, (torch.ones_like(out), *inputs, out, lse, state, None, True, *whole))
+    torch.library.opcheck(backward, (torch.ones_like(out), *inputs, out, lse, state, torch.ones_like(lse), True, *part))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

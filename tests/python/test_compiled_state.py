@@ -54,6 +54,7 @@ def test_the_first_call_of_a_process_may_be_compiled():
 
 
 def test_a_state_that_layers_draw_for_several_calls_compiles():
+    from signflash._settings import Settings
     from signflash._torch import random
     from signflash._torch.attention import attention
 
@@ -63,10 +64,8 @@ def test_a_state_that_layers_draw_for_several_calls_compiles():
         halves = []
         for i in range(2):
             x = q[i : i + 1]
-            shard = signflash.Shard(first_batch=i, num_heads_total=4)
-            halves.append(
-                attention((x, x, x), dropout_p=0.5, seed=seed, offset=offset, rng_state=state, shard=shard)[0]
-            )
+            settings = Settings(0.5, shard=signflash.Shard(first_batch=i, num_heads_total=4))
+            halves.append(attention((x, x, x), settings, seed=seed, offset=offset, rng_state=state)[0])
         return torch.cat(halves)
 
     q = make()[0].requires_grad_()

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from .. import _native
 from .paths import refuse_kinds
+
+_table = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+#: Whether tensors describe themselves to the native half: where they lie, and of which dtype and on which device.
+DESCRIBED = _table is not None and _native.exchange(torch.Tensor, _table)
 
 NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 IS_AMD = torch.version.hip is not None
@@ -47,15 +52,21 @@ def check_kinds(q, k, v) -> None:
 def _is_good(q, k, v) -> bool:
     """What most calls are, found out quickly; the rest is judged one by one. The tensors are plain ones.
 
-    The native half judges how k and v lie, in a call that is then refused here.
+    The native half judges how k and v lie, and their kind if they describe themselves; a call that it refuses is judged here.
     """
-    if not q.dtype is k.dtype is v.dtype or q.dim() != 4 or q.layout is not torch.strided or q.is_nested:
+    if q.dim() != 4 or q.layout is not torch.strided or q.is_nested:
         return False
-    if q.is_cuda:
+    on_gpu = q.is_cuda
+    if not (q.dtype in HALF and not IS_AMD if on_gpu else q.is_cpu and q.dtype in NAMES):
+        return False
+    if DESCRIBED:
+        return True
+    if not q.dtype is k.dtype is v.dtype:
+        return False
+    if on_gpu:
         # The number of the GPU, or -1: quicker than its name.
-        one_device = k.is_cuda and v.is_cuda and q.get_device() == k.get_device() == v.get_device()
-        return one_device and q.dtype in HALF and not IS_AMD
-    return q.is_cpu and k.is_cpu and v.is_cpu and q.dtype in NAMES
+        return k.is_cuda and v.is_cuda and q.get_device() == k.get_device() == v.get_device()
+    return k.is_cpu and v.is_cpu
 
 
 def check_shapes(q, k, v) -> None:

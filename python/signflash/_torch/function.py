@@ -78,9 +78,9 @@ def gradients(call, dout, dlse, *saved):
     """The gradients of the tensors that were given, packed as they were."""
     given = [x for x in (dout, dlse, *saved) if x is not None]
     watched = needs_operator(given)
-    refuse_batches((dout, dlse))
     if watched or forward_ad._current_level >= 0:
         refuse_tangents(given)
+    refuse_batches((dout, dlse), watched)
     if call.drawn is not None:
         replay.check(call.drawn, call.state)
     if watched:

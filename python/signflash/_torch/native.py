@@ -6,7 +6,7 @@ import torch
 
 from .. import _native
 from .._settings import U64, Settings
-from .checks import NAMES, check_alike, check_backward, check_kinds
+from .checks import DESCRIBED, NAMES, check_alike, check_backward, check_kinds
 
 if hasattr(torch.Tensor, "untyped_storage"):
     _storage = torch.Tensor.untyped_storage
@@ -48,9 +48,6 @@ def _describing_itself(x):
         return _UNREADABLE
 
 
-_table = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
-#: Whether the native half knows dtype and device of each tensor, too.
-DESCRIBED = _table is not None and _native.exchange(torch.Tensor, _table)
 _lent = _describing_itself if DESCRIBED else _told
 
 

@@ -104,12 +104,12 @@ def levels_of(x):
         x = _functorch.get_unwrapped(x)
 
 
-def refuse_batches(gradients) -> None:
+def refuse_batches(gradients, watched: bool) -> None:
     """PyTorch's own vmap of a backward, older than torch.func's and without its levels."""
+    if _is_batch is None or (watched and (is_compiling() or _functorch_level() is not None)):
+        return
     for x in gradients:
-        if x is None or _is_batch is None or is_compiling() or _functorch_level() is not None:
-            continue
-        if _is_batch(x) or _functorch.is_batchedtensor(x):
+        if x is not None and (_is_batch(x) or _functorch.is_batchedtensor(x)):
             raise NotImplementedError(
                 "signflash's attention takes no batches of gradients (is_grads_batched=True, vectorize=True); use "
                 "torch.func.vmap, vjp or jacrev"

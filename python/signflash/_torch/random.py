@@ -37,15 +37,17 @@ def draw_now(q, generator=None):
 
 
 def _drawn(q, generator):
-    batch, _, num_heads, _ = q.shape
-    own = generator if isinstance(generator, _random.Generator) else None
     if generator is None:
         own = _random.scoped()
+    else:
+        own = generator if isinstance(generator, _random.Generator) else None
     if own is not None:
+        batch, _, num_heads, _ = q.shape
         return (*own.next(batch, num_heads), None)
     if generator is not None:
         check_generator(q, generator)
     if q.is_cuda:
+        batch, _, num_heads, _ = q.shape
         return _draw_cuda(q, batch * num_heads * _random.LANES, generator)
     # PyTorch's CPU generator has no counter: the seed comes from it, and each call advances it.
     seed = int(torch.randint(-(1 << 63), (1 << 63) - 1, (1,), dtype=torch.int64, device="cpu", generator=generator))
