@@ -1,6 +1,6 @@
 //! `signflash attend`.
 
-use crate::cli::{Against, AttendArgs};
+use crate::args::{Against, AttendArgs};
 use crate::compute::{Compute, Results};
 use crate::engine::Engine;
 use crate::errors::Error;
@@ -49,7 +49,7 @@ pub fn run(args: &AttendArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(),
     if args.verify == Some(Against::File) && !args.probs {
         verify::expect_references(&archive)?;
     }
-    let settings = Settings::of_file(&args.settings.overrides(), &archive, format)?;
+    let settings = Settings::of_file(&args.settings, &archive, format)?;
     let unused = settings::note(&archive, format).filter(|_| !quiet);
     let problem = input::problem(&archive, &settings)?;
     plot::check_view(&args.view, &problem, args.plot.is_some())?;

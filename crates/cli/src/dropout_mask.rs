@@ -1,6 +1,6 @@
 //! `signflash dropout-mask`.
 
-use crate::cli::DropoutMaskArgs;
+use crate::args::DropoutMaskArgs;
 use crate::errors::Error;
 use crate::files::{extension, npy, wrong_extension};
 use crate::output::Pending;

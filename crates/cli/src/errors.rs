@@ -80,7 +80,7 @@ pub enum Error {
         /// What it is.
         got: String,
         /// The flag that overrides it.
-        flag: &'static str,
+        flag: String,
     },
     /// An argument outside what it may be.
     #[error("{argument} must be {expected}, got {got}")]

@@ -1,6 +1,6 @@
 //! `signflash info`.
 
-use crate::cli::{EngineArgs, InfoArgs, VERSION};
+use crate::args::{EngineArgs, InfoArgs, VERSION};
 use crate::engine::Engine;
 use crate::errors::Error;
 use crate::{machine, memory};

@@ -1,6 +1,6 @@
 //! `signflash kernels`: which kernels a GPU gets for a problem. No GPU is needed to ask.
 
-use crate::cli::{GpuKind, KernelPass, KernelsArgs};
+use crate::args::{GpuKind, KernelPass, KernelsArgs};
 use crate::errors::Error;
 use crate::table::table;
 use signflash_core::{Dropout, Problem, Shape};

@@ -4,9 +4,10 @@
 //! input.
 #![deny(unsafe_code)] // one room implements an allocator: memory/allocator.rs
 
+pub mod args;
 pub mod attend;
 pub mod bench;
-pub mod cli;
+
 pub mod compute;
 pub mod dropout_mask;
 pub mod engine;
@@ -27,9 +28,9 @@ pub mod verify;
 
 pub use errors::Error;
 
+use args::{Cli, Command};
 use clap::Parser;
 use clap::error::ErrorKind;
-use cli::{Cli, Command};
 use std::io::{self, Write};
 use std::process::ExitCode;
 

@@ -1,6 +1,6 @@
 //! The device, instruction set and threads that a command runs with, and what the machine is called.
 
-use crate::cli::EngineArgs;
+use crate::args::EngineArgs;
 use crate::engine::Engine;
 use crate::errors::Error;
 use signflash_cpu::{CpuEngine, Isa};

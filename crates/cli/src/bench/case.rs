@@ -1,12 +1,13 @@
 //! One row: make inputs, check a result, time the rest.
 
-use super::{Dropout, check, gpu};
-use crate::cli::Pass;
+use super::{check, gpu};
+use crate::args::Pass;
 use crate::compute::len;
 use crate::engine::Engine;
 use crate::errors::Error;
 use crate::files::FileElement;
 use crate::memory;
+use crate::settings::{AXES, Settings};
 use signflash_core::{Dtype, GradInputs, Gradients, Inputs, Outputs, Problem, Shape, TensorMut, TensorRef};
 use std::fmt;
 use std::time::Instant;
@@ -16,7 +17,7 @@ const SECONDS: f64 = 1.0;
 const REPS: std::ops::RangeInclusive<usize> = 3..=30;
 
 /// What a row measures.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Case {
     pub(super) dtype: Dtype,
     pub(super) pass: Pass,
@@ -25,8 +26,7 @@ pub(super) struct Case {
     pub(super) heads_k: usize,
     pub(super) head_dim: usize,
     pub(super) seqlen: usize,
-    pub(super) causal: bool,
-    pub(super) dropout_p: f32,
+    pub(super) settings: Settings,
 }
 
 /// What was measured.
@@ -46,12 +46,9 @@ pub(super) struct Measured {
 
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { dtype, head_dim, seqlen, causal, dropout_p, .. } = self;
-        write!(
-            f,
-            "{dtype} {} head_dim {head_dim} seqlen {seqlen} causal {causal} dropout_p {dropout_p}",
-            self.pass_name()
-        )
+        let Self { dtype, head_dim, seqlen, settings, .. } = self;
+        write!(f, "{dtype} {} head_dim {head_dim} seqlen {seqlen}", self.pass_name())?;
+        AXES.iter().try_for_each(|axis| write!(f, " {} {}", axis.name, (axis.text)(settings)))
     }
 }
 
@@ -86,8 +83,7 @@ impl Case {
         let shape = Shape::new(self.batch, self.seqlen, self.seqlen)
             .heads(self.heads, self.heads_k)
             .head_dim(self.head_dim);
-        let dropout = Dropout::new(self.dropout_p, 42, 0)?;
-        Ok(Problem::builder(shape).causal(self.causal).dropout(dropout).build()?)
+        self.settings.problem(shape)
     }
 
     /// By the field's convention.
@@ -95,7 +91,7 @@ impl Case {
         let Self { batch, heads, seqlen, head_dim, .. } = *self;
         let forward =
             4.0 * [batch, heads, seqlen, seqlen, head_dim].map(|x| x as f64).into_iter().product::<f64>();
-        let seen = if self.causal { forward / 2.0 } else { forward };
+        let seen = if self.settings.causal { forward / 2.0 } else { forward };
         match self.pass {
             Pass::Fwd => seen,
             Pass::Bwd => 2.5 * seen,

@@ -5,7 +5,7 @@
 //! of the first and the last keys, from the call's own out and lse.
 
 use super::case::{Case, Tensors};
-use crate::cli::Pass;
+use crate::args::Pass;
 use crate::compute::{len, part, part_inputs, sub};
 use crate::errors::Error;
 use crate::files::FileElement;
@@ -156,6 +156,7 @@ fn index(n: usize, [_, rows, heads, dim]: [usize; 4]) -> [usize; 4] {
 mod tests {
     use super::*;
     use crate::engine::Engine;
+    use crate::settings::Settings;
     use signflash_core::{Dtype, f16};
     use signflash_cpu::CpuEngine;
 
@@ -172,8 +173,7 @@ mod tests {
             heads_k: 2,
             head_dim: 40,
             seqlen: 70,
-            causal,
-            dropout_p: 0.1,
+            settings: Settings { causal, dropout_p: 0.1, seed: 42, ..Settings::default() },
         };
         let (engine, problem) = (Engine::Cpu(CpuEngine::new()), case.problem().unwrap());
         let mut tensors = Tensors::random(problem.shape());

@@ -2,7 +2,7 @@
 
 use super::case::{Case, Measured, Tensors};
 use super::check;
-use crate::cli::Pass;
+use crate::args::Pass;
 use crate::errors::Error;
 use crate::files::FileElement;
 use signflash_cuda::{CudaEngine, DeviceBuffer, EngineError, Event, Resident};

@@ -5,15 +5,19 @@ mod check;
 mod gpu;
 mod report;
 
-use crate::cli::BenchArgs;
+use crate::args::BenchArgs;
 use crate::engine::Engine;
 use crate::errors::Error;
 use crate::machine;
 use crate::progress::Progress;
+use crate::settings::Settings;
 use case::Case;
 use report::Row;
-use signflash_core::{Dropout, Dtype, bf16, f16};
+use signflash_core::{Dtype, bf16, f16};
 use std::io::Write;
+
+/// What every row draws its dropout mask from.
+const SEED: u64 = 42;
 
 /// Measures each combination of the lists.
 ///
@@ -45,29 +49,20 @@ pub fn run(args: &BenchArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(), 
 
 /// All combinations, judged before the first is measured.
 fn cases(args: &BenchArgs) -> Result<Vec<Case>, Error> {
+    let fixed = Settings { seed: SEED, ..Settings::default() };
+    let settings = args.settings.combinations(&fixed);
+    let (batch, heads) = (args.batch, args.heads);
+    let heads_k = args.heads_k.unwrap_or(heads);
     let mut cases = Vec::new();
     for &dtype in &args.dtype {
         for &head_dim in &args.head_dim {
             for &seqlen in &args.seqlen {
-                for &causal in &args.causal {
-                    for &dropout_p in &args.dropout_p {
-                        for &pass in &args.pass {
-                            let (batch, heads) = (args.batch, args.heads);
-                            let heads_k = args.heads_k.unwrap_or(heads);
-                            let case = Case {
-                                dtype,
-                                pass,
-                                batch,
-                                heads,
-                                heads_k,
-                                head_dim,
-                                seqlen,
-                                causal,
-                                dropout_p,
-                            };
-                            case.check()?;
-                            cases.push(case);
-                        }
+                for settings in &settings {
+                    for &pass in &args.pass {
+                        let settings = settings.clone();
+                        let case = Case { dtype, pass, batch, heads, heads_k, head_dim, seqlen, settings };
+                        case.check()?;
+                        cases.push(case);
                     }
                 }
             }

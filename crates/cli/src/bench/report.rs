@@ -1,8 +1,9 @@
 //! Rows for people and for programs.
 
 use super::case::{Case, Measured};
-use crate::cli::{COMMIT, VERSION};
+use crate::args::{COMMIT, VERSION};
 use crate::engine::Engine;
+use crate::settings::AXES;
 use crate::table::table;
 use serde_json::{Value, json};
 use std::io::{self, Write};
@@ -28,7 +29,7 @@ impl Row {
             Engine::Cuda(_) => None,
         };
         let (device, machine, variant) = (engine.device(), engine.machine(), engine.variant());
-        Self { case: *case, measured: *measured, device, machine, variant, cpu, peak_gflops }
+        Self { case: case.clone(), measured: *measured, device, machine, variant, cpu, peak_gflops }
     }
 
     fn gflops(&self) -> f64 {
@@ -45,8 +46,8 @@ impl Row {
 
     /// For programs.
     pub(super) fn json(&self) -> Value {
-        let Case { dtype, batch, heads, heads_k, head_dim, seqlen, causal, dropout_p, .. } = self.case;
-        json!({
+        let Case { dtype, batch, heads, heads_k, head_dim, seqlen, ref settings, .. } = self.case;
+        let mut row = json!({
             "device": self.device,
             "machine": self.machine,
             "variant": self.variant,
@@ -61,8 +62,6 @@ impl Row {
             "heads_k": heads_k,
             "head_dim": head_dim,
             "seqlen": seqlen,
-            "causal": causal,
-            "dropout_p": dropout_p.to_string().parse::<f64>().unwrap_or_default(),
             "ms": self.measured.median_ms,
             "ms_min": self.measured.min_ms,
             "reps": self.measured.reps,
@@ -71,18 +70,23 @@ impl Row {
             "peak_gflops": self.peak_gflops,
             "percent_of_peak": self.percent_of_peak(),
             "extra_mib": self.extra_mib(),
-        })
+        });
+        for axis in AXES {
+            row[axis.name] = (axis.json)(settings);
+        }
+        row
     }
 
     fn cells(&self) -> Vec<String> {
         let case = &self.case;
-        vec![
+        let shape = [
             case.pass_name().to_string(),
             case.dtype.to_string(),
             case.head_dim.to_string(),
             case.seqlen.to_string(),
-            if case.causal { "yes" } else { "no" }.to_string(),
-            case.dropout_p.to_string(),
+        ];
+        let settings = AXES.iter().map(|axis| (axis.cell)(&case.settings));
+        let measured = [
             format!("{:.2}", self.measured.median_ms),
             format!("{:.1}", self.gflops()),
             // Of the CPU the share of its peak is known, of a GPU the time of the first call.
@@ -91,7 +95,8 @@ impl Row {
                 (None, first_ms) => first_ms.map_or_else(String::new, |ms| format!("{ms:.1}")),
             },
             format!("{:.1}", self.extra_mib()),
-        ]
+        ];
+        shape.into_iter().chain(settings).chain(measured).collect()
     }
 }
 
@@ -112,17 +117,9 @@ pub(super) fn print(rows: &[Row], engine: &Engine, stdout: &mut dyn Write) -> io
     for (dtype, gflops) in peaks {
         writeln!(stdout, "multiply-adds in registers, {dtype}: {gflops:.1} GFLOP/s")?;
     }
-    let header = [
-        "pass",
-        "dtype",
-        "head_dim",
-        "seqlen",
-        "causal",
-        "dropout_p",
-        "ms",
-        "GFLOP/s",
-        if matches!(engine, Engine::Cpu(_)) { "% of peak" } else { "first ms" },
-        "extra MiB",
-    ];
+    let last = if matches!(engine, Engine::Cpu(_)) { "% of peak" } else { "first ms" };
+    let mut header = vec!["pass", "dtype", "head_dim", "seqlen"];
+    header.extend(AXES.iter().map(|axis| axis.name));
+    header.extend(["ms", "GFLOP/s", last, "extra MiB"]);
     writeln!(stdout, "{}", table(&header, rows.iter().map(Row::cells), 2))
 }

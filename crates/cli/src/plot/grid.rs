@@ -2,7 +2,7 @@
 
 use super::axis::{Axis, axes};
 use super::scale::Scale;
-use crate::cli::Bin;
+use crate::args::Bin;
 use signflash_core::Element;
 use std::ops::Range;
 

@@ -7,7 +7,7 @@ use super::layout::{
 use super::picture::{Area, Drawn};
 use super::scale::Scale;
 use super::{Grid, Subject};
-use crate::cli::Bin;
+use crate::args::Bin;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
 

@@ -8,7 +8,7 @@ mod legend;
 mod picture;
 mod scale;
 
-use crate::cli::{PlotArgs, ViewArgs};
+use crate::args::{PlotArgs, ViewArgs};
 use crate::errors::Error;
 use crate::files::{self, Data, FileElement, Format, U8_NAME, extension, wrong_extension};
 use crate::input;

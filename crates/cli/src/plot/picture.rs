@@ -10,7 +10,7 @@ use super::layout::{
 use super::legend::{self, percent};
 use super::scale::Scale;
 use super::{Grid, Subject};
-use crate::cli::Bin;
+use crate::args::Bin;
 use plotters::prelude::*;
 use plotters::style::FontTransform;
 use plotters::style::text_anchor::{HPos, VPos};

@@ -1,104 +1,75 @@
 //! The settings of a problem: from the command line, else from the file, else the default.
 
+mod declare;
+mod layout;
 mod names;
+mod values;
+
+pub use layout::Layout;
 
 use crate::errors::Error;
 use crate::files::{Archive, Format};
-use clap::ValueEnum;
-use signflash_core::{Dropout, Problem, ScaleRule, Shape, TensorMut, TensorRef};
+use clap::Args;
+use declare::{Axis, Setting, flag, settings};
+use signflash_core::{Dropout, Problem, ScaleRule, Shape};
 use std::collections::BTreeMap;
-use std::str::FromStr;
+use values::{Shown, boolean, finite, layout, p, parse, parse_scale_rule, scale_rule, scale_rule_name};
 
-/// The order of dimensions in a file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Layout {
-    /// (batch, heads, seqlen, head_dim).
-    #[default]
-    Bhsd,
-    /// (batch, seqlen, heads, head_dim).
-    Bshd,
-}
-
-impl Layout {
-    /// Its name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Bhsd => "bhsd",
-            Self::Bshd => "bshd",
+settings! {
+    /// Order of dimensions in the file: (batch, heads, seqlen, dim) or (batch, seqlen, heads, dim) [default: bhsd].
+    #[arg(long, value_enum)]
+    layout: Layout as Layout {
+        in files "bhsd or bshd", layout, |settings, _| settings.layout.name().to_string(),
+        elsewhere [],
+    }
+    /// Query i sees only keys j <= i + seqlen_k - seqlen_q [default: false].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    causal: bool as bool {
+        in files "true or false", boolean, |settings, _| settings.causal.to_string(),
+        elsewhere ["iscausal", "causalmask", "usecausalmask"],
+        in bench "causal" {
+            /// Whether later keys are hidden.
+            #[arg(long, value_delimiter = ',', num_args = 0..=1, default_values_t = [false], default_missing_value = "true")]
         }
     }
-
-    /// A shape of (batch, seqlen, heads, head_dim) in the file's order, or back: the exchange is its own inverse.
-    pub const fn reorder(self, [b, s, h, d]: [usize; 4]) -> [usize; 4] {
-        match self {
-            Self::Bhsd => [b, h, s, d],
-            Self::Bshd => [b, s, h, d],
+    /// Probability of dropping, in [0, 1) [default: 0].
+    #[arg(long, value_name = "P")]
+    dropout_p: f32 as f32 {
+        in files "a number in [0, 1)", p, |settings, _| settings.dropout_p.to_string(),
+        elsewhere [
+            "p", "dropout", "pdropout", "dropoutrate", "dropoutprob", "dropoutprobability", "attndropout",
+            "attentiondropout", "attnpdrop", "attentionprobsdropoutprob", "drop", "droprate", "attndrop"
+        ],
+        in bench "dropout_p" {
+            /// Probabilities of dropping.
+            #[arg(long, value_delimiter = ',', default_values_t = [0.0, 0.1])]
         }
     }
-
-    /// The tensor of this shape, (batch, seqlen, heads, head_dim), that is stored densely in the file's order.
-    pub const fn view<T>(self, data: &[T], shape: [usize; 4]) -> TensorRef<'_, T> {
-        match self {
-            Self::Bhsd => TensorRef::bhsd(data, shape),
-            Self::Bshd => TensorRef::bshd(data, shape),
-        }
+    /// Random seed [default: 0].
+    #[arg(long)]
+    seed: u64 as u64 {
+        in files "an integer from 0 to 2^64 - 1", parse, |settings, _| settings.seed.to_string(),
+        elsewhere ["philoxseed", "rngseed", "dropoutseed", "randomseed"],
     }
-
-    /// The same, to write.
-    pub const fn view_mut<T>(self, data: &mut [T], shape: [usize; 4]) -> TensorMut<'_, T> {
-        match self {
-            Self::Bhsd => TensorMut::bhsd(data, shape),
-            Self::Bshd => TensorMut::bshd(data, shape),
-        }
+    /// Random offset; add batch * num_heads * 32 after each call to drop other entries [default: 0].
+    #[arg(long)]
+    offset: u64 as u64 {
+        in files "an integer from 0 to 2^64 - 1", parse, |settings, _| settings.offset.to_string(),
+        elsewhere ["philoxoffset", "rngoffset", "dropoutoffset", "seedoffset"],
     }
-}
-
-/// What the command line says; `None` where it says nothing.
-#[derive(Clone, Debug, Default)]
-#[allow(missing_docs)] // as in `Settings`
-pub struct Overrides {
-    pub layout: Option<Layout>,
-    pub causal: Option<bool>,
-    pub dropout_p: Option<f32>,
-    pub seed: Option<u64>,
-    pub offset: Option<u64>,
-    pub scale_rule: Option<ScaleRule>,
-    pub softmax_scale: Option<f64>,
-}
-
-impl Overrides {
-    /// Whether the command line says it.
-    fn has(&self, setting: &str) -> bool {
-        match setting {
-            "layout" => self.layout.is_some(),
-            "causal" => self.causal.is_some(),
-            "dropout_p" => self.dropout_p.is_some(),
-            "seed" => self.seed.is_some(),
-            "offset" => self.offset.is_some(),
-            "scale_rule" => self.scale_rule.is_some(),
-            "softmax_scale" => self.softmax_scale.is_some(),
-            _ => false,
-        }
+    /// By what kept probabilities are multiplied: `unbiased` 256 / (threshold + 1), exact in expectation, or `nominal`
+    /// 1 / (1 - p), as FlashAttention-2 and PyTorch [default: unbiased].
+    #[arg(long, value_name = "RULE", value_parser = parse_scale_rule)]
+    scale_rule: ScaleRule as ScaleRule {
+        in files "unbiased or nominal", scale_rule, |settings, _| scale_rule_name(settings.scale_rule).to_string(),
+        elsewhere [],
     }
-}
-
-/// What is to be computed, apart from shapes.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
-    /// The order of dimensions in the file.
-    pub layout: Layout,
-    /// Whether later keys are hidden.
-    pub causal: bool,
-    /// The probability of dropping.
-    pub dropout_p: f32,
-    /// The random seed.
-    pub seed: u64,
-    /// The random offset.
-    pub offset: u64,
-    /// By what kept probabilities are multiplied.
-    pub scale_rule: ScaleRule,
-    /// The factor of the scores; `None` for `1 / sqrt(head_dim)`.
-    pub softmax_scale: Option<f64>,
+    /// Factor of the scores [default: 1 / sqrt(head_dim)].
+    #[arg(long, value_name = "X")]
+    softmax_scale: f64 as Option<f64> {
+        in files "a finite number", finite, |_, problem| problem.softmax_scale().to_string(),
+        elsewhere ["scale", "smscale", "scaling", "qkscale", "attnscale", "scalefactor"],
+    }
 }
 
 /// A file's metadata.
@@ -120,37 +91,7 @@ impl Settings {
         Self::resolve(overrides, &archive.metadata)
     }
 
-    /// The command line's, else the file's, else the default.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] for a value in the file that does not parse, unless the command line overrides it.
-    pub fn resolve(overrides: &Overrides, metadata: &Metadata) -> Result<Self, Error> {
-        let file = File { metadata };
-        const INTEGER: &str = "an integer from 0 to 2^64 - 1";
-        Ok(Self {
-            layout: file.or(overrides.layout, "layout", "--layout", "bhsd or bshd", layout)?,
-            causal: file.or(overrides.causal, "causal", "--causal", "true or false", boolean)?,
-            dropout_p: file.or(overrides.dropout_p, "dropout_p", "--dropout-p", "a number in [0, 1)", p)?,
-            seed: file.or(overrides.seed, "seed", "--seed", INTEGER, parse)?,
-            offset: file.or(overrides.offset, "offset", "--offset", INTEGER, parse)?,
-            scale_rule: file.or(
-                overrides.scale_rule,
-                "scale_rule",
-                "--scale-rule",
-                "unbiased or nominal",
-                scale_rule,
-            )?,
-            softmax_scale: file.or(
-                overrides.softmax_scale.map(Some),
-                "softmax_scale",
-                "--softmax-scale",
-                "a finite number",
-                |text| parse(text).filter(|x: &f64| x.is_finite()).map(Some),
-            )?,
-        })
-    }
-
-    /// The problem that they make of a shape.
+    /// The problem that they make of a shape: what each setting means.
     ///
     /// # Errors
     /// [`Error::Problem`].
@@ -166,92 +107,32 @@ impl Settings {
 
     /// As metadata of a result; every number reads back as itself.
     pub fn to_metadata(&self, problem: &Problem) -> Metadata {
-        [
-            ("layout", self.layout.name().to_string()),
-            ("causal", self.causal.to_string()),
-            ("dropout_p", self.dropout_p.to_string()),
-            ("seed", self.seed.to_string()),
-            ("offset", self.offset.to_string()),
-            ("scale_rule", scale_rule_name(self.scale_rule).to_string()),
-            ("softmax_scale", problem.softmax_scale().to_string()),
-            (names::WRITTEN_BY, format!("signflash {}", env!("CARGO_PKG_VERSION"))),
-        ]
-        .map(|(key, value)| (key.to_string(), value))
-        .into()
+        let own = SETTINGS.iter().map(|setting| (setting.name, (setting.text)(self, problem)));
+        let by = (names::WRITTEN_BY, format!("signflash {}", env!("CARGO_PKG_VERSION")));
+        own.chain([by]).map(|(key, value)| (key.to_string(), value)).collect()
     }
 }
 
-struct File<'a> {
-    metadata: &'a Metadata,
-}
-
-impl File<'_> {
-    fn or<T: Default>(
-        &self,
-        given: Option<T>,
-        name: &'static str,
-        flag: &'static str,
-        expected: &'static str,
-        parse: impl Fn(&str) -> Option<T>,
-    ) -> Result<T, Error> {
-        match (given, self.metadata.get(name)) {
-            (Some(given), _) => Ok(given),
-            (None, None) => Ok(T::default()),
-            (None, Some(text)) => parse(text.trim()).ok_or_else(|| Error::Setting {
-                name,
-                expected,
-                got: text.chars().take(60).collect(),
-                flag,
-            }),
-        }
-    }
-}
-
-fn parse<T: FromStr>(text: &str) -> Option<T> {
-    text.parse().ok()
-}
-
-fn p(text: &str) -> Option<f32> {
-    parse(text).filter(|p| (0.0..1.0).contains(p))
-}
-
-/// Python's and JSON's words, and digits.
-fn boolean(text: &str) -> Option<bool> {
-    match text.to_ascii_lowercase().as_str() {
-        "true" | "1" | "yes" => Some(true),
-        "false" | "0" | "no" => Some(false),
-        _ => None,
-    }
-}
-
-fn layout(text: &str) -> Option<Layout> {
-    match text {
-        "bhsd" => Some(Layout::Bhsd),
-        "bshd" => Some(Layout::Bshd),
-        _ => None,
-    }
-}
-
-/// The rule of that name.
-pub fn scale_rule(text: &str) -> Option<ScaleRule> {
-    match text {
-        "unbiased" => Some(ScaleRule::Unbiased),
-        "nominal" => Some(ScaleRule::Nominal),
-        _ => None,
-    }
-}
-
-/// The name of a rule.
-pub const fn scale_rule_name(rule: ScaleRule) -> &'static str {
-    match rule {
-        ScaleRule::Unbiased => "unbiased",
-        ScaleRule::Nominal => "nominal",
-    }
+/// What the file says, if it does.
+fn in_file<T>(
+    metadata: &Metadata,
+    name: &'static str,
+    expected: &'static str,
+    read: impl Fn(&str) -> Option<T>,
+) -> Result<Option<T>, Error> {
+    let Some(text) = metadata.get(name) else { return Ok(None) };
+    read(text.trim()).map(Some).ok_or_else(|| Error::Setting {
+        name,
+        expected,
+        got: text.chars().take(60).collect(),
+        flag: flag(name),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use signflash_core::ScaleRule;
 
     fn metadata(pairs: &[(&str, &str)]) -> Metadata {
         pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()

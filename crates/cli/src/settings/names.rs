@@ -6,21 +6,11 @@
 //! settings says, or nearly, or sets what would change the result and is not computed; other names are noted. Tensors
 //! are judged like that, too: `np.savez(..., dropout_p=0.1)` stores an array.
 
-use super::{Metadata, Overrides};
+use super::{Metadata, Overrides, SETTINGS, Setting, flag};
 use crate::errors::Error;
 use crate::files::{Archive, Format, listing, npz, printable};
 use strsim::damerau_levenshtein;
 
-/// Each setting and its flag.
-const SETTINGS: [(&str, &str); 7] = [
-    ("layout", "--layout"),
-    ("causal", "--causal"),
-    ("dropout_p", "--dropout-p"),
-    ("seed", "--seed"),
-    ("offset", "--offset"),
-    ("scale_rule", "--scale-rule"),
-    ("softmax_scale", "--softmax-scale"),
-];
 /// Who wrote a file; results carry it.
 pub(super) const WRITTEN_BY: &str = "written_by";
 /// What people write about a file; it may stand anywhere.
@@ -30,32 +20,6 @@ const FRAMEWORK: &str = "format";
 /// Tensors that some subcommand reads or writes.
 const TENSORS: [&str; 12] =
     ["q", "k", "v", "dout", "dlse", "out", "lse", "dq", "dk", "dv", "probs", "signbit"];
-
-/// What other libraries call our settings, as [`plain`] spells it.
-const OTHER_WORDS: [(&str, &[&str]); 5] = [
-    (
-        "dropout_p",
-        &[
-            "p",
-            "dropout",
-            "pdropout",
-            "dropoutrate",
-            "dropoutprob",
-            "dropoutprobability",
-            "attndropout",
-            "attentiondropout",
-            "attnpdrop",
-            "attentionprobsdropoutprob",
-            "drop",
-            "droprate",
-            "attndrop",
-        ],
-    ),
-    ("causal", &["iscausal", "causalmask", "usecausalmask"]),
-    ("softmax_scale", &["scale", "smscale", "scaling", "qkscale", "attnscale", "scalefactor"]),
-    ("seed", &["philoxseed", "rngseed", "dropoutseed", "randomseed"]),
-    ("offset", &["philoxoffset", "rngoffset", "dropoutoffset", "seedoffset"]),
-];
 
 /// What changes the result and is not computed, as [`plain`] spells it.
 const NOT_COMPUTED: [&str; 36] = [
@@ -101,7 +65,7 @@ const NOT_COMPUTED: [&str; 36] = [
 enum Kind {
     Known,
     /// This setting in other words, or mistyped.
-    Like(&'static str),
+    Like(&'static Setting),
     NotComputed,
     Foreign,
 }
@@ -115,8 +79,9 @@ pub(super) fn judge(archive: &Archive, format: Format, given: &Overrides) -> Res
         let ours = format == Format::Npz || key.to_lowercase().starts_with("signflash");
         match kind_of(key) {
             Kind::Known => {}
-            Kind::Like(setting) if given.has(setting) || repeats(&archive.metadata, setting, value) => {}
-            Kind::Like(setting) => return Err(mistaken(key, value, setting, &archive.metadata)),
+            Kind::Like(setting)
+                if (setting.is_given)(given) || repeats(&archive.metadata, setting.name, value) => {}
+            Kind::Like(setting) => return Err(mistaken(key, value, setting.name, &archive.metadata)),
             Kind::NotComputed if is_neutral(key, value) => {}
             Kind::NotComputed => {
                 let what =
@@ -151,7 +116,7 @@ pub(super) fn note(archive: &Archive, format: Format) -> Option<String> {
 fn tensor(name: &str) -> Result<(), Error> {
     let word = plain(name);
     let shown = printable(name);
-    if SETTINGS.iter().any(|(setting, _)| plain(setting) == word) || said_otherwise(&word).is_some() {
+    if SETTINGS.iter().any(|setting| plain(setting.name) == word) || said_otherwise(&word).is_some() {
         let what = format!("tensor `{shown}` has the name of a setting, and tensors are no settings");
         return Err(refuse(
             what,
@@ -170,7 +135,6 @@ fn refuse(what: String, remedy: &str) -> Error {
 }
 
 fn mistaken(key: &str, value: &str, setting: &'static str, metadata: &Metadata) -> Error {
-    let flag = SETTINGS.iter().find(|(name, _)| *name == setting).map_or("", |(_, flag)| flag);
     let (key, value) = (printable(key), short(value));
     let what = match metadata.get(setting) {
         Some(other) => format!(
@@ -179,7 +143,7 @@ fn mistaken(key: &str, value: &str, setting: &'static str, metadata: &Metadata) 
         ),
         None => format!("metadata `{key}` is no setting; did you mean `{setting}`?"),
     };
-    Error::UnknownSetting { what, remedy: format!("rename or remove it, or pass {flag}") }
+    Error::UnknownSetting { what, remedy: format!("rename or remove it, or pass {}", flag(setting)) }
 }
 
 /// The beginning of a value; who prints it escapes it.
@@ -188,11 +152,11 @@ fn short(value: &str) -> String {
 }
 
 fn names() -> String {
-    SETTINGS.map(|(name, _)| name).join(", ")
+    SETTINGS.iter().map(|setting| setting.name).collect::<Vec<_>>().join(", ")
 }
 
 fn kind_of(key: &str) -> Kind {
-    if key == WRITTEN_BY || SETTINGS.iter().any(|(name, _)| *name == key) {
+    if key == WRITTEN_BY || Setting::of(key).is_some() {
         return Kind::Known;
     }
     let word = plain(key);
@@ -203,11 +167,9 @@ fn kind_of(key: &str) -> Kind {
     if NOT_COMPUTED.contains(&word) {
         return Kind::NotComputed;
     }
-    let near = SETTINGS.iter().find(|(name, _)| is_near(word, &plain(name)));
-    let near = near.map(|(name, _)| *name).or_else(|| {
-        let found = OTHER_WORDS.iter().find(|(_, words)| words.iter().any(|other| is_near(word, other)));
-        found.map(|(name, _)| *name)
-    });
+    let near = SETTINGS.iter().find(|setting| is_near(word, &plain(setting.name)));
+    let near = near
+        .or_else(|| SETTINGS.iter().find(|setting| setting.words.iter().any(|other| is_near(word, other))));
     match near {
         Some(setting) => Kind::Like(setting),
         // Short words have neighbours that mean something else: a task is no mask, and links are no sinks.
@@ -217,9 +179,9 @@ fn kind_of(key: &str) -> Kind {
 }
 
 /// The setting that another library calls by this word, or that is spelled like this by others.
-fn said_otherwise(word: &str) -> Option<&'static str> {
-    let spelled = SETTINGS.iter().find(|(name, _)| plain(name) == word).map(|(name, _)| *name);
-    spelled.or_else(|| OTHER_WORDS.iter().find(|(_, words)| words.contains(&word)).map(|(name, _)| *name))
+fn said_otherwise(word: &str) -> Option<&'static Setting> {
+    let spelled = SETTINGS.iter().find(|setting| plain(setting.name) == word);
+    spelled.or_else(|| SETTINGS.iter().find(|setting| setting.words.contains(&word)))
 }
 
 /// Letters and digits in lower case: `is_causal`, `isCausal` and `is-causal` are one word.

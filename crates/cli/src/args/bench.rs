@@ -1,0 +1,77 @@
+//! `signflash bench`.
+
+use super::EngineArgs;
+use super::engine::parse_dtype;
+use crate::settings::Axes;
+use clap::{Args, ValueEnum};
+use signflash_core::Dtype;
+
+pub(super) const LONG: &str = "\
+Measure speed and memory.
+
+A row for each combination of the lists. Each is checked on a few rows against the f64 formulas
+before it is timed. Operations are counted as the field does: 4 * batch * heads * seqlen^2 *
+head_dim for the forward, half of it if causal, 2.5 times for the backward. `% of peak` is of the
+multiply-adds that the same threads do in registers with the same instruction set, measured here.
+`extra MiB` is what the first call allocated at most, beyond inputs and results.
+
+On a GPU (--device cuda) tensors stay in its memory, the median is of 20 calls after 5, timed by
+events, and `first ms` is the first call's time with compiling or loading its kernels.";
+
+pub(super) const MORE: &str = "\
+Examples:
+  signflash bench
+  signflash bench --seqlen 1024,4096 --causal false,true --dtype f32,bf16 --pass fwd,bwd
+  signflash bench --seqlen 32768 --heads 1 --dropout-p 0.1 --pass fwd,bwd --json
+  signflash bench --device cuda --dtype bf16 --batch 2 --heads 16 --seqlen 8192 --pass fwd,bwd";
+
+/// Arguments of `bench`.
+#[derive(Args, Debug)]
+pub struct BenchArgs {
+    /// One JSON object a row instead of a table.
+    #[arg(long)]
+    pub json: bool,
+    /// Sizes of a head.
+    #[arg(long, value_delimiter = ',', default_values_t = [64, 128])]
+    pub head_dim: Vec<usize>,
+    /// Numbers of queries and of keys.
+    #[arg(long, value_delimiter = ',', default_values_t = [1024, 4096])]
+    pub seqlen: Vec<usize>,
+    /// Settings that are varied.
+    #[command(flatten)]
+    pub settings: Axes,
+    /// Element types: f32, f16, bf16.
+    #[arg(long, value_delimiter = ',', default_value = "f32", value_parser = parse_dtype)]
+    pub dtype: Vec<Dtype>,
+    /// Forward (fwd), backward (bwd).
+    #[arg(long, value_delimiter = ',', value_enum, default_value = "fwd")]
+    pub pass: Vec<Pass>,
+    /// Number of sequences.
+    #[arg(long, default_value_t = 1)]
+    pub batch: usize,
+    /// Query heads.
+    #[arg(long, default_value_t = 8)]
+    pub heads: usize,
+    /// Key heads [default: as many as query heads].
+    #[arg(long)]
+    pub heads_k: Option<usize>,
+    /// Timed calls a row, at least; the median counts [default: as many as fit in a second, 3 to 30].
+    #[arg(long, value_name = "N")]
+    pub reps: Option<usize>,
+    /// Calls behind each other that are timed as one, of which each then counts as its share: for calls that take no
+    /// longer than starting a clock, or a kernel.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub calls: usize,
+    /// Where and how to compute.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// Which half of training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Pass {
+    /// out and lse.
+    Fwd,
+    /// dq, dk, dv.
+    Bwd,
+}

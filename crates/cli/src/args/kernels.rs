@@ -1,0 +1,92 @@
+//! `signflash kernels`.
+
+use super::engine::parse_dtype;
+use clap::{Args, ValueEnum};
+use signflash_core::Dtype;
+
+pub(super) const LONG: &str = "\
+Show which kernels a GPU gets for a problem, or print one as PTX. No GPU is needed.
+
+A kernel's name says what was chosen: format, padded head_dim, causal, dropout, then w warps, r
+rows a warp, n columns a step, s slots of shared memory, b blocks a multiprocessor. Hopper's own
+(sf_fwd90, sf_bwd90) have warpgroups instead: docs/hopper.md and docs/hopper-backward.md.";
+
+/// Arguments of `kernels`.
+#[derive(Args, Debug)]
+pub struct KernelsArgs {
+    /// Sizes of a head.
+    #[arg(long, value_delimiter = ',', default_values_t = [64, 128])]
+    pub head_dim: Vec<usize>,
+    /// f16 or bf16.
+    #[arg(long, default_value = "bf16", value_parser = parse_dtype)]
+    pub dtype: Dtype,
+    /// Whether later keys are hidden.
+    #[arg(long)]
+    pub causal: bool,
+    /// Probability of dropping, in [0, 1).
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    pub dropout_p: f32,
+    /// The GPU.
+    #[arg(long, value_enum, default_value = "hopper")]
+    pub gpu: GpuKind,
+    /// Print this kernel of the first head_dim as PTX instead of the table.
+    #[arg(long, value_enum, value_name = "PASS")]
+    pub ptx: Option<KernelPass>,
+}
+
+/// GPUs that have tables of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GpuKind {
+    /// H100, H200: 227 KiB of shared memory a block.
+    Hopper,
+    /// A100: 163 KiB.
+    Ampere,
+    /// Compute capability 8.6, 8.9, 12.0: 99 KiB.
+    Small,
+}
+
+/// The kernels of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KernelPass {
+    /// out and lse.
+    Forward,
+    /// The same, for tensors that the GPU's own kernel does not take.
+    PortableForward,
+    /// The sign-encoded probabilities.
+    Probs,
+    /// Statistics of rows.
+    Delta,
+    /// dk and dv, and sums of dq.
+    Keys,
+    /// The same of a deterministic backward; without sums of dq where there is a pass over queries for it.
+    KeysDeterministic,
+    /// dq from its sums.
+    ConvertDq,
+    /// dk and dv, and sums of dq, for tensors that the GPU's own kernel does not take.
+    PortableKeys,
+    /// dq from the sums of those.
+    PortableConvertDq,
+    /// dk and dv alone, of a deterministic backward.
+    PortableKeysDeterministic,
+    /// dq of a deterministic backward.
+    PortableQueries,
+}
+
+impl KernelPass {
+    /// As `--ptx` takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::PortableForward => "portable-forward",
+            Self::Probs => "probs",
+            Self::Delta => "delta",
+            Self::Keys => "keys",
+            Self::KeysDeterministic => "keys-deterministic",
+            Self::ConvertDq => "convert-dq",
+            Self::PortableKeys => "portable-keys",
+            Self::PortableConvertDq => "portable-convert-dq",
+            Self::PortableKeysDeterministic => "portable-keys-deterministic",
+            Self::PortableQueries => "portable-queries",
+        }
+    }
+}

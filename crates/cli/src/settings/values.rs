@@ -1,0 +1,82 @@
+//! What settings say, as text: in a file, on the command line, in bench's table.
+
+use super::Layout;
+use serde_json::{Value, json};
+use signflash_core::ScaleRule;
+use std::str::FromStr;
+
+pub(super) fn parse<T: FromStr>(text: &str) -> Option<T> {
+    text.parse().ok()
+}
+
+/// A probability of dropping.
+pub(super) fn p(text: &str) -> Option<f32> {
+    parse(text).filter(|p| (0.0..1.0).contains(p))
+}
+
+pub(super) fn finite(text: &str) -> Option<f64> {
+    parse(text).filter(|x: &f64| x.is_finite())
+}
+
+/// Python's and JSON's words, and digits.
+pub(super) fn boolean(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" => Some(true),
+        "false" | "0" | "no" => Some(false),
+        _ => None,
+    }
+}
+
+pub(super) fn layout(text: &str) -> Option<Layout> {
+    match text {
+        "bhsd" => Some(Layout::Bhsd),
+        "bshd" => Some(Layout::Bshd),
+        _ => None,
+    }
+}
+
+pub(super) fn scale_rule(text: &str) -> Option<ScaleRule> {
+    match text {
+        "unbiased" => Some(ScaleRule::Unbiased),
+        "nominal" => Some(ScaleRule::Nominal),
+        _ => None,
+    }
+}
+
+/// The same, as clap wants it.
+pub(super) fn parse_scale_rule(text: &str) -> Result<ScaleRule, String> {
+    scale_rule(text).ok_or_else(|| "expected unbiased or nominal".to_string())
+}
+
+pub(super) const fn scale_rule_name(rule: ScaleRule) -> &'static str {
+    match rule {
+        ScaleRule::Unbiased => "unbiased",
+        ScaleRule::Nominal => "nominal",
+    }
+}
+
+/// What bench varies, in its table and in JSON.
+pub(super) trait Shown: ToString {
+    fn cell(&self) -> String {
+        self.to_string()
+    }
+
+    fn json(&self) -> Value;
+}
+
+impl Shown for bool {
+    fn cell(&self) -> String {
+        if *self { "yes" } else { "no" }.to_string()
+    }
+
+    fn json(&self) -> Value {
+        json!(self)
+    }
+}
+
+/// The shortest number that reads back, not its neighbour in f64.
+impl Shown for f32 {
+    fn json(&self) -> Value {
+        json!(self.to_string().parse::<f64>().unwrap_or_default())
+    }
+}
