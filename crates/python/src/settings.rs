@@ -67,7 +67,10 @@ impl Settings {
     ) -> Result<Problem, ProblemError> {
         let [batch, seqlen_q, num_heads, head_dim] = q.shape;
         let [_, seqlen_k, num_heads_k, _] = k.shape;
-        self.of_shape(state, Shape::new(batch, seqlen_q, seqlen_k).heads(num_heads, num_heads_k).head_dim(head_dim))
+        self.of_shape(
+            state,
+            Shape::new(batch, seqlen_q, seqlen_k).heads(num_heads, num_heads_k).head_dim(head_dim),
+        )
     }
 
     /// The problem of this shape: what each setting means.
