@@ -7,9 +7,9 @@ use signflash_core::Dtype;
 pub(super) const LONG: &str = "\
 Show which kernels a GPU gets for a problem, or print one as PTX. No GPU is needed.
 
-A kernel's name says what was chosen: format, padded head_dim, causal, dropout, then w warps, r
-rows a warp, n columns a step, s slots of shared memory, b blocks a multiprocessor. Hopper's own
-(sf_fwd90, sf_bwd90) have warpgroups instead: docs/hopper.md and docs/hopper-backward.md.";
+A kernel's name says what was chosen, and below the table it is said in words: the format, the padded
+head_dim, what becomes of scores, and the form of its blocks; and where Hopper's own kernels do not
+compute a problem, why. docs/gpu.md, docs/hopper.md and docs/hopper-backward.md tell more.";
 
 /// Arguments of `kernels`.
 #[derive(Args, Debug)]
