@@ -4,15 +4,13 @@ use crate::backward::{Backward, TILE_ROWS};
 use crate::call::{BLOCK_KEYS, Call};
 use crate::entry::kernels;
 use crate::finite::{all_finite, finite_where_seen};
-use crate::forward::{self, Forward, Scores};
+use crate::forward::{Forward, Scores};
 use crate::isa::{Isa, IsaError};
-use crate::partial::Partials;
-use crate::passes::{references, run_chunks, run_two_passes};
+use crate::passes::{Workers, references, run_backward, run_forward};
 use crate::raw::{RawGradInputs, RawGradients, RawInputs, RawOutputs, RawTensor};
 use crate::references::is_large;
-use crate::schedule;
 use crate::view::{FloatsMut, View, ViewMut};
-use signflash_core::{Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError, Shape};
+use signflash_core::{Element, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError, Shape};
 
 /// Attention on this machine's CPU.
 ///
@@ -152,42 +150,33 @@ impl CpuEngine {
         inputs: RawInputs<T>,
         outputs: RawOutputs<'_, T>,
     ) {
-        let shape = *problem.shape();
+        let RawInputs { q, k, v } = inputs;
+        let RawOutputs { out, lse, probs } = outputs;
+        // SAFETY: the caller's promise, for as long as this call.
+        let (q, k, v) = unsafe { (View::new(q), View::new(k), View::new(v)) };
+        // SAFETY: as above.
+        let (out, probs) = unsafe { (ViewMut::new(out), probs.map(|probs| ViewMut::new(probs))) };
+        self.forward_of_views(problem, [q, k, v], out, FloatsMut::new(lse), probs);
+    }
+
+    /// The forward, for any dtype: compiled once, and not in every crate that calls it.
+    fn forward_of_views(
+        &self,
+        problem: &Problem,
+        [q, k, v]: [View<'_>; 3],
+        out: ViewMut<'_>,
+        lse: FloatsMut<'_>,
+        probs: Option<ViewMut<'_>>,
+    ) {
+        let shape = problem.shape();
         if shape.lse_len() == 0 {
             return; // no row, however many heads there are of nothing
         }
-        let threads = self.threads_for(&shape, 4.0);
-        // SAFETY: the caller's promise; and so below.
-        let call = Call::new(problem, !unsafe { all_finite(threads, inputs.v) });
-        let tile_rows = forward_tile_rows(&shape, threads);
-        // SAFETY: the caller's promise, for as long as `forward` lives.
-        let forward = unsafe {
-            Forward {
-                scores: Scores { call, q: View::new(inputs.q), k: View::new(inputs.k), tile_rows },
-                v: View::new(inputs.v),
-                out: ViewMut::new(outputs.out),
-                lse: FloatsMut::new(outputs.lse),
-                probs: outputs.probs.map(|probs| ViewMut::new(probs)),
-            }
-        };
-        let kernels = kernels(self.isa, T::DTYPE, call.careful);
-        let (tiles, heads) = (call.tiles(tile_rows), shape.num_heads);
-        schedule::run(
-            threads,
-            shape.batch * heads * tiles,
-            || (kernels.forward_scratch)(&forward.scores),
-            |scratch, index| {
-                // Later tiles see more keys: longest first.
-                let unit = forward::Unit {
-                    batch: index / tiles / heads,
-                    head: index / tiles % heads,
-                    tile: tiles - 1 - index % tiles,
-                };
-                // SAFETY: `self.isa` was seen available, the operands were checked above, and `run` hands out a unit
-                // once; units write rows of their own.
-                unsafe { (kernels.forward)(&forward, unit, scratch) }
-            },
-        );
+        let threads = self.threads_for(shape, 4.0);
+        let call = Call::new(problem, !all_finite(threads, &v));
+        let scores = Scores { call, q, k, tile_rows: forward_tile_rows(shape, threads) };
+        let kernels = kernels(self.isa, v.dtype, call.careful);
+        run_forward(&Forward { scores, v, out, lse, probs }, Workers { kernels, threads });
     }
 
     /// Computes `dq`, `dk`, `dv` from the forward's inputs and results and the gradient of `out`, and of `lse` if it
@@ -255,52 +244,41 @@ impl CpuEngine {
         inputs: &RawGradInputs<'_, T>,
         gradients: RawGradients<T>,
     ) {
-        let shape = *problem.shape();
+        let RawGradInputs { inputs: RawInputs { q, k, v }, out, dout, lse, dlse } = *inputs;
+        let RawGradients { dq, dk, dv } = gradients;
+        // SAFETY: the caller's promise, for as long as this call.
+        let read = unsafe { [View::new(q), View::new(k), View::new(v), View::new(out), View::new(dout)] };
+        // SAFETY: as above.
+        let written = unsafe { [ViewMut::new(dq), ViewMut::new(dk), ViewMut::new(dv)] };
+        self.backward_of_views(problem, read, lse, dlse, written);
+    }
+
+    /// The backward, for any dtype: compiled once, and not in every crate that calls it.
+    fn backward_of_views(
+        &self,
+        problem: &Problem,
+        read: [View<'_>; 5],
+        lse: &[f32],
+        dlse: Option<&[f32]>,
+        [dq, dk, dv]: [ViewMut<'_>; 3],
+    ) {
+        let shape = problem.shape();
         if [shape.q(), shape.k()].iter().all(|shape| shape.contains(&0)) {
             return; // no gradient has an element, however many heads there are of nothing
         }
-        let threads = self.threads_for(&shape, 10.0);
-        let RawGradInputs { inputs: RawInputs { q, k, v }, out, dout, lse, dlse } = *inputs;
-        // SAFETY: the caller's promise; and so below.
-        let finite = [q, k, v, out, dout].into_iter().all(|x| unsafe { all_finite(threads, x) })
+        let threads = self.threads_for(shape, 10.0);
+        let finite = read.iter().all(|x| all_finite(threads, x))
             && dlse.is_none_or(|dlse| finite_where_seen(lse, dlse));
+        let [q, k, v, out, dout] = read;
         let call = Call::new(problem, !finite);
-        let kernels = kernels(self.isa, T::DTYPE, !finite);
+        let workers = Workers { kernels: kernels(self.isa, q.dtype, !finite), threads };
         let references = lse.iter().any(|&lse| is_large(lse)).then(|| {
             let call = Call { rule: None, ..call }; // what is dropped counts, too
-            // SAFETY: the caller's promise.
-            let (q, k) = unsafe { (View::new(q), View::new(k)) };
-            references(&Scores { call, q, k, tile_rows: TILE_ROWS }, kernels, threads, lse)
+            references(&Scores { call, q, k, tile_rows: TILE_ROWS }, workers, lse)
         });
-        // SAFETY: the caller's promise, for as long as `backward` lives.
-        let backward = unsafe {
-            Backward {
-                call,
-                references: references.as_ref(),
-                q: View::new(q),
-                k: View::new(k),
-                v: View::new(v),
-                out: View::new(out),
-                dout: View::new(dout),
-                lse,
-                dlse,
-                dq: ViewMut::new(gradients.dq),
-                dk: ViewMut::new(gradients.dk),
-                dv: ViewMut::new(gradients.dv),
-                chunk_keys: chunk_keys(&shape),
-            }
-        };
-        let chunks = shape.seqlen_k.div_ceil(backward.chunk_keys).max(1);
-        let padded_dim = shape.head_dim.next_multiple_of(32);
-        let partial_floats = shape.group_size() * shape.seqlen_q * padded_dim;
-        if T::DTYPE == Dtype::F32 || chunks == 1 {
-            run_chunks(&backward, kernels, threads, chunks, None);
-        } else if partial_floats * size_of::<f32>() <= self.partial_bytes {
-            let partials = Partials::new(shape.batch * shape.num_heads_k, chunks, partial_floats);
-            run_chunks(&backward, kernels, threads, chunks, Some(&partials));
-        } else {
-            run_two_passes(&backward, kernels, threads, chunks);
-        }
+        let (references, chunk_keys) = (references.as_ref(), chunk_keys(shape));
+        let backward = Backward { call, q, k, v, out, dout, lse, references, dlse, dq, dk, dv, chunk_keys };
+        run_backward(&backward, workers, self.partial_bytes);
     }
 
     /// Threads for a pass of so many operations per score and element of head_dim.

@@ -1,15 +1,13 @@
 //! Whether tensors hold an infinity or a NaN.
 
-use crate::raw::RawTensor;
 use crate::schedule;
-use signflash_core::{Dtype, Element};
+use crate::view::View;
+use signflash_core::Dtype;
+use std::slice::from_raw_parts;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Whether every element is finite. One pass over the tensor: nothing beside attention's quadratic work.
-///
-/// # Safety
-/// The tensor was checked, and nobody writes it meanwhile.
-pub(crate) unsafe fn all_finite<T: Element>(threads: usize, x: RawTensor<T>) -> bool {
+pub(crate) fn all_finite(threads: usize, x: &View<'_>) -> bool {
     let [batch, seqlen, heads, _] = x.shape;
     if x.shape.contains(&0) {
         return true; // however many heads there are of nothing
@@ -21,9 +19,7 @@ pub(crate) unsafe fn all_finite<T: Element>(threads: usize, x: RawTensor<T>) -> 
         || (),
         |(), unit| {
             let (b, h) = (unit / heads, unit % heads);
-            // SAFETY: the index lies inside the shape; the rest is the caller's promise.
-            let finite = (0..seqlen).all(|s| row_is_finite(unsafe { x.row([b, s, h]) }));
-            if !finite {
+            if !(0..seqlen).all(|s| row_is_finite(x, [b, s, h])) {
                 found.store(true, Ordering::Relaxed);
             }
         },
@@ -37,15 +33,19 @@ pub(crate) fn finite_where_seen(lse: &[f32], dlse: &[f32]) -> bool {
 }
 
 /// An exponent of all ones is an infinity or a NaN. Without early exit, so that it vectorises.
-fn row_is_finite<T: Element>(row: &[T]) -> bool {
-    match T::DTYPE {
+fn row_is_finite(x: &View<'_>, index: [usize; 3]) -> bool {
+    let (row, len) = (x.row(index), x.shape[3]);
+    match x.dtype {
         Dtype::F32 => {
-            let bits: &[u32] = bytemuck::cast_slice(row);
+            // SAFETY: a row is dense and aligned, as the checks of the operands proved, and nobody writes it, by the promise to
+            // `View::new`.
+            let bits: &[u32] = unsafe { from_raw_parts(row.cast(), len) };
             bits.iter().fold(0, |found, x| found | u32::from(x & 0x7f80_0000 == 0x7f80_0000)) == 0
         }
         dtype => {
             let exponent = if dtype == Dtype::F16 { 0x7c00 } else { 0x7f80 };
-            let bits: &[u16] = bytemuck::cast_slice(row);
+            // SAFETY: as above.
+            let bits: &[u16] = unsafe { from_raw_parts(row.cast(), len) };
             bits.iter().fold(0, |found, x| found | u16::from(x & exponent == exponent)) == 0
         }
     }

@@ -19,9 +19,14 @@ mod philox;
 pub mod raw;
 mod references;
 mod schedule;
+mod score_stage;
+mod sequence;
 mod simd;
+mod tile;
 mod turnstile;
+mod units;
 mod view;
+mod visible;
 
 pub use engine::CpuEngine;
 pub use isa::{Isa, IsaError};

@@ -6,7 +6,7 @@ use crate::gemm::NV;
 use crate::simd::Simd;
 use crate::view::View;
 use half::{bf16, f16};
-use signflash_core::Dtype;
+use signflash_core::{Dtype, Shape};
 
 /// Rows of words: row r begins at `p[r * ld]`.
 #[derive(Clone, Copy)]
@@ -15,13 +15,11 @@ pub(crate) struct Rows {
     pub(crate) ld: usize,
 }
 
-/// Which rows of one (batch, head) an operand takes.
+/// Which rows of one head an operand takes.
 #[derive(Clone, Copy)]
-pub(crate) struct Span {
-    pub(crate) batch: usize,
-    pub(crate) head: usize,
-    /// Sequence index of the first real row.
-    pub(crate) first: usize,
+pub(crate) struct Stretch {
+    /// Index of the first real row.
+    pub(crate) first: [usize; 3],
     /// Rows of zeros before it.
     pub(crate) before: usize,
     /// Real rows.
@@ -30,30 +28,61 @@ pub(crate) struct Span {
     pub(crate) total: usize,
 }
 
-/// head_dim rounded up so that rows are whole transposable blocks of words.
-pub(crate) fn padded_dim<S: Simd>(head_dim: usize) -> usize {
-    head_dim.next_multiple_of(16 * S::UNIT)
+impl Stretch {
+    /// Index of a real row.
+    fn row(&self, r: usize) -> [usize; 3] {
+        let [batch, first, head] = self.first;
+        [batch, first + r, head]
+    }
+}
+
+/// Elements of rows: as the tensors have them, and padded to whole transposable blocks of words.
+#[derive(Clone, Copy)]
+pub(crate) struct Dims {
+    /// Of q, k and their gradients.
+    pub(crate) qk: usize,
+    pub(crate) qk_padded: usize,
+    /// Of v, out and their gradients.
+    pub(crate) v: usize,
+    pub(crate) v_padded: usize,
+}
+
+impl Dims {
+    pub(crate) fn of<S: Simd>(shape: &Shape) -> Self {
+        let ([.., qk], [.., v]) = (shape.k(), shape.k());
+        Self { qk, qk_padded: padded_dim::<S>(qk), v, v_padded: padded_dim::<S>(v) }
+    }
+}
+
+/// A number of elements, padded.
+fn padded_dim<S: Simd>(dim: usize) -> usize {
+    dim.next_multiple_of(16 * S::UNIT)
 }
 
 /// Rows further apart than this share few sets of the first-level cache: they are copied. (In a prototype on Zen 4, rows
 /// 4 KiB apart ran at 43 to 47 % of the peak in place and at 81 to 83 % copied.)
 const FAR_BYTES: usize = 1024;
 
-/// The rows of `span` as words, in place if possible, else copied to `buffer`, which must hold
-/// `span.total * padded_dim / UNIT` words.
+/// The rows of `stretch` as words, in place if possible, else copied to `buffer`, which must hold
+/// `stretch.total * padded_dim / UNIT` words.
 ///
 /// # Safety
-/// As [`Simd`]; `span` must lie inside `x`, whose rows have `head_dim` elements.
+/// As [`Simd`]; `stretch` must lie inside `x`, whose rows have `head_dim` elements.
 #[inline(always)]
-pub(crate) unsafe fn rows<S: Simd>(x: &View<'_>, head_dim: usize, span: Span, buffer: &mut Buffer) -> Rows {
+pub(crate) unsafe fn rows<S: Simd>(
+    x: &View<'_>,
+    head_dim: usize,
+    stretch: Stretch,
+    buffer: &mut Buffer,
+) -> Rows {
     let native = if S::PAIRS { Dtype::Bf16 } else { Dtype::F32 };
     let stride = x.row_stride_bytes();
-    let whole = span.count == span.total && head_dim == padded_dim::<S>(head_dim);
+    let whole = stretch.count == stretch.total && head_dim == padded_dim::<S>(head_dim);
     let near = stride.is_multiple_of(4) && stride <= FAR_BYTES && stride >= head_dim * x.dtype.size_bytes();
     if x.dtype == native && whole && near {
-        return Rows { p: x.row([span.batch, span.first, span.head]).cast(), ld: stride / 4 };
+        return Rows { p: x.row(stretch.first).cast(), ld: stride / 4 };
     }
-    copy_rows::<S>(x, head_dim, span, buffer.words())
+    copy_rows::<S>(x, head_dim, stretch, buffer.words())
 }
 
 /// As [`rows`], always copied.
@@ -61,15 +90,15 @@ pub(crate) unsafe fn rows<S: Simd>(x: &View<'_>, head_dim: usize, span: Span, bu
 /// # Safety
 /// As [`rows`].
 #[inline(always)]
-unsafe fn copy_rows<S: Simd>(x: &View<'_>, head_dim: usize, span: Span, buffer: *mut u32) -> Rows {
+unsafe fn copy_rows<S: Simd>(x: &View<'_>, head_dim: usize, stretch: Stretch, buffer: *mut u32) -> Rows {
     let ld = padded_dim::<S>(head_dim) / S::UNIT;
-    buffer.write_bytes(0, span.before * ld);
-    for r in 0..span.count {
-        let src = x.row([span.batch, span.first + r, span.head]);
-        copy_row::<S>(x.dtype, src, head_dim, buffer.add((span.before + r) * ld), ld);
+    buffer.write_bytes(0, stretch.before * ld);
+    for r in 0..stretch.count {
+        let src = x.row(stretch.row(r));
+        copy_row::<S>(x.dtype, src, head_dim, buffer.add((stretch.before + r) * ld), ld);
     }
-    let end = span.before + span.count;
-    buffer.add(end * ld).write_bytes(0, (span.total - end) * ld);
+    let end = stretch.before + stretch.count;
+    buffer.add(end * ld).write_bytes(0, (stretch.total - end) * ld);
     Rows { p: buffer, ld }
 }
 

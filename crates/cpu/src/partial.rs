@@ -6,21 +6,20 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// The buffers of all heads. A head takes one when its first unit begins and gives it back when its last one ends.
 pub(crate) struct Partials {
     floats: usize,
-    units_per_head: usize,
     heads: Vec<Mutex<Head>>,
     free: Mutex<Vec<Vec<f32>>>,
 }
 
-#[derive(Default)]
 struct Head {
     buffer: Option<Vec<f32>>,
-    units_done: usize,
+    units_left: usize,
 }
 
 impl Partials {
-    pub(crate) fn new(heads: usize, units_per_head: usize, floats: usize) -> Self {
-        let heads = (0..heads).map(|_| Mutex::default()).collect();
-        Self { floats, units_per_head, heads, free: Mutex::default() }
+    /// For heads of so many units each, and of so many floats at most.
+    pub(crate) fn new(units: impl Iterator<Item = usize>, floats: usize) -> Self {
+        let heads = units.map(|units_left| Mutex::new(Head { buffer: None, units_left })).collect();
+        Self { floats, heads, free: Mutex::default() }
     }
 
     /// The head's buffer, its contents arbitrary at first. Valid until the head's last unit has called
@@ -38,8 +37,8 @@ impl Partials {
     /// One unit of the head has ended.
     pub(crate) fn done(&self, head: usize) {
         let mut head = lock(&self.heads[head]);
-        head.units_done += 1;
-        if head.units_done == self.units_per_head {
+        head.units_left -= 1;
+        if head.units_left == 0 {
             lock(&self.free).extend(head.buffer.take());
         }
     }

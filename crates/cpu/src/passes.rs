@@ -1,77 +1,134 @@
-//! The passes of a backward, cut into units of work.
+//! The passes, cut into units of work.
 
-use crate::backward::{self, Backward, TILE_ROWS};
+use crate::backward::{self, Backward, GradientsOf, Share, TILE_ROWS};
+use crate::call::Call;
 use crate::entry::Kernels;
-use crate::forward::{self, Scores};
+use crate::forward::{self, Forward, Scores};
 use crate::partial::Partials;
 use crate::references::References;
 use crate::schedule;
 use crate::turnstile::{TellsOfPanic, Turn};
-use signflash_core::Shape;
+use crate::units::Units;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
+/// Who computes a pass, and how.
+#[derive(Clone, Copy)]
+pub(crate) struct Workers {
+    pub(crate) kernels: Kernels,
+    pub(crate) threads: usize,
+}
+
+/// The tiles of all query heads, as units.
+struct Tiles<'a> {
+    call: &'a Call<'a>,
+    rows: usize,
+    units: Units<'a>,
+}
+
+impl<'a> Tiles<'a> {
+    fn new(call: &'a Call<'a>, rows: usize) -> Self {
+        let heads = call.problem.shape().num_heads;
+        let units = Units::new(call.sequences, |sequence| heads * call.tiles(sequence, rows));
+        Self { call, rows, units }
+    }
+
+    fn count(&self) -> usize {
+        self.units.count()
+    }
+
+    fn at(&self, unit: usize) -> forward::Unit {
+        let (sequence, within) = self.units.at(unit);
+        let tiles = self.call.tiles(&sequence, self.rows);
+        // Later tiles of a causal problem see more keys: longest first.
+        forward::Unit { sequence, head: within / tiles, tile: tiles - 1 - within % tiles }
+    }
+}
+
+/// out, lse and, where asked for, probs.
+pub(crate) fn run_forward(forward: &Forward<'_>, workers: Workers) {
+    let Workers { kernels, threads } = workers;
+    let tiles = Tiles::new(&forward.scores.call, forward.scores.tile_rows);
+    schedule::run(
+        threads,
+        tiles.count(),
+        || (kernels.forward_scratch)(&forward.scores),
+        |scratch, unit| {
+            // SAFETY: the instruction set was seen available, the operands were checked, and `run` hands out a unit
+            // once; units write rows of their own.
+            unsafe { (kernels.forward)(forward, tiles.at(unit), scratch) }
+        },
+    );
+}
+
 /// What rows of large lse are relative to.
-pub(crate) fn references(scores: &Scores<'_>, kernels: Kernels, threads: usize, lse: &[f32]) -> References {
-    let shape = scores.call.problem.shape();
-    let (tiles, heads) = (scores.call.tiles(scores.tile_rows), shape.num_heads);
+pub(crate) fn references(scores: &Scores<'_>, workers: Workers, lse: &[f32]) -> References {
+    let Workers { kernels, threads } = workers;
+    let tiles = Tiles::new(&scores.call, scores.tile_rows);
     let mut references = References::new(lse.len());
     let writer = references.writer(lse);
     schedule::run(
         threads,
-        shape.batch * heads * tiles,
+        tiles.count(),
         || (kernels.forward_scratch)(scores),
-        |scratch, index| {
-            let (head, tile) = (index / tiles, index % tiles);
-            let unit = forward::Unit { batch: head / heads, head: head % heads, tile };
-            // SAFETY: the instruction set was seen available, the operands were checked, and `run` hands out a unit
-            // once; units write rows of their own.
-            unsafe { (kernels.references)(scores, unit, scratch, &writer) }
+        |scratch, unit| {
+            // SAFETY: as in `run_forward`.
+            unsafe { (kernels.references)(scores, tiles.at(unit), scratch, &writer) }
         },
     );
     references
 }
 
+/// dq, dk and dv. `partial_bytes` is what the partial sums of dq of one key head may take.
+pub(crate) fn run_backward(backward: &Backward<'_>, workers: Workers, partial_bytes: usize) {
+    let (call, shape) = (&backward.call, backward.call.problem.shape());
+    let chunks = call.sequences.iter().map(|sequence| backward.chunks(&sequence));
+    let most_chunks = chunks.clone().max().unwrap_or(0);
+    let longest = call.sequences.iter().map(|sequence| sequence.len_q).max().unwrap_or(0);
+    let partial_floats = shape.group_size() * longest * shape.head_dim.next_multiple_of(32);
+    if backward.dq.dtype == signflash_core::Dtype::F32 || most_chunks <= 1 {
+        run_chunks(backward, workers, most_chunks, None);
+    } else if partial_floats * size_of::<f32>() <= partial_bytes {
+        let units = chunks.flat_map(|chunks| std::iter::repeat_n(chunks, shape.num_heads_k));
+        run_chunks(backward, workers, most_chunks, Some(&Partials::new(units, partial_floats)));
+    } else {
+        run_two_passes(backward, workers);
+    }
+}
+
 /// The single pass: each chunk of keys gives its dk and dv and adds its share of dq in turn.
-pub(crate) fn run_chunks(
-    backward: &Backward<'_>,
-    kernels: Kernels,
-    threads: usize,
-    chunks: usize,
-    partials: Option<&Partials>,
-) {
-    let Shape { batch, num_heads_k, .. } = *backward.call.problem.shape();
-    let heads = batch * num_heads_k;
+fn run_chunks(backward: &Backward<'_>, workers: Workers, most_chunks: usize, partials: Option<&Partials>) {
+    let Workers { kernels, threads } = workers;
+    let sequences = backward.call.sequences;
+    let num_heads_k = backward.call.problem.shape().num_heads_k;
+    let heads = sequences.count() * num_heads_k;
     let panicked = AtomicBool::new(false);
-    let steps: Vec<AtomicUsize> = (0..heads * chunks).map(|_| AtomicUsize::new(0)).collect();
+    let steps: Vec<AtomicUsize> = (0..heads * most_chunks).map(|_| AtomicUsize::new(0)).collect();
     // Chunk by chunk over a set of heads, so that a chunk seldom waits for the one before it; no more heads at a time
     // than threads where each holds partial sums.
     let set = if partials.is_some() { threads.min(heads) } else { heads }.max(1);
     schedule::run(
         threads,
-        heads * chunks,
+        heads * most_chunks,
         || (kernels.backward_scratch)(backward),
         |scratch, index| {
-            let first = index / (set * chunks) * set;
+            let first = index / (set * most_chunks) * set;
             let in_set = set.min(heads - first);
-            let within = index - first * chunks;
+            let within = index - first * most_chunks;
             let (head, chunk) = (first + within % in_set, within / in_set);
-            let at = head * chunks + chunk;
-            let unit = backward::Unit::Chunk {
-                batch: head / num_heads_k,
-                head_k: head % num_heads_k,
-                chunk,
-                partial: partials.map(|partials| partials.get(head)),
-                turn: Turn {
-                    before: (chunk > 0).then(|| &steps[at - 1]),
-                    own: &steps[at],
-                    panicked: &panicked,
-                },
-            };
+            let sequence = sequences.at(head / num_heads_k);
+            if chunk >= backward.chunks(&sequence) {
+                return; // of a sequence that is shorter than the longest
+            }
+            let at = head * most_chunks + chunk;
+            let turn =
+                Turn { before: (chunk > 0).then(|| &steps[at - 1]), own: &steps[at], panicked: &panicked };
+            let dq = Some(Share { partial: partials.map(|partials| partials.get(head)), turn });
+            let gradients = GradientsOf::Chunk { head_k: head % num_heads_k, chunk, dq };
             let _tells_others = TellsOfPanic(&panicked);
             // SAFETY: the instruction set was seen available, the operands were checked, and `run` hands out a unit
             // once: dk and dv rows are the unit's own, dq rows its own in its turn. The partial sums are this head's
             // until `done`.
-            unsafe { (kernels.backward)(backward, unit, scratch) }
+            unsafe { (kernels.backward)(backward, backward::Unit { sequence, gradients }, scratch) }
             if let Some(partials) = partials {
                 partials.done(head);
             }
@@ -80,25 +137,25 @@ pub(crate) fn run_chunks(
 }
 
 /// dk and dv first, then dq: two more products, and no memory that grows with a length.
-pub(crate) fn run_two_passes(backward: &Backward<'_>, kernels: Kernels, threads: usize, chunks: usize) {
-    let Shape { batch, num_heads, num_heads_k, .. } = *backward.call.problem.shape();
-    let tiles = backward.call.tiles(TILE_ROWS);
-    let dkv_units = batch * num_heads_k * chunks;
+fn run_two_passes(backward: &Backward<'_>, workers: Workers) {
+    let Workers { kernels, threads } = workers;
+    let call = &backward.call;
+    let num_heads_k = call.problem.shape().num_heads_k;
+    let chunks = Units::new(call.sequences, |sequence| num_heads_k * backward.chunks(sequence));
+    let tiles = Tiles::new(call, TILE_ROWS);
     schedule::run(
         threads,
-        dkv_units + batch * num_heads * tiles,
+        chunks.count() + tiles.count(),
         || (kernels.backward_scratch)(backward),
         |scratch, index| {
-            let unit = if index < dkv_units {
-                let (head, chunk) = (index / chunks, index % chunks);
-                backward::Unit::ChunkOnly { batch: head / num_heads_k, head_k: head % num_heads_k, chunk }
+            let unit = if index < chunks.count() {
+                let (sequence, within) = chunks.at(index);
+                let of_head = backward.chunks(&sequence);
+                let (head_k, chunk) = (within / of_head, within % of_head);
+                backward::Unit { sequence, gradients: GradientsOf::Chunk { head_k, chunk, dq: None } }
             } else {
-                let (head, tile) = ((index - dkv_units) / tiles, (index - dkv_units) % tiles);
-                backward::Unit::Queries {
-                    batch: head / num_heads,
-                    head: head % num_heads,
-                    tile: tiles - 1 - tile,
-                }
+                let forward::Unit { sequence, head, tile } = tiles.at(index - chunks.count());
+                backward::Unit { sequence, gradients: GradientsOf::Queries { head, tile } }
             };
             // SAFETY: as in `run_chunks`; dq rows belong to the unit of their tile.
             unsafe { (kernels.backward)(backward, unit, scratch) }

@@ -94,16 +94,6 @@ impl<T: Element> RawTensor<T> {
         self.description(tensor).check_written(expected)?;
         self.description(tensor).check_address(self.first.addr(), size_of::<T>())
     }
-
-    /// The row `[a, b, c]`.
-    ///
-    /// # Safety
-    /// The index lies inside, the tensor was checked, and nobody writes the row while the result lives.
-    pub(crate) unsafe fn row<'a>(&self, [a, b, c]: [usize; 3]) -> &'a [T] {
-        let [sa, sb, sc, _] = self.strides;
-        // SAFETY: a row is dense, as was checked; that it is there is the caller's promise.
-        unsafe { std::slice::from_raw_parts(self.first.add(a * sa + b * sb + c * sc), self.shape[3]) }
-    }
 }
 
 impl<T: Element> RawInputs<T> {

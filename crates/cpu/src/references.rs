@@ -58,7 +58,7 @@ impl Writer<'_> {
         let (base, shift) = if sum == 0.0 {
             (0.0, -lse * LOG2_E)
         } else {
-            let own = call.score(max) + sum.ln();
+            let own = call.stage.natural(max) + sum.ln();
             // The lse of more keys than these, of which they have a part. Closer than its rounding it says nothing.
             let part = if (own - lse).abs() <= LSE_BOUND * lse.abs() { 0.0 } else { own - lse };
             (max, part * LOG2_E - sum.log2())

@@ -8,6 +8,7 @@ use std::marker::PhantomData;
 #[derive(Clone, Copy)]
 pub(crate) struct View<'a> {
     base: *const u8,
+    pub(crate) shape: [usize; 4],
     strides: [usize; 4],
     pub(crate) dtype: Dtype,
     lifetime: PhantomData<&'a [u8]>,
@@ -36,7 +37,8 @@ impl<'a> View<'a> {
     /// # Safety
     /// The elements stay, and nobody writes them, for `'a`; the tensor's shape and strides were checked.
     pub(crate) unsafe fn new<T: Element>(x: RawTensor<T>) -> Self {
-        Self { base: x.first.cast(), strides: x.strides, dtype: T::DTYPE, lifetime: PhantomData }
+        let RawTensor { first, shape, strides } = x;
+        Self { base: first.cast(), shape, strides, dtype: T::DTYPE, lifetime: PhantomData }
     }
 
     /// Bytes from a row (third index fixed) to the next along the second dimension.

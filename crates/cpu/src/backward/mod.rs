@@ -26,14 +26,17 @@ mod sums;
 mod weights;
 
 use crate::buffer::Buffer;
-use crate::call::{BLOCK_KEYS, Call, Tile};
-use crate::pack::{Rows, padded_dim, panel_width};
+use crate::call::{BLOCK_KEYS, Call};
+use crate::pack::{Dims, panel_width};
 use crate::philox::DropTile;
 use crate::references::References;
+use crate::sequence::Sequence;
 use crate::simd::Simd;
+use crate::tile::Tile;
 use crate::turnstile::Turn;
 use crate::view::{FloatsMut, View, ViewMut};
-use operands::{Keys, Queries};
+use crate::visible::{blocks, keys_of_tile};
+use operands::{Keys, Part, Queries};
 use results::Place;
 
 /// Queries that are worked on at a time.
@@ -60,22 +63,35 @@ pub(crate) struct Backward<'a> {
     pub(crate) chunk_keys: usize,
 }
 
+impl Backward<'_> {
+    /// How many chunks the keys of a head of a sequence are cut into; one at least, which writes what there is without keys.
+    pub(crate) fn chunks(&self, sequence: &Sequence) -> usize {
+        sequence.len_k.div_ceil(self.chunk_keys).max(1)
+    }
+}
+
 /// What a unit of work computes.
 #[derive(Clone, Copy)]
-pub(crate) enum Unit<'a> {
-    /// dk and dv of one chunk of one (batch, key head), and its share of dq.
-    Chunk {
-        batch: usize,
-        head_k: usize,
-        chunk: usize,
-        /// Partial sums of dq for dtypes of 16 bits: `[head of the group][query][padded head_dim]`.
-        partial: Option<FloatsMut<'a>>,
-        turn: Turn<'a>,
-    },
-    /// dk and dv only: where partial sums of dq would take too much memory.
-    ChunkOnly { batch: usize, head_k: usize, chunk: usize },
+pub(crate) struct Unit<'a> {
+    pub(crate) sequence: Sequence,
+    pub(crate) gradients: GradientsOf<'a>,
+}
+
+/// Gradients of a part of one sequence.
+#[derive(Clone, Copy)]
+pub(crate) enum GradientsOf<'a> {
+    /// dk and dv of one chunk of one key head, and its share of dq. Without that where partial sums of dq would take too much memory.
+    Chunk { head_k: usize, chunk: usize, dq: Option<Share<'a>> },
     /// dq of one tile of one query head.
-    Queries { batch: usize, head: usize, tile: usize },
+    Queries { head: usize, tile: usize },
+}
+
+/// How a chunk's share of dq comes to the others'.
+#[derive(Clone, Copy)]
+pub(crate) struct Share<'a> {
+    /// Partial sums for dtypes of 16 bits: `[head of the group][query][padded head_dim]`.
+    pub(crate) partial: Option<FloatsMut<'a>>,
+    pub(crate) turn: Turn<'a>,
 }
 
 /// What a worker needs, for unit after unit.
@@ -113,29 +129,29 @@ pub(crate) struct Scratch {
 
 impl Scratch {
     pub(crate) fn new<S: Simd>(backward: &Backward<'_>) -> Self {
-        let dim = padded_dim::<S>(backward.call.problem.shape().head_dim);
-        let (chunk, tile) = (backward.chunk_keys * dim, TILE_ROWS * dim);
+        let Dims { qk_padded, v_padded, .. } = Dims::of::<S>(backward.call.problem.shape());
+        let chunk = backward.chunk_keys;
         let weights = BLOCK_KEYS * TILE_ROWS;
         Self {
-            k_rows: Buffer::new(chunk),
-            k_steps: Buffer::new(chunk),
-            v_rows: Buffer::new(chunk),
-            dk: Buffer::new(chunk),
-            dv: Buffer::new(chunk),
-            q_rows: Buffer::new(tile),
-            q_steps: Buffer::new(tile),
-            dout_rows: Buffer::new(tile),
-            dout_steps: Buffer::new(tile),
-            q: Buffer::new(tile),
-            dout: Buffer::new(tile),
-            dq: Buffer::new(tile),
+            k_rows: Buffer::new(chunk * qk_padded),
+            k_steps: Buffer::new(chunk * qk_padded),
+            v_rows: Buffer::new(chunk * v_padded),
+            dk: Buffer::new(chunk * qk_padded),
+            dv: Buffer::new(chunk * v_padded),
+            q_rows: Buffer::new(TILE_ROWS * qk_padded),
+            q_steps: Buffer::new(TILE_ROWS * qk_padded),
+            dout_rows: Buffer::new(TILE_ROWS * v_padded),
+            dout_steps: Buffer::new(TILE_ROWS * v_padded),
+            q: Buffer::new(TILE_ROWS * qk_padded),
+            dout: Buffer::new(TILE_ROWS * v_padded),
+            dq: Buffer::new(TILE_ROWS * qk_padded),
             p: Buffer::new(weights),
             ds: Buffer::new(weights),
             ds_pairs: Buffer::new(weights),
             minus_lse_log2: Buffer::new(TILE_ROWS),
             base: Buffer::new(TILE_ROWS),
             delta: Buffer::new(TILE_ROWS),
-            floats: Buffer::new(tile),
+            floats: Buffer::new(TILE_ROWS * qk_padded.max(v_padded)),
             drop: backward.call.rule.map(|rule| DropTile::new(&rule, TILE_ROWS, BLOCK_KEYS)),
         }
     }
@@ -159,66 +175,59 @@ pub(crate) unsafe fn unit<S: Simd, const MR: usize>(
     unit: Unit<'_>,
     scratch: &mut Scratch,
 ) {
-    let work = Work {
-        backward,
-        head_dim: backward.call.problem.shape().head_dim,
-        dim: padded_dim::<S>(backward.call.problem.shape().head_dim),
-    };
-    match unit {
-        Unit::Chunk { batch, head_k, chunk, .. } | Unit::ChunkOnly { batch, head_k, chunk } => {
-            let keys = work.keys::<S>(scratch, batch, head_k, chunk);
-            work.chunk::<S, MR>(scratch, unit, keys);
+    let Unit { sequence, gradients } = unit;
+    let work = Work { backward, sequence, dims: Dims::of::<S>(backward.call.problem.shape()) };
+    match gradients {
+        GradientsOf::Chunk { head_k, chunk, dq } => {
+            let keys = work.keys::<S>(scratch, head_k, chunk);
+            work.chunk::<S, MR>(scratch, keys, dq);
         }
-        Unit::Queries { batch, head, tile } => work.queries_only::<S, MR>(scratch, batch, head, tile),
+        GradientsOf::Queries { head, tile } => work.queries_only::<S, MR>(scratch, head, tile),
     }
 }
 
 struct Work<'a> {
     backward: &'a Backward<'a>,
-    head_dim: usize,
-    /// head_dim, padded.
-    dim: usize,
+    sequence: Sequence,
+    dims: Dims,
 }
 
 impl Work<'_> {
     fn tile<S: Simd>(&self, index: usize) -> Tile {
-        self.backward.call.tile(index, TILE_ROWS, panel_width::<S>())
+        self.backward.call.tile(&self.sequence, index, TILE_ROWS, panel_width::<S>())
     }
 
     /// dk and dv of a chunk, and perhaps its share of dq.
     #[inline(always)]
-    unsafe fn chunk<S: Simd, const MR: usize>(&self, scratch: &mut Scratch, unit: Unit<'_>, keys: Keys) {
-        let problem = self.backward.call.problem;
-        let words = keys.count.next_multiple_of(16) * self.dim;
-        scratch.dk.words().write_bytes(0, words);
-        scratch.dv.words().write_bytes(0, words);
-        let tiles = self.backward.call.tiles(TILE_ROWS);
+    unsafe fn chunk<S: Simd, const MR: usize>(
+        &self,
+        scratch: &mut Scratch,
+        keys: Keys,
+        dq: Option<Share<'_>>,
+    ) {
+        let whole = keys.count.next_multiple_of(16);
+        scratch.dk.words().write_bytes(0, whole * self.dims.qk_padded);
+        scratch.dv.words().write_bytes(0, whole * self.dims.v_padded);
+        let tiles = self.backward.call.tiles(&self.sequence, TILE_ROWS);
         // Without queries there is nothing to walk through, however many heads there are of them.
-        let group = if tiles == 0 { 0 } else { problem.shape().group_size() };
+        let group = if tiles == 0 { 0 } else { self.backward.call.problem.shape().group_size() };
         for member in 0..group {
-            for tile in (0..tiles).rev() {
-                let head = keys.head * group + member;
-                let seen = self.tile::<S>(tile).key_end(problem);
-                let step = member * tiles + (tiles - 1 - tile);
-                match unit {
-                    Unit::Chunk { chunk, partial, turn, .. } => {
-                        if seen > keys.first {
-                            let queries = self.queries::<S>(scratch, keys.batch, head, tile);
-                            self.sweep::<S, MR>(scratch, keys, queries, Wanted { dkv: true, dq: true });
-                            turn.wait(step);
-                            let last = seen <= keys.first + keys.count;
-                            let place = Place { first: chunk == 0, last, partial, member };
-                            self.add_dq::<S>(scratch, keys.batch, queries, place);
-                        } else if chunk == 0 {
-                            self.clear_dq::<S>(keys.batch, head, tile);
-                        }
-                        turn.done(step);
+            for index in (0..tiles).rev() {
+                let (head, tile) = (keys.head * group + member, self.tile::<S>(index));
+                let seen = keys_of_tile(&self.sequence, &tile).some;
+                let step = member * tiles + (tiles - 1 - index);
+                if let Some(part) = keys.part_of(seen) {
+                    let queries = self.queries::<S>(scratch, head, tile);
+                    self.sweep::<S, MR>(scratch, keys, queries, Wanted { dkv: true, dq: dq.is_some() });
+                    if let Some(Share { partial, turn }) = dq {
+                        turn.wait(step);
+                        self.add_dq::<S>(scratch, queries, Place { part, partial, member });
                     }
-                    _ if seen > keys.first => {
-                        let queries = self.queries::<S>(scratch, keys.batch, head, tile);
-                        self.sweep::<S, MR>(scratch, keys, queries, Wanted { dkv: true, dq: false });
-                    }
-                    _ => {}
+                } else if dq.is_some() && keys.first == 0 && seen.is_empty() {
+                    self.clear_dq(head, tile); // nobody else does
+                }
+                if let Some(Share { turn, .. }) = dq {
+                    turn.done(step);
                 }
             }
         }
@@ -227,29 +236,21 @@ impl Work<'_> {
 
     /// dq of one tile against all keys that it sees.
     #[inline(always)]
-    unsafe fn queries_only<S: Simd, const MR: usize>(
-        &self,
-        scratch: &mut Scratch,
-        batch: usize,
-        head: usize,
-        tile: usize,
-    ) {
-        let problem = self.backward.call.problem;
-        let seen = self.tile::<S>(tile).key_end(problem);
-        if seen == 0 {
-            return self.clear_dq::<S>(batch, head, tile);
+    unsafe fn queries_only<S: Simd, const MR: usize>(&self, scratch: &mut Scratch, head: usize, tile: usize) {
+        let tile = self.tile::<S>(tile);
+        let seen = keys_of_tile(&self.sequence, &tile).some.positions();
+        if seen.is_empty() {
+            return self.clear_dq(head, tile);
         }
-        let queries = self.queries::<S>(scratch, batch, head, tile);
-        for chunk in 0..seen.div_ceil(self.backward.chunk_keys) {
-            let keys = self.keys::<S>(scratch, batch, head / problem.shape().group_size(), chunk);
+        let queries = self.queries::<S>(scratch, head, tile);
+        let chunk_keys = self.backward.chunk_keys;
+        let head_k = head / self.backward.call.problem.shape().group_size();
+        for chunk in seen.start / chunk_keys..seen.end.div_ceil(chunk_keys) {
+            let keys = self.keys::<S>(scratch, head_k, chunk);
             self.sweep::<S, MR>(scratch, keys, queries, Wanted { dkv: false, dq: true });
         }
-        self.add_dq::<S>(
-            scratch,
-            batch,
-            queries,
-            Place { first: true, last: true, partial: None, member: 0 },
-        );
+        let part = Part { first: true, last: true };
+        self.add_dq::<S>(scratch, queries, Place { part, partial: None, member: 0 });
     }
 
     /// All blocks of the keys against one tile of queries.
@@ -261,27 +262,18 @@ impl Work<'_> {
         queries: Queries,
         wanted: Wanted,
     ) {
-        let problem = self.backward.call.problem;
-        let end = queries.tile.key_end(problem).min(keys.first + keys.count);
-        for first in (keys.first..end).step_by(BLOCK_KEYS) {
-            let at = first - keys.first;
-            let block = Keys {
-                first,
-                count: (keys.count - at).min(BLOCK_KEYS),
-                k: Rows { p: keys.k.p.add(at * keys.k.ld), ..keys.k },
-                v: Rows { p: keys.v.p.add(at * keys.v.ld), ..keys.v },
-                k_steps: Rows { p: keys.k_steps.p.add(at / S::UNIT * keys.k_steps.ld), ..keys.k_steps },
-                ..keys
-            };
+        let seen = keys_of_tile(&self.sequence, &queries.tile).some;
+        for first in blocks(keys.those_of(seen)) {
+            let block = keys.block::<S>(first);
             if let Some(drop) = &mut scratch.drop {
                 drop.draw::<S>(first, block.count);
             }
-            let (first_panel, depth) = self.weights::<S, MR>(scratch, block, queries);
+            let Some(overlap) = self.weights::<S, MR>(scratch, block, queries) else { continue };
             if wanted.dkv {
-                self.add_dkv::<S, MR>(scratch, queries, at, first_panel, depth);
+                self.add_dkv::<S, MR>(scratch, queries, first - keys.first, overlap);
             }
             if wanted.dq {
-                self.add_dq_block::<S, MR>(scratch, block, queries, first_panel, depth);
+                self.add_dq_block::<S, MR>(scratch, block, overlap);
             }
         }
     }

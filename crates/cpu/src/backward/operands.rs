@@ -2,17 +2,19 @@
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use super::{Scratch, Work};
-use crate::call::Tile;
-use crate::pack::{self, Rows, Span, panel_width};
+use crate::call::BLOCK_KEYS;
+use crate::pack::{self, Rows, panel_width};
 use crate::references::is_large;
 use crate::simd::Simd;
+use crate::tile::Tile;
 use crate::view::View;
+use signflash_core::Span;
 
-/// The keys at hand: one chunk, or one block of it, of one (batch, key head).
+/// The keys at hand: one chunk, or one block of it, of one key head.
 #[derive(Clone, Copy)]
 pub(super) struct Keys {
-    pub(super) batch: usize,
     pub(super) head: usize,
+    /// Counted in the sequence.
     pub(super) first: usize,
     pub(super) count: usize,
     /// Rows for the products that sum over head_dim.
@@ -20,6 +22,44 @@ pub(super) struct Keys {
     pub(super) v: Rows,
     /// Steps for the product that sums over keys.
     pub(super) k_steps: Rows,
+}
+
+/// Which part of the keys that a tile sees a chunk is.
+#[derive(Clone, Copy)]
+pub(super) struct Part {
+    pub(super) first: bool,
+    pub(super) last: bool,
+}
+
+impl Keys {
+    /// Those of some keys that are these.
+    pub(super) fn those_of(&self, keys: Span<i64>) -> Span<i64> {
+        let (first, end) = (self.first as i64, (self.first + self.count) as i64);
+        Span { begin: keys.begin.max(first), end: keys.end.min(end) }
+    }
+
+    /// As what part of what a tile sees these count; `None` if it sees none of them.
+    pub(super) fn part_of(&self, seen: Span<i64>) -> Option<Part> {
+        let own = self.those_of(seen);
+        (!own.is_empty()).then_some(Part { first: own.begin == seen.begin, last: own.end == seen.end })
+    }
+
+    /// The block of these keys whose first is `first`.
+    ///
+    /// # Safety
+    /// As [`Simd`]; `first` lies in the chunk.
+    #[inline(always)]
+    pub(super) unsafe fn block<S: Simd>(&self, first: usize) -> Self {
+        let at = first - self.first;
+        Self {
+            first,
+            count: (self.count - at).min(BLOCK_KEYS),
+            k: Rows { p: self.k.p.add(at * self.k.ld), ..self.k },
+            v: Rows { p: self.v.p.add(at * self.v.ld), ..self.v },
+            k_steps: Rows { p: self.k_steps.p.add(at / S::UNIT * self.k_steps.ld), ..self.k_steps },
+            ..*self
+        }
+    }
 }
 
 /// The queries at hand: one tile of one query head.
@@ -34,72 +74,57 @@ pub(super) struct Queries {
 impl Work<'_> {
     /// Packs a chunk of keys.
     #[inline(always)]
-    pub(super) unsafe fn keys<S: Simd>(
-        &self,
-        scratch: &mut Scratch,
-        batch: usize,
-        head: usize,
-        chunk: usize,
-    ) -> Keys {
+    pub(super) unsafe fn keys<S: Simd>(&self, scratch: &mut Scratch, head: usize, chunk: usize) -> Keys {
         let first = chunk * self.backward.chunk_keys;
-        let count = (self.backward.call.problem.shape().seqlen_k - first).min(self.backward.chunk_keys);
-        let span = Span { batch, head, first, before: 0, count, total: count.next_multiple_of(16) };
-        let k = pack::rows::<S>(&self.backward.k, self.head_dim, span, &mut scratch.k_rows);
-        let v = pack::rows::<S>(&self.backward.v, self.head_dim, span, &mut scratch.v_rows);
-        let k_steps = pack::steps::<S>(k, span.total, self.dim / S::UNIT, &mut scratch.k_steps);
-        Keys { batch, head, first, count, k, v, k_steps }
+        let keys = self.sequence.keys(head, first, self.backward.chunk_keys);
+        let k = pack::rows::<S>(&self.backward.k, self.dims.qk, keys, &mut scratch.k_rows);
+        let v = pack::rows::<S>(&self.backward.v, self.dims.v, keys, &mut scratch.v_rows);
+        let k_steps = pack::steps::<S>(k, keys.total, self.dims.qk_padded / S::UNIT, &mut scratch.k_steps);
+        Keys { head, first, count: keys.count, k, v, k_steps }
     }
 
     /// Packs a tile of queries: rows, panels, lse, delta, the row part of the dropout mask. Clears dq^T.
     #[inline(always)]
-    pub(super) unsafe fn queries<S: Simd>(
-        &self,
-        scratch: &mut Scratch,
-        batch: usize,
-        head: usize,
-        tile: usize,
-    ) -> Queries {
-        let call = &self.backward.call;
-        let tile = self.tile::<S>(tile);
-        let Tile { first, before, count, rows, block_row } = tile;
-        let span = Span { batch, head, first, before, count, total: rows };
-        let words = self.dim / S::UNIT;
+    pub(super) unsafe fn queries<S: Simd>(&self, scratch: &mut Scratch, head: usize, tile: Tile) -> Queries {
+        let (call, dims) = (&self.backward.call, &self.dims);
+        let rows = tile.rows;
+        let queries = self.sequence.queries(head, &tile);
+        let (qk_words, v_words) = (dims.qk_padded / S::UNIT, dims.v_padded / S::UNIT);
         let panels = rows / panel_width::<S>();
-        let q = pack::rows::<S>(&self.backward.q, self.head_dim, span, &mut scratch.q_rows);
-        let dout = pack::rows::<S>(&self.backward.dout, self.head_dim, span, &mut scratch.dout_rows);
-        let flip = if call.negative_scale { pack::sign_flip::<S>() } else { 0 };
-        pack::transpose_panels::<S>(q, panels, words, flip, scratch.q.words());
-        pack::transpose_panels::<S>(dout, panels, words, 0, scratch.dout.words());
-        let q_steps = pack::steps::<S>(q, rows, words, &mut scratch.q_steps);
-        let dout_steps = pack::steps::<S>(dout, rows, words, &mut scratch.dout_steps);
-        scratch.dq.words().write_bytes(0, rows * self.dim);
+        let q = pack::rows::<S>(&self.backward.q, dims.qk, queries, &mut scratch.q_rows);
+        let dout = pack::rows::<S>(&self.backward.dout, dims.v, queries, &mut scratch.dout_rows);
+        call.stage.pack_queries::<S>(q, panels, qk_words, scratch.q.words());
+        pack::transpose_panels::<S>(dout, panels, v_words, 0, scratch.dout.words());
+        let q_steps = pack::steps::<S>(q, rows, qk_words, &mut scratch.q_steps);
+        let dout_steps = pack::steps::<S>(dout, rows, v_words, &mut scratch.dout_steps);
+        scratch.dq.words().write_bytes(0, rows * dims.qk_padded);
         if let (Some(rule), Some(drop)) = (&call.rule, &mut scratch.drop) {
-            drop.start::<S>(rule, batch, head, block_row, rows);
+            drop.start::<S>(rule, self.sequence.stream, head, tile.block_row, rows);
         }
         let queries = Queries { head, tile, q_steps, dout_steps };
-        self.row_terms::<S>(scratch, batch, &queries);
+        self.row_terms::<S>(scratch, &queries);
         queries
     }
 
-    /// -lse in base 2, or what stands for it, and delta / keep_scale of each lane. A row that saw no key, or no row, gets lse = +inf: its
-    /// weights are then 0.
+    /// -lse in base 2, or what stands for it, and delta / keep_scale of each lane. A row that saw no key, or no row, gets
+    /// lse = +inf: its weights are then 0.
     #[inline(always)]
-    pub(super) unsafe fn row_terms<S: Simd>(&self, scratch: &mut Scratch, batch: usize, queries: &Queries) {
-        let shape = self.backward.call.problem.shape();
-        let first = (batch * shape.num_heads + queries.head) * shape.seqlen_q;
+    pub(super) unsafe fn row_terms<S: Simd>(&self, scratch: &mut Scratch, queries: &Queries) {
+        let dim = self.dims.v_padded;
+        let first = self.backward.call.first_row(&self.sequence, queries.head);
         let lse = &self.backward.lse[first..];
         let dlse = self.backward.dlse.map(|dlse| &dlse[first..]);
         let (minus_lse_log2, delta) = (scratch.minus_lse_log2.floats(), scratch.delta.floats());
         let bases = scratch.base.floats();
-        let (dout_row, out_row) = (scratch.floats.floats(), scratch.floats.floats().add(self.dim));
+        let (dout_row, out_row) = (scratch.floats.floats(), scratch.floats.floats().add(dim));
         for lane in 0..queries.tile.rows {
             let (mut shift, mut base, mut row_delta) = (f32::NEG_INFINITY, 0.0, 0.0);
             if queries.tile.is_real(lane) {
                 let row = queries.tile.row_of(lane);
-                let index = [batch, row, queries.head];
+                let index = self.sequence.query(row, queries.head);
                 self.load_padded::<S>(&self.backward.dout, index, dout_row);
                 self.load_padded::<S>(&self.backward.out, index, out_row);
-                row_delta = f64::from(dot::<S>(dout_row, out_row, self.dim));
+                row_delta = f64::from(dot::<S>(dout_row, out_row, dim));
                 let lse = lse[row];
                 if lse != f32::NEG_INFINITY {
                     (base, shift) = match self.backward.references {
@@ -120,11 +145,11 @@ impl Work<'_> {
         }
     }
 
-    /// One row as f32, zeros up to the padded head_dim.
+    /// One row of dout or out as f32, zeros up to the padded head_dim.
     #[inline(always)]
-    pub(super) unsafe fn load_padded<S: Simd>(&self, x: &View<'_>, index: [usize; 3], dst: *mut f32) {
-        pack::load_row::<S>(x.dtype, x.row(index), self.head_dim, dst);
-        dst.add(self.head_dim).write_bytes(0, self.dim - self.head_dim);
+    unsafe fn load_padded<S: Simd>(&self, x: &View<'_>, index: [usize; 3], dst: *mut f32) {
+        pack::load_row::<S>(x.dtype, x.row(index), self.dims.v, dst);
+        dst.add(self.dims.v).write_bytes(0, self.dims.v_padded - self.dims.v);
     }
 }
 

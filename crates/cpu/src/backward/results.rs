@@ -1,18 +1,18 @@
 //! Writing gradients: dk and dv of a chunk, and a chunk's share of dq.
 #![allow(unsafe_op_in_unsafe_fn)]
 
-use super::operands::{Keys, Queries};
+use super::operands::{Keys, Part, Queries};
 use super::{Scratch, Work};
-use crate::pack::{self, panel_width};
+use crate::pack::{self, Dims, panel_width};
 use crate::simd::Simd;
+use crate::tile::Tile;
 use crate::view::FloatsMut;
 use signflash_core::Dtype;
 
 /// Where a share of dq belongs in the sum over chunks.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
-    pub(super) first: bool,
-    pub(super) last: bool,
+    pub(super) part: Part,
     pub(super) partial: Option<FloatsMut<'a>>,
     /// Which head of the group.
     pub(super) member: usize,
@@ -21,14 +21,8 @@ pub(super) struct Place<'a> {
 impl Work<'_> {
     /// Adds a chunk's dq of one tile to what earlier chunks gave, and writes it if this is the last.
     #[inline(always)]
-    pub(super) unsafe fn add_dq<S: Simd>(
-        &self,
-        scratch: &mut Scratch,
-        batch: usize,
-        queries: Queries,
-        place: Place<'_>,
-    ) {
-        let (width, dim, tile) = (panel_width::<S>(), self.dim, queries.tile);
+    pub(super) unsafe fn add_dq<S: Simd>(&self, scratch: &mut Scratch, queries: Queries, place: Place<'_>) {
+        let (width, dim, tile) = (panel_width::<S>(), self.dims.qk_padded, queries.tile);
         let rows = scratch.floats.floats();
         for lane in (0..tile.rows).step_by(S::LANES) {
             let panel = scratch.dq.floats().add(lane / width * dim * width + lane % width);
@@ -44,29 +38,28 @@ impl Work<'_> {
         let dq = &self.backward.dq;
         for r in 0..tile.count {
             let row = rows.add((tile.before + r) * dim);
-            let dst = dq.row([batch, tile.first + r, queries.head]);
-            let seqlen_q = self.backward.call.problem.shape().seqlen_q;
+            let dst = dq.row(self.sequence.query(tile.first + r, queries.head));
             let sum: *mut f32 = match place.partial {
-                Some(partial) => partial.at((place.member * seqlen_q + tile.first + r) * dim),
+                Some(partial) => partial.at((place.member * self.sequence.len_q + tile.first + r) * dim),
                 None => dst.cast(), // f32 dq is its own partial sum; of other types there is but one share
             };
-            if !place.first {
-                add_row::<S>(row, sum, self.head_dim);
+            if !place.part.first {
+                add_row::<S>(row, sum, self.dims.qk);
             }
-            if place.last || dq.dtype == Dtype::F32 {
-                pack::store_row::<S>(dq.dtype, row, self.head_dim, dst);
+            if place.part.last || dq.dtype == Dtype::F32 {
+                pack::store_row::<S>(dq.dtype, row, self.dims.qk, dst);
             } else {
-                row.copy_to_nonoverlapping(sum, self.head_dim);
+                row.copy_to_nonoverlapping(sum, self.dims.qk);
             }
         }
     }
 
     /// Zeros dq of a tile that sees no key.
-    pub(super) unsafe fn clear_dq<S: Simd>(&self, batch: usize, head: usize, tile: usize) {
-        let tile = self.tile::<S>(tile);
+    pub(super) unsafe fn clear_dq(&self, head: usize, tile: Tile) {
         let dq = &self.backward.dq;
         for r in 0..tile.count {
-            dq.row([batch, tile.first + r, head]).write_bytes(0, self.head_dim * dq.dtype.size_bytes());
+            let row = dq.row(self.sequence.query(tile.first + r, head));
+            row.write_bytes(0, self.dims.qk * dq.dtype.size_bytes());
         }
     }
 
@@ -75,18 +68,19 @@ impl Work<'_> {
     pub(super) unsafe fn write_dkv<S: Simd>(&self, scratch: &mut Scratch, keys: Keys) {
         let keep_scale = self.backward.call.keep_scale;
         let dk_scale = keep_scale * self.backward.call.problem.softmax_scale();
+        let Dims { qk, qk_padded, v, v_padded } = self.dims;
         let operands = [
-            (&self.backward.dk, scratch.dk.floats(), dk_scale as f32),
-            (&self.backward.dv, scratch.dv.floats(), keep_scale as f32),
+            (&self.backward.dk, scratch.dk.floats(), dk_scale as f32, [qk, qk_padded]),
+            (&self.backward.dv, scratch.dv.floats(), keep_scale as f32, [v, v_padded]),
         ];
-        for (gradient, sums, factor) in operands {
+        for (gradient, sums, factor, [dim, padded]) in operands {
             for key in 0..keys.count {
-                let row = sums.add(key * self.dim);
-                for d in (0..self.dim).step_by(S::LANES) {
+                let row = sums.add(key * padded);
+                for d in (0..padded).step_by(S::LANES) {
                     S::store(row.add(d), S::mul(S::load(row.add(d)), S::splat(factor)));
                 }
-                let dst = gradient.row([keys.batch, keys.first + key, keys.head]);
-                pack::store_row::<S>(gradient.dtype, row, self.head_dim, dst);
+                let dst = gradient.row(self.sequence.key(keys.first + key, keys.head));
+                pack::store_row::<S>(gradient.dtype, row, dim, dst);
             }
         }
     }

@@ -2,6 +2,7 @@
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use super::operands::{Keys, Queries};
+use super::weights::Overlap;
 use super::{Scratch, TILE_ROWS, Work};
 use crate::gemm::{Left, NV, Right, Weight, product, product_of_weights};
 use crate::pack::panel_width;
@@ -15,51 +16,52 @@ impl Work<'_> {
         scratch: &mut Scratch,
         queries: Queries,
         at: usize,
-        first_panel: usize,
-        keys: usize,
+        overlap: Overlap,
     ) {
-        let skip = first_panel * panel_width::<S>() / S::UNIT; // queries, in words, that see none of the block
+        let Overlap { keys, panels } = overlap;
+        // Queries, in words: those before and behind see none of the block.
+        let words = |panel: usize| panel * panel_width::<S>() / S::UNIT;
+        let (first, depth) = (words(panels.begin), words(panels.end - panels.begin));
         let operands = [
-            (scratch.p.words(), queries.dout_steps, scratch.dv.floats()),
-            (scratch.ds.words(), queries.q_steps, scratch.dk.floats()),
+            (scratch.p.words(), queries.dout_steps, scratch.dv.floats(), self.dims.v_padded),
+            (scratch.ds.words(), queries.q_steps, scratch.dk.floats(), self.dims.qk_padded),
         ];
-        for (weights, rows, sums) in operands {
-            let weights = weights.add(skip).cast_const();
-            let depth = queries.tile.rows / S::UNIT - skip;
-            for d in (0..self.dim).step_by(S::LANES * NV) {
-                let b = Right { p: rows.p.add(skip * rows.ld + d), step: rows.ld };
-                for key in (0..keys).step_by(MR) {
+        for (weights, rows, sums, dim) in operands {
+            let weights = weights.add(first).cast_const();
+            for d in (0..dim).step_by(S::LANES * NV) {
+                let b = Right { p: rows.p.add(first * rows.ld + d), step: rows.ld };
+                for key in (keys.begin..keys.end).step_by(MR) {
                     let row = TILE_ROWS / S::UNIT;
                     let a = Left { p: weights.add(key * row), row, step: 1 };
-                    let sums = sums.add((at + key) * self.dim + d);
-                    if d + S::LANES * NV <= self.dim {
-                        self.add_product::<S, MR, NV>(depth, a, b, sums, Weight::Left);
+                    let sums = sums.add((at + key) * dim + d);
+                    if d + S::LANES * NV <= dim {
+                        self.add_product::<S, MR, NV>(depth, a, b, sums, dim);
                     } else {
-                        self.add_product::<S, MR, 1>(depth, a, b, sums, Weight::Left);
+                        self.add_product::<S, MR, 1>(depth, a, b, sums, dim);
                     }
                 }
             }
         }
     }
 
-    /// Adds a product to rows of `sums`, which are `dim` apart.
+    /// Adds a product of weights on the left to rows of `sums`, which are `dim` apart.
     #[inline(always)]
-    pub(super) unsafe fn add_product<S: Simd, const M: usize, const N: usize>(
+    unsafe fn add_product<S: Simd, const M: usize, const N: usize>(
         &self,
         depth: usize,
         a: Left,
         b: Right,
         sums: *mut f32,
-        weight: Weight,
+        dim: usize,
     ) {
         let sum = if self.backward.call.careful {
-            product_of_weights::<S, M, N>(depth, a, b, weight)
+            product_of_weights::<S, M, N>(depth, a, b, Weight::Left)
         } else {
             product::<S, M, N>(depth, a, b)
         };
         for (m, sum) in sum.into_iter().enumerate() {
             for (n, sum) in sum.into_iter().enumerate() {
-                let at = sums.add(m * self.dim + n * S::LANES);
+                let at = sums.add(m * dim + n * S::LANES);
                 S::store(at, S::add(S::load(at), sum));
             }
         }
@@ -71,21 +73,22 @@ impl Work<'_> {
         &self,
         scratch: &mut Scratch,
         block: Keys,
-        queries: Queries,
-        first_panel: usize,
-        keys: usize,
+        overlap: Overlap,
     ) {
-        let width = panel_width::<S>();
+        let (width, dim) = (panel_width::<S>(), self.dims.qk_padded);
         let ds = if S::PAIRS { scratch.ds_pairs.words() } else { scratch.ds.words() };
-        for panel in first_panel..queries.tile.rows / width {
-            let b = Right { p: ds.add(panel * width), step: TILE_ROWS };
-            let dq = scratch.dq.floats().add(panel * self.dim * width);
-            for d in (0..self.dim).step_by(MR) {
-                let a = Left { p: block.k_steps.p.add(d), row: 1, step: block.k_steps.ld };
+        let Overlap { keys, panels } = overlap;
+        let (first, depth) = (keys.begin / S::UNIT, (keys.end - keys.begin) / S::UNIT);
+        for panel in panels.begin..panels.end {
+            let b = Right { p: ds.add(first * TILE_ROWS + panel * width), step: TILE_ROWS };
+            let dq = scratch.dq.floats().add(panel * dim * width);
+            for d in (0..dim).step_by(MR) {
+                let k = block.k_steps;
+                let a = Left { p: k.p.add(first * k.ld + d), row: 1, step: k.ld };
                 let sum = if self.backward.call.careful {
-                    product_of_weights::<S, MR, NV>(keys / S::UNIT, a, b, Weight::Right)
+                    product_of_weights::<S, MR, NV>(depth, a, b, Weight::Right)
                 } else {
-                    product::<S, MR, NV>(keys / S::UNIT, a, b)
+                    product::<S, MR, NV>(depth, a, b)
                 };
                 for (m, sum) in sum.into_iter().enumerate() {
                     for (n, sum) in sum.into_iter().enumerate() {

@@ -3,10 +3,12 @@
 
 use super::operands::{Keys, Queries};
 use super::{Scratch, TILE_ROWS, Work};
-use crate::call::Visible;
 use crate::gemm::{Left, NV, Right, product};
 use crate::pack::panel_width;
 use crate::simd::Simd;
+use crate::tile::Tile;
+use crate::visible::{Bounds, Visible, keys_of_tile, within_block};
+use signflash_core::Span;
 
 /// What the weights of one vector of rows depend on.
 #[derive(Clone, Copy)]
@@ -21,7 +23,7 @@ struct Row<S: Simd> {
 impl<S: Simd> Row<S> {
     /// The weights with their sign bit set where the key is dropped.
     #[inline(always)]
-    pub(super) unsafe fn sign(&self, p: S::V, key: usize) -> S::V {
+    unsafe fn sign(&self, p: S::V, key: usize) -> S::V {
         match self.bits {
             Some((bits, shift)) => S::sign_where(p, bits.add(key), shift),
             None => p,
@@ -29,38 +31,49 @@ impl<S: Simd> Row<S> {
     }
 }
 
+/// Where a block of keys and a tile of queries see each other.
+#[derive(Clone, Copy)]
+pub(super) struct Overlap {
+    /// Keys to compute, counted in the block: those that any row sees. What one row does not see of them gets 0.
+    pub(super) keys: Span<usize>,
+    /// Panels of the tile whose rows see some.
+    pub(super) panels: Span<usize>,
+}
+
 impl Work<'_> {
-    /// p and ds of one block. Returns the first panel that sees any of it, and how many keys were computed.
+    fn overlap<S: Simd, const MR: usize>(&self, block: &Keys, tile: &Tile) -> Option<Overlap> {
+        let keys = within_block(keys_of_tile(&self.sequence, tile).some, block.first, MR.max(S::UNIT))?;
+        let (first, last) = (block.first as i64, (block.first + block.count - 1) as i64);
+        let rows = self.sequence.visibility.queries_of_all(first, last).some.positions();
+        let (begin, end) = (rows.start.max(tile.first), rows.end.min(tile.first + tile.count));
+        let panel = |row: usize| tile.lane_of(row) / panel_width::<S>();
+        (begin < end).then(|| Overlap { keys, panels: Span { begin: panel(begin), end: panel(end - 1) + 1 } })
+    }
+
+    /// p and ds of one block, and of which of its keys and panels; `None` if no row of the tile sees a key of it.
     #[inline(always)]
     pub(super) unsafe fn weights<S: Simd, const MR: usize>(
         &self,
         scratch: &mut Scratch,
         block: Keys,
         queries: Queries,
-    ) -> (usize, usize) {
-        let problem = self.backward.call.problem;
-        let width = panel_width::<S>();
-        let panels = queries.tile.rows / width;
-        // All panels compute as many keys as the last, which sees the most; what one of them does not see gets 0.
-        let seen = (queries.tile.key_end(problem) - block.first).min(block.count);
-        let depth = seen.next_multiple_of(MR.max(S::UNIT));
-        let mut first_panel = panels;
-        for panel in (0..panels).rev() {
-            let visible = Visible::new::<MR>(problem, &queries.tile, panel * width, width, block.first);
-            let Some(visible) = visible else { break };
-            first_panel = panel;
-            let visible = visible.computing(depth);
+    ) -> Option<Overlap> {
+        let overlap = self.overlap::<S, MR>(&block, &queries.tile)?;
+        for panel in overlap.panels.begin..overlap.panels.end {
+            let lane = panel * panel_width::<S>();
+            let visible =
+                Visible::computing::<S>(&self.sequence, &queries.tile, lane, block.first, overlap.keys);
             if scratch.drop.is_some() {
                 self.panel_weights::<S, MR, true>(scratch, block, queries, panel, visible);
             } else {
                 self.panel_weights::<S, MR, false>(scratch, block, queries, panel, visible);
             }
         }
-        (first_panel, depth)
+        Some(overlap)
     }
 
     #[inline(always)]
-    pub(super) unsafe fn panel_weights<S: Simd, const MR: usize, const DROP: bool>(
+    unsafe fn panel_weights<S: Simd, const MR: usize, const DROP: bool>(
         &self,
         scratch: &mut Scratch,
         block: Keys,
@@ -69,12 +82,14 @@ impl Work<'_> {
         visible: Visible,
     ) {
         let call = &self.backward.call;
-        let (width, words) = (panel_width::<S>(), self.dim / S::UNIT);
+        let width = panel_width::<S>();
+        let (qk_words, v_words) = (self.dims.qk_padded / S::UNIT, self.dims.v_padded / S::UNIT);
         let lane = panel * width;
-        let q = Right { p: scratch.q.words().add(panel * words * width), step: width };
-        let dout = Right { p: scratch.dout.words().add(panel * words * width), step: width };
-        let (scale, zero) = (S::splat(call.scale_log2), S::splat(0.0));
-        let ends = if visible.all { [zero; NV] } else { visible.ends::<S>(call.problem, &queries.tile) };
+        let q = Right { p: scratch.q.words().add(panel * qk_words * width), step: width };
+        let dout = Right { p: scratch.dout.words().add(panel * v_words * width), step: width };
+        let (factor, zero) = (call.stage.factor::<S>(), S::splat(0.0));
+        let bounds =
+            if visible.hides { visible.bounds::<S>(&self.sequence, &queries.tile) } else { Bounds::none() };
         let large = self.backward.references.is_some();
         let mut rows = [Row::<S> { base: zero, minus_lse: zero, delta: zero, bits: None }; NV];
         for (n, row) in rows.iter_mut().enumerate() {
@@ -84,9 +99,9 @@ impl Work<'_> {
             row.delta = S::load(scratch.delta.floats().add(lane));
             row.bits = if DROP { scratch.drop.as_ref().map(|drop| drop.lanes(lane)) } else { None };
         }
-        for key in (0..visible.keys).step_by(MR) {
+        for key in (visible.keys.begin..visible.keys.end).step_by(MR) {
             let a = Left { p: block.k.p.add(key * block.k.ld), row: block.k.ld, step: 1 };
-            let mut p = product::<S, MR, NV>(words, a, q);
+            let mut p = call.stage.scores::<S, MR>(qk_words, a, q);
             if large {
                 for p in &mut p {
                     for (p, row) in p.iter_mut().zip(&rows) {
@@ -94,20 +109,25 @@ impl Work<'_> {
                     }
                 }
             }
-            for (m, p) in p.iter_mut().enumerate() {
-                let index = S::splat((key + m) as f32);
-                for (n, p) in p.iter_mut().enumerate() {
-                    let mut weight = S::exp2(S::fma(*p, scale, rows[n].minus_lse));
-                    if call.careful {
-                        weight = S::abs(weight); // the NaN that arithmetic makes has its sign bit set
+            for p in &mut p {
+                for (p, row) in p.iter_mut().zip(&rows) {
+                    let weight = factor.weight(*p, row.minus_lse);
+                    // The NaN that arithmetic makes has its sign bit set.
+                    *p = if call.careful { S::abs(weight) } else { weight };
+                }
+            }
+            if visible.hides {
+                bounds.hide_tile(key, &mut p, zero);
+            }
+            if DROP {
+                for (m, p) in p.iter_mut().enumerate() {
+                    for (p, row) in p.iter_mut().zip(&rows) {
+                        *p = row.sign(*p, key + m);
                     }
-                    let weight =
-                        if visible.all { weight } else { S::where_less(index, ends[n], weight, zero) };
-                    *p = if DROP { rows[n].sign(weight, key + m) } else { weight };
                 }
             }
             let a = Left { p: block.v.p.add(key * block.v.ld), row: block.v.ld, step: 1 };
-            let mut ds = product::<S, MR, NV>(words, a, dout);
+            let mut ds = product::<S, MR, NV>(v_words, a, dout);
             for (p, ds) in p.iter_mut().zip(&mut ds) {
                 for ((p, ds), row) in p.iter_mut().zip(ds).zip(&rows) {
                     let kept = S::sub(*ds, row.delta);
@@ -126,7 +146,7 @@ impl Work<'_> {
 
     /// Puts MR keys of relu(p) and ds where the products want them.
     #[inline(always)]
-    pub(super) unsafe fn store_weights<S: Simd, const MR: usize>(
+    unsafe fn store_weights<S: Simd, const MR: usize>(
         &self,
         scratch: &mut Scratch,
         key: usize,

@@ -1,0 +1,259 @@
+//! The forward kernel: one tile of queries against all keys it sees, with online softmax (Milakov and Gimelshein,
+//! 2018; Dao et al., "FlashAttention", 2022).
+//!
+//! ```text
+//! for each block of 64 keys                         k, v rows: in place, or copied to scratch
+//!     for each panel of 2 vectors of queries        lanes = queries, so everything per row is per lane
+//!         s^T  = K q^T                              micro-kernel; invisible scores become -inf
+//!         m'   = max(m, max s);  a = 2^(m - m')     scores in base 2
+//!         p^T  = 2^(s - m');  l = l a + sum p       of all visible keys, dropped or not
+//!         p^T  sign set where dropped               Philox: one bit a row, 16 rows a block
+//!         p^T  = max(p, 0)                          the sign bit drops: relu
+//!         out^T = out^T a + V^T p^T                 micro-kernel
+//! out = out^T keep_scale / l,  lse = ln 2 m + ln l
+//! ```
+//!
+//! `2^(s - m)` is one fused multiply-add and an exponential: `q k` times the scale, less the rounded product of the maximum
+//! and the scale. That rounding moves all weights of a row alike and normalises away, up to a size ([`LARGE_LOG2`]) from
+//! which the maximum is taken from `q k` before it is scaled.
+//!
+//! Scores, sums and out are f32; with bf16 pairs p is rounded to bf16 for the second product.
+#![allow(unsafe_op_in_unsafe_fn)]
+
+mod output;
+mod probs;
+mod scores;
+mod weigh;
+
+use crate::buffer::Buffer;
+use crate::call::{BLOCK_KEYS, Call};
+use crate::pack::{self, Dims, Rows, panel_width};
+use crate::philox::DropTile;
+use crate::references::{Writer, is_large};
+use crate::sequence::Sequence;
+use crate::simd::Simd;
+use crate::tile::Tile;
+use crate::view::{FloatsMut, View, ViewMut};
+use crate::visible::{Visible, blocks, keys_of_tile};
+
+/// What scores depend on, and how their rows are cut into tiles.
+#[derive(Clone, Copy)]
+pub(crate) struct Scores<'a> {
+    pub(crate) call: Call<'a>,
+    pub(crate) q: View<'a>,
+    pub(crate) k: View<'a>,
+    /// Lanes of a tile.
+    pub(crate) tile_rows: usize,
+}
+
+/// A forward call.
+#[derive(Clone, Copy)]
+pub(crate) struct Forward<'a> {
+    pub(crate) scores: Scores<'a>,
+    pub(crate) v: View<'a>,
+    pub(crate) out: ViewMut<'a>,
+    pub(crate) lse: FloatsMut<'a>,
+    pub(crate) probs: Option<ViewMut<'a>>,
+}
+
+/// One tile of one query head of a sequence.
+#[derive(Clone, Copy)]
+pub(crate) struct Unit {
+    pub(crate) sequence: Sequence,
+    pub(crate) head: usize,
+    pub(crate) tile: usize,
+}
+
+/// What a worker needs, for tile after tile.
+pub(crate) struct Scratch {
+    /// Rows of q on their way in; rows of out on their way out.
+    rows: Buffer,
+    /// Panels of q^T: `[panel][word of head_dim][lane]`.
+    q: Buffer,
+    /// Panels of out^T: `[panel][head_dim of v][lane]`.
+    out: Buffer,
+    k: Buffer,
+    v_rows: Buffer,
+    v: Buffer,
+    /// One panel of s^T, then p^T: `[key][lane]`.
+    weights: Buffer,
+    /// One panel of p^T as the lane operand, where that differs from `weights`.
+    pairs: Buffer,
+    row_max: Buffer,
+    row_sum: Buffer,
+    drop: Option<DropTile>,
+}
+
+impl Scratch {
+    pub(crate) fn new<S: Simd>(scores: &Scores<'_>) -> Self {
+        let (rows, width) = (scores.tile_rows, panel_width::<S>());
+        let dims = Dims::of::<S>(scores.call.problem.shape());
+        Self {
+            rows: Buffer::new(rows * dims.qk_padded.max(dims.v_padded)),
+            q: Buffer::new(rows * dims.qk_padded),
+            out: Buffer::new(rows * dims.v_padded),
+            k: Buffer::new(BLOCK_KEYS * dims.qk_padded),
+            v_rows: Buffer::new(BLOCK_KEYS * dims.v_padded),
+            v: Buffer::new(BLOCK_KEYS * dims.v_padded),
+            weights: Buffer::new(BLOCK_KEYS * width),
+            pairs: Buffer::new(BLOCK_KEYS * width),
+            row_max: Buffer::new(rows),
+            row_sum: Buffer::new(rows),
+            drop: scores.call.rule.map(|rule| DropTile::new(&rule, rows, BLOCK_KEYS)),
+        }
+    }
+}
+
+/// The tile at hand.
+struct Work<'a> {
+    scores: &'a Scores<'a>,
+    unit: Unit,
+    tile: Tile,
+    head_k: usize,
+    dims: Dims,
+    /// From which magnitude on, in base 2, maxima are subtracted from scores before they are scaled.
+    large: f32,
+}
+
+/// At this magnitude in base 2 the rounding of `max * scale` moves weights by 2^-13 at most, all of a row alike, so that
+/// they stay near 1 and normalise away. At 2^31 it would move them by 2^128, out of f32.
+const LARGE_LOG2: f32 = 4096.0;
+
+/// Computes one tile: out and lse, and probs if asked for.
+///
+/// # Safety
+/// As [`Simd`]; the operands were checked against the problem, `scratch` was made for `forward`, and no other thread
+/// has this unit.
+#[inline(always)]
+pub(crate) unsafe fn tile<S: Simd, const MR: usize>(
+    forward: &Forward<'_>,
+    unit: Unit,
+    scratch: &mut Scratch,
+) {
+    let work = Work::new::<S>(&forward.scores, unit, LARGE_LOG2);
+    work.start::<S>(scratch);
+    for first_key in work.blocks() {
+        work.block::<S, MR>(scratch, &forward.v, first_key);
+    }
+    if let Some(probs) = forward.probs {
+        for first_key in (0..unit.sequence.len_k).step_by(BLOCK_KEYS) {
+            work.probs_block::<S, MR>(scratch, &probs, first_key);
+        }
+    }
+    work.finish::<S>(scratch, forward);
+}
+
+/// Finds what the weights of one tile's rows of large lse are relative to.
+///
+/// # Safety
+/// As [`tile`]; `scratch` was made for `scores`, and no other thread writes these rows.
+#[inline(always)]
+pub(crate) unsafe fn references<S: Simd, const MR: usize>(
+    scores: &Scores<'_>,
+    unit: Unit,
+    scratch: &mut Scratch,
+    to: &Writer<'_>,
+) {
+    let work = Work::new::<S>(scores, unit, 0.0); // always relative to the maximum itself
+    let first = scores.call.first_row(&unit.sequence, unit.head) + work.tile.first;
+    let rows = first..first + work.tile.count;
+    if !to.lse[rows.clone()].iter().any(|&lse| is_large(lse)) {
+        return;
+    }
+    work.start::<S>(scratch);
+    for first_key in work.blocks() {
+        work.sums::<S, MR>(scratch, first_key);
+    }
+    for (i, row) in rows.enumerate().filter(|(_, row)| is_large(to.lse[*row])) {
+        let lane = work.tile.before + i;
+        let (max, sum) = (*scratch.row_max.floats().add(lane), *scratch.row_sum.floats().add(lane));
+        to.write(&scores.call, row, max, sum.into());
+    }
+}
+
+impl<'a> Work<'a> {
+    fn new<S: Simd>(scores: &'a Scores<'a>, unit: Unit, large: f32) -> Self {
+        let shape = scores.call.problem.shape();
+        Work {
+            scores,
+            unit,
+            tile: scores.call.tile(&unit.sequence, unit.tile, scores.tile_rows, panel_width::<S>()),
+            head_k: unit.head / shape.group_size(),
+            dims: Dims::of::<S>(shape),
+            large,
+        }
+    }
+
+    /// The first keys of the blocks to compute.
+    fn blocks(&self) -> impl Iterator<Item = usize> {
+        blocks(keys_of_tile(&self.unit.sequence, &self.tile).some)
+    }
+
+    fn panels<S: Simd>(&self) -> usize {
+        self.tile.rows / panel_width::<S>()
+    }
+
+    /// What a panel sees of a block.
+    fn visible<S: Simd, const MR: usize>(&self, panel: usize, first_key: usize) -> Option<Visible> {
+        Visible::new::<S, MR>(&self.unit.sequence, &self.tile, panel * panel_width::<S>(), first_key)
+    }
+
+    /// Transposes q, clears the running state and the row part of the dropout mask.
+    #[inline(always)]
+    unsafe fn start<S: Simd>(&self, scratch: &mut Scratch) {
+        let Unit { sequence, head, .. } = self.unit;
+        let Tile { rows, block_row, .. } = self.tile;
+        let call = &self.scores.call;
+        let q = sequence.queries(head, &self.tile);
+        let q = pack::rows::<S>(&self.scores.q, self.dims.qk, q, &mut scratch.rows);
+        let words = self.dims.qk_padded / S::UNIT;
+        call.stage.pack_queries::<S>(q, self.panels::<S>(), words, scratch.q.words());
+        scratch.out.words().write_bytes(0, rows * self.dims.v_padded);
+        scratch.row_sum.words().write_bytes(0, rows);
+        std::slice::from_raw_parts_mut(scratch.row_max.floats(), rows).fill(f32::NEG_INFINITY);
+        if let (Some(rule), Some(drop)) = (&call.rule, &mut scratch.drop) {
+            drop.start::<S>(rule, sequence.stream, head, block_row, rows);
+        }
+    }
+
+    /// The rows of one block of keys, and how many keys they are.
+    #[inline(always)]
+    unsafe fn keys<S: Simd>(&self, scratch: &mut Scratch, first_key: usize) -> (Rows, usize) {
+        let keys = self.unit.sequence.keys(self.head_k, first_key, BLOCK_KEYS);
+        (pack::rows::<S>(&self.scores.k, self.dims.qk, keys, &mut scratch.k), keys.count)
+    }
+
+    /// One block of keys against every panel of the tile.
+    #[inline(always)]
+    unsafe fn block<S: Simd, const MR: usize>(&self, scratch: &mut Scratch, v: &View<'_>, first_key: usize) {
+        let (k, count) = self.keys::<S>(scratch, first_key);
+        let values = self.unit.sequence.keys(self.head_k, first_key, BLOCK_KEYS);
+        let v = pack::rows::<S>(v, self.dims.v, values, &mut scratch.v_rows);
+        let v = pack::steps::<S>(v, values.total, self.dims.v_padded / S::UNIT, &mut scratch.v);
+        if let Some(drop) = &mut scratch.drop {
+            drop.draw::<S>(first_key, count);
+        }
+        for panel in 0..self.panels::<S>() {
+            let Some(visible) = self.visible::<S, MR>(panel, first_key) else { continue };
+            let block_max = self.scores::<S, MR>(scratch, k, panel, visible);
+            let rescale = if scratch.drop.is_some() {
+                self.weigh::<S, true>(scratch, panel, visible.keys, block_max)
+            } else {
+                self.weigh::<S, false>(scratch, panel, visible.keys, block_max)
+            };
+            self.accumulate::<S, MR>(scratch, v, panel, visible.keys, rescale);
+        }
+    }
+
+    /// One block of keys, for the rows' maxima and sums only.
+    #[inline(always)]
+    unsafe fn sums<S: Simd, const MR: usize>(&self, scratch: &mut Scratch, first_key: usize) {
+        let (k, _) = self.keys::<S>(scratch, first_key);
+        for panel in 0..self.panels::<S>() {
+            if let Some(visible) = self.visible::<S, MR>(panel, first_key) {
+                let block_max = self.scores::<S, MR>(scratch, k, panel, visible);
+                self.weigh::<S, false>(scratch, panel, visible.keys, block_max);
+            }
+        }
+    }
+}

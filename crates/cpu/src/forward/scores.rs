@@ -1,0 +1,53 @@
+//! The scores of one panel of queries and one block of keys.
+#![allow(unsafe_op_in_unsafe_fn)]
+
+use super::{Scratch, Work};
+use crate::gemm::{Left, NV, Right};
+use crate::pack::{Rows, panel_width};
+use crate::simd::Simd;
+use crate::visible::{Bounds, Visible};
+use signflash_core::Span;
+
+impl Work<'_> {
+    /// `s^T = K q^T` of one panel into `weights`, -inf where invisible. Returns each lane's maximum.
+    #[inline(always)]
+    pub(super) unsafe fn scores<S: Simd, const MR: usize>(
+        &self,
+        scratch: &mut Scratch,
+        k: Rows,
+        panel: usize,
+        visible: Visible,
+    ) -> [S::V; NV] {
+        let (width, depth) = (panel_width::<S>(), self.dims.qk_padded / S::UNIT);
+        let stage = self.scores.call.stage;
+        let q = Right { p: scratch.q.words().add(panel * depth * width), step: width };
+        let weights = scratch.weights.floats();
+        let hidden = S::splat(f32::NEG_INFINITY);
+        let bounds =
+            if visible.hides { visible.bounds::<S>(&self.unit.sequence, &self.tile) } else { Bounds::none() };
+        let mut max = [hidden; NV];
+        for key in (visible.keys.begin..visible.keys.end).step_by(MR) {
+            let a = Left { p: k.p.add(key * k.ld), row: k.ld, step: 1 };
+            let mut s = stage.scores::<S, MR>(depth, a, q);
+            if visible.hides {
+                bounds.hide_tile(key, &mut s, hidden);
+            }
+            for (m, s) in s.into_iter().enumerate() {
+                for (n, s) in s.into_iter().enumerate() {
+                    max[n] = S::max(s, max[n]);
+                    S::store(weights.add((key + m) * width + n * S::LANES), s);
+                }
+            }
+        }
+        max
+    }
+
+    /// Takes `base` from the scores of one vector of rows: exactly where they are near it, which are those that count.
+    #[inline(always)]
+    pub(super) unsafe fn subtract<S: Simd>(&self, scores: *mut f32, keys: Span<usize>, base: S::V) {
+        for key in keys.begin..keys.end {
+            let at = scores.add(key * panel_width::<S>());
+            S::store(at, S::sub(S::load(at), base));
+        }
+    }
+}

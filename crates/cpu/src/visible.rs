@@ -1,0 +1,167 @@
+//! Which keys of a block the rows of a tile see. All of it follows from [`Visibility`], and begin and end go together everywhere: a
+//! band that is bounded on the left needs nothing here.
+#![allow(unsafe_op_in_unsafe_fn)]
+
+use crate::call::BLOCK_KEYS;
+use crate::gemm::NV;
+use crate::pack::panel_width;
+use crate::sequence::Sequence;
+use crate::simd::Simd;
+use crate::tile::Tile;
+use signflash_core::{Cover, Span, Visibility};
+use std::iter::StepBy;
+use std::ops::Range;
+
+/// The keys that any row of a tile sees, and that all do.
+pub(crate) fn keys_of_tile(sequence: &Sequence, tile: &Tile) -> Cover<i64> {
+    let last = tile.first + tile.count - 1;
+    sequence.visibility.keys_of_all(tile.first as i64, last as i64)
+}
+
+/// The first keys of the blocks that hold some of these. Blocks lie alike for all rows, since the points where a row is rescaled
+/// depend on them, and with them its last bits.
+pub(crate) fn blocks(keys: Span<i64>) -> StepBy<Range<usize>> {
+    let keys = keys.positions();
+    (keys.start / BLOCK_KEYS * BLOCK_KEYS..keys.end).step_by(BLOCK_KEYS)
+}
+
+/// Those of some keys that lie in the block from `first_key` on, counted in the block and widened to whole steps of `step` keys;
+/// `None` if none do.
+pub(crate) fn within_block(keys: Span<i64>, first_key: usize, step: usize) -> Option<Span<usize>> {
+    let keys = keys.positions();
+    let (begin, end) = (keys.start.max(first_key), keys.end.min(first_key + BLOCK_KEYS));
+    (begin < end).then(|| Span {
+        begin: (begin - first_key) / step * step,
+        end: (end - first_key).next_multiple_of(step),
+    })
+}
+
+/// What of one block of keys the rows of one panel see.
+#[derive(Clone, Copy)]
+pub(crate) struct Visible {
+    /// Keys of the block to compute, counted in it.
+    pub(crate) keys: Span<usize>,
+    /// Whether some row sees not all of them.
+    pub(crate) hides: bool,
+    /// First lane of the panel in its tile.
+    lane: usize,
+    first_key: usize,
+}
+
+impl Visible {
+    /// For the panel from `lane` on and the block of keys from `first_key` on, in micro-tiles of `MR` keys; `None` if no row sees
+    /// any.
+    pub(crate) fn new<S: Simd, const MR: usize>(
+        sequence: &Sequence,
+        tile: &Tile,
+        lane: usize,
+        first_key: usize,
+    ) -> Option<Self> {
+        let cover = Self::cover::<S>(&sequence.visibility, tile, lane);
+        let keys = within_block(cover.some, first_key, MR)?;
+        Some(Self::computing::<S>(sequence, tile, lane, first_key, keys))
+    }
+
+    /// The same, but computing these keys of the block, seen or not.
+    pub(crate) fn computing<S: Simd>(
+        sequence: &Sequence,
+        tile: &Tile,
+        lane: usize,
+        first_key: usize,
+        keys: Span<usize>,
+    ) -> Self {
+        let all = Self::cover::<S>(&sequence.visibility, tile, lane).all;
+        // Lanes that stand for no row see nothing: their zeros would make NaN of an infinite key.
+        let real = tile.is_real(lane) && tile.is_real(lane + panel_width::<S>() - 1);
+        let (begin, end) = ((first_key + keys.begin) as i64, (first_key + keys.end) as i64);
+        let hides = !real || all.begin > begin || all.end < end;
+        Self { keys, hides, lane, first_key }
+    }
+
+    fn cover<S: Simd>(visibility: &Visibility<i64>, tile: &Tile, lane: usize) -> Cover<i64> {
+        let (first, last) = (tile.row_of(lane), tile.row_of(lane + panel_width::<S>() - 1));
+        visibility.keys_of_all(first as i64, last as i64)
+    }
+
+    /// What each lane's row sees of the block.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    #[inline(always)]
+    pub(crate) unsafe fn bounds<S: Simd>(&self, sequence: &Sequence, tile: &Tile) -> Bounds<S> {
+        let (mut begins, mut ends) = ([0.0f32; 64], [0.0f32; 64]);
+        let mut left = false;
+        let block = self.first_key as i64;
+        for lane in 0..panel_width::<S>() {
+            if tile.is_real(self.lane + lane) {
+                let Span { begin, end } = sequence.visibility.keys_of(tile.row_of(self.lane + lane) as i64);
+                let in_block = |key: i64| (key - block).clamp(0, BLOCK_KEYS as i64);
+                begins[lane] = in_block(begin) as f32;
+                ends[lane] = in_block(end) as f32;
+                left |= begin > block;
+            }
+        }
+        let vectors =
+            |x: &[f32; 64]| -> [S::V; NV] { std::array::from_fn(|n| S::load(x.as_ptr().add(n * S::LANES))) };
+        Bounds { begins: vectors(&begins), ends: vectors(&ends), left }
+    }
+}
+
+/// The keys of a block that the rows of a panel see, lane by lane.
+#[derive(Clone, Copy)]
+pub(crate) struct Bounds<S: Simd> {
+    begins: [S::V; NV],
+    ends: [S::V; NV],
+    /// Whether any row begins to see within the block.
+    left: bool,
+}
+
+impl<S: Simd> Bounds<S> {
+    /// For panels of which every row sees all that is computed: nothing is hidden, and nobody asks.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    #[inline(always)]
+    pub(crate) unsafe fn none() -> Self {
+        let zero = S::splat(0.0);
+        Self { begins: [zero; NV], ends: [zero; NV], left: false }
+    }
+
+    /// `x`, of the `n`-th vector of rows and a key of the block, where the row sees the key; else `hidden`.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    #[inline(always)]
+    pub(crate) unsafe fn hide(&self, n: usize, key: usize, x: S::V, hidden: S::V) -> S::V {
+        let key = S::splat(key as f32);
+        let x = S::where_less(key, self.ends[n], x, hidden);
+        if self.left { S::where_less(key, self.begins[n], hidden, x) } else { x }
+    }
+
+    /// The same for a micro-tile whose first key this is.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    #[inline(always)]
+    pub(crate) unsafe fn hide_tile<const MR: usize>(
+        &self,
+        key: usize,
+        x: &mut [[S::V; NV]; MR],
+        hidden: S::V,
+    ) {
+        for (m, x) in x.iter_mut().enumerate() {
+            let key = S::splat((key + m) as f32);
+            for (x, end) in x.iter_mut().zip(self.ends) {
+                *x = S::where_less(key, end, *x, hidden);
+            }
+        }
+        if self.left {
+            for (m, x) in x.iter_mut().enumerate() {
+                let key = S::splat((key + m) as f32);
+                for (x, begin) in x.iter_mut().zip(self.begins) {
+                    *x = S::where_less(key, begin, hidden, *x);
+                }
+            }
+        }
+    }
+}
