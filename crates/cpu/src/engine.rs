@@ -110,11 +110,8 @@ impl CpuEngine {
     ) -> Result<(), ProblemError> {
         inputs.check(problem)?;
         outputs.check(problem)?;
-        let outputs = RawOutputs {
-            out: RawTensor::of_mut(&mut outputs.out),
-            lse: outputs.lse,
-            probs: outputs.probs.as_mut().map(RawTensor::of_mut),
-        };
+        let outputs = RawOutputs::new(RawTensor::of_mut(&mut outputs.out), outputs.lse)
+            .probs(outputs.probs.as_mut().map(RawTensor::of_mut));
         // SAFETY: both borrow their tensors, whose storage the checks found long enough.
         unsafe { self.run_forward(problem, RawInputs::of(inputs), outputs) };
         Ok(())
@@ -200,16 +197,12 @@ impl CpuEngine {
     ) -> Result<(), ProblemError> {
         inputs.check(problem)?;
         gradients.check(problem)?;
-        let inputs = RawGradInputs {
-            inputs: RawInputs::of(&inputs.inputs),
-            out: RawTensor::of(&inputs.out),
-            lse: inputs.lse,
-            dout: RawTensor::of(&inputs.dout),
-            dlse: inputs.dlse,
-        };
+        let GradInputs { inputs, out, lse, dout, dlse, .. } = inputs;
+        let inputs = RawGradInputs::new(RawInputs::of(inputs), RawTensor::of(out), lse, RawTensor::of(dout))
+            .dlse(*dlse);
         let Gradients { dq, dk, dv, .. } = gradients;
         let gradients =
-            RawGradients { dq: RawTensor::of_mut(dq), dk: RawTensor::of_mut(dk), dv: RawTensor::of_mut(dv) };
+            RawGradients::new(RawTensor::of_mut(dq), RawTensor::of_mut(dk), RawTensor::of_mut(dv));
         // SAFETY: both borrow their tensors, whose storage the checks found long enough.
         unsafe { self.run_backward(problem, &inputs, gradients) };
         Ok(())
@@ -263,7 +256,7 @@ impl CpuEngine {
         [dq, dk, dv]: [ViewMut<'_>; 3],
     ) {
         let shape = problem.shape();
-        if [shape.q(), shape.k()].iter().all(|shape| shape.contains(&0)) {
+        if [shape.q(), shape.k(), shape.v()].iter().all(|shape| shape.contains(&0)) {
             return; // no gradient has an element, however many heads there are of nothing
         }
         let threads = self.threads_for(shape, 10.0);

@@ -31,6 +31,7 @@ unsafe impl<T: Element> Sync for RawTensor<T> {}
 /// What a forward reads.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
+#[non_exhaustive]
 pub struct RawInputs<T> {
     pub q: RawTensor<T>,
     pub k: RawTensor<T>,
@@ -39,6 +40,7 @@ pub struct RawInputs<T> {
 
 /// What a forward writes.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct RawOutputs<'a, T> {
     /// (batch, seqlen_q, num_heads, head_dim).
     pub out: RawTensor<T>,
@@ -51,6 +53,7 @@ pub struct RawOutputs<'a, T> {
 /// What a backward reads.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
+#[non_exhaustive]
 pub struct RawGradInputs<'a, T> {
     pub inputs: RawInputs<T>,
     pub out: RawTensor<T>,
@@ -64,10 +67,49 @@ pub struct RawGradInputs<'a, T> {
 /// What a backward writes. They may lie interleaved in one buffer.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
+#[non_exhaustive]
 pub struct RawGradients<T> {
     pub dq: RawTensor<T>,
     pub dk: RawTensor<T>,
     pub dv: RawTensor<T>,
+}
+
+impl<T> RawInputs<T> {
+    /// Of these three.
+    pub const fn new(q: RawTensor<T>, k: RawTensor<T>, v: RawTensor<T>) -> Self {
+        Self { q, k, v }
+    }
+}
+
+impl<'a, T> RawOutputs<'a, T> {
+    /// Of these two, without probs.
+    pub const fn new(out: RawTensor<T>, lse: &'a mut [f32]) -> Self {
+        Self { out, lse, probs: None }
+    }
+
+    /// With probs, or with an `Option` of them.
+    pub fn probs(self, probs: impl Into<Option<RawTensor<T>>>) -> Self {
+        Self { probs: probs.into(), ..self }
+    }
+}
+
+impl<'a, T> RawGradInputs<'a, T> {
+    /// The forward's inputs and results, and the gradient of `out`; none arrives through lse.
+    pub const fn new(inputs: RawInputs<T>, out: RawTensor<T>, lse: &'a [f32], dout: RawTensor<T>) -> Self {
+        Self { inputs, out, lse, dout, dlse: None }
+    }
+
+    /// With a gradient of lse, or with an `Option` of one.
+    pub fn dlse(self, dlse: impl Into<Option<&'a [f32]>>) -> Self {
+        Self { dlse: dlse.into(), ..self }
+    }
+}
+
+impl<T> RawGradients<T> {
+    /// Of these three.
+    pub const fn new(dq: RawTensor<T>, dk: RawTensor<T>, dv: RawTensor<T>) -> Self {
+        Self { dq, dk, dv }
+    }
 }
 
 impl<T: Element> RawTensor<T> {

@@ -66,14 +66,14 @@ fn operands_and_results_may_lie_interleaved_in_one_buffer() {
     }
     let first = buffer.as_mut_ptr();
     let [q, k, v, dout, out, dq, dk, dv] = std::array::from_fn(|n| interleaved(first, n, 8, &shape));
-    let inputs = RawInputs { q, k, v };
+    let inputs = RawInputs::new(q, k, v);
     let mut lse = vec![0.0; shape.lse_len()];
     // SAFETY: all eight lie in `buffer`, which nobody else uses meanwhile, and no two share an element.
     unsafe {
-        let outputs = RawOutputs { out, lse: &mut lse, probs: None };
+        let outputs = RawOutputs::new(out, &mut lse);
         engine().forward_raw(&problem, &inputs, outputs).unwrap();
-        let inputs = RawGradInputs { inputs, out, lse: &lse, dout, dlse: None };
-        engine().backward_raw(&problem, &inputs, &RawGradients { dq, dk, dv }).unwrap();
+        let inputs = RawGradInputs::new(inputs, out, &lse, dout);
+        engine().backward_raw(&problem, &inputs, &RawGradients::new(dq, dk, dv)).unwrap();
     }
     let of = |n: usize| -> Vec<f32> { buffer.chunks(row).skip(n).step_by(8).flatten().copied().collect() };
     assert_eq!([of(4), lse, of(5), of(6), of(7)], expected);
@@ -93,9 +93,9 @@ fn what_has_no_memory_is_refused_by_name() {
     let far = RawTensor { strides: [isize::MAX as usize / 2, 8, 4, 1], ..good };
     let overlapping = RawTensor { strides: [24, 0, 4, 1], ..good };
     let mut message = |q, out| {
-        let outputs = RawOutputs { out, lse: &mut lse, probs: None };
+        let outputs = RawOutputs::new(out, &mut lse);
         // SAFETY: it is refused.
-        unsafe { engine().forward_raw(&problem, &RawInputs { q, k: good, v: good }, outputs) }
+        unsafe { engine().forward_raw(&problem, &RawInputs::new(q, good, good), outputs) }
             .unwrap_err()
             .to_string()
     };

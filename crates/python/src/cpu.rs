@@ -31,10 +31,10 @@ pub(crate) unsafe fn forward(threads: usize, call: &Forward, problem: &Problem) 
 /// # Safety
 /// As [`crate::call::forward`], for elements of type `T`.
 unsafe fn forward_of<T: Element>(threads: usize, call: &Forward, problem: &Problem) -> Result<(), CallError> {
-    let inputs = RawInputs { q: call.q.raw::<T>(), k: call.k.raw(), v: call.v.raw() };
+    let inputs = RawInputs::new(call.q.raw::<T>(), call.k.raw(), call.v.raw());
     // SAFETY: lse is there, (batch, num_heads, seqlen_q) of f32, and nobody else uses it, by the caller's promise.
     let lse = unsafe { floats_mut(TensorName::Lse, call.lse, problem.shape().lse_len()) }?;
-    let outputs = RawOutputs { out: call.out.raw(), lse, probs: call.probs.map(|probs| probs.raw()) };
+    let outputs = RawOutputs::new(call.out.raw(), lse).probs(call.probs.map(|probs| probs.raw()));
     // SAFETY: the tensors are there and nobody else writes them, by the caller's promise.
     Ok(pool::run(|| unsafe { engine(threads).forward_raw(problem, &inputs, outputs) })??)
 }
@@ -65,14 +65,11 @@ unsafe fn backward_of<T: Element>(
         // SAFETY: (batch, num_heads, seqlen_q) of f32 are there, and nobody writes them, by the caller's promise.
         unsafe { floats(tensor, address, len) }
     };
-    let inputs = RawGradInputs {
-        inputs: RawInputs { q: call.q.raw::<T>(), k: call.k.raw(), v: call.v.raw() },
-        out: call.out.raw(),
-        lse: rows(TensorName::Lse, call.lse)?,
-        dout: call.dout.raw(),
-        dlse: (call.dlse != 0).then(|| rows(TensorName::Dlse, call.dlse)).transpose()?,
-    };
-    let gradients = RawGradients { dq: call.dq.raw(), dk: call.dk.raw(), dv: call.dv.raw() };
+    let inputs = RawInputs::new(call.q.raw::<T>(), call.k.raw(), call.v.raw());
+    let lse = rows(TensorName::Lse, call.lse)?;
+    let dlse = (call.dlse != 0).then(|| rows(TensorName::Dlse, call.dlse)).transpose()?;
+    let inputs = RawGradInputs::new(inputs, call.out.raw(), lse, call.dout.raw()).dlse(dlse);
+    let gradients = RawGradients::new(call.dq.raw(), call.dk.raw(), call.dv.raw());
     // SAFETY: the tensors are there and nobody else writes them, by the caller's promise.
     Ok(pool::run(|| unsafe { engine(threads).backward_raw(problem, &inputs, &gradients) })??)
 }
