@@ -36,8 +36,7 @@ impl<'a> Call<'a> {
 
     /// Where the rows of a head begin in what has one number a row: lse, its gradient, references.
     pub(crate) fn first_row(&self, sequence: &Sequence, head: usize) -> usize {
-        let shape = self.problem.shape();
-        (sequence.batch * shape.num_heads + head) * shape.seqlen_q + sequence.first_q
+        sequence.place.lse(self.problem.shape(), 0, head)
     }
 
     /// How many rows of a Philox block lie before row 0. Tiles begin at such a block, so the first one may begin with
@@ -48,7 +47,7 @@ impl<'a> Call<'a> {
 
     /// How many tiles of `rows` rows a head has.
     pub(crate) fn tiles(&self, sequence: &Sequence, rows: usize) -> usize {
-        match sequence.len_q {
+        match sequence.place.seqlen_q {
             0 => 0,
             len_q => (len_q + self.row_phase()).div_ceil(rows),
         }
@@ -57,7 +56,7 @@ impl<'a> Call<'a> {
     /// Tile `index` of `rows` rows, the last one cut down to whole panels of `width`.
     pub(crate) fn tile(&self, sequence: &Sequence, index: usize, rows: usize, width: usize) -> Tile {
         let phase = self.row_phase();
-        let (start, end) = (index * rows, sequence.len_q + phase);
+        let (start, end) = (index * rows, sequence.place.seqlen_q + phase);
         let before = phase.saturating_sub(start);
         let filled = rows.min(end - start);
         Tile {

@@ -50,7 +50,19 @@ macro_rules! kernels {
                 scratch: &mut backward::Scratch,
             ) {
                 // SAFETY: as above.
-                unsafe { backward::unit::<$simd, $mr>(call, unit, scratch) }
+                unsafe { backward::unit::<$simd>(call, unit, scratch, sweep) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn sweep(
+                work: &backward::Work<'_>,
+                scratch: &mut backward::Scratch,
+                keys: backward::Keys,
+                queries: backward::Queries,
+                wanted: backward::Wanted,
+            ) {
+                // SAFETY: as above.
+                unsafe { work.sweep::<$simd, $mr>(scratch, keys, queries, wanted) }
             }
 
             pub(super) const KERNELS: Kernels = Kernels {

@@ -63,8 +63,8 @@ pub(crate) unsafe fn product<S: Simd, const M: usize, const N: usize>(
     acc
 }
 
-/// As [`product`], but a weight of zero contributes nothing, whatever it is multiplied with. Slower; taken when the
-/// inputs hold infinities or NaNs. Words must be f32.
+/// The product with weights. In `careful` calls, whose inputs hold infinities or NaNs, a weight of zero contributes nothing, whatever it
+/// is multiplied with; that is slower. Words are f32 then.
 ///
 /// # Safety
 /// As [`product`].
@@ -74,7 +74,11 @@ pub(crate) unsafe fn product_of_weights<S: Simd, const M: usize, const N: usize>
     a: Left,
     b: Right,
     weight: Weight,
+    careful: bool,
 ) -> [[S::V; N]; M] {
+    if S::PAIRS || !careful {
+        return product::<S, M, N>(depth, a, b);
+    }
     let mut acc = [[S::splat(0.0); N]; M];
     for k in 0..depth {
         for (m, acc) in acc.iter_mut().enumerate() {

@@ -49,7 +49,7 @@ pub(crate) struct Dims {
 
 impl Dims {
     pub(crate) fn of<S: Simd>(shape: &Shape) -> Self {
-        let ([.., qk], [.., v]) = (shape.k(), shape.k());
+        let ([.., qk], [.., v]) = (shape.k(), shape.v());
         Self { qk, qk_padded: padded_dim::<S>(qk), v, v_padded: padded_dim::<S>(v) }
     }
 }
@@ -57,6 +57,11 @@ impl Dims {
 /// A number of elements, padded.
 fn padded_dim<S: Simd>(dim: usize) -> usize {
     dim.next_multiple_of(16 * S::UNIT)
+}
+
+/// Whether every padded number of elements is one of whole panels, so that nothing narrower need be compiled.
+pub(crate) const fn whole_panels<S: Simd>() -> bool {
+    (16 * S::UNIT).is_multiple_of(panel_width::<S>())
 }
 
 /// Rows further apart than this share few sets of the first-level cache: they are copied. (In a prototype on Zen 4, rows

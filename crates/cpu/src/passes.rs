@@ -83,7 +83,7 @@ pub(crate) fn run_backward(backward: &Backward<'_>, workers: Workers, partial_by
     let (call, shape) = (&backward.call, backward.call.problem.shape());
     let chunks = call.sequences.iter().map(|sequence| backward.chunks(&sequence));
     let most_chunks = chunks.clone().max().unwrap_or(0);
-    let longest = call.sequences.iter().map(|sequence| sequence.len_q).max().unwrap_or(0);
+    let longest = call.sequences.iter().map(|sequence| sequence.place.seqlen_q).max().unwrap_or(0);
     let partial_floats = shape.group_size() * longest * shape.head_dim.next_multiple_of(32);
     if backward.dq.dtype == signflash_core::Dtype::F32 || most_chunks <= 1 {
         run_chunks(backward, workers, most_chunks, None);
@@ -162,3 +162,6 @@ fn run_two_passes(backward: &Backward<'_>, workers: Workers) {
         },
     );
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,36 +7,28 @@ use signflash_core::{Problem, Visibility};
 /// One sequence.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sequence {
-    /// Its first index in the tensors.
-    pub(crate) batch: usize,
-    /// Where along the tensors' second dimension its queries begin.
-    pub(crate) first_q: usize,
-    /// And its keys.
-    pub(crate) first_k: usize,
-    /// Queries.
-    pub(crate) len_q: usize,
-    /// Keys.
-    pub(crate) len_k: usize,
-    /// As which batch of the problem it draws what is dropped.
-    pub(crate) stream: usize,
+    pub(crate) place: signflash_core::Sequence,
     /// Which of its keys its queries see.
     pub(crate) visibility: Visibility<i64>,
 }
 
 impl Sequence {
-    /// Where query `row` of a head lies in q, out, dout and dq.
+    /// The row of query `row` of a head in q, out, dout and dq.
     pub(crate) fn query(&self, row: usize, head: usize) -> [usize; 3] {
-        [self.batch, self.first_q + row, head]
+        let [batch, row, head, _] = self.place.query(row, head);
+        [batch, row, head]
     }
 
-    /// Where query `row` of a head lies in probs; its keys lie side by side.
-    pub(crate) fn probs_row(&self, row: usize, head: usize) -> [usize; 3] {
-        [self.batch, head, self.first_q + row]
-    }
-
-    /// Where a key of a key head lies in k, v, dk and dv.
+    /// The row of a key of a key head in k, v, dk and dv.
     pub(crate) fn key(&self, key: usize, head_k: usize) -> [usize; 3] {
-        [self.batch, self.first_k + key, head_k]
+        let [batch, row, head_k, _] = self.place.key(key, head_k);
+        [batch, row, head_k]
+    }
+
+    /// The row of query `row` of a head in probs; its keys lie side by side.
+    pub(crate) fn probs_row(&self, row: usize, head: usize) -> [usize; 3] {
+        let [batch, row, head] = self.query(row, head);
+        [batch, head, row]
     }
 
     /// The queries of a tile. Lanes that stand for none are zeros.
@@ -47,7 +39,7 @@ impl Sequence {
 
     /// The keys from `first` on, at most `most` of them. Micro-tiles and pairs are whole: what is missing is zeros.
     pub(crate) fn keys(&self, head_k: usize, first: usize, most: usize) -> Stretch {
-        let count = (self.len_k - first).min(most);
+        let count = (self.place.seqlen_k - first).min(most);
         Stretch { first: self.key(first, head_k), before: 0, count, total: count.next_multiple_of(16) }
     }
 }
@@ -66,7 +58,7 @@ impl Sequences<'_> {
     /// How many there are.
     pub(crate) fn count(&self) -> usize {
         match self {
-            Self::Of(problem) => problem.shape().batch,
+            Self::Of(problem) => problem.sequences().len(),
             #[cfg(test)]
             Self::These(sequences) => sequences.len(),
         }
@@ -75,15 +67,10 @@ impl Sequences<'_> {
     /// The `index`-th.
     pub(crate) fn at(&self, index: usize) -> Sequence {
         match self {
-            Self::Of(problem) => Sequence {
-                batch: index,
-                first_q: 0,
-                first_k: 0,
-                len_q: problem.shape().seqlen_q,
-                len_k: problem.shape().seqlen_k,
-                stream: index,
-                visibility: problem.visibility(),
-            },
+            Self::Of(problem) => {
+                let place = problem.sequences().nth(index).expect("a sequence of the problem");
+                Sequence { place, visibility: problem.visibility_in(&place) }
+            }
             #[cfg(test)]
             Self::These(sequences) => sequences[index],
         }

@@ -54,30 +54,26 @@ impl Run {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use signflash_core::Visibility;
+    use signflash_core::{Problem, Shape};
 
     #[test]
     fn every_unit_is_found_whatever_the_lengths() {
+        let problem = Problem::builder(Shape::new(1, 0, 0).heads(1, 1).head_dim(1)).build().expect("empty");
         for lens in [&[][..], &[3], &[2, 2, 2], &[0, 2, 0, 2, 1, 1, 0], &[1, 0, 1], &[0, 0]] {
-            let visibility = Visibility { left: None, right: None, diagonal: 0, queries: 0, keys: 0 };
             let sequences: Vec<Sequence> = lens
                 .iter()
                 .enumerate()
-                .map(|(batch, &len_q)| Sequence {
-                    batch,
-                    first_q: 0,
-                    first_k: 0,
-                    len_q,
-                    len_k: 0,
-                    stream: 0,
-                    visibility,
+                .map(|(batch, &seqlen_q)| {
+                    let mut sequence = Sequences::Of(&problem).at(0);
+                    (sequence.place.batch, sequence.place.seqlen_q) = (batch, seqlen_q);
+                    sequence
                 })
                 .collect();
-            let units = Units::new(Sequences::These(&sequences), |sequence| sequence.len_q);
+            let units = Units::new(Sequences::These(&sequences), |sequence| sequence.place.seqlen_q);
             let found: Vec<(usize, usize)> = (0..units.count())
                 .map(|unit| {
                     let (sequence, within) = units.at(unit);
-                    (sequence.batch, within)
+                    (sequence.place.batch, within)
                 })
                 .collect();
             let expected: Vec<(usize, usize)> =

@@ -36,7 +36,8 @@ use crate::tile::Tile;
 use crate::turnstile::Turn;
 use crate::view::{FloatsMut, View, ViewMut};
 use crate::visible::{blocks, keys_of_tile};
-use operands::{Keys, Part, Queries};
+use operands::Part;
+pub(crate) use operands::{Keys, Queries};
 use results::Place;
 
 /// Queries that are worked on at a time.
@@ -66,7 +67,7 @@ pub(crate) struct Backward<'a> {
 impl Backward<'_> {
     /// How many chunks the keys of a head of a sequence are cut into; one at least, which writes what there is without keys.
     pub(crate) fn chunks(&self, sequence: &Sequence) -> usize {
-        sequence.len_k.div_ceil(self.chunk_keys).max(1)
+        sequence.place.seqlen_k.div_ceil(self.chunk_keys).max(1)
     }
 }
 
@@ -159,37 +160,43 @@ impl Scratch {
 
 /// Which gradients to accumulate.
 #[derive(Clone, Copy)]
-struct Wanted {
+pub(crate) struct Wanted {
     dkv: bool,
     dq: bool,
 }
+
+/// [`Work::sweep`], entered by itself: both kinds of units call it, and it is most of the code.
+pub(crate) type Sweep = unsafe fn(&Work<'_>, &mut Scratch, Keys, Queries, Wanted);
 
 /// Computes one unit.
 ///
 /// # Safety
 /// As [`Simd`]; the operands were checked against the problem, `scratch` was made for `backward`, and no other thread
-/// has this unit.
+/// has this unit. `sweep` is the instruction set's.
 #[inline(always)]
-pub(crate) unsafe fn unit<S: Simd, const MR: usize>(
+pub(crate) unsafe fn unit<S: Simd>(
     backward: &Backward<'_>,
     unit: Unit<'_>,
     scratch: &mut Scratch,
+    sweep: Sweep,
 ) {
     let Unit { sequence, gradients } = unit;
-    let work = Work { backward, sequence, dims: Dims::of::<S>(backward.call.problem.shape()) };
+    let work = Work { backward, sequence, dims: Dims::of::<S>(backward.call.problem.shape()), sweep };
     match gradients {
         GradientsOf::Chunk { head_k, chunk, dq } => {
             let keys = work.keys::<S>(scratch, head_k, chunk);
-            work.chunk::<S, MR>(scratch, keys, dq);
+            work.chunk::<S>(scratch, keys, dq);
         }
-        GradientsOf::Queries { head, tile } => work.queries_only::<S, MR>(scratch, head, tile),
+        GradientsOf::Queries { head, tile } => work.queries_only::<S>(scratch, head, tile),
     }
 }
 
-struct Work<'a> {
+/// The sequence at hand.
+pub(crate) struct Work<'a> {
     backward: &'a Backward<'a>,
     sequence: Sequence,
     dims: Dims,
+    sweep: Sweep,
 }
 
 impl Work<'_> {
@@ -199,12 +206,7 @@ impl Work<'_> {
 
     /// dk and dv of a chunk, and perhaps its share of dq.
     #[inline(always)]
-    unsafe fn chunk<S: Simd, const MR: usize>(
-        &self,
-        scratch: &mut Scratch,
-        keys: Keys,
-        dq: Option<Share<'_>>,
-    ) {
+    unsafe fn chunk<S: Simd>(&self, scratch: &mut Scratch, keys: Keys, dq: Option<Share<'_>>) {
         let whole = keys.count.next_multiple_of(16);
         scratch.dk.words().write_bytes(0, whole * self.dims.qk_padded);
         scratch.dv.words().write_bytes(0, whole * self.dims.v_padded);
@@ -218,7 +220,7 @@ impl Work<'_> {
                 let step = member * tiles + (tiles - 1 - index);
                 if let Some(part) = keys.part_of(seen) {
                     let queries = self.queries::<S>(scratch, head, tile);
-                    self.sweep::<S, MR>(scratch, keys, queries, Wanted { dkv: true, dq: dq.is_some() });
+                    (self.sweep)(self, scratch, keys, queries, Wanted { dkv: true, dq: dq.is_some() });
                     if let Some(Share { partial, turn }) = dq {
                         turn.wait(step);
                         self.add_dq::<S>(scratch, queries, Place { part, partial, member });
@@ -236,7 +238,7 @@ impl Work<'_> {
 
     /// dq of one tile against all keys that it sees.
     #[inline(always)]
-    unsafe fn queries_only<S: Simd, const MR: usize>(&self, scratch: &mut Scratch, head: usize, tile: usize) {
+    unsafe fn queries_only<S: Simd>(&self, scratch: &mut Scratch, head: usize, tile: usize) {
         let tile = self.tile::<S>(tile);
         let seen = keys_of_tile(&self.sequence, &tile).some.positions();
         if seen.is_empty() {
@@ -247,15 +249,18 @@ impl Work<'_> {
         let head_k = head / self.backward.call.problem.shape().group_size();
         for chunk in seen.start / chunk_keys..seen.end.div_ceil(chunk_keys) {
             let keys = self.keys::<S>(scratch, head_k, chunk);
-            self.sweep::<S, MR>(scratch, keys, queries, Wanted { dkv: false, dq: true });
+            (self.sweep)(self, scratch, keys, queries, Wanted { dkv: false, dq: true });
         }
         let part = Part { first: true, last: true };
         self.add_dq::<S>(scratch, queries, Place { part, partial: None, member: 0 });
     }
 
     /// All blocks of the keys against one tile of queries.
+    ///
+    /// # Safety
+    /// As [`unit`]; keys and queries are packed in `scratch`.
     #[inline(always)]
-    unsafe fn sweep<S: Simd, const MR: usize>(
+    pub(crate) unsafe fn sweep<S: Simd, const MR: usize>(
         &self,
         scratch: &mut Scratch,
         keys: Keys,

@@ -12,7 +12,7 @@ use signflash_core::Span;
 
 /// The keys at hand: one chunk, or one block of it, of one key head.
 #[derive(Clone, Copy)]
-pub(super) struct Keys {
+pub(crate) struct Keys {
     pub(super) head: usize,
     /// Counted in the sequence.
     pub(super) first: usize,
@@ -64,7 +64,7 @@ impl Keys {
 
 /// The queries at hand: one tile of one query head.
 #[derive(Clone, Copy)]
-pub(super) struct Queries {
+pub(crate) struct Queries {
     pub(super) head: usize,
     pub(super) tile: Tile,
     pub(super) q_steps: Rows,
@@ -99,7 +99,7 @@ impl Work<'_> {
         let dout_steps = pack::steps::<S>(dout, rows, v_words, &mut scratch.dout_steps);
         scratch.dq.words().write_bytes(0, rows * dims.qk_padded);
         if let (Some(rule), Some(drop)) = (&call.rule, &mut scratch.drop) {
-            drop.start::<S>(rule, self.sequence.stream, head, tile.block_row, rows);
+            drop.start::<S>(rule, self.sequence.place.stream, head, tile.block_row, rows);
         }
         let queries = Queries { head, tile, q_steps, dout_steps };
         self.row_terms::<S>(scratch, &queries);

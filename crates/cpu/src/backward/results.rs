@@ -40,7 +40,9 @@ impl Work<'_> {
             let row = rows.add((tile.before + r) * dim);
             let dst = dq.row(self.sequence.query(tile.first + r, queries.head));
             let sum: *mut f32 = match place.partial {
-                Some(partial) => partial.at((place.member * self.sequence.len_q + tile.first + r) * dim),
+                Some(partial) => {
+                    partial.at((place.member * self.sequence.place.seqlen_q + tile.first + r) * dim)
+                }
                 None => dst.cast(), // f32 dq is its own partial sum; of other types there is but one share
             };
             if !place.part.first {

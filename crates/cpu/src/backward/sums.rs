@@ -4,8 +4,8 @@
 use super::operands::{Keys, Queries};
 use super::weights::Overlap;
 use super::{Scratch, TILE_ROWS, Work};
-use crate::gemm::{Left, NV, Right, Weight, product, product_of_weights};
-use crate::pack::panel_width;
+use crate::gemm::{Left, NV, Right, Weight, product_of_weights};
+use crate::pack::{self, panel_width};
 use crate::simd::Simd;
 
 impl Work<'_> {
@@ -34,7 +34,7 @@ impl Work<'_> {
                     let row = TILE_ROWS / S::UNIT;
                     let a = Left { p: weights.add(key * row), row, step: 1 };
                     let sums = sums.add((at + key) * dim + d);
-                    if d + S::LANES * NV <= dim {
+                    if pack::whole_panels::<S>() || d + S::LANES * NV <= dim {
                         self.add_product::<S, MR, NV>(depth, a, b, sums, dim);
                     } else {
                         self.add_product::<S, MR, 1>(depth, a, b, sums, dim);
@@ -54,11 +54,8 @@ impl Work<'_> {
         sums: *mut f32,
         dim: usize,
     ) {
-        let sum = if self.backward.call.careful {
-            product_of_weights::<S, M, N>(depth, a, b, Weight::Left)
-        } else {
-            product::<S, M, N>(depth, a, b)
-        };
+        let careful = self.backward.call.careful;
+        let sum = product_of_weights::<S, M, N>(depth, a, b, Weight::Left, careful);
         for (m, sum) in sum.into_iter().enumerate() {
             for (n, sum) in sum.into_iter().enumerate() {
                 let at = sums.add(m * dim + n * S::LANES);
@@ -85,11 +82,8 @@ impl Work<'_> {
             for d in (0..dim).step_by(MR) {
                 let k = block.k_steps;
                 let a = Left { p: k.p.add(first * k.ld + d), row: 1, step: k.ld };
-                let sum = if self.backward.call.careful {
-                    product_of_weights::<S, MR, NV>(depth, a, b, Weight::Right)
-                } else {
-                    product::<S, MR, NV>(depth, a, b)
-                };
+                let careful = self.backward.call.careful;
+                let sum = product_of_weights::<S, MR, NV>(depth, a, b, Weight::Right, careful);
                 for (m, sum) in sum.into_iter().enumerate() {
                     for (n, sum) in sum.into_iter().enumerate() {
                         let at = dq.add((d + m) * width + n * S::LANES);

@@ -91,6 +91,7 @@ impl Work<'_> {
         let bounds =
             if visible.hides { visible.bounds::<S>(&self.sequence, &queries.tile) } else { Bounds::none() };
         let large = self.backward.references.is_some();
+        let careful = call.careful && !S::PAIRS; // never with pairs
         let mut rows = [Row::<S> { base: zero, minus_lse: zero, delta: zero, bits: None }; NV];
         for (n, row) in rows.iter_mut().enumerate() {
             let lane = lane + n * S::LANES;
@@ -113,7 +114,7 @@ impl Work<'_> {
                 for (p, row) in p.iter_mut().zip(&rows) {
                     let weight = factor.weight(*p, row.minus_lse);
                     // The NaN that arithmetic makes has its sign bit set.
-                    *p = if call.careful { S::abs(weight) } else { weight };
+                    *p = if careful { S::abs(weight) } else { weight };
                 }
             }
             if visible.hides {
@@ -132,11 +133,11 @@ impl Work<'_> {
                 for ((p, ds), row) in p.iter_mut().zip(ds).zip(&rows) {
                     let kept = S::sub(*ds, row.delta);
                     *ds = S::mul(*p, if DROP { S::by_sign(*p, kept, row.delta) } else { kept });
-                    if call.careful {
+                    if careful {
                         *ds = S::where_nonzero(*p, *ds, zero);
                     }
                     if DROP {
-                        *p = if call.careful { S::by_sign(*p, *p, zero) } else { S::max(zero, *p) };
+                        *p = if careful { S::by_sign(*p, *p, zero) } else { S::max(zero, *p) };
                     }
                 }
             }

@@ -136,7 +136,7 @@ pub(crate) unsafe fn tile<S: Simd, const MR: usize>(
         work.block::<S, MR>(scratch, &forward.v, first_key);
     }
     if let Some(probs) = forward.probs {
-        for first_key in (0..unit.sequence.len_k).step_by(BLOCK_KEYS) {
+        for first_key in (0..unit.sequence.place.seqlen_k).step_by(BLOCK_KEYS) {
             work.probs_block::<S, MR>(scratch, &probs, first_key);
         }
     }
@@ -212,7 +212,7 @@ impl<'a> Work<'a> {
         scratch.row_sum.words().write_bytes(0, rows);
         std::slice::from_raw_parts_mut(scratch.row_max.floats(), rows).fill(f32::NEG_INFINITY);
         if let (Some(rule), Some(drop)) = (&call.rule, &mut scratch.drop) {
-            drop.start::<S>(rule, sequence.stream, head, block_row, rows);
+            drop.start::<S>(rule, sequence.place.stream, head, block_row, rows);
         }
     }
 

@@ -2,7 +2,7 @@
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use super::{Forward, Scratch, Work};
-use crate::gemm::{Left, NV, Right, Weight, product, product_of_weights};
+use crate::gemm::{Left, NV, Right, Weight, product_of_weights};
 use crate::pack::{self, Rows, panel_width};
 use crate::simd::Simd;
 use crate::view::ViewMut;
@@ -20,17 +20,14 @@ impl Work<'_> {
         rescale: [S::V; NV],
     ) {
         let (width, dim) = (panel_width::<S>(), self.dims.v_padded);
+        let careful = self.scores.call.careful;
         let out = scratch.out.floats().add(panel * dim * width);
         let p = if S::PAIRS { scratch.pairs.words() } else { scratch.weights.words() };
         let (first, depth) = (keys.begin / S::UNIT, (keys.end - keys.begin) / S::UNIT);
         let p = Right { p: p.add(first * width), step: width };
         for d in (0..dim).step_by(MR) {
             let a = Left { p: v.p.add(first * v.ld + d), row: 1, step: v.ld };
-            let sum = if self.scores.call.careful {
-                product_of_weights::<S, MR, NV>(depth, a, p, Weight::Right)
-            } else {
-                product::<S, MR, NV>(depth, a, p)
-            };
+            let sum = product_of_weights::<S, MR, NV>(depth, a, p, Weight::Right, careful);
             for (m, sum) in sum.into_iter().enumerate() {
                 for (n, sum) in sum.into_iter().enumerate() {
                     let at = out.add((d + m) * width + n * S::LANES);
