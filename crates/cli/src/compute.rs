@@ -7,9 +7,7 @@ use crate::input::Operands;
 use crate::memory;
 use crate::progress::Progress;
 use crate::settings::Layout;
-use signflash_core::{
-    GradInputs, Gradients, Inputs, Outputs, Problem, Shape, Shard, TensorMut, TensorRef, contiguous_strides,
-};
+use signflash_core::{GradInputs, Gradients, Outputs, Piece, Problem, TensorMut, contiguous_strides};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -110,9 +108,6 @@ impl Compute<'_> {
 
     /// The sign-encoded probabilities of some rows of one head, (rows, seqlen_k), without computing the others.
     ///
-    /// A problem of these queries and the keys up to what the last of them may see is causal in the same way, and a
-    /// shard at (batch, head, first row) draws the same dropout mask.
-    ///
     /// # Errors
     /// [`Error::Problem`].
     pub fn probs_rows<T: FileElement>(
@@ -121,19 +116,22 @@ impl Compute<'_> {
         (batch, head): (usize, usize),
         rows: Range<usize>,
     ) -> Result<Vec<T>, Error> {
-        let seqlen_k = self.problem.shape().seqlen_k;
+        let (whole, seqlen_k) = (self.problem, self.problem.shape().seqlen_k);
         let mut probs = vec![T::default(); rows.len() * seqlen_k];
-        let seen = rows.clone().next_back().map_or(0, |last| self.problem.visible_keys(last).end);
-        if seen == 0 {
+        // What none of them sees stays 0.
+        let seen = whole.visibility().keys_of_all(rows.start as i64, rows.end as i64 - 1).some.positions();
+        if rows.is_empty() || seen.is_empty() {
             return Ok(probs);
         }
-        let part = part(self.problem, (batch, head), 1, rows, seen)?;
-        let inputs = part_inputs(self.problem, &operands.inputs(self.problem, self.layout), &part);
+        let (batches, heads) = (batch..batch + 1, head..head + 1);
+        let piece = Piece { batches, heads, rows, columns: seen.clone() };
+        let part = whole.piece(&piece)?;
+        let inputs = piece.inputs(whole, &operands.inputs(whole, self.layout));
         let shape = part.shape();
         let (mut out, mut lse) = (vec![T::default(); len(shape.out())], vec![0.0; shape.lse_len()]);
         let strides = contiguous_strides([1, 1, shape.seqlen_q, seqlen_k]);
         let mut outputs = Outputs::new(TensorMut::bshd(&mut out, shape.out()), &mut lse)
-            .probs(TensorMut::strided(&mut probs, shape.probs(), strides));
+            .probs(TensorMut::strided(&mut probs[seen.start..], shape.probs(), strides));
         self.engine.forward(&part, &inputs, &mut outputs)?;
         Ok(probs)
     }
@@ -142,64 +140,6 @@ impl Compute<'_> {
 /// Elements of a shape.
 pub fn len(shape: [usize; 4]) -> usize {
     shape.into_iter().product()
-}
-
-/// The part of a problem that is `heads` query heads from (batch, head), some rows, and the first `seqlen_k` keys.
-/// `heads` is 1 or whole groups. Where the problem is causal, `seqlen_k` must be what the last of the rows sees, so
-/// that the part's lower right corner is the whole's.
-///
-/// # Errors
-/// [`Error::Problem`].
-pub fn part(
-    whole: &Problem,
-    (batch, head): (usize, usize),
-    heads: usize,
-    rows: Range<usize>,
-    seqlen_k: usize,
-) -> Result<Problem, Error> {
-    let shape = whole.shape();
-    let builder = Problem::builder(
-        Shape::new(1, rows.len(), seqlen_k)
-            .heads(heads, heads.div_ceil(shape.group_size()))
-            .head_dim(shape.head_dim),
-    );
-    let shard = Shard {
-        first_batch: batch,
-        first_head: head,
-        first_row: rows.start,
-        first_column: 0,
-        num_heads_total: Some(shape.num_heads),
-    };
-    let builder = builder.causal(whole.causal()).softmax_scale(whole.softmax_scale()).shard(shard);
-    let builder = match whole.dropout() {
-        Some(&dropout) => builder.dropout(dropout),
-        None => builder,
-    };
-    Ok(builder.build()?)
-}
-
-/// The operands of a [`part`], as views into those of the whole.
-pub fn part_inputs<'a, T>(whole: &Problem, inputs: &Inputs<'a, T>, part: &Problem) -> Inputs<'a, T> {
-    let (shape, shard) = (part.shape(), part.shard());
-    let at = (shard.first_batch, shard.first_head);
-    let at_k = (at.0, at.1 / whole.shape().group_size());
-    Inputs::new(
-        sub(&inputs.q, at, shard.first_row, shape.q()),
-        sub(&inputs.k, at_k, 0, shape.k()),
-        sub(&inputs.v, at_k, 0, shape.v()),
-    )
-}
-
-/// The part of a tensor that starts at (batch, head) and row.
-pub fn sub<'a, T>(
-    whole: &TensorRef<'a, T>,
-    (batch, head): (usize, usize),
-    row: usize,
-    shape: [usize; 4],
-) -> TensorRef<'a, T> {
-    // An empty tensor has no element to start at.
-    let start = whole.row_offset(batch, row, head).min(whole.data.len());
-    TensorRef::strided(&whole.data[start..], shape, whole.strides)
 }
 
 impl<T: FileElement> Results<T> {

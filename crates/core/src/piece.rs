@@ -1,8 +1,10 @@
 //! Parts of a problem that are problems themselves.
 
-use crate::error::ProblemError;
+use crate::error::{ProblemError, TensorName};
+use crate::operands::Inputs;
 use crate::problem::Problem;
 use crate::shape::{Shape, Shard};
+use crate::tensor::TensorRef;
 use std::ops::Range;
 
 /// Some batches, query heads, queries and keys of a problem, as one of several devices computes them.
@@ -37,8 +39,67 @@ impl Piece {
         Self { batches: 0..batch, heads: 0..num_heads, rows: 0..seqlen_q, columns: 0..seqlen_k }
     }
 
+    /// Where in a tensor of the whole it lies, by the [shape](Shape::of) of that.
+    ///
+    /// ```
+    /// use signflash_core::{Piece, Problem, Shape, TensorName};
+    /// let whole = Problem::builder(Shape::new(1, 8, 9).heads(4, 2).head_dim(16)).build()?;
+    /// let piece = Piece { heads: 2..4, rows: 0..3, ..Piece::of(&whole) };
+    /// assert_eq!(piece.place_in(&whole, TensorName::Q), [0..1, 0..3, 2..4, 0..16]);
+    /// assert_eq!(piece.place_in(&whole, TensorName::K), [0..1, 0..9, 1..2, 0..16]);
+    /// # Ok::<(), signflash_core::ProblemError>(())
+    /// ```
+    pub fn place_in(&self, whole: &Problem, tensor: TensorName) -> [Range<usize>; 4] {
+        let Self { batches, heads, rows, columns } = self.clone();
+        let last = 0..whole.shape().of(tensor)[3];
+        match tensor {
+            TensorName::Q | TensorName::Dq | TensorName::Out | TensorName::Dout => {
+                [batches, rows, heads, last]
+            }
+            TensorName::K | TensorName::V | TensorName::Dk | TensorName::Dv => {
+                [batches, columns, self.heads_k(whole), last]
+            }
+            TensorName::Lse | TensorName::Dlse => [batches, heads, rows, last],
+            TensorName::Probs => [batches, heads, rows, columns],
+        }
+    }
+
+    /// Its share of a tensor of the whole, which is not copied.
+    ///
+    /// ```
+    /// use signflash_core::{Piece, Problem, Shape, TensorName, TensorRef};
+    /// let shape = Shape::new(1, 2, 3).heads(1, 1).head_dim(2);
+    /// let whole = Problem::builder(shape).build()?;
+    /// let k = TensorRef::bshd(&[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0], shape.k());
+    /// let piece = Piece { columns: 1..3, ..Piece::of(&whole) };
+    /// let share = piece.share(&whole, TensorName::K, &k);
+    /// assert_eq!((share.shape, share.at([0, 0, 0, 1])), ([1, 2, 1, 2], 4.0));
+    /// # Ok::<(), signflash_core::ProblemError>(())
+    /// ```
+    pub fn share<'a, T>(
+        &self,
+        whole: &Problem,
+        tensor: TensorName,
+        x: &TensorRef<'a, T>,
+    ) -> TensorRef<'a, T> {
+        let place = self.place_in(whole, tensor);
+        let [a, b, c, _] = place.each_ref().map(|range| range.start);
+        // An empty tensor has no element to start at.
+        let start = x.row_offset(a, b, c).min(x.data.len());
+        TensorRef::strided(&x.data[start..], place.map(|range| range.len()), x.strides)
+    }
+
+    /// Its share of what the forward of the whole reads.
+    pub fn inputs<'a, T>(&self, whole: &Problem, inputs: &Inputs<'a, T>) -> Inputs<'a, T> {
+        Inputs::new(
+            self.share(whole, TensorName::Q, &inputs.q),
+            self.share(whole, TensorName::K, &inputs.k),
+            self.share(whole, TensorName::V, &inputs.v),
+        )
+    }
+
     /// The key heads of its query heads.
-    pub fn heads_k(&self, whole: &Problem) -> Range<usize> {
+    fn heads_k(&self, whole: &Problem) -> Range<usize> {
         let group = whole.shape().group_size();
         self.heads.start / group..self.heads.end.div_ceil(group)
     }

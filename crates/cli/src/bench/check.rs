@@ -6,12 +6,12 @@
 
 use super::case::{Case, Tensors};
 use crate::args::Pass;
-use crate::compute::{len, part, part_inputs, sub};
+use crate::compute::len;
 use crate::errors::Error;
 use crate::files::FileElement;
-use signflash_core::judge::{Backward, Distance, Expected, Truth};
+use signflash_core::judge::{Backward, Distance, Truth};
 use signflash_core::oracle::Forward;
-use signflash_core::{Inputs, Problem, Shape, Shard, TensorName, TensorRef};
+use signflash_core::{Piece, Problem, Shape, TensorName, TensorRef};
 use std::ops::Range;
 
 /// Queries, and keys at each end, that are checked.
@@ -45,96 +45,67 @@ struct Check<'a, T> {
 }
 
 impl<T: FileElement> Check<'_, T> {
-    /// The first head of the last group, and its batch.
-    fn at(&self) -> (usize, usize) {
+    /// Some queries and keys of the last group of heads.
+    fn piece(&self, rows: Range<usize>, columns: Range<usize>) -> Piece {
         let shape = self.problem.shape();
-        (shape.batch - 1, shape.num_heads - shape.group_size())
+        let (batch, heads) = (shape.batch, shape.num_heads);
+        Piece { batches: batch - 1..batch, heads: heads - shape.group_size()..heads, rows, columns }
     }
 
-    /// The rows from `row` on of a tensor of q's kind, as many as a part has.
-    fn view<'b>(&self, tensor: TensorName, data: &'b [T], row: usize, part: &Shape) -> TensorRef<'b, T> {
-        sub(&TensorRef::bhsd(data, self.problem.shape().of(tensor)), self.at(), row, part.of(tensor))
+    /// A piece's share of one of the call's tensors.
+    fn share<'b>(&self, piece: &Piece, tensor: TensorName, data: &'b [T]) -> TensorRef<'b, T> {
+        let whole = TensorRef::bhsd(data, self.problem.shape().of(tensor));
+        piece.share(self.problem, tensor, &whole)
     }
 
     /// out, lse and, of a backward, dq of the last queries.
     fn queries(&self) -> Result<(), Error> {
         let Self { problem, tensors, .. } = self;
         let shape = problem.shape();
-        let rows = shape.seqlen_q.saturating_sub(ROWS)..shape.seqlen_q;
-        let part = part(problem, self.at(), shape.group_size(), rows.clone(), shape.seqlen_k)?;
-        let inputs = part_inputs(problem, &tensors.inputs(shape), &part);
-        let view = |tensor, data| self.view(tensor, data, rows.start, part.shape());
+        let piece = self.piece(shape.seqlen_q.saturating_sub(ROWS)..shape.seqlen_q, 0..shape.seqlen_k);
+        let inputs = piece.inputs(problem, &tensors.inputs(shape));
         let backward = (self.case.pass == Pass::Bwd)
-            .then(|| Backward { dout: view(TensorName::Dout, &tensors.dout), dlse: None });
-        let truth = Truth::of(&part, &inputs, backward)?;
-        let element = |tensor, data, n| view(tensor, data).at(index(n, part.shape().of(tensor))).to_f64();
+            .then(|| Backward { dout: self.share(&piece, TensorName::Dout, &tensors.dout), dlse: None });
+        let truth = Truth::of(&problem.piece(&piece)?, &inputs, backward)?;
         let judge = |tensor, got: &dyn Fn(usize) -> f64| match truth.tensor(tensor) {
             Some(expected) => self.judge(tensor, expected.distance(got)),
             None => Ok(()), // dq of a forward
         };
-        judge(TensorName::Out, &|n| element(TensorName::Out, &tensors.out, n))?;
-        judge(TensorName::Lse, &|n| self.lse(n, &rows))?;
-        judge(TensorName::Dq, &|n| element(TensorName::Dq, &tensors.dq, n))
+        let [out, dq] = [(TensorName::Out, &tensors.out), (TensorName::Dq, &tensors.dq)]
+            .map(|(tensor, data)| self.share(&piece, tensor, data));
+        judge(TensorName::Out, &|n| element(&out, n))?;
+        judge(TensorName::Lse, &|n| self.lse(&piece, n))?;
+        judge(TensorName::Dq, &|n| element(&dq, n))
     }
 
-    /// dk and dv of some keys. Bench's problems are square: of a causal one the queries at the keys' own places see a
-    /// triangle of them, those behind see all, and those before see none.
+    /// dk and dv of some keys, by the call's own out and lse of the queries that see any of them.
     fn keys(&self, keys: Range<usize>) -> Result<(), Error> {
-        let seqlen_q = self.problem.shape().seqlen_q;
-        let parts = if self.problem.causal() {
-            vec![self.of_keys(&keys, keys.clone(), true)?, self.of_keys(&keys, keys.end..seqlen_q, false)?]
-        } else {
-            vec![self.of_keys(&keys, 0..seqlen_q, false)?]
+        let Self { problem, tensors, .. } = self;
+        let seen_by = problem.visibility().queries_of_all(keys.start as i64, keys.end as i64 - 1);
+        let piece = self.piece(seen_by.some.positions(), keys);
+        let part = problem.piece(&piece)?;
+        let share = |tensor, data| self.share(&piece, tensor, data);
+        let out = share(TensorName::Out, &tensors.out);
+        let forward = Forward {
+            out: (0..len(out.shape)).map(|n| element(&out, n)).collect(),
+            lse: (0..part.shape().lse_len()).map(|n| self.lse(&piece, n)).collect(),
         };
-        for (tensor, ours) in [(TensorName::Dk, &self.tensors.dk), (TensorName::Dv, &self.tensors.dv)] {
-            let expected = parts.iter().filter_map(|truth| truth.tensor(tensor).cloned());
-            let Some(expected) = expected.reduce(Expected::plus) else { continue };
-            let shape @ [.., heads, dim] = self.problem.shape().of(tensor);
-            let of_keys = [1, keys.len(), 1, dim];
-            let at = (self.at().0, heads - 1);
-            let ours = sub(&TensorRef::bhsd(ours, shape), at, keys.start, of_keys);
-            self.judge(tensor, expected.distance(|n| ours.at(index(n, of_keys)).to_f64()))?;
+        let inputs = piece.inputs(problem, &tensors.inputs(problem.shape()));
+        let backward = Backward { dout: share(TensorName::Dout, &tensors.dout), dlse: None };
+        let truth = Truth::from_forward(&part, &inputs, Some(backward), forward)?;
+        for (tensor, ours) in [(TensorName::Dk, &tensors.dk), (TensorName::Dv, &tensors.dv)] {
+            let Some(expected) = truth.tensor(tensor) else { continue };
+            let ours = share(tensor, ours);
+            self.judge(tensor, expected.distance(|n| element(&ours, n)))?;
         }
         Ok(())
     }
 
-    /// What some queries give some keys, by the call's own out and lse.
-    fn of_keys(&self, keys: &Range<usize>, rows: Range<usize>, causal: bool) -> Result<Truth, Error> {
-        let Self { problem, tensors, .. } = self;
-        let shape = problem.shape();
-        let (at, group) = (self.at(), shape.group_size());
-        let first = rows.start;
-        let shard = Shard {
-            first_batch: at.0,
-            first_head: at.1,
-            first_row: first,
-            first_column: keys.start,
-            num_heads_total: Some(shape.num_heads),
-        };
-        let of_part = Shape::new(1, rows.len(), keys.len()).heads(group, 1).head_dim(shape.head_dim);
-        let builder =
-            Problem::builder(of_part).causal(causal).softmax_scale(problem.softmax_scale()).shard(shard);
-        let part = problem.dropout().into_iter().fold(builder, |builder, &x| builder.dropout(x)).build()?;
-        let inputs = tensors.inputs(shape);
-        let at_k = (at.0, at.1 / group);
-        let k = sub(&inputs.k, at_k, keys.start, of_part.k());
-        let v = sub(&inputs.v, at_k, keys.start, of_part.v());
-        let inputs = Inputs::new(self.view(TensorName::Q, &tensors.q, first, &of_part), k, v);
-        let out = self.view(TensorName::Out, &tensors.out, first, &of_part);
-        let forward = Forward {
-            out: (0..len(of_part.out())).map(|n| out.at(index(n, of_part.out())).to_f64()).collect(),
-            lse: (0..of_part.lse_len()).map(|n| self.lse(n, &rows)).collect(),
-        };
-        let dout = self.view(TensorName::Dout, &tensors.dout, first, &of_part);
-        Ok(Truth::from_forward(&part, &inputs, Some(Backward { dout, dlse: None }), forward)?)
-    }
-
-    /// The n-th lse of (group, rows).
-    fn lse(&self, n: usize, rows: &Range<usize>) -> f64 {
+    /// The n-th lse of a piece.
+    fn lse(&self, piece: &Piece, n: usize) -> f64 {
         let Shape { num_heads, seqlen_q, .. } = *self.problem.shape();
-        let (batch, head) = self.at();
-        let head = batch * num_heads + head + n / rows.len();
-        self.tensors.lse[head * seqlen_q + rows.start + n % rows.len()].into()
+        let head = piece.batches.start * num_heads + piece.heads.start + n / piece.rows.len();
+        self.tensors.lse[head * seqlen_q + piece.rows.start + n % piece.rows.len()].into()
     }
 
     fn judge(&self, tensor: TensorName, distance: Distance) -> Result<(), Error> {
@@ -147,9 +118,10 @@ impl<T: FileElement> Check<'_, T> {
     }
 }
 
-/// The index of the n-th number in the order of the dimensions.
-fn index(n: usize, [_, rows, heads, dim]: [usize; 4]) -> [usize; 4] {
-    [n / dim / heads / rows, n / dim / heads % rows, n / dim % heads, n % dim]
+/// The n-th number in the order of the dimensions.
+fn element<T: FileElement>(x: &TensorRef<'_, T>, n: usize) -> f64 {
+    let [_, rows, heads, dim] = x.shape;
+    x.at([n / dim / heads / rows, n / dim / heads % rows, n / dim % heads, n % dim]).to_f64()
 }
 
 #[cfg(test)]

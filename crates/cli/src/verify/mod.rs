@@ -8,7 +8,7 @@
 mod report;
 mod sign_bits;
 
-use crate::compute::{Results, part, part_inputs, sub};
+use crate::compute::Results;
 use crate::errors::Error;
 use crate::files::{Archive, FileElement, listing};
 use crate::input::Operands;
@@ -17,7 +17,7 @@ use crate::settings::Layout;
 use rayon::prelude::*;
 use report::Report;
 use signflash_core::judge::{Backward, Distance, Expected, Truth};
-use signflash_core::{Bounds, Problem, TensorName, contiguous_strides};
+use signflash_core::{Bounds, Piece, Problem, TensorName, contiguous_strides};
 use std::io::Write;
 
 /// The tensors that a file may hold to be compared with.
@@ -203,22 +203,23 @@ impl<T: FileElement> Verify<'_, T> {
     }
 
     fn group_against_f64(&self, at: (usize, usize), pairs: &[Pair<'_>]) -> Result<Vec<Distances>, Error> {
-        let whole = self.problem.shape();
-        let part = part(self.problem, at, whole.group_size(), 0..whole.seqlen_q, whole.seqlen_k)?;
-        let inputs = part_inputs(self.problem, &self.operands.inputs(self.problem, self.layout), &part);
-        let backward = self.operands.dout(self.problem, self.layout).map(|dout| Backward {
-            dout: sub(&dout, at, 0, part.shape().out()),
+        let (whole, (batch, head)) = (self.problem, at);
+        let heads = head..head + whole.shape().group_size();
+        let piece = Piece { batches: batch..batch + 1, heads, ..Piece::of(whole) };
+        let inputs = piece.inputs(whole, &self.operands.inputs(whole, self.layout));
+        let backward = self.operands.dout(whole, self.layout).map(|dout| Backward {
+            dout: piece.share(whole, TensorName::Dout, &dout),
             dlse: self.operands.dlse.as_deref().map(|dlse| self.group_rows(dlse, at)),
         });
-        let truth = Truth::of(&part, &inputs, backward)?;
+        let truth = Truth::of(&whole.piece(&piece)?, &inputs, backward)?;
         let of_pair = |pair: &Pair<'_>| {
             let expected = truth.tensor(pair.tensor)?;
-            let ([_, seqlen, heads, dim], head) = match (pair.tensor, part.shape().of(pair.tensor)) {
-                (TensorName::Dk | TensorName::Dv, shape) => (shape, at.1 / whole.group_size()),
-                (TensorName::Lse, [_, heads, seqlen, _]) => ([1, seqlen, heads, 1], at.1),
-                (_, shape) => (shape, at.1),
+            let (rows, heads, dim) = match (pair.tensor, piece.place_in(whole, pair.tensor)) {
+                (TensorName::Lse, [_, heads, rows, last]) => (rows, heads, last.len()),
+                (_, [_, rows, heads, last]) => (rows, heads, last.len()),
             };
-            Some(pair.distances(expected, &Piece { batch: at.0, head, seqlen, heads, dim }))
+            let (seqlen, head, heads) = (rows.len(), heads.start, heads.len());
+            Some(pair.distances(expected, &Place { batch, head, seqlen, heads, dim }))
         };
         Ok(pairs.iter().filter_map(of_pair).collect())
     }
@@ -232,7 +233,7 @@ impl<T: FileElement> Verify<'_, T> {
 }
 
 /// The part of a tensor that a group of heads has.
-struct Piece {
+struct Place {
     batch: usize,
     /// The first.
     head: usize,
@@ -253,21 +254,21 @@ impl Pair<'_> {
         Distances { ours_to_f64: unknown, file_to_f64: self.file.as_ref().map(|_| unknown), ours_to_file }
     }
 
-    fn distances(&self, expected: &Expected, piece: &Piece) -> Distances {
-        let ours = |n| (self.ours)(self.place(piece, n));
+    fn distances(&self, expected: &Expected, place: &Place) -> Distances {
+        let ours = |n| (self.ours)(self.place(place, n));
         Distances {
             ours_to_f64: expected.distance(ours),
-            file_to_f64: self.file.as_ref().map(|file| expected.distance(|n| file[self.place(piece, n)])),
+            file_to_f64: self.file.as_ref().map(|file| expected.distance(|n| file[self.place(place, n)])),
             ours_to_file: self
                 .file
                 .as_ref()
-                .map(|file| expected.distance_of_two(ours, |n| file[self.place(piece, n)])),
+                .map(|file| expected.distance_of_two(ours, |n| file[self.place(place, n)])),
         }
     }
 
     /// Where the n-th number of the truth of a piece lies in the whole's storage.
-    fn place(&self, piece: &Piece, n: usize) -> usize {
-        let Piece { batch, head, seqlen, heads, dim } = *piece;
+    fn place(&self, place: &Place, n: usize) -> usize {
+        let Place { batch, head, seqlen, heads, dim } = *place;
         let (row, h, d) = match self.tensor {
             TensorName::Lse => (n % seqlen, n / seqlen, 0),
             _ => (n / dim / heads, n / dim % heads, n % dim),

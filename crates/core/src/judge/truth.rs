@@ -156,24 +156,6 @@ impl Truth {
 }
 
 impl Expected {
-    /// The sum of this and another of its shape: dk and dv of keys, from different queries.
-    ///
-    /// # Panics
-    /// If the shapes differ.
-    pub fn plus(self, other: Self) -> Self {
-        assert_eq!(self.values.len(), other.values.len(), "both are of the same shape");
-        let sum = |a: Vec<f64>, b: Vec<f64>| a.into_iter().zip(b).map(|(a, b)| a + b).collect();
-        Self {
-            values: sum(self.values, other.values),
-            size: Size {
-                terms: sum(self.size.terms, other.size.terms),
-                rounding: self.size.rounding + other.size.rounding,
-            },
-            bound: self.bound.max(other.bound),
-            large: self.large,
-        }
-    }
-
     /// How far a result is from this; `got` says its n-th number.
     pub fn distance(&self, got: impl Fn(usize) -> f64) -> Distance {
         self.measure(|n| {

@@ -59,21 +59,7 @@ pub(super) fn values_of(whole: &Problem, piece: &Piece, values: &Values) -> Valu
 
 /// The piece's share of a dense tensor of the whole.
 pub(super) fn share_of(whole: &Problem, piece: &Piece, tensor: TensorName, dense: &[f64]) -> Vec<f64> {
-    places(whole.shape().of(tensor), place_of(whole, piece, tensor)).map(|at| dense[at]).collect()
-}
-
-/// Where in a tensor of the whole the piece lies.
-fn place_of(whole: &Problem, piece: &Piece, tensor: TensorName) -> [Range<usize>; 4] {
-    let Piece { batches, heads, rows, columns } = piece.clone();
-    let last = 0..whole.shape().of(tensor)[3];
-    match tensor {
-        TensorName::K | TensorName::V | TensorName::Dk | TensorName::Dv => {
-            [batches, columns, piece.heads_k(whole), last]
-        }
-        TensorName::Lse | TensorName::Dlse => [batches, heads, rows, last],
-        TensorName::Probs => [batches, heads, rows, columns],
-        _ => [batches, rows, heads, last],
-    }
+    places(whole.shape().of(tensor), piece.place_in(whole, tensor)).map(|at| dense[at]).collect()
 }
 
 /// Pieces normalised each by itself, weighed by `exp(lse of the piece - lse of the whole)`.
@@ -97,7 +83,7 @@ pub(super) fn combine(whole: &Problem, pieces: Vec<(&Piece, ForwardResults)>) ->
         for (n, p) in of_probs.iter_mut().enumerate() {
             *p *= weigh[n / piece.columns.len()];
         }
-        let [_, rows, heads, dim] = place_of(whole, piece, TensorName::Out).map(|range| range.len());
+        let [_, rows, heads, dim] = piece.place_in(whole, TensorName::Out).map(|range| range.len());
         for (n, x) in of_out.iter_mut().enumerate() {
             let [b, i, h, _] = index_of(n, [0, rows, heads, dim]);
             *x *= weigh[(b * heads + h) * rows + i];
@@ -121,7 +107,7 @@ fn merge(
     part: &[f64],
     with: fn(f64, f64) -> f64,
 ) {
-    let places = places(whole.shape().of(tensor), place_of(whole, piece, tensor));
+    let places = places(whole.shape().of(tensor), piece.place_in(whole, tensor));
     for (at, &x) in places.zip(part) {
         dense[at] = with(dense[at], x);
     }
