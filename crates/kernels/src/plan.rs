@@ -16,7 +16,7 @@ use crate::sm80::backward_queries::QueriesArgs;
 use crate::sm80::forward::ForwardArgs;
 use crate::sm80::probs::ProbsArgs;
 use crate::sm90;
-use crate::sm90::forward::GROUP_ROWS;
+use crate::sm90::forward::WG_ROWS;
 use crate::tensor::DeviceTensor;
 use signflash_core::Problem;
 use signflash_ptx::Arg;
@@ -56,10 +56,10 @@ impl ForwardChoice<'_> {
             ForwardKernel::Hopper(_, form) => {
                 let shape = plan.problem.shape();
                 let args = sm90::forward::ForwardArgs {
-                    q: q.map(shape.q(), GROUP_ROWS),
+                    q: q.map(shape.q(), WG_ROWS),
                     k: k.map(shape.k(), form.step),
                     v: v.map(shape.v(), form.step),
-                    out: out.map(shape.out(), GROUP_ROWS),
+                    out: out.map(shape.out(), WG_ROWS),
                     lse,
                 };
                 plan.launch_scheduled(config, form, is_triangle(plan.problem), &|list| args.push(list))
@@ -84,9 +84,9 @@ impl ForwardChoice<'_> {
                 let shape = plan.problem.shape();
                 let [batch, heads, seqlen_q, seqlen_k] = shape.probs();
                 let args = sm90::probs::ProbsArgs {
-                    q: q.map(shape.q(), GROUP_ROWS),
+                    q: q.map(shape.q(), WG_ROWS),
                     k: k.map(shape.k(), form.step),
-                    probs: probs.map([batch, seqlen_q, heads, seqlen_k], GROUP_ROWS),
+                    probs: probs.map([batch, seqlen_q, heads, seqlen_k], WG_ROWS),
                     lse,
                 };
                 // Every key is written, whether it is seen or not: no tile is longer than another.
@@ -166,8 +166,8 @@ impl BackwardChoice<'_> {
             k: call.k.map(shape.k(), form.keys),
             v: call.v.map(shape.v(), form.keys),
             dout: call.dout.map(shape.out(), form.step),
-            dk: call.dk.map(shape.k(), GROUP_ROWS),
-            dv: call.dv.map(shape.v(), GROUP_ROWS),
+            dk: call.dk.map(shape.k(), WG_ROWS),
+            dv: call.dv.map(shape.v(), WG_ROWS),
             stats: call.workspace,
             dq_sums: self.dq_sums(),
             dq_counters: call.workspace + self.workspace.dq_counters,

@@ -167,10 +167,15 @@ pub(super) struct FlagReader<'k> {
 
 impl<'k> FlagReader<'k> {
     /// For one warpgroup, from the rings of all.
-    pub(super) fn new(warp: Warp<'k>, rings: BulkRing<'k>, group: Val<'k, U32>, form: &HopperForm) -> Self {
+    pub(super) fn new(
+        warp: Warp<'k>,
+        rings: BulkRing<'k>,
+        wg_number: Val<'k, U32>,
+        form: &HopperForm,
+    ) -> Self {
         let columns32 = form.step / 32;
         let own = (warp.index() & 3) * (columns32 * FLAG_BLOCK_BYTES) + warp.threads().lane() * 16;
-        FlagReader { ring: rings.nth(group).consumer(warp), own, columns32 }
+        FlagReader { ring: rings.nth(wg_number).consumer(warp), own, columns32 }
     }
 
     /// Waits for the next step's: for each 32 columns four words, whose bytes have "dropped" in their sign bits.

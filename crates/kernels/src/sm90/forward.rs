@@ -46,7 +46,7 @@ kernel_args! {
 }
 
 /// Rows of a warpgroup.
-pub(crate) const GROUP_ROWS: u32 = 64;
+pub(crate) const WG_ROWS: u32 = 64;
 
 /// The kernel of a configuration.
 pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperForm) -> Kernel {

@@ -1,6 +1,6 @@
 //! What multiplying warpgroups are given: tensors by the copying thread, with dropout flags by the drawing warps.
 use super::flags::FlagWriter;
-use super::forward::{Block, GROUP_ROWS, Tile};
+use super::forward::{Block, Tile, WG_ROWS};
 use crate::parts::work::Work;
 use signflash_ptx::{BulkRingProducer, Filling, Tensor, Thread, U32, Val, Warp};
 
@@ -39,7 +39,7 @@ impl<'k> Block<'_, 'k> {
                 // The first warpgroup can begin while the others are still at their last tile.
                 copies.queries(t, &tile, 0);
                 copies.keys(t, &tile, tile.begin);
-                (1..self.form.groups).for_each(|group| copies.queries(t, &tile, group));
+                (1..self.form.groups).for_each(|wg_number| copies.queries(t, &tile, wg_number));
                 let next = tile.begin.var();
                 t.while_(
                     || next.get().lt(tile.end),
@@ -67,17 +67,17 @@ struct Copies<'a, 'k> {
 impl<'a, 'k> Copies<'a, 'k> {
     fn new(block: &'a Block<'a, 'k>, t: Thread<'k>) -> Self {
         let smem = &block.smem;
-        let q = (0..block.form.groups).map(|group| smem.q.nth(t.u32(group)).producer(t)).collect();
+        let q = (0..block.form.groups).map(|wg_number| smem.q.nth(t.u32(wg_number)).producer(t)).collect();
         Copies { block, q, k: smem.k.producer(t), v: smem.v.producer(t) }
     }
 
-    fn queries(&mut self, t: Thread<'k>, tile: &Tile<'k>, group: u32) {
+    fn queries(&mut self, t: Thread<'k>, tile: &Tile<'k>, wg_number: u32) {
         let Block { common, args, .. } = self.block;
         let Work { sequence, head, .. } = tile.work;
-        let at = sequence.coordinates(tile.first_row + group * GROUP_ROWS, head);
-        self.q[group as usize].fill_by(t, |filling| {
+        let at = sequence.coordinates(tile.first_row + wg_number * WG_ROWS, head);
+        self.q[wg_number as usize].fill_by(t, |filling| {
             for i in 0..common.boxes() {
-                filling.load(t, i * GROUP_ROWS * 128, args.q.at(64 * i, at));
+                filling.load(t, i * WG_ROWS * 128, args.q.at(64 * i, at));
             }
         });
     }

@@ -1,6 +1,6 @@
 //! The multiplying warpgroups: products, softmax, output.
 use super::flags::FlagReader;
-use super::forward::{Block, GROUP_ROWS, Tile};
+use super::forward::{Block, Tile, WG_ROWS};
 use super::out::OutTile;
 use super::softmax::{LateSoftmax, Selectors};
 use super::turns::Turns;
@@ -32,7 +32,7 @@ struct TileRows<'a, 'k> {
     block: &'a Block<'a, 'k>,
     wg: Warpgroup<'k>,
     /// Its number among those that multiply.
-    group: Val<'k, U32>,
+    wg_number: Val<'k, U32>,
     turns: Turns<'k>,
     k: BulkRingConsumer<'k>,
     v: BulkRingConsumer<'k>,
@@ -149,22 +149,22 @@ fn with_selectors<'k>(
 impl<'a, 'k> Multiplier<'a, 'k> {
     fn new(block: &'a Block<'a, 'k>, wg: Warpgroup<'k>) -> Self {
         let Block { common, form, smem, .. } = block;
-        let (warp, group) = (wg.warps(), wg.index());
+        let (warp, wg_number) = (wg.warps(), wg.index());
         let zero = || warp.threads().u32(0).cast::<B32>().var();
-        let q = smem.q.nth(group).consumer(warp);
+        let q = smem.q.nth(wg_number).consumer(warp);
         let rows = TileRows {
             block,
             wg,
-            group,
-            turns: Turns::new(wg, group, form),
+            wg_number,
+            turns: Turns::new(wg, wg_number, form),
             k: smem.k.consumer(warp),
             v: smem.v.consumer(warp),
-            flags: smem.flags.map(|rings| FlagReader::new(warp, rings, group, form)),
+            flags: smem.flags.map(|rings| FlagReader::new(warp, rings, wg_number, form)),
             softmax: LateSoftmax::new(warp, block.stage(), common),
             s: wg.acc(form.step),
             out: wg.acc(common.operands.head_dim),
             p: (0..form.step / 16).map(|_| [zero(), zero(), zero(), zero()]).collect(),
-            store: OutTile::new(smem, common, group),
+            store: OutTile::new(smem, common, wg_number),
         };
         Multiplier { q, rows }
     }
@@ -174,8 +174,8 @@ impl<'a, 'k> Multiplier<'a, 'k> {
         let Multiplier { q, rows } = self;
         let (wg, warp) = (rows.wg, rows.wg.warps());
         let q_stage = q.wait(warp);
-        let first_row = tile.first_row + rows.group * GROUP_ROWS;
-        let at = At { tile, first_row, q: BoxTile::new(q_stage.address(), GROUP_ROWS) };
+        let first_row = tile.first_row + rows.wg_number * WG_ROWS;
+        let at = At { tile, first_row, q: BoxTile::new(q_stage.address(), WG_ROWS) };
         rows.first(&at);
         let next = tile.second.var();
         wg.while_(

@@ -1,5 +1,5 @@
 //! A warpgroup's output: from its accumulator through shared memory to the tensor.
-use super::forward::GROUP_ROWS;
+use super::forward::WG_ROWS;
 use super::pipeline::Pipeline;
 use crate::config::HopperCommon;
 use crate::parts::product::pack;
@@ -19,13 +19,13 @@ const FIRST_BARRIER: u32 = 8;
 
 impl<'k> OutTile<'k> {
     /// Of one warpgroup: its queries' place, or a place for itself.
-    pub(crate) fn new(smem: &Pipeline<'k>, common: &HopperCommon, group: Val<'k, U32>) -> Self {
+    pub(crate) fn new(smem: &Pipeline<'k>, common: &HopperCommon, wg_number: Val<'k, U32>) -> Self {
         let boxes = common.boxes();
         let at = match smem.out {
-            Some(out) => out.plus(group * (boxes * BOX_BYTES)),
-            None => smem.q.nth(group).data(),
+            Some(out) => out.plus(wg_number * (boxes * BOX_BYTES)),
+            None => smem.q.nth(wg_number).data(),
         };
-        OutTile { at, boxes, half: common.operands.half, barrier: group + FIRST_BARRIER }
+        OutTile { at, boxes, half: common.operands.half, barrier: wg_number + FIRST_BARRIER }
     }
 
     /// Rounds an accumulator and starts to write it to the box whose first row is `at[0]`. What was stored before has
@@ -74,4 +74,4 @@ pub(super) fn stage_words<'k>(wg: Warpgroup<'k>, words: &[[Val<'k, B32>; 4]], to
 }
 
 /// Bytes of 64 rows of 64 columns.
-const BOX_BYTES: u32 = GROUP_ROWS * 128;
+const BOX_BYTES: u32 = WG_ROWS * 128;

@@ -1,5 +1,5 @@
 //! What a block of the forward keeps in shared memory, and who fills and reads it.
-use super::forward::GROUP_ROWS;
+use super::forward::WG_ROWS;
 use crate::config::{HopperCommon, HopperForm};
 use signflash_ptx::{BulkRing, Cta, SmemAddr};
 
@@ -33,7 +33,7 @@ impl<'k> Pipeline<'k> {
             cta.stage_rings("flags", form.groups, [form.flag_stages, bytes], 4, 4)
         };
         Pipeline {
-            q: cta.bulk_rings("q", form.groups, [1, tile(GROUP_ROWS)], 4),
+            q: cta.bulk_rings("q", form.groups, [1, tile(WG_ROWS)], 4),
             k: cta.bulk_ring("k", form.stages, tile(form.step), readers),
             v: cta.bulk_ring("v", form.stages, tile(form.step), readers),
             out: (!form.out_in_q).then(|| cta.smem("out", tile(form.rows()), 1024)),

@@ -10,7 +10,7 @@
 //! draw       with dropout: flags, as for the forward
 //! ```
 use super::flags::{FlagReader, FlagWriter, dropped};
-use super::forward::{GROUP_ROWS, by_role};
+use super::forward::{WG_ROWS, by_role};
 use super::out::stage_words;
 use super::pipeline::FLAG_BLOCK_BYTES;
 use super::schedule::{Schedule, ScheduleVals};
@@ -79,7 +79,7 @@ impl<'k> Smem<'k> {
             cta.stage_rings("flags", form.groups, [form.flag_stages, bytes], 4, 4)
         };
         Smem {
-            q: cta.bulk_rings("q", form.groups, [1, tile(GROUP_ROWS)], 4),
+            q: cta.bulk_rings("q", form.groups, [1, tile(WG_ROWS)], 4),
             k: cta.bulk_ring("k", form.stages, tile(form.step), 4 * form.groups),
             p: cta.smem("p", form.groups * place_bytes(form), 1024),
             flags: common.scores.dropout.then(flags),
@@ -89,7 +89,7 @@ impl<'k> Smem<'k> {
 
 /// A warpgroup's place for a step's probabilities.
 fn place_bytes(form: &HopperForm) -> u32 {
-    GROUP_ROWS * form.step * 2
+    WG_ROWS * form.step * 2
 }
 
 struct Block<'a, 'k> {
@@ -163,11 +163,11 @@ impl<'k> Block<'_, 'k> {
             |t| {
                 let work = tiles.take();
                 let first_row = self.first_row(&work);
-                for (group, q) in (0..).zip(&mut q) {
-                    let at = work.sequence.coordinates(first_row + group * GROUP_ROWS, work.head);
+                for (wg_number, q) in (0..).zip(&mut q) {
+                    let at = work.sequence.coordinates(first_row + wg_number * WG_ROWS, work.head);
                     q.fill_by(t, |filling| {
                         for i in 0..boxes {
-                            filling.load(t, i * GROUP_ROWS * 128, self.args.q.at(64 * i, at));
+                            filling.load(t, i * WG_ROWS * 128, self.args.q.at(64 * i, at));
                         }
                     });
                 }
@@ -190,11 +190,11 @@ impl<'k> Block<'_, 'k> {
     }
 
     fn multiply(&self, wg: Warpgroup<'k>) {
-        let (warp, t, form, group) = (wg.warps(), wg.threads(), self.form, wg.index());
-        let mut q = self.smem.q.nth(group).consumer(warp);
+        let (warp, t, form, wg_number) = (wg.warps(), wg.threads(), self.form, wg.index());
+        let mut q = self.smem.q.nth(wg_number).consumer(warp);
         let mut k = self.smem.k.consumer(warp);
-        let mut flags = self.smem.flags.map(|rings| FlagReader::new(warp, rings, group, form));
-        let place = self.smem.p.plus(group * place_bytes(form));
+        let mut flags = self.smem.flags.map(|rings| FlagReader::new(warp, rings, wg_number, form));
+        let place = self.smem.p.plus(wg_number * place_bytes(form));
         let mut s = wg.acc(form.step);
         let (tiles, steps) = (self.tiles(), self.steps());
         let stores = (t.index() & 127).eq(0);
@@ -202,10 +202,10 @@ impl<'k> Block<'_, 'k> {
             || tiles.has_more(),
             |wg| {
                 let work = tiles.take();
-                let first_row = self.first_row(&work) + group * GROUP_ROWS;
+                let first_row = self.first_row(&work) + wg_number * WG_ROWS;
                 let rows = self.own_rows(warp, &work, first_row);
                 let q_stage = q.wait(warp);
-                let q_tile = BoxTile::new(q_stage.address(), GROUP_ROWS);
+                let q_tile = BoxTile::new(q_stage.address(), WG_ROWS);
                 let next = t.u32(0).var();
                 wg.while_(
                     || next.get().lt(steps),
@@ -218,17 +218,17 @@ impl<'k> Block<'_, 'k> {
                         let p = self.probabilities(warp, &s, &rows, step, words.as_deref());
                         // The last step's have left.
                         t.when(stores, |t| t.wait_stored());
-                        wg.sync_among(group + FIRST_BARRIER, 128);
+                        wg.sync_among(wg_number + FIRST_BARRIER, 128);
                         stage_words(wg, &p, place);
                         t.fence_proxy_async();
-                        wg.sync_among(group + FIRST_BARRIER, 128);
+                        wg.sync_among(wg_number + FIRST_BARRIER, 128);
                         t.when(stores, |t| {
                             let at = |i: u32| {
                                 let to = self.args.probs.at_columns(
                                     step * form.step + 64 * i,
                                     work.sequence.coordinates(first_row, work.head),
                                 );
-                                (place.at(i * GROUP_ROWS * 128), to)
+                                (place.at(i * WG_ROWS * 128), to)
                             };
                             t.store_boxes((0..form.step / 64).map(at));
                         });

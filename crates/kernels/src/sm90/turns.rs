@@ -18,14 +18,14 @@ pub(super) struct Turns<'k> {
 impl<'k> Turns<'k> {
     /// For the warpgroup of this number.
     #[track_caller]
-    pub(super) fn new(wg: Warpgroup<'k>, group: Val<'k, U32>, form: &HopperForm) -> Self {
+    pub(super) fn new(wg: Warpgroup<'k>, wg_number: Val<'k, U32>, form: &HopperForm) -> Self {
         if !form.turns {
             return Turns { barriers: None };
         }
-        let last = group.eq(form.groups - 1);
-        let next = last.select(0u32, group + 1) + FIRST_TURN;
+        let last = wg_number.eq(form.groups - 1);
+        let next = last.select(0u32, wg_number + 1) + FIRST_TURN;
         wg.when(last, |wg| wg.arrive_among(next, THREADS)); // the first one begins
-        Turns { barriers: Some((group + FIRST_TURN, next)) }
+        Turns { barriers: Some((wg_number + FIRST_TURN, next)) }
     }
 
     /// Waits for one's turn.

@@ -62,9 +62,9 @@ impl<'k> Turn<'k> {
 impl<'k> Block<'_, 'k> {
     /// If the turn before was this warpgroup's: waits until what it has staged is read, so that the other may stage. That
     /// was staged a step ago, so the wait is short.
-    pub(super) fn pass_turn(&self, wg: Warpgroup<'k>, group: Val<'k, U32>, turn: &Turn<'k>) {
+    pub(super) fn pass_turn(&self, wg: Warpgroup<'k>, wg_number: Val<'k, U32>, turn: &Turn<'k>) {
         let (t, done) = (wg.threads(), turn.done.get());
-        let mine = ((done ^ group) & 1).eq(1);
+        let mine = ((done ^ wg_number) & 1).eq(1);
         wg.when(mine & t.u32(1).lt(done), |wg| {
             let t = wg.threads();
             // Lane 0 has copied for all, and arrives when that has been read.
@@ -153,10 +153,10 @@ impl<'k> Block<'_, 'k> {
 impl<'k> Keys<'_, 'k> {
     /// dq of the last step whose ds has been made, if it is this warpgroup's turn.
     pub(super) fn take_turn(&mut self, turn: &Turn<'k>) {
-        let Keys { block, wg, ds_of_all, k_of_all, group, .. } = self;
+        let Keys { block, wg, ds_of_all, k_of_all, wg_number, .. } = self;
         let (block, wg, k, done) = (*block, *wg, *k_of_all, turn.done.get());
         let (warp, t) = (wg.warps(), wg.threads());
-        let (any, mine) = (turn.any(), ((done ^ *group) & 1).eq(0));
+        let (any, mine) = (turn.any(), ((done ^ *wg_number) & 1).eq(0));
         wg.when(any & !mine, |_| ds_of_all.skip());
         wg.when(any & mine, |_| {
             let stage = ds_of_all.wait(warp);

@@ -77,7 +77,7 @@ kernel_args! {
 }
 
 /// Warpgroups that multiply.
-const GROUPS: u32 = 2;
+const MULTIPLIERS: u32 = 2;
 
 /// Queries that are multiplied at once for dq.
 const QUERIES: u32 = 64;
@@ -111,14 +111,14 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperKeysForm) -
         cta.sync(); // barriers are initialised
         let block = Block { cta, common, form, problem, args, band, dropout, smem, work };
         let (wg, index) = (cta.warpgroups(), cta.warpgroups().index());
-        wg.when(index.lt(GROUPS), |wg| {
+        wg.when(index.lt(MULTIPLIERS), |wg| {
             wg.grow_registers(form.registers);
             match form.shares_keys() {
                 true => block.multiply_shared(wg, index),
                 false => block.multiply(wg, index),
             }
         });
-        wg.when(index.eq(GROUPS), |wg| {
+        wg.when(index.eq(MULTIPLIERS), |wg| {
             wg.shrink_registers(form.serving_registers());
             block.serve(wg);
         });
@@ -158,7 +158,7 @@ fn queries_bytes(common: &HopperCommon, form: &HopperKeysForm) -> u32 {
 
 impl<'k> Smem<'k> {
     fn plan(cta: Cta<'k>, common: &HopperCommon, form: &HopperKeysForm) -> Self {
-        let (multiplying_warps, shares) = (4 * GROUPS, form.shares_keys());
+        let (multiplying_warps, shares) = (4 * MULTIPLIERS, form.shares_keys());
         let queries = queries_bytes(common, form);
         let flags = || {
             let bytes = form.keys / 8 * (form.step / 16) * FLAG_BYTES;

@@ -2,11 +2,11 @@
 use super::dq::Turn;
 use super::results::KeyGradient;
 use super::scores::OfQueries;
-use super::{Block, FIRST_BARRIER, GROUPS, KEYS_READ, Queries, rows_bytes};
+use super::{Block, FIRST_BARRIER, KEYS_READ, MULTIPLIERS, Queries, rows_bytes};
 use crate::parts::cursor::Cursor;
 use crate::parts::product::pack;
 use crate::rows::statistics;
-use crate::sm90::forward::GROUP_ROWS;
+use crate::sm90::forward::WG_ROWS;
 use crate::sm90::out::stage_words;
 use signflash_ptx::{
     Acc, B32, BoxTile, BulkRingConsumer, BulkRingProducer, Columns, Product, Rows, SmemAddr, Thread, U32,
@@ -20,9 +20,9 @@ pub(super) type Operand<'k> = Vec<[Var<'k, B32>; 4]>;
 pub(super) struct Keys<'a, 'k> {
     pub(super) block: &'a Block<'a, 'k>,
     pub(super) wg: Warpgroup<'k>,
-    pub(super) group: Val<'k, U32>,
+    pub(super) wg_number: Val<'k, U32>,
     /// The same, known to each thread by itself: where threads need it, no lane has to ask another.
-    own_group: Val<'k, U32>,
+    own_wg_number: Val<'k, U32>,
     /// Its rows of k and v.
     k: BoxTile<'k>,
     v: BoxTile<'k>,
@@ -41,15 +41,15 @@ pub(super) struct Keys<'a, 'k> {
 
 impl<'k> Block<'_, 'k> {
     /// All that a multiplying warpgroup does.
-    pub(super) fn multiply(&self, wg: Warpgroup<'k>, group: Val<'k, U32>) {
+    pub(super) fn multiply(&self, wg: Warpgroup<'k>, wg_number: Val<'k, U32>) {
         let (warp, smem) = (wg.warps(), &self.smem);
         let mut keys = smem.keys.consumer(warp);
         let stage = keys.wait(warp);
-        let mut own = Keys::new(self, wg, group, stage.address());
+        let mut own = Keys::new(self, wg, wg_number, stage.address());
         own.walk();
         // Everybody has read k, whose place dk takes.
         stage.release(warp);
-        wg.sync_among(KEYS_READ, 128 * GROUPS);
+        wg.sync_among(KEYS_READ, 128 * MULTIPLIERS);
         own.finish(smem.keys.data());
     }
 
@@ -94,16 +94,16 @@ pub(super) fn set<'k>(operand: &[[Var<'k, B32>; 4]], words: &[[Val<'k, B32>; 4]]
 
 impl<'a, 'k> Keys<'a, 'k> {
     /// With k and v at this address.
-    fn new(block: &'a Block<'a, 'k>, wg: Warpgroup<'k>, group: Val<'k, U32>, keys: SmemAddr<'k>) -> Self {
+    fn new(block: &'a Block<'a, 'k>, wg: Warpgroup<'k>, wg_number: Val<'k, U32>, keys: SmemAddr<'k>) -> Self {
         let Block { smem, common, form, .. } = block;
         let (warp, t) = (wg.warps(), wg.threads());
         let tile = |at: SmemAddr<'k>| BoxTile::new(at, form.keys);
-        let own_row = group * GROUP_ROWS;
+        let own_row = wg_number * WG_ROWS;
         let own = Keys {
             block,
             wg,
-            group,
-            own_group: t.index() >> 7u32,
+            wg_number,
+            own_wg_number: t.index() >> 7u32,
             k: tile(keys).from_row_of(own_row),
             v: tile(keys.at(rows_bytes(common, form.keys))).from_row_of(own_row),
             k_of_all: tile(keys),
@@ -124,22 +124,38 @@ impl<'a, 'k> Keys<'a, 'k> {
     }
 
     fn walk(&mut self) {
-        let (block, wg, group) = (self.block, self.wg, self.group);
+        let (block, wg, wg_number) = (self.block, self.wg, self.wg_number);
         let (at, turn) = (block.cursor(), Turn::new(wg.threads(), block.form.ordered, 0));
         at.walk(wg, || {
             self.step(&at, &turn);
             self.take_turn(&turn);
             turn.advance(block, &at);
         });
-        block.pass_turn(wg, group, &turn);
+        block.pass_turn(wg, wg_number, &turn);
         self.take_turn(&turn);
         block.tell(wg, &turn);
     }
 
     fn step(&mut self, at: &Cursor<'k>, turn: &Turn<'k>) {
-        let Keys { block, wg, group, own_group, k, v, queries, flags, to_ds, s, dp, dk, dv, p, ds, .. } =
-            self;
-        let (block, wg, own_group) = (*block, *wg, *own_group);
+        let Keys {
+            block,
+            wg,
+            wg_number,
+            own_wg_number,
+            k,
+            v,
+            queries,
+            flags,
+            to_ds,
+            s,
+            dp,
+            dk,
+            dv,
+            p,
+            ds,
+            ..
+        } = self;
+        let (block, wg, own_wg_number) = (*block, *wg, *own_wg_number);
         let (warp, common, form) = (wg.warps(), block.common, block.form);
         let stage = queries.wait(warp);
         let Queries { q, dout, stats } = block.queries(&stage);
@@ -152,15 +168,15 @@ impl<'a, 'k> Keys<'a, 'k> {
             |offset, early| OfQueries::new(wg.threads(), stats.at(offset), form.step as usize / 8, early);
         let (lse, delta) = (of_queries(0, few), of_queries(statistics::DELTA, few && !common.scores.dropout));
         let flags = flags.as_mut().map(|ring| ring.wait(warp));
-        let own_flags = flags.as_ref().map(|stage| block.own_flags(warp, stage, own_group));
+        let own_flags = flags.as_ref().map(|stage| block.own_flags(warp, stage, own_wg_number));
         let s = scores.wait();
         block.stage().prepare(s);
         block.probabilities(s, &lse, own_flags);
         flags.into_iter().for_each(|stage| stage.release(warp));
-        block.pass_turn(wg, *group, turn);
+        block.pass_turn(wg, *wg_number, turn);
         let dp = gradients.wait();
         block.score_gradients(|group| [0, 1, 2, 3].map(|i| s.at(group, i).get()), dp, &delta);
-        block.hide(warp, own_group, at, &[s, dp]);
+        block.hide(warp, own_wg_number, at, &[s, dp]);
 
         // The dropped p are negative: relu makes them 0.
         set(p, &pack(s, common.operands.half, common.scores.dropout));
@@ -168,7 +184,7 @@ impl<'a, 'k> Keys<'a, 'k> {
         let words = pack(dp, common.operands.half, false);
         set(ds, &words);
         BulkRingProducer::fill_with_stores(&mut [to_ds], warp, |stages| {
-            let own = stages[0].plus(own_group * (GROUP_ROWS * 128));
+            let own = stages[0].plus(own_wg_number * (WG_ROWS * 128));
             for (i, words) in (0..).zip(words.chunks(4)) {
                 stage_words(wg, words, own.at(i * form.keys * 128));
             }
@@ -182,16 +198,22 @@ impl<'a, 'k> Keys<'a, 'k> {
 
     /// Scales and writes dk and dv; `keys` is where k was, and v behind it.
     fn finish(&self, keys: SmemAddr<'k>) {
-        let Keys { block, wg, group, own_group, dk, dv, .. } = self;
+        let Keys { block, wg, wg_number, own_wg_number, dk, dv, .. } = self;
         let common = block.common;
         let [dk_scale, dv_scale] = block.result_scales(wg.threads());
-        let own = *own_group * rows_bytes(common, GROUP_ROWS);
+        let own = *own_wg_number * rows_bytes(common, WG_ROWS);
         let places = [keys.plus(own), keys.at(rows_bytes(common, block.form.keys)).plus(own)];
         let results = [
             KeyGradient { sum: dk, scale: dk_scale, place: places[0], to: block.args.dk },
             KeyGradient { sum: dv, scale: dv_scale, place: places[1], to: block.args.dv },
         ];
-        block.write(*wg, *group + FIRST_BARRIER, block.first_key() + *group * GROUP_ROWS, &results, |_| ());
+        block.write(
+            *wg,
+            *wg_number + FIRST_BARRIER,
+            block.first_key() + *wg_number * WG_ROWS,
+            &results,
+            |_| (),
+        );
         // Also what the warp's lane 0 has added last.
         let t = wg.threads();
         t.when(t.lane().eq(0), |t| t.wait_stored());

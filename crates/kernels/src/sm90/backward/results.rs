@@ -2,7 +2,7 @@
 use super::{Block, ds_scale};
 use crate::parts::product::pack;
 use crate::parts::softmax::scale_rows;
-use crate::sm90::forward::GROUP_ROWS;
+use crate::sm90::forward::WG_ROWS;
 use crate::sm90::out::stage_words;
 use signflash_ptx::{Acc, F32, SmemAddr, Tensor, Thread, U32, Val, Warpgroup};
 
@@ -44,7 +44,7 @@ impl<'k> Block<'_, 'k> {
         t.when((t.index() & 127).eq(0), |t| {
             for KeyGradient { place, to, .. } in results {
                 let boxes = 0..common.boxes();
-                t.store_boxes(boxes.map(|i| (place.at(i * GROUP_ROWS * 128), to.at(64 * i, at))));
+                t.store_boxes(boxes.map(|i| (place.at(i * WG_ROWS * 128), to.at(64 * i, at))));
             }
             then(t);
         });

@@ -6,7 +6,7 @@ use crate::parts::hiding::{SeeingColumns, first_column, hide};
 use crate::parts::scores::{ScoreStage, doubled_score_gradient};
 use crate::parts::softmax::THREAD_ROWS;
 use crate::rows::statistics;
-use crate::sm90::forward::GROUP_ROWS;
+use crate::sm90::forward::WG_ROWS;
 use signflash_ptx::{Acc, B32, F32, FullStage, SmemAddr, Thread, U32, Val, Warp};
 
 /// For each 8 queries a number of each of the thread's two.
@@ -44,9 +44,9 @@ impl<'k> Block<'_, 'k> {
         &self,
         warp: Warp<'k>,
         stage: &FullStage<'_, 'k>,
-        group: Val<'k, U32>,
+        wg_number: Val<'k, U32>,
     ) -> SmemAddr<'k> {
-        let own = group * 4 + (warp.index() & 3);
+        let own = wg_number * 4 + (warp.index() & 3);
         stage.address().plus(own * (self.form.step / 8 * FLAG_BYTES) + warp.threads().lane() * 4)
     }
 
@@ -72,12 +72,12 @@ impl<'k> Block<'_, 'k> {
     }
 
     /// Zeroes what is hidden of a step, of 64 keys.
-    pub(super) fn hide(&self, warp: Warp<'k>, group: Val<'k, U32>, at: &Cursor<'k>, accs: &[&Acc<'k>]) {
+    pub(super) fn hide(&self, warp: Warp<'k>, wg_number: Val<'k, U32>, at: &Cursor<'k>, accs: &[&Acc<'k>]) {
         let (sight, first_row, first_key) = (self.sight(), self.first_row(at), self.first_key());
         let hides = sight.hides_some_of([first_row, first_key], [self.form.step, self.form.keys]);
         warp.when(warp.any(hides), |warp| {
             let t = warp.threads();
-            let own_key = first_key + group * GROUP_ROWS + (t.index() >> 5u32 & 3) * 16 + (t.lane() >> 2);
+            let own_key = first_key + wg_number * WG_ROWS + (t.index() >> 5u32 & 3) * 16 + (t.lane() >> 2);
             let seeing: [_; THREAD_ROWS] = std::array::from_fn(|lower| {
                 SeeingColumns::of(&sight, own_key + 8 * lower as u32, first_row + first_column(t))
             });

@@ -21,7 +21,7 @@ use super::dq::Turn;
 use super::multiply::{Operand, operand, set};
 use super::results::KeyGradient;
 use super::scores::OfQueries;
-use super::{Between, Block, FIRST_BARRIER, GROUPS, KEYS_READ, Queries, rows_bytes};
+use super::{Between, Block, FIRST_BARRIER, KEYS_READ, MULTIPLIERS, Queries, rows_bytes};
 use crate::parts::cursor::Cursor;
 use crate::parts::product::pack;
 use crate::rows::statistics;
@@ -57,9 +57,9 @@ struct Partner<'a, 'k> {
 
 impl<'k> Block<'_, 'k> {
     /// All that a multiplying warpgroup does that shares its keys.
-    pub(super) fn multiply_shared(&self, wg: Warpgroup<'k>, group: Val<'k, U32>) {
-        for number in 0..GROUPS {
-            wg.when(group.eq(number), |wg| self.take_role(wg, number));
+    pub(super) fn multiply_shared(&self, wg: Warpgroup<'k>, wg_number: Val<'k, U32>) {
+        for number in 0..MULTIPLIERS {
+            wg.when(wg_number.eq(number), |wg| self.take_role(wg, number));
         }
     }
 
@@ -75,7 +75,7 @@ impl<'k> Block<'_, 'k> {
         };
         // Everybody has read k and v, whose places dk and dv take.
         stage.release(warp);
-        wg.sync_among(KEYS_READ, 128 * GROUPS);
+        wg.sync_among(KEYS_READ, 128 * MULTIPLIERS);
         self.finish_shared(wg, number, &sum);
     }
 
