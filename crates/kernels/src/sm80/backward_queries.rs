@@ -12,17 +12,17 @@
 //! whatever order they come.
 //!
 //! Grid: query tiles x heads x batches, along x. Block: 32 * warps threads.
+use super::query_block::QueryBlock;
 use crate::config::{Common, PortableForm};
-use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_args};
-use crate::parts::copy::{TileCopy, TileRows};
+use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, kernel_args};
+use crate::parts::copy::TileCopy;
 use crate::parts::dropout::{DropSigns, Philox, Stream};
 use crate::parts::epilogue::store_rows;
 use crate::parts::hiding::{SeenKeys, first_column, hide_keys};
 use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
-use crate::parts::scores::{ScoreStage, score_gradient};
+use crate::parts::scores::score_gradient;
 use crate::parts::softmax::{THREAD_ROWS, scale_rows};
-use crate::parts::visibility::{BandVals, KeyTiles, Sight};
-use crate::parts::work::Work;
+use crate::parts::visibility::{BandVals, KeyTiles};
 use crate::rows::head::QueryHeads;
 use crate::rows::statistics::StatRows;
 use signflash_ptx::{Acc, Builder, CopyRing, Cta, F32, Kernel, LaunchBounds, SmemAddr, TileLayout, U32, Val};
@@ -59,14 +59,8 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel
         let band = common.scores.causal.then(|| BandVals::declare(cta));
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let smem = Smem::plan(cta, common, form);
-        let work = Work::locate(
-            cta,
-            &problem,
-            problem.query_tiles(form.rows()),
-            problem.num_heads,
-            common.scores.causal,
-        );
-        Queries { cta, common, form, problem, args, band, dropout, smem, work }.run();
+        let block = QueryBlock::locate(cta, common, form, problem, band);
+        Queries { block, args, dropout, smem }.run();
     })
 }
 
@@ -75,7 +69,7 @@ struct Smem<'k> {
     /// The block's rows; each warp reads its own. q's become dq in the end.
     q: SmemAddr<'k>,
     dout: SmemAddr<'k>,
-    /// `tiles.step` rows of k, then as many of v.
+    /// `form.step` rows of k, then as many of v.
     kv: CopyRing<'k>,
     layout: TileLayout,
 }
@@ -93,15 +87,10 @@ impl<'k> Smem<'k> {
 }
 
 struct Queries<'a, 'k> {
-    cta: Cta<'k>,
-    common: &'a Common,
-    form: &'a PortableForm,
-    problem: ProblemVals<'k>,
+    block: QueryBlock<'a, 'k>,
     args: QueriesVals<'k>,
-    band: Option<BandVals<'k>>,
     dropout: Option<DropoutVals<'k>>,
     smem: Smem<'k>,
-    work: Work<'k>,
 }
 
 /// A warp's rows.
@@ -119,14 +108,14 @@ struct Own<'a, 'k> {
 
 impl<'k> Queries<'_, 'k> {
     fn run(&self) {
-        let Queries { cta, common, form, problem, work, .. } = self;
+        let QueryBlock { cta, common, form, problem, .. } = &self.block;
         let (warp, t) = (cta.warps(), cta.threads());
-        let first_row = work.block * form.rows() - problem.row_shift;
-        let keys = self.sight().key_tiles(first_row, form.rows(), form.step);
-        let head_k = work.head / problem.group;
-        let (k, v) = (self.args.k.head(work.sequence, head_k), self.args.v.head(work.sequence, head_k));
-        let queries = cta.copy_group(|| self.load_queries(first_row));
-        self.fill(k, v, keys.begin.unsigned(), keys.end);
+        let first_row = self.block.first_row();
+        let keys = self.block.sight().key_tiles(first_row, form.rows(), form.step);
+        let kv = self.block.key_values(&self.smem.kv, [&self.args.k, &self.args.v], &keys);
+        let rows = [(self.smem.q, &self.args.q), (self.smem.dout, &self.args.dout)];
+        let queries = cta.copy_group(|| self.block.load(rows, first_row));
+        kv.fill(keys.begin.unsigned());
 
         let lanes = Lanes::new(warp, self.smem.layout);
         let own = self.own(&lanes, first_row);
@@ -138,12 +127,12 @@ impl<'k> Queries<'_, 'k> {
             || n.get().lt(keys.end),
             |cta| {
                 let tile = n.get();
-                let kv = self.smem.kv.take(cta);
+                let slot = self.smem.kv.take(cta);
                 if form.slots > 1 {
-                    self.fill(k, v, tile + 1, keys.end);
+                    kv.fill(tile + 1);
                 }
-                let ds = self.ds(&own, kv.address(), tile, &keys);
-                let keys_tile = Operand { lanes: &lanes, tile: kv.address() };
+                let ds = self.ds(&own, slot.address(), tile, &keys);
+                let keys_tile = Operand { lanes: &lanes, tile: slot.address() };
                 mma_ab(
                     warp,
                     &mut dq,
@@ -152,10 +141,10 @@ impl<'k> Queries<'_, 'k> {
                     |i, k16| ds[i][k16 as usize],
                     keys_tile,
                 );
-                kv.release();
+                slot.release();
                 if form.slots == 1 {
                     cta.sync();
-                    self.fill(k, v, tile + 1, keys.end);
+                    kv.fill(tile + 1);
                 }
                 n.set(tile + 1);
             },
@@ -165,8 +154,7 @@ impl<'k> Queries<'_, 'k> {
         let keep_scale = self.dropout.map_or(t.f32(1.0), |d| d.keep_scale);
         let factor = problem.scale * keep_scale;
         dq.iter().for_each(|dq| scale_rows(dq, [factor, factor]));
-        let target =
-            self.tile_of(self.args.dq.head(work.sequence, work.head), own.first_row, work.sequence.seqlen_q);
+        let target = self.block.queries_of(&self.args.dq, own.first_row);
         store_rows(
             warp,
             &dq,
@@ -177,54 +165,15 @@ impl<'k> Queries<'_, 'k> {
         );
     }
 
-    fn sight(&self) -> Sight<'k> {
-        Sight::new(self.cta.threads(), &self.problem, self.work.sequence, self.band)
-    }
-
-    fn stage(&self) -> ScoreStage<'k> {
-        ScoreStage::new(&self.problem, self.common.scores)
-    }
-
-    fn tile_of(&self, rows: Rows<'k>, first: Val<'k, U32>, seqlen: Val<'k, U32>) -> TileRows<'k> {
-        TileRows { rows, first, seqlen, head_dim: self.problem.head_dim }
-    }
-
-    fn copy(&self) -> TileCopy<'k> {
-        let t = self.cta.threads();
-        TileCopy::new(t, self.common.rows(), t.index(), self.form.threads())
-    }
-
-    fn load_queries(&self, first_row: Val<'k, U32>) {
-        let tile = |rows| self.tile_of(rows, first_row, self.work.sequence.seqlen_q);
-        let Work { sequence, head, .. } = self.work;
-        self.copy().load(self.smem.q, tile(self.args.q.head(sequence, head)), self.form.rows());
-        self.copy().load(self.smem.dout, tile(self.args.dout.head(sequence, head)), self.form.rows());
-    }
-
-    /// Starts to bring a tile of keys and values, if there is one.
-    fn fill(&self, k: Rows<'k>, v: Rows<'k>, tile: Val<'k, U32>, end: Val<'k, U32>) {
-        let (ring, step) = (&self.smem.kv, self.form.step);
-        let slot = ring.next_fill();
-        ring.fill(self.cta, || {
-            self.cta.when(tile.lt(end), |_| {
-                let source = |rows| {
-                    self.tile_of(rows, tile * step - self.problem.column_shift, self.work.sequence.seqlen_k)
-                };
-                self.copy().load(slot, source(k), step);
-                self.copy().load(slot.at(self.smem.layout.bytes(step)), source(v), step);
-            });
-        });
-    }
-
     fn own<'a>(&self, lanes: &'a Lanes<'k>, first_row: Val<'k, U32>) -> Own<'a, 'k> {
-        let Queries { form, problem, work, .. } = self;
-        let (warp, t) = (self.cta.warps(), self.cta.threads());
+        let QueryBlock { form, problem, work, .. } = &self.block;
+        let (warp, t) = (self.block.cta.warps(), self.block.cta.threads());
         let row = warp.index() * (16 * form.row_tiles);
         let own = |tile: SmemAddr<'k>| tile.plus(row * self.smem.layout.row_bytes());
         let in_tile = |i: u32, h: u32| row + (t.lane() >> 2) + (16 * i + 8 * h);
         let stats = StatRows::of(QueryHeads::of(problem, work.sequence).nth(work.head));
         let stat = |i: u32, h: u32| stats.load(t, self.args.stats, work.block * form.rows() + in_tile(i, h));
-        let sight = self.sight();
+        let sight = self.block.sight();
         let seen = |i: u32, h: u32| SeenKeys::of(&sight, first_row + in_tile(i, h));
         Own {
             lanes,
@@ -247,43 +196,54 @@ impl<'k> Queries<'_, 'k> {
         tile: Val<'k, U32>,
         keys: &KeyTiles<'k>,
     ) -> Vec<Vec<FragmentA<'k>>> {
-        let (k, v) = (slot, slot.at(self.smem.layout.bytes(self.form.step)));
+        let (k, v) = (slot, slot.at(self.smem.layout.bytes(self.block.form.step)));
         let s = self.product(own, own.q, k);
-        s.iter().for_each(|s| self.stage().prepare(s));
+        s.iter().for_each(|s| self.block.stage().prepare(s));
         let dp = self.product(own, own.dout, v);
         for (i, (s, dp)) in s.iter().zip(&dp).enumerate() {
             self.gradients(own, i, s, dp, tile);
         }
-        self.cta.when(keys.is_edge(tile), |_| self.zero_hidden(own, &dp, tile));
-        dp.iter().map(|dp| pack(dp, self.common.operands.half, false)).collect()
+        self.block.cta.when(keys.is_edge(tile), |_| self.zero_hidden(own, &dp, tile));
+        dp.iter().map(|dp| pack(dp, self.block.common.operands.half, false)).collect()
     }
 
     fn product(&self, own: &Own<'_, 'k>, rows: SmemAddr<'k>, columns: SmemAddr<'k>) -> Vec<Acc<'k>> {
-        let warp = self.cta.warps();
-        let mut acc: Vec<Acc<'k>> = (0..self.form.row_tiles).map(|_| warp.acc(self.form.step)).collect();
+        let warp = self.block.cta.warps();
+        let mut acc: Vec<Acc<'k>> =
+            (0..self.block.form.row_tiles).map(|_| warp.acc(self.block.form.step)).collect();
         acc.iter().for_each(Acc::clear);
         let (rows, columns) =
             (Operand { lanes: own.lanes, tile: rows }, Operand { lanes: own.lanes, tile: columns });
         let a = |i: usize, k16: u32| rows.a(warp, 16 * i as u32, k16);
-        mma_abt(warp, &mut acc, self.common.operands.head_dim, self.common.operands.half, a, columns);
+        mma_abt(
+            warp,
+            &mut acc,
+            self.block.common.operands.head_dim,
+            self.block.common.operands.half,
+            a,
+            columns,
+        );
         acc
     }
 
     /// dp becomes ds, for 16 rows.
     fn gradients(&self, own: &Own<'_, 'k>, i: usize, s: &Acc<'k>, dp: &Acc<'k>, tile: Val<'k, U32>) {
-        let row16 = self
-            .dropout
-            .map(|args| args.first_row16 + ((own.first_row + self.problem.row_shift) >> 4u32) + i as u32);
+        let row16 = self.dropout.map(|args| {
+            args.first_row16 + ((own.first_row + self.block.problem.row_shift) >> 4u32) + i as u32
+        });
         for block in 0..s.groups().div_ceil(4) {
             let flags =
                 own.stream.as_ref().zip(row16).zip(self.dropout).map(|(((stream, signs), row16), args)| {
-                    assert!(self.form.step.is_multiple_of(32), "random words come for 32 columns at once");
-                    let column32 = args.first_column32 + tile * (self.form.step / 32) + block as u32;
+                    assert!(
+                        self.block.form.step.is_multiple_of(32),
+                        "random words come for 32 columns at once"
+                    );
+                    let column32 = args.first_column32 + tile * (self.block.form.step / 32) + block as u32;
                     stream.block(row16, column32).map(|word| signs.dropped(word))
                 });
             for (group, register) in (0..4).flat_map(|group| (0..4).map(move |r| (4 * block + group, r))) {
                 let [negative_lse, delta] = own.stats[i][register / 2];
-                let p = self.stage().weight(s.at(group, register).get(), negative_lse);
+                let p = self.block.stage().weight(s.at(group, register).get(), negative_lse);
                 let p = flags.map_or(p, |flags| DropSigns::sign(p, flags[group % 4], register as u32));
                 score_gradient(&dp.at(group, register), p, delta, flags.is_some());
             }
@@ -291,8 +251,8 @@ impl<'k> Queries<'_, 'k> {
     }
 
     fn zero_hidden(&self, own: &Own<'_, 'k>, dp: &[Acc<'k>], tile: Val<'k, U32>) {
-        let t = self.cta.threads();
-        let first = tile * self.form.step - self.problem.column_shift + first_column(t);
+        let t = self.block.cta.threads();
+        let first = tile * self.block.form.step - self.block.problem.column_shift + first_column(t);
         dp.iter().zip(&own.seen).for_each(|(dp, seen)| hide_keys(dp, seen, first, 0.0));
     }
 }

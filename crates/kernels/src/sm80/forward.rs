@@ -11,17 +11,16 @@
 //! applied at the end.
 //!
 //! Grid: query tiles x heads x batches, along x. Block: 32 * warps threads.
+use super::query_block::QueryBlock;
 use crate::config::{Common, PortableForm};
-use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_args};
-use crate::parts::copy::{TileCopy, TileRows};
+use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, kernel_args};
+use crate::parts::copy::TileCopy;
 use crate::parts::dropout::{PackedKeep, Philox, Stream};
 use crate::parts::epilogue::store_rows;
 use crate::parts::hiding::{SeenKeys, first_column, hide_keys};
 use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
-use crate::parts::scores::ScoreStage;
 use crate::parts::softmax::{OnlineSoftmax, RowResult, THREAD_ROWS, scale_rows};
-use crate::parts::visibility::{BandVals, Sight};
-use crate::parts::work::Work;
+use crate::parts::visibility::BandVals;
 use crate::rows::head::QueryHeads;
 use crate::rows::lse::LseRows;
 use signflash_ptx::{
@@ -58,22 +57,16 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel
         let band = common.scores.causal.then(|| BandVals::declare(cta));
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let smem = Smem::plan(cta, common, form);
-        let work = Work::locate(
-            cta,
-            &problem,
-            problem.query_tiles(form.rows()),
-            problem.num_heads,
-            common.scores.causal,
-        );
-        Forward { cta, common, form, problem, args, band, smem, work }.run(dropout);
+        let block = QueryBlock::locate(cta, common, form, problem, band);
+        Forward { block, args, smem }.run(dropout);
     })
 }
 
 /// Everything the block keeps in shared memory.
 struct Smem<'k> {
-    /// `tiles.rows()` rows; each warp reads its own, and leaves its output there in the end.
+    /// `form.rows()` rows; each warp reads its own, and leaves its output there in the end.
     q: SmemAddr<'k>,
-    /// `tiles.step` rows of k, then as many of v.
+    /// `form.step` rows of k, then as many of v.
     kv: CopyRing<'k>,
     layout: TileLayout,
 }
@@ -90,26 +83,20 @@ impl<'k> Smem<'k> {
 }
 
 struct Forward<'a, 'k> {
-    cta: Cta<'k>,
-    common: &'a Common,
-    form: &'a PortableForm,
-    problem: ProblemVals<'k>,
+    block: QueryBlock<'a, 'k>,
     args: ForwardVals<'k>,
-    band: Option<BandVals<'k>>,
     smem: Smem<'k>,
-    work: Work<'k>,
 }
 
 impl<'k> Forward<'_, 'k> {
     fn run(&self, dropout: Option<DropoutVals<'k>>) {
-        let Forward { cta, form, problem, work, .. } = self;
+        let QueryBlock { cta, form, problem, .. } = &self.block;
         let warp = cta.warps();
-        let first_row = work.block * form.rows() - problem.row_shift;
-        let keys = self.sight().key_tiles(first_row, form.rows(), form.step);
-        let head_k = work.head / problem.group;
-        let (k, v) = (self.args.k.head(work.sequence, head_k), self.args.v.head(work.sequence, head_k));
-        let q = cta.copy_group(|| self.load_q(first_row));
-        self.fill(k, v, keys.begin.unsigned(), keys.end);
+        let first_row = self.block.first_row();
+        let keys = self.block.sight().key_tiles(first_row, form.rows(), form.step);
+        let kv = self.block.key_values(&self.smem.kv, [&self.args.k, &self.args.v], &keys);
+        let q = cta.copy_group(|| self.block.load([(self.smem.q, &self.args.q)], first_row));
+        kv.fill(keys.begin.unsigned());
 
         // This warp's rows and what they need throughout.
         let own_row = warp.index() * (16 * form.row_tiles);
@@ -119,7 +106,7 @@ impl<'k> Forward<'_, 'k> {
         let rows = Rows16::new(self, first_row + own_row);
         let drops = dropout.as_ref().map(|args| Drops::new(self, args, first_row + own_row));
         let mut out: Vec<Acc<'k>> =
-            (0..form.row_tiles).map(|_| warp.acc(self.common.operands.head_dim)).collect();
+            (0..form.row_tiles).map(|_| warp.acc(self.block.common.operands.head_dim)).collect();
         out.iter().for_each(Acc::clear);
         q.wait(*cta);
         let q = QueryFragments::new(warp, self, &lanes, own_q.relative_to(own_q));
@@ -129,31 +116,31 @@ impl<'k> Forward<'_, 'k> {
             || n.get().lt(keys.end),
             |cta| {
                 let tile = n.get();
-                let kv = self.smem.kv.take(cta);
-                self.fill(k, v, tile + 1, keys.end);
-                let mut s = self.scores(warp, &q, Operand { lanes: &lanes, tile: kv.address() });
+                let slot = self.smem.kv.take(cta);
+                kv.fill(tile + 1);
+                let mut s = self.scores(warp, &q, Operand { lanes: &lanes, tile: slot.address() });
                 cta.when(keys.is_edge(tile), |_| {
                     rows.hide(&s, tile * form.step - problem.column_shift);
                 });
                 let mut p = Vec::new();
                 for (i, s) in s.iter_mut().enumerate() {
                     rows.softmax[i].step(s, &out[i]);
-                    p.push(pack(s, self.common.operands.half, false));
+                    p.push(pack(s, self.block.common.operands.half, false));
                     if let Some(drops) = &drops {
                         drops.drop(&mut p[i], &drops.draw(tile, i as u32));
                     }
                 }
-                let v_tile = kv.address().at(self.smem.layout.bytes(form.step));
+                let v_tile = slot.address().at(self.smem.layout.bytes(form.step));
                 let a = |i: usize, k16: u32| p[i][k16 as usize];
                 mma_ab(
                     warp,
                     &mut out,
                     form.step,
-                    self.common.operands.half,
+                    self.block.common.operands.half,
                     a,
                     Operand { lanes: &lanes, tile: v_tile.relative_to(own_q) },
                 );
-                kv.release();
+                slot.release();
                 n.set(tile + 1);
             },
         );
@@ -161,57 +148,20 @@ impl<'k> Forward<'_, 'k> {
         self.finish(&rows, &out, own_q, first_row + own_row, dropout.map(|d| d.keep_scale));
     }
 
-    fn sight(&self) -> Sight<'k> {
-        Sight::new(self.cta.threads(), &self.problem, self.work.sequence, self.band)
-    }
-
-    fn stage(&self) -> ScoreStage<'k> {
-        ScoreStage::new(&self.problem, self.common.scores)
-    }
-
-    /// All threads bring a tile.
-    fn copy(&self) -> TileCopy<'k> {
-        let t = self.cta.threads();
-        TileCopy::new(t, self.common.rows(), t.index(), self.form.threads())
-    }
-
-    fn tile_of(&self, rows: Rows<'k>, first: Val<'k, U32>, seqlen: Val<'k, U32>) -> TileRows<'k> {
-        TileRows { rows, first, seqlen, head_dim: self.problem.head_dim }
-    }
-
-    fn load_q(&self, first_row: Val<'k, U32>) {
-        let rows = self.args.q.head(self.work.sequence, self.work.head);
-        let copy = self.copy();
-        copy.load(self.smem.q, self.tile_of(rows, first_row, self.work.sequence.seqlen_q), self.form.rows());
-    }
-
-    /// Starts to bring a tile of keys and values, if there is one.
-    fn fill(&self, k: Rows<'k>, v: Rows<'k>, tile: Val<'k, U32>, end: Val<'k, U32>) {
-        let (ring, step, seqlen) = (&self.smem.kv, self.form.step, self.work.sequence.seqlen_k);
-        let slot = ring.next_fill();
-        ring.fill(self.cta, || {
-            self.cta.when(tile.lt(end), |_| {
-                let first = tile * step - self.problem.column_shift;
-                let copy = self.copy();
-                copy.load(slot, self.tile_of(k, first, seqlen), step);
-                copy.load(slot.at(self.smem.layout.bytes(step)), self.tile_of(v, first, seqlen), step);
-            });
-        });
-    }
-
     /// s = q k^T of this warp's rows and a tile of keys.
     fn scores(&self, warp: Warp<'k>, q: &QueryFragments<'_, 'k>, k: Operand<'_, 'k>) -> Vec<Acc<'k>> {
-        let mut s: Vec<Acc<'k>> = (0..self.form.row_tiles).map(|_| warp.acc(self.form.step)).collect();
+        let mut s: Vec<Acc<'k>> =
+            (0..self.block.form.row_tiles).map(|_| warp.acc(self.block.form.step)).collect();
         s.iter().for_each(Acc::clear);
         mma_abt(
             warp,
             &mut s,
-            self.common.operands.head_dim,
-            self.common.operands.half,
+            self.block.common.operands.head_dim,
+            self.block.common.operands.half,
             |i, k16| q.get(warp, i, k16),
             k,
         );
-        s.iter().for_each(|s| self.stage().prepare(s));
+        s.iter().for_each(|s| self.block.stage().prepare(s));
         s
     }
 
@@ -224,24 +174,25 @@ impl<'k> Forward<'_, 'k> {
         first_row: Val<'k, U32>,
         keep_scale: Option<Val<'k, F32>>,
     ) {
-        let (warp, t) = (self.cta.warps(), self.cta.threads());
+        let (warp, t) = (self.block.cta.warps(), self.block.cta.threads());
         for (i, out) in out.iter().enumerate() {
             let RowResult { inverse, lse } = rows.softmax[i].finish();
             scale_rows(out, inverse.map(|inverse| keep_scale.map_or(inverse, |scale| inverse * scale)));
-            let to = LseRows::of(QueryHeads::of(&self.problem, self.work.sequence).nth(self.work.head));
+            let to = LseRows::of(
+                QueryHeads::of(&self.block.problem, self.block.work.sequence).nth(self.block.work.head),
+            );
             for (lower, lse) in lse.into_iter().enumerate() {
                 let row = first_row + (t.lane() >> 2) + (16 * i + 8 * lower) as u32;
                 to.store(t, self.args.lse, row, lse);
             }
         }
-        let target = self.args.out.head(self.work.sequence, self.work.head);
-        let target = self.tile_of(target, first_row, self.work.sequence.seqlen_q);
+        let target = self.block.queries_of(&self.args.out, first_row);
         store_rows(
             warp,
             out,
-            self.common.operands.half,
+            self.block.common.operands.half,
             staging,
-            &TileCopy::new(t, self.common.rows(), t.lane(), 32),
+            &TileCopy::new(t, self.block.common.rows(), t.lane(), 32),
             target,
         );
     }
@@ -257,9 +208,9 @@ impl<'a, 'k> QueryFragments<'a, 'k> {
     fn new(warp: Warp<'k>, forward: &Forward<'_, 'k>, lanes: &'a Lanes<'k>, tile: SmemAddr<'k>) -> Self {
         let operand = Operand { lanes, tile };
         let pieces = |i: u32| {
-            (0..forward.common.operands.head_dim / 16).map(|k16| operand.a(warp, 16 * i, k16)).collect()
+            (0..forward.block.common.operands.head_dim / 16).map(|k16| operand.a(warp, 16 * i, k16)).collect()
         };
-        let row_tiles = if forward.form.in_registers { forward.form.row_tiles } else { 0 };
+        let row_tiles = if forward.block.form.in_registers { forward.block.form.row_tiles } else { 0 };
         QueryFragments { operand, kept: (0..row_tiles).map(pieces).collect() }
     }
 
@@ -280,13 +231,13 @@ struct Rows16<'a, 'k> {
 
 impl<'a, 'k> Rows16<'a, 'k> {
     fn new(forward: &'a Forward<'a, 'k>, first: Val<'k, U32>) -> Self {
-        let softmax = |_| OnlineSoftmax::new(forward.cta.warps(), forward.stage());
-        Rows16 { forward, softmax: (0..forward.form.row_tiles).map(softmax).collect(), first }
+        let softmax = |_| OnlineSoftmax::new(forward.block.cta.warps(), forward.block.stage());
+        Rows16 { forward, softmax: (0..forward.block.form.row_tiles).map(softmax).collect(), first }
     }
 
     /// Few tiles need this: what rows see is derived anew, not kept in registers.
     fn hide(&self, s: &[Acc<'k>], first_key: Val<'k, U32>) {
-        let (t, sight) = (self.forward.cta.threads(), self.forward.sight());
+        let (t, sight) = (self.forward.block.cta.threads(), self.forward.block.sight());
         for (i, s) in s.iter().enumerate() {
             let seen: [_; THREAD_ROWS] = std::array::from_fn(|lower| {
                 let row = self.first + (t.lane() >> 2) + (16 * i + 8 * lower) as u32;
@@ -311,14 +262,14 @@ struct Drops<'k> {
 
 impl<'k> Drops<'k> {
     fn new(forward: &Forward<'_, 'k>, args: &DropoutVals<'k>, first_row: Val<'k, U32>) -> Self {
-        let (warp, t, work) = (forward.cta.warps(), forward.cta.threads(), &forward.work);
-        assert!(forward.form.step.is_multiple_of(32), "random words come for 32 columns at once");
+        let (warp, t, work) = (forward.block.cta.warps(), forward.block.cta.threads(), &forward.block.work);
+        assert!(forward.block.form.step.is_multiple_of(32), "random words come for 32 columns at once");
         Drops {
             stream: Philox::new(warp, args).stream(t, work.sequence, work.head),
             packed: PackedKeep::new(args),
-            row16: args.first_row16 + ((first_row + forward.problem.row_shift) >> 4u32),
+            row16: args.first_row16 + ((first_row + forward.block.problem.row_shift) >> 4u32),
             column32: args.first_column32,
-            columns32: forward.form.step / 32,
+            columns32: forward.block.form.step / 32,
         }
     }
 

@@ -4,3 +4,4 @@ pub(crate) mod backward_keys;
 pub(crate) mod backward_queries;
 pub(crate) mod forward;
 pub(crate) mod probs;
+mod query_block;

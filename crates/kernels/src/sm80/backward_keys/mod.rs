@@ -93,7 +93,7 @@ struct Smem<'k> {
     /// The block's keys and values; in the end dk and dv on their way out.
     k: SmemAddr<'k>,
     v: SmemAddr<'k>,
-    /// `tiles.step` rows of q, as many of dout, and their statistics.
+    /// `form.step` rows of q, as many of dout, and their statistics.
     queries: CopyRing<'k>,
     /// p and ds of a step, their rows keys: read by the warps on the same keys, and ds by all warps for dq.
     p: Option<SmemAddr<'k>>,

@@ -1,0 +1,121 @@
+//! A block that owns queries and walks over keys: what the forward and the pass over queries have in common.
+use crate::config::{Common, PortableForm};
+use crate::parts::args::{ProblemVals, Rows, TensorVals};
+use crate::parts::copy::{TileCopy, TileRows};
+use crate::parts::scores::ScoreStage;
+use crate::parts::visibility::{BandVals, KeyTiles, Sight};
+use crate::parts::work::Work;
+use signflash_ptx::{CopyRing, Cta, SmemAddr, TileLayout, U32, Val};
+
+/// Where a block's queries are, and how its threads bring tiles.
+pub(super) struct QueryBlock<'a, 'k> {
+    pub(super) cta: Cta<'k>,
+    pub(super) common: &'a Common,
+    pub(super) form: &'a PortableForm,
+    pub(super) problem: ProblemVals<'k>,
+    band: Option<BandVals<'k>>,
+    pub(super) work: Work<'k>,
+}
+
+/// Keys and values of a head, tile by tile.
+pub(super) struct KeyValues<'a, 'k> {
+    block: &'a QueryBlock<'a, 'k>,
+    /// `form.step` rows of k, then as many of v.
+    ring: &'a CopyRing<'k>,
+    heads: [Rows<'k>; 2],
+    /// Behind the last tile.
+    end: Val<'k, U32>,
+}
+
+impl<'a, 'k> QueryBlock<'a, 'k> {
+    /// This block of the grid. The last tiles of a head come first where they have the most to do.
+    pub(super) fn locate(
+        cta: Cta<'k>,
+        common: &'a Common,
+        form: &'a PortableForm,
+        problem: ProblemVals<'k>,
+        band: Option<BandVals<'k>>,
+    ) -> Self {
+        let tiles = problem.query_tiles(form.rows());
+        let work = Work::locate(cta, &problem, tiles, problem.num_heads, common.scores.causal);
+        QueryBlock { cta, common, form, problem, band, work }
+    }
+
+    /// Its first query; before the tensor's first, if a shard starts there.
+    pub(super) fn first_row(&self) -> Val<'k, U32> {
+        self.work.block * self.form.rows() - self.problem.row_shift
+    }
+
+    pub(super) fn sight(&self) -> Sight<'k> {
+        Sight::new(self.cta.threads(), &self.problem, self.work.sequence, self.band)
+    }
+
+    /// What becomes of scores.
+    pub(super) fn stage(&self) -> ScoreStage<'k> {
+        ScoreStage::new(&self.problem, self.common.scores)
+    }
+
+    pub(super) fn layout(&self) -> TileLayout {
+        TileLayout::new(self.common.operands.head_dim)
+    }
+
+    /// All threads bring a tile.
+    fn copy(&self) -> TileCopy<'k> {
+        let t = self.cta.threads();
+        TileCopy::new(t, self.common.rows(), t.index(), self.form.threads())
+    }
+
+    /// Queries of a tensor, from `first` on.
+    pub(super) fn queries_of(&self, tensor: &TensorVals<'k>, first: Val<'k, U32>) -> TileRows<'k> {
+        let Work { sequence, head, .. } = self.work;
+        let rows = tensor.head(sequence, head);
+        TileRows { rows, first, seqlen: sequence.seqlen_q, head_dim: self.problem.head_dim }
+    }
+
+    /// Starts to bring the block's rows of these tensors.
+    pub(super) fn load<const N: usize>(
+        &self,
+        tensors: [(SmemAddr<'k>, &TensorVals<'k>); N],
+        first: Val<'k, U32>,
+    ) {
+        for (to, tensor) in tensors {
+            let rows = self.queries_of(tensor, first);
+            self.copy().load(to, rows, self.form.rows());
+        }
+    }
+
+    /// The keys and values that the block's queries see.
+    pub(super) fn key_values<'s>(
+        &'s self,
+        ring: &'s CopyRing<'k>,
+        [k, v]: [&TensorVals<'k>; 2],
+        tiles: &KeyTiles<'k>,
+    ) -> KeyValues<'s, 'k> {
+        let Work { sequence, head, .. } = self.work;
+        let head_k = head / self.problem.group;
+        KeyValues {
+            block: self,
+            ring,
+            heads: [k.head(sequence, head_k), v.head(sequence, head_k)],
+            end: tiles.end,
+        }
+    }
+}
+
+impl<'k> KeyValues<'_, 'k> {
+    /// Starts to bring a tile, if there is one.
+    pub(super) fn fill(&self, tile: Val<'k, U32>) {
+        let KeyValues { block, ring, heads: [k, v], end } = self;
+        let (step, slot) = (block.form.step, ring.next_fill());
+        ring.fill(block.cta, || {
+            block.cta.when(tile.lt(*end), |_| {
+                let first = tile * step - block.problem.column_shift;
+                let (seqlen, head_dim) = (block.work.sequence.seqlen_k, block.problem.head_dim);
+                let copy = block.copy();
+                copy.load(slot, TileRows { rows: *k, first, seqlen, head_dim }, step);
+                let v = TileRows { rows: *v, first, seqlen, head_dim };
+                copy.load(slot.at(block.layout().bytes(step)), v, step);
+            });
+        });
+    }
+}
