@@ -53,20 +53,22 @@ def attention(
             effective probability is a multiple of 1/256.
         causal: query i sees keys ``j <= i + seqlen_k - seqlen_q`` (bottom-right aligned).
         softmax_scale: factor of the scores; None is ``1 / sqrt(head_dim)``.
-        seed, offset: what is dropped, chosen. Without a seed it is drawn from ``generator``, from the innermost
-            :func:`random_state`, or from PyTorch's generator of the device, which is advanced as by PyTorch's
-            FlashAttention.
+        seed, offset: the random state that decides what is dropped. Without a seed it is drawn from ``generator``, from
+            the innermost :func:`random_state`, or from PyTorch's generator of the device, which is advanced as by
+            PyTorch's FlashAttention.
         generator: a ``torch.Generator`` of q's device, or a :class:`Generator`.
         rng_state: (seed, offset) as an int64 tensor of 2 elements on q's device, read when the kernel runs.
         scale_rule: ``"unbiased"`` multiplies what is kept by the inverse of the true keep probability;
             ``"nominal"`` by ``1 / (1 - dropout_p)``, as FlashAttention-2 and PyTorch.
         shard: a :class:`Shard`, where the tensors lie in a larger problem whose dropout mask is to be drawn.
-        deterministic: the backward gives the same bits in every run on a GPU too, which takes 7 to 27 % longer on Hopper; also
-            under ``torch.use_deterministic_algorithms(True)``. The CPU's always does.
-        return_lse: also return lse (batch, num_heads, seqlen_q) float32: the logarithm of the sum of the exponentials of
-            each row's scores, dropped or not; -inf where a query sees no key. Differentiable, as out.
-        return_probs: also return probs (batch, num_heads, seqlen_q, seqlen_k) in q's dtype: the normalised probabilities
-            with the sign *bit* set where dropped; see :func:`decode`. Takes another pass, and memory of its size.
+        deterministic: the backward gives the same bits in every run on a GPU too, which takes longer (on Hopper 7 to
+            46 %, elsewhere a third); so it does under ``torch.use_deterministic_algorithms(True)``. The CPU's always
+            does.
+        return_lse: also return lse (batch, num_heads, seqlen_q) float32: the logarithm of the sum of the exponentials
+            of each row's scores, dropped or not; -inf where a query sees no key. Differentiable, as out.
+        return_probs: also return probs (batch, num_heads, seqlen_q, seqlen_k) in q's dtype: the normalised
+            probabilities with the sign *bit* set where dropped; see :func:`decode`. Takes another pass, and memory of
+            its size.
         return_rng_state: also return (seed, offset) that drew the dropout mask; a tensor as ``rng_state`` while a CUDA
             graph is captured or under ``torch.compile``.
 
@@ -76,6 +78,16 @@ def attention(
 
     Raises:
         ValueError, TypeError, NotImplementedError: name the argument, what was expected, what came and the remedy.
+
+    >>> import numpy, signflash
+    >>> q = numpy.ones((1, 3, 4, 8), "float32")  # (batch, seqlen_q, num_heads, head_dim)
+    >>> k = v = numpy.ones((1, 5, 2, 8), "float32")  # two query heads read each key head
+    >>> out, probs = signflash.attention(q, k, v, dropout_p=0.5, causal=True, seed=42, return_probs=True)
+    >>> out.shape, probs.shape
+    ((1, 3, 4, 8), (1, 4, 3, 5))
+    >>> probability, dropped = signflash.decode(probs)
+    >>> (probability[0, 0, 0] > 0).tolist()  # the first of three queries sees three of five keys
+    [True, True, True, False, False]
     """
     settings = judged(dropout_p, softmax_scale, causal, scale_rule, shard)
     if seed is None:
@@ -137,11 +149,18 @@ def attention_backward(
     shard: Optional[Sequence] = None,
     deterministic: bool = False,
 ) -> Any:
-    """(dq, dk, dv) from dout, the gradient of out, and the forward's inputs and results: for who has no autograd.
+    """(dq, dk, dv) from dout, the gradient of out, and the forward's inputs and results: where there is no autograd.
 
     Arguments are those of :func:`attention`; out and lse are what it returned, seed and offset what it drew
-    (``return_rng_state``). dlse, the gradient of lse (batch, num_heads, seqlen_q) float32, is None if nothing depends on lse.
-    dq is (batch, seqlen_q, num_heads, head_dim), dk and dv (batch, seqlen_k, num_heads_k, head_dim).
+    (``return_rng_state``). dlse, the gradient of lse (batch, num_heads, seqlen_q) float32, is None if nothing depends
+    on lse. dq is (batch, seqlen_q, num_heads, head_dim), dk and dv (batch, seqlen_k, num_heads_k, head_dim).
+
+    >>> import numpy, signflash
+    >>> q = k = v = numpy.ones((1, 5, 2, 8), "float32")
+    >>> out, lse = signflash.attention(q, k, v, causal=True, return_lse=True)
+    >>> dq, dk, dv = signflash.attention_backward(numpy.ones_like(out), q, k, v, out, lse, causal=True)
+    >>> [f"{x:.2f}" for x in dv[0, :, 0, 0]]  # earlier keys are seen by more queries
+    ['2.28', '1.28', '0.78', '0.45', '0.20']
     """
     settings = judged(dropout_p, softmax_scale, causal, scale_rule, shard)
     if settings.dropout_p > 0.0 and seed is None:

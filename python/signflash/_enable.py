@@ -11,11 +11,12 @@ def enable(*, pytorch: Optional[bool] = None, transformers: Optional[bool] = Non
     """Registers this package where the ecosystem has a place for it; returns where.
 
     Args:
-        pytorch: be the flash implementation of ``F.scaled_dot_product_attention`` on CUDA, with dropout, for this process
-            (``torch.nn.attention.register_flash_attention_impl``, PyTorch 2.10 or newer; PyTorch still chooses between flash
-            and its other backends). None: where PyTorch offers it.
-        transformers: be known to Hugging Face Transformers as ``attn_implementation="signflash"``. From then on it refuses
-            models, when they are made with it, that would not use it in all of their attention. None: if it is installed.
+        pytorch: be the flash implementation of ``F.scaled_dot_product_attention`` on CUDA, with dropout, for this
+            process (``torch.nn.attention.register_flash_attention_impl``, PyTorch 2.10 or newer; PyTorch still chooses
+            between flash and its other backends). None: where PyTorch offers it.
+        transformers: be known to Hugging Face Transformers as ``attn_implementation="signflash"``. From then on models
+            that are made with it, and would not use it in all of their attention, are refused. None: if it is
+            installed.
 
     Raises:
         RuntimeError: what was asked for with True is not to be had.

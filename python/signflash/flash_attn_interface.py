@@ -2,9 +2,9 @@
 
 Differences, all on purpose:
 
-- ``return_attn_probs`` returns probabilities that are normalised, of exact shape (batch, num_heads, seqlen_q, seqlen_k), and
-  defined at ``dropout_p=0`` too; FlashAttention-2 returns unnormalised exponentials, padded to multiples of 128, and nothing
-  at 0. In both the sign says dropped.
+- ``return_attn_probs`` returns probabilities that are normalised, of exact shape (batch, num_heads, seqlen_q,
+  seqlen_k), and defined at ``dropout_p=0`` too; FlashAttention-2 returns unnormalised exponentials, padded to
+  multiples of 128, and nothing at 0. In both the sign says dropped.
 - float32 works on the CPU, and empty batches everywhere.
 - What is not there yet raises NotImplementedError: variable lengths, sliding windows, softcap, ALiBi, KV caches.
 """
@@ -46,8 +46,8 @@ def flash_attn_func(
     Dropout drops what FlashAttention-2 drops, and has its scale, ``1 / (1 - dropout_p)``; pass 0.0 in evaluation.
     ``causal`` is aligned to the bottom right. ``window_size`` may be unbounded or the causal one, ``(-1, 0)``.
 
-    Returns out (batch, seqlen_q, num_heads, head_dim); with ``return_attn_probs`` (out, softmax_lse, S_dmask): softmax_lse
-    (batch, num_heads, seqlen_q) float32, +inf where a query sees no key, and S_dmask as this module says.
+    Returns out (batch, seqlen_q, num_heads, head_dim); with ``return_attn_probs`` (out, softmax_lse, S_dmask):
+    softmax_lse (batch, num_heads, seqlen_q) float32, +inf where a query sees no key, and S_dmask as this module says.
     """
     tensors = (q, k, v)
     return _run(

@@ -1,4 +1,4 @@
-"""The random state under torch.compile: seeds that are arguments, states that several calls share, the first call of all."""
+"""The random state under torch.compile: seeds that are arguments, states that calls share, the first call of all."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What only a GPU shows: PyTorch's own FlashAttention for equal seeds, streams, CUDA graphs, memory, time before a launch."""
+"""What only a GPU shows: PyTorch's FlashAttention for equal seeds, streams, CUDA graphs, memory, time of a launch."""
 
 import time
 

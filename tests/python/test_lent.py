@@ -1,4 +1,4 @@
-"""Tensors as the native half reads them: what it judges is judged alike, whether they describe themselves or are told of."""
+"""Tensors as the native half reads them, judged alike whether they describe themselves or are described by us."""
 
 import pytest
 

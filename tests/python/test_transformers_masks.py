@@ -112,7 +112,7 @@ def test_composed_patterns_are_tried_out():
 @pytest.mark.skipif(not hasattr(masking_utils, "packed_sequence_mask_function"), reason="knows no packed sequences")
 @pytest.mark.parametrize("packing_first", [True, False])
 def test_packed_sequences_are_seen_in_either_order(packing_first):
-    """Versions of Transformers differ in it. One sequence a row, which compiled models ask for, is the plain pattern."""
+    """Versions of Transformers differ in it. One sequence a row, which compiled models ask for, is the plain one."""
 
     def pattern(sequences):
         parts = [masking_utils.packed_sequence_mask_function(sequences), CAUSAL]

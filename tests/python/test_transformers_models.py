@@ -1,4 +1,4 @@
-"""Models of Transformers of every kind with attn_implementation="signflash": right, or refused with a sentence; never else."""
+"""Every kind of Transformers' models with attn_implementation="signflash": right, or refused with a sentence."""
 
 import importlib
 import subprocess
@@ -250,7 +250,7 @@ def test_larger_head_dims_are_refused_and_a_longer_value_is_computed(device):
 
 
 def test_no_argument_that_models_hand_to_an_attention_function_is_unknown():
-    """All are computed, refused, or known to change nothing; a short run would not show, as where a model chooses keys."""
+    """All are computed, refused, or known to change nothing. A short run would not show it: a model may choose keys."""
     import ast
     import inspect
 

@@ -39,7 +39,8 @@ pub fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| complain(&format!("internal error, please report it: {panic}"))));
     #[cfg(unix)]
     output::survive_file_size_limits();
-    // What libraries have to say: warnings, as `signflash: warning: ...`; with SIGNFLASH_LOG=info also which kernels are used.
+    // What libraries have to say: warnings, as `signflash: warning: ...`; with SIGNFLASH_LOG=info also which kernels
+    // are used.
     env_logger::Builder::new()
         .filter_level(log::LevelFilter::Warn)
         .parse_env("SIGNFLASH_LOG")

@@ -127,8 +127,8 @@ impl Shape {
 /// Where this problem lies in a larger one, so that a piece draws the dropout mask of the whole.
 ///
 /// Only the dropout mask depends on it: what queries see is the problem's own, whose
-/// [`diagonal`](crate::ProblemBuilder::diagonal) a causal piece needs as well ([`Problem::piece`](crate::Problem::piece)
-/// gives both). The default is the whole.
+/// [`diagonal`](crate::ProblemBuilder::diagonal) a causal piece needs as well
+/// ([`Problem::piece`](crate::Problem::piece) gives both). The default is the whole.
 ///
 /// ```
 /// use signflash_core::{Dropout, Problem, Shape, Shard};

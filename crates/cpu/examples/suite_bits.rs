@@ -1,10 +1,10 @@
-//! A line for each case of the suite, dtype and instruction set of this machine: the SHA-256 of the bits of all operands that the
-//! engine was given, and that of all out, lse, probs, dq, dk and dv that it wrote. Whether a change is neutral is seen by comparing
-//! two lists: `cargo run -p signflash-cpu --example suite_bits > bits.txt`, before and after, on one machine. Words behind `--` choose
-//! the cases whose names contain one of them.
+//! A line for each case of the suite, dtype and instruction set of this machine: the SHA-256 of the bits of all
+//! operands that the engine was given, and that of all out, lse, probs, dq, dk and dv that it wrote. Whether a change
+//! is neutral is seen by comparing two lists: `cargo run -p signflash-cpu --example suite_bits > bits.txt`, before
+//! and after, on one machine. Words behind `--` choose the cases whose names contain one of them.
 //!
-//! The suite judges the results meanwhile, and runs every call twice: here once on one thread and once on three, so that it compares
-//! these, too.
+//! The suite judges the results meanwhile, and runs every call twice: here once on one thread and once on three, so
+//! that it compares these, too.
 
 use sha2::{Digest, Sha256};
 use signflash_core::suite::{self, Implementation, LargeBy, RunError};
@@ -68,7 +68,8 @@ fn hash<T: Element>(hash: &mut Sha256, x: &TensorRef<'_, T>, nan: Nan) {
     }
 }
 
-/// What of a NaN counts. Nobody promises its other bits: which operand of an instruction comes first is the compiler's choice.
+/// What of a NaN counts. Nobody promises its other bits: which operand of an instruction comes first is the
+/// compiler's choice.
 #[derive(Clone, Copy, PartialEq)]
 enum Nan {
     /// That it is one.

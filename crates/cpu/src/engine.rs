@@ -97,8 +97,8 @@ impl CpuEngine {
     /// exactly 0 contributes nothing, whatever it holds.
     ///
     /// Scores, sums and `lse` are f32 for every dtype; relative errors against the f64 oracle are within the
-    /// [contract's](signflash_core::judge): of ordinary numbers 1e-6 (f32), 4e-4 (f16), 3e-3 (bf16), lse 1e-6. `probs` costs
-    /// another pass over the scores.
+    /// [contract's](signflash_core::judge): of ordinary numbers 1e-6 (f32), 4e-4 (f16), 3e-3 (bf16), lse 1e-6.
+    /// `probs` costs another pass over the scores.
     ///
     /// # Errors
     /// A [`ProblemError`] naming the tensor that does not fit `problem`; the outputs are then untouched.
@@ -120,12 +120,13 @@ impl CpuEngine {
     /// [`forward`](Self::forward) over tensors that are not borrowed.
     ///
     /// # Errors
-    /// A [`ProblemError`] naming the tensor that does not fit `problem` or has no memory; the outputs are then untouched.
+    /// A [`ProblemError`] naming the tensor that does not fit `problem` or has no memory; the outputs are then
+    /// untouched.
     ///
     /// # Safety
     /// Every element of the tensors must be there during the call. Nobody may write those of `inputs` or use those of
-    /// `outputs` meanwhile, and no element may belong to two tensors of which one is written. What lies between elements does not
-    /// matter.
+    /// `outputs` meanwhile, and no element may belong to two tensors of which one is written. What lies between
+    /// elements does not matter.
     pub unsafe fn forward_raw<T: Element>(
         &self,
         problem: &Problem,
@@ -180,8 +181,8 @@ impl CpuEngine {
     /// has one.
     ///
     /// Weights are recomputed from q, k and lse, dropout from the seed. Every entry of the gradients is written.
-    /// Relative errors against the f64 oracle are within the [contract's](signflash_core::judge): of ordinary numbers 3e-6
-    /// (f32), 5e-4 (f16), 4e-3 (bf16).
+    /// Relative errors against the f64 oracle are within the [contract's](signflash_core::judge): of ordinary numbers
+    /// 3e-6 (f32), 5e-4 (f16), 4e-3 (bf16).
     ///
     /// For dtypes of 16 bits and more than one chunk of keys (256 to 1024), each key head being worked on also
     /// holds the dq of its query heads in f32, at most 16 MiB (see [`with_partial_bytes`](Self::with_partial_bytes));

@@ -10,7 +10,8 @@ use signflash_core::Dtype;
 /// The kernels of one instruction set.
 ///
 /// # Safety of the functions
-/// The instruction set must be available; the rest as [`forward::tile`], [`forward::references`] and [`backward::unit`].
+/// The instruction set must be available; the rest as [`forward::tile`], [`forward::references`] and
+/// [`backward::unit`].
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
     pub(crate) forward_scratch: fn(&forward::Scores<'_>) -> forward::Scratch,

@@ -37,8 +37,8 @@ fn row_is_finite(x: &View<'_>, index: [usize; 3]) -> bool {
     let (row, len) = (x.row(index), x.shape[3]);
     match x.dtype {
         Dtype::F32 => {
-            // SAFETY: a row is dense and aligned, as the checks of the operands proved, and nobody writes it, by the promise to
-            // `View::new`.
+            // SAFETY: a row is dense and aligned, as the checks of the operands proved, and nobody writes it, by the
+            // promise to `View::new`.
             let bits: &[u32] = unsafe { from_raw_parts(row.cast(), len) };
             bits.iter().fold(0, |found, x| found | u32::from(x & 0x7f80_0000 == 0x7f80_0000)) == 0
         }

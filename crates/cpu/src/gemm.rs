@@ -63,8 +63,8 @@ pub(crate) unsafe fn product<S: Simd, const M: usize, const N: usize>(
     acc
 }
 
-/// The product with weights. In `careful` calls, whose inputs hold infinities or NaNs, a weight of zero contributes nothing, whatever it
-/// is multiplied with; that is slower. Words are f32 then.
+/// The product with weights. In `careful` calls, whose inputs hold infinities or NaNs, a weight of zero contributes
+/// nothing, whatever it is multiplied with; that is slower. Words are f32 then.
 ///
 /// # Safety
 /// As [`product`].

@@ -64,8 +64,8 @@ pub(crate) const fn whole_panels<S: Simd>() -> bool {
     (16 * S::UNIT).is_multiple_of(panel_width::<S>())
 }
 
-/// Rows further apart than this share few sets of the first-level cache: they are copied. (In a prototype on Zen 4, rows
-/// 4 KiB apart ran at 43 to 47 % of the peak in place and at 81 to 83 % copied.)
+/// Rows further apart than this share few sets of the first-level cache: they are copied. (In a prototype on Zen 4,
+/// rows 4 KiB apart ran at 43 to 47 % of the peak in place and at 81 to 83 % copied.)
 const FAR_BYTES: usize = 1024;
 
 /// The rows of `stretch` as words, in place if possible, else copied to `buffer`, which must hold

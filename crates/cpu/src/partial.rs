@@ -29,8 +29,8 @@ impl Partials {
         let buffer = head
             .buffer
             .get_or_insert_with(|| lock(&self.free).pop().unwrap_or_else(|| vec![0.0; self.floats]));
-        // SAFETY: the buffer stays with its head, and its floats where they are, until the head's last unit is `done`; only
-        // units of that head ask for it.
+        // SAFETY: the buffer stays with its head, and its floats where they are, until the head's last unit is
+        // `done`; only units of that head ask for it.
         unsafe { FloatsMut::from_raw(buffer.as_mut_ptr()) }
     }
 

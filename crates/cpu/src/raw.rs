@@ -1,18 +1,18 @@
 //! Tensors that are not borrowed, for memory that a framework owns.
 //!
-//! A slice from a tensor's first element to its last holds what lies between its rows, too. Of q, k and v interleaved in
-//! one buffer, or of an out that is a view of something larger, that is somebody else's, and two `&mut [T]` over it
-//! would be undefined behaviour even if nobody wrote there. So a strided tensor of somebody else's is an address up to
-//! the kernels, which touch its elements and nothing else. This lives here and not in `signflash-core`, which has no
-//! unsafe code: only who computes dereferences.
+//! A slice from a tensor's first element to its last holds what lies between its rows, too. Of q, k and v interleaved
+//! in one buffer, or of an out that is a view of something larger, that is somebody else's, and two `&mut [T]` over
+//! it would be undefined behaviour even if nobody wrote there. So a strided tensor of somebody else's is an address
+//! up to the kernels, which touch its elements and nothing else. This lives here and not in `signflash-core`, which
+//! has no unsafe code: only who computes dereferences.
 
 use signflash_core::{
     Description, Element, Inputs, Problem, ProblemError, TensorMut, TensorName, TensorRef, check_rows,
 };
 
-/// A tensor as an address: element `[a, b, c, d]` lies `a * strides[0] + b * strides[1] + c * strides[2] + d * strides[3]`
-/// elements behind the first. Shapes are those of [`Inputs`] and
-/// [`Outputs`](signflash_core::Outputs).
+/// A tensor as an address: element `[a, b, c, d]` lies
+/// `a * strides[0] + b * strides[1] + c * strides[2] + d * strides[3]` elements behind the first. Shapes are those of
+/// [`Inputs`] and [`Outputs`](signflash_core::Outputs).
 #[derive(Clone, Copy, Debug)]
 pub struct RawTensor<T> {
     /// Element `[0, 0, 0, 0]`; anything if there is no element. It is written only where a call says so.
@@ -23,7 +23,8 @@ pub struct RawTensor<T> {
     pub strides: [usize; 4],
 }
 
-// SAFETY: it is an address and nothing more. Who dereferences it does so by the promise to `forward_raw` or `backward_raw`.
+// SAFETY: it is an address and nothing more. Who dereferences it does so by the promise to `forward_raw` or
+// `backward_raw`.
 unsafe impl<T: Element> Send for RawTensor<T> {}
 // SAFETY: as above.
 unsafe impl<T: Element> Sync for RawTensor<T> {}

@@ -1,9 +1,9 @@
 //! What the weights of rows with large scores are relative to, for the backward.
 //!
-//! The backward recomputes `p = exp(s - lse)` from an lse that was rounded to f32: at 1000 that moves p by 6e-5, at 10^8 by
-//! e^4 or more, in either direction. So where lse is large, maximum and sum are found again, from the very scores that the
-//! backward will compute, and `p = 2^((q k - max) scale - log2 sum)`, which no rounding of lse enters. This is one more
-//! product, of the tiles that have such a row.
+//! The backward recomputes `p = exp(s - lse)` from an lse that was rounded to f32: at 1000 that moves p by 6e-5, at
+//! 10^8 by e^4 or more, in either direction. So where lse is large, maximum and sum are found again, from the very
+//! scores that the backward will compute, and `p = 2^((q k - max) scale - log2 sum)`, which no rounding of lse
+//! enters. This is one more product, of the tiles that have such a row.
 
 use crate::call::Call;
 use crate::view::FloatsMut;
@@ -12,7 +12,8 @@ use std::f64::consts::LOG2_E;
 /// From this magnitude of lse on.
 const LARGE_LSE: f32 = 1024.0;
 
-/// How far an lse may be from what its row's scores give, relative to itself, and still be theirs: the contract's bound.
+/// How far an lse may be from what its row's scores give, relative to itself, and still be theirs: the contract's
+/// bound.
 const LSE_BOUND: f64 = 1e-6;
 
 /// Whether p must not be recomputed from this lse.
@@ -20,8 +21,8 @@ pub(crate) fn is_large(lse: f32) -> bool {
     lse.is_finite() && lse.abs() >= LARGE_LSE
 }
 
-/// Of each row, in the order of lse: what is taken from `q k` before it is scaled, and what is added after that, in base 2.
-/// Only of rows whose lse [is large](is_large); else 0.
+/// Of each row, in the order of lse: what is taken from `q k` before it is scaled, and what is added after that, in
+/// base 2. Only of rows whose lse [is large](is_large); else 0.
 #[derive(Clone, Debug)]
 pub(crate) struct References {
     pub(crate) base: Vec<f32>,

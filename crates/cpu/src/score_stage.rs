@@ -1,12 +1,13 @@
-//! What becomes of a product `q k`: the only room that knows of softmax_scale and of its sign. Forward, probs and backward get their
-//! scores and their weights here, so that what else may happen to a score is written once, too.
+//! What becomes of a product `q k`: the only room that knows of softmax_scale and of its sign. Forward, probs and
+//! backward get their scores and their weights here, so that what else may happen to a score is written once, too.
 //!
 //! ```text
 //! score  = q k, of a q whose sign is turned if softmax_scale is negative      `pack_queries`, `scores`
 //! weight = 2^(score factor + shift)            factor = |softmax_scale| log2(e)           `Factor`
 //! ```
 //!
-//! shift is -max factor in the forward, where max is the running maximum of a row's scores, and -lse log2(e) in the backward.
+//! shift is -max factor in the forward, where max is the running maximum of a row's scores, and -lse log2(e) in the
+//! backward.
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use crate::gemm::{Left, NV, Right, product};
@@ -72,8 +73,8 @@ impl ScoreStage {
         f64::from(score) * self.scale
     }
 
-    /// The logarithm of a row's sum of weights, which are relative to `max`, its largest score: to its rounded exponent of 2 if that
-    /// is below `large`, else to the score itself.
+    /// The logarithm of a row's sum of weights, which are relative to `max`, its largest score: to its rounded
+    /// exponent of 2 if that is below `large`, else to the score itself.
     pub(crate) fn lse(&self, max: f32, sum: f64, large: f32) -> f32 {
         let max_log2 = max * self.factor;
         if sum == 0.0 {

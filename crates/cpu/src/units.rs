@@ -2,7 +2,8 @@
 
 use crate::sequence::{Sequence, Sequences};
 
-/// The units of a pass, numbered sequence by sequence. Its size does not depend on the batch, where all sequences are alike.
+/// The units of a pass, numbered sequence by sequence. Its size does not depend on the batch, where all sequences are
+/// alike.
 pub(crate) struct Units<'a> {
     sequences: Sequences<'a>,
     runs: Vec<Run>,

@@ -4,8 +4,8 @@ use signflash_kernels::{Kernel, Target};
 
 /// A kernel as PTX, what it takes, and how it is launched.
 ///
-/// Of a built kernel all that is known, `Program::from(&kernel)`. A text that was written by hand has nobody but its writer to
-/// say it.
+/// Of a built kernel all that is known, `Program::from(&kernel)`. A text that was written by hand has nobody but its
+/// writer to say it.
 ///
 /// ```
 /// use signflash_cuda::Program;

@@ -99,8 +99,8 @@ pub(crate) fn dtype(name: &str) -> PyResult<Dtype> {
     }
 }
 
-/// A tensor that is read: (address, shape, strides, place of the first element in its storage, bytes of the storage); or the
-/// tensor instead of the first three, if it describes itself.
+/// A tensor that is read: (address, shape, strides, place of the first element in its storage, bytes of the storage);
+/// or the tensor instead of the first three, if it describes itself.
 ///
 /// Its owner may have done anything to it before it is read, so where it lies is judged here, in every call.
 #[derive(Clone, Copy, Debug)]
@@ -172,8 +172,8 @@ fn extent(shape: &[usize], strides: &[usize]) -> Option<usize> {
 }
 
 impl Lent<4> {
-    /// The tensor, if it can be read where it lies: four dimensions, neighbours of the last beside each other, aligned, and
-    /// all of it in its storage. Without elements it lies anywhere.
+    /// The tensor, if it can be read where it lies: four dimensions, neighbours of the last beside each other,
+    /// aligned, and all of it in its storage. Without elements it lies anywhere.
     pub(crate) fn readable(&self, dtype: Dtype, at: Place) -> Option<ForeignTensor> {
         let [shape, strides] = self.dims(Kind::of(dtype, at))?;
         if shape.contains(&0) {
@@ -202,8 +202,8 @@ impl Lent<3> {
     }
 }
 
-/// A tensor that is written, and has just been allocated for it: (address, shape, strides), or an address alone of one that
-/// lies as the tensor that it belongs to.
+/// A tensor that is written, and has just been allocated for it: (address, shape, strides), or an address alone of
+/// one that lies as the tensor that it belongs to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Written {
     Alike(u64),

@@ -1,5 +1,6 @@
-//! Tensors that describe themselves in one call, where their library has DLPack's table of functions for it (PyTorch's
-//! `Tensor.__dlpack_c_exchange_api__`): a tenth of the time of asking for address, shape, strides, dtype and device one by one.
+//! Tensors that describe themselves in one call, where their library has DLPack's table of functions for it
+//! (PyTorch's `Tensor.__dlpack_c_exchange_api__`): a tenth of the time of asking for address, shape, strides, dtype
+//! and device one by one.
 //!
 //! The layout is that of `dlpack.h`, version 1: <https://dmlc.github.io/dlpack/latest/c_api.html>.
 
@@ -86,8 +87,8 @@ impl Kind {
     }
 }
 
-/// Has tensors of this class describe themselves from now on. False, and nothing changes, if the table is of another version
-/// or has no such function.
+/// Has tensors of this class describe themselves from now on. False, and nothing changes, if the table is of another
+/// version or has no such function.
 #[pyfunction]
 pub(crate) fn exchange(class: &Bound<'_, PyType>, table: &Bound<'_, PyCapsule>) -> PyResult<bool> {
     let table = table.pointer_checked(Some(c"dlpack_exchange_api"))?.cast::<Table>().as_ptr();

@@ -26,7 +26,8 @@ fn raise(error: CallError) -> PyErr {
     }
 }
 
-/// out, lse and, if there is room for them, probs. False if a tensor cannot be read where it lies: then nothing was computed.
+/// out, lse and, if there is room for them, probs. False if a tensor cannot be read where it lies: then nothing was
+/// computed.
 #[pyfunction]
 #[pyo3(name = "forward")]
 #[allow(clippy::too_many_arguments)] // a call from Python costs less with plain arguments than with an object

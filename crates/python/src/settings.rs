@@ -3,8 +3,8 @@
 use crate::foreign::ForeignTensor;
 use signflash_core::{Dropout, Problem, ProblemError, ScaleRule, Shape, Shard};
 
-/// Declares the settings once: a struct, the names of its fields, and how it is read from a tuple of Python's that has them
-/// in this order. The package compares the names with those of its own `Settings` when it is imported.
+/// Declares the settings once: a struct, the names of its fields, and how it is read from a tuple of Python's that
+/// has them in this order. The package compares the names with those of its own `Settings` when it is imported.
 macro_rules! settings {
     ($($(#[$doc:meta])* $name:ident: $kind:ty,)*) => {
         /// Everything but tensors and the random state.
@@ -43,7 +43,7 @@ settings! {
     shard: Shard,
 }
 
-/// What the mask is drawn from.
+/// What the dropout mask is drawn from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RandomState {
     /// The generator's key.

@@ -52,7 +52,8 @@ def check_kinds(q, k, v) -> None:
 def _is_good(q, k, v) -> bool:
     """What most calls are, found out quickly; the rest is judged one by one. The tensors are plain ones.
 
-    The native half judges how k and v lie, and their kind if they describe themselves; a call that it refuses is judged here.
+    The native half judges how k and v lie, and their kind if they describe themselves; a call that it refuses is
+    judged here.
     """
     if q.dim() != 4 or q.layout is not torch.strided or q.is_nested:
         return False

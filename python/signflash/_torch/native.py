@@ -29,8 +29,8 @@ _UNREADABLE = (0, (), (), 0, 0)
 
 
 def _told(x):
-    """What the native half has to know of a tensor that it reads, and judges: whether it lies as kernels read it, and all of it
-    in memory. Whoever calls keeps x alive until the native call has returned.
+    """What the native half has to know of a tensor that it reads, and judges: whether it lies as kernels read it, and
+    all of it in memory. Whoever calls keeps x alive until the native call has returned.
     """
     try:
         if x.is_neg():  # the sign is to be turned when somebody reads it
@@ -41,7 +41,7 @@ def _told(x):
 
 
 def _describing_itself(x):
-    """The same where PyTorch tells address, shape, strides, dtype and device in one call: only what is not among them."""
+    """The same where PyTorch tells address, shape, strides, dtype and device in one call: only what else there is."""
     try:
         return _UNREADABLE if x.is_neg() else (x, x.storage_offset(), _storage(x).nbytes())
     except RuntimeError:

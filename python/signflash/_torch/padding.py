@@ -50,11 +50,12 @@ def _put(x, which: Positions, size: int, dim: int):
 
 
 def padded_attention(q, k, v, mask, settings, *, return_probs):
-    """(out, probs or None) of q (batch, seqlen_q, num_heads, head_dim) and k, v (batch, seqlen_k, num_heads_k, head_dim).
+    """(out, probs or None) of q (batch, seqlen_q, num_heads, head_dim) and k, v (batch, seqlen_k, num_heads_k,
+    head_dim).
 
-    mask is (batch, seqlen_k) bool, True for what counts. Keys that do not count are not seen. Where it is causal the queries
-    are the last seqlen_q of the keys' positions, and those that do not count get zeros. The dropout mask of sequence i is
-    FlashAttention-2's for sequence i of a packed batch.
+    mask is (batch, seqlen_k) bool, True for what counts. Keys that do not count are not seen. Where it is causal the
+    queries are the last seqlen_q of the keys' positions, and those that do not count get zeros. The dropout mask of
+    sequence i is FlashAttention-2's for sequence i of a packed batch.
     """
     batch, seqlen_q, num_heads, _ = q.shape
     seqlen_k = k.shape[1]

@@ -1,4 +1,4 @@
-"""The attention mask that models carry from our mask function to our attention function, and that nobody else can use."""
+"""The attention mask that models carry from our mask function to our attention function, and nobody else can use."""
 
 from __future__ import annotations
 

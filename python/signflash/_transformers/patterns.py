@@ -1,4 +1,4 @@
-"""What a mask function of Transformers means for the positions of one call: causal, full, or something we do not compute."""
+"""What a mask function of Transformers means for the positions of a call: causal, full, or what we do not compute."""
 
 from __future__ import annotations
 

@@ -65,7 +65,8 @@ pub(crate) struct Backward<'a> {
 }
 
 impl Backward<'_> {
-    /// How many chunks the keys of a head of a sequence are cut into; one at least, which writes what there is without keys.
+    /// How many chunks the keys of a head of a sequence are cut into; one at least, which writes what there is
+    /// without keys.
     pub(crate) fn chunks(&self, sequence: &Sequence) -> usize {
         sequence.place.seqlen_k.div_ceil(self.chunk_keys).max(1)
     }
@@ -81,7 +82,8 @@ pub(crate) struct Unit<'a> {
 /// Gradients of a part of one sequence.
 #[derive(Clone, Copy)]
 pub(crate) enum GradientsOf<'a> {
-    /// dk and dv of one chunk of one key head, and its share of dq. Without that where partial sums of dq would take too much memory.
+    /// dk and dv of one chunk of one key head, and its share of dq. Without that where partial sums of dq would take
+    /// too much memory.
     Chunk { head_k: usize, chunk: usize, dq: Option<Share<'a>> },
     /// dq of one tile of one query head.
     Queries { head: usize, tile: usize },

@@ -106,8 +106,8 @@ impl Work<'_> {
         queries
     }
 
-    /// -lse in base 2, or what stands for it, and delta / keep_scale of each lane. A row that saw no key, or no row, gets
-    /// lse = +inf: its weights are then 0.
+    /// -lse in base 2, or what stands for it, and delta / keep_scale of each lane. A row that saw no key, or no row,
+    /// gets lse = +inf: its weights are then 0.
     #[inline(always)]
     pub(super) unsafe fn row_terms<S: Simd>(&self, scratch: &mut Scratch, queries: &Queries) {
         let dim = self.dims.v_padded;

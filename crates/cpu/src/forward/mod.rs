@@ -13,9 +13,9 @@
 //! out = out^T keep_scale / l,  lse = ln 2 m + ln l
 //! ```
 //!
-//! `2^(s - m)` is one fused multiply-add and an exponential: `q k` times the scale, less the rounded product of the maximum
-//! and the scale. That rounding moves all weights of a row alike and normalises away, up to a size ([`LARGE_LOG2`]) from
-//! which the maximum is taken from `q k` before it is scaled.
+//! `2^(s - m)` is one fused multiply-add and an exponential: `q k` times the scale, less the rounded product of the
+//! maximum and the scale. That rounding moves all weights of a row alike and normalises away, up to a size
+//! ([`LARGE_LOG2`]) from which the maximum is taken from `q k` before it is scaled.
 //!
 //! Scores, sums and out are f32; with bf16 pairs p is rounded to bf16 for the second product.
 #![allow(unsafe_op_in_unsafe_fn)]
@@ -115,8 +115,8 @@ struct Work<'a> {
     large: f32,
 }
 
-/// At this magnitude in base 2 the rounding of `max * scale` moves weights by 2^-13 at most, all of a row alike, so that
-/// they stay near 1 and normalise away. At 2^31 it would move them by 2^128, out of f32.
+/// At this magnitude in base 2 the rounding of `max * scale` moves weights by 2^-13 at most, all of a row alike, so
+/// that they stay near 1 and normalise away. At 2^31 it would move them by 2^128, out of f32.
 const LARGE_LOG2: f32 = 4096.0;
 
 /// Computes one tile: out and lse, and probs if asked for.
