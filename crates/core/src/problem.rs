@@ -5,7 +5,6 @@ use crate::error::ProblemError;
 use crate::sequence::Sequence;
 use crate::shape::{Shape, Shard};
 use crate::visibility::Visibility;
-use std::ops::Range;
 
 /// The largest head_dim of any implementation.
 pub const MAX_HEAD_DIM: usize = 256;
@@ -248,11 +247,6 @@ impl Problem {
             queries: queries as i64,
             keys: keys as i64,
         }
-    }
-
-    /// The keys that query `row` sees, as a range that always lies within `0..seqlen_k`; empty if it sees none.
-    pub fn visible_keys(&self, row: usize) -> Range<usize> {
-        self.visibility().keys_of(row as i64).positions()
     }
 
     /// Which entries survive dropout; `None` if there is no dropout (none was set, or dropout_p is 0).

@@ -262,7 +262,6 @@ impl KeepRule {
 /// let block = rule.keep_block(0, 0, 0..100, 0..200);
 /// let fraction = block.kept() as f64 / 20_000.0;
 /// assert!((fraction - dropout.keep_probability()).abs() < 0.01);
-/// assert_eq!(block.to_packed_bits().len(), 2500);
 /// # Ok::<(), signflash_core::ProblemError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -311,11 +310,5 @@ impl KeepBlock {
     /// Entries that survive.
     pub fn kept(&self) -> u64 {
         self.words.iter().map(|word| u64::from(word.count_ones())).sum()
-    }
-
-    /// The bits, row by row without gaps, least significant first in little-endian bytes.
-    pub fn to_packed_bits(&self) -> Vec<u8> {
-        let bytes = (self.rows * self.columns).div_ceil(8);
-        self.words.iter().flat_map(|word| word.to_le_bytes()).take(bytes).collect()
     }
 }

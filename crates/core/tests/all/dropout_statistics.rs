@@ -14,7 +14,9 @@ fn rule(dropout: Dropout) -> KeepRule {
 
 /// A window of 512 x 512 entries, packed.
 fn window(rule: &KeepRule, batch: usize, head: usize, row: usize, column: usize) -> Vec<u8> {
-    rule.keep_block(batch, head, row..row + SIZE, column..column + SIZE).to_packed_bits()
+    let block = rule.keep_block(batch, head, row..row + SIZE, column..column + SIZE);
+    let bit = |n: usize| u8::from(block.keep(n / SIZE, n % SIZE)) << (n % 8);
+    (0..SIZE * SIZE / 8).map(|byte| (8 * byte..8 * byte + 8).map(bit).sum()).collect()
 }
 
 fn ones(bits: impl Iterator<Item = u8>) -> f64 {
