@@ -3,8 +3,8 @@
 //! There are as many blocks as multiprocessors, and at any time they work on neighbouring tiles, which share keys and
 //! values in the second-level cache. Where attention is causal, tiles differ in length; there a block takes a head's
 //! tiles in pairs, a long one and the short one that makes up for it, so that all pairs are equally long. (Longest
-//! first over all heads, which balances as well, read keys and values from memory again and again: causal, 2048 keys,
-//! 455 to 539 TFLOP/s.) FlashAttention-3 draws tiles from a counter in memory instead, which needs one, and a launch
+//! first over all heads balances as well, but reads keys and values from memory again and again: `docs/hopper.md` has
+//! times of both.) FlashAttention-3 draws tiles from a counter in memory instead, which needs one, and a launch
 //! to reset it.
 use crate::parts::args::{ProblemVals, kernel_args};
 use crate::parts::sequence::Sequence;

@@ -3,7 +3,7 @@
 //! Exponentials are taken relative to a maximum of some earlier step. While none of them exceeds 2^8 that is as good as
 //! any (FlashAttention-4 rescales by that rule); and since they are positive, none does if their sum does not, which is
 //! needed anyway. So the usual step has no maximum, no shuffle and no correction: on Hopper each instruction of the
-//! integer unit, `max` among them, takes twice as long while products run (measured: 3.7 cycles instead of 2).
+//! integer unit, `max` among them, takes nearly twice as long while products run (`docs/hopper.md`).
 //!
 //! A step that fails the test is done again, from the scores, which are still there: with the maximum of its scores,
 //! and the output so far made relative to it. A row that has seen no key has NaN for a shift, fails every test, and
