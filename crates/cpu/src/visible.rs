@@ -8,7 +8,7 @@ use crate::pack::panel_width;
 use crate::sequence::Sequence;
 use crate::simd::Simd;
 use crate::tile::Tile;
-use signflash_core::{Cover, Span, Visibility};
+use signflash_core::{Cover, Span};
 use std::iter::StepBy;
 use std::ops::Range;
 
@@ -43,6 +43,8 @@ pub(crate) struct Visible {
     pub(crate) keys: Span<usize>,
     /// Whether some row sees not all of them.
     pub(crate) hides: bool,
+    /// Whether some row begins to see within them.
+    begins: bool,
     /// First lane of the panel in its tile.
     lane: usize,
     first_key: usize,
@@ -57,9 +59,9 @@ impl Visible {
         lane: usize,
         first_key: usize,
     ) -> Option<Self> {
-        let cover = Self::cover::<S>(&sequence.visibility, tile, lane);
+        let cover = keys_of_panel::<S>(sequence, tile, lane);
         let keys = within_block(cover.some, first_key, MR)?;
-        Some(Self::computing::<S>(sequence, tile, lane, first_key, keys))
+        Some(Self::of::<S>(cover, tile, lane, first_key, keys))
     }
 
     /// The same, but computing these keys of the block, seen or not.
@@ -70,17 +72,15 @@ impl Visible {
         first_key: usize,
         keys: Span<usize>,
     ) -> Self {
-        let all = Self::cover::<S>(&sequence.visibility, tile, lane).all;
-        // Lanes that stand for no row see nothing: their zeros would make NaN of an infinite key.
-        let real = tile.is_real(lane) && tile.is_real(lane + panel_width::<S>() - 1);
-        let (begin, end) = ((first_key + keys.begin) as i64, (first_key + keys.end) as i64);
-        let hides = !real || all.begin > begin || all.end < end;
-        Self { keys, hides, lane, first_key }
+        Self::of::<S>(keys_of_panel::<S>(sequence, tile, lane), tile, lane, first_key, keys)
     }
 
-    fn cover<S: Simd>(visibility: &Visibility<i64>, tile: &Tile, lane: usize) -> Cover<i64> {
-        let (first, last) = (tile.row_of(lane), tile.row_of(lane + panel_width::<S>() - 1));
-        visibility.keys_of_all(first as i64, last as i64)
+    fn of<S: Simd>(cover: Cover<i64>, tile: &Tile, lane: usize, first_key: usize, keys: Span<usize>) -> Self {
+        // Lanes that stand for no row see nothing: their zeros would make NaN of an infinite key.
+        let real = tile.is_real(lane) && tile.is_real(lane + panel_width::<S>() - 1);
+        let begins = cover.all.begin > (first_key + keys.begin) as i64;
+        let hides = begins || !real || cover.all.end < (first_key + keys.end) as i64;
+        Self { keys, hides, begins, lane, first_key }
     }
 
     /// What each lane's row sees of the block.
@@ -90,21 +90,23 @@ impl Visible {
     #[inline(always)]
     pub(crate) unsafe fn bounds<S: Simd>(&self, sequence: &Sequence, tile: &Tile) -> Bounds<S> {
         let (mut begins, mut ends) = ([0.0f32; 64], [0.0f32; 64]);
-        let mut left = false;
-        let block = self.first_key as i64;
-        for lane in 0..panel_width::<S>() {
-            if tile.is_real(self.lane + lane) {
-                let Span { begin, end } = sequence.visibility.keys_of(tile.row_of(self.lane + lane) as i64);
-                let in_block = |key: i64| (key - block).clamp(0, BLOCK_KEYS as i64);
-                begins[lane] = in_block(begin) as f32;
-                ends[lane] = in_block(end) as f32;
-                left |= begin > block;
+        let in_block = |key: i64| (key - self.first_key as i64).clamp(0, BLOCK_KEYS as i64) as f32;
+        for lane in (0..panel_width::<S>()).filter(|lane| tile.is_real(self.lane + lane)) {
+            let keys = sequence.visibility.keys_of(tile.row_of(self.lane + lane) as i64);
+            ends[lane] = in_block(keys.end);
+            if self.begins {
+                begins[lane] = in_block(keys.begin);
             }
         }
         let vectors =
             |x: &[f32; 64]| -> [S::V; NV] { std::array::from_fn(|n| S::load(x.as_ptr().add(n * S::LANES))) };
-        Bounds { begins: vectors(&begins), ends: vectors(&ends), left }
+        Bounds { begins: vectors(&begins), ends: vectors(&ends), left: self.begins }
     }
+}
+
+fn keys_of_panel<S: Simd>(sequence: &Sequence, tile: &Tile, lane: usize) -> Cover<i64> {
+    let (first, last) = (tile.row_of(lane), tile.row_of(lane + panel_width::<S>() - 1));
+    sequence.visibility.keys_of_all(first as i64, last as i64)
 }
 
 /// The keys of a block that the rows of a panel see, lane by lane.
@@ -112,7 +114,7 @@ impl Visible {
 pub(crate) struct Bounds<S: Simd> {
     begins: [S::V; NV],
     ends: [S::V; NV],
-    /// Whether any row begins to see within the block.
+    /// Whether `begins` hides anything.
     left: bool,
 }
 
@@ -133,28 +135,30 @@ impl<S: Simd> Bounds<S> {
     /// As [`Simd`].
     #[inline(always)]
     pub(crate) unsafe fn hide(&self, n: usize, key: usize, x: S::V, hidden: S::V) -> S::V {
-        let key = S::splat(key as f32);
-        let x = S::where_less(key, self.ends[n], x, hidden);
-        if self.left { S::where_less(key, self.begins[n], hidden, x) } else { x }
+        let x = self.hide_behind(n, key, x, hidden);
+        if self.left { S::where_less(S::splat(key as f32), self.begins[n], hidden, x) } else { x }
     }
 
-    /// The same for a micro-tile whose first key this is.
+    /// One side of that: what lies behind the last keys that the rows see.
     ///
     /// # Safety
     /// As [`Simd`].
     #[inline(always)]
-    pub(crate) unsafe fn hide_tile<const MR: usize>(
+    pub(crate) unsafe fn hide_behind(&self, n: usize, key: usize, x: S::V, hidden: S::V) -> S::V {
+        S::where_less(S::splat(key as f32), self.ends[n], x, hidden)
+    }
+
+    /// The other side, of a micro-tile whose first key this is: what lies before the first keys that the rows see.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    #[inline(always)]
+    pub(crate) unsafe fn hide_before<const MR: usize>(
         &self,
         key: usize,
         x: &mut [[S::V; NV]; MR],
         hidden: S::V,
     ) {
-        for (m, x) in x.iter_mut().enumerate() {
-            let key = S::splat((key + m) as f32);
-            for (x, end) in x.iter_mut().zip(self.ends) {
-                *x = S::where_less(key, end, *x, hidden);
-            }
-        }
         if self.left {
             for (m, x) in x.iter_mut().enumerate() {
                 let key = S::splat((key + m) as f32);

@@ -110,16 +110,16 @@ impl Work<'_> {
                     }
                 }
             }
-            for p in &mut p {
-                for (p, row) in p.iter_mut().zip(&rows) {
-                    let weight = factor.weight(*p, row.minus_lse);
-                    // The NaN that arithmetic makes has its sign bit set.
-                    *p = if careful { S::abs(weight) } else { weight };
+            for (m, p) in p.iter_mut().enumerate() {
+                for (n, p) in p.iter_mut().enumerate() {
+                    let mut weight = factor.weight(*p, rows[n].minus_lse);
+                    if careful {
+                        weight = S::abs(weight); // the NaN that arithmetic makes has its sign bit set
+                    }
+                    *p = if visible.hides { bounds.hide_behind(n, key + m, weight, zero) } else { weight };
                 }
             }
-            if visible.hides {
-                bounds.hide_tile(key, &mut p, zero);
-            }
+            bounds.hide_before(key, &mut p, zero);
             if DROP {
                 for (m, p) in p.iter_mut().enumerate() {
                     for (p, row) in p.iter_mut().zip(&rows) {

@@ -30,7 +30,12 @@ impl Work<'_> {
             let a = Left { p: k.p.add(key * k.ld), row: k.ld, step: 1 };
             let mut s = stage.scores::<S, MR>(depth, a, q);
             if visible.hides {
-                bounds.hide_tile(key, &mut s, hidden);
+                for (m, s) in s.iter_mut().enumerate() {
+                    for (n, s) in s.iter_mut().enumerate() {
+                        *s = bounds.hide_behind(n, key + m, *s, hidden);
+                    }
+                }
+                bounds.hide_before(key, &mut s, hidden);
             }
             for (m, s) in s.into_iter().enumerate() {
                 for (n, s) in s.into_iter().enumerate() {
