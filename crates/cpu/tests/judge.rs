@@ -92,7 +92,13 @@ fn no_random_problem_is_called_wrong() {
             .heads(num_heads_k * (1 + draw.below(3)), num_heads_k)
             .head_dim(draw.one_of(&[1, 2, 3, 8, 16, 33, 64, 80, 128, 200, 256]));
         let p = draw.one_of(&[0.0, 0.1, 0.5, 0.9]);
-        let problem = Problem::builder(shape).causal(draw.below(2) == 1);
+        let causal = draw.below(2) == 1;
+        let problem = Problem::builder(shape).causal(causal);
+        // Half of the causal ones face other keys than the default: more, fewer, all or none.
+        let problem = match causal && draw.below(2) == 1 {
+            true => problem.diagonal(draw.one_of(&[-200, -70, -16, -1, 0, 1, 33, 64, 150])),
+            false => problem,
+        };
         let problem = problem.dropout(Dropout::new(p, n as u64, 0).unwrap()).build().unwrap();
         let values = Values::normal(&shape, n as u64, 1.0, 1.0);
         let (dtype, isa) = (draw.one_of(&["f32", "f16", "bf16"]), draw.one_of(&isas));
