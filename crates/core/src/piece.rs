@@ -139,21 +139,14 @@ impl Problem {
         let of_piece = Shape::new(piece.batches.len(), piece.rows.len(), piece.columns.len())
             .heads(piece.heads.len(), piece.heads_k(self).len())
             .head_dim(shape.head_dim);
-        let builder = Problem::builder(of_piece)
-            .causal(self.causal())
-            .diagonal(self.diagonal() + piece.rows.start as i64 - piece.columns.start as i64)
-            .softmax_scale(self.softmax_scale())
-            .shard(Shard {
-                first_batch: shard.first_batch + piece.batches.start,
-                first_head: shard.first_head + piece.heads.start,
-                first_row: shard.first_row + piece.rows.start,
-                first_column: shard.first_column + piece.columns.start,
-                num_heads_total: shard.num_heads_total.or(Some(shape.num_heads)),
-            });
-        let builder = match self.dropout() {
-            Some(&dropout) => builder.dropout(dropout),
-            None => builder,
+        let shard = Shard {
+            first_batch: shard.first_batch + piece.batches.start,
+            first_head: shard.first_head + piece.heads.start,
+            first_row: shard.first_row + piece.rows.start,
+            first_column: shard.first_column + piece.columns.start,
+            num_heads_total: shard.num_heads_total.or(Some(shape.num_heads)),
         };
-        builder.build()
+        let diagonal = self.diagonal() + piece.rows.start as i64 - piece.columns.start as i64;
+        self.to_builder().shape(of_piece).diagonal(diagonal).shard(shard).build()
     }
 }

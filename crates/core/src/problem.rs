@@ -48,6 +48,12 @@ pub struct ProblemBuilder {
 }
 
 impl ProblemBuilder {
+    /// Another shape than the one it was started with.
+    pub const fn shape(mut self, shape: Shape) -> Self {
+        self.shape = shape;
+        self
+    }
+
     /// Whether query i sees only keys `j <= i + diagonal`. Default: it sees all.
     pub const fn causal(mut self, causal: bool) -> Self {
         self.causal = causal;
@@ -181,6 +187,21 @@ impl Problem {
                 num_heads_total: None,
             },
         }
+    }
+
+    /// A builder of this very problem, to make one like it: what is not set again stays, the scale of the scores too.
+    ///
+    /// ```
+    /// use signflash_core::{Problem, Shape};
+    /// let problem = Problem::builder(Shape::new(1, 8, 8).heads(1, 1).head_dim(64)).softmax_scale(0.5).build()?;
+    /// let causal = problem.to_builder().causal(true).build()?;
+    /// assert!(causal.causal() && causal.softmax_scale() == 0.5);
+    /// assert_eq!(problem.to_builder().build()?, problem);
+    /// # Ok::<(), signflash_core::ProblemError>(())
+    /// ```
+    pub const fn to_builder(&self) -> ProblemBuilder {
+        let Self { shape, causal, softmax_scale, dropout, diagonal, shard } = *self;
+        ProblemBuilder { shape, causal, softmax_scale: Some(softmax_scale), dropout, diagonal, shard }
     }
 
     /// The sizes.

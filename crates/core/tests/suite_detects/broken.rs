@@ -62,31 +62,27 @@ impl Broken {
     }
 
     fn problem(&self, problem: &Problem) -> Problem {
-        let mut shard = *problem.shard();
-        let mut dropout = *problem.dropout().expect("the faults are tried with dropout");
-        let rule = dropout.scale_rule();
-        let fault_is = |fault| self.fault == fault;
-        if fault_is(Fault::IgnoresTheShard) {
-            shard = Shard { num_heads_total: Some(problem.shape().num_heads), ..Shard::default() };
-        }
-        if fault_is(Fault::IgnoresTheHighWordOfTheOffset) {
-            let low = u64::from(dropout.offset() as u32);
-            dropout = Dropout::new(dropout.p(), dropout.seed(), low).expect("as valid").with_scale_rule(rule);
-        }
-        let builder = Problem::builder(*problem.shape());
+        let builder = problem.to_builder();
         let builder = match self.fault {
-            Fault::IgnoresTheDiagonal => builder,
+            Fault::IgnoresTheShard => {
+                let num_heads_total = Some(problem.shape().num_heads);
+                builder.shard(Shard { num_heads_total, ..Shard::default() })
+            }
+            Fault::IgnoresTheHighWordOfTheOffset => {
+                let dropout = problem.dropout().expect("the fault is tried with dropout");
+                let low = u64::from(dropout.offset() as u32);
+                let of_low_word = Dropout::new(dropout.p(), dropout.seed(), low).expect("as valid");
+                builder.dropout(of_low_word.with_scale_rule(dropout.scale_rule()))
+            }
+            Fault::IgnoresTheDiagonal => {
+                let shape = problem.shape();
+                builder.diagonal(shape.seqlen_k as i64 - shape.seqlen_q as i64)
+            }
             Fault::DiagonalOneTooFar => builder.diagonal(problem.diagonal() + 1),
             Fault::DiagonalOneTooNear => builder.diagonal(problem.diagonal() - 1),
-            _ => builder.diagonal(problem.diagonal()),
+            _ => builder,
         };
-        builder
-            .causal(problem.causal())
-            .softmax_scale(problem.softmax_scale())
-            .dropout(dropout)
-            .shard(shard)
-            .build()
-            .expect("as valid as it came")
+        builder.build().expect("as valid as it came")
     }
 }
 
@@ -211,11 +207,9 @@ impl Implementation for Broken {
         let problem = self.problem(problem);
         let problem = match self.fault {
             Fault::GradientsWithoutDropout => {
-                Problem::builder(*problem.shape()).causal(problem.causal()).build()?
+                problem.to_builder().dropout(Dropout::new(0.0, 0, 0)?).build()?
             }
-            Fault::SeesTheFuture => {
-                Problem::builder(*problem.shape()).dropout(*problem.dropout().unwrap()).build()?
-            }
+            Fault::SeesTheFuture => problem.to_builder().causal(false).build()?,
             _ => problem,
         };
         let scaled_dlse: Option<Vec<f32>> = inputs.dlse.map(|dlse| {
