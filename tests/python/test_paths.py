@@ -1,4 +1,4 @@
-"""Tracers, modes, transforms, tensors without memory: they see the operator or hear a sentence; never foreign memory."""
+"""Tracers, modes, transforms, and tensors without memory: the operator is seen, or an error; never foreign memory."""
 
 import pytest
 

@@ -37,7 +37,7 @@ def register() -> Handle:
 
 
 def _like(x):
-    """An empty tensor (batch, heads, seqlen, head_dim) as PyTorch's tracing predicts it, and one for a kernel to write."""
+    """An empty (batch, heads, seqlen, head_dim) as PyTorch's tracing predicts it, and one for a kernel to write."""
     result = torch.empty_like(x)
     return result, result if result.stride(-1) == 1 or result.shape[-1] == 1 else torch.empty(
         x.shape, dtype=x.dtype, device=x.device

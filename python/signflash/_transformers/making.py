@@ -110,7 +110,7 @@ def _parts(model: Any) -> List[Any]:
 
 
 def _routes(model: Any) -> Iterator[Tuple[str, Route]]:
-    """A model's modules, without models inside it, which are judged themselves, and parts with another implementation."""
+    """A model's modules, but for models inside it, judged by themselves, and parts with another implementation."""
     todo: List[Any] = [model]
     while todo:
         module = todo.pop()

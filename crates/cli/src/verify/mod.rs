@@ -1,9 +1,10 @@
 //! `attend --verify`: our results against the formulas in f64, and against the results that the file holds.
 //!
-//! The contract bounds the distance of a result from the formulas in f64 on the same rounded inputs; `signflash_core`'s
-//! judge knows it, as the test suite does. Two implementations within the contract may be twice as far from each other,
-//! because each rounds in its own way. So ours against f64 is judged by the contract's bound, ours against the file's by
-//! twice that bound, and the file's against f64 is shown so that a reader sees who is to blame.
+//! The contract bounds the distance of a result from the formulas in f64 on the same rounded inputs;
+//! `signflash_core`'s judge knows it, as the test suite does. Two implementations within the contract may be twice as
+//! far from each other, because each rounds in its own way. So ours against f64 is judged by the contract's bound,
+//! ours against the file's by twice that bound, and the file's against f64 is shown so that a reader sees who is to
+//! blame.
 
 mod report;
 mod sign_bits;

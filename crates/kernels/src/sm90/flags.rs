@@ -1,10 +1,10 @@
 //! Dropout: selectors that the drawing warps make, by which the multiplying warps pack probabilities.
 //!
-//! The generator's word order is the accumulator's (`parts/dropout.rs`), so that what lane l of any warp draws is what
-//! lane l of a multiplying warp needs: 16 bytes for 16 rows and 32 columns. A byte becomes the half of a selector of `prmt`:
-//! the two bytes of a probability in what is packed, or, with the sign bits of both nibbles set, "dropped": twice the sign
-//! of a positive number, which is zero. So one instruction packs two probabilities and drops those that are dropped
-//! (bf16; f16 has to be rounded by another).
+//! The generator's word order is the accumulator's (`parts/dropout.rs`), so that what lane l of any warp draws is
+//! what lane l of a multiplying warp needs: 16 bytes for 16 rows and 32 columns. A byte becomes the half of a
+//! selector of `prmt`: the two bytes of a probability in what is packed, or, with the sign bits of both nibbles set,
+//! "dropped": twice the sign of a positive number, which is zero. So one instruction packs two probabilities and
+//! drops those that are dropped (bf16; f16 has to be rounded by another).
 use super::pipeline::FLAG_BLOCK_BYTES;
 use super::softmax::Selectors;
 use crate::config::{HopperCommon, HopperForm};
@@ -99,8 +99,8 @@ impl<'a, 'k> FlagWriter<'a, 'k> {
             form,
             philox: Philox::new(warp, args),
             sign: DropSigns::new(t, args),
-            // A number that ptxas does not know (the threshold has 8 bits), so that it stays in a register: two constants
-            // would take two instructions.
+            // A number that ptxas does not know (the threshold has 8 bits), so that it stays in a register: two
+            // constants would take two instructions.
             kept: ((args.threshold >> 8u32) | kept(common.operands.half)).cast(),
             share,
             lane: zero(),

@@ -60,8 +60,8 @@ impl<'k> Turn<'k> {
 }
 
 impl<'k> Block<'_, 'k> {
-    /// If the turn before was this warpgroup's: waits until what it has staged is read, so that the other may stage. That
-    /// was staged a step ago, so the wait is short.
+    /// If the turn before was this warpgroup's: waits until what it has staged is read, so that the other may stage.
+    /// That was staged a step ago, so the wait is short.
     pub(super) fn pass_turn(&self, wg: Warpgroup<'k>, wg_number: Val<'k, U32>, turn: &Turn<'k>) {
         let (t, done) = (wg.threads(), turn.done.get());
         let mine = ((done ^ wg_number) & 1).eq(1);
@@ -187,7 +187,8 @@ impl<'k> Keys<'_, 'k> {
 /// Bytes of the sums of 16 queries and 8 columns.
 const GROUP_BYTES: u32 = 512;
 
-/// Where a warp's sums of a step are: for each 64 queries 16 rows, groups of 8 columns, each four registers of 32 lanes.
+/// Where a warp's sums of a step are: for each 64 queries 16 rows, groups of 8 columns, each four registers of 32
+/// lanes.
 struct Sums<'k> {
     to: GlobalAddr<'k>,
     staging: SmemAddr<'k>,

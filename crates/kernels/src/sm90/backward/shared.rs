@@ -1,15 +1,15 @@
-//! The multiplying warpgroups with head_dim above 128, where dk and dv of 64 keys take all registers of one: both work on the
-//! same 64 keys.
+//! The multiplying warpgroups with head_dim above 128, where dk and dv of 64 keys take all registers of one: both
+//! work on the same 64 keys.
 //!
 //! ```text
 //! probs     (warpgroup 0)  s = k q^T    p = exp2(s - lse), signed   -> smem   dv += max(p, 0)^T dout   dq's first 128 columns
 //! gradients (warpgroup 1)  dp = v dout^T            ds from p and dp -> smem   dk += ds^T q            dq's others
 //! ```
-//! Each has one sum of 64 by head_dim, one product over head_dim, and a part of dq, so that they take equally long. p goes
-//! from one's registers to the other's as it is, in f32: threads of the same number have the same places of their
-//! accumulators. `probs` makes a step's dq after the next step's p, so that it need not wait for ds; `gradients` at once.
-//! Both start it before their sum's product, under which they add it to memory, from registers: there is no room to stage
-//! 64 KiB beside two steps of queries.
+//! Each has one sum of 64 by head_dim, one product over head_dim, and a part of dq, so that they take equally long. p
+//! goes from one's registers to the other's as it is, in f32: threads of the same number have the same places of
+//! their accumulators. `probs` computes its part of a step's dq only after the next step's p, so that it need not wait
+//! for ds; `gradients` computes its part at once. Both start dq's product before that of their own sum, and add dq to
+//! memory while the latter runs, from registers: there is no room to stage 64 KiB beside two steps of queries.
 //!
 //! | ring | filled by | read by | stages |
 //! |---|---|---|---|
@@ -149,8 +149,8 @@ impl<'a, 'k> Partner<'a, 'k> {
     }
 }
 
-/// If blocks add in order: tells the next one of what was added a step ago, which has arrived in the meantime. (At once, the
-/// warp would wait until it has.)
+/// If blocks add in order: tells the next one of what was added a step ago, which has arrived in the meantime. (At
+/// once, the warp would wait until it has.)
 fn tell<'k>(block: &Block<'_, 'k>, wg: Warpgroup<'k>, turn: &Turn<'k>) {
     wg.warps().sync(); // lane 0 tells for all
     block.tell(wg, turn);
