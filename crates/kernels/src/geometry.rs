@@ -74,7 +74,7 @@ pub(crate) fn schedule(
 ///
 /// More of them: blocks that add in order wait less for each other; in a triangle, where a head's first blocks have
 /// the most to do, the last ones to start are short. Fewer: more of what they read is in the second-level cache.
-/// (Measured: 2048 keys, causal, head_dim 128, 1, 4, 8, 16, 32 heads at once: 435, 440, 450, 450, 443 TFLOP/s.)
+/// `docs/hopper-backward.md` has what was measured.
 pub(crate) fn heads_at_once(problem: &Problem, form: &HopperKeysForm, gpu: Gpu) -> u32 {
     let tiles = key_tiles(problem, form.keys).clamp(1, u32::MAX.into()) as u32;
     // A power of two, of which whole groups are left more often.

@@ -189,15 +189,16 @@ mod tests {
         assert_eq!(
             words(128, 0.1, Gpu::HOPPER, true),
             [
-                "out and lse by Hopper's own kernel: bf16, head_dim 128, dropout. 2 warpgroups of a block multiply 64 queries \
-                 each with 200 registers a thread, in turns, 1 draws flags, 1 copies; shared memory holds 2 steps of 128 keys \
-                 and 2 of flags; 4 of 8 pieces of a softmax run beside a product",
-                "probs by Hopper's own kernel: bf16, head_dim 128, dropout. 2 warpgroups of a block multiply 64 queries each \
-                 with 168 registers a thread, 2 draw flags, 1 copies; shared memory holds 2 steps of 128 keys and 2 of flags",
+                "out and lse by Hopper's own kernel: bf16, head_dim 128, dropout. 2 warpgroups of a block \
+                 multiply 64 queries each with 200 registers a thread, in turns, 1 draws flags, 1 copies; shared \
+                 memory holds 2 steps of 128 keys and 2 of flags; 4 of 8 pieces of a softmax run beside a product",
+                "probs by Hopper's own kernel: bf16, head_dim 128, dropout. 2 warpgroups of a block multiply 64 \
+                 queries each with 168 registers a thread, 2 draw flags, 1 copies; shared memory holds 2 steps of \
+                 128 keys and 2 of flags",
                 "Statistics of rows: bf16. 16 lanes read a row, 16 bytes each",
-                "dk, dv and sums of dq by Hopper's own kernel: bf16, head_dim 128, dropout. 2 warpgroups of a block own half \
-                 each of 128 keys with 232 registers a thread, 1 serves; shared memory holds 2 steps of 64 queries, 3 of ds, \
-                 2 of flags; blocks add to dq in the order of their keys",
+                "dk, dv and sums of dq by Hopper's own kernel: bf16, head_dim 128, dropout. 2 warpgroups of a \
+                 block own half each of 128 keys with 232 registers a thread, 1 serves; shared memory holds 2 \
+                 steps of 64 queries, 3 of ds, 2 of flags; blocks add to dq in the order of their keys",
                 "dq from its sums: bf16, head_dim 128, of which fewer columns are real. A block owns 64 rows",
             ]
         );
@@ -212,14 +213,15 @@ mod tests {
         assert_eq!(
             words(41, 0.1, Gpu::AMPERE, false),
             [
-                "out and lse by the portable kernel: bf16, head_dim 48, dropout, moved element by element. A block of 4 warps \
-                 owns 128 rows, which stay in registers; shared memory holds 2 steps of 64; 2 blocks a multiprocessor",
-                "probs by the portable kernel: bf16, head_dim 48, dropout, moved element by element. A block of 4 warps owns \
-                 64 rows; shared memory holds 2 steps of 64; 2 blocks a multiprocessor",
+                "out and lse by the portable kernel: bf16, head_dim 48, dropout, moved element by element. A \
+                 block of 4 warps owns 128 rows, which stay in registers; shared memory holds 2 steps of 64; 2 \
+                 blocks a multiprocessor",
+                "probs by the portable kernel: bf16, head_dim 48, dropout, moved element by element. A block of 4 \
+                 warps owns 64 rows; shared memory holds 2 steps of 64; 2 blocks a multiprocessor",
                 "Statistics of rows: bf16. A warp reads a row element by element, 2 columns a lane",
-                "dk, dv and sums of dq, a float at a time, by the portable kernel: bf16, head_dim 48, dropout, moved element \
-                 by element. A block of 4 warps owns 128 rows; shared memory holds 2 steps of 32; dq is added a step later; \
-                 2 blocks a multiprocessor",
+                "dk, dv and sums of dq, a float at a time, by the portable kernel: bf16, head_dim 48, dropout, \
+                 moved element by element. A block of 4 warps owns 128 rows; shared memory holds 2 steps of 32; \
+                 dq is added a step later; 2 blocks a multiprocessor",
                 "dq from its sums: bf16, head_dim 48, moved element by element. A block owns 32 rows",
             ]
         );

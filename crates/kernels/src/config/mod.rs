@@ -62,14 +62,6 @@ impl KeysKernel {
     pub fn is_hopper(&self) -> bool {
         matches!(self, KeysKernel::Hopper(..))
     }
-
-    /// Queries a step.
-    pub fn step(&self) -> u32 {
-        match self {
-            KeysKernel::Portable(_, form, _) => form.step,
-            KeysKernel::Hopper(_, form) => form.step,
-        }
-    }
 }
 
 /// The kernel's name: it says everything that the kernel depends on, and nothing else, so that no kernel is compiled
