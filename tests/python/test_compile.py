@@ -149,3 +149,19 @@ def test_exported_programs_hold_the_operator():
     program = torch.export.export(Module(), (q, k, v))
     assert "signflash.attention_forward" in program.graph_module.code
     assert torch.equal(program.module()(q, k, v), signflash.attention(q, k, v, causal=True))
+
+
+@pytest.mark.parametrize("randomness", ["error", "different", "same"])
+def test_a_compiled_vmap_over_other_tensors_draws_as_its_randomness_says(randomness):
+    q, k, v = make("cpu", requires_grad=False)
+
+    def call(x):
+        return x + signflash.attention(q, k, v, dropout_p=0.5).float().sum()
+
+    mapped = torch.compile(lambda x: torch.vmap(call, randomness=randomness)(x), backend="aot_eager", fullgraph=True)
+    if randomness == "same":
+        first, second = mapped(torch.zeros(2))
+        assert first == second
+    else:
+        with pytest.raises(Exception, match="not mapped over would drop the same for all"):
+            mapped(torch.zeros(2))

@@ -91,6 +91,24 @@ def test_gradients_and_maps_of_torch_func():
     assert torch.allclose(each, torch.stack([gradient(call, q) for q in batch]), atol=1e-6)
 
 
+def test_a_derivative_of_probs_is_refused_and_not_zeros():
+    q, k, v = make()
+
+    def both(q):
+        return signflash.attention(q, k, v, return_probs=True, **DROP)
+
+    with pytest.raises(NotImplementedError, match="probs have no derivative; .* use probs.detach()"):
+        torch.func.grad(lambda q: both(q)[1].sum())(q)
+    with pytest.raises(NotImplementedError, match="probs have no derivative"):
+        torch.vmap(torch.func.grad(lambda q: both(q)[1].sum()))(torch.stack([q, q]))
+    expected = gradient(lambda q: both(q)[0], q)
+    assert torch.equal(torch.func.grad(lambda q: both(q)[0].sum())(q), expected)
+    (found, probs) = torch.func.grad(lambda q: (both(q)[0].sum(), both(q)[1]), has_aux=True)(q)
+    assert torch.equal(found, expected) and torch.equal(probs, both(q)[1])
+    pull = torch.func.vjp(lambda q: tuple(x if x.dim() == 4 and x.shape == q.shape else x.detach() for x in both(q)), q)[1]
+    assert torch.equal(pull(tuple(torch.ones_like(x) for x in both(q)))[0], expected)
+
+
 def test_vmap_draws_as_its_randomness_says():
     q, k, v = make()
     batch = q.expand(3, -1, -1, -1, -1)

@@ -48,10 +48,35 @@ def test_other_strides_of_what_was_saved_are_read_right():
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, expected))
 
 
-@pytest.mark.parametrize("change", [lambda x: x.bfloat16() if x.dim() == 3 else x, lambda x: x[:1]], ids=["dtype", "shape"])
-def test_other_dtypes_and_shapes_of_what_was_saved_are_refused(change):
-    with pytest.raises((TypeError, ValueError, RuntimeError), match="lse|state|shape|dtype"):
+REFUSED = {
+    "lse's dtype": (lambda x: x.bfloat16() if x.dim() == 3 else x, ValueError, "lse must be float32 of shape"),
+    "lse's shape": (lambda x: x[:, :1] if x.dim() == 3 else x, ValueError, "lse must be float32 of shape"),
+    "a tensor's dtype": (lambda x: x.bfloat16() if x.dim() == 4 else x, TypeError, "q, k, v, out and dout must be of one dtype"),
+    "a tensor's shape": (lambda x: x[..., :7] if x.dim() == 4 else x, ValueError, "dout has shape"),
+    "a tensor's dimensions": (lambda x: x[0] if x.dim() == 4 else x, ValueError, "q must have 4 dimensions"),
+    "the state's dtype": (lambda x: x.float() if x.dim() == 1 else x, RuntimeError, "the dropout state that autograd saved"),
+    "the state's shape": (lambda x: x[:1] if x.dim() == 1 else x, RuntimeError, "the dropout state that autograd saved"),
+    "the state's numbers": (lambda x: x + 1 if x.dim() == 1 else x, RuntimeError, "of another dropout mask"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_other_dtypes_and_shapes_of_what_was_saved_are_refused(kind):
+    change, error, message = REFUSED[kind]
+    with pytest.raises(error, match=message):
         hooked(change)
+
+
+@pytest.mark.parametrize("given", [{}, dict(seed=3)], ids=["drawn", "seed"])
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("first,again", [(0.5, 0.25), (0.5, 0.0), (0.0, 0.5)])
+def test_a_dropout_p_that_changes_is_noticed(first, again, reentrant, given):
+    q, k, v = make()
+    ps = iter((first, again))
+    out = checkpoint(lambda q: signflash.attention(q, k, v, dropout_p=next(ps), **given), q, use_reentrant=reentrant)
+    # What a checkpoint without re-entrance saved the second time is another number of tensors, which PyTorch itself notices.
+    with pytest.raises(RuntimeError, match="had dropout_p|different number of tensors|number of tensors"):
+        out.sum().backward()
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

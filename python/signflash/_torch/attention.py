@@ -62,13 +62,13 @@ def attention(
 def _state(q, settings, seed, offset, generator, rng_state):
     """What the mask is drawn from: (seed, offset), or a tensor of both."""
     if settings.dropout_p == 0.0 or seed is not None:
-        if settings.dropout_p > 0.0 and replay.may_be_checkpointed():
-            replay.watch(seed, offset)
+        if replay.may_be_checkpointed():
+            replay.watch(seed or 0, offset, settings.dropout_p)
         return (seed or 0, offset) if rng_state is None else rng_state
     if rng_state is not None:
         random.check_rng_state(q, rng_state)
         return rng_state
-    seed, offset, drawn = random.draw_now(q, generator)
+    seed, offset, drawn = random.draw_now(q, generator, settings.dropout_p)
     return (seed, offset) if drawn is None else drawn
 
 
@@ -91,7 +91,7 @@ def backward(dout, q, k, v, out, lse, dlse, settings, state, deterministic):
         _check_rows("dlse", dlse, q)
     tensors = (dout, q, k, v, out, lse) if dlse is None else (dout, q, k, v, out, lse, dlse)
     refuse_tangents(tensors)
-    call = function.Call(settings, deterministic, function.PLAIN, 3, state, None)
+    call = function.Call(settings, deterministic, function.PLAIN, 3, state)
     run = function.gradients
     if torch.is_grad_enabled() and _any_requires_grad(tensors):
         run = function.Gradients.apply  # what differentiates these gradients is refused, and not lost

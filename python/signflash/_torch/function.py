@@ -33,8 +33,6 @@ class Call(NamedTuple):
     inputs: int
     #: (seed, offset), or the tensor of both that the forward read.
     state: Any
-    #: What the saved state must be, where it may come back as another; or None.
-    drawn: Any
 
 
 class Attention(torch.autograd.Function):
@@ -44,12 +42,15 @@ class Attention(torch.autograd.Function):
     def forward(ctx, settings, state, return_probs, deterministic, packing, *tensors):
         q, k, v = unpack(packing, tensors)
         out, lse, probs = native.forward(q, k, v, settings, state, return_probs)
-        drawn = None
-        if settings.dropout_p > 0.0 and hooks_on_saved_tensors():
-            state, drawn = replay.states_to_save(state)
-        ctx.call = Call(settings, deterministic, packing, len(tensors), state if type(state) is tuple else None, drawn)
+        ctx.drawn, saved = None, ()
+        if hooks_on_saved_tensors():
+            drawn, ctx.drawn = replay.states_to_save(state, settings.dropout_p)
+            saved = (drawn,)
+        elif type(state) is not tuple:
+            saved = (state,)
+        ctx.call = Call(settings, deterministic, packing, len(tensors), state if type(state) is tuple else None)
         # The tensors as they were given, not copies: a second derivative must find its way to them, to be refused.
-        ctx.save_for_backward(*tensors, out, lse, *(() if type(state) is tuple else (state,)))
+        ctx.save_for_backward(*tensors, out, lse, *saved)
         if probs is not None:
             ctx.mark_non_differentiable(probs)
         ctx.set_materialize_grads(False)
@@ -61,9 +62,12 @@ class Attention(torch.autograd.Function):
         if dout is None and dlse is None:
             return (None,) * (5 + call.inputs)
         saved = ctx.saved_tensors
-        if call.state is None:
+        if len(saved) > call.inputs + 2:
             *saved, state = saved
-            call = call._replace(state=state)
+            if ctx.drawn is not None:
+                replay.check(ctx.drawn, state)
+            if call.state is None:
+                call = call._replace(state=state[:2])
         # Where a second derivative can be asked for, the gradients are results of a function that refuses it.
         run = Gradients.apply if torch.is_grad_enabled() else gradients
         found = run(call, dout, dlse, *saved)
@@ -81,8 +85,6 @@ def gradients(call, dout, dlse, *saved):
     if watched or forward_ad._current_level >= 0:
         refuse_tangents(given)
     refuse_batches((dout, dlse), watched)
-    if call.drawn is not None:
-        replay.check(call.drawn, call.state)
     if watched:
         return _through_operator(call, dout, dlse, *saved)
     if call.packing == PLAIN:
@@ -112,12 +114,8 @@ def _through_operator(call, dout, dlse, *saved):
     return (found[0], pieces) if call.packing == KV_PACKED else (pieces,)
 
 
-class Gradients(torch.autograd.Function):
-    """:func:`gradients`, whose own derivative is refused."""
-
-    @staticmethod
-    def forward(ctx, call, dout, dlse, *saved):
-        return gradients(call, dout, dlse, *saved)
+class Final(torch.autograd.Function):
+    """What has no derivative of its own, and refuses one."""
 
     @staticmethod
     def backward(ctx, *_):
@@ -128,8 +126,23 @@ class Gradients(torch.autograd.Function):
         raise no_forward_mode()
 
 
+class Gradients(Final):
+    """:func:`gradients`, whose own derivative is refused."""
+
+    @staticmethod
+    def forward(ctx, call, dout, dlse, *saved):
+        return gradients(call, dout, dlse, *saved)
+
+
 def no_second_derivative() -> NotImplementedError:
     return NotImplementedError(
         "signflash's attention has no second derivative (hessian, a penalty on gradients with create_graph=True); use "
         "PyTorch's scaled_dot_product_attention with SDPBackend.MATH where one is needed"
+    )
+
+
+def no_derivative_of_probs() -> NotImplementedError:
+    return NotImplementedError(
+        "probs have no derivative; within a function that torch.func differentiates use probs.detach(), or return them with "
+        "has_aux=True"
     )

@@ -29,22 +29,26 @@ def attention(q, k, v, settings, *, seed, offset, generator, rng_state, determin
         random.check_rng_state(q, rng_state)
     drops = settings.dropout_p > 0.0
     draws = drops and seed is None and rng_state is None
-    if draws and not paths.is_compiling() and paths.transformed():
+    if draws and paths.is_compiling():
+        vmap.check_compiled_randomness((q, k, v))
+    elif draws and paths.transformed():
         vmap.check_randomness((q, k, v))
     if draws and generator is not None:
         _refuse_to_record(q, generator)
-        seed, offset, rng_state = random.draw_now(q, generator)
-    if seed is not None and drops and not paths.is_recorded((q,)) and replay.may_be_checkpointed():
-        replay.watch(seed, offset)
+        seed, offset, rng_state = random.draw_now(q, generator, settings.dropout_p)
+    elif (seed is not None or not drops) and not paths.is_recorded((q,)) and replay.may_be_checkpointed():
+        replay.watch(seed or 0, offset, settings.dropout_p)
     seed = None if seed is None else signed(seed)
     deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
-    run = torch.ops.signflash.attention_forward
-    if not paths.is_compiling() and paths.transformed():
-        run = transforms.Forward.apply
+    transformed = not paths.is_compiling() and paths.transformed()
+    run = transforms.Forward.apply if transformed else torch.ops.signflash.attention_forward
     out, lse, probs, state = run(
         q, k, v, rng_state, seed, signed(offset), deterministic, return_probs, *to_operator(settings)
     )
-    return out, lse, probs.detach() if return_probs else None, state
+    if not return_probs:
+        return out, lse, None, state
+    # The operator's have no derivative and do not say so; transforms refuse it.
+    return out, lse, probs if transformed else probs.detach(), state
 
 
 def _refuse_to_record(q, generator):
@@ -78,7 +82,7 @@ def _state(q, rng_state, seed, offset, dropout_p):
     if dropout_p == 0.0 or seed is not None:
         return _fill(q, seed or 0, offset)
     replay.refuse_compiled_repetition()
-    seed, offset, state = random.draw_now(q)
+    seed, offset, state = random.draw_now(q, None, dropout_p)
     return _fill(q, seed, offset) if state is None else state
 
 

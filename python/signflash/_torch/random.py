@@ -28,11 +28,11 @@ def draw(q):
     return draw_now(q)
 
 
-def draw_now(q, generator=None):
+def draw_now(q, generator=None, dropout_p=1.0):
     """The same where nothing is traced; rng_state is None but while a CUDA graph is captured."""
     seed, offset, state = _drawn(q, generator)
     if state is None and replay.may_be_checkpointed():
-        replay.watch(seed, offset)
+        replay.watch(seed, offset, dropout_p)
     return seed, offset, state
 
 

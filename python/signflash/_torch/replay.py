@@ -8,6 +8,7 @@ those of another dropout mask, so the states are compared.
 from __future__ import annotations
 
 import os
+import struct
 import sys
 
 import torch
@@ -22,12 +23,23 @@ REMEDY = (
 )
 
 
-def states_to_save(state):
-    """(a state for autograd to save, the same state to keep): what comes back of the first is compared with the second."""
+def states_to_save(state, dropout_p):
+    """(what autograd is to save, the same to keep): what comes back of the first is compared with the second.
+
+    (seed, offset, bits of dropout_p), int64.
+    """
+    bits = _bits(dropout_p)
+    if dropout_p == 0.0:
+        state = (0, 0)
     if type(state) is tuple:
-        state = torch.tensor([signed(x) for x in state], dtype=torch.int64, device="cpu")
-        return state, state
-    return state, state.detach().clone()
+        drawn = torch.tensor([*map(signed, state), bits], dtype=torch.int64, device="cpu")
+        return drawn, drawn
+    drawn = torch.cat((state.detach(), torch.full((1,), bits, dtype=torch.int64, device=state.device)))
+    return drawn, drawn.clone()
+
+
+def _bits(dropout_p) -> int:
+    return struct.unpack("<q", struct.pack("<d", dropout_p))[0]
 
 
 def check(drawn, saved) -> None:
@@ -35,7 +47,7 @@ def check(drawn, saved) -> None:
     if drawn is saved:
         return
     alike = saved is not None and saved.layout is torch.strided and saved.dtype is torch.int64
-    if not alike or saved.shape != (2,) or saved.device != drawn.device:
+    if not alike or saved.shape != drawn.shape or saved.device != drawn.device:
         raise RuntimeError("the dropout state that autograd saved came back as something else: hooks must return it as it was")
     saved = native.dense_rows(saved)
     if drawn.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -45,35 +57,44 @@ def check(drawn, saved) -> None:
 
 
 def _differs(again, first) -> RuntimeError:
-    first, again = ([x & U64 for x in pair] for pair in (first, again))
+    """Of two that autograd saved or that calls drew: (seed, offset, bits of dropout_p)."""
+    if again[2:] != first[2:]:
+        p_again, p = (struct.unpack("<d", struct.pack("<q", x[2]))[0] for x in (again, first))
+        return RuntimeError(
+            f"a recomputed forward had dropout_p {p_again}, but the forward had {p}: the gradients would be of another dropout "
+            "mask; let dropout_p be the same until the backward is done"
+        )
+    first, again = ([x & U64 for x in drawn[:2]] for drawn in (first, again))
     return RuntimeError(
         f"a recomputed forward drew the dropout state {tuple(again)}, but the forward had drawn {tuple(first)}: the "
         f"gradients would be of another dropout mask; {REMEDY}"
     )
 
 
-def watch(seed: int, offset: int) -> None:
+def watch(seed: int, offset: int, dropout_p: float) -> None:
     """Notes what is drawn within a reentrant checkpoint's forward, and compares what is drawn when it is repeated.
 
-    Such a checkpoint saves nothing of what is inside: its own node is the only thing that both runs share.
+    Such a checkpoint saves nothing of what is inside: its own node is the only thing that both runs share. Calls without
+    dropout are noted, too: the repetition may have some.
     """
     codes = _codes()
     if codes is None:
         return
     forward, backward = codes
+    drawn = (signed(seed), signed(offset), _bits(dropout_p)) if dropout_p > 0.0 else (0, 0, 0)
     frame = sys._getframe(1)
     while frame is not None:
         if frame.f_code is forward:
             ctx = frame.f_locals["ctx"]
-            ctx.signflash_drawn = [*getattr(ctx, "signflash_drawn", ()), (signed(seed), signed(offset))]
+            ctx.signflash_drawn = [*getattr(ctx, "signflash_drawn", ()), drawn]
         elif frame.f_code is backward:
             ctx = frame.f_locals["ctx"]
-            drawn = getattr(ctx, "signflash_drawn", ())
+            first = getattr(ctx, "signflash_drawn", ())
             index = getattr(ctx, "signflash_repeated", 0)
             ctx.signflash_repeated = index + 1
             # A graph that is retained can be run backward again: it starts anew.
-            if drawn and drawn[index % len(drawn)] != (signed(seed), signed(offset)):
-                raise _differs((seed, offset), drawn[index % len(drawn)])
+            if first and first[index % len(first)] != drawn:
+                raise _differs(drawn, first[index % len(first)])
             return
         frame = frame.f_back
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from . import vmap
-from .function import no_second_derivative
+from .function import Final, no_derivative_of_probs
 from .paths import no_forward_mode
 
 
@@ -25,11 +25,14 @@ class Forward(torch.autograd.Function):
         out, lse, probs, state = output
         ctx.save_for_backward(q, k, v, out, lse, state)
         ctx.rest, ctx.inputs = (deterministic, *settings), len(inputs)
-        ctx.mark_non_differentiable(probs, state)
+        # A derivative of probs alone would else be zeros, without a word.
+        ctx.mark_non_differentiable(state)
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, dout, dlse, *_):
+    def backward(ctx, dout, dlse, dprobs, _dstate):
+        if dprobs is not None:
+            raise no_derivative_of_probs()
         q, k, v, out, lse, state = ctx.saved_tensors
         if dout is None:
             dout = torch.zeros_like(out)
@@ -44,7 +47,7 @@ class Forward(torch.autograd.Function):
         return vmap.forward(info, in_dims, *arguments)
 
 
-class Backward(torch.autograd.Function):
+class Backward(Final):
     """The operator ``attention_backward``, with its arguments."""
 
     @staticmethod
@@ -54,14 +57,6 @@ class Backward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         pass
-
-    @staticmethod
-    def backward(ctx, *_):
-        raise no_second_derivative()
-
-    @staticmethod
-    def jvp(ctx, *_):
-        raise no_forward_mode()
 
     @staticmethod
     def vmap(info, in_dims, *arguments):

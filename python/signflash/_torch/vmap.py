@@ -22,14 +22,38 @@ def check_randomness(tensors) -> None:
     """A call on tensors that are not mapped draws once, which is only right where that was asked for."""
     functorch = torch._C._functorch
     for level in functorch.get_interpreter_stack() or ():
-        if level.key() != functorch.TransformType.Vmap:
-            continue
-        same = functorch.CVmapInterpreterPtr(level).randomness() == functorch.RandomnessType.Same
-        if not same and not any(level.level() in levels_of(x) for x in tensors):
-            raise RuntimeError(
-                "vmap: attention with dropout on tensors that are not mapped over would drop the same for all; give "
-                "vmap randomness='same', or the call a seed"
-            )
+        if _wants_more_than_one(level) and not any(level.level() in levels_of(x) for x in tensors):
+            raise _draws_once()
+
+
+def check_compiled_randomness(tensors) -> None:
+    """The same while a call is compiled under maps alone; of tensors under other transforms the compiler does not tell more."""
+    if _is_wanted_by_maps_alone() and not any([torch._C._functorch.is_batchedtensor(x) for x in tensors]):
+        raise _draws_once()
+
+
+def _wants_more_than_one(level) -> bool:
+    functorch = torch._C._functorch
+    if level.key() != functorch.TransformType.Vmap:
+        return False
+    return functorch.CVmapInterpreterPtr(level).randomness() != functorch.RandomnessType.Same
+
+
+def _is_wanted_by_maps_alone() -> bool:
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    maps = all([level.key() == torch._C._functorch.TransformType.Vmap for level in levels])
+    return maps and any([_wants_more_than_one(level) for level in levels])
+
+
+# As torch.compiler.assume_constant_result says it, which imports the whole compiler: run while tracing, not traced.
+_is_wanted_by_maps_alone._dynamo_marked_constant = True
+
+
+def _draws_once() -> RuntimeError:
+    return RuntimeError(
+        "vmap: attention with dropout on tensors that are not mapped over would drop the same for all; give vmap "
+        "randomness='same', or the call a seed"
+    )
 
 
 def _check_error_mode(info) -> None:

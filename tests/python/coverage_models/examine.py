@@ -229,9 +229,14 @@ def loss_of(out, inputs):
 
 
 def apart(a, b, inputs):
-    """The larger of the outputs' difference and a tenth of the gradients', each relative to the largest value."""
+    """The larger of the outputs' difference and a tenth of the gradients', each relative to the largest value.
+
+    Outputs that only one side has, or that have another shape, are infinitely far apart.
+    """
     worst = 0.0
-    for x, y in ((a[0][k], b[0][k]) for k in a[0] if k in b[0] and a[0][k].shape == b[0][k].shape):
+    if {k: x.shape for k, x in a[0].items()} != {k: x.shape for k, x in b[0].items()}:
+        return float("inf")
+    for x, y in ((a[0][k], b[0][k]) for k in a[0]):
         finite = torch.isfinite(x) & torch.isfinite(y)
         if bool((torch.isfinite(x) != torch.isfinite(y)).any()):
             return float("inf")
