@@ -10,7 +10,7 @@ use crate::output::{self, Pending};
 use crate::settings::{self, Settings};
 use crate::table::table;
 use crate::verify::{self, REFERENCES, SIGNBIT, Verify};
-use crate::{machine, plot, text};
+use crate::{plot, text};
 use signflash_core::{Problem, Probs, TensorRef, bf16, f16};
 use std::io::Write;
 use std::path::Path;
@@ -34,7 +34,7 @@ struct Run<'a> {
 /// Any [`Error`]; no file is then left behind, except the results of a run that could not be drawn, verified or
 /// printed.
 pub fn run(args: &AttendArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(), Error> {
-    let engine = machine::engine(&args.engine)?;
+    let engine = Engine::of(&args.engine)?;
     let output = args.output.as_deref().map(create).transpose()?;
     let picture = args.plot.as_deref().map(|path| plot::create("--plot", path)).transpose()?;
     let outputs = [("--output", output.as_ref()), ("--plot", picture.as_ref())];

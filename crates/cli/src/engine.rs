@@ -1,10 +1,15 @@
 //! The CPU or a GPU, behind one set of calls.
 
+use crate::args::EngineArgs;
 use crate::errors::Error;
+use crate::machine;
 use signflash_core::{Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem};
-use signflash_cpu::{CpuEngine, peak};
-use signflash_cuda::CudaEngine;
+use signflash_cpu::{CpuEngine, Isa, peak};
+use signflash_cuda::{CudaEngine, Device, EngineError};
 use std::time::Duration;
+
+/// The devices that `--device` understands.
+pub const DEVICES: [&str; 3] = ["cpu", "cuda", "cuda:N"];
 
 /// How long the multiply-add rate is measured.
 const PEAK_TIME: Duration = Duration::from_millis(300);
@@ -19,6 +24,39 @@ pub enum Engine {
 }
 
 impl Engine {
+    /// The engine that the arguments ask for. Sets the size of the process's thread pool, so call it once.
+    ///
+    /// # Errors
+    /// [`Error::Argument`], [`Error::Isa`] or [`Error::Engine`].
+    pub fn of(args: &EngineArgs) -> Result<Self, Error> {
+        if args.device == "cpu" {
+            let isa =
+                args.isa.as_deref().map_or_else(|| Ok(Isa::best()), |name| name.parse::<Isa>()?.require())?;
+            machine::set_threads(args.threads)?;
+            if args.portable_kernels {
+                let expected = "left out with --device cpu: it is a GPU's".to_string();
+                return Err(Error::Argument { argument: "--portable-kernels", expected, got: "it".into() });
+            }
+            return Ok(Self::Cpu(CpuEngine::new().with_isa(isa)?));
+        }
+        let ordinal = ordinal(&args.device).ok_or_else(|| Error::Argument {
+            argument: "--device",
+            expected: DEVICES.join(", "),
+            got: format!("{:?}", args.device),
+        })?;
+        let of_the_cpu = [("--isa", args.isa.clone()), ("--threads", args.threads.map(|n| n.to_string()))];
+        if let Some((argument, got)) = of_the_cpu.into_iter().find_map(|(name, value)| Some((name, value?))) {
+            let expected = format!("left out with --device {}: it is the CPU's", args.device);
+            return Err(Error::Argument { argument, expected, got });
+        }
+        machine::set_threads(None)?; // for the f64 formulas of --verify
+        let gpu =
+            Device::open(ordinal).and_then(|device| CudaEngine::new(&device)).map_err(EngineError::from)?;
+        Ok(Self::Cuda(Box::new(
+            gpu.with_deterministic(args.deterministic).with_portable_kernels(args.portable_kernels),
+        )))
+    }
+
     /// See the engines' own.
     ///
     /// # Errors
@@ -62,7 +100,7 @@ impl Engine {
     /// What the device is called.
     pub fn machine(&self) -> String {
         match self {
-            Self::Cpu(_) => crate::machine::cpu_model(),
+            Self::Cpu(_) => machine::cpu_model(),
             Self::Cuda(engine) => engine.device().info().name.clone(),
         }
     }
@@ -85,5 +123,13 @@ impl Engine {
             Self::Cpu(engine) => Some(peak::fma_gflops(engine.isa(), dtype, engine.threads(), PEAK_TIME)),
             Self::Cuda(_) => None,
         }
+    }
+}
+
+/// The number of the GPU in `cuda` or `cuda:N`.
+fn ordinal(device: &str) -> Option<u32> {
+    match device.strip_prefix("cuda")? {
+        "" => Some(0),
+        number => number.strip_prefix(':')?.parse().ok(),
     }
 }

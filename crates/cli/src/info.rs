@@ -1,7 +1,7 @@
 //! `signflash info`.
 
 use crate::args::{EngineArgs, InfoArgs, VERSION};
-use crate::engine::Engine;
+use crate::engine::{DEVICES, Engine};
 use crate::errors::Error;
 use crate::{machine, memory};
 use signflash_core::{Dropout, Problem, ProblemError, Shape};
@@ -28,7 +28,7 @@ pub fn run(args: &InfoArgs, stdout: &mut dyn Write) -> Result<(), Error> {
         ("isa", format!("{} (chosen; --isa picks another)", Isa::best())),
         ("available", names(&Isa::available())),
         ("built in", names(&Isa::ALL)),
-        ("devices", machine::DEVICES.join(", ")),
+        ("devices", DEVICES.join(", ")),
     ];
     for (name, value) in lines.into_iter().chain(gpus()) {
         writeln!(stdout, "{name:<10} {value}").map_err(Error::Stdout)?;
@@ -39,7 +39,7 @@ pub fn run(args: &InfoArgs, stdout: &mut dyn Write) -> Result<(), Error> {
 /// Which kernels forwards and backwards get on a device, and why.
 fn chosen(device: &str) -> Result<String, Error> {
     let args = EngineArgs { device: device.into(), ..EngineArgs::default() };
-    let Engine::Cuda(engine) = machine::engine(&args)? else {
+    let Engine::Cuda(engine) = Engine::of(&args)? else {
         return Ok("On the CPU one engine computes everything, with the instruction set above.\n".into());
     };
     Ok(kernels_of(engine.gpu())?)

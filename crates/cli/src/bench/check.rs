@@ -4,7 +4,8 @@
 //! formulas is, of the last group of heads, the last queries' out and lse, and for a backward their dq; and the dk and dv
 //! of the first and the last keys, from the call's own out and lse.
 
-use super::case::{Case, Tensors};
+use super::case::Case;
+use super::tensors::Tensors;
 use crate::args::Pass;
 use crate::compute::len;
 use crate::errors::Error;

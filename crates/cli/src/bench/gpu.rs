@@ -1,7 +1,8 @@
 //! A row on a GPU: tensors stay there, events time.
 
-use super::case::{Case, Measured, Tensors};
+use super::case::{Case, Measured};
 use super::check;
+use super::tensors::Tensors;
 use crate::args::Pass;
 use crate::errors::Error;
 use crate::files::FileElement;

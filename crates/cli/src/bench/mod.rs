@@ -3,15 +3,17 @@
 mod case;
 mod check;
 mod gpu;
+mod measure;
 mod report;
+mod tensors;
 
 use crate::args::BenchArgs;
 use crate::engine::Engine;
 use crate::errors::Error;
-use crate::machine;
 use crate::progress::Progress;
 use crate::settings::Settings;
 use case::Case;
+use measure::measure;
 use report::Row;
 use signflash_core::{Dtype, bf16, f16};
 use std::io::Write;
@@ -25,15 +27,15 @@ const SEED: u64 = 42;
 /// [`Error::Argument`], [`Error::Problem`]; [`Error::WrongResult`] where there would be nothing worth timing.
 pub fn run(args: &BenchArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(), Error> {
     let cases = cases(args)?;
-    let engine = machine::engine(&args.engine)?;
+    let engine = Engine::of(&args.engine)?;
     let mut peaks = Peaks { engine: &engine, known: Vec::new() };
     let progress = Progress::bar("bench", cases.len() as u64, quiet || args.json);
     let mut rows = Vec::new();
     for case in &cases {
         let measured = match case.dtype {
-            Dtype::F16 => case.measure::<f16>(&engine, args.reps, args.calls)?,
-            Dtype::Bf16 => case.measure::<bf16>(&engine, args.reps, args.calls)?,
-            _ => case.measure::<f32>(&engine, args.reps, args.calls)?,
+            Dtype::F16 => measure::<f16>(case, &engine, args.reps, args.calls)?,
+            Dtype::Bf16 => measure::<bf16>(case, &engine, args.reps, args.calls)?,
+            _ => measure::<f32>(case, &engine, args.reps, args.calls)?,
         };
         let row = Row::new(case, &measured, &engine, peaks.of(case.dtype));
         if args.json {

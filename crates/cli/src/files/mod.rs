@@ -4,7 +4,6 @@
 //! and memory is asked for as the data arrive.
 
 mod elements;
-mod error;
 mod keys;
 mod latch;
 pub mod npy;
@@ -12,8 +11,8 @@ pub mod npz;
 pub mod safetensors;
 mod source;
 
+pub use crate::errors::FileError;
 pub use elements::{Data, FileElement, Kind, U8_NAME, read_elements, write_elements};
-pub use error::FileError;
 
 use crate::errors::Error;
 use crate::output::Pending;

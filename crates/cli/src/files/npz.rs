@@ -9,8 +9,8 @@ use super::elements::{Kind, read_elements, write_elements};
 use super::keys::Keys;
 use super::latch::Latch;
 use super::npy::{self, Header};
+use super::source::check_memory;
 use super::{Archive, Data, FileError, Tensor, printable};
-use crate::memory;
 use crate::text;
 use serde_json::Value;
 use signflash_core::Dtype;
@@ -66,7 +66,7 @@ fn read_archive<R: Read + Seek>(source: &mut R, wanted: &[&str]) -> Result<Archi
     for name in &chosen {
         bytes = bytes.saturating_add(claimed_size(&mut zip, name)?);
     }
-    memory::check_file(&chosen, bytes)?;
+    check_memory(&chosen, bytes)?;
     for name in chosen {
         let tensor = read_tensor(&mut zip, name, bits_are_bf16)?;
         archive.tensors.insert(name.to_string(), tensor);

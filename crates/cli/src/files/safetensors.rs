@@ -5,8 +5,8 @@
 
 use super::elements::{Kind, read_elements, write_elements};
 use super::keys::Keys;
+use super::source::check_memory;
 use super::{Archive, Data, FileError, Tensor, printable};
-use crate::memory;
 use safetensors::tensor::{Dtype as FileDtype, Metadata, TensorInfo};
 use serde_json::{Map, Value, json};
 use signflash_core::Dtype;
@@ -34,7 +34,7 @@ pub fn read<R: Read + Seek>(source: &mut R, wanted: &[&str]) -> Result<Archive, 
     let chosen: Vec<(&str, &TensorInfo)> =
         wanted.iter().filter_map(|&name| metadata.info(name).map(|info| (name, info))).collect();
     let bytes = chosen.iter().map(|(_, info)| (info.data_offsets.1 - info.data_offsets.0) as u64).sum();
-    memory::check_file(&chosen.iter().map(|&(name, _)| name).collect::<Vec<_>>(), bytes)?;
+    check_memory(&chosen.iter().map(|&(name, _)| name).collect::<Vec<_>>(), bytes)?;
     for (name, info) in chosen {
         let kind = kind_of(name, info.dtype)?;
         source.seek(SeekFrom::Start(data_start + info.data_offsets.0 as u64))?;

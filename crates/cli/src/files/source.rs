@@ -1,5 +1,6 @@
 //! What is read: a file, or what comes out of a pipe.
 
+use super::{FileError, listing};
 use crate::memory;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Cursor, Read, Seek, SeekFrom};
@@ -66,5 +67,18 @@ impl Seek for Source {
             Self::File(file) => file.seek(to),
             Self::Pipe(bytes) => bytes.seek(to),
         }
+    }
+}
+
+/// Refuses to read more than the machine can hold: a sparse file or a zip bomb of true sizes is larger than any limit
+/// on the file itself would notice.
+pub(super) fn check_memory(names: &[&str], bytes: u64) -> Result<(), FileError> {
+    match memory::available() {
+        Some(there) if bytes > there => Err(FileError::Memory {
+            names: listing(names),
+            needed: memory::readable(bytes),
+            available: memory::readable(there),
+        }),
+        _ => Ok(()),
     }
 }

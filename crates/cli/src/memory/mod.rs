@@ -4,7 +4,6 @@ mod allocator;
 mod limits;
 
 use crate::errors::Error;
-use crate::files::{FileError, listing};
 
 /// Bytes in a unit that reads well.
 pub fn readable(bytes: u64) -> String {
@@ -29,19 +28,6 @@ pub fn extra_bytes<R>(work: impl FnOnce() -> R) -> (R, usize) {
 /// system does not tell.
 pub fn available() -> Option<u64> {
     limits::available()
-}
-
-/// Refuses to read more than the machine can hold: a sparse file or a zip bomb of true sizes is larger than any limit
-/// on the file itself would notice.
-pub(crate) fn check_file(names: &[&str], bytes: u64) -> Result<(), FileError> {
-    match available() {
-        Some(there) if bytes > there => Err(FileError::Memory {
-            names: listing(names),
-            needed: readable(bytes),
-            available: readable(there),
-        }),
-        _ => Ok(()),
-    }
 }
 
 /// Refuses what the machine cannot hold, before the system kills the process for it.

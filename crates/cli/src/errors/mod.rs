@@ -1,6 +1,9 @@
 //! Everything that can go wrong, as one sentence each, and the exit code of each.
 
-use crate::files::FileError;
+mod file;
+
+pub use file::FileError;
+
 use crate::text;
 use signflash_core::{ProblemError, TensorName};
 use signflash_cpu::IsaError;
