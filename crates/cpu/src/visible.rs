@@ -1,5 +1,5 @@
-//! Which keys of a block the rows of a tile see. All of it follows from [`Visibility`], and begin and end go together everywhere: a
-//! band that is bounded on the left needs nothing here.
+//! Which keys of a block the rows of a tile see. All of it follows from core's `Visibility`, and begin and end go together
+//! everywhere: a band that is bounded on the left needs nothing here.
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use crate::call::BLOCK_KEYS;
@@ -18,15 +18,15 @@ pub(crate) fn keys_of_tile(sequence: &Sequence, tile: &Tile) -> Cover<i64> {
     sequence.visibility.keys_of_all(tile.first as i64, last as i64)
 }
 
-/// The first keys of the blocks that hold some of these. Blocks lie alike for all rows, since the points where a row is rescaled
-/// depend on them, and with them its last bits.
+/// The first keys of the blocks that hold some of these. Blocks lie alike for all rows, since the points where a row is
+/// rescaled depend on them, and with them its last bits.
 pub(crate) fn blocks(keys: Span<i64>) -> StepBy<Range<usize>> {
     let keys = keys.positions();
     (keys.start / BLOCK_KEYS * BLOCK_KEYS..keys.end).step_by(BLOCK_KEYS)
 }
 
-/// Those of some keys that lie in the block from `first_key` on, counted in the block and widened to whole steps of `step` keys;
-/// `None` if none do.
+/// Those of some keys that lie in the block from `first_key` on, counted in the block and widened to whole steps of
+/// `step` keys; `None` if none do.
 pub(crate) fn within_block(keys: Span<i64>, first_key: usize, step: usize) -> Option<Span<usize>> {
     let keys = keys.positions();
     let (begin, end) = (keys.start.max(first_key), keys.end.min(first_key + BLOCK_KEYS));
@@ -51,8 +51,8 @@ pub(crate) struct Visible {
 }
 
 impl Visible {
-    /// For the panel from `lane` on and the block of keys from `first_key` on, in micro-tiles of `MR` keys; `None` if no row sees
-    /// any.
+    /// For the panel from `lane` on and the block of keys from `first_key` on, in micro-tiles of `MR` keys; `None` if
+    /// no row sees any.
     pub(crate) fn new<S: Simd, const MR: usize>(
         sequence: &Sequence,
         tile: &Tile,
