@@ -1,4 +1,5 @@
-//! The suite of named cases on the GPU's kernels, run by the interpreter, which takes time. So there are three lengths:
+//! The suite of named cases on the GPU's kernels, run by the interpreter, which takes time. So there are three
+//! lengths:
 //! - Without a word every case runs with Hopper's first schedule in f16 or in bf16, and if it is not large also in
 //!   one of three other settings (another schedule, other GPUs), which share the cases out among themselves.
 //! - `SIGNFLASH_TEST=full`, which `.ci/run` sets, runs those that are not large in all three, and in both formats
@@ -22,10 +23,15 @@ fn is_large(problem: &Problem) -> bool {
 /// How many of the settings below are not Hopper's first schedule.
 const OTHERS: u64 = 3;
 
-/// A number for each problem, the same in every run: who runs it where not all do.
+/// A number for each problem, the same in every run: who runs it where not all do. All pieces of a problem have the
+/// same, since whoever leaves out one of a case's pieces leaves out the case.
 fn lot(problem: &Problem) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (problem.shape(), problem.causal(), problem.softmax_scale().to_bits()).hash(&mut hasher);
+    match problem.shard().num_heads_total {
+        Some(total) => (total, problem.shape().head_dim).hash(&mut hasher),
+        None => problem.shape().hash(&mut hasher),
+    }
+    (problem.causal(), problem.softmax_scale().to_bits()).hash(&mut hasher);
     hasher.finish()
 }
 
