@@ -12,7 +12,7 @@ use crate::errors::Error;
 use crate::files::FileElement;
 use signflash_core::judge::{Backward, Distance, Truth};
 use signflash_core::oracle::Forward;
-use signflash_core::{Piece, Problem, Shape, TensorName, TensorRef};
+use signflash_core::{Piece, Problem, TensorName, TensorRef};
 use std::ops::Range;
 
 /// Queries, and keys at each end, that are checked.
@@ -104,9 +104,10 @@ impl<T: FileElement> Check<'_, T> {
 
     /// The n-th lse of a piece.
     fn lse(&self, piece: &Piece, n: usize) -> f64 {
-        let Shape { num_heads, seqlen_q, .. } = *self.problem.shape();
-        let head = piece.batches.start * num_heads + piece.heads.start + n / piece.rows.len();
-        self.tensors.lse[head * seqlen_q + piece.rows.start + n % piece.rows.len()].into()
+        let sequence =
+            self.problem.sequences().nth(piece.batches.start).expect("the piece lies in the problem");
+        let (head, row) = (piece.heads.start + n / piece.rows.len(), piece.rows.start + n % piece.rows.len());
+        self.tensors.lse[sequence.lse(self.problem.shape(), row, head)].into()
     }
 
     fn judge(&self, tensor: TensorName, distance: Distance) -> Result<(), Error> {

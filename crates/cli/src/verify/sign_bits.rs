@@ -23,13 +23,19 @@ impl<T: FileElement> Verify<'_, T> {
             .map(|bits| TensorRef::strided(bits, shape.probs(), contiguous_strides(shape.probs())));
         let rule = self.problem.keep_rule();
         let mut count = SignCount::default();
-        let heads = if shape.lse_len() == 0 { 0 } else { shape.batch * shape.num_heads };
-        for (head, i) in (0..heads).flat_map(|head| (0..shape.seqlen_q).map(move |i| (head, i))) {
-            let (b, h) = (head / shape.num_heads, head % shape.num_heads);
-            let visible = self.problem.visibility().keys_of(i as i64).positions();
-            let keep = rule.as_ref().map(|rule| rule.keep_block(b, h, i..i + 1, visible.clone()));
-            for j in 0..shape.seqlen_k {
-                let (probability, dropped) = probs.at([b, h, i, j]).decode();
+        // However many heads there are of nothing.
+        let sequences = self.problem.sequences().filter(|sequence| sequence.seqlen_q > 0);
+        let rows = sequences.flat_map(|sequence| {
+            let heads = 0..shape.num_heads;
+            heads.flat_map(move |h| (0..sequence.seqlen_q).map(move |i| (sequence, h, i)))
+        });
+        for (sequence, h, i) in rows {
+            let visible = self.problem.visibility_in(&sequence).keys_of(i as i64).positions();
+            let keep =
+                rule.as_ref().map(|rule| rule.keep_block(sequence.stream, h, i..i + 1, visible.clone()));
+            for j in 0..sequence.seqlen_k {
+                let entry = [sequence.batch, h, sequence.first_q + i, j];
+                let (probability, dropped) = probs.at(entry).decode();
                 if !visible.contains(&j) {
                     count.hidden_not_zero += u64::from(dropped || probability.to_f32() != 0.0);
                     continue;
@@ -38,7 +44,7 @@ impl<T: FileElement> Verify<'_, T> {
                 count.wrong_by_rule +=
                     u64::from(dropped == keep.as_ref().is_none_or(|keep| keep.keep(0, j - visible.start)));
                 if let Some(bits) = &signbit {
-                    count.wrong_by_file += u64::from(dropped != (bits.at([b, h, i, j]) != 0.0));
+                    count.wrong_by_file += u64::from(dropped != (bits.at(entry) != 0.0));
                 }
             }
         }
