@@ -147,7 +147,8 @@ def _codes():
 #: Outside of a backward it is -1. Before PyTorch 2.1 it is not told, and every draw is watched.
 _graph_task = getattr(torch._C, "_current_graph_task_id", lambda: 0)
 #: An autograd function's forward, which a reentrant checkpoint is, runs without forward-mode derivatives; no_grad has them.
-_forward_mode_enabled = torch._C._is_fwd_grad_enabled
+#: Where PyTorch does not tell (1.13 does not), every draw without gradients is watched.
+_forward_mode_enabled = getattr(torch._C, "_is_fwd_grad_enabled", torch.is_grad_enabled)
 
 
 def may_be_checkpointed() -> bool:
