@@ -36,14 +36,18 @@ class Settings(NamedTuple):
     softmax_scale: Optional[float] = None
     causal: bool = False
     nominal: bool = False
-    shard: Optional[Shard] = None
+    shard: Optional[Shard] = None  # stays the last
 
 
 #: The same as arguments of an operator of ``torch.library``, as :func:`to_operator` gives them.
 OPERATOR_ARGUMENTS = "float dropout_p, float? softmax_scale, bool causal, bool nominal, SymInt[] shard"
 
-if Settings._fields != _native.SETTINGS:
-    raise ImportError(f"the native half has the settings {_native.SETTINGS}, expected {Settings._fields}; reinstall signflash")
+for _place, _names in (
+    ("the native half", _native.SETTINGS),
+    ("OPERATOR_ARGUMENTS", tuple(argument.split()[-1] for argument in OPERATOR_ARGUMENTS.split(", "))),
+):
+    if Settings._fields != _names:
+        raise ImportError(f"{_place} has the settings {_names}, expected {Settings._fields}; reinstall signflash")
 
 
 def to_operator(settings: Settings) -> Tuple:

@@ -277,6 +277,16 @@ def test_the_script_sees_a_gradient_of_nan(monkeypatch):
     assert apart((outputs, right), (outputs, wrong), {}) == float("inf")
 
 
+def test_the_script_sees_an_output_that_only_one_side_has(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "coverage_models"))
+    from examine import apart
+
+    both, one = {"out": torch.ones(2), "more": torch.ones(2)}, {"out": torch.ones(2)}
+    assert apart((both, {}), (both, {}), {}) == 0.0
+    for other in (one, {"out": torch.ones(2), "more": torch.ones(1, 2)}):
+        assert apart((both, {}), (other, {}), {}) == apart((other, {}), (both, {}), {}) == float("inf")
+
+
 def test_every_configuration_can_be_examined_by_the_script(tmp_path):
     """Five kinds, by the script that docs/transformers.md is written with."""
     import json
