@@ -66,4 +66,22 @@ impl Problem {
             stream: batch,
         })
     }
+
+    /// Every query of every head of every sequence, in the order of lse.
+    ///
+    /// ```
+    /// use signflash_core::{Problem, Shape};
+    /// let shape = Shape::new(2, 5, 7).heads(3, 1).head_dim(8);
+    /// let problem = Problem::builder(shape).build()?;
+    /// let places = problem.rows().map(|(sequence, head, i)| sequence.lse(&shape, i, head));
+    /// assert!(places.eq(0..shape.lse_len()));
+    /// # Ok::<(), signflash_core::ProblemError>(())
+    /// ```
+    pub fn rows(&self) -> impl Iterator<Item = (Sequence, usize, usize)> + use<> {
+        let num_heads = self.shape().num_heads;
+        // There may be very many heads of nothing.
+        self.sequences().filter(|sequence| sequence.seqlen_q > 0).flat_map(move |sequence| {
+            (0..num_heads).flat_map(move |head| (0..sequence.seqlen_q).map(move |i| (sequence, head, i)))
+        })
+    }
 }

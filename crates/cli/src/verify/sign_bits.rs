@@ -23,13 +23,7 @@ impl<T: FileElement> Verify<'_, T> {
             .map(|bits| TensorRef::strided(bits, shape.probs(), contiguous_strides(shape.probs())));
         let rule = self.problem.keep_rule();
         let mut count = SignCount::default();
-        // However many heads there are of nothing.
-        let sequences = self.problem.sequences().filter(|sequence| sequence.seqlen_q > 0);
-        let rows = sequences.flat_map(|sequence| {
-            let heads = 0..shape.num_heads;
-            heads.flat_map(move |h| (0..sequence.seqlen_q).map(move |i| (sequence, h, i)))
-        });
-        for (sequence, h, i) in rows {
+        for (sequence, h, i) in self.problem.rows() {
             let visible = self.problem.visibility_in(&sequence).keys_of(i as i64).positions();
             let keep =
                 rule.as_ref().map(|rule| rule.keep_block(sequence.stream, h, i..i + 1, visible.clone()));

@@ -124,13 +124,9 @@ fn probs(problem: &Problem, dtype: Dtype, truth: &Truth, got: &[f64]) -> Option<
 fn visible(problem: &Problem) -> Vec<bool> {
     let shape = problem.shape();
     let mut visible = vec![false; shape.probs().into_iter().product()];
-    for sequence in problem.sequences() {
-        let visibility = problem.visibility_in(&sequence);
-        for (head, i) in (0..shape.num_heads).flat_map(|head| (0..sequence.seqlen_q).map(move |i| (head, i)))
-        {
-            let row = &mut visible[sequence.lse(shape, i, head) * shape.seqlen_k..][..shape.seqlen_k];
-            row[visibility.keys_of(i as i64).positions()].fill(true);
-        }
+    for (sequence, head, i) in problem.rows() {
+        let row = &mut visible[sequence.lse(shape, i, head) * shape.seqlen_k..][..shape.seqlen_k];
+        row[problem.visibility_in(&sequence).keys_of(i as i64).positions()].fill(true);
     }
     visible
 }

@@ -42,10 +42,8 @@ impl Values {
     pub(super) fn with_dlse(self, problem: &Problem, seed: u64) -> Self {
         let shape = problem.shape();
         let mut dlse = normals(seed, 4, shape.lse_len(), 1.0);
-        for sequence in problem.sequences() {
-            let visibility = problem.visibility_in(&sequence);
-            let blind = (0..sequence.seqlen_q).filter(|&i| visibility.keys_of(i as i64).is_empty());
-            for (i, head) in blind.flat_map(|i| (0..shape.num_heads).map(move |head| (i, head))) {
+        for (sequence, head, i) in problem.rows() {
+            if problem.visibility_in(&sequence).keys_of(i as i64).is_empty() {
                 dlse[sequence.lse(shape, i, head)] = f64::NAN;
             }
         }

@@ -5,7 +5,7 @@
 //! number there has to be right.
 
 use crate::tensor::dense_row;
-use crate::{Problem, TensorName};
+use crate::{Problem, Sequence, TensorName};
 use std::ops::Range;
 
 /// Up to this magnitude of lse the ordinary bounds hold even so.
@@ -58,26 +58,20 @@ impl Reach {
             }
         };
         let shape = problem.shape();
-        for sequence in problem.sequences() {
-            let visibility = problem.visibility_in(&sequence);
-            let rows = (0..shape.num_heads).flat_map(|head| (0..sequence.seqlen_q).map(move |i| (head, i)));
-            for (head, i) in rows {
-                let row = sequence.lse(shape, i, head);
-                if !self.beyond[row] {
-                    continue;
+        let beyond =
+            |(sequence, head, i): &(Sequence, usize, usize)| self.beyond[sequence.lse(shape, *i, *head)];
+        for (sequence, head, i) in problem.rows().filter(beyond) {
+            let keys = problem.visibility_in(&sequence).keys_of(i as i64).positions();
+            let key = |j| sequence.key(j, head / shape.group_size());
+            match tensor {
+                TensorName::Probs => {
+                    let first = sequence.lse(shape, i, head) * shape.seqlen_k;
+                    forgive(first + keys.start..first + keys.end);
                 }
-                let keys = visibility.keys_of(i as i64).positions();
-                let key = |j| sequence.key(j, head / shape.group_size());
-                match tensor {
-                    TensorName::Probs => {
-                        let first = row * shape.seqlen_k;
-                        forgive(first + keys.start..first + keys.end);
-                    }
-                    TensorName::Dq => forgive(dense_row(shape.q(), sequence.query(i, head))),
-                    TensorName::Dk => keys.for_each(|j| forgive(dense_row(shape.k(), key(j)))),
-                    TensorName::Dv => keys.for_each(|j| forgive(dense_row(shape.v(), key(j)))),
-                    _ => {}
-                }
+                TensorName::Dq => forgive(dense_row(shape.q(), sequence.query(i, head))),
+                TensorName::Dk => keys.for_each(|j| forgive(dense_row(shape.k(), key(j)))),
+                TensorName::Dv => keys.for_each(|j| forgive(dense_row(shape.v(), key(j)))),
+                _ => {}
             }
         }
     }
