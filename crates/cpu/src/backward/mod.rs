@@ -260,7 +260,7 @@ impl Work<'_> {
     /// All blocks of the keys against one tile of queries.
     ///
     /// # Safety
-    /// As [`unit`]; keys and queries are packed in `scratch`.
+    /// As [`unit()`]; keys and queries are packed in `scratch`.
     #[inline(always)]
     pub(crate) unsafe fn sweep<S: Simd, const MR: usize>(
         &self,
