@@ -28,7 +28,7 @@ SYMBOLS, MASK = 64, 1
 
 
 def batches(a):
-    """Sequences with a pattern to learn, of different lengths: (what the model sees, what it must say, padding mask)."""
+    """Sequences with a pattern to learn, of different lengths: (what a model sees, what it must say, padding mask)."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(a.steps):
         first = torch.randint(2, SYMBOLS, (a.batch, 1), generator=generator)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs FlashAttention-2's own test file, unchanged, against signflash. Needs a GPU, pytest and einops.
 
-    python3 run.py path/to/flash-attention/tests/test_flash_attn.py [--jobs N] [--seconds S] [--share I/N] [options of pytest]
+    python3 run.py flash-attention/tests/test_flash_attn.py [--jobs N] [--seconds S] [--share I/N] [options of pytest]
 
 Its imports find the folder `shim`. Run are the cases of the functions that are there: without sliding windows, ALiBi,
 softcap, packed sequences and KV caches, which are the most of the file's half a million. N processes share them and

@@ -74,7 +74,8 @@ def test_a_dropout_p_that_changes_is_noticed(first, again, reentrant, given):
     q, k, v = make()
     ps = iter((first, again))
     out = checkpoint(lambda q: signflash.attention(q, k, v, dropout_p=next(ps), **given), q, use_reentrant=reentrant)
-    # What a checkpoint without re-entrance saved the second time is another number of tensors, which PyTorch itself notices.
+    # What a checkpoint without re-entrance saved the second time is another number of tensors, which PyTorch itself
+    # notices.
     with pytest.raises(RuntimeError, match="had dropout_p|different number of tensors|number of tensors"):
         out.sum().backward()
 

@@ -1,5 +1,5 @@
-//! Which keys of a block the rows of a tile see. All of it follows from core's `Visibility`, and begin and end go together
-//! everywhere: a band that is bounded on the left needs nothing here.
+//! Which keys of a block the rows of a tile see. All of it follows from core's `Visibility`, and begin and end go
+//! together everywhere: a band that is bounded on the left needs nothing here.
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use crate::call::BLOCK_KEYS;

@@ -1,7 +1,7 @@
-//! A line for each of many calls: what is called, and the SHA-256 of its launches, which are kernels' names, grids and
-//! arguments. Whether a change of the choice of kernels or of their arguments is neutral is seen by comparing two lists:
-//! `cargo run -p signflash-kernels --example plans > plans.txt`, before and after. With `--launches` the launches are
-//! printed instead of their hash.
+//! A line for each of many calls: what is called, and the SHA-256 of its launches, which are kernels' names, grids
+//! and arguments. Whether a change of the choice of kernels or of their arguments is neutral is seen by comparing two
+//! lists: `cargo run -p signflash-kernels --example plans > plans.txt`, before and after. With `--launches` the
+//! launches are printed instead of their hash.
 use sha2::{Digest, Sha256};
 use signflash_core::{Dropout, Problem, Shape, Shard};
 use signflash_kernels::{

@@ -1,7 +1,7 @@
 //! Attention kernels with sign-bit dropout for NVIDIA GPUs, written in Rust on `signflash-ptx`.
 //!
 //! ```text
-//! ForwardCall, Gpu  --ForwardChoice::of-->  which kernels, and why  --steps()-->  [Step]   launches with their arguments
+//! ForwardCall, Gpu  --ForwardChoice::of-->  which kernels, and why  --steps()-->  [Step]  launches and arguments
 //! Config            --kernel()-->           Kernel                   its PTX for the driver, or run by the interpreter
 //! ```
 //!

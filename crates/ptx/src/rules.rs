@@ -178,7 +178,8 @@
 //!     let (wg, tile) = (cta.warpgroups(), BoxTile::new(cta.smem("a", 8192, 1024), 64));
 //!     let (rows, columns) = (Rows::Tile(tile), Columns::OfRows(tile));
 //!     let mut acc = wg.acc(64);
-//!     let sums = wg.multiply(&mut acc, &Product { rows, columns, depth: 64, half: Half::F16, add: false, columns_at_once: None });
+//!     let product = Product { rows, columns, depth: 64, half: Half::F16, add: false, columns_at_once: None };
+//!     let sums = wg.multiply(&mut acc, &product);
 //!     let _ = acc.at(0, 0).get();
 //!     sums.wait();
 //! });
@@ -190,7 +191,8 @@
 //!     let (wg, tile) = (cta.warpgroups(), BoxTile::new(cta.smem("a", 8192, 1024), 64));
 //!     let (rows, columns) = (Rows::Tile(tile), Columns::OfRows(tile));
 //!     let mut acc = wg.acc(64);
-//!     let sums = wg.multiply(&mut acc, &Product { rows, columns, depth: 64, half: Half::F16, add: false, columns_at_once: None });
+//!     let product = Product { rows, columns, depth: 64, half: Half::F16, add: false, columns_at_once: None };
+//!     let sums = wg.multiply(&mut acc, &product);
 //!     sums.wait();
 //!     let _ = acc.at(0, 0).get();
 //! });

@@ -1,8 +1,8 @@
 """Attention as operators of ``torch.library``: for torch.compile, torch.export, and tensors that are subclasses.
 
-Without a compiler the autograd function is called directly: an operator of torch.library takes longer than the whole rest
-of a call. The random state is drawn when the operator runs, never while it is traced, so every run has a dropout mask
-of its own.
+Without a compiler the autograd function is called directly: an operator of torch.library takes longer than the whole
+rest of a call. The random state is drawn when the operator runs, never while it is traced, so every run has a dropout
+mask of its own.
 """
 
 import torch

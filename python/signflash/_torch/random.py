@@ -20,8 +20,8 @@ STATE = "an int64 tensor of 2 elements (seed, offset) on q's device"
 def draw(q):
     """(seed, offset, rng_state) of the next call on q (batch, seqlen, num_heads, head_dim), for calls that share it.
 
-    rng_state is None but where numbers are not to be known yet: while a graph is traced, or captured on a GPU. Then it is a
-    tensor that each run of the graph fills anew.
+    rng_state is None but where numbers are not to be known yet: while a graph is traced, or captured on a GPU. Then
+    it is a tensor that each run of the graph fills anew.
     """
     if HAS_OPERATORS and needs_operator((q,)):
         return 0, 0, torch.ops.signflash.draw_state(q.detach())

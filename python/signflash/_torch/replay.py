@@ -74,8 +74,8 @@ def _differs(again, first) -> RuntimeError:
 def watch(seed: int, offset: int, dropout_p: float) -> None:
     """Notes what is drawn within a reentrant checkpoint's forward, and compares what is drawn when it is repeated.
 
-    Such a checkpoint saves nothing of what is inside: its own node is the only thing that both runs share. Calls without
-    dropout are noted, too: the repetition may have some.
+    Such a checkpoint saves nothing of what is inside: its own node is the only thing that both runs share. Calls
+    without dropout are noted, too: the repetition may have some.
     """
     codes = _codes()
     if codes is None:
@@ -102,8 +102,9 @@ def watch(seed: int, offset: int, dropout_p: float) -> None:
 def refuse_compiled_repetition() -> None:
     """Where the operator draws: that it is not compiled code which repeats a forward within its backward.
 
-    The compiler repeats what it does not want to keep: in checkpoints, where it restores PyTorch's own generator and nothing
-    else, and under a memory budget, where it restores nothing. Both runs share no tensor that could be compared.
+    The compiler repeats what it does not want to keep: in checkpoints, where it restores PyTorch's own generator and
+    nothing else, and under a memory budget, where it restores nothing. Both runs share no tensor that could be
+    compared.
     """
     if _graph_task() == -1:
         return
@@ -146,8 +147,8 @@ def _codes():
 
 #: Outside of a backward it is -1. Before PyTorch 2.1 it is not told, and every draw is watched.
 _graph_task = getattr(torch._C, "_current_graph_task_id", lambda: 0)
-#: An autograd function's forward, which a reentrant checkpoint is, runs without forward-mode derivatives; no_grad has them.
-#: Where PyTorch does not tell (1.13 does not), every draw without gradients is watched.
+#: An autograd function's forward, which a reentrant checkpoint is, runs without forward-mode derivatives; no_grad has
+#: them. Where PyTorch does not tell (1.13 does not), every draw without gradients is watched.
 _forward_mode_enabled = getattr(torch._C, "_is_fwd_grad_enabled", torch.is_grad_enabled)
 
 

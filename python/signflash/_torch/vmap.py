@@ -27,7 +27,7 @@ def check_randomness(tensors) -> None:
 
 
 def check_compiled_randomness(tensors) -> None:
-    """The same while a call is compiled under maps alone; of tensors under other transforms the compiler does not tell more."""
+    """The same where a call is compiled under maps alone: of tensors under other transforms it tells no more."""
     if _is_wanted_by_maps_alone() and not any([torch._C._functorch.is_batchedtensor(x) for x in tensors]):
         raise _draws_once()
 

@@ -1,8 +1,8 @@
 //! A row is checked before it is timed: the fastest wrong answer is worth nothing.
 //!
 //! All of it would take far longer than the measurement, and the test suite does that. What is compared with the f64
-//! formulas is, of the last group of heads, the last queries' out and lse, and for a backward their dq; and the dk and dv
-//! of the first and the last keys, from the call's own out and lse.
+//! formulas is, of the last group of heads, the last queries' out and lse, and for a backward their dq; and the dk
+//! and dv of the first and the last keys, from the call's own out and lse.
 
 use super::case::Case;
 use super::tensors::Tensors;

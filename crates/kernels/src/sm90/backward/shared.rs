@@ -2,8 +2,8 @@
 //! work on the same 64 keys.
 //!
 //! ```text
-//! probs     (warpgroup 0)  s = k q^T    p = exp2(s - lse), signed   -> smem   dv += max(p, 0)^T dout   dq's first 128 columns
-//! gradients (warpgroup 1)  dp = v dout^T            ds from p and dp -> smem   dk += ds^T q            dq's others
+//! probs     (warpgroup 0)  s = k q^T    p = exp2(s - lse), signed -> smem   dv += max(p, 0)^T dout   dq's first 128
+//! gradients (warpgroup 1)  dp = v dout^T          ds from p and dp -> smem   dk += ds^T q            dq's others
 //! ```
 //! Each has one sum of 64 by head_dim, one product over head_dim, and a part of dq, so that they take equally long. p
 //! goes from one's registers to the other's as it is, in f32: threads of the same number have the same places of
