@@ -1,4 +1,4 @@
-"""The compiled half. Numbers only: addresses, shapes and strides of tensors that the caller keeps alive."""
+"""The compiled half: addresses, shapes and strides of tensors that the caller keeps alive, or such tensors themselves."""
 
 from typing import Any, List, Optional, Tuple, Union
 

@@ -1,5 +1,5 @@
 //! The native half of the Python package `signflash`: attention over tensors that PyTorch or NumPy owns, which arrive
-//! as an address, a shape and strides.
+//! as an address, a shape and strides, or tell these themselves.
 //!
 //! Nothing of Python's or PyTorch's is linked: the module is built for Python's stable interface (`abi3`), by maturin,
 //! with the feature `extension`. Without it this is an ordinary crate, so that the workspace builds where there is no

@@ -1,5 +1,5 @@
-//! The functions that Python sees. They take numbers, never objects that own memory: the package's Python half keeps
-//! tensors alive and allocates results.
+//! The functions that Python sees. They take numbers, and tensors only to ask them where they lie: the package's Python
+//! half keeps them alive and allocates results.
 
 use crate::arguments::{Four, Lent, Written, dtype};
 use crate::call::{self, Backward, Forward, Place};
