@@ -69,7 +69,7 @@ fn nothing_is_dropped_at_zero_and_nothing_is_no_problem() {
 }
 
 #[test]
-fn a_mask_without_entries_takes_no_time_however_many_heads_it_has() {
+fn a_dropout_mask_without_entries_takes_no_time_however_many_heads_it_has() {
     let start = std::time::Instant::now();
     for (queries, keys) in [("0", "5"), ("5", "0")] {
         let heads = ["--batch", "2147483647", "--heads", "1048576"];
@@ -80,7 +80,7 @@ fn a_mask_without_entries_takes_no_time_however_many_heads_it_has() {
 }
 
 #[test]
-fn a_mask_without_entries_needs_no_memory() {
+fn a_dropout_mask_without_entries_needs_no_memory() {
     let dir = Dir::new();
     let wide = "2147483647";
     for sizes in [["--batch", "0", "--seqlen-q", "5"], ["--batch", "1", "--seqlen-q", "0"]] {
