@@ -77,7 +77,7 @@ fn watch() {
 }
 
 /// A bit for each signal that is ignored. A system that does not tell is taken to ignore SIGHUP alone, for `nohup`.
-fn ignored() -> u64 {
+pub(super) fn ignored() -> u64 {
     let told = fs::read_to_string("/proc/self/status").ok().and_then(|text| {
         let line = text.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
         u64::from_str_radix(line.trim(), 16).ok()

@@ -121,6 +121,7 @@ impl Truth {
     }
 
     /// The same where gradients may be off by so much more.
+    #[cfg(feature = "suite")]
     pub(crate) fn with_gradients_off_by(mut self, more: f64) -> Self {
         self.gradients.iter_mut().flatten().for_each(|gradient| gradient.bound += more);
         self
