@@ -1,7 +1,7 @@
 //! Output files: whole or not at all, whoever reads our stdout, whatever ends the process, and as private as before.
 #![cfg(unix)]
 
-use crate::common::{Dir, VECTORS, input, read, sh, succeed, vector, write};
+use crate::common::{Dir, VECTORS, ignores, input, read, sh, succeed, vector, write};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
 use std::io::Read;
@@ -88,6 +88,9 @@ fn signals_end_a_run_and_leave_nothing_but_the_older_file() {
     let dir = Dir::new();
     let out = dir.file("keep.npy");
     for (signal, number) in [("INT", 2), ("TERM", 15), ("HUP", 1), ("KILL", 9)] {
+        if ignores(number) {
+            continue;
+        }
         fs::write(&out, "older").unwrap();
         let arguments = "dropout-mask --heads 4096 --seqlen-q 65536 --seqlen-k 4096 -p 0.5 -o".split(' ');
         let mut child =
