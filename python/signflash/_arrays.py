@@ -165,4 +165,5 @@ def rows(name: str, x: Any, q):
             f"{name} must be float32 of shape {expected}, got {x.dtype} of shape {x.shape}; lse is what the forward "
             "returned, dlse the gradient of it"
         )
-    return np.require(x, requirements=("C_CONTIGUOUS", "ALIGNED"))
+    # What NumPy calls contiguous may have any stride where there is one of something: also a negative one.
+    return dense(np.require(x, requirements=("C_CONTIGUOUS", "ALIGNED")))

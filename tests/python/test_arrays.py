@@ -138,3 +138,13 @@ def test_the_examples_in_docstrings_run():
         assert result.failed == 0
         tried += result.attempted
     assert tried >= 20
+
+
+def test_an_lse_that_is_reversed_along_one_of_one_is_read():
+    q, k, v = (x[:1] for x in make())
+    out, lse = signflash.attention(q, k, v, return_lse=True)
+    expected = signflash.attention_backward(np.ones_like(out), q, k, v, out, lse)
+    reversed_lse = lse[::-1]
+    assert reversed_lse.flags.c_contiguous and reversed_lse.strides[0] < 0
+    got = signflash.attention_backward(np.ones_like(out), q, k, v, out, reversed_lse)
+    assert all(np.array_equal(a, b) for a, b in zip(got, expected))

@@ -107,6 +107,23 @@ def test_a_backward_judges_again_what_was_saved(way):
             out.sum().backward()
 
 
+def test_a_backward_judges_what_was_saved_of_q_by_name(way):
+    q, k, v = make()
+    k.requires_grad_()
+    out = signflash.attention(q, k, v)
+    with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(q):
+        q.data = q.data.double()
+    with pytest.raises(TypeError, match="float64|one dtype"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("return_probs", [False, True])
+def test_keys_of_another_number_of_dimensions_are_refused_by_name(way, return_probs):
+    q, _, v = make()
+    with pytest.raises(ValueError, match="k must have 4 dimensions"):
+        signflash.attention(q, torch.zeros(3, dtype=q.dtype), v, return_probs=return_probs)
+
+
 def test_gradients_that_lie_otherwise(way):
     q, k, v = (x.requires_grad_() for x in make())
     out, lse = signflash.attention(q, k, v, return_lse=True)

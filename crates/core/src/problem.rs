@@ -12,6 +12,10 @@ pub const MAX_HEAD_DIM: usize = 256;
 /// The largest seqlen, batch and head count: indices must survive being doubled and multiplied by a head_dim.
 const MAX_SIZE: usize = (u32::MAX / 2) as usize;
 
+/// The furthest that a sequence may reach, also behind the place where it faces the other one: positions in tiles that begin or end
+/// outside of it must be numbers of 32 bits with a sign.
+const MAX_REACH: usize = MAX_SIZE - 1023;
+
 /// A validated attention problem: sizes, visibility, scale, dropout, position in a larger whole.
 ///
 /// Built by [`Problem::builder`]; what joins later (packed sequences, windows, softcap, ALiBi) becomes another method
@@ -106,7 +110,7 @@ impl ProblemBuilder {
         let Self { shape, causal, softmax_scale, dropout, diagonal, shard } = self;
         check_sizes(&shape)?;
         check_shard(&shape, &shard)?;
-        check_diagonal(diagonal)?;
+        check_diagonal(&shape, causal, diagonal)?;
         let softmax_scale = softmax_scale.unwrap_or_else(|| 1.0 / (shape.head_dim as f64).sqrt());
         if !softmax_scale.is_finite() || !(softmax_scale as f32).is_finite() {
             return Err(ProblemError::SoftmaxScale { got: softmax_scale });
@@ -123,10 +127,15 @@ fn check_sizes(shape: &Shape) -> Result<(), ProblemError> {
     if num_heads == 0 || num_heads_k == 0 || !num_heads.is_multiple_of(num_heads_k) {
         return Err(ProblemError::HeadGroups { num_heads, num_heads_k });
     }
-    let sizes = [("batch", batch), ("seqlen_q", seqlen_q), ("seqlen_k", seqlen_k), ("num_heads", num_heads)];
-    for (argument, got) in sizes {
-        if got > MAX_SIZE {
-            return Err(ProblemError::TooLarge { argument, got, max: MAX_SIZE });
+    let sizes = [
+        ("batch", batch, MAX_SIZE),
+        ("seqlen_q", seqlen_q, MAX_REACH),
+        ("seqlen_k", seqlen_k, MAX_REACH),
+        ("num_heads", num_heads, MAX_SIZE),
+    ];
+    for (argument, got, max) in sizes {
+        if got > max {
+            return Err(ProblemError::TooLarge { argument, got, max });
         }
     }
     let rows = batch.checked_mul(num_heads).and_then(|x| x.checked_mul(seqlen_q.max(seqlen_k).max(1)));
@@ -140,13 +149,23 @@ fn check_sizes(shape: &Shape) -> Result<(), ProblemError> {
     }
 }
 
-fn check_diagonal(diagonal: Option<i64>) -> Result<(), ProblemError> {
-    match diagonal {
+fn check_diagonal(shape: &Shape, causal: bool, diagonal: Option<i64>) -> Result<(), ProblemError> {
+    let got = match diagonal {
+        None => return Ok(()), // the last query faces the last key: neither sequence reaches behind the other's end
         Some(got) if got.unsigned_abs() > MAX_SIZE as u64 => {
-            Err(ProblemError::Diagonal { got, max: MAX_SIZE as i64 })
+            return Err(ProblemError::Diagonal { got, max: MAX_SIZE as i64 });
         }
-        _ => Ok(()),
+        Some(got) => got,
+    };
+    // Further away everything is seen, or nothing, just as well.
+    let ahead = got.clamp(0, shape.seqlen_k as i64) as usize;
+    let behind = (-got).clamp(0, shape.seqlen_q as i64) as usize;
+    let reach = (shape.seqlen_q + ahead).max(shape.seqlen_k + behind);
+    if causal && reach > MAX_REACH {
+        let argument = "a sequence's length and the diagonal together";
+        return Err(ProblemError::TooLarge { argument, got: reach, max: MAX_REACH });
     }
+    Ok(())
 }
 
 fn check_shard(shape: &Shape, shard: &Shard) -> Result<(), ProblemError> {

@@ -37,6 +37,12 @@ pub struct Sequence {
 }
 
 impl Sequence {
+    /// The `index`-th of a problem whose sequences lie in a batch.
+    const fn of(shape: &Shape, index: usize) -> Self {
+        let Shape { seqlen_q, seqlen_k, .. } = *shape;
+        Self { batch: index, first_q: 0, first_k: 0, seqlen_q, seqlen_k, stream: index }
+    }
+
     /// The index of the first element of query `i` of a head, in q, out and their gradients.
     pub const fn query(&self, i: usize, head: usize) -> [usize; 4] {
         [self.batch, self.first_q + i, head, 0]
@@ -56,15 +62,21 @@ impl Sequence {
 impl Problem {
     /// The sequences, in the order in which they lie in the tensors.
     pub fn sequences(&self) -> impl ExactSizeIterator<Item = Sequence> + Clone + use<> {
-        let Shape { batch, seqlen_q, seqlen_k, .. } = *self.shape();
-        (0..batch).map(move |batch| Sequence {
-            batch,
-            first_q: 0,
-            first_k: 0,
-            seqlen_q,
-            seqlen_k,
-            stream: batch,
-        })
+        let shape = *self.shape();
+        (0..shape.batch).map(move |index| Sequence::of(&shape, index))
+    }
+
+    /// The `index`-th of the [`sequences`](Self::sequences); none behind the last.
+    ///
+    /// ```
+    /// use signflash_core::{Problem, Shape};
+    /// let problem = Problem::builder(Shape::new(2, 5, 7).heads(3, 1).head_dim(8)).build()?;
+    /// assert_eq!((problem.sequence(1), problem.sequence(2)), (problem.sequences().nth(1), None));
+    /// # Ok::<(), signflash_core::ProblemError>(())
+    /// ```
+    pub fn sequence(&self, index: usize) -> Option<Sequence> {
+        let shape = self.shape();
+        (index < shape.batch).then(|| Sequence::of(shape, index))
     }
 
     /// Every query of every head of every sequence, in the order of lse.

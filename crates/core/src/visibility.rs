@@ -28,11 +28,11 @@ impl Number for i64 {
     }
 
     fn plus(self, other: Self) -> Self {
-        self + other
+        self.saturating_add(other)
     }
 
     fn minus(self, other: Self) -> Self {
-        self - other
+        self.saturating_sub(other)
     }
 
     fn least(self, other: Self) -> Self {

@@ -68,7 +68,7 @@ impl Sequences<'_> {
     pub(crate) fn at(&self, index: usize) -> Sequence {
         match self {
             Self::Of(problem) => {
-                let place = problem.sequences().nth(index).expect("a sequence of the problem");
+                let place = problem.sequence(index).expect("a sequence of the problem");
                 Sequence { place, visibility: problem.visibility_in(&place) }
             }
             #[cfg(test)]

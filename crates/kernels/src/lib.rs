@@ -11,7 +11,7 @@
 //! | [`Config::Probs`] | the sign-encoded probabilities | queries | keys | its own |
 //! | [`Config::Delta`] | statistics of rows | rows | | the same |
 //! | [`Config::Keys`] | dk, dv, sums of dq | keys | queries of all heads of the group | its own: `src/sm90/backward` |
-//! | [`Config::Dq`] | dq from its sums, or by a pass of its own | rows, or queries | keys | from sums always |
+//! | [`Config::Dq`] | dq from its sums, or by a pass of its own | rows, or queries | keys | from sums, wherever its own pass over keys runs |
 //!
 //! Nothing here knows a driver: `signflash-cuda` runs the steps on a GPU, [`Interpreted`] on the CPU.
 //!

@@ -31,7 +31,7 @@ struct Plan<'a> {
 }
 
 impl ForwardChoice<'_> {
-    /// The steps of the forward. None if there is nothing to write.
+    /// The steps of the forward; no step if there is nothing to write.
     ///
     /// # Errors
     /// [`TooManyBlocks`].

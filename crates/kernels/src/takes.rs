@@ -79,6 +79,7 @@ pub(crate) fn backward(call: &BackwardCall<'_>) -> Result<(), NotHopper> {
         ("k", call.k, shape.k()),
         ("v", call.v, shape.v()),
         ("dout", call.dout, shape.out()),
+        ("dq", call.dq, shape.q()), // which the copy engine does not touch, but `convert_dq` writes in pieces of 16 bytes
         ("dk", call.dk, shape.k()),
         ("dv", call.dv, shape.v()),
     ];

@@ -100,7 +100,7 @@ fn of_scores(Scores { causal, dropout, negative_scale }: &Scores) -> String {
 fn of_access(access: Access) -> &'static str {
     match access {
         Access::Whole => "",
-        Access::Pieces => ", of which fewer columns are real",
+        Access::Pieces => ", of which fewer columns may be real",
         Access::Elements => ", moved element by element",
     }
 }
@@ -199,7 +199,7 @@ mod tests {
                 "dk, dv and sums of dq by Hopper's own kernel: bf16, head_dim 128, dropout. 2 warpgroups of a \
                  block own half each of 128 keys with 232 registers a thread, 1 serves; shared memory holds 2 \
                  steps of 64 queries, 3 of ds, 2 of flags; blocks add to dq in the order of their keys",
-                "dq from its sums: bf16, head_dim 128, of which fewer columns are real. A block owns 64 rows",
+                "dq from its sums: bf16, head_dim 128, of which fewer columns may be real. A block owns 64 rows",
             ]
         );
         let shared = &words(192, 0.0, Gpu::HOPPER, false)[3];

@@ -112,6 +112,23 @@ fn a_backward_has_its_own_reasons() {
     assert!(columns.contains("a block of 32 columns"), "{columns}");
     let workspace = told(WHOLE, 4100).unwrap();
     assert_eq!(workspace, "the workspace does not start at a multiple of 16 bytes");
+    // Each tensor that is read or written in pieces of 16 bytes.
+    let problem = problem(SHAPE, WHOLE);
+    type Change = fn(&mut BackwardCall<'_>);
+    let changes: [(&str, Change); 4] = [
+        ("dout", |call| call.dout.ptr += 2),
+        ("dq", |call| call.dq.ptr += 2),
+        ("dk", |call| call.dk.ptr += 2),
+        ("dv", |call| call.dv.ptr += 2),
+    ];
+    for (name, change) in changes {
+        let mut call = BackwardCall::of_dense(&problem, Half::F16);
+        change(&mut call);
+        let choice = backward(&call, Gpu::HOPPER);
+        assert!(!choice.keys().is_hopper(), "{name}");
+        let why = choice.not_hopper().unwrap().to_string();
+        assert!(why.contains(name), "{why}");
+    }
 }
 
 #[test]

@@ -87,11 +87,13 @@ impl Kind {
     }
 }
 
-/// Has tensors of this class describe themselves from now on. False, and nothing changes, if the table is of another
+/// Has tensors of this class describe themselves from now on. False, and nothing changes, if it is no such table, one of another
 /// version or has no such function.
 #[pyfunction]
-pub(crate) fn exchange(class: &Bound<'_, PyType>, table: &Bound<'_, PyCapsule>) -> PyResult<bool> {
-    let table = table.pointer_checked(Some(c"dlpack_exchange_api"))?.cast::<Table>().as_ptr();
+pub(crate) fn exchange(class: &Bound<'_, PyType>, table: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let Ok(table) = table.cast::<PyCapsule>() else { return Ok(false) };
+    let Ok(table) = table.pointer_checked(Some(c"dlpack_exchange_api")) else { return Ok(false) };
+    let table = table.cast::<Table>().as_ptr();
     // SAFETY: a capsule of this name holds a table that lives as long as the process, and begins with a header in every
     // version; of this major version it has these fields.
     let describe = unsafe { if (*table).header.major == MAJOR { (*table).describe } else { None } };

@@ -78,9 +78,10 @@ impl Settings {
     /// # Errors
     /// A [`ProblemError`] naming the argument.
     pub fn of_shape(&self, state: &RandomState, shape: Shape) -> Result<Problem, ProblemError> {
-        let rule = if self.nominal { ScaleRule::Nominal } else { ScaleRule::Unbiased };
-        let dropout = Dropout::new(self.dropout_p as f32, state.seed, state.offset)?.with_scale_rule(rule);
-        let builder = Problem::builder(shape).causal(self.causal).dropout(dropout).shard(self.shard);
-        self.softmax_scale.map_or(builder.clone(), |scale| builder.softmax_scale(scale)).build()
+        let Self { dropout_p, softmax_scale, causal, nominal, shard } = *self;
+        let rule = if nominal { ScaleRule::Nominal } else { ScaleRule::Unbiased };
+        let dropout = Dropout::new(dropout_p as f32, state.seed, state.offset)?.with_scale_rule(rule);
+        let builder = Problem::builder(shape).causal(causal).dropout(dropout).shard(shard);
+        softmax_scale.map_or(builder.clone(), |scale| builder.softmax_scale(scale)).build()
     }
 }

@@ -7,7 +7,8 @@ import torch
 from .. import _native
 from .paths import refuse_kinds
 
-_table = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+#: PyTorch's own; the attribute of Tensor that others read may be somebody else's, made for another PyTorch.
+_table = getattr(torch._C, "_dlpack_exchange_api", lambda: None)()
 #: Whether tensors describe themselves to the native half: where they lie, and of which dtype and on which device.
 DESCRIBED = _table is not None and _native.exchange(torch.Tensor, _table)
 

@@ -129,6 +129,8 @@ def _expect(computed: bool) -> None:
 
 def forward(q, k, v, settings: Settings, state=(0, 0), return_probs: bool = False, out=None):
     """(out, lse, probs or None) of q (batch, seqlen_q, num_heads, head_dim), k and v."""
+    if k.dim() != 4:
+        check_kinds(q, k, v)
     batch, seqlen_q, num_heads, _ = q.shape
     out, written = _alike(q) if out is None else (out, _written(out))
     lse = q.new_empty((batch, num_heads, seqlen_q), dtype=torch.float32)
@@ -152,6 +154,8 @@ def backward(dout, q, k, v, out, lse, dlse, settings: Settings, state=(0, 0), de
         dout = out.new_zeros(out.shape)
     if not DESCRIBED:
         check_alike(q, k, v, out, dout, lse, dlse)
+    elif q.dtype not in NAMES or q.dim() != 4 or k.dim() != 4:
+        check_backward(q, k, v, out, dout, lse, dlse)
     if into is None:
         (dq, written_q), (dk, written_k), (dv, written_v) = _alike(q), _alike(k), _alike(v)
         into, written = (dq, dk, dv), (written_q, written_k, written_v)

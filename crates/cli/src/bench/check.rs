@@ -104,8 +104,7 @@ impl<T: FileElement> Check<'_, T> {
 
     /// The n-th lse of a piece.
     fn lse(&self, piece: &Piece, n: usize) -> f64 {
-        let sequence =
-            self.problem.sequences().nth(piece.batches.start).expect("the piece lies in the problem");
+        let sequence = self.problem.sequence(piece.batches.start).expect("the piece lies in the problem");
         let (head, row) = (piece.heads.start + n / piece.rows.len(), piece.rows.start + n % piece.rows.len());
         self.tensors.lse[sequence.lse(self.problem.shape(), row, head)].into()
     }

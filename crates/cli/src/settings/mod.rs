@@ -96,9 +96,10 @@ impl Settings {
     /// # Errors
     /// [`Error::Problem`].
     pub fn problem(&self, shape: Shape) -> Result<Problem, Error> {
-        let dropout = Dropout::new(self.dropout_p, self.seed, self.offset)?.with_scale_rule(self.scale_rule);
-        let builder = Problem::builder(shape).causal(self.causal).dropout(dropout);
-        let builder = match self.softmax_scale {
+        let Self { causal, dropout_p, seed, offset, scale_rule, softmax_scale, layout: _ } = *self;
+        let dropout = Dropout::new(dropout_p, seed, offset)?.with_scale_rule(scale_rule);
+        let builder = Problem::builder(shape).causal(causal).dropout(dropout);
+        let builder = match softmax_scale {
             Some(scale) => builder.softmax_scale(scale),
             None => builder,
         };

@@ -135,6 +135,8 @@ named_cases! { $
     diagonal_before_the_first_key => Case::new(65, 113).causal_from(-20).dropout(0.1),
     diagonal_inside => Case::new(113, 203).head_dim(128).causal_from(37).dropout(0.1),
     diagonal_behind_which_no_key_is_left => Case::new(113, 70).heads(4, 2).causal_from(33).dropout(0.1),
+    diagonal_behind_blocks_of_keys => Case::new(200, 330).causal_from(-80).dropout(0.1),
+    diagonal_behind_blocks_of_keys_of_head_dim_192 => Case::new(200, 330).head_dim(192).heads(4, 2).causal_from(-80).dropout(0.1),
     diagonal_that_shows_every_key => Case::new(50, 70).causal_from(200).dropout(0.1),
     diagonal_that_shows_no_key => Case::new(50, 70).causal_from(-200).dropout(0.1),
 

@@ -88,13 +88,14 @@ fn pieces() {
 #[test]
 fn too_large() {
     let max = (u32::MAX / 2) as usize;
-    let message = |argument, got| {
+    let reach = max - 1023; // tiles reach beyond a sequence's end
+    let message = |argument, max: usize, got: usize| {
         format!("{argument} must be at most {max} to be addressable, got {got}; cut the problem into shards")
     };
-    assert_eq!(refused(SHAPE.batch(max + 1)), message("batch", max + 1));
-    assert_eq!(refused(SHAPE.seqlen_q(max + 1)), message("seqlen_q", max + 1));
-    assert_eq!(refused(SHAPE.seqlen_k(usize::MAX)), message("seqlen_k", usize::MAX));
-    let product = refused(SHAPE.batch(max).seqlen_q(max));
+    assert_eq!(refused(SHAPE.batch(max + 1)), message("batch", max, max + 1));
+    assert_eq!(refused(SHAPE.seqlen_q(reach + 1)), message("seqlen_q", reach, reach + 1));
+    assert_eq!(refused(SHAPE.seqlen_k(usize::MAX)), message("seqlen_k", reach, usize::MAX));
+    let product = refused(SHAPE.batch(max).seqlen_q(reach));
     assert!(product.starts_with("batch * num_heads * seqlen must be at most "), "{product}");
 }
 
@@ -266,4 +267,26 @@ fn probs_of_another_problem() {
         refused,
         "probs has shape [2, 3, 4, 8], expected [2, 4, 3, 5] (batch, num_heads, seqlen_q, seqlen_k)"
     );
+}
+
+#[test]
+fn a_diagonal_behind_which_positions_would_overflow_is_refused() {
+    const LONG: usize = (1 << 31) - 200;
+    let build = |queries, keys, diagonal, causal| {
+        let shape = Shape::new(1, queries, keys).heads(1, 1).head_dim(1);
+        Problem::builder(shape).causal(causal).diagonal(diagonal).build().map(|_| ())
+    };
+    const SOME: usize = LONG - 1000;
+    assert_eq!(build(SOME, 400, -5, true), Ok(()));
+    for (queries, keys, diagonal) in [(SOME, 400, 300), (400, SOME, -300), (1 << 30, 1 << 30, (1 << 30) + 5)]
+    {
+        let refused = build(queries, keys, diagonal, true).unwrap_err().to_string();
+        assert!(
+            refused.starts_with("a sequence's length and the diagonal together must be at most"),
+            "{refused}"
+        );
+        assert_eq!(build(queries, keys, diagonal, false), Ok(()));
+    }
+    let refused = build(LONG, 400, 0, false).unwrap_err().to_string();
+    assert!(refused.starts_with("seqlen_q must be at most 2147482624"), "{refused}");
 }

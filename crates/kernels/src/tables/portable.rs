@@ -109,7 +109,8 @@ impl Asked {
 
     /// Of the kernel that writes probs.
     pub(crate) fn probs(self) -> PortableForm {
-        self.first(QUERIES, sm80::probs::smem_bytes)
+        // Its ring has two steps, and its block asks for a multiprocessor as it comes.
+        PortableForm { slots: 2, blocks_per_sm: 1, ..self.first(QUERIES, sm80::probs::smem_bytes) }
     }
 
     /// Of the pass over keys.
