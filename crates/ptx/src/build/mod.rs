@@ -3,6 +3,7 @@
 //! Two times, which look different: plain Rust `if` and `for` happen while building (a choice made, a loop unrolled);
 //! what happens on the GPU is a method that takes a closure ([`Thread::when`], [`Cta::while_`]).
 
+mod bulk;
 mod control;
 mod fragment;
 mod mbarrier;

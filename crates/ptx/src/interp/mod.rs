@@ -15,6 +15,7 @@ mod global;
 pub(crate) mod mbarrier;
 mod named;
 mod products;
+mod record;
 pub(crate) mod shared;
 pub(crate) mod warp;
 

@@ -1,15 +1,15 @@
 //! Shared memory of one block, with a record of who touched each word last.
 use super::fault::{At, Fault, Rule};
+pub(crate) use super::record::NO_LANE;
+use super::record::{NEVER, Read, Write};
 use super::warp::Warp;
 use std::panic::Location;
 
 /// Where a block's shared memory starts; 0 stays an error.
 pub(crate) const SMEM_BASE: u32 = 1024;
-/// Records are kept for words of four bytes: two warps that write the two halves of one word are reported.
+/// Records (`record.rs`) are kept for words of four bytes: two warps that write the two halves of one word are reported.
 const WORD: usize = 4;
 const BANKS: usize = 32;
-/// In place of a lane's number: all of them, or none in particular.
-pub(crate) const NO_LANE: usize = 32;
 
 /// A named part of shared memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,51 +20,6 @@ pub struct Region {
     pub offset: u32,
     /// Size.
     pub bytes: u32,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Write {
-    /// The warp; for a bulk copy, the mbarrier that it completed on.
-    warp: u16,
-    lane: u8,
-    /// Written by the asynchronous proxy.
-    proxy: bool,
-    time: u32,
-    at: Option<&'static Location<'static>>,
-}
-
-const NEVER: Write = Write { warp: 0, lane: 0, proxy: false, time: 0, at: None };
-
-/// When a warp last read a word, and which lane, or `NO_LANE` for several.
-#[derive(Clone, Copy, Debug, Default)]
-struct Read(u32);
-
-const LANE_BITS: u32 = 6;
-
-impl Read {
-    fn new(time: u32, lane: usize) -> Read {
-        debug_assert!(time < 1 << (32 - LANE_BITS), "a block that synchronises 67 million times");
-        Read(time << LANE_BITS | lane as u32)
-    }
-
-    fn time(self) -> u32 {
-        self.0 >> LANE_BITS
-    }
-
-    fn lane(self) -> usize {
-        (self.0 & ((1 << LANE_BITS) - 1)) as usize
-    }
-
-    /// By a product that is under way: before nothing that anybody does.
-    const PENDING: Read = Read(u32::MAX << LANE_BITS | NO_LANE as u32);
-
-    /// With one more read. An earlier one by another lane counts until the lanes have met.
-    fn and(self, time: u32, lane: usize, met: u32) -> Read {
-        if self.0 == Read::PENDING.0 {
-            return self;
-        }
-        Read::new(time, if self.time() > met && self.lane() != lane { NO_LANE } else { lane })
-    }
 }
 
 /// An asynchronous copy that owns shared words until somebody waits for it.
