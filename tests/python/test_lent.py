@@ -5,6 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import signflash
+from signflash._settings import Settings
 from signflash._torch import checks, native
 
 SEED = dict(dropout_p=0.4, seed=9)
@@ -115,6 +116,13 @@ def test_a_backward_judges_what_was_saved_of_q_by_name(way):
         q.data = q.data.double()
     with pytest.raises(TypeError, match="float64|one dtype"):
         out.sum().backward()
+
+
+def test_a_backward_of_what_all_became_float64_is_refused_by_name(way):
+    q, k, v = (x.double() for x in make())
+    lse = torch.zeros(q.shape[0], q.shape[2], q.shape[1])
+    with pytest.raises(TypeError, match="q must be float16, bfloat16 or .* float32, got torch.float64"):
+        native.backward(q, q, k, v, q, lse, None, Settings())
 
 
 @pytest.mark.parametrize("return_probs", [False, True])

@@ -58,7 +58,9 @@ impl<'a> ForwardChoice<'a> {
         });
         let (forward, not_hopper) = match own {
             Ok(form) => (ForwardKernel::Hopper(common.hopper(), form), None),
-            Err(reason) => (ForwardKernel::Portable(common, asked(&common, gpu).forward()), Some(reason)),
+            Err(reason) => {
+                (ForwardKernel::Portable(common, portable::Asked::of(problem, gpu).forward()), Some(reason))
+            }
         };
         let mut choice =
             ForwardChoice { call, gpu, forward, probs: None, not_hopper, probs_not_hopper: None };
@@ -75,7 +77,9 @@ impl<'a> ForwardChoice<'a> {
         };
         let kernel = match taken {
             Ok(()) => ForwardKernel::Hopper(common.hopper(), hopper::probs(&common.hopper())),
-            Err(_) => ForwardKernel::Portable(common, asked(&common, self.gpu).probs()),
+            Err(_) => {
+                ForwardKernel::Portable(common, portable::Asked::of(self.call.problem, self.gpu).probs())
+            }
         };
         self.probs = Some((kernel, probs));
         self.probs_not_hopper = taken.err();
@@ -155,7 +159,7 @@ impl<'a> BackwardChoice<'a> {
                 own_kernels(HopperCommon { operands, scores: common.scores }, form)
             }
             Err(_) => {
-                let asked = asked(&common, gpu);
+                let asked = portable::Asked::of(problem, gpu);
                 portable_kernels(common, asked, asked.keys(), deterministic)
             }
         };
@@ -203,7 +207,7 @@ impl<'a> BackwardChoice<'a> {
     pub fn with_portable_form(self, form: PortableForm) -> Result<Self, NotEnoughWorkspace> {
         let mut choice = Self::of(self.call, self.gpu, Kernels::Portable);
         if let KeysKernel::Portable(common, ..) = choice.keys {
-            let asked = asked(&common, choice.gpu);
+            let asked = portable::Asked::of(choice.call.problem, choice.gpu);
             (choice.keys, choice.dq) = portable_kernels(common, asked, form, choice.call.deterministic);
         }
         choice.fits_its_workspace()
@@ -275,10 +279,6 @@ fn allowed(gpu: Gpu, kernels: Kernels) -> Result<(), NotHopper> {
         Kernels::Best => Err(NotHopper::Gpu(gpu)),
         Kernels::Portable => Err(NotHopper::NotWanted),
     }
-}
-
-fn asked(common: &Common, gpu: Gpu) -> portable::Asked {
-    portable::Asked { head_dim: common.operands.head_dim, dropout: common.scores.dropout, gpu }
 }
 
 /// What the kernels of a call share.

@@ -217,7 +217,7 @@ mod tests {
                  block of 4 warps owns 128 rows, which stay in registers; shared memory holds 2 steps of 64; 2 \
                  blocks a multiprocessor",
                 "probs by the portable kernel: bf16, head_dim 48, dropout, moved element by element. A block of 4 \
-                 warps owns 64 rows; shared memory holds 2 steps of 64; 2 blocks a multiprocessor",
+                 warps owns 64 rows; shared memory holds 2 steps of 64; 1 block a multiprocessor",
                 "Statistics of rows: bf16. A warp reads a row element by element, 2 columns a lane",
                 "dk, dv and sums of dq, a float at a time, by the portable kernel: bf16, head_dim 48, dropout, \
                  moved element by element. A block of 4 warps owns 128 rows; shared memory holds 2 steps of 32; \

@@ -26,9 +26,8 @@ pub(crate) struct Workspace {
 impl Workspace {
     /// For whichever kernels the table may choose: how the tensors lie is not known yet.
     pub(crate) fn plan(problem: &Problem, gpu: Gpu, deterministic: bool) -> Self {
-        let head_dim = portable::padded(problem.shape().head_dim as u32);
-        let dropout = problem.keep_rule().is_some();
-        let asked = portable::Asked { head_dim, dropout, gpu };
+        let asked = portable::Asked::of(problem, gpu);
+        let portable::Asked { head_dim, dropout, .. } = asked;
         let mut sums = if deterministic { 0 } else { sums_bytes(problem, head_dim, asked.keys().step) };
         let mut counters = 0;
         if gpu.is_hopper() {

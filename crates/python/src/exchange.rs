@@ -87,8 +87,8 @@ impl Kind {
     }
 }
 
-/// Has tensors of this class describe themselves from now on. False, and nothing changes, if it is no such table, one of another
-/// version or has no such function.
+/// Has tensors of this class describe themselves from now on. False, and nothing changes, if it is no such table, one
+/// of another version or has no such function.
 #[pyfunction]
 pub(crate) fn exchange(class: &Bound<'_, PyType>, table: &Bound<'_, PyAny>) -> PyResult<bool> {
     let Ok(table) = table.cast::<PyCapsule>() else { return Ok(false) };

@@ -52,8 +52,9 @@ fn py_forward(
     let out = out.beside(&q);
     let probs = probs.map(Written::alone).transpose()?;
     let call = Forward { dtype, q, k, v, out, lse, probs, state };
-    // SAFETY: the package's Python half gives live tensors, and has just allocated those that are written. That those that are read
-    // lie in their storage `readable` has judged, and their dtype and place where they tell; where they do not, Python has.
+    // SAFETY: the package's Python half gives live tensors, and has just allocated those that are written. That those
+    // that are read lie in their storage `readable` has judged, and their dtype and place where they tell; where they
+    // do not, Python has.
     detached(py, || unsafe { call::forward(at, &call, &settings) }).map_err(raise)?;
     Ok(true)
 }

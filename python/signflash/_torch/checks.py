@@ -121,6 +121,7 @@ def check_backward(q, k, v, out, dout, lse, dlse) -> None:
     for name, x in (("k", k), ("v", v), ("out", out), ("dout", dout), ("lse", lse), ("dlse", dlse)):
         if x is not None and (x.get_device() != q.get_device() or x.is_cuda != q.is_cuda):
             raise ValueError(f"{name} must be on q's device {q.device}, as in the forward, got {x.device}")
+    check_dtype(q)
 
 
 def check_dtype(q) -> None:

@@ -154,7 +154,7 @@ def backward(dout, q, k, v, out, lse, dlse, settings: Settings, state=(0, 0), de
         dout = out.new_zeros(out.shape)
     if not DESCRIBED:
         check_alike(q, k, v, out, dout, lse, dlse)
-    elif q.dtype not in NAMES or q.dim() != 4 or k.dim() != 4:
+    if q.dtype not in NAMES or q.dim() != 4 or k.dim() != 4:
         check_backward(q, k, v, out, dout, lse, dlse)
     if into is None:
         (dq, written_q), (dk, written_k), (dv, written_v) = _alike(q), _alike(k), _alike(v)

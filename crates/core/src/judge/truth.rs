@@ -91,7 +91,7 @@ impl Truth {
             large: if tensor == TensorName::Lse { f64::INFINITY } else { large(T::DTYPE) },
         };
         let Sizes { out, lse, dq, dk, dv, max_score, deciding_score } = sizes;
-        let truth = Self {
+        let mut truth = Self {
             out: expected(TensorName::Out, forward.out, out),
             lse: expected(TensorName::Lse, forward.lse, lse),
             gradients: gradients.map(|gradients| {
@@ -106,25 +106,24 @@ impl Truth {
             dtype: T::DTYPE,
             head_dim: problem.shape().head_dim,
         };
-        Ok(truth.with_scores_up_to(f64::INFINITY))
+        truth.limit_scores(f64::INFINITY);
+        Ok(truth)
     }
 
-    /// The same where larger scores are no excuse for a larger error: they are known to be exact.
-    pub(crate) fn with_scores_up_to(mut self, largest: f64) -> Self {
+    /// Takes no larger scores for an excuse of a larger error: they are known to be exact.
+    pub(crate) fn limit_scores(&mut self, largest: f64) {
         self.max_score = self.max_score.min(largest);
         self.deciding_score = self.deciding_score.min(largest);
         let bounds = Bounds::of(self.dtype).for_scores(self.deciding_score, self.head_dim);
         self.out.bound = bounds.out;
         self.lse.bound = bounds.lse;
         self.gradients.iter_mut().flatten().for_each(|gradient| gradient.bound = bounds.gradients);
-        self
     }
 
-    /// The same where gradients may be off by so much more.
+    /// Lets gradients be off by so much more.
     #[cfg(feature = "suite")]
-    pub(crate) fn with_gradients_off_by(mut self, more: f64) -> Self {
+    pub(crate) fn widen_gradients(&mut self, more: f64) {
         self.gradients.iter_mut().flatten().for_each(|gradient| gradient.bound += more);
-        self
     }
 
     /// One tensor; `None` for what is not among them: gradients without a backward, probs, operands.

@@ -113,9 +113,9 @@ fn run_dtype<T: Element>(case: &Case, implementation: &impl Implementation, aske
     of_this.reach = Reach::of(&of_this.results.lse().values, implementation.largest_lse_of_p());
     if case.products_near.is_some() {
         // Scores are exact: their rounding is no excuse. That of lse is, below what backwards may take for small.
-        of_this.results = of_this.results.clone().with_scores_up_to(1024.0);
+        of_this.results.limit_scores(1024.0);
     }
-    of_this.results = of_this.results.clone().with_gradients_off_by(of_this.reach.error_of_p());
+    of_this.results.widen_gradients(of_this.reach.error_of_p());
     let pieces = pieces(&problem, &case.cuts);
     let run = Run { implementation, problem: &problem, values: &values, truth: &truth, layout: case.layout };
     let mut found = Vec::new();

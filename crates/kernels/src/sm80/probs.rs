@@ -46,7 +46,7 @@ pub(crate) fn smem_bytes(head_dim: u32, form: &PortableForm) -> u32 {
 
 /// The kernel of a configuration.
 pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel {
-    let bounds = LaunchBounds { block_threads: form.threads(), min_blocks_per_sm: 1 };
+    let bounds = LaunchBounds { block_threads: form.threads(), min_blocks_per_sm: form.blocks_per_sm };
     Builder::build(name, bounds, |cta| {
         let problem = ProblemVals::declare(cta);
         let args = ProbsVals::declare(cta);
@@ -54,7 +54,7 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let layout = TileLayout::new(common.operands.head_dim);
         let q = cta.smem("q", layout.bytes(form.rows()), 1024);
-        let k = cta.copy_ring("k", 2, layout.bytes(form.step));
+        let k = cta.copy_ring("k", form.slots, layout.bytes(form.step));
         let work = Work::locate(cta, &problem, problem.query_tiles(form.rows()), problem.num_heads, false);
         ProbsKernel { cta, common, form, problem, args, band, dropout, q, k, work }.run();
     })

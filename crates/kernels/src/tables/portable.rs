@@ -5,6 +5,7 @@
 use crate::config::PortableForm;
 use crate::gpu::Gpu;
 use crate::sm80;
+use signflash_core::Problem;
 
 /// A row of a table: for padded head_dims up to `head_dim`.
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +103,11 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
+    pub(crate) fn of(problem: &Problem, gpu: Gpu) -> Self {
+        let head_dim = padded(problem.shape().head_dim as u32);
+        Asked { head_dim, dropout: problem.keep_rule().is_some(), gpu }
+    }
+
     /// Of the kernel of a forward.
     pub(crate) fn forward(self) -> PortableForm {
         self.first(FORWARD, sm80::forward::smem_bytes)
@@ -109,7 +115,7 @@ impl Asked {
 
     /// Of the kernel that writes probs.
     pub(crate) fn probs(self) -> PortableForm {
-        // Its ring has two steps, and its block asks for a multiprocessor as it comes.
+        // It is for looking: as many blocks a multiprocessor as there is room for, none asked for.
         PortableForm { slots: 2, blocks_per_sm: 1, ..self.first(QUERIES, sm80::probs::smem_bytes) }
     }
 

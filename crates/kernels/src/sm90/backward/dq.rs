@@ -111,8 +111,9 @@ impl<'k> Block<'_, 'k> {
         }
     }
 
-    /// If blocks add in order: waits until those before have added this step. As many as the block's number are before it,
-    /// since a step is seen by the first blocks of keys, up to its diagonal: a band with a left side must count from the first that sees it.
+    /// If blocks add in order: waits until those before have added this step. As many as the block's number are
+    /// before it, since a step is seen by the first blocks of keys, up to its diagonal: a band with a left side must
+    /// count from the first that sees it.
     pub(super) fn wait_turn(&self, wg: Warpgroup<'k>, turn: &Turn<'k>) {
         let t = wg.threads();
         if let Some(untold) = &turn.untold {
