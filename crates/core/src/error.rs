@@ -99,6 +99,48 @@ pub enum ProblemError {
         /// The largest accepted value.
         max: i64,
     },
+    /// A number of cu_seqlens that is none, or that no sequence can begin or end at.
+    #[error("{argument}[{index}] must be {expected}, got {}; it is where a sequence begins, and the last ends", Shown(*got))]
+    CuSeqlens {
+        /// Of queries, or of keys.
+        argument: &'static str,
+        /// Which of its numbers.
+        index: usize,
+        /// What would do.
+        expected: String,
+        /// What came, if anything.
+        got: Option<u32>,
+    },
+    /// Different numbers of sequences of queries and of keys.
+    #[error(
+        "cu_seqlens_q and cu_seqlens_k must have as many numbers, one more than there are sequences, got {q} and {k}"
+    )]
+    CuSeqlensCount {
+        /// Numbers of cu_seqlens_q.
+        q: usize,
+        /// Numbers of cu_seqlens_k.
+        k: usize,
+    },
+    /// A setting that packed sequences do not go with.
+    #[error("{argument} must be {expected} with packed sequences (cu_seqlens), got {got}; {remedy}")]
+    Packed {
+        /// Which setting.
+        argument: &'static str,
+        /// What it may be.
+        expected: &'static str,
+        /// What came.
+        got: i64,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// Tensors in the host's memory, whose sequences' lengths only a device knows.
+    #[error(
+        "cu_seqlens must be known to the host to compute there, got {sequences} sequences whose lengths lie on a device; copy them"
+    )]
+    LengthsOnDevice {
+        /// How many sequences.
+        sequences: usize,
+    },
     /// A piece that does not lie within the problem.
     #[error("{argument} must lie within 0..{len}, got {got:?}")]
     Piece {
@@ -193,6 +235,18 @@ pub enum ProblemError {
         /// Its strides.
         strides: Vec<usize>,
     },
+}
+
+/// A number, or that there is none.
+struct Shown(Option<u32>);
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(number) => number.fmt(f),
+            None => f.write_str("nothing"),
+        }
+    }
 }
 
 /// What a scale must be, said so that a finite one that is too large for the kernels finds itself.

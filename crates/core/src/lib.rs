@@ -1,12 +1,12 @@
 //! Attention whose dropout mask lives in the sign bit: what is computed, without saying where.
 //!
 //! This crate knows no GPU, no framework and no SIMD. It holds
-//! - [`Problem`]: sizes, causality, scale, dropout and shard position, validated once;
+//! - [`Problem`]: sizes, window, packed sequences, scale, dropout and shard position, validated once;
 //! - [`TensorRef`] and [`TensorMut`]: borrowed, strided tensors, judged against a problem by [`Inputs`],
 //!   [`Outputs`], [`GradInputs`] and [`Gradients`];
 //! - [`Piece`]: a part of a problem, which is a problem itself;
 //! - [`Sequence`]: where each sequence of a problem lies in its tensors;
-//! - [`Visibility`]: which keys a query sees, and which queries see a key;
+//! - [`Window`] and [`Visibility`]: which keys a query sees, and which queries see a key;
 //! - [`dropout`]: the dropout mask as a pure function of position, equal to FlashAttention-2's bit for bit;
 //! - [`sign_bit`]: the codec that lets one tensor say how probable an entry is and whether it was dropped;
 //! - [`oracle`]: forward and backward in f64, written like the formulas;
@@ -25,6 +25,7 @@ pub mod dropout;
 mod dtype;
 mod error;
 pub mod judge;
+mod lengths;
 mod operands;
 pub mod oracle;
 mod piece;
@@ -37,6 +38,7 @@ pub mod sign_bit;
 pub mod suite;
 mod tensor;
 mod visibility;
+mod window;
 
 pub use dropout::{Dropout, DropoutGenerator, GeneratorState, KeepBlock, KeepRule, ScaleRule};
 pub use dtype::{Dtype, Element};
@@ -51,3 +53,4 @@ pub use shape::{Shape, Shard};
 pub use sign_bit::{Probs, SignBit};
 pub use tensor::{TensorMut, TensorRef, contiguous_strides};
 pub use visibility::{Cover, Number, Span, Visibility};
+pub use window::Window;

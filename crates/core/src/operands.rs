@@ -136,6 +136,7 @@ impl<T: Element> Inputs<'_, T> {
     /// The first [`ProblemError`], naming the tensor.
     pub fn check(&self, problem: &Problem) -> Result<(), ProblemError> {
         let shape = problem.shape();
+        problem.check_lengths_known()?;
         check_read(TensorName::Q, &self.q, shape.q())?;
         check_read(TensorName::K, &self.k, shape.k())?;
         check_read(TensorName::V, &self.v, shape.v())
@@ -161,9 +162,10 @@ impl<T: Element> Outputs<'_, T> {
     /// The first [`ProblemError`], naming the tensor.
     pub fn check(&self, problem: &Problem) -> Result<(), ProblemError> {
         let shape = problem.shape();
+        problem.check_lengths_known()?;
         check_write(TensorName::Out, &self.out, shape.out())?;
         check_rows(TensorName::Lse, problem, self.lse.len())?;
-        self.probs.as_ref().map_or(Ok(()), |probs| check_write(TensorName::Probs, probs, shape.probs()))
+        self.probs.as_ref().map_or(Ok(()), |probs| check_write(TensorName::Probs, probs, problem.probs()))
     }
 }
 

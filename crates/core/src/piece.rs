@@ -117,6 +117,13 @@ impl Piece {
                 return Err(ProblemError::Piece { argument, got: got.clone(), len });
             }
         }
+        // Of packed sequences only the heads can be cut: a piece is not asked where they begin.
+        for (argument, range, len) in &named[2..] {
+            if whole.is_packed() && (range.start, range.end) != (0, *len) {
+                let (expected, got) = ("all rows", range.end as i64);
+                return Err(ProblemError::Packed { argument, expected, got, remedy: "cut by heads instead" });
+            }
+        }
         let group = whole.shape().group_size();
         let whole_groups = self.heads.start.is_multiple_of(group) && self.heads.end.is_multiple_of(group);
         if whole_groups || self.heads_k(whole).len() == 1 {
@@ -146,7 +153,11 @@ impl Problem {
             first_column: shard.first_column + piece.columns.start,
             num_heads_total: shard.num_heads_total.or(Some(shape.num_heads)),
         };
+        let of_piece = self.to_builder().shape(of_piece).shard(shard);
+        if self.is_packed() {
+            return of_piece.build();
+        }
         let diagonal = self.diagonal() + piece.rows.start as i64 - piece.columns.start as i64;
-        self.to_builder().shape(of_piece).diagonal(diagonal).shard(shard).build()
+        of_piece.diagonal(diagonal).build()
     }
 }

@@ -2,9 +2,12 @@
 
 use crate::dropout::{Dropout, KeepRule};
 use crate::error::ProblemError;
+use crate::lengths::{Lengths, Packed};
 use crate::sequence::Sequence;
 use crate::shape::{Shape, Shard};
 use crate::visibility::Visibility;
+use crate::window::Window;
+use std::sync::Arc;
 
 /// The largest head_dim of any implementation.
 pub const MAX_HEAD_DIM: usize = 256;
@@ -18,8 +21,8 @@ const MAX_REACH: usize = MAX_SIZE - 1023;
 
 /// A validated attention problem: sizes, visibility, scale, dropout, position in a larger whole.
 ///
-/// Built by [`Problem::builder`]; what joins later (packed sequences, windows, softcap, ALiBi) becomes another method
-/// of the builder, so callers do not break.
+/// Built by [`Problem::builder`]; what joins later (softcap, ALiBi) becomes another method of the builder, so callers do
+/// not break.
 ///
 /// ```
 /// use signflash_core::{Dropout, Problem, Shape};
@@ -33,7 +36,8 @@ const MAX_REACH: usize = MAX_SIZE - 1023;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Problem {
     shape: Shape,
-    causal: bool,
+    lengths: Lengths,
+    window: Window,
     softmax_scale: f64,
     dropout: Option<Dropout>,
     diagonal: Option<i64>,
@@ -44,7 +48,9 @@ pub struct Problem {
 #[derive(Clone, Debug)]
 pub struct ProblemBuilder {
     shape: Shape,
+    lengths: Lengths,
     causal: bool,
+    window: Window,
     softmax_scale: Option<f64>,
     dropout: Option<Dropout>,
     diagonal: Option<i64>,
@@ -53,14 +59,65 @@ pub struct ProblemBuilder {
 
 impl ProblemBuilder {
     /// Another shape than the one it was started with.
-    pub const fn shape(mut self, shape: Shape) -> Self {
+    pub fn shape(mut self, shape: Shape) -> Self {
         self.shape = shape;
         self
     }
 
-    /// Whether query i sees only keys `j <= i + diagonal`. Default: it sees all.
-    pub const fn causal(mut self, causal: bool) -> Self {
+    /// Whether query i sees only keys `j <= i + diagonal`, whatever the [`window`](Self::window)'s right side. Default:
+    /// it sees all of the window.
+    pub fn causal(mut self, causal: bool) -> Self {
         self.causal = causal;
+        self
+    }
+
+    /// How many keys a query sees before the one that it faces, and how many behind; `None` for all there are. Default:
+    /// all.
+    ///
+    /// ```
+    /// use signflash_core::{Problem, Shape, Span};
+    /// let shape = Shape::new(1, 3, 8).heads(1, 1).head_dim(16);
+    /// let window = Problem::builder(shape).window(Some(1), Some(0)).build()?.visibility();
+    /// assert_eq!(window.keys_of(0), Span { begin: 4, end: 6 }); // query 2 faces key 7
+    /// # Ok::<(), signflash_core::ProblemError>(())
+    /// ```
+    pub fn window(mut self, left: Option<usize>, right: Option<usize>) -> Self {
+        self.window = Window { left, right };
+        self
+    }
+
+    /// Sequences of different lengths, one behind the other: sequence `b` has the queries from `cu_seqlens_q[b]` up to
+    /// `cu_seqlens_q[b + 1]`, likewise its keys. The shape's batch must be 1, its lengths are those of the tensors, and
+    /// lse is (1, num_heads, all queries): FlashAttention-2's layout for sequences of variable length.
+    ///
+    /// Each sequence attends to itself alone, with a diagonal of its own, and draws the dropout mask of its index.
+    /// Queries behind the last sequence see nothing, and keys behind it are seen by none.
+    ///
+    /// ```
+    /// use signflash_core::{Problem, Shape};
+    /// let shape = Shape::new(1, 5, 7).heads(2, 1).head_dim(16);
+    /// let problem = Problem::builder(shape).causal(true).packed(&[0, 2, 5], &[0, 4, 7]).build()?;
+    /// let second = problem.sequence(1).unwrap();
+    /// assert_eq!((second.first_q, second.seqlen_q, second.first_k, second.seqlen_k), (2, 3, 4, 3));
+    /// let refused = Problem::builder(shape).packed(&[0, 2, 6], &[0, 4, 7]).build().unwrap_err().to_string();
+    /// assert!(refused.starts_with("cu_seqlens_q[2] must be at most 5, the rows of q, got 6"), "{refused}");
+    /// # Ok::<(), signflash_core::ProblemError>(())
+    /// ```
+    pub fn packed(mut self, cu_seqlens_q: &[u32], cu_seqlens_k: &[u32]) -> Self {
+        self.lengths = Lengths::Packed(Arc::new(Packed::new(cu_seqlens_q, cu_seqlens_k)));
+        self
+    }
+
+    /// So many [`packed`](Self::packed) sequences, of which only the device that computes them knows where they begin.
+    ///
+    /// ```
+    /// use signflash_core::{Problem, Shape};
+    /// let problem = Problem::builder(Shape::new(1, 5, 7).heads(2, 1).head_dim(16)).packed_on_device(2).build()?;
+    /// assert_eq!((problem.sequence_count(), problem.cu_seqlens()), (2, None));
+    /// # Ok::<(), signflash_core::ProblemError>(())
+    /// ```
+    pub fn packed_on_device(mut self, sequences: usize) -> Self {
+        self.lengths = Lengths::OnDevice(sequences);
         self
     }
 
@@ -79,25 +136,25 @@ impl ProblemBuilder {
     /// assert_eq!(piece.visibility().keys_of(5), Span { begin: 0, end: 2 });
     /// # Ok::<(), signflash_core::ProblemError>(())
     /// ```
-    pub const fn diagonal(mut self, diagonal: i64) -> Self {
+    pub fn diagonal(mut self, diagonal: i64) -> Self {
         self.diagonal = Some(diagonal);
         self
     }
 
     /// The factor of the scores. Default: `1 / sqrt(head_dim)`.
-    pub const fn softmax_scale(mut self, scale: f64) -> Self {
+    pub fn softmax_scale(mut self, scale: f64) -> Self {
         self.softmax_scale = Some(scale);
         self
     }
 
     /// Dropout on the probabilities. Default: none.
-    pub const fn dropout(mut self, dropout: Dropout) -> Self {
+    pub fn dropout(mut self, dropout: Dropout) -> Self {
         self.dropout = Some(dropout);
         self
     }
 
     /// The position in a larger whole. Default: this is the whole.
-    pub const fn shard(mut self, shard: Shard) -> Self {
+    pub fn shard(mut self, shard: Shard) -> Self {
         self.shard = shard;
         self
     }
@@ -107,15 +164,19 @@ impl ProblemBuilder {
     /// # Errors
     /// A [`ProblemError`] naming the first argument that does not.
     pub fn build(self) -> Result<Problem, ProblemError> {
-        let Self { shape, causal, softmax_scale, dropout, diagonal, shard } = self;
+        let Self { shape, lengths, causal, mut window, softmax_scale, dropout, diagonal, shard } = self;
+        if causal {
+            window.right = Some(0);
+        }
         check_sizes(&shape)?;
         check_shard(&shape, &shard)?;
-        check_diagonal(&shape, causal, diagonal)?;
+        check_diagonal(&shape, window, diagonal)?;
+        check_lengths(&shape, &lengths, diagonal, &shard)?;
         let softmax_scale = softmax_scale.unwrap_or_else(|| 1.0 / (shape.head_dim as f64).sqrt());
         if !softmax_scale.is_finite() || !(softmax_scale as f32).is_finite() {
             return Err(ProblemError::SoftmaxScale { got: softmax_scale });
         }
-        Ok(Problem { shape, causal, softmax_scale, dropout, diagonal, shard })
+        Ok(Problem { shape, lengths, window, softmax_scale, dropout, diagonal, shard })
     }
 }
 
@@ -149,7 +210,7 @@ fn check_sizes(shape: &Shape) -> Result<(), ProblemError> {
     }
 }
 
-fn check_diagonal(shape: &Shape, causal: bool, diagonal: Option<i64>) -> Result<(), ProblemError> {
+fn check_diagonal(shape: &Shape, window: Window, diagonal: Option<i64>) -> Result<(), ProblemError> {
     let got = match diagonal {
         None => return Ok(()), // the last query faces the last key: neither sequence reaches behind the other's end
         Some(got) if got.unsigned_abs() > MAX_SIZE as u64 => {
@@ -161,9 +222,46 @@ fn check_diagonal(shape: &Shape, causal: bool, diagonal: Option<i64>) -> Result<
     let ahead = got.clamp(0, shape.seqlen_k as i64) as usize;
     let behind = (-got).clamp(0, shape.seqlen_q as i64) as usize;
     let reach = (shape.seqlen_q + ahead).max(shape.seqlen_k + behind);
-    if causal && reach > MAX_REACH {
+    if window != Window::FULL && reach > MAX_REACH {
         let argument = "a sequence's length and the diagonal together";
         return Err(ProblemError::TooLarge { argument, got: reach, max: MAX_REACH });
+    }
+    Ok(())
+}
+
+/// Whether packed sequences fit their tensors, and what else is set.
+fn check_lengths(
+    shape: &Shape,
+    lengths: &Lengths,
+    diagonal: Option<i64>,
+    shard: &Shard,
+) -> Result<(), ProblemError> {
+    let refuse =
+        |argument, expected, got, remedy| Err(ProblemError::Packed { argument, expected, got, remedy });
+    match lengths {
+        Lengths::Batch => return Ok(()),
+        Lengths::Packed(packed) => packed.check([shape.seqlen_q, shape.seqlen_k])?,
+        Lengths::OnDevice(sequences) if *sequences > MAX_SIZE => {
+            return Err(ProblemError::TooLarge { argument: "sequences", got: *sequences, max: MAX_SIZE });
+        }
+        Lengths::OnDevice(_) => {}
+    }
+    if shape.batch != 1 {
+        return refuse("batch", "1", shape.batch as i64, "all sequences lie in the rows of one");
+    }
+    if let Some(diagonal) = diagonal {
+        return refuse(
+            "diagonal",
+            "left out",
+            diagonal,
+            "each sequence has one of its own, seqlen_k - seqlen_q",
+        );
+    }
+    for (argument, got) in [("shard.first_row", shard.first_row), ("shard.first_column", shard.first_column)]
+    {
+        if got > 0 {
+            return refuse(argument, "0", got as i64, "cut by sequences or by heads instead");
+        }
     }
     Ok(())
 }
@@ -194,7 +292,9 @@ impl Problem {
     pub const fn builder(shape: Shape) -> ProblemBuilder {
         ProblemBuilder {
             shape,
+            lengths: Lengths::Batch,
             causal: false,
+            window: Window::FULL,
             softmax_scale: None,
             dropout: None,
             diagonal: None,
@@ -218,9 +318,10 @@ impl Problem {
     /// assert_eq!(problem.to_builder().build()?, problem);
     /// # Ok::<(), signflash_core::ProblemError>(())
     /// ```
-    pub const fn to_builder(&self) -> ProblemBuilder {
-        let Self { shape, causal, softmax_scale, dropout, diagonal, shard } = *self;
-        ProblemBuilder { shape, causal, softmax_scale: Some(softmax_scale), dropout, diagonal, shard }
+    pub fn to_builder(&self) -> ProblemBuilder {
+        let Self { shape, lengths, window, softmax_scale, dropout, diagonal, shard } = self.clone();
+        let softmax_scale = Some(softmax_scale);
+        ProblemBuilder { shape, lengths, causal: false, window, softmax_scale, dropout, diagonal, shard }
     }
 
     /// The sizes.
@@ -228,9 +329,72 @@ impl Problem {
         &self.shape
     }
 
-    /// Whether later keys are hidden from earlier queries.
-    pub const fn causal(&self) -> bool {
-        self.causal
+    /// Whether a query sees nothing behind the key that it faces, whatever it sees before it.
+    pub fn causal(&self) -> bool {
+        self.window.right == Some(0)
+    }
+
+    /// How far around the key that it faces a query sees.
+    pub const fn window(&self) -> Window {
+        self.window
+    }
+
+    /// The window without the sides that hide nothing here. Where only the device knows the lengths of sequences, it
+    /// keeps those that hide something in one sequence of all queries and keys.
+    ///
+    /// ```
+    /// use signflash_core::{Problem, Shape, Window};
+    /// let shape = Shape::new(1, 8, 8).heads(1, 1).head_dim(16);
+    /// let sides = |left, right| Problem::builder(shape).window(left, right).build().map(|x| x.sides());
+    /// assert_eq!(sides(Some(7), Some(6))?, Window { left: None, right: Some(6) });
+    /// # Ok::<(), signflash_core::ProblemError>(())
+    /// ```
+    pub fn sides(&self) -> Window {
+        let mut hides = [false; 2];
+        let mut look = |band: Visibility<i64>| {
+            if band.queries > 0 && band.keys > 0 {
+                hides[0] |= band.keys_of(band.queries - 1).begin > 0;
+                hides[1] |= band.keys_of(0).end < band.keys;
+            }
+        };
+        match self.lengths {
+            // The last query of any of them faces its last key, and the first sees what it sees where keys are most.
+            Lengths::OnDevice(_) => {
+                let Shape { seqlen_q, seqlen_k, .. } = self.shape;
+                look(self.visibility_of(1, seqlen_k));
+                look(self.visibility_of(seqlen_q, 1));
+            }
+            Lengths::Batch => look(self.visibility()),
+            Lengths::Packed(_) => self.sequences().for_each(|sequence| look(self.visibility_in(&sequence))),
+        }
+        let Window { left, right } = self.window;
+        Window { left: left.filter(|_| hides[0]), right: right.filter(|_| hides[1]) }
+    }
+
+    /// Whether sequences lie one behind the other.
+    pub fn is_packed(&self) -> bool {
+        self.lengths != Lengths::Batch
+    }
+
+    /// Refuses lengths that only a device knows.
+    pub(crate) fn check_lengths_known(&self) -> Result<(), ProblemError> {
+        match self.lengths {
+            Lengths::OnDevice(sequences) => Err(ProblemError::LengthsOnDevice { sequences }),
+            Lengths::Batch | Lengths::Packed(_) => Ok(()),
+        }
+    }
+
+    pub(crate) const fn lengths(&self) -> &Lengths {
+        &self.lengths
+    }
+
+    /// Where [`packed`](ProblemBuilder::packed) sequences begin, of queries and of keys, if they are packed and the host
+    /// knows.
+    pub fn cu_seqlens(&self) -> Option<[&[u32]; 2]> {
+        match &self.lengths {
+            Lengths::Packed(packed) => Some(packed.cu_seqlens()),
+            Lengths::Batch | Lengths::OnDevice(_) => None,
+        }
     }
 
     /// The factor of the scores.
@@ -248,7 +412,7 @@ impl Problem {
         &self.shard
     }
 
-    /// The key that query 0 faces.
+    /// The key that query 0 faces, where sequences are not packed.
     pub const fn diagonal(&self) -> i64 {
         self.diagonal_of(self.shape.seqlen_q, self.shape.seqlen_k)
     }
@@ -260,7 +424,7 @@ impl Problem {
         }
     }
 
-    /// Which keys a query sees, and which queries see a key.
+    /// Which keys a query sees, and which queries see a key, where sequences are not packed.
     ///
     /// ```
     /// use signflash_core::{Problem, Shape, Span};
@@ -280,9 +444,10 @@ impl Problem {
     }
 
     fn visibility_of(&self, queries: usize, keys: usize) -> Visibility<i64> {
+        let [left, right] = self.window.distances();
         Visibility {
-            left: None,
-            right: self.causal.then_some(0),
+            left,
+            right,
             diagonal: self.diagonal_of(queries, keys),
             queries: queries as i64,
             keys: keys as i64,

@@ -78,7 +78,7 @@ pub struct Probs<'a, T> {
 /// One visible entry of a [`Probs`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ProbsEntry {
-    /// Batch, head, row, column.
+    /// Sequence, head, row, column.
     pub index: [usize; 4],
     /// The normalised probability, before keep_scale.
     pub probability: f32,
@@ -92,7 +92,8 @@ impl<'a, T: Element> Probs<'a, T> {
     /// # Errors
     /// [`ProblemError::Shape`], [`ProblemError::LastStride`] or [`ProblemError::Storage`] on `probs`.
     pub fn new(problem: &'a Problem, tensor: TensorRef<'a, T>) -> Result<Self, ProblemError> {
-        crate::operands::check_read(TensorName::Probs, &tensor, problem.shape().probs())?;
+        problem.check_lengths_known()?;
+        crate::operands::check_read(TensorName::Probs, &tensor, problem.probs())?;
         Ok(Self { problem, tensor })
     }
 
@@ -123,16 +124,18 @@ impl<'a, T: Element> Probs<'a, T> {
         ProbsEntry { index, probability: probability.to_f32(), dropped }
     }
 
-    /// The visible entries of one row, in order.
-    pub fn row(&self, batch: usize, head: usize, row: usize) -> impl Iterator<Item = ProbsEntry> + '_ {
-        let visible = self.problem.visibility().keys_of(row as i64).positions();
-        visible.map(move |column| self.entry([batch, head, row, column]))
+    /// The visible entries of one row of a sequence, in order; none behind its last row.
+    pub fn row(&self, sequence: usize, head: usize, row: usize) -> impl Iterator<Item = ProbsEntry> + '_ {
+        let own = self.problem.sequence(sequence).filter(|own| row < own.seqlen_q);
+        let visible =
+            own.map_or(0..0, |own| self.problem.visibility_in(&own).keys_of(row as i64).positions());
+        visible.map(move |column| self.entry([sequence, head, row, column]))
     }
 
     /// All visible entries, row by row.
     pub fn iter(&self) -> impl Iterator<Item = ProbsEntry> + '_ {
-        let [batches, heads, rows, _] = self.tensor.shape;
-        (0..batches)
+        let [sequences, heads, rows, _] = self.tensor.shape;
+        (0..sequences)
             .flat_map(move |b| (0..heads).flat_map(move |h| (0..rows).map(move |i| (b, h, i))))
             .flat_map(move |(b, h, i)| self.row(b, h, i))
     }

@@ -36,6 +36,10 @@ pub(crate) fn arguments(problem: ProblemArgs, own: &dyn Fn(&mut Vec<Arg>), score
 }
 
 fn of_band(problem: &Problem) -> Option<BandArgs> {
+    // Until kernels have them; the command and Python refuse both before.
+    assert!(!problem.is_packed(), "packed sequences are not computed on a GPU yet");
+    let window = problem.window();
+    assert!(window.left.is_none() && window.right.unwrap_or(0) == 0, "windows are not computed on a GPU yet");
     let shape = problem.shape();
     // A query that faces a key further away sees nothing, or everything, just as well.
     let diagonal = problem.diagonal().clamp(-(shape.seqlen_q as i64), shape.seqlen_k as i64) as i32;
