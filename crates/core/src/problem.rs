@@ -319,9 +319,11 @@ impl Problem {
     /// # Ok::<(), signflash_core::ProblemError>(())
     /// ```
     pub fn to_builder(&self) -> ProblemBuilder {
-        let Self { shape, lengths, window, softmax_scale, dropout, diagonal, shard } = self.clone();
+        let causal = self.causal();
+        let Self { shape, lengths, mut window, softmax_scale, dropout, diagonal, shard } = self.clone();
         let softmax_scale = Some(softmax_scale);
-        ProblemBuilder { shape, lengths, causal: false, window, softmax_scale, dropout, diagonal, shard }
+        window.right = window.right.filter(|_| !causal); // so that `causal(false)` takes it back
+        ProblemBuilder { shape, lengths, causal, window, softmax_scale, dropout, diagonal, shard }
     }
 
     /// The sizes.
