@@ -12,7 +12,7 @@ use signflash_core::{Dropout, Problem, Shape};
 use signflash_cuda::{CudaEngine, Device, DeviceBuffer, Event};
 use signflash_kernels::{
     BackwardCall, BackwardChoice, DeviceTensor, ForwardCall, ForwardChoice, Half, HopperForm, HopperKeysForm,
-    Kernels, Order, PortableForm, Step,
+    Kernels, Order, PortableForm, Task,
 };
 use std::error::Error;
 use std::io::BufRead;
@@ -57,7 +57,7 @@ struct Trial {
     /// Of the forward's kernel, or of the backward's pass over keys.
     tiles: Option<PortableForm>,
     hopper: Option<HopperForm>,
-    steps: Option<HopperKeysForm>,
+    hopper_keys: Option<HopperKeysForm>,
     /// The table's tiles of the portable kernel.
     portable: bool,
 }
@@ -78,8 +78,8 @@ impl Trial {
             late_dq: has("late"),
             in_registers: has("reg"),
         });
-        let hopper = number('g').map(|groups| HopperForm {
-            groups,
+        let hopper = number('g').map(|warpgroups| HopperForm {
+            warpgroups,
             drawers: or('d', 0),
             step: or('n', 128),
             stages: or('s', 2),
@@ -89,7 +89,7 @@ impl Trial {
             early: or('e', 0),
             out_in_q: has("outq"),
         });
-        let steps = number('p').map(|ds_stages| HopperKeysForm {
+        let hopper_keys = number('p').map(|ds_stages| HopperKeysForm {
             keys: or('k', 128),
             step: or('n', 64),
             stages: or('s', 2),
@@ -110,7 +110,7 @@ impl Trial {
             dropout: has("drop"),
             tiles,
             hopper,
-            steps,
+            hopper_keys,
             portable: has("portable"),
         })
     }
@@ -171,11 +171,11 @@ impl Bench {
     /// Milliseconds and TFLOP/s.
     fn time(&self, trial: &Trial) -> Result<(f64, f64), Failure> {
         let problem = trial.problem()?;
-        let steps = self.steps(trial, &problem)?;
+        let tasks = self.tasks(trial, &problem)?;
         let stream = self.engine.stream();
         // SAFETY: all tensors are buffers of this bench, as large as any problem of so many tokens and columns needs,
         // and alive; `time` waits for the stream before it returns.
-        let run = || unsafe { self.engine.run(stream, &steps) };
+        let run = || unsafe { self.engine.run(stream, &tasks) };
         for _ in 0..WARM_UP {
             run()?;
         }
@@ -194,7 +194,7 @@ impl Bench {
     }
 
     /// What is run; for a backward the forward has been run before.
-    fn steps(&self, trial: &Trial, problem: &Problem) -> Result<Vec<Step>, Failure> {
+    fn tasks(&self, trial: &Trial, problem: &Problem) -> Result<Vec<Task>, Failure> {
         let tensor =
             |buffer: &DeviceBuffer| DeviceTensor::dense(buffer.ptr(), problem.shape().q(), Order::RowsFirst);
         let [q, k, v, dout] = self.inputs.each_ref().map(tensor);
@@ -209,19 +209,19 @@ impl Bench {
                 (None, Some(form)) => choice.with_portable_form(form),
                 (None, None) => choice,
             };
-            return Ok(choice.steps()?);
+            return Ok(choice.tasks()?);
         }
         // SAFETY: as in `time`, which waits for the stream later.
         unsafe { self.engine.forward_on(self.engine.stream(), &forward)? };
         let call = BackwardCall::of(&forward, dout, [dq, dk, dv], self.workspace.ptr())
             .with_deterministic(trial.deterministic);
         let choice = BackwardChoice::of(&call, gpu, kernels);
-        let choice = match (trial.steps, trial.tiles) {
+        let choice = match (trial.hopper_keys, trial.tiles) {
             (Some(form), _) => choice.with_hopper_form(form).map_err(|reason| reason.to_string())?,
             (None, Some(form)) => choice.with_portable_form(form)?,
             (None, None) => choice,
         };
-        Ok(choice.steps()?)
+        Ok(choice.tasks()?)
     }
 }
 
@@ -245,12 +245,12 @@ fn candidates(head_dim: u32, dropout: bool) -> Vec<HopperForm> {
         (_, true) => &[[32, 3, 4], [64, 2, 3]],
     };
     let mut all = vec![];
-    for &[groups, drawers, registers] in roles {
+    for &[warpgroups, drawers, registers] in roles {
         for &[step, stages, flag_stages] in rings {
             for early in [0, step / 32, step / 16].into_iter().filter(|early| *early != 1) {
                 for (turns, out_in_q) in [(true, false), (true, true), (false, false), (false, true)] {
                     all.push(HopperForm {
-                        groups,
+                        warpgroups,
                         drawers,
                         step,
                         stages,
@@ -297,8 +297,8 @@ fn search(bench: &Bench, head_dim: u32) -> Result<(), Failure> {
 
 /// As `crates/kernels/src/tables/hopper.rs` spells it.
 fn row(head_dim: u32, causal: bool, dropout: bool, form: &HopperForm) -> String {
-    let HopperForm { groups, drawers, step, stages, flag_stages, registers, .. } = form;
-    let mut text = format!("row({head_dim}, [{groups}, {step}, {stages}, {registers}]).causal({causal})");
+    let HopperForm { warpgroups, drawers, step, stages, flag_stages, registers, .. } = form;
+    let mut text = format!("row({head_dim}, [{warpgroups}, {step}, {stages}, {registers}]).causal({causal})");
     let drop = format!(".drop({drawers}, {flag_stages})");
     let early = format!(".early({})", form.early);
     let more = [

@@ -13,7 +13,7 @@ use crate::workspace::Workspace;
 use cudarc::driver::sys;
 use signflash_core::{Dtype, Problem, ProblemError};
 use signflash_kernels::{
-    BackwardCall, BackwardChoice, Config, ForwardCall, ForwardChoice, Gpu, Kernels, NotHopper, Step,
+    BackwardCall, BackwardChoice, Config, ForwardCall, ForwardChoice, Gpu, Kernels, NotHopper, Task,
     TooManyBlocks,
 };
 use std::sync::Arc;
@@ -152,9 +152,9 @@ impl CudaEngine {
         say_portable("forwards", choice.not_hopper());
         // Where the forward is portable, probs are so for the same reason.
         say_portable("probs", choice.probs_not_hopper().filter(|_| choice.not_hopper().is_none()));
-        let steps = choice.steps()?;
+        let tasks = choice.tasks()?;
         // SAFETY: the plan reads and writes the call's tensors, for which the caller answers.
-        Ok(unsafe { self.run(stream, &steps) }?)
+        Ok(unsafe { self.run(stream, &tasks) }?)
     }
 
     /// Puts a backward into a stream; does not wait for it.
@@ -168,32 +168,32 @@ impl CudaEngine {
         require_order(self.deterministic, call.deterministic)?;
         let choice = BackwardChoice::of(call, self.gpu(), self.kernels);
         say_portable("backwards", choice.not_hopper());
-        let steps = choice.steps()?;
+        let tasks = choice.tasks()?;
         // SAFETY: the plan reads and writes the call's tensors and workspace, for which the caller answers.
-        Ok(unsafe { self.run(stream, &steps) }?)
+        Ok(unsafe { self.run(stream, &tasks) }?)
     }
 
-    /// Puts the steps of a plan into a stream; does not wait for them.
+    /// Puts the tasks of a plan into a stream; does not wait for them.
     ///
     /// # Errors
     /// The driver's.
     ///
     /// # Safety
-    /// What the steps' addresses point to is valid, as [`forward_on`](Self::forward_on) says.
-    pub unsafe fn run(&self, stream: &Stream, steps: &[Step]) -> Result<(), CudaError> {
+    /// What the tasks' addresses point to is valid, as [`forward_on`](Self::forward_on) says.
+    pub unsafe fn run(&self, stream: &Stream, tasks: &[Task]) -> Result<(), CudaError> {
         // Once for all: a thread that has no context yet, such as PyTorch's for the backward, would change it with each
         // launch and each tensor map otherwise.
         let _bound = self.device().bind()?;
-        for step in steps {
-            match step {
-                Step::Launch { config, grid, args } => {
+        for task in tasks {
+            match task {
+                Task::Launch { config, grid, args } => {
                     let function = self.function(config)?;
                     // SAFETY: the plan's arguments are those that the kernel declares, and the addresses among them
                     // are the caller's promise. The cache, which lives as long as the engine, keeps the function.
                     unsafe { function.launch(stream, *grid, args)? };
                 }
                 // SAFETY: the caller's promise about the plan's addresses.
-                Step::Zero { ptr, bytes } => unsafe { zero(stream, *ptr, *bytes as usize)? },
+                Task::Zero { ptr, bytes } => unsafe { zero(stream, *ptr, *bytes as usize)? },
             }
         }
         Ok(())

@@ -5,7 +5,7 @@
 use sha2::{Digest, Sha256};
 use signflash_core::{Dropout, Problem, Shape, Shard};
 use signflash_kernels::{
-    BackwardCall, BackwardChoice, DeviceTensor, ForwardCall, ForwardChoice, Gpu, Half, Kernels, Order, Step,
+    BackwardCall, BackwardChoice, DeviceTensor, ForwardCall, ForwardChoice, Gpu, Half, Kernels, Order, Task,
     TooManyBlocks, backward_workspace_bytes,
 };
 
@@ -63,9 +63,9 @@ struct Say {
 }
 
 impl Say {
-    fn call(&self, what: &str, (gpu, problem): (&Gpu, &Problem), steps: Result<Vec<Step>, TooManyBlocks>) {
-        let described = |steps: Vec<Step>| steps.iter().map(described).collect();
-        let text = steps.map_or_else(|error| error.to_string(), described);
+    fn call(&self, what: &str, (gpu, problem): (&Gpu, &Problem), tasks: Result<Vec<Task>, TooManyBlocks>) {
+        let described = |tasks: Vec<Task>| tasks.iter().map(described).collect();
+        let text = tasks.map_or_else(|error| error.to_string(), described);
         let hash = || Sha256::digest(&text).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         println!(
             "{gpu}, {} SMs, {problem:?}, {what}: {}",
@@ -84,8 +84,8 @@ impl Say {
         let probs = DeviceTensor::dense(5 << 40, shape.probs(), Order::HeadsFirst);
         for probs in [None, Some(probs)] {
             let call = forward.with_probs(probs);
-            let steps = ForwardChoice::of(&call, *gpu, Kernels::Best).steps();
-            self.call(&format!("off {off}, forward, probs {}", probs.is_some()), (gpu, problem), steps);
+            let tasks = ForwardChoice::of(&call, *gpu, Kernels::Best).tasks();
+            self.call(&format!("off {off}, forward, probs {}", probs.is_some()), (gpu, problem), tasks);
         }
         let backward = BackwardCall::of(&forward, tensor(6, shape.out()), inputs, 7 << 40).with_dlse(Some(9));
         for kernels in [Kernels::Best, Kernels::Portable] {
@@ -94,16 +94,16 @@ impl Say {
                 let bytes = backward_workspace_bytes(problem, *gpu, deterministic);
                 let what =
                     format!("off {off}, backward, deterministic {deterministic}, {kernels:?}, {bytes} bytes");
-                self.call(&what, (gpu, problem), BackwardChoice::of(&call, *gpu, kernels).steps());
+                self.call(&what, (gpu, problem), BackwardChoice::of(&call, *gpu, kernels).tasks());
             }
         }
     }
 }
 
-fn described(step: &Step) -> String {
-    match step {
-        Step::Launch { config, grid, args } => format!("{config} {grid} {args:?}; "),
-        Step::Zero { ptr, bytes } => format!("zero {ptr} {bytes}; "),
+fn described(task: &Task) -> String {
+    match task {
+        Task::Launch { config, grid, args } => format!("{config} {grid} {args:?}; "),
+        Task::Zero { ptr, bytes } => format!("zero {ptr} {bytes}; "),
     }
 }
 

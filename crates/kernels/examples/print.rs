@@ -42,8 +42,8 @@ fn main() {
     } else {
         DqSums::Narrow
     };
-    let groups = HopperForm {
-        groups: number('g', 2),
+    let hopper = HopperForm {
+        warpgroups: number('g', 2),
         drawers: number('d', 0),
         flag_stages: number('f', 0),
         step: number('n', 128),
@@ -53,7 +53,7 @@ fn main() {
         early: number('e', 0),
         out_in_q: has("outq"),
     };
-    let steps = HopperKeysForm {
+    let hopper_keys = HopperKeysForm {
         keys: number('k', 128),
         step: number('n', 64),
         stages: number('s', 2),
@@ -74,8 +74,8 @@ fn main() {
         Some("keys") => Config::Keys(KeysKernel::Portable(common, tiles, sums)),
         Some("queries") => Config::Dq(DqKernel::Queries(common, tiles)),
         Some("convert") => Config::Dq(DqKernel::FromSums(common.rows(), tiles.step, sums)),
-        Some("hopper") => Config::Forward(ForwardKernel::Hopper(common.hopper(), groups)),
-        Some("hopperkeys") => Config::Keys(KeysKernel::Hopper(common.hopper(), steps)),
+        Some("hopper") => Config::Forward(ForwardKernel::Hopper(common.hopper(), hopper)),
+        Some("hopperkeys") => Config::Keys(KeysKernel::Hopper(common.hopper(), hopper_keys)),
         _ => Config::Forward(ForwardKernel::Portable(common, tiles)),
     };
     print!("{}", config.kernel().ptx());

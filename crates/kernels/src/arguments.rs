@@ -54,7 +54,7 @@ pub(crate) fn of_problem(problem: &Problem) -> ProblemArgs {
         seqlen_k: shape.seqlen_k as u32,
         num_heads: shape.num_heads as u32,
         num_heads_k: shape.num_heads_k as u32,
-        group: shape.group_size() as u32,
+        group_size: shape.group_size() as u32,
         head_dim: shape.head_dim as u32,
         scale: problem.softmax_scale() as f32,
         scale_log2: problem.scale_log2(),

@@ -6,7 +6,7 @@ use signflash_ptx::{Arg, Half};
 
 /// One thing that a stream does.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Step {
+pub enum Task {
     /// Runs a kernel.
     Launch {
         /// Which.

@@ -2,7 +2,7 @@
 use crate::call::{BackwardCall, ForwardCall};
 use crate::config::{
     Access, Common, Config, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperCommon, HopperForm,
-    HopperKeysForm, KeysKernel, Operands, PortableForm, Rows, Scores,
+    HopperKeysForm, KeysKernel, Operands, PortableForm, RowsCommon, Scores,
 };
 use crate::gpu::Gpu;
 use crate::tables::{hopper, portable};
@@ -247,7 +247,7 @@ pub struct NotEnoughWorkspace {
 
 /// Hopper's pass over keys, and dq from its sums, whose rows are padded to whole boxes.
 fn own_kernels(common: HopperCommon, form: HopperKeysForm) -> (KeysKernel, DqKernel) {
-    let rows = Rows { operands: common.operands, access: Access::Pieces };
+    let rows = RowsCommon { operands: common.operands, access: Access::Pieces };
     (KeysKernel::Hopper(common, form), DqKernel::FromSums(rows, form.step, DqSums::Wide))
 }
 

@@ -1,5 +1,5 @@
 //! The GPU's kernels on the CPU: for tests, and for looking.
-use crate::call::{Step, TooManyBlocks, half_of};
+use crate::call::{Task, TooManyBlocks, half_of};
 use crate::choose::{BackwardChoice, ForwardChoice, Kernels};
 use crate::gpu::Gpu;
 use crate::hosted::{HostBackward, HostForward, Memory};
@@ -78,8 +78,8 @@ impl Interpreted {
         outputs.check(problem)?;
         let mut memory = Global::default();
         let Ok(held) = HostForward::upload(&mut memory, (problem, half), inputs, outputs);
-        let steps = ForwardChoice::of(&held.call(), self.gpu, Kernels::Best).steps()?;
-        self.run(&mut memory, &steps)?;
+        let tasks = ForwardChoice::of(&held.call(), self.gpu, Kernels::Best).tasks()?;
+        self.run(&mut memory, &tasks)?;
         let Ok(()) = held.download(&memory, outputs);
         Ok(())
     }
@@ -102,7 +102,7 @@ impl Interpreted {
         let space = backward_workspace_bytes(problem, self.gpu, self.deterministic);
         let workspace = memory.reserve("workspace", space as usize).0;
         let call = held.call(workspace, self.deterministic);
-        self.run(&mut memory, &BackwardChoice::of(&call, self.gpu, Kernels::Best).steps()?)?;
+        self.run(&mut memory, &BackwardChoice::of(&call, self.gpu, Kernels::Best).tasks()?)?;
         let Ok(()) = held.download(&memory, gradients);
         Ok(())
     }
@@ -111,11 +111,11 @@ impl Interpreted {
         half_of(T::DTYPE).ok_or(InterpretError::Dtype(T::DTYPE))
     }
 
-    fn run(&self, memory: &mut Global, steps: &[Step]) -> Result<(), InterpretError> {
-        for step in steps {
-            match step {
-                Step::Zero { ptr, bytes } => memory.zero(*ptr, *bytes as usize),
-                Step::Launch { config, grid, args } => {
+    fn run(&self, memory: &mut Global, tasks: &[Task]) -> Result<(), InterpretError> {
+        for task in tasks {
+            match task {
+                Task::Zero { ptr, bytes } => memory.zero(*ptr, *bytes as usize),
+                Task::Launch { config, grid, args } => {
                     config.kernel().interpret(&Launch { grid: *grid, args, seed: self.seed }, memory)?;
                 }
             }

@@ -1,7 +1,7 @@
 //! Attention kernels with sign-bit dropout for NVIDIA GPUs, written in Rust on `signflash-ptx`.
 //!
 //! ```text
-//! ForwardCall, Gpu  --ForwardChoice::of-->  which kernels, and why  --steps()-->  [Step]  launches and arguments
+//! ForwardCall, Gpu  --ForwardChoice::of-->  which kernels, and why  --tasks()-->  [Task]  launches and arguments
 //! Config            --kernel()-->           Kernel                   its PTX for the driver, or run by the interpreter
 //! ```
 //!
@@ -13,7 +13,7 @@
 //! | [`Config::Keys`] | dk, dv, sums of dq | keys | queries of all heads of the group | its own: `src/sm90/backward` |
 //! | [`Config::Dq`] | dq from its sums, or by a pass of its own | rows, or queries | keys | from sums, wherever its own pass over keys runs |
 //!
-//! Nothing here knows a driver: `signflash-cuda` runs the steps on a GPU, [`Interpreted`] on the CPU.
+//! Nothing here knows a driver: `signflash-cuda` runs the tasks on a GPU, [`Interpreted`] on the CPU.
 //!
 //! ```
 //! use signflash_core::{Problem, Shape};
@@ -51,11 +51,11 @@ mod variants;
 mod words;
 mod workspace;
 
-pub use call::{BackwardCall, ForwardCall, Step, TooManyBlocks, half_of};
+pub use call::{BackwardCall, ForwardCall, Task, TooManyBlocks, half_of};
 pub use choose::{BackwardChoice, ForwardChoice, Kernels, NotEnoughWorkspace};
 pub use config::{
     Access, Common, Config, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperCommon, HopperForm,
-    HopperKeysForm, KeysKernel, Operands, PortableForm, Rows, Scores,
+    HopperKeysForm, KeysKernel, Operands, PortableForm, RowsCommon, Scores,
 };
 pub use gpu::Gpu;
 pub use hosted::{HostBackward, HostForward, Memory};

@@ -1,7 +1,7 @@
 //! What the chosen kernels do on a GPU: launches with their arguments. The interpreter and the driver run the same
 //! plan.
 use crate::arguments::{ScoreArgs, arguments, of_problem};
-use crate::call::{Step, TooManyBlocks};
+use crate::call::{Task, TooManyBlocks};
 use crate::choose::{BackwardChoice, ForwardChoice};
 use crate::config::{Config, DqKernel, ForwardKernel, HopperForm, HopperKeysForm, KeysKernel};
 use crate::geometry::{
@@ -21,31 +21,31 @@ use crate::tensor::DeviceTensor;
 use signflash_core::Problem;
 use signflash_ptx::Arg;
 
-/// The steps of a call, one behind the other.
+/// The tasks of a call, one behind the other.
 struct Plan<'a> {
     problem: &'a Problem,
     gpu: Gpu,
     args: ProblemArgs,
     scores: ScoreArgs,
-    steps: Vec<Step>,
+    tasks: Vec<Task>,
 }
 
 impl ForwardChoice<'_> {
-    /// The steps of the forward; no step if there is nothing to write.
+    /// The tasks of the forward; none if there is nothing to write.
     ///
     /// # Errors
     /// [`TooManyBlocks`].
-    pub fn steps(&self) -> Result<Vec<Step>, TooManyBlocks> {
+    pub fn tasks(&self) -> Result<Vec<Task>, TooManyBlocks> {
         let call = self.call;
         let mut plan = Plan::new(call.problem, self.gpu, call.seed_and_offset_ptr);
-        self.forward_step(&mut plan)?;
+        self.forward_task(&mut plan)?;
         if let Some((kernel, probs)) = self.probs {
-            self.probs_step(&mut plan, kernel, probs)?;
+            self.probs_task(&mut plan, kernel, probs)?;
         }
-        Ok(plan.steps)
+        Ok(plan.tasks)
     }
 
-    fn forward_step(&self, plan: &mut Plan<'_>) -> Result<(), TooManyBlocks> {
+    fn forward_task(&self, plan: &mut Plan<'_>) -> Result<(), TooManyBlocks> {
         let (q, k, v, out, lse) = (self.call.q, self.call.k, self.call.v, self.call.out, self.call.lse);
         let config = Config::Forward(self.forward);
         match &self.forward {
@@ -67,7 +67,7 @@ impl ForwardChoice<'_> {
         }
     }
 
-    fn probs_step(
+    fn probs_task(
         &self,
         plan: &mut Plan<'_>,
         kernel: ForwardKernel,
@@ -97,21 +97,21 @@ impl ForwardChoice<'_> {
 }
 
 impl BackwardChoice<'_> {
-    /// The steps of the backward.
+    /// The tasks of the backward.
     ///
     /// # Errors
     /// [`TooManyBlocks`].
-    pub fn steps(&self) -> Result<Vec<Step>, TooManyBlocks> {
+    pub fn tasks(&self) -> Result<Vec<Task>, TooManyBlocks> {
         let call = self.call;
         let mut plan = Plan::new(call.problem, self.gpu, call.seed_and_offset_ptr);
-        self.delta_step(&mut plan)?;
+        self.delta_task(&mut plan)?;
         let (first, bytes) = (self.workspace.dq_sums, self.workspace.bytes);
         if matches!(self.dq, DqKernel::FromSums(..)) && bytes > first {
-            plan.steps.push(Step::Zero { ptr: call.workspace + first, bytes: bytes - first });
+            plan.tasks.push(Task::Zero { ptr: call.workspace + first, bytes: bytes - first });
         }
-        self.keys_step(&mut plan)?;
-        self.dq_step(&mut plan)?;
-        Ok(plan.steps)
+        self.keys_task(&mut plan)?;
+        self.dq_task(&mut plan)?;
+        Ok(plan.tasks)
     }
 
     fn dq_sums(&self) -> u64 {
@@ -127,7 +127,7 @@ impl BackwardChoice<'_> {
         }
     }
 
-    fn delta_step(&self, plan: &mut Plan<'_>) -> Result<(), TooManyBlocks> {
+    fn delta_task(&self, plan: &mut Plan<'_>) -> Result<(), TooManyBlocks> {
         let call = self.call;
         let args = DeltaArgs {
             out: call.out,
@@ -135,14 +135,14 @@ impl BackwardChoice<'_> {
             lse: call.lse,
             dlse: call.dlse.unwrap_or(0),
             stats: call.workspace,
-            keep_scale: self.ds_divisor(plan),
+            ds_divisor: self.ds_divisor(plan),
         };
         let (half, rows) = self.delta;
         let blocks = (heads(plan.problem) * stat_rows(plan.problem)).div_ceil(rows.per_block().into());
         plan.launch_on_rows(Config::Delta(half, rows), blocks, &|list| args.push(list))
     }
 
-    fn keys_step(&self, plan: &mut Plan<'_>) -> Result<(), TooManyBlocks> {
+    fn keys_task(&self, plan: &mut Plan<'_>) -> Result<(), TooManyBlocks> {
         let (call, problem) = (self.call, plan.problem);
         let (q, k, v, dout, dk, dv) = (call.q, call.k, call.v, call.dout, call.dk, call.dv);
         let (config, stats, dq_sums) = (Config::Keys(self.keys), call.workspace, self.dq_sums());
@@ -175,7 +175,7 @@ impl BackwardChoice<'_> {
         }
     }
 
-    fn dq_step(&self, plan: &mut Plan<'_>) -> Result<(), TooManyBlocks> {
+    fn dq_task(&self, plan: &mut Plan<'_>) -> Result<(), TooManyBlocks> {
         let (call, dq) = (self.call, self.call.dq);
         match &self.dq {
             DqKernel::Queries(_, form) => {
@@ -193,7 +193,7 @@ impl BackwardChoice<'_> {
             DqKernel::FromSums(_, step, _) => {
                 // Its tiles are the steps of the pass over keys.
                 let blocks = heads(plan.problem) * query_tiles(plan.problem, *step);
-                let args = ConvertDqArgs { dq, dq_sums: self.dq_sums(), keep_scale: self.ds_divisor(plan) };
+                let args = ConvertDqArgs { dq, dq_sums: self.dq_sums(), ds_divisor: self.ds_divisor(plan) };
                 plan.launch_on_rows(Config::Dq(self.dq), blocks, &|list| args.push(list))
             }
         }
@@ -203,7 +203,7 @@ impl BackwardChoice<'_> {
 impl<'a> Plan<'a> {
     fn new(problem: &'a Problem, gpu: Gpu, seed_and_offset_ptr: u64) -> Self {
         let (args, scores) = (of_problem(problem), ScoreArgs::of(problem, seed_and_offset_ptr));
-        Plan { problem, gpu, args, scores, steps: vec![] }
+        Plan { problem, gpu, args, scores, tasks: vec![] }
     }
 
     /// A kernel that makes scores.
@@ -245,7 +245,7 @@ impl<'a> Plan<'a> {
     fn push(&mut self, config: Config, blocks: u64, args: Vec<Arg>) -> Result<(), TooManyBlocks> {
         let grid = i32::try_from(blocks).map_err(|_| TooManyBlocks { blocks })? as u32;
         if grid > 0 {
-            self.steps.push(Step::Launch { config, grid, args });
+            self.tasks.push(Task::Launch { config, grid, args });
         }
         Ok(())
     }

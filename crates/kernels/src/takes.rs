@@ -13,12 +13,14 @@ pub enum NotHopper {
     Gpu(Gpu),
     /// Nobody wants them.
     NotWanted,
+    /// This tensor of the call is empty: there is hardly anything to compute, and the copy engine takes no such tensor.
+    Empty(&'static str),
     /// They do not take this about the call.
     Call(String),
 }
 
 impl NotHopper {
-    /// Whether another call could have had Hopper's kernels, on this GPU and with these settings.
+    /// Whether a call with as much to compute could have had Hopper's kernels, on this GPU and with these settings.
     pub fn is_of_call(&self) -> bool {
         matches!(self, NotHopper::Call(_))
     }
@@ -34,6 +36,7 @@ impl fmt::Display for NotHopper {
                 )
             }
             NotHopper::NotWanted => f.write_str("the portable kernels were asked for"),
+            NotHopper::Empty(name) => write!(f, "{name} is empty"),
             NotHopper::Call(reason) => f.write_str(reason),
         }
     }
@@ -42,6 +45,7 @@ impl fmt::Display for NotHopper {
 /// Whether they take a forward.
 pub(crate) fn forward(call: &ForwardCall<'_>) -> Result<(), NotHopper> {
     let shape = call.problem.shape();
+    has_work(call.problem)?;
     // Its first tile would begin with rows before the tensor, and the copy engine stores no box from there.
     if call.problem.keep_rule().is_some_and(|rule| !rule.first_row().is_multiple_of(16)) {
         return refuse("the shard starts inside a block of 16 rows of the dropout mask".into());
@@ -70,6 +74,7 @@ pub(crate) fn probs(problem: &Problem, probs: DeviceTensor) -> Result<(), NotHop
 /// Whether they take a backward.
 pub(crate) fn backward(call: &BackwardCall<'_>) -> Result<(), NotHopper> {
     let shape = call.problem.shape();
+    has_work(call.problem)?;
     starts_with_a_block_of_columns(call.problem)?;
     if !call.workspace.is_multiple_of(16) {
         return refuse("the workspace does not start at a multiple of 16 bytes".into());
@@ -90,6 +95,14 @@ fn refuse(reason: String) -> Result<(), NotHopper> {
     Err(NotHopper::Call(reason))
 }
 
+fn has_work(problem: &Problem) -> Result<(), NotHopper> {
+    let shape = problem.shape();
+    let empty = [("q", shape.q()), ("k", shape.k()), ("v", shape.v())]
+        .into_iter()
+        .find(|(_, sizes)| sizes.contains(&0));
+    empty.map_or(Ok(()), |(name, _)| Err(NotHopper::Empty(name)))
+}
+
 fn starts_with_a_block_of_columns(problem: &Problem) -> Result<(), NotHopper> {
     match problem.keep_rule() {
         Some(rule) if !rule.first_column().is_multiple_of(32) => {
@@ -104,10 +117,7 @@ fn copy_engine(head_dim: usize, tensors: &[(&str, DeviceTensor, [usize; 4])]) ->
     if !head_dim.is_multiple_of(8) {
         return refuse(format!("head_dim is {head_dim}, and rows are written in pieces of 8"));
     }
-    for (name, tensor, [batch, seqlen, heads, columns]) in tensors.iter().copied() {
-        if [batch, seqlen, heads, columns].contains(&0) {
-            return refuse(format!("{name} is empty"));
-        }
+    for (name, tensor, [batch, seqlen, heads, _]) in tensors.iter().copied() {
         if !tensor.is_aligned() {
             return refuse(format!("the rows of {name} do not all start at multiples of 16 bytes"));
         }

@@ -1,7 +1,7 @@
 //! Configurations in words, for whoever wants to know what a call runs on.
 use crate::config::{
     Access, Common, Config, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperCommon, HopperForm,
-    HopperKeysForm, KeysKernel, Operands, PortableForm, Rows, Scores,
+    HopperKeysForm, KeysKernel, Operands, PortableForm, RowsCommon, Scores,
 };
 use std::fmt;
 
@@ -59,7 +59,7 @@ impl fmt::Display for Words<'_> {
             Config::Dq(DqKernel::Queries(common, form)) => {
                 write!(f, "dq by a pass over queries: {}. {}", of_common(common), of_form(form))
             }
-            Config::Dq(DqKernel::FromSums(Rows { operands, access }, step, _)) => {
+            Config::Dq(DqKernel::FromSums(RowsCommon { operands, access }, step, _)) => {
                 write!(
                     f,
                     "dq from its sums: {}{}. A block owns {step} rows",
@@ -128,9 +128,10 @@ fn of_form(form: &PortableForm) -> String {
 }
 
 fn of_hopper_form(form: &HopperForm) -> String {
-    let HopperForm { groups, drawers, step, stages, flag_stages, registers, turns, early, out_in_q } = *form;
+    let HopperForm { warpgroups, drawers, step, stages, flag_stages, registers, turns, early, out_in_q } =
+        *form;
     let owns = format!(
-        "{groups} warpgroups of a block multiply 64 queries each with {registers} registers a thread"
+        "{warpgroups} warpgroups of a block multiply 64 queries each with {registers} registers a thread"
     );
     let more = [
         (turns, ", in turns".into()),

@@ -3,7 +3,7 @@
 use signflash_core::{Dropout, Problem, Shape, Shard};
 use signflash_kernels::{
     BackwardCall, BackwardChoice, Config, DeviceTensor, DqKernel, ForwardCall, ForwardChoice, Gpu, Half,
-    HopperKeysForm, Kernels, KeysKernel, Order, PortableForm, Step,
+    HopperKeysForm, Kernels, KeysKernel, NotHopper, Order, PortableForm, Task,
 };
 
 const SHAPE: Shape = Shape::new(2, 40, 50).heads(4, 2).head_dim(72);
@@ -63,6 +63,19 @@ fn reasons_that_no_call_can_change_say_so() {
         "the GPU's compute capability is 8.0, and Hopper's own kernels need 9.0"
     );
     assert_eq!(reason(Gpu::HOPPER, Kernels::Portable), "the portable kernels were asked for");
+}
+
+#[test]
+fn an_empty_call_is_no_reason_to_warn() {
+    for shape in [SHAPE.seqlen_q(0), SHAPE.seqlen_k(0), SHAPE.seqlen_k(0).head_dim(41)] {
+        let problem = problem(shape, WHOLE);
+        let forward = ForwardCall::of_dense(&problem, Half::F16);
+        let choice = ForwardChoice::of(&forward, Gpu::HOPPER, Kernels::Best);
+        assert!(matches!(choice.not_hopper(), Some(reason @ NotHopper::Empty(_)) if !reason.is_of_call()));
+        let call = BackwardCall::of_dense(&problem, Half::F16);
+        let choice = backward(&call, Gpu::HOPPER);
+        assert!(matches!(choice.not_hopper(), Some(reason @ NotHopper::Empty(_)) if !reason.is_of_call()));
+    }
 }
 
 /// The reason why Hopper's own kernel does not write probs that lie so many bytes behind an aligned address.
@@ -146,12 +159,12 @@ fn a_choice_is_what_is_launched() {
     let call = BackwardCall::of_dense(&problem, Half::F16);
     for gpu in [Gpu::HOPPER, Gpu::AMPERE, Gpu::SMALL] {
         let choice = backward(&call, gpu);
-        let steps = choice.steps().unwrap();
-        let launched: Vec<Config> = steps
+        let tasks = choice.tasks().unwrap();
+        let launched: Vec<Config> = tasks
             .iter()
-            .filter_map(|step| match step {
-                Step::Launch { config, .. } => Some(*config),
-                Step::Zero { .. } => None,
+            .filter_map(|task| match task {
+                Task::Launch { config, .. } => Some(*config),
+                Task::Zero { .. } => None,
             })
             .collect();
         assert_eq!(launched, choice.kernels().collect::<Vec<_>>());

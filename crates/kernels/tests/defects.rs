@@ -3,7 +3,7 @@
 use signflash_core::{Dropout, Problem, Shape, bf16};
 use signflash_kernels::{
     BackwardCall, BackwardChoice, Config, DeviceTensor, ForwardCall, ForwardChoice, Gpu, Half, Kernels,
-    Order, Step,
+    Order, Task,
 };
 use signflash_ptx::{Arg, Global, Kernel, Launch, Rule};
 
@@ -15,8 +15,8 @@ fn problem() -> Problem {
     Problem::builder(shape).dropout(Dropout::new(0.2, 1, 0).unwrap()).build().unwrap()
 }
 
-/// Memory with all tensors of a forward and a backward, and the steps of both.
-fn all(problem: &Problem) -> (Global, Vec<Step>) {
+/// Memory with all tensors of a forward and a backward, and the tasks of both.
+fn all(problem: &Problem) -> (Global, Vec<Task>) {
     let mut memory = Global::default();
     let ones: Vec<u8> =
         (0..LEN * DIM).flat_map(|n| bf16::from_f32((n % 7) as f32 / 8.0).to_le_bytes()).collect();
@@ -28,23 +28,23 @@ fn all(problem: &Problem) -> (Global, Vec<Step>) {
     let space = signflash_kernels::backward_workspace_bytes(problem, Gpu::AMPERE, false);
     let workspace = memory.reserve("workspace", space as usize).0;
     let backward = BackwardCall::of(&forward, dout, [dq, dk, dv], workspace);
-    let mut steps = ForwardChoice::of(&forward, Gpu::AMPERE, Kernels::Best).steps().unwrap();
-    steps.extend(BackwardChoice::of(&backward, Gpu::AMPERE, Kernels::Best).steps().unwrap());
-    (memory, steps)
+    let mut tasks = ForwardChoice::of(&forward, Gpu::AMPERE, Kernels::Best).tasks().unwrap();
+    tasks.extend(BackwardChoice::of(&backward, Gpu::AMPERE, Kernels::Best).tasks().unwrap());
+    (memory, tasks)
 }
 
-/// Runs all steps, the kernel that `is_meant` as `change` leaves it; the rule that this breaks.
+/// Runs all tasks, the kernel that `is_meant` as `change` leaves it; the rule that this breaks.
 fn run(
     is_meant: fn(&Config) -> bool,
     change: &dyn Fn(Kernel) -> Kernel,
     seed: u64,
 ) -> Option<(Rule, String)> {
     let problem = problem();
-    let (mut memory, steps) = all(&problem);
-    for step in steps {
-        match step {
-            Step::Zero { ptr, bytes } => memory.zero(ptr, bytes as usize),
-            Step::Launch { config, grid, args } => {
+    let (mut memory, tasks) = all(&problem);
+    for task in tasks {
+        match task {
+            Task::Zero { ptr, bytes } => memory.zero(ptr, bytes as usize),
+            Task::Launch { config, grid, args } => {
                 let kernel = if is_meant(&config) { change(config.kernel()) } else { config.kernel() };
                 let launch: Launch<'_> = Launch { grid, args: &args as &[Arg], seed };
                 if let Err(trap) = kernel.interpret(&launch, &mut memory) {
@@ -59,12 +59,12 @@ fn run(
 /// How many of the kernel's instructions that contain `text` can be left out unnoticed.
 fn unnoticed(is_meant: fn(&Config) -> bool, text: &str) -> (usize, usize) {
     let problem = problem();
-    let (_, steps) = all(&problem);
-    let config = steps.iter().find_map(|step| match step {
-        Step::Launch { config, .. } if is_meant(config) => Some(*config),
+    let (_, tasks) = all(&problem);
+    let config = tasks.iter().find_map(|task| match task {
+        Task::Launch { config, .. } if is_meant(config) => Some(*config),
         _ => None,
     });
-    let lines = config.expect("the kernel is among the steps").kernel().lines_matching(text);
+    let lines = config.expect("the kernel is among the tasks").kernel().lines_matching(text);
     let missed = lines.iter().filter(|&&line| {
         let caught = (0..6).find_map(|seed| run(is_meant, &|kernel| kernel.without(line), seed));
         if let Some((rule, report)) = &caught {

@@ -6,7 +6,7 @@
 use signflash_core::{Dropout, Problem, Shape, bf16};
 use signflash_kernels::{
     BackwardCall, BackwardChoice, Config, DeviceTensor, ForwardCall, ForwardChoice, ForwardKernel, Gpu, Half,
-    HopperForm, HopperKeysForm, Kernels, KeysKernel, Order, Step, backward_workspace_bytes,
+    HopperForm, HopperKeysForm, Kernels, KeysKernel, Order, Task, backward_workspace_bytes,
 };
 use signflash_ptx::{Arg, Global, Kernel, Launch, Rule};
 
@@ -15,7 +15,7 @@ const SCHEDULES: u64 = 4;
 
 /// Small enough to run often: every ring goes round, every block has several tiles.
 const FORM: HopperForm = HopperForm {
-    groups: 2,
+    warpgroups: 2,
     drawers: 2,
     step: 64,
     stages: 2,
@@ -110,7 +110,7 @@ impl Pass {
         let (num_heads, num_heads_k, seqlen_k) =
             if matches!(self, Pass::Backward(_)) { (2, 1, 100) } else { (4, 2, 336) };
         let head_dim = match self {
-            Pass::Backward(steps) if steps.shares_keys() => 192,
+            Pass::Backward(form) if form.shares_keys() => 192,
             _ => 64,
         };
         let shape = Shape::new(1, QUERIES, seqlen_k).heads(num_heads, num_heads_k).head_dim(head_dim);
@@ -121,7 +121,7 @@ impl Pass {
         match self {
             Pass::Forward(_) => NOT_NEEDED[0],
             Pass::Probs => NOT_NEEDED[1],
-            Pass::Backward(steps) if steps.shares_keys() => NOT_NEEDED[3],
+            Pass::Backward(form) if form.shares_keys() => NOT_NEEDED[3],
             Pass::Backward(_) => NOT_NEEDED[2],
         }
     }
@@ -149,25 +149,25 @@ fn launches(pass: Pass) -> (Global, Vec<Launched>) {
     let lse = memory.upload("lse", &vec![0; 4 * shape.lse_len()]).0;
     let gpu = Gpu { sm_count: 1, ..Gpu::HOPPER };
     let forward = ForwardCall::new(problem, Half::Bf16, inputs, out, lse);
-    let steps = match pass {
+    let tasks = match pass {
         Pass::Backward(form) => {
             let space = backward_workspace_bytes(problem, gpu, false) as usize;
             let workspace = memory.reserve("workspace", space).0;
             let call = BackwardCall::of(&forward, dout, [dq, dk, dv], workspace);
             let choice = BackwardChoice::of(&call, gpu, Kernels::Best);
-            choice.with_hopper_form(form).unwrap().steps()
+            choice.with_hopper_form(form).unwrap().tasks()
         }
         _ => {
             let ptr = memory.reserve("probs", 2 * shape.num_heads * shape.seqlen_q * shape.seqlen_k).0;
             let probs = DeviceTensor::dense(ptr, shape.probs(), Order::HeadsFirst);
             let call = forward.with_probs(Some(probs));
             let form = if let Pass::Forward(form) = pass { form } else { FORM };
-            ForwardChoice::of(&call, gpu, Kernels::Best).with_hopper_form(form).unwrap().steps()
+            ForwardChoice::of(&call, gpu, Kernels::Best).with_hopper_form(form).unwrap().tasks()
         }
     };
-    let launched = steps.unwrap().into_iter().filter_map(|step| match step {
-        Step::Launch { config, grid, args } => Some(Launched { config, grid, args }),
-        Step::Zero { ptr, bytes } => {
+    let launched = tasks.unwrap().into_iter().filter_map(|task| match task {
+        Task::Launch { config, grid, args } => Some(Launched { config, grid, args }),
+        Task::Zero { ptr, bytes } => {
             memory.zero(ptr, bytes as usize);
             None
         }
@@ -195,7 +195,7 @@ fn the_kernels_are_right_as_they_are() {
     let forwards = [
         FORM,
         HopperForm { out_in_q: true, turns: false, early: 0, drawers: 1, ..FORM },
-        HopperForm { groups: 3, drawers: 1, registers: 128, flag_stages: 3, ..FORM },
+        HopperForm { warpgroups: 3, drawers: 1, registers: 128, flag_stages: 3, ..FORM },
     ];
     let backwards = [
         STEPS,

@@ -39,7 +39,7 @@ pub struct Scores {
 /// What moving rows depends on: work that makes no scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
-pub struct Rows {
+pub struct RowsCommon {
     pub operands: Operands,
     pub access: Access,
 }
@@ -90,8 +90,8 @@ pub enum DqSums {
 
 impl Common {
     /// Of these, what moving rows depends on.
-    pub fn rows(&self) -> Rows {
-        Rows { operands: self.operands, access: self.access }
+    pub fn rows(&self) -> RowsCommon {
+        RowsCommon { operands: self.operands, access: self.access }
     }
 
     /// Of these, what Hopper's own kernels depend on.
@@ -131,7 +131,7 @@ impl fmt::Display for Scores {
     }
 }
 
-impl fmt::Display for Rows {
+impl fmt::Display for RowsCommon {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}{}", self.operands, self.access)
     }

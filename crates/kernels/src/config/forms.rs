@@ -40,7 +40,7 @@ impl PortableForm {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct HopperForm {
     /// Warpgroups that multiply.
-    pub groups: u32,
+    pub warpgroups: u32,
     /// With dropout: warpgroups that draw flags, each those of as many of those that multiply. Else none.
     pub drawers: u32,
     /// Keys a step: a multiple of 16, with dropout of 32.
@@ -63,12 +63,12 @@ pub struct HopperForm {
 impl HopperForm {
     /// Rows that a block works on at once.
     pub fn rows(&self) -> u32 {
-        64 * self.groups
+        64 * self.warpgroups
     }
 
     /// Threads a block.
     pub fn threads(&self) -> u32 {
-        128 * (self.groups + self.drawers + 1)
+        128 * (self.warpgroups + self.drawers + 1)
     }
 
     /// Registers of a thread that copies, and of one that draws: what those that multiply leave.
@@ -76,7 +76,7 @@ impl HopperForm {
         const COPIER: u32 = 32;
         // No thread can have more than 255, and the compiler does not start with more than 248.
         let at_start = (65536 / self.threads() / 8 * 8).min(248);
-        let left = at_start * (self.groups + self.drawers + 1) - self.registers * self.groups;
+        let left = at_start * (self.warpgroups + self.drawers + 1) - self.registers * self.warpgroups;
         match self.drawers {
             0 => [left.min(128), 0],
             drawers => [COPIER, ((left - COPIER) / drawers / 8 * 8).min(128)],
@@ -136,9 +136,9 @@ impl fmt::Display for PortableForm {
 
 impl fmt::Display for HopperForm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let HopperForm { groups, drawers, step, stages, flag_stages, registers, turns, early, out_in_q } =
+        let HopperForm { warpgroups, drawers, step, stages, flag_stages, registers, turns, early, out_in_q } =
             self;
-        write!(f, "_g{groups}d{drawers}n{step}s{stages}f{flag_stages}r{registers}")?;
+        write!(f, "_g{warpgroups}d{drawers}n{step}s{stages}f{flag_stages}r{registers}")?;
         write!(f, "e{early}{}", if *turns { "t" } else { "" })?;
         f.write_str(if *out_in_q { "o" } else { "" })
     }

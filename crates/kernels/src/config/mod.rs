@@ -2,7 +2,7 @@
 mod depends;
 mod forms;
 
-pub use depends::{Access, Common, DeltaRows, DqSums, HopperCommon, Operands, Rows, Scores};
+pub use depends::{Access, Common, DeltaRows, DqSums, HopperCommon, Operands, RowsCommon, Scores};
 pub use forms::{HopperForm, HopperKeysForm, PortableForm};
 use signflash_ptx::Half;
 use std::fmt;
@@ -47,7 +47,7 @@ pub enum DqKernel {
     /// Blocks that own queries and walk over keys again: the same bits in every run.
     Queries(Common, PortableForm),
     /// From the sums of the pass over keys, by blocks that own so many rows: a step of the pass that added them up.
-    FromSums(Rows, u32, DqSums),
+    FromSums(RowsCommon, u32, DqSums),
 }
 
 impl ForwardKernel {

@@ -89,21 +89,21 @@ impl Passed for DeviceTensor {
 
 impl<'k> TensorVals<'k> {
     /// A sequence's row 0 of one head.
-    pub(crate) fn head(&self, sequence: Sequence<'k>, head: Val<'k, U32>) -> Rows<'k> {
+    pub(crate) fn head(&self, sequence: Sequence<'k>, head: Val<'k, U32>) -> HeadRows<'k> {
         let start = head.widen().mul_add(self.head, sequence.batch.widen().mul_add(self.batch, self.ptr));
-        Rows { start, stride: self.row }
+        HeadRows { start, stride: self.row }
     }
 }
 
 /// The rows of one head of a tensor.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Rows<'k> {
+pub(crate) struct HeadRows<'k> {
     start: Val<'k, U64>,
     /// Bytes from one row to the next.
     pub(crate) stride: Val<'k, U64>,
 }
 
-impl<'k> Rows<'k> {
+impl<'k> HeadRows<'k> {
     /// One row; before the first they have negative numbers.
     pub(crate) fn row(&self, row: Val<'k, U32>) -> GlobalAddr<'k> {
         GlobalAddr::new(row.cast::<S32>().widen().mul_add(self.stride, self.start))
@@ -159,7 +159,7 @@ kernel_args! {
         /// Key heads.
         num_heads_k: u32,
         /// Query heads a key head.
-        group: u32,
+        group_size: u32,
         /// Real columns of a head.
         head_dim: u32,
         /// softmax_scale with its sign.

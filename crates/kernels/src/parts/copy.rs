@@ -1,12 +1,12 @@
 //! Tiles between global and shared memory. Rows outside the tensor, and columns beyond head_dim, are zeros.
-use super::args::Rows;
-use crate::config::{self, Access};
+use super::args::HeadRows;
+use crate::config::{Access, RowsCommon};
 use signflash_ptx::{B32, GlobalAddr, Pred, SmemAddr, Thread, TileLayout, TileThread, U32, Val};
 
 /// The rows of a tile in global memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TileRows<'k> {
-    pub(crate) rows: Rows<'k>,
+    pub(crate) rows: HeadRows<'k>,
     /// The first row of the tile. Rows before 0 are taken for huge ones, and so are outside too.
     pub(crate) first: Val<'k, U32>,
     /// Rows of the tensor.
@@ -28,8 +28,8 @@ pub(crate) struct TileCopy<'k> {
 impl<'k> TileCopy<'k> {
     /// Thread `index` of `threads`, for tiles of a head's width.
     #[track_caller]
-    pub(crate) fn new(thread: Thread<'k>, rows: config::Rows, index: Val<'k, U32>, threads: u32) -> Self {
-        let config::Rows { operands, access } = rows;
+    pub(crate) fn new(thread: Thread<'k>, rows: RowsCommon, index: Val<'k, U32>, threads: u32) -> Self {
+        let RowsCommon { operands, access } = rows;
         let share = thread.tile_thread(TileLayout::new(operands.head_dim), index, threads);
         TileCopy { thread, share, access, first_col: thread.u32(0) }
     }

@@ -19,7 +19,7 @@ impl<'k> Cursor<'k> {
     /// At the beginning.
     #[track_caller]
     pub(crate) fn new(t: Thread<'k>, problem: &ProblemVals<'k>, tiles: QueryTiles<'k>) -> Self {
-        Cursor { tiles, heads: problem.group, step: tiles.begin.var(), member: t.u32(0).var() }
+        Cursor { tiles, heads: problem.group_size, step: tiles.begin.var(), member: t.u32(0).var() }
     }
 
     /// Whether it is at a tile.

@@ -2,7 +2,7 @@
 //!
 //! A warp takes 16 rows.
 use super::dq_sums::SumsTile;
-use crate::config::{DqSums, Rows};
+use crate::config::{DqSums, RowsCommon};
 use crate::parts::args::{DeviceTensor, ProblemVals, kernel_args};
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::epilogue::store_rows;
@@ -17,13 +17,13 @@ kernel_args! {
         dq: DeviceTensor,
         /// Sums, see `dq_sums.rs`.
         dq_sums: u64,
-        /// Factor of kept probabilities.
-        keep_scale: f32,
+        /// What ds was divided by.
+        ds_divisor: f32,
     }
 }
 
 /// The kernel of a configuration.
-pub(crate) fn kernel(name: &str, rows: &Rows, step: u32, sums: DqSums) -> Kernel {
+pub(crate) fn kernel(name: &str, rows: &RowsCommon, step: u32, sums: DqSums) -> Kernel {
     let row_tiles = step / 16;
     let bounds = LaunchBounds { block_threads: 32 * row_tiles, min_blocks_per_sm: 1 };
     Builder::build(name, bounds, |cta| {
@@ -39,7 +39,7 @@ pub(crate) fn kernel(name: &str, rows: &Rows, step: u32, sums: DqSums) -> Kernel
         let own = all.at_row_tile(warp.index(), t);
         let acc = warp.acc(rows.operands.head_dim);
         own.read(t, &acc);
-        let factor = problem.scale * args.keep_scale;
+        let factor = problem.scale * args.ds_divisor;
         scale_rows(&acc, [factor, factor]);
 
         let own_row = warp.index() * 16;

@@ -10,7 +10,7 @@
 use super::head::QueryHead;
 use super::lse::LseRows;
 use super::statistics;
-use crate::config::{Access, DeltaRows, Rows};
+use crate::config::{Access, DeltaRows, RowsCommon};
 use crate::parts::args::{DeviceTensor, ProblemVals, kernel_args};
 use crate::parts::sequence::Sequence;
 use crate::parts::softmax::lse_of_p;
@@ -23,7 +23,7 @@ const LANE_COLUMNS: u32 = 8;
 
 impl DeltaRows {
     /// For rows of a problem.
-    pub(crate) fn of(rows: Rows) -> Self {
+    pub(crate) fn of(rows: RowsCommon) -> Self {
         let columns = rows.operands.head_dim;
         match rows.access {
             Access::Whole | Access::Pieces => {
@@ -60,8 +60,8 @@ kernel_args! {
         dlse: u64,
         /// (batch, num_heads, stat_rows) pairs of f32, see `statistics.rs`; written.
         stats: u64,
-        /// Factor of kept probabilities.
-        keep_scale: f32,
+        /// What delta is divided by, as ds is, rather than every dp multiplied.
+        ds_divisor: f32,
     }
 }
 
@@ -98,7 +98,7 @@ pub(crate) fn kernel(name: &str, half: Half, rows: DeltaRows) -> Kernel {
         let to = statistics::of_row(args.stats, index.widen());
         t.when(lane.eq(0), |t| {
             t.store(to, [-(lse.get() * LOG2_E)]);
-            t.store(to.at(statistics::DELTA.into()), [(delta - dlse.get()) * args.keep_scale.rcp()]);
+            t.store(to.at(statistics::DELTA.into()), [(delta - dlse.get()) * args.ds_divisor.rcp()]);
         });
     })
 }

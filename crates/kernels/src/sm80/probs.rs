@@ -6,7 +6,7 @@
 //!
 //! Grid: query tiles x heads x batches, along x. Block: 32 * warps threads.
 use crate::config::{Common, PortableForm};
-use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_args};
+use crate::parts::args::{DeviceTensor, DropoutVals, HeadRows, ProblemVals, kernel_args};
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::dropout::{DropSigns, Philox, Stream};
 use crate::parts::hiding::{SeenKeys, first_column};
@@ -88,12 +88,12 @@ impl<'k> ProbsKernel<'_, 'k> {
         let (warp, t, stage) = (cta.warps(), cta.threads(), self.stage());
         let first_row = work.block * form.rows() - problem.row_shift;
         let rows =
-            |rows: Rows<'k>, first, seqlen| TileRows { rows, first, seqlen, head_dim: problem.head_dim };
+            |rows: HeadRows<'k>, first, seqlen| TileRows { rows, first, seqlen, head_dim: problem.head_dim };
         let copy = TileCopy::new(t, common.rows(), t.index(), form.threads());
         let q = rows(self.args.q.head(work.sequence, work.head), first_row, work.sequence.seqlen_q);
         let q = cta.copy_group(|| copy.load(self.q, q, form.rows()));
         let (k, end) =
-            (self.args.k.head(work.sequence, work.head / problem.group), problem.key_tiles(form.step));
+            (self.args.k.head(work.sequence, work.head / problem.group_size), problem.key_tiles(form.step));
         let fill = |tile: Val<'k, U32>| {
             let slot = self.k.next_fill();
             let source = rows(k, tile * form.step - problem.column_shift, work.sequence.seqlen_k);

@@ -1,6 +1,6 @@
 //! A block that owns queries and walks over keys: what the forward and the pass over queries have in common.
 use crate::config::{Common, PortableForm};
-use crate::parts::args::{ProblemVals, Rows, TensorVals};
+use crate::parts::args::{HeadRows, ProblemVals, TensorVals};
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::scores::ScoreStage;
 use crate::parts::visibility::{BandVals, KeyTiles, Sight};
@@ -22,7 +22,7 @@ pub(super) struct KeyValues<'a, 'k> {
     block: &'a QueryBlock<'a, 'k>,
     /// `form.step` rows of k, then as many of v.
     ring: &'a CopyRing<'k>,
-    heads: [Rows<'k>; 2],
+    heads: [HeadRows<'k>; 2],
     /// Behind the last tile.
     end: Val<'k, U32>,
 }
@@ -92,7 +92,7 @@ impl<'a, 'k> QueryBlock<'a, 'k> {
         tiles: &KeyTiles<'k>,
     ) -> KeyValues<'s, 'k> {
         let Work { sequence, head, .. } = self.work;
-        let head_k = head / self.problem.group;
+        let head_k = head / self.problem.group_size;
         KeyValues {
             block: self,
             ring,

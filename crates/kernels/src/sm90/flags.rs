@@ -86,10 +86,10 @@ impl<'a, 'k> FlagWriter<'a, 'k> {
     ) -> Self {
         let t = warp.threads();
         let share = Share::of(form);
-        let (drawer, number) = ((warp.index() >> 2u32) - form.groups, warp.index() & 3);
+        let (drawer, number) = ((warp.index() >> 2u32) - form.warpgroups, warp.index() & 3);
         let column = number & (share.column_warps - 1);
         let row = (number >> share.column_warps.ilog2()) * share.column_warps;
-        assert!(form.groups.is_multiple_of(form.drawers), "each drawer serves as many: {form:?}");
+        assert!(form.warpgroups.is_multiple_of(form.drawers), "each drawer serves as many: {form:?}");
         let zero = || t.u32(0).var();
         let serve = |i: u32| {
             let ring = rings.nth(drawer + i * form.drawers).producer(t);
@@ -104,7 +104,7 @@ impl<'a, 'k> FlagWriter<'a, 'k> {
             kept: ((args.threshold >> 8u32) | kept(common.operands.half)).cast(),
             share,
             lane: zero(),
-            served: (0..form.groups / form.drawers).map(serve).collect(),
+            served: (0..form.warpgroups / form.drawers).map(serve).collect(),
             own: (row * share.columns32 + column) * FLAG_BLOCK_BYTES + t.lane() * 16,
             first_row16: args.first_row16 + drawer * 4 + row,
             first_column32: args.first_column32 + column,

@@ -72,15 +72,15 @@ pub(super) fn by_role<'k>(
     draw: impl FnOnce(Warp<'k>),
     copy: impl FnOnce(Thread<'k>),
 ) {
-    let (wg, drawing) = (cta.warpgroups(), form.groups + form.drawers);
+    let (wg, drawing) = (cta.warpgroups(), form.warpgroups + form.drawers);
     let [copier_registers, drawer_registers] = form.other_registers();
     let index = wg.index();
-    wg.when(index.lt(form.groups), |wg| {
+    wg.when(index.lt(form.warpgroups), |wg| {
         wg.grow_registers(form.registers);
         multiply(wg);
     });
     if form.drawers > 0 {
-        wg.when(!index.lt(form.groups) & index.lt(drawing), |wg| {
+        wg.when(!index.lt(form.warpgroups) & index.lt(drawing), |wg| {
             wg.shrink_registers(drawer_registers);
             draw(wg.warps());
         });
@@ -139,7 +139,7 @@ impl<'k> Block<'_, 'k> {
         // The shift is 0 as long as `takes::forward` refuses shards that start inside 16 rows.
         let first_row = work.block * rows - self.problem.row_shift;
         let keys = self.sight(&work).key_tiles(first_row, rows, step);
-        let head_k = work.head / self.problem.group;
+        let head_k = work.head / self.problem.group_size;
         let [begin, second] = [0, 1].map(|step| keys.begin.plus(keys.begin.constant(step)).unsigned());
         Tile { work, head_k, first_row, keys, begin, second, end: keys.end.max(second) }
     }

@@ -39,7 +39,7 @@ impl<'k> Block<'_, 'k> {
                 // The first warpgroup can begin while the others are still at their last tile.
                 copies.queries(t, &tile, 0);
                 copies.keys(t, &tile, tile.begin);
-                (1..self.form.groups).for_each(|wg_number| copies.queries(t, &tile, wg_number));
+                (1..self.form.warpgroups).for_each(|wg_number| copies.queries(t, &tile, wg_number));
                 let next = tile.begin.var();
                 t.while_(
                     || next.get().lt(tile.end),
@@ -67,7 +67,8 @@ struct Copies<'a, 'k> {
 impl<'a, 'k> Copies<'a, 'k> {
     fn new(block: &'a Block<'a, 'k>, t: Thread<'k>) -> Self {
         let smem = &block.smem;
-        let q = (0..block.form.groups).map(|wg_number| smem.q.nth(t.u32(wg_number)).producer(t)).collect();
+        let q =
+            (0..block.form.warpgroups).map(|wg_number| smem.q.nth(t.u32(wg_number)).producer(t)).collect();
         Copies { block, q, k: smem.k.producer(t), v: smem.v.producer(t) }
     }
 

@@ -17,7 +17,7 @@ use signflash_ptx::{
 /// A warpgroup that multiplies.
 struct Multiplier<'a, 'k> {
     q: BulkRingConsumer<'k>,
-    rows: TileRows<'a, 'k>,
+    rows: OwnRows<'a, 'k>,
 }
 
 /// A tile of queries, and this warpgroup's part of it.
@@ -28,7 +28,7 @@ struct At<'a, 'k> {
 }
 
 /// What a warpgroup carries from step to step and from tile to tile.
-struct TileRows<'a, 'k> {
+struct OwnRows<'a, 'k> {
     block: &'a Block<'a, 'k>,
     wg: Warpgroup<'k>,
     /// Its number among those that multiply.
@@ -152,7 +152,7 @@ impl<'a, 'k> Multiplier<'a, 'k> {
         let (warp, wg_number) = (wg.warps(), wg.index());
         let zero = || warp.threads().u32(0).cast::<B32>().var();
         let q = smem.q.nth(wg_number).consumer(warp);
-        let rows = TileRows {
+        let rows = OwnRows {
             block,
             wg,
             wg_number,
@@ -190,10 +190,10 @@ impl<'a, 'k> Multiplier<'a, 'k> {
     }
 }
 
-impl<'k> TileRows<'_, 'k> {
+impl<'k> OwnRows<'_, 'k> {
     /// The first step's scores and probabilities; their product with values comes with the next step's scores.
     fn first(&mut self, at: &At<'_, 'k>) {
-        let TileRows { block, wg, k, flags, softmax, s, out, p, .. } = self;
+        let OwnRows { block, wg, k, flags, softmax, s, out, p, .. } = self;
         let (warp, form) = (wg.warps(), block.form);
         out.clear();
         let k_stage = k.wait(warp);
@@ -205,7 +205,7 @@ impl<'k> TileRows<'_, 'k> {
 
     /// A step: scores and the product with the last step's values together, then the softmax.
     fn step(&mut self, at: &At<'_, 'k>, step: Val<'k, U32>) {
-        let TileRows { block, wg, turns, k, v, flags, softmax, s, out, p, .. } = self;
+        let OwnRows { block, wg, turns, k, v, flags, softmax, s, out, p, .. } = self;
         let (wg, warp, form) = (*wg, wg.warps(), block.form);
         let k_stage = k.wait(warp);
         turns.begin(wg);
@@ -235,7 +235,7 @@ impl<'k> TileRows<'_, 'k> {
 
     /// The last product with values, and the output.
     fn last(&mut self, at: &At<'_, 'k>, q_stage: FullStage<'_, 'k>) {
-        let TileRows { block, wg, v, softmax, out, p, store, .. } = self;
+        let OwnRows { block, wg, v, softmax, out, p, store, .. } = self;
         let (wg, warp, form) = (*wg, wg.warps(), block.form);
         let v_stage = v.wait(warp);
         let sums = wg.multiply(out, &block.sums(p, BoxTile::new(v_stage.address(), form.step)));

@@ -26,14 +26,14 @@ pub(crate) const FLAG_BLOCK_BYTES: u32 = 16 * 32;
 
 impl<'k> Pipeline<'k> {
     pub(crate) fn plan(cta: Cta<'k>, common: &HopperCommon, form: &HopperForm) -> Self {
-        let readers = 4 * form.groups;
+        let readers = 4 * form.warpgroups;
         let tile = |rows: u32| rows * common.boxes() * 128;
         let flags = || {
             let bytes = 4 * form.step / 32 * FLAG_BLOCK_BYTES;
-            cta.stage_rings("flags", form.groups, [form.flag_stages, bytes], 4, 4)
+            cta.stage_rings("flags", form.warpgroups, [form.flag_stages, bytes], 4, 4)
         };
         Pipeline {
-            q: cta.bulk_rings("q", form.groups, [1, tile(WG_ROWS)], 4),
+            q: cta.bulk_rings("q", form.warpgroups, [1, tile(WG_ROWS)], 4),
             k: cta.bulk_ring("k", form.stages, tile(form.step), readers),
             v: cta.bulk_ring("v", form.stages, tile(form.step), readers),
             out: (!form.out_in_q).then(|| cta.smem("out", tile(form.rows()), 1024)),
@@ -47,7 +47,7 @@ impl HopperForm {
     pub(crate) fn smem_bytes(&self, common: &HopperCommon) -> u32 {
         let tile = |rows: u32| rows * common.boxes() * 128;
         let queries = tile(self.rows()) * if self.out_in_q { 1 } else { 2 };
-        let flags = self.groups * self.flag_stages * 4 * self.step / 32 * FLAG_BLOCK_BYTES;
+        let flags = self.warpgroups * self.flag_stages * 4 * self.step / 32 * FLAG_BLOCK_BYTES;
         let barriers = 1024;
         queries + 2 * self.stages * tile(self.step) + barriers + if common.scores.dropout { flags } else { 0 }
     }

@@ -76,12 +76,12 @@ impl<'k> Smem<'k> {
         let tile = |rows: u32| rows * common.boxes() * 128;
         let flags = || {
             let bytes = 4 * form.step / 32 * FLAG_BLOCK_BYTES;
-            cta.stage_rings("flags", form.groups, [form.flag_stages, bytes], 4, 4)
+            cta.stage_rings("flags", form.warpgroups, [form.flag_stages, bytes], 4, 4)
         };
         Smem {
-            q: cta.bulk_rings("q", form.groups, [1, tile(WG_ROWS)], 4),
-            k: cta.bulk_ring("k", form.stages, tile(form.step), 4 * form.groups),
-            p: cta.smem("p", form.groups * place_bytes(form), 1024),
+            q: cta.bulk_rings("q", form.warpgroups, [1, tile(WG_ROWS)], 4),
+            k: cta.bulk_ring("k", form.stages, tile(form.step), 4 * form.warpgroups),
+            p: cta.smem("p", form.warpgroups * place_bytes(form), 1024),
             flags: common.scores.dropout.then(flags),
         }
     }
@@ -155,7 +155,7 @@ impl<'k> Block<'_, 'k> {
 
     fn copy(&self, t: Thread<'k>) {
         let (form, boxes) = (self.form, self.common.boxes());
-        let mut q: Vec<_> = (0..form.groups).map(|i| self.smem.q.nth(t.u32(i)).producer(t)).collect();
+        let mut q: Vec<_> = (0..form.warpgroups).map(|i| self.smem.q.nth(t.u32(i)).producer(t)).collect();
         let mut k = self.smem.k.producer(t);
         let (tiles, steps) = (self.tiles(), self.steps());
         t.while_(
@@ -171,7 +171,7 @@ impl<'k> Block<'_, 'k> {
                         }
                     });
                 }
-                let head_k = work.head / self.problem.group;
+                let head_k = work.head / self.problem.group_size;
                 let next = t.u32(0).var();
                 t.while_(
                     || next.get().lt(steps),

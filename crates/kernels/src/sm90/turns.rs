@@ -22,7 +22,7 @@ impl<'k> Turns<'k> {
         if !form.turns {
             return Turns { barriers: None };
         }
-        let last = wg_number.eq(form.groups - 1);
+        let last = wg_number.eq(form.warpgroups - 1);
         let next = last.select(0u32, wg_number + 1) + FIRST_TURN;
         wg.when(last, |wg| wg.arrive_among(next, THREADS)); // the first one begins
         Turns { barriers: Some((wg_number + FIRST_TURN, next)) }

@@ -44,9 +44,10 @@ impl Row {
     }
 }
 
-const fn row(head_dim: u32, [groups, step, stages, registers]: [u32; 4]) -> Row {
+const fn row(head_dim: u32, [warpgroups, step, stages, registers]: [u32; 4]) -> Row {
     let (drawers, flag_stages, turns, early, out_in_q) = (0, 0, false, 0, false);
-    let form = HopperForm { groups, drawers, step, stages, flag_stages, registers, turns, early, out_in_q };
+    let form =
+        HopperForm { warpgroups, drawers, step, stages, flag_stages, registers, turns, early, out_in_q };
     Row { head_dim, causal: None, dropout: false, up_to_keys: usize::MAX, form }
 }
 
@@ -82,7 +83,7 @@ pub(crate) fn probs(common: &HopperCommon) -> HopperForm {
     let dropout = common.scores.dropout;
     let (drawers, registers) = if dropout { (2, 168) } else { (0, 232) };
     HopperForm {
-        groups: 2,
+        warpgroups: 2,
         drawers,
         step: if common.operands.head_dim > 128 { 64 } else { 128 },
         stages: 2,

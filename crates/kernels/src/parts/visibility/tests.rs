@@ -113,7 +113,7 @@ fn run(kernel: &Kernel, case: &Case) -> Vec<u32> {
         seqlen_k: band.keys as u32,
         num_heads: 1,
         num_heads_k: 1,
-        group: 1,
+        group_size: 1,
         head_dim: 16,
         scale: 1.0,
         scale_log2: 1.0,

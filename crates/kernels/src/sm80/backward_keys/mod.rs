@@ -27,7 +27,7 @@ mod dq;
 mod scores;
 
 use crate::config::{Common, DqSums, PortableForm};
-use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, Rows, kernel_args};
+use crate::parts::args::{DeviceTensor, DropoutVals, HeadRows, ProblemVals, kernel_args};
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::cursor::Cursor;
 use crate::parts::epilogue::{stage_packed, store_rows};
@@ -234,7 +234,7 @@ impl<'k> Keys<'_, 'k> {
         ScoreStage::new(&self.problem, self.common.scores)
     }
 
-    fn tile_of(&self, rows: Rows<'k>, first: Val<'k, U32>, seqlen: Val<'k, U32>) -> TileRows<'k> {
+    fn tile_of(&self, rows: HeadRows<'k>, first: Val<'k, U32>, seqlen: Val<'k, U32>) -> TileRows<'k> {
         TileRows { rows, first, seqlen, head_dim: self.problem.head_dim }
     }
 
@@ -252,7 +252,7 @@ impl<'k> Keys<'_, 'k> {
         let Keys { cta, form, problem, work, .. } = self;
         let (ring, step) = (&self.smem.queries, form.step);
         let slot = ring.next_fill();
-        let (m, head) = (at.step.get(), work.head * problem.group + at.member.get());
+        let (m, head) = (at.step.get(), work.head * problem.group_size + at.member.get());
         ring.fill(*cta, || {
             cta.when(real, |cta| {
                 let t = cta.threads();
@@ -285,7 +285,7 @@ impl<'k> Keys<'_, 'k> {
         let (warp, half) = (self.cta.warps(), common.operands.half);
         let (q, dout) = (slot, slot.at(smem.layout.bytes(form.step)));
         let m = at.step.get();
-        let head = self.work.head * self.problem.group + at.member.get();
+        let head = self.work.head * self.problem.group_size + at.member.get();
 
         let flags = self.dropout.as_ref().map(|dropout| self.draw(dropout, own, m, head));
         let s = self.product(own, own.k, q);
@@ -386,11 +386,11 @@ impl<'k> Keys<'_, 'k> {
 
 /// Key heads of two tensors.
 trait MapHeads<'k> {
-    fn map_heads(self, work: &Work<'k>) -> (Rows<'k>, Rows<'k>);
+    fn map_heads(self, work: &Work<'k>) -> (HeadRows<'k>, HeadRows<'k>);
 }
 
 impl<'k> MapHeads<'k> for (crate::parts::args::TensorVals<'k>, crate::parts::args::TensorVals<'k>) {
-    fn map_heads(self, work: &Work<'k>) -> (Rows<'k>, Rows<'k>) {
+    fn map_heads(self, work: &Work<'k>) -> (HeadRows<'k>, HeadRows<'k>) {
         (self.0.head(work.sequence, work.head), self.1.head(work.sequence, work.head))
     }
 }

@@ -229,7 +229,7 @@ impl<'k> Block<'_, 'k> {
     }
 
     fn head(&self, at: &Cursor<'k>) -> Val<'k, U32> {
-        self.work.head * self.problem.group + at.member.get()
+        self.work.head * self.problem.group_size + at.member.get()
     }
 
     /// The first row of a step; before the tensor's first, if a shard starts there.
