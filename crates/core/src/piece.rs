@@ -2,7 +2,7 @@
 
 use crate::error::{ProblemError, TensorName};
 use crate::operands::Inputs;
-use crate::problem::Problem;
+use crate::problem::{MAX_SIZE, Problem};
 use crate::shape::{Shape, Shard};
 use crate::tensor::TensorRef;
 use std::ops::Range;
@@ -157,7 +157,67 @@ impl Problem {
         if self.is_packed() {
             return of_piece.build();
         }
-        let diagonal = self.diagonal() + piece.rows.start as i64 - piece.columns.start as i64;
-        of_piece.diagonal(diagonal).build()
+        of_piece.diagonal(self.diagonal_of_piece(piece)).build()
+    }
+
+    /// The key of a piece that its first query faces. Where that is too far away for a problem, it is a nearer one from
+    /// which everything is hidden, or nothing, just as well.
+    fn diagonal_of_piece(&self, piece: &Piece) -> i64 {
+        let [rows, columns] = [&piece.rows, &piece.columns];
+        let diagonal = self.diagonal() + rows.start as i64 - columns.start as i64;
+        if diagonal.unsigned_abs() <= MAX_SIZE as u64 {
+            return diagonal;
+        }
+        let [left, right] = self.sides().distances().map(|side| side.unwrap_or(0));
+        diagonal.clamp(-(rows.len() as i64 + right), columns.len() as i64 + left)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn square(len: usize, diagonal: i64, [left, right]: [Option<usize>; 2]) -> Problem {
+        let problem = Problem::builder(Shape::new(1, len, len).heads(1, 1).head_dim(8));
+        problem.window(left, right).diagonal(diagonal).build().expect("a problem")
+    }
+
+    /// That a piece sees of its keys what it sees of them in the whole.
+    fn check(whole: &Problem, rows: Range<usize>, columns: Range<usize>) {
+        let piece = Piece { rows: rows.clone(), columns: columns.clone(), ..Piece::of(whole) };
+        let part = whole.piece(&piece).unwrap_or_else(|error| panic!("{whole:?}, {piece:?}: {error}"));
+        for (i, row) in rows.clone().enumerate() {
+            for (j, column) in columns.clone().enumerate() {
+                let expected = whole.visibility().keys_of(row as i64).contains(column as i64);
+                let got = part.visibility().keys_of(i as i64).contains(j as i64);
+                assert_eq!(got, expected, "{whole:?}, {piece:?}: query {row}, key {column}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_piece_sees_what_it_sees_in_the_whole() {
+        let sides = [None, Some(0), Some(1), Some(3), Some(9)];
+        let ranges = || (0..=4).flat_map(|begin| (begin..=4).map(move |end| begin..end));
+        for diagonal in -9..=9 {
+            for (left, right) in sides.into_iter().flat_map(|left| sides.map(|right| (left, right))) {
+                let whole = square(4, diagonal, [left, right]);
+                ranges().for_each(|rows| ranges().for_each(|columns| check(&whole, rows.clone(), columns)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_piece_may_lie_as_far_from_the_diagonal_as_a_problem_can() {
+        let far = i64::from(i32::MAX);
+        for (diagonal, side) in
+            [(far, 0), (-far, 0), (far, 5), (-far, 5), (far, usize::MAX), (-far, usize::MAX)]
+        {
+            for window in [[None, None], [Some(side), None], [None, Some(side)], [Some(side); 2]] {
+                let whole = square(6, diagonal, window);
+                check(&whole, 3..6, 0..2);
+                check(&whole, 0..2, 3..6);
+            }
+        }
     }
 }

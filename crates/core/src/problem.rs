@@ -13,7 +13,7 @@ use std::sync::Arc;
 pub const MAX_HEAD_DIM: usize = 256;
 
 /// The largest seqlen, batch and head count: indices must survive being doubled and multiplied by a head_dim.
-const MAX_SIZE: usize = (u32::MAX / 2) as usize;
+pub(crate) const MAX_SIZE: usize = (u32::MAX / 2) as usize;
 
 /// The furthest that a sequence may reach, also behind the place where it faces the other one: positions in tiles
 /// that begin or end outside of it must be numbers of 32 bits with a sign.
