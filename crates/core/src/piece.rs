@@ -60,6 +60,10 @@ impl Piece {
                 [batches, columns, self.heads_k(whole), last]
             }
             TensorName::Lse | TensorName::Dlse => [batches, heads, rows, last],
+            TensorName::Probs if whole.is_packed() => {
+                let [sequences, _, rows, columns] = whole.probs();
+                [0..sequences, heads, 0..rows, 0..columns] // no piece is of less
+            }
             TensorName::Probs => [batches, heads, rows, columns],
         }
     }

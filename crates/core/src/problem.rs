@@ -378,8 +378,11 @@ impl Problem {
         self.lengths != Lengths::Batch
     }
 
-    /// Refuses lengths that only a device knows.
-    pub(crate) fn check_lengths_known(&self) -> Result<(), ProblemError> {
+    /// Refuses lengths that only a device knows: for whoever computes on the host.
+    ///
+    /// # Errors
+    /// [`ProblemError::LengthsOnDevice`].
+    pub fn check_lengths_known(&self) -> Result<(), ProblemError> {
         match self.lengths {
             Lengths::OnDevice(sequences) => Err(ProblemError::LengthsOnDevice { sequences }),
             Lengths::Batch | Lengths::Packed(_) => Ok(()),

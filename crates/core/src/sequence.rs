@@ -1,5 +1,6 @@
 //! The sequences of a problem: where each lies in its tensors.
 
+use crate::error::TensorName;
 use crate::lengths::{Lengths, Packed};
 use crate::problem::Problem;
 use crate::shape::Shape;
@@ -139,6 +140,24 @@ impl Problem {
             }
             Lengths::OnDevice(_) => panic!("{ON_DEVICE}"),
         }
+    }
+
+    /// The shape of a tensor of this name: as [`Shape::of`] says, but for probs of packed sequences, which are as
+    /// [`probs`](Self::probs) says.
+    ///
+    /// ```
+    /// use signflash_core::{Problem, Shape, TensorName};
+    /// let shape = Shape::new(1, 5, 7).heads(2, 1).head_dim(16);
+    /// let problem = Problem::builder(shape).packed(&[0, 2, 5], &[0, 4, 7]).build()?;
+    /// assert_eq!(problem.shape_of(TensorName::Lse), [1, 2, 5, 1]);
+    /// assert_eq!(problem.shape_of(TensorName::Probs), [2, 2, 3, 4]);
+    /// # Ok::<(), signflash_core::ProblemError>(())
+    /// ```
+    ///
+    /// # Panics
+    /// Of probs, as [`sequences`](Self::sequences).
+    pub fn shape_of(&self, tensor: TensorName) -> [usize; 4] {
+        if tensor == TensorName::Probs { self.probs() } else { self.shape().of(tensor) }
     }
 
     /// The sequences, and what is left over.

@@ -47,7 +47,12 @@ impl<'a> Tiles<'a> {
 /// out, lse and, where asked for, probs.
 pub(crate) fn run_forward(forward: &Forward<'_>, workers: Workers) {
     let Workers { kernels, threads } = workers;
-    let tiles = Tiles::new(&forward.scores.call, forward.scores.tile_rows);
+    let call = &forward.scores.call;
+    if let Some(probs) = forward.probs.filter(|_| call.problem.is_packed()) {
+        // SAFETY: probs were checked against the problem, and nothing else has begun to write them.
+        unsafe { forward::clear_behind_ends(call.problem, &probs) };
+    }
+    let tiles = Tiles::new(call, forward.scores.tile_rows);
     schedule::run(
         threads,
         tiles.count(),

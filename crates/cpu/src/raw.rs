@@ -47,7 +47,7 @@ pub struct RawOutputs<'a, T> {
     pub out: RawTensor<T>,
     /// (batch, num_heads, seqlen_q), dense.
     pub lse: &'a mut [f32],
-    /// (batch, num_heads, seqlen_q, seqlen_k), if asked for.
+    /// Of the shape that [`Problem::probs`] says, if asked for.
     pub probs: Option<RawTensor<T>>,
 }
 
@@ -146,6 +146,7 @@ impl<T: Element> RawInputs<T> {
     }
 
     pub(crate) fn check(&self, problem: &Problem) -> Result<(), ProblemError> {
+        problem.check_lengths_known()?;
         let shape = problem.shape();
         self.q.check_read(TensorName::Q, shape.q())?;
         self.k.check_read(TensorName::K, shape.k())?;
@@ -158,7 +159,7 @@ impl<T: Element> RawOutputs<'_, T> {
         let shape = problem.shape();
         self.out.check_written(TensorName::Out, shape.out())?;
         check_rows(TensorName::Lse, problem, self.lse.len())?;
-        let probs = |probs: &RawTensor<T>| probs.check_written(TensorName::Probs, shape.probs());
+        let probs = |probs: &RawTensor<T>| probs.check_written(TensorName::Probs, problem.probs());
         self.probs.as_ref().map_or(Ok(()), probs)
     }
 }

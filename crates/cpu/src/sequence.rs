@@ -27,8 +27,8 @@ impl Sequence {
 
     /// The row of query `row` of a head in probs; its keys lie side by side.
     pub(crate) fn probs_row(&self, row: usize, head: usize) -> [usize; 3] {
-        let [batch, row, head] = self.query(row, head);
-        [batch, head, row]
+        let [sequence, head, row, _] = self.place.probs(row, head);
+        [sequence, head, row]
     }
 
     /// The queries of a tile. Lanes that stand for none are zeros.

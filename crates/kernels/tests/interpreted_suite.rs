@@ -16,8 +16,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Whether interpreting it takes more than a second or two: beyond two heads of 128 queries and keys.
 fn is_large(problem: &Problem) -> bool {
-    let Shape { batch, seqlen_q, seqlen_k, num_heads, head_dim, .. } = *problem.shape();
-    batch * num_heads * seqlen_q * seqlen_k * head_dim > 1 << 21
+    let Shape { num_heads, head_dim, .. } = *problem.shape();
+    let pairs: usize = problem.sequences().map(|sequence| sequence.seqlen_q * sequence.seqlen_k).sum();
+    pairs * num_heads * head_dim > 1 << 21
 }
 
 /// How many of the settings below are not Hopper's first schedule.
@@ -31,7 +32,7 @@ fn lot(problem: &Problem) -> u64 {
         Some(total) => (total, problem.shape().head_dim).hash(&mut hasher),
         None => problem.shape().hash(&mut hasher),
     }
-    (problem.causal(), problem.softmax_scale().to_bits()).hash(&mut hasher);
+    (problem.window(), problem.cu_seqlens(), problem.softmax_scale().to_bits()).hash(&mut hasher);
     hasher.finish()
 }
 
@@ -60,6 +61,13 @@ impl Implementation for On {
     }
 
     fn supports(&self, dtype: Dtype, problem: &Problem) -> Result<(), String> {
+        // Until kernels have them.
+        if problem.is_packed() {
+            return Err("packed sequences are not computed on a GPU yet".into());
+        }
+        if problem.window().left.is_some() || problem.window().right.unwrap_or(0) > 0 {
+            return Err("windows are not computed on a GPU yet".into());
+        }
         let (length, first) = (length(), self.0.seed == 0);
         let lot = lot(problem);
         // Half of the schedules leave out either.

@@ -117,6 +117,11 @@ impl<'a> Head<'a> {
         dense_row(self.problem.shape().v(), self.sequence.key(j, self.head_k))
     }
 
+    /// The index of the first entry of query i in probs; of a query that sees a key.
+    pub(crate) fn probs_row(&self, i: usize) -> [usize; 4] {
+        self.sequence.probs(i, self.head)
+    }
+
     /// Where query i lies in lse.
     pub(crate) fn lse_index(&self, i: usize) -> usize {
         self.sequence.lse(self.problem.shape(), i, self.head)

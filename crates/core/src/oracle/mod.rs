@@ -30,7 +30,7 @@ mod head;
 use crate::operands::{GradInputs, Inputs, check_dlse, check_read};
 use crate::problem::Problem;
 use crate::sign_bit::SignBit;
-use crate::tensor::TensorRef;
+use crate::tensor::{TensorRef, dense_row};
 use crate::{Element, ProblemError, TensorName};
 pub(crate) use head::{Entry, Head, dot};
 
@@ -100,9 +100,9 @@ pub fn forward<T: Element>(problem: &Problem, inputs: &Inputs<'_, T>) -> Result<
     Ok(Forward { out, lse })
 }
 
-/// The probabilities with the dropout mask in the sign bit: (batch, num_heads, seqlen_q, seqlen_k), dense.
+/// The probabilities with the dropout mask in the sign bit, of the shape that [`Problem::probs`] says, dense.
 ///
-/// +0.0 where a query does not see a key. `lse` is the forward's, or that of a larger problem which this is a shard
+/// +0.0 where a query does not see a key, and behind the ends of packed sequences. `lse` is the forward's, or that of a larger problem which this is a shard
 /// of.
 ///
 /// ```
@@ -127,14 +127,12 @@ pub fn probs<T: Element>(
     lse: &[f64],
 ) -> Result<Vec<f64>, ProblemError> {
     inputs.check(problem)?;
-    let shape = problem.shape();
-    let mut probs = vec![0.0; shape.probs().into_iter().product()];
+    let shape = problem.probs();
+    let mut probs = vec![0.0; shape.into_iter().product()];
     for head in Head::all(problem, inputs) {
         for i in head.queries() {
-            let at = head.lse_index(i);
-            let row = &mut probs[at * shape.seqlen_k..(at + 1) * shape.seqlen_k];
-            for Entry { j, p, kept, .. } in head.scores(i).entries(lse[at]) {
-                row[j] = p.encode(!kept);
+            for Entry { j, p, kept, .. } in head.scores(i).entries(lse[head.lse_index(i)]) {
+                probs[dense_row(shape, head.probs_row(i)).start + j] = p.encode(!kept);
             }
         }
     }

@@ -22,19 +22,16 @@ const HEAD_DIM: usize = 64;
 ///
 /// ```
 /// use signflash_core::suite::{Reference, check_backward_drops};
-/// assert_eq!(check_backward_drops::<f32, _>(&Reference), 2);
+/// assert_eq!(check_backward_drops::<f32, _>(&Reference), 4);
 /// ```
 pub fn check_backward_drops<T: Element, I: Implementation>(implementation: &I) -> usize {
     let mut ran = 0;
-    for (seqlen_q, seqlen_k, causal) in [(130, 170, false), (97, 140, true)] {
-        let shape = Shape::new(2, seqlen_q, seqlen_k).heads(4, 2).head_dim(HEAD_DIM);
-        let problem = Problem::builder(shape).causal(causal).dropout(Dropout::new(0.3, 8, 2).expect("valid"));
-        let problem = problem.build().expect("valid");
+    for problem in problems() {
+        let queries = problem.shape().seqlen_q;
         if let Err(why) = implementation.supports(T::DTYPE, &problem) {
-            // Not by println!, which tests that pass do not show; and the other problem may be supported.
+            // Not by println!, which tests that pass do not show; and the other problems may be supported.
             let name = implementation.name();
-            let _ =
-                writeln!(std::io::stderr(), "skipped {seqlen_q} queries of {} on {name}: {why}", T::DTYPE);
+            let _ = writeln!(std::io::stderr(), "skipped {queries} queries of {} on {name}: {why}", T::DTYPE);
             continue;
         }
         let wrong = wrong_entries::<T, I>(implementation, &problem);
@@ -52,13 +49,29 @@ pub fn check_backward_drops<T: Element, I: Implementation>(implementation: &I) -
     ran
 }
 
-/// (batch, head, query, key) that one of the passes takes for kept and another does not.
+/// Everything seen, causal, a window, and packed sequences.
+fn problems() -> impl Iterator<Item = Problem> {
+    let of = |batch, seqlen_q, seqlen_k| {
+        let shape = Shape::new(batch, seqlen_q, seqlen_k).heads(4, 2).head_dim(HEAD_DIM);
+        Problem::builder(shape).dropout(Dropout::new(0.3, 8, 2).expect("valid"))
+    };
+    let builders = [
+        of(2, 130, 170),
+        of(2, 97, 140).causal(true),
+        of(1, 61, 90).window(Some(40), Some(3)),
+        of(1, 64, 83).packed(&[0, 3, 3, 45, 64], &[0, 9, 16, 73, 83]),
+    ];
+    builders.into_iter().map(|builder| builder.build().expect("valid"))
+}
+
+/// (sequence, head, query, key) that one of the passes takes for kept and another does not.
 fn wrong_entries<T: Element, I: Implementation>(
     implementation: &I,
     problem: &Problem,
 ) -> Result<Vec<[usize; 4]>, RunError> {
     let (shape, rule) = (*problem.shape(), problem.keep_rule().expect("with dropout"));
-    let Shape { seqlen_q, seqlen_k, num_heads_k, head_dim, .. } = shape;
+    let Shape { num_heads_k, head_dim, .. } = shape;
+    let probs_shape @ [_, _, seqlen_q, _] = problem.probs();
     let numbers = |dims: [usize; 4]| -> Vec<T> {
         (0..dims.iter().product()).map(|i: usize| T::from_f32((i * 37 % 101) as f32 / 101.0 - 0.5)).collect()
     };
@@ -70,9 +83,9 @@ fn wrong_entries<T: Element, I: Implementation>(
         TensorRef::bshd(&v, shape.v()),
     );
     let (mut out, mut lse) = (zeros(shape.out()), vec![0.0; shape.lse_len()]);
-    let mut probs = zeros(shape.probs());
+    let mut probs = zeros(probs_shape);
     let mut outputs = Outputs::new(TensorMut::bshd(&mut out, shape.out()), &mut lse)
-        .probs(TensorMut::bshd(&mut probs, shape.probs()));
+        .probs(TensorMut::bshd(&mut probs, probs_shape));
     implementation.forward(problem, &inputs, &mut outputs)?;
 
     let group = shape.group_size();
@@ -92,10 +105,10 @@ fn wrong_entries<T: Element, I: Implementation>(
             for j in problem.visibility_in(&sequence).keys_of(i as i64).positions() {
                 let dv_j = &dv[dense_row(shape.v(), sequence.key(j, h))];
                 let in_backward = dv_j[i - first].to_f32() != 0.0;
-                let p = probs[sequence.lse(&shape, i, head) * seqlen_k + j];
+                let p = probs[dense_row(probs_shape, sequence.probs(i, head)).start + j];
                 let expected = rule.keep(sequence.stream, head, i, j);
                 if in_backward != expected || p.is_dropped() == expected {
-                    wrong.push([sequence.batch, head, i, j]);
+                    wrong.push([sequence.stream, head, i, j]);
                 }
             }
         }
@@ -108,8 +121,10 @@ fn product(
     rows: Range<usize>,
     heads: usize,
 ) -> impl Iterator<Item = (Sequence, usize, usize)> {
-    let of_sequence =
-        move |sequence| rows.clone().flat_map(move |i| (0..heads).map(move |h| (sequence, i, h)));
+    let of_sequence = move |sequence: Sequence| {
+        let rows = rows.start..rows.end.min(sequence.seqlen_q);
+        rows.flat_map(move |i| (0..heads).map(move |h| (sequence, i, h)))
+    };
     problem.sequences().flat_map(of_sequence)
 }
 

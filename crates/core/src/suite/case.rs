@@ -3,7 +3,7 @@
 use super::inputs::Values;
 use super::layout::Layout;
 use super::vectors::Vector;
-use crate::{Dropout, Dtype, Problem, ScaleRule, Shape, Shard};
+use crate::{Dropout, Dtype, Problem, ScaleRule, Shape, Shard, Window};
 
 /// Where a problem is cut into pieces that are computed one by one; every list holds inner positions, in order.
 ///
@@ -39,6 +39,9 @@ pub struct Case {
     pub(super) layout: Layout,
     pub(super) cuts: Cuts,
     shape: Shape,
+    /// Of queries and of keys, if they are packed.
+    cu_seqlens: Option<[Vec<u32>; 2]>,
+    window: Window,
     causal: bool,
     diagonal: Option<i64>,
     softmax_scale: Option<f64>,
@@ -63,6 +66,8 @@ impl Case {
             layout: Layout::Bshd,
             cuts: Cuts::default(),
             shape: Shape::new(1, seqlen_q, seqlen_k).heads(2, 2).head_dim(64),
+            cu_seqlens: None,
+            window: Window::FULL,
             causal: false,
             diagonal: None,
             softmax_scale: None,
@@ -111,9 +116,40 @@ impl Case {
         Self { causal: true, ..self }
     }
 
+    /// Query 0 faces this key.
+    pub fn diagonal(self, diagonal: i64) -> Self {
+        Self { diagonal: Some(diagonal), ..self }
+    }
+
     /// Causal, where query 0 faces this key.
     pub fn causal_from(self, diagonal: i64) -> Self {
-        Self { causal: true, diagonal: Some(diagonal), ..self }
+        self.causal().diagonal(diagonal)
+    }
+
+    /// A query sees so many keys before the one that it faces, and behind it.
+    pub fn window(self, left: impl Into<Option<usize>>, right: impl Into<Option<usize>>) -> Self {
+        Self { window: Window { left: left.into(), right: right.into() }, ..self }
+    }
+
+    /// Sequences of so many queries and keys, one behind the other. The queries and keys that the case had are left
+    /// over behind the last.
+    ///
+    /// ```
+    /// use signflash_core::suite::Case;
+    /// let case = Case::new(0, 2).packed(&[3, 4], &[5, 0]);
+    /// let problem = case.problem();
+    /// assert_eq!((problem.shape().seqlen_q, problem.shape().seqlen_k), (7, 7));
+    /// assert_eq!(problem.cu_seqlens(), Some([&[0, 3, 7][..], &[0, 5, 5][..]]));
+    /// ```
+    pub fn packed(mut self, lengths_q: &[u32], lengths_k: &[u32]) -> Self {
+        let [q, k] = [lengths_q, lengths_k].map(|lengths| {
+            let sums = (0..=lengths.len()).map(|end| lengths[..end].iter().sum());
+            sums.collect::<Vec<u32>>()
+        });
+        self.shape.seqlen_q += q[lengths_q.len()] as usize;
+        self.shape.seqlen_k += k[lengths_k.len()] as usize;
+        self.cu_seqlens = Some([q, k]);
+        self
     }
 
     /// Another factor of the scores.
@@ -179,7 +215,12 @@ impl Case {
         if let Some(vector) = self.load() {
             return vector.problem;
         }
-        let problem = Problem::builder(self.shape).causal(self.causal).shard(self.shard);
+        let Window { left, right } = self.window;
+        let problem = Problem::builder(self.shape).window(left, right).causal(self.causal).shard(self.shard);
+        let problem = match &self.cu_seqlens {
+            Some([q, k]) => problem.packed(q, k),
+            None => problem,
+        };
         let problem = match self.diagonal {
             Some(diagonal) => problem.diagonal(diagonal),
             None => problem,

@@ -248,6 +248,89 @@ named_cases! { $
         columns: vec![35],
     }),
 
+    // Windows: bounds on the left, on the right and on both sides, which begin and end inside tiles.
+    window_left => Case::new(113, 150).head_dim(32).window(20, None).dropout(0.1),
+    window_left_without_dropout => Case::new(150, 150).heads(1, 1).head_dim(128).window(33, None),
+    window_right => Case::new(150, 113).head_dim(32).window(None, 11).dropout(0.1),
+    window_right_without_dropout => Case::new(70, 113).head_dim(64).window(None, 11),
+    window_of_both_sides => Case::new(260, 260).heads(1, 1).window(40, 17).dropout(0.1),
+    window_of_both_sides_without_dropout => Case::new(150, 150).heads(1, 1).head_dim(128).window(9, 30),
+    window_causal => Case::new(200, 200).head_dim(32).heads(2, 1).window(37, None).causal().dropout(0.1),
+    window_causal_without_dropout => Case::new(150, 150).heads(1, 1).head_dim(128).window(64, None).causal(),
+    window_of_fewer_queries_than_keys => Case::new(40, 203).head_dim(32).window(30, 5).dropout(0.1),
+    window_of_more_queries_than_keys => Case::new(203, 40).head_dim(32).window(30, 5).dropout(0.1),
+    window_of_one_key => Case::new(70, 90).head_dim(32).window(0, 0).dropout(0.5),
+    window_wider_than_everything => Case::new(50, 70).head_dim(32).window(500, 1 << 40).dropout(0.1),
+    window_of_head_groups => Case::new(70, 90).batch(2).heads(4, 2).head_dim(40).window(20, 9).dropout(0.1),
+    window_of_head_dim_192 => Case::new(113, 140).heads(1, 1).head_dim(192).window(30, 0).dropout(0.1),
+    window_of_head_dim_256 => Case::new(113, 140).heads(1, 1).head_dim(256).window(30, 20),
+    window_with_a_gradient_through_lse => Case::new(150, 90).head_dim(32).window(20, 10).dropout(0.1).dlse(),
+    window_before_the_first_key =>
+        Case::new(150, 113).head_dim(32).window(20, 10).diagonal(-70).dropout(0.1),
+    window_behind_the_last_key => Case::new(150, 113).head_dim(32).window(20, 10).diagonal(50).dropout(0.1),
+    window_that_shows_no_key => Case::new(50, 70).head_dim(32).window(20, 10).diagonal(-200).dropout(0.1),
+    pieces_of_window_rows =>
+        Case::new(90, 120).head_dim(32).window(20, 10).dropout(0.1).cut(Cuts { rows: vec![31, 64], ..Cuts::default() }),
+    pieces_of_window_columns => Case::new(90, 120).head_dim(32).window(20, 10).dropout(0.1).cut(Cuts {
+        columns: vec![13, 64, 96],
+        ..Cuts::default()
+    }),
+    pieces_of_window_rows_and_columns => Case::new(70, 90).heads(2, 1).head_dim(32).window(30, 5).dropout(0.1).dlse().cut(Cuts {
+        rows: vec![31, 64],
+        columns: vec![35],
+        ..Cuts::default()
+    }),
+
+    // Packed sequences. Queries and keys that a case has without them are left over behind the last.
+    packed_equal_lengths => Case::new(0, 0).packed(&[40; 3], &[40; 3]).dropout(0.1),
+    packed_unequal_lengths => Case::new(0, 0).head_dim(32).packed(&[5, 70, 33, 1], &[5, 70, 33, 1]).dropout(0.1),
+    packed_unequal_lengths_without_dropout =>
+        Case::new(0, 0).heads(1, 1).head_dim(128).packed(&[20, 90, 7], &[20, 90, 7]),
+    packed_other_lengths_of_keys =>
+        Case::new(0, 0).head_dim(32).packed(&[30, 7, 70], &[20, 90, 9]).dropout(0.1),
+    packed_empty_sequences =>
+        Case::new(0, 0).head_dim(32).packed(&[0, 20, 0, 13, 0, 0], &[9, 0, 0, 25, 4, 0]).dropout(0.1),
+    packed_nothing_at_all => Case::new(0, 0).packed(&[0, 0], &[0, 0]).dropout(0.1),
+    packed_no_sequence => Case::new(5, 3).head_dim(32).packed(&[], &[]).dropout(0.1),
+    packed_one_sequence => Case::new(0, 0).head_dim(32).packed(&[70], &[90]).causal().dropout(0.1),
+    packed_many_sequences_of_one => Case::new(0, 0).heads(1, 1).head_dim(32).packed(&[1; 12], &[1; 12]).dropout(0.5),
+    packed_rows_left_over => Case::new(3, 5).head_dim(32).packed(&[20, 9], &[16, 31]).dropout(0.1),
+    packed_queries_left_over => Case::new(70, 0).head_dim(32).packed(&[20, 9], &[16, 31]).causal(),
+    packed_keys_left_over => Case::new(0, 70).head_dim(32).packed(&[20, 9], &[16, 31]).dropout(0.1),
+    packed_head_groups =>
+        Case::new(0, 0).heads(4, 2).head_dim(40).packed(&[17, 40], &[17, 33]).layout(Layout::Bhsd).dropout(0.1),
+    packed_causal => Case::new(0, 0).packed(&[33, 70, 12], &[50, 70, 40]).causal().dropout(0.1),
+    packed_causal_rows_that_see_no_key =>
+        Case::new(0, 0).head_dim(32).packed(&[90, 20], &[10, 25]).causal().dropout(0.1),
+    packed_window =>
+        Case::new(0, 0).head_dim(32).packed(&[33, 90, 12], &[50, 90, 40]).window(20, 5).dropout(0.1),
+    packed_window_causal => Case::new(2, 1).head_dim(32).packed(&[90, 33], &[90, 20]).window(20, 0),
+    packed_lengths_around_16_and_64 => Case::new(0, 0)
+        .heads(1, 1)
+        .head_dim(32)
+        .packed(&[15, 16, 17, 63, 64, 65], &[17, 16, 15, 65, 64, 63])
+        .dropout(0.1),
+    packed_lengths_around_128 =>
+        Case::new(0, 0).heads(1, 1).packed(&[127, 128, 129], &[129, 128, 127]).causal().dropout(0.1),
+    packed_with_a_gradient_through_lse =>
+        Case::new(4, 0).head_dim(32).packed(&[70, 9, 20], &[70, 9, 5]).causal().dropout(0.1).dlse(),
+    packed_head_dim_192 => Case::new(0, 0).heads(1, 1).head_dim(192).packed(&[70, 33], &[70, 33]).causal().dropout(0.1),
+    packed_head_dim_256 => Case::new(0, 0).heads(2, 1).head_dim(256).packed(&[20, 70], &[20, 90]).dropout(0.1),
+    packed_layout_qkv =>
+        Case::new(0, 0).head_dim(32).packed(&[25, 40], &[25, 40]).layout(Layout::PackedQkv).dropout(0.1),
+    packed_layout_padded_rows =>
+        Case::new(0, 0).head_dim(40).packed(&[25, 40], &[30, 9]).layout(Layout::PaddedRows).causal().dropout(0.1),
+    packed_shard_drops_as_its_place_does =>
+        Case::new(0, 0).head_dim(32).packed(&[25, 40], &[30, 9]).dropout(0.3).shard(Shard {
+            first_batch: 3,
+            first_head: 2,
+            num_heads_total: Some(7),
+            ..Shard::default()
+        }),
+    packed_pieces_of_the_heads => Case::new(3, 2).heads(4, 2).head_dim(32).packed(&[25, 40], &[30, 9]).dropout(0.1).cut(
+        Cuts { heads: vec![2], ..Cuts::default() },
+    ),
+
     // Large scores: weights underflow, dropped ones to -0.0.
     large_scores => Case::new(128, 203).std(5.0, 3.0).dropout(0.1),
     large_scores_causal => Case::new(203, 203).head_dim(128).std(5.0, 3.0).causal().dropout(0.1),
@@ -277,6 +360,10 @@ named_cases! { $
         Case::new(40, 40).causal().dropout(0.3).adjust(adjust::nan_in_one_key),
     inf_in_a_value_that_some_rows_do_not_see =>
         Case::new(40, 40).causal().adjust(adjust::inf_in_one_value),
+    nan_in_a_value_before_and_behind_some_windows =>
+        Case::new(60, 60).window(10, 5).adjust(adjust::nan_in_one_value),
+    nan_in_a_key_before_and_behind_some_windows =>
+        Case::new(60, 60).window(10, 5).dropout(0.3).adjust(adjust::nan_in_one_key),
     inf_in_a_value_that_some_rows_drop => Case::new(40, 40).dropout(0.5).adjust(adjust::inf_in_one_value),
     minus_inf_scores => Case::new(50, 70).dropout(0.3).adjust(adjust::minus_inf_scores),
     minus_inf_scores_in_whole_rows => Case::new(40, 40).causal().dropout(0.3).adjust(adjust::minus_inf_rows),

@@ -5,17 +5,17 @@ use super::report::{Entry, Finding};
 use super::storage::index_of;
 use super::truth::Truth;
 use crate::judge::{Bounds, Distance, Expected};
-use crate::{Dtype, Problem, Shape, SignBit, TensorName, oracle};
+use crate::tensor::dense_row;
+use crate::{Dtype, Problem, SignBit, TensorName, oracle};
 
 /// What is wrong with which tensor.
 pub(super) type Found = (Option<TensorName>, Finding);
 
 /// Everything that is wrong with out, lse and, if there are any, probs.
 pub(super) fn forward(problem: &Problem, dtype: Dtype, truth: &Truth, got: &ForwardResults) -> Vec<Found> {
-    let shape = problem.shape();
     let mut found = Vec::new();
-    found.extend(finding(truth, shape, TensorName::Out, &got.out));
-    found.extend(finding(truth, shape, TensorName::Lse, &got.lse));
+    found.extend(finding(truth, problem, TensorName::Out, &got.out));
+    found.extend(finding(truth, problem, TensorName::Lse, &got.lse));
     if !got.probs.is_empty() {
         found.extend(probs(problem, dtype, truth, &got.probs).map(|x| (Some(TensorName::Probs), x)));
     }
@@ -29,13 +29,13 @@ pub(super) fn backward(problem: &Problem, truth: &Truth, got: &oracle::Gradients
         let (mut got, expected) =
             (got.clone(), truth.results.tensor(tensor).expect("the suite runs both passes"));
         truth.reach.forgive(problem, tensor, &mut got, &expected.values);
-        finding(truth, problem.shape(), tensor, &got)
+        finding(truth, problem, tensor, &got)
     };
     tensors.into_iter().filter_map(judged).collect()
 }
 
-fn finding(truth: &Truth, shape: &Shape, tensor: TensorName, got: &[f64]) -> Option<Found> {
-    let shape = shape.of(tensor);
+fn finding(truth: &Truth, problem: &Problem, tensor: TensorName, got: &[f64]) -> Option<Found> {
+    let shape = problem.shape_of(tensor);
     let expected = truth.results.tensor(tensor).expect("the suite runs both passes");
     let finding = special(expected, got, shape)
         .or_else(|| too_far(expected.distance(|n| got[n]), got, &expected.values, shape));
@@ -86,7 +86,7 @@ impl EntryBound {
 
 /// The sign bits exactly, then every magnitude, then all of them together.
 fn probs(problem: &Problem, dtype: Dtype, truth: &Truth, got: &[f64]) -> Option<Finding> {
-    let (shape, want) = (problem.shape().probs(), &truth.probs);
+    let (shape, want) = (problem.probs(), &truth.probs);
     let wrong_bit = |n: &usize| got[*n].is_dropped() != want[*n].is_dropped();
     let wrong_bits: Vec<usize> = (0..got.len()).filter(wrong_bit).collect();
     if let Some(&first) = wrong_bits.first() {
@@ -122,10 +122,10 @@ fn probs(problem: &Problem, dtype: Dtype, truth: &Truth, got: &[f64]) -> Option<
 
 /// Which entries of probs are of keys that their queries see.
 fn visible(problem: &Problem) -> Vec<bool> {
-    let shape = problem.shape();
-    let mut visible = vec![false; shape.probs().into_iter().product()];
-    for (sequence, head, i) in problem.rows() {
-        let row = &mut visible[sequence.lse(shape, i, head) * shape.seqlen_k..][..shape.seqlen_k];
+    let shape = problem.probs();
+    let mut visible = vec![false; shape.into_iter().product()];
+    for (sequence, head, i) in problem.rows().filter(|(sequence, ..)| sequence.seqlen_k > 0) {
+        let row = &mut visible[dense_row(shape, sequence.probs(i, head))];
         row[problem.visibility_in(&sequence).keys_of(i as i64).positions()].fill(true);
     }
     visible

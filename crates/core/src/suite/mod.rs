@@ -10,6 +10,7 @@
 //! - the sign bit of every visible probability equal to the dropout mask, +0.0 where a query does not see a key;
 //! - every element written: results start as poison;
 //! - nothing else written, and nothing read beside a row: guards and gaps between rows hold NaNs;
+//! - of packed sequences the same results where the neighbours hold NaNs;
 //! - the same bits from a second run.
 //!
 //! The backward [drops what the forward drops](check_backward_drops), and scores may be [of any size](check_binades).
@@ -23,6 +24,7 @@ mod compare;
 mod implementation;
 mod inputs;
 mod layout;
+mod neighbours;
 mod part;
 mod reach;
 mod report;

@@ -59,7 +59,7 @@ pub(super) fn values_of(whole: &Problem, piece: &Piece, values: &Values) -> Valu
 
 /// The piece's share of a dense tensor of the whole.
 pub(super) fn share_of(whole: &Problem, piece: &Piece, tensor: TensorName, dense: &[f64]) -> Vec<f64> {
-    places(whole.shape().of(tensor), piece.place_in(whole, tensor)).map(|at| dense[at]).collect()
+    places(whole.shape_of(tensor), piece.place_in(whole, tensor)).map(|at| dense[at]).collect()
 }
 
 /// Pieces normalised each by itself, weighed by `exp(lse of the piece - lse of the whole)`.
@@ -67,7 +67,7 @@ pub(super) fn combine(whole: &Problem, pieces: Vec<(&Piece, ForwardResults)>) ->
     if let [(_, results)] = &pieces[..] {
         return results.clone();
     }
-    let zeros = |tensor| vec![0.0; whole.shape().of(tensor).into_iter().product()];
+    let zeros = |tensor| vec![0.0; whole.shape_of(tensor).into_iter().product()];
     let mut lse = zeros(TensorName::Lse);
     lse.fill(f64::NEG_INFINITY);
     for (piece, results) in &pieces {
@@ -80,8 +80,11 @@ pub(super) fn combine(whole: &Problem, pieces: Vec<(&Piece, ForwardResults)>) ->
         let ForwardResults { out: mut of_out, lse: of_lse, probs: mut of_probs } = results;
         let rows = share_of(whole, piece, TensorName::Lse, &lse);
         let weigh: Vec<f64> = of_lse.iter().zip(rows).map(|(&piece, row)| weight(piece, row)).collect();
-        for (n, p) in of_probs.iter_mut().enumerate() {
-            *p *= weigh[n / piece.columns.len()];
+        if !whole.is_packed() {
+            // Pieces of packed sequences have whole rows.
+            for (n, p) in of_probs.iter_mut().enumerate() {
+                *p *= weigh[n / piece.columns.len()];
+            }
         }
         let [_, rows, heads, dim] = piece.place_in(whole, TensorName::Out).map(|range| range.len());
         for (n, x) in of_out.iter_mut().enumerate() {
@@ -107,7 +110,7 @@ fn merge(
     part: &[f64],
     with: fn(f64, f64) -> f64,
 ) {
-    let places = places(whole.shape().of(tensor), piece.place_in(whole, tensor));
+    let places = places(whole.shape_of(tensor), piece.place_in(whole, tensor));
     for (at, &x) in places.zip(part) {
         dense[at] = with(dense[at], x);
     }

@@ -65,7 +65,7 @@ impl Reach {
             let key = |j| sequence.key(j, head / shape.group_size());
             match tensor {
                 TensorName::Probs => {
-                    let first = sequence.lse(shape, i, head) * shape.seqlen_k;
+                    let first = dense_row(problem.probs(), sequence.probs(i, head)).start;
                     forgive(first + keys.start..first + keys.end);
                 }
                 TensorName::Dq => forgive(dense_row(shape.q(), sequence.query(i, head))),

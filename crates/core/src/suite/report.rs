@@ -47,6 +47,11 @@ pub enum Finding {
     },
     /// Two runs on the same operands gave different bits.
     NotReproducible,
+    /// A packed sequence whose neighbours are NaNs.
+    BesideNans {
+        /// What is wrong with it.
+        finding: Box<Finding>,
+    },
 }
 
 /// One element of both.
@@ -82,6 +87,7 @@ impl fmt::Display for Finding {
             }
             Self::SignBits { count, first } => write!(f, "{count} wrong sign bits, first {first}"),
             Self::NotReproducible => f.write_str("a second run gave other bits"),
+            Self::BesideNans { finding } => write!(f, "beside sequences of NaNs: {finding}"),
         }
     }
 }

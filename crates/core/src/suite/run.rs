@@ -5,11 +5,13 @@ use super::compare::{self, Found};
 use super::implementation::Implementation;
 use super::inputs::{Values, as_f32};
 use super::layout::Layout;
+use super::neighbours::Half;
 use super::part::{ForwardResults, add_piece, combine, pieces, problem_of, share_of, values_of};
 use super::reach::Reach;
 use super::report::{Failure, Finding, Report};
 use super::storage::Storage;
 use super::truth::Truth;
+use crate::judge::Expected;
 use crate::{
     Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Piece, Problem, TensorName, bf16,
     contiguous_strides, f16, oracle,
@@ -129,6 +131,10 @@ fn run_dtype<T: Element>(case: &Case, implementation: &impl Implementation, aske
         Ok(gradients) => found.extend(compare::backward(&problem, &truth, &gradients)),
         Err(failed) => found.push(failed),
     }
+    // Of a piece the neighbours are those of the whole.
+    for half in Half::of(&problem).filter(|_| pieces.len() == 1) {
+        found.extend(run.beside_nans::<T>(half));
+    }
     found
 }
 
@@ -182,6 +188,49 @@ impl<I: Implementation> Run<'_, I> {
     }
 }
 
+impl<I: Implementation> Run<'_, I> {
+    /// What is wrong with all other sequences if those of one half are NaNs.
+    fn beside_nans<T: Element>(&self, half: Half) -> Vec<Found> {
+        let Self { implementation, problem, truth, layout, .. } = *self;
+        let values = half.poisoned(problem, self.values);
+        let poisoned = |tensor, of_truth: &Expected| {
+            let mut x = of_truth.values.clone();
+            half.poison(problem, tensor, &mut x);
+            x
+        };
+        let results = &truth.results;
+        let out = poisoned(TensorName::Out, results.out());
+        let lse = poisoned(TensorName::Lse, results.lse());
+        let call = Call::<T>::of(problem.clone(), layout, &values, [&out, &lse]);
+        let judged = |tensor, mut got: Vec<f64>, want: &[f64]| {
+            half.forgive(problem, tensor, &mut got, want);
+            got
+        };
+        let of_truth = |tensor| &results.tensor(tensor).expect("the suite runs both passes").values;
+        let mut found = Vec::new();
+        match call.forward(implementation, layout, true).map(|buffers| buffers.results()) {
+            Ok(ForwardResults { out, lse, probs }) => {
+                let out = judged(TensorName::Out, out, of_truth(TensorName::Out));
+                let lse = judged(TensorName::Lse, lse, of_truth(TensorName::Lse));
+                let probs = judged(TensorName::Probs, probs, &truth.probs);
+                found.extend(compare::forward(problem, T::DTYPE, truth, &ForwardResults { out, lse, probs }));
+            }
+            Err(failed) => found.push(failed),
+        }
+        match call.backward(implementation, layout) {
+            Ok(BackwardBuffers { dq, dk, dv }) => {
+                let gradient = |tensor, x: &Storage<T>| judged(tensor, x.to_dense(), of_truth(tensor));
+                let dq = gradient(TensorName::Dq, &dq);
+                let (dk, dv) = (gradient(TensorName::Dk, &dk), gradient(TensorName::Dv, &dv));
+                found.extend(compare::backward(problem, truth, &oracle::Gradients { dq, dk, dv }));
+            }
+            Err(failed) => found.push(failed),
+        }
+        let beside = |finding| Finding::BesideNans { finding: Box::new(finding) };
+        found.into_iter().map(|(tensor, finding)| (tensor, beside(finding))).collect()
+    }
+}
+
 /// The operands of one call.
 struct Call<T> {
     problem: Problem,
@@ -213,7 +262,12 @@ impl<T: Element> Call<T> {
         let truth = &run.truth.results;
         let out = share_of(run.problem, piece, TensorName::Out, &truth.out().values);
         let lse = share_of(run.problem, piece, TensorName::Lse, &truth.lse().values);
-        let (shape, layout) = (problem.shape(), run.layout);
+        Self::of(problem, run.layout, &values, [&out, &lse])
+    }
+
+    /// Of dense operands, and of the forward's dense results.
+    fn of(problem: Problem, layout: Layout, values: &Values, [out, lse]: [&[f64]; 2]) -> Self {
+        let shape = problem.shape();
         let of_query = |shape, dense| Storage::holding(shape, layout.strides(shape), dense);
         let of_key = |shape, dense| Storage::holding(shape, layout.key_strides(shape), dense);
         Self {
@@ -221,8 +275,8 @@ impl<T: Element> Call<T> {
             k: of_key(shape.k(), &values.k),
             v: of_key(shape.v(), &values.v),
             dout: of_query(shape.out(), &values.dout),
-            out: of_query(shape.out(), &out),
-            lse: as_f32(&lse),
+            out: of_query(shape.out(), out),
+            lse: as_f32(lse),
             dlse: values.dlse.as_deref().map(as_f32),
             problem,
         }
@@ -239,11 +293,10 @@ impl<T: Element> Call<T> {
         with_probs: bool,
     ) -> Result<ForwardBuffers<T>, Found> {
         let shape = self.problem.shape();
-        let lse_shape = shape.of(TensorName::Lse);
+        let (lse_shape, probs_shape) = (shape.of(TensorName::Lse), self.problem.probs());
         let mut out = Storage::poisoned(shape.out(), layout.strides(shape.out()));
         let mut lse = Storage::poisoned(lse_shape, contiguous_strides(lse_shape));
-        let mut probs =
-            with_probs.then(|| Storage::poisoned(shape.probs(), layout.probs_strides(shape.probs())));
+        let mut probs = with_probs.then(|| Storage::poisoned(probs_shape, layout.probs_strides(probs_shape)));
         let mut outputs = Outputs::new(out.tensor_mut(), lse.tensor_mut().data)
             .probs(probs.as_mut().map(Storage::tensor_mut));
         implementation.forward(&self.problem, &self.inputs(), &mut outputs).map_err(call_failed)?;

@@ -6,4 +6,5 @@ mod dropout_statistics;
 mod errors;
 mod generator;
 mod oracle;
+mod oracle_entries;
 mod vectors;

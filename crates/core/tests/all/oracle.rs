@@ -108,6 +108,15 @@ fn gradients_are_finite_differences_of_causal_head_groups() {
 }
 
 #[test]
+fn gradients_are_finite_differences_of_windows_and_packed_sequences() {
+    assert_gradients_are_the_differences(Case::new(5, 7).head_dim(4).window(2, 1).dropout(0.3).dlse());
+    assert_gradients_are_the_differences(Case::new(7, 5).head_dim(3).window(1, 0).diagonal(-1));
+    let packed = Case::new(1, 2).heads(4, 2).head_dim(3).packed(&[3, 0, 4], &[2, 3, 4]);
+    assert_gradients_are_the_differences(packed.clone().dropout(0.3).dlse());
+    assert_gradients_are_the_differences(packed.window(2, 0));
+}
+
+#[test]
 fn gradients_are_finite_differences_of_a_loss_that_lse_is_part_of() {
     assert_gradients_are_the_differences(Case::new(5, 7).head_dim(4).dlse());
     assert_gradients_are_the_differences(Case::new(5, 7).head_dim(4).dropout(0.4).dlse());

@@ -2,7 +2,8 @@
 
 use signflash_core::suite::{Implementation, Reference, RunError};
 use signflash_core::{
-    Dropout, Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Shard, TensorMut, bf16,
+    Dropout, Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Shard, TensorMut, TensorRef,
+    Window, bf16,
 };
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -30,6 +31,20 @@ pub(crate) enum Fault {
     SeesTheFuture,
     /// Lets the last query face the last key, whatever the problem says.
     IgnoresTheDiagonal,
+    /// The window begins a key too early.
+    LeftOneTooFar,
+    LeftOneTooNear,
+    /// The window ends a key too late.
+    RightOneTooFar,
+    RightOneTooNear,
+    /// Multiplies the value behind a packed sequence's last by 0.
+    ReadsTheNextSequence,
+    /// Each packed sequence drops what the next one does.
+    DropsAsTheNextSequence,
+    /// One diagonal for all packed sequences, that of the tensors.
+    DiagonalOfTheWhole,
+    /// Leaves what lies behind the last packed sequence as it was.
+    ForgetsWhatIsLeftOver,
     DiagonalOneTooFar,
     DiagonalOneTooNear,
     NanInBlindRows,
@@ -63,6 +78,7 @@ impl Broken {
 
     fn problem(&self, problem: &Problem) -> Problem {
         let builder = problem.to_builder();
+        let Window { left, right } = problem.window();
         let builder = match self.fault {
             Fault::IgnoresTheShard => {
                 let num_heads_total = Some(problem.shape().num_heads);
@@ -77,6 +93,14 @@ impl Broken {
             Fault::IgnoresTheDiagonal => {
                 let shape = problem.shape();
                 builder.diagonal(shape.seqlen_k as i64 - shape.seqlen_q as i64)
+            }
+            Fault::LeftOneTooFar => builder.window(left.map(|left| left + 1), right),
+            Fault::LeftOneTooNear => builder.window(left.map(|left| left - 1), right),
+            Fault::RightOneTooFar => builder.window(left, right.map(|right| right + 1)),
+            Fault::RightOneTooNear => builder.window(left, right.map(|right| right - 1)),
+            Fault::DropsAsTheNextSequence => {
+                let shard = *problem.shard();
+                builder.shard(Shard { first_batch: shard.first_batch + 1, ..shard })
             }
             Fault::DiagonalOneTooFar => builder.diagonal(problem.diagonal() + 1),
             Fault::DiagonalOneTooNear => builder.diagonal(problem.diagonal() - 1),
@@ -117,6 +141,52 @@ fn scaled<T: Element>(x: T, factor: f64) -> T {
     T::from_f32((x.to_f64() * factor) as f32)
 }
 
+/// Each packed sequence as a problem of its own, whose diagonal is that of all queries and keys.
+fn sequence_by_sequence<T: Element>(
+    problem: &Problem,
+    inputs: &Inputs<'_, T>,
+    outputs: &mut Outputs<'_, T>,
+) -> Result<(), RunError> {
+    let shape = *problem.shape();
+    let rows = |x: &TensorRef<'_, T>, first: usize, len: usize| {
+        let (at, [_, _, heads, dim]) = (x.row_offset(0, first, 0), x.shape);
+        let mut dense = Vec::new();
+        for (i, h) in (0..len).flat_map(|i| (0..heads).map(move |h| (i, h))) {
+            dense.extend_from_slice(&x.data[at + i * x.strides[1] + h * x.strides[2]..][..dim]);
+        }
+        dense
+    };
+    for sequence in problem.sequences() {
+        let own = shape.seqlen_q(sequence.seqlen_q).seqlen_k(sequence.seqlen_k);
+        let Window { left, right } = problem.window();
+        let one = Problem::builder(own).window(left, right).diagonal(problem.diagonal()).build()?;
+        let q = rows(&inputs.q, sequence.first_q, sequence.seqlen_q);
+        let [k, v] = [&inputs.k, &inputs.v].map(|x| rows(x, sequence.first_k, sequence.seqlen_k));
+        let inputs = Inputs::new(
+            TensorRef::bshd(&q, own.q()),
+            TensorRef::bshd(&k, own.k()),
+            TensorRef::bshd(&v, own.v()),
+        );
+        let (mut out, mut lse) = (q.clone(), vec![0.0; own.lse_len()]);
+        Reference.forward(
+            &one,
+            &inputs,
+            &mut Outputs::new(TensorMut::bshd(&mut out, own.out()), &mut lse),
+        )?;
+        for (n, x) in out.into_iter().enumerate() {
+            let [row, head, d] =
+                [n / own.head_dim / own.num_heads, n / own.head_dim % own.num_heads, n % own.head_dim];
+            *outputs.out.at_mut([0, sequence.first_q + row, head, d]) = x;
+        }
+        for (n, x) in lse.into_iter().enumerate() {
+            let (head, i) = (n / own.seqlen_q, n % own.seqlen_q);
+            outputs.lse[sequence.lse(&shape, i, head)] = x;
+        }
+    }
+    outputs.probs.iter_mut().for_each(|probs| each(probs, |_, _| T::from_f32(0.0)));
+    Ok(())
+}
+
 impl Implementation for Broken {
     fn name(&self) -> String {
         format!("{:?}", self.fault)
@@ -139,7 +209,11 @@ impl Implementation for Broken {
         let calls = self.calls.fetch_add(1, Ordering::Relaxed);
         let last = outputs.out.shape.map(|size| size - 1);
         let before = *outputs.out.at_mut(last);
-        let probs_before = outputs.probs.as_mut().map(|probs| *probs.at_mut([0, 1, 3, 2]));
+        let one_probability = outputs.probs.as_mut().filter(|_| self.fault == Fault::ForgetsOneProbability);
+        let probs_before = one_probability.map(|probs| *probs.at_mut([0, 1, 3, 2]));
+        if self.fault == Fault::DiagonalOfTheWhole {
+            return sequence_by_sequence(problem, inputs, outputs);
+        }
         Reference.forward(&self.problem(problem), inputs, outputs)?;
         let out = &mut outputs.out;
         let blind = |i: usize| problem.visibility().keys_of(i as i64).is_empty();
@@ -159,6 +233,23 @@ impl Implementation for Broken {
                 let beside = inputs.v.data[inputs.v.shape[3]].to_f32() * 0.0; // "padding, it cannot matter"
                 each(out, |_, x| T::from_f32(x.to_f32() + beside));
             }
+            Fault::ReadsTheNextSequence => {
+                for sequence in problem.sequences() {
+                    let behind = sequence.first_k + sequence.seqlen_k;
+                    if behind == problem.shape().seqlen_k {
+                        continue;
+                    }
+                    let nothing = inputs.v.at([0, behind, 0, 0]).to_f32() * 0.0; // "it has no weight"
+                    let own = sequence.first_q..sequence.first_q + sequence.seqlen_q;
+                    each(
+                        out,
+                        |[_, i, ..], x| {
+                            if own.contains(&i) { T::from_f32(x.to_f32() + nothing) } else { x }
+                        },
+                    );
+                }
+            }
+            Fault::ForgetsWhatIsLeftOver => *out.at_mut(last) = before,
             Fault::NanInBlindRows => {
                 each(out, |[_, i, ..], x| if blind(i) { T::from_f32(f32::NAN) } else { x });
             }

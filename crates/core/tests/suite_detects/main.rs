@@ -124,6 +124,16 @@ fn missing_causality() {
     assert_detected(Fault::SeesTheFuture, "causal_fewer_queries_than_keys", TensorName::Dq, |_| true);
 }
 
+/// What sees other keys gives other results of every kind, in every dtype.
+fn assert_all_are_wrong(fault: Fault, name: &str) {
+    let report = report(fault, name);
+    for tensor in [TensorName::Out, TensorName::Lse, TensorName::Probs, TensorName::Dq, TensorName::Dk] {
+        let found = |dtype| report.failures.iter().any(|x| x.tensor == Some(tensor) && x.dtype == dtype);
+        let all = [Dtype::F32, Dtype::F16, Dtype::Bf16].into_iter().all(found);
+        assert!(all, "{fault:?} in {name} {tensor}: {report}");
+    }
+}
+
 #[test]
 fn a_wrong_diagonal() {
     let whole = ["diagonal_before_the_first_key", "diagonal_inside", "diagonal_behind_which_no_key_is_left"];
@@ -134,23 +144,59 @@ fn a_wrong_diagonal() {
         "pieces_of_causal_columns_that_some_rows_do_not_see",
         "pieces_of_causal_rows_and_columns",
     ];
-    let tensors = [TensorName::Out, TensorName::Lse, TensorName::Probs, TensorName::Dq, TensorName::Dk];
-    let detected = |fault, case: &str| {
-        let report = report(fault, case);
-        for tensor in tensors {
-            let found = |dtype| report.failures.iter().any(|x| x.tensor == Some(tensor) && x.dtype == dtype);
-            let all = [Dtype::F32, Dtype::F16, Dtype::Bf16].into_iter().all(found);
-            assert!(all, "{fault:?} in {case} {tensor}: {report}");
-        }
-    };
-    whole.into_iter().chain(pieces).for_each(|case| detected(Fault::IgnoresTheDiagonal, case));
+    whole.into_iter().chain(pieces).for_each(|case| assert_all_are_wrong(Fault::IgnoresTheDiagonal, case));
     for fault in [Fault::DiagonalOneTooFar, Fault::DiagonalOneTooNear] {
-        [whole[1], pieces[2], pieces[4]].into_iter().for_each(|case| detected(fault, case));
+        [whole[1], pieces[2], pieces[4]].into_iter().for_each(|case| assert_all_are_wrong(fault, case));
     }
     // Diagonals beyond either end of the keys.
     let (every, none) = ("diagonal_that_shows_every_key", "diagonal_that_shows_no_key");
     assert_detected(Fault::IgnoresTheDiagonal, every, TensorName::Dq, |_| true);
     assert_detected(Fault::IgnoresTheDiagonal, none, TensorName::Out, SPECIAL);
+}
+
+#[test]
+fn a_window_that_is_off_by_one() {
+    for name in ["window_left", "window_causal", "packed_window", "pieces_of_window_columns"] {
+        assert_all_are_wrong(Fault::LeftOneTooFar, name);
+        assert_all_are_wrong(Fault::LeftOneTooNear, name);
+    }
+    for name in ["window_right", "packed_window", "pieces_of_window_rows", "window_before_the_first_key"] {
+        assert_all_are_wrong(Fault::RightOneTooFar, name);
+        assert_all_are_wrong(Fault::RightOneTooNear, name);
+    }
+}
+
+#[test]
+fn a_row_of_the_neighbour() {
+    let beside = |finding: &Finding| matches!(finding, Finding::BesideNans { finding } if SPECIAL(finding));
+    for name in ["packed_equal_lengths", "packed_unequal_lengths", "packed_keys_left_over", "packed_window"] {
+        assert_detected(Fault::ReadsTheNextSequence, name, TensorName::Out, beside);
+        let report = report(Fault::ReadsTheNextSequence, name);
+        let all_beside = report.failures.iter().all(|failure| beside(&failure.finding));
+        assert!(all_beside, "it is right but for that: {report}");
+    }
+}
+
+#[test]
+fn what_another_sequence_drops() {
+    for name in ["packed_equal_lengths", "packed_shard_drops_as_its_place_does", "packed_one_sequence"] {
+        assert_detected(Fault::DropsAsTheNextSequence, name, TensorName::Probs, SIGN_BITS);
+        assert_detected(Fault::DropsAsTheNextSequence, name, TensorName::Dv, |_| true);
+    }
+}
+
+#[test]
+fn the_diagonal_of_all_sequences_together() {
+    for name in ["packed_causal", "packed_window_causal"] {
+        assert_detected(Fault::DiagonalOfTheWhole, name, TensorName::Lse, |_| true);
+    }
+}
+
+#[test]
+fn rows_behind_the_last_sequence_that_were_not_written() {
+    for name in ["packed_rows_left_over", "packed_queries_left_over", "packed_no_sequence"] {
+        assert_detected(Fault::ForgetsWhatIsLeftOver, name, TensorName::Out, UNWRITTEN);
+    }
 }
 
 #[test]

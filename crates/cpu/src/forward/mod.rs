@@ -25,6 +25,8 @@ mod probs;
 mod scores;
 mod weigh;
 
+pub(crate) use probs::clear_behind_ends;
+
 use crate::buffer::Buffer;
 use crate::call::{BLOCK_KEYS, Call};
 use crate::pack::{self, Dims, Rows, panel_width};

@@ -7,6 +7,23 @@ use crate::pack::{self, panel_width};
 use crate::simd::Simd;
 use crate::view::ViewMut;
 use crate::visible::Visible;
+use signflash_core::Problem;
+
+/// Zeros what of probs lies behind the ends of packed sequences; no tile writes there.
+///
+/// # Safety
+/// `probs` is of the shape that the problem says, and no other thread writes it.
+pub(crate) unsafe fn clear_behind_ends(problem: &Problem, probs: &ViewMut<'_>) {
+    let [count, num_heads, longest_q, longest_k] = problem.probs();
+    let bytes = probs.dtype.size_bytes();
+    for (index, sequence) in problem.sequences().take(count).enumerate() {
+        for (head, row) in (0..num_heads).flat_map(|head| (0..longest_q).map(move |row| (head, row))) {
+            let keys = if row < sequence.seqlen_q { sequence.seqlen_k } else { 0 };
+            let behind = probs.row([index, head, row]).wrapping_add(keys * bytes);
+            behind.write_bytes(0, (longest_k - keys) * bytes);
+        }
+    }
+}
 
 impl Work<'_> {
     /// Writes one block of keys of `probs`, once the rows' maxima and sums are known.
