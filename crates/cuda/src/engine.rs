@@ -13,8 +13,8 @@ use crate::workspace::Workspace;
 use cudarc::driver::sys;
 use signflash_core::{Dtype, Problem, ProblemError};
 use signflash_kernels::{
-    BackwardCall, BackwardChoice, Config, ForwardCall, ForwardChoice, Gpu, Kernels, NotHopper, Task,
-    TooManyBlocks,
+    BackwardCall, BackwardChoice, CallError, Config, ForwardCall, ForwardChoice, Gpu, Kernels, NotHopper,
+    Task,
 };
 use std::sync::Arc;
 
@@ -28,9 +28,9 @@ pub enum EngineError {
     /// The kernels are of 16-bit formats.
     #[error("the GPU's kernels take f16 and bf16, not {0}; convert the tensors, or use the CPU engine")]
     Dtype(Dtype),
-    /// The call is too large for one launch.
+    /// The call cannot be run as it is.
     #[error(transparent)]
-    TooManyBlocks(#[from] TooManyBlocks),
+    Call(#[from] CallError),
     /// The engine was asked for the same bits in every run, the call was not.
     #[error(
         "the engine is deterministic and the call is not; set BackwardCall::deterministic and give it a workspace for that, or use an engine without with_deterministic"
@@ -133,6 +133,11 @@ impl CudaEngine {
         }
     }
 
+    /// Bytes of [`ForwardCall::workspace`]: none, unless sequences are packed.
+    pub fn forward_workspace_bytes(&self, problem: &Problem) -> u64 {
+        signflash_kernels::forward_workspace_bytes(problem, self.gpu())
+    }
+
     /// Bytes of [`BackwardCall::workspace`].
     pub fn backward_workspace_bytes(&self, problem: &Problem, deterministic: bool) -> u64 {
         signflash_kernels::backward_workspace_bytes(problem, self.gpu(), deterministic)
@@ -141,12 +146,13 @@ impl CudaEngine {
     /// Puts a forward into a stream; does not wait for it.
     ///
     /// # Errors
-    /// [`EngineError::TooManyBlocks`], or the driver's.
+    /// [`EngineError::Call`], or the driver's.
     ///
     /// # Safety
     /// The tensors of the call must be valid on this GPU for shape and strides, those written must not overlap others,
-    /// and nobody else may write what is read until the stream is done. If the stream is being captured, that holds
-    /// for each replay.
+    /// and nobody else may write what is read until the stream is done. Of packed sequences, cu_seqlens and a workspace of
+    /// [`forward_workspace_bytes`](Self::forward_workspace_bytes) must be valid, too. If the stream is being captured,
+    /// that holds for each replay; lengths may change between replays.
     pub unsafe fn forward_on(&self, stream: &Stream, call: &ForwardCall<'_>) -> Result<(), EngineError> {
         let choice = ForwardChoice::of(call, self.gpu(), self.kernels);
         say_portable("forwards", choice.not_hopper());
@@ -207,7 +213,7 @@ impl CudaEngine {
         })
     }
 
-    /// A workspace for one backward on the engine's stream.
+    /// A workspace for one call on the engine's stream.
     pub(crate) fn workspace(&self, bytes: u64) -> Result<Workspace<'_>, CudaError> {
         Workspace::new(&self.stream, bytes as usize)
     }

@@ -50,9 +50,10 @@ impl CudaEngine {
         outputs.check(problem)?;
         let mut memory = OnGpu(self);
         let held = HostForward::upload(&mut memory, (problem, half), inputs, outputs)?;
+        let workspace = self.workspace(self.forward_workspace_bytes(problem))?;
         // SAFETY: `held` has for each tensor a buffer of its own on this GPU, as long as the host's storage, which
-        // `check` found long enough; it lives until the stream is done.
-        unsafe { self.forward_on(self.stream(), &held.call()) }?;
+        // `check` found long enough; it lives until the stream is done, as the workspace does.
+        unsafe { self.forward_on(self.stream(), &held.call(workspace.ptr())) }?;
         self.stream().synchronize()?;
         Ok(held.download(&memory, outputs)?)
     }

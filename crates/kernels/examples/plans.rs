@@ -5,8 +5,8 @@
 use sha2::{Digest, Sha256};
 use signflash_core::{Dropout, Problem, Shape, Shard};
 use signflash_kernels::{
-    BackwardCall, BackwardChoice, DeviceTensor, ForwardCall, ForwardChoice, Gpu, Half, Kernels, Order, Task,
-    TooManyBlocks, backward_workspace_bytes,
+    BackwardCall, BackwardChoice, CallError, DeviceTensor, ForwardCall, ForwardChoice, Gpu, Half, Kernels,
+    Order, Task, backward_workspace_bytes,
 };
 
 /// One block at a time, too, for whom tiles are shared out in another way.
@@ -63,7 +63,7 @@ struct Say {
 }
 
 impl Say {
-    fn call(&self, what: &str, (gpu, problem): (&Gpu, &Problem), tasks: Result<Vec<Task>, TooManyBlocks>) {
+    fn call(&self, what: &str, (gpu, problem): (&Gpu, &Problem), tasks: Result<Vec<Task>, CallError>) {
         let described = |tasks: Vec<Task>| tasks.iter().map(described).collect();
         let text = tasks.map_or_else(|error| error.to_string(), described);
         let hash = || Sha256::digest(&text).iter().take(8).map(|byte| format!("{byte:02x}")).collect();

@@ -3,7 +3,7 @@
 //! `hopper bf16 128 drop g2 n128 s2 r216`, or `hopperkeys bf16 128 drop k128 n64 s2 p3 f2 r232`.
 use signflash_kernels::{
     Access, Common, Config, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperForm, HopperKeysForm,
-    KeysKernel, Operands, PortableForm, Scores,
+    KeysKernel, Layout, Operands, PortableForm, Scores,
 };
 use signflash_ptx::Half;
 
@@ -17,6 +17,7 @@ fn main() {
         operands: Operands {
             half: if has("f16") { Half::F16 } else { Half::Bf16 },
             head_dim: words.iter().find_map(|w| w.parse().ok()).unwrap_or(128),
+            layout: if has("packed") { Layout::Packed } else { Layout::Batch },
         },
         access: match (has("narrow"), has("ragged")) {
             (true, _) => Access::Elements,
@@ -66,6 +67,7 @@ fn main() {
         Some("probs") => Config::Probs(ForwardKernel::Portable(common, tiles)),
         Some("delta") => Config::Delta(
             common.operands.half,
+            common.operands.layout,
             match common.access {
                 Access::Whole | Access::Pieces => DeltaRows::Wide { lanes: number('l', 16) },
                 Access::Elements => DeltaRows::Narrow { columns: number('l', 4) },
@@ -74,6 +76,7 @@ fn main() {
         Some("keys") => Config::Keys(KeysKernel::Portable(common, tiles, sums)),
         Some("queries") => Config::Dq(DqKernel::Queries(common, tiles)),
         Some("convert") => Config::Dq(DqKernel::FromSums(common.rows(), tiles.step, sums)),
+        Some("tiles") => Config::Tiles,
         Some("hopper") => Config::Forward(ForwardKernel::Hopper(common.hopper(), hopper)),
         Some("hopperkeys") => Config::Keys(KeysKernel::Hopper(common.hopper(), hopper_keys)),
         _ => Config::Forward(ForwardKernel::Portable(common, tiles)),

@@ -1,5 +1,6 @@
 //! What every kernel is told about a problem.
 use crate::geometry::{column_shift, row_shift, stat_rows};
+use crate::packed::PackedArgs;
 use crate::parts::args::{DropoutArgs, ProblemArgs};
 use crate::parts::visibility::BandArgs;
 use signflash_core::Problem;
@@ -21,10 +22,18 @@ impl ScoreArgs {
     }
 }
 
-/// The arguments of one kernel: those of the problem, its own, and those of scores.
-pub(crate) fn arguments(problem: ProblemArgs, own: &dyn Fn(&mut Vec<Arg>), scores: ScoreArgs) -> Vec<Arg> {
+/// The arguments of one kernel: those of the problem, the list of its tiles, its own, and those of scores.
+pub(crate) fn arguments(
+    problem: ProblemArgs,
+    packed: Option<PackedArgs>,
+    own: &dyn Fn(&mut Vec<Arg>),
+    scores: ScoreArgs,
+) -> Vec<Arg> {
     let mut list = Vec::new();
     problem.push(&mut list);
+    if let Some(packed) = packed {
+        packed.push(&mut list);
+    }
     own(&mut list);
     if let Some(band) = scores.band {
         band.push(&mut list);
@@ -37,7 +46,6 @@ pub(crate) fn arguments(problem: ProblemArgs, own: &dyn Fn(&mut Vec<Arg>), score
 
 fn of_band(problem: &Problem) -> Option<BandArgs> {
     // Until kernels have them; the command and Python refuse both before.
-    assert!(!problem.is_packed(), "packed sequences are not computed on a GPU yet");
     let window = problem.window();
     assert!(window.left.is_none() && window.right.unwrap_or(0) == 0, "windows are not computed on a GPU yet");
     let shape = problem.shape();

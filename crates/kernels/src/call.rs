@@ -48,6 +48,13 @@ pub struct ForwardCall<'a> {
     pub probs: Option<DeviceTensor>,
     /// Address of a seed and an offset (u64 each) that replace the problem's when the kernel runs, or 0.
     pub seed_and_offset_ptr: u64,
+    /// Of packed sequences, the addresses of cu_seqlens_q and of cu_seqlens_k: int32, one more number than there are
+    /// sequences, the first 0, none smaller than the one before it, the last at most the rows of q, and of k. Kernels
+    /// read them when they run. Whatever they are, nothing outside of the tensors is read or written.
+    pub cu_seqlens: Option<[u64; 2]>,
+    /// Of [`forward_workspace_bytes`](crate::forward_workspace_bytes), a multiple of 16 as its address; packed sequences
+    /// need it.
+    pub workspace: u64,
 }
 
 impl<'a> ForwardCall<'a> {
@@ -59,7 +66,8 @@ impl<'a> ForwardCall<'a> {
         out: DeviceTensor,
         lse: u64,
     ) -> Self {
-        ForwardCall { problem, half, q, k, v, out, lse, probs: None, seed_and_offset_ptr: 0 }
+        let (probs, seed_and_offset_ptr, cu_seqlens, workspace) = (None, 0, None, 0);
+        ForwardCall { problem, half, q, k, v, out, lse, probs, seed_and_offset_ptr, cu_seqlens, workspace }
     }
 
     /// The call of dense tensors that nobody has yet: to ask which kernels it would get, not to be run.
@@ -78,6 +86,16 @@ impl<'a> ForwardCall<'a> {
     /// The same with seed and offset from memory, if this is not 0.
     pub fn with_seed_and_offset_ptr(self, seed_and_offset_ptr: u64) -> Self {
         ForwardCall { seed_and_offset_ptr, ..self }
+    }
+
+    /// The same of packed sequences that begin where these numbers say: the addresses of cu_seqlens_q and cu_seqlens_k.
+    pub fn with_cu_seqlens(self, cu_seqlens: [u64; 2]) -> Self {
+        ForwardCall { cu_seqlens: Some(cu_seqlens), ..self }
+    }
+
+    /// The same with a workspace of [`forward_workspace_bytes`](crate::forward_workspace_bytes).
+    pub fn with_workspace(self, workspace: u64) -> Self {
+        ForwardCall { workspace, ..self }
     }
 }
 
@@ -110,18 +128,20 @@ pub struct BackwardCall<'a> {
     pub deterministic: bool,
     /// As in [`ForwardCall`].
     pub seed_and_offset_ptr: u64,
+    /// As in [`ForwardCall`].
+    pub cu_seqlens: Option<[u64; 2]>,
 }
 
 impl<'a> BackwardCall<'a> {
-    /// The backward of a forward, whose results and random numbers it takes: dq, dk and dv from dout. What else there
-    /// is joins by the methods below.
+    /// The backward of a forward, whose results, random numbers and sequences it takes: dq, dk and dv from dout. What
+    /// else there is joins by the methods below.
     pub fn of(
         forward: &ForwardCall<'a>,
         dout: DeviceTensor,
         [dq, dk, dv]: [DeviceTensor; 3],
         workspace: u64,
     ) -> Self {
-        let ForwardCall { problem, half, q, k, v, out, lse, seed_and_offset_ptr, .. } = *forward;
+        let ForwardCall { problem, half, q, k, v, out, lse, seed_and_offset_ptr, cu_seqlens, .. } = *forward;
         BackwardCall {
             problem,
             half,
@@ -138,6 +158,7 @@ impl<'a> BackwardCall<'a> {
             workspace,
             deterministic: false,
             seed_and_offset_ptr,
+            cu_seqlens,
         }
     }
 
@@ -155,6 +176,60 @@ impl<'a> BackwardCall<'a> {
     /// The same with one order of additions, or with any.
     pub fn with_deterministic(self, deterministic: bool) -> Self {
         BackwardCall { deterministic, ..self }
+    }
+}
+
+/// Why a call cannot be run as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CallError {
+    /// It is too large for one launch.
+    #[error(transparent)]
+    TooManyBlocks(#[from] TooManyBlocks),
+    /// Nobody says where packed sequences begin.
+    #[error(
+        "the problem's sequences are packed, and the call has no cu_seqlens; give it their addresses with ForwardCall::with_cu_seqlens"
+    )]
+    NoCuSeqlens,
+    /// There is nothing that cu_seqlens could say.
+    #[error(
+        "the call has cu_seqlens, and the problem's sequences are not packed; build it with ProblemBuilder::packed_on_device, or leave cu_seqlens out"
+    )]
+    NotPacked,
+    /// An address is none, or none of what should be there.
+    #[error("{argument} must be an address, a multiple of {multiple}, got {got:#x}")]
+    Address {
+        /// Whose.
+        argument: &'static str,
+        /// Of how many bytes it must be a multiple.
+        multiple: u64,
+        /// What came.
+        got: u64,
+    },
+    /// Nobody writes probs of packed sequences.
+    #[error(
+        "probs of packed sequences are not written on a GPU; leave probs out, or ask for one sequence at a time"
+    )]
+    PackedProbs,
+}
+
+/// Whether a call says where its sequences begin, if and only if they are packed, and has room to list their tiles.
+pub(crate) fn check_packed(
+    problem: &Problem,
+    cu_seqlens: Option<[u64; 2]>,
+    workspace: u64,
+) -> Result<(), CallError> {
+    let [q, k] = match (problem.is_packed(), cu_seqlens) {
+        (false, None) => return Ok(()),
+        (false, Some(_)) => return Err(CallError::NotPacked),
+        (true, None) => return Err(CallError::NoCuSeqlens),
+        (true, Some(cu_seqlens)) => cu_seqlens,
+    };
+    let addresses = [("cu_seqlens_q", 4, q), ("cu_seqlens_k", 4, k), ("workspace", 16, workspace)];
+    let is_wrong = |(_, multiple, got): &(_, u64, u64)| *got == 0 || !got.is_multiple_of(*multiple);
+    match addresses.into_iter().find(is_wrong) {
+        Some((argument, multiple, got)) => Err(CallError::Address { argument, multiple, got }),
+        None => Ok(()),
     }
 }
 

@@ -2,7 +2,7 @@
 use crate::call::{BackwardCall, ForwardCall};
 use crate::config::{
     Access, Common, Config, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperCommon, HopperForm,
-    HopperKeysForm, KeysKernel, Operands, PortableForm, RowsCommon, Scores,
+    HopperKeysForm, KeysKernel, Layout, Operands, PortableForm, RowsCommon, Scores,
 };
 use crate::gpu::Gpu;
 use crate::tables::{hopper, portable};
@@ -107,7 +107,8 @@ impl<'a> ForwardChoice<'a> {
 
     /// The kernels in the order of their launches.
     pub fn kernels(&self) -> impl Iterator<Item = Config> {
-        [Config::Forward(self.forward)].into_iter().chain(self.probs().map(Config::Probs))
+        let scores = [Config::Forward(self.forward)].into_iter().chain(self.probs().map(Config::Probs));
+        tiles(self.call.problem).chain(scores)
     }
 
     /// The portable kernel in another form than the table's: to find better ones.
@@ -138,7 +139,7 @@ impl<'a> ForwardChoice<'a> {
 pub struct BackwardChoice<'a> {
     pub(crate) call: &'a BackwardCall<'a>,
     pub(crate) gpu: Gpu,
-    pub(crate) delta: (Half, DeltaRows),
+    pub(crate) delta: (Half, Layout, DeltaRows),
     pub(crate) keys: KeysKernel,
     pub(crate) dq: DqKernel,
     pub(crate) workspace: Workspace,
@@ -166,7 +167,7 @@ impl<'a> BackwardChoice<'a> {
         BackwardChoice {
             call,
             gpu,
-            delta: (half, DeltaRows::of(common.rows())),
+            delta: (half, common.operands.layout, DeltaRows::of(common.rows())),
             keys,
             dq,
             workspace: Workspace::plan(problem, gpu, deterministic),
@@ -176,8 +177,8 @@ impl<'a> BackwardChoice<'a> {
 
     /// Who computes the statistics of rows.
     pub fn delta(&self) -> Config {
-        let (half, rows) = self.delta;
-        Config::Delta(half, rows)
+        let (half, layout, rows) = self.delta;
+        Config::Delta(half, layout, rows)
     }
 
     /// Who computes dk, dv and perhaps sums of dq.
@@ -197,7 +198,7 @@ impl<'a> BackwardChoice<'a> {
 
     /// The kernels in the order of their launches.
     pub fn kernels(&self) -> impl Iterator<Item = Config> {
-        [self.delta(), Config::Keys(self.keys), Config::Dq(self.dq)].into_iter()
+        tiles(self.call.problem).chain([self.delta(), Config::Keys(self.keys), Config::Dq(self.dq)])
     }
 
     /// The portable pass over keys in another form than the table's: to find better ones.
@@ -245,6 +246,11 @@ pub struct NotEnoughWorkspace {
     pub missing_bytes: u64,
 }
 
+/// Who lists the tiles of packed sequences, before all others.
+fn tiles(problem: &Problem) -> impl Iterator<Item = Config> + use<> {
+    problem.is_packed().then_some(Config::Tiles).into_iter()
+}
+
 /// Hopper's pass over keys, and dq from its sums, whose rows are padded to whole boxes.
 fn own_kernels(common: HopperCommon, form: HopperKeysForm) -> (KeysKernel, DqKernel) {
     let rows = RowsCommon { operands: common.operands, access: Access::Pieces };
@@ -285,9 +291,10 @@ fn allowed(gpu: Gpu, kernels: Kernels) -> Result<(), NotHopper> {
 fn common(problem: &Problem, half: Half, tensors: &[DeviceTensor]) -> Common {
     let head_dim = problem.shape().head_dim as u32;
     let padded = portable::padded(head_dim);
+    let layout = if problem.is_packed() { Layout::Packed } else { Layout::Batch };
     let in_pieces = head_dim.is_multiple_of(8) && tensors.iter().all(DeviceTensor::is_aligned);
     Common {
-        operands: Operands { half, head_dim: padded },
+        operands: Operands { half, head_dim: padded, layout },
         access: match in_pieces {
             true if head_dim == padded => Access::Whole,
             true => Access::Pieces,

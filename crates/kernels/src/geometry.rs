@@ -2,6 +2,7 @@
 use crate::call::TooManyBlocks;
 use crate::config::HopperKeysForm;
 use crate::gpu::Gpu;
+use crate::packed::most_tiles;
 use crate::sm90::ScheduleArgs;
 use signflash_core::Problem;
 
@@ -24,14 +25,28 @@ fn heads_k(problem: &Problem) -> u64 {
     (problem.shape().batch * problem.shape().num_heads_k) as u64
 }
 
-/// Tiles of so many queries, of one head. There is one even if there are no queries but rows before them.
-pub(crate) fn query_tiles(problem: &Problem, rows: u32) -> u64 {
-    (problem.shape().seqlen_q as u64 + u64::from(row_shift(problem))).div_ceil(rows.into())
+/// Packed sequences, and one of what is left over behind the last, if sequences are packed.
+pub(crate) fn packed_sequences(problem: &Problem) -> Option<u64> {
+    problem.is_packed().then(|| problem.sequence_count() as u64 + 1)
 }
 
-/// Tiles of so many keys, of one head.
+/// Tiles of so many queries, of one head. There is one even if there are no queries but rows before them. Of packed
+/// sequences there may be fewer.
+pub(crate) fn query_tiles(problem: &Problem, rows: u32) -> u64 {
+    let seqlen_q = problem.shape().seqlen_q as u64;
+    match packed_sequences(problem) {
+        None => (seqlen_q + u64::from(row_shift(problem))).div_ceil(rows.into()),
+        Some(sequences) => most_tiles(seqlen_q, rows, sequences),
+    }
+}
+
+/// Tiles of so many keys, of one head, likewise.
 pub(crate) fn key_tiles(problem: &Problem, keys: u32) -> u64 {
-    (problem.shape().seqlen_k as u64 + u64::from(column_shift(problem))).div_ceil(keys.into())
+    let seqlen_k = problem.shape().seqlen_k as u64;
+    match packed_sequences(problem) {
+        None => (seqlen_k + u64::from(column_shift(problem))).div_ceil(keys.into()),
+        Some(sequences) => most_tiles(seqlen_k, keys, sequences),
+    }
 }
 
 /// Blocks that own so many queries each.
@@ -46,8 +61,8 @@ pub(crate) fn key_blocks(problem: &Problem, keys: u32) -> u64 {
 
 /// Rows of a head's statistics: whole steps of any kernel.
 pub(crate) fn stat_rows(problem: &Problem) -> u64 {
-    let step = u64::from(crate::rows::statistics::STEP);
-    (problem.shape().seqlen_q as u64 + u64::from(row_shift(problem))).next_multiple_of(step)
+    let step = crate::rows::statistics::STEP;
+    query_tiles(problem, step) * u64::from(step)
 }
 
 /// Whether tiles differ in length, from one end of the queries to the other: they see keys up to a diagonal, or from

@@ -62,6 +62,25 @@ impl<B> Held<B> {
     }
 }
 
+/// Where packed sequences begin, uploaded.
+#[derive(Debug)]
+struct Begins<B> {
+    /// Of queries and of keys; held, since kernels read them.
+    _buffers: [B; 2],
+    addresses: [u64; 2],
+}
+
+impl<B> Begins<B> {
+    /// Of a problem, if its sequences are packed.
+    fn upload<M: Memory<Buffer = B>>(memory: &mut M, problem: &Problem) -> Result<Option<Self>, M::Error> {
+        let Some([q, k]) = problem.cu_seqlens() else { return Ok(None) };
+        let mut up = |name, numbers: &[u32]| memory.upload(name, bytemuck::cast_slice(numbers));
+        let buffers = [up("cu_seqlens_q", q)?, up("cu_seqlens_k", k)?];
+        let addresses = buffers.each_ref().map(|buffer| memory.address(buffer));
+        Ok(Some(Begins { _buffers: buffers, addresses }))
+    }
+}
+
 /// The tensors of a forward, uploaded: as large as the host's, which were checked, and each on its own.
 #[derive(Debug)]
 pub struct HostForward<'p, B> {
@@ -71,6 +90,7 @@ pub struct HostForward<'p, B> {
     out: Held<B>,
     lse: (B, u64),
     probs: Option<Held<B>>,
+    begins: Option<Begins<B>>,
 }
 
 impl<'p, B> HostForward<'p, B> {
@@ -90,15 +110,20 @@ impl<'p, B> HostForward<'p, B> {
         let lse = memory.reserve("lse", size_of_val(outputs.lse))?;
         let probs = outputs.probs.as_ref();
         let probs = probs.map(|probs| Held::upload(memory, "probs", &probs.as_ref(), Order::HeadsFirst));
-        let lse_ptr = memory.address(&lse);
-        Ok(HostForward { problem, half, inputs, out, lse: (lse, lse_ptr), probs: probs.transpose()? })
+        let (probs, lse_ptr) = (probs.transpose()?, memory.address(&lse));
+        let begins = Begins::upload(memory, problem)?;
+        Ok(HostForward { problem, half, inputs, out, lse: (lse, lse_ptr), probs, begins })
     }
 
-    /// The call with them.
-    pub fn call(&self) -> ForwardCall<'p> {
+    /// The call with them, and with a workspace for it.
+    pub fn call(&self, workspace: u64) -> ForwardCall<'p> {
         let inputs = self.inputs.each_ref().map(|held| held.tensor);
         let call = ForwardCall::new(self.problem, self.half, inputs, self.out.tensor, self.lse.1);
-        call.with_probs(self.probs.as_ref().map(|held| held.tensor))
+        let call = call.with_probs(self.probs.as_ref().map(|held| held.tensor)).with_workspace(workspace);
+        match &self.begins {
+            Some(begins) => call.with_cu_seqlens(begins.addresses),
+            None => call,
+        }
     }
 
     /// Copies the results, when the call is done.
@@ -130,6 +155,7 @@ pub struct HostBackward<'p, B> {
     lse: (B, u64),
     dlse: Option<(B, u64)>,
     gradients: [Held<B>; 3],
+    begins: Option<Begins<B>>,
 }
 
 impl<'p, B> HostBackward<'p, B> {
@@ -155,13 +181,17 @@ impl<'p, B> HostBackward<'p, B> {
         };
         let lse = up_rows("lse", inputs.lse)?;
         let dlse = inputs.dlse.map(|dlse| up_rows("dlse", dlse)).transpose()?;
-        Ok(HostBackward { problem, half, inputs: operands, out, dout, lse, dlse, gradients })
+        let begins = Begins::upload(memory, problem)?;
+        Ok(HostBackward { problem, half, inputs: operands, out, dout, lse, dlse, gradients, begins })
     }
 
     /// The call with them, and with a workspace for it.
     pub fn call(&self, workspace: u64, deterministic: bool) -> BackwardCall<'p> {
         let inputs = self.inputs.each_ref().map(|held| held.tensor);
-        let forward = ForwardCall::new(self.problem, self.half, inputs, self.out.tensor, self.lse.1);
+        let mut forward = ForwardCall::new(self.problem, self.half, inputs, self.out.tensor, self.lse.1);
+        if let Some(begins) = &self.begins {
+            forward = forward.with_cu_seqlens(begins.addresses);
+        }
         let gradients = self.gradients.each_ref().map(|held| held.tensor);
         let call = BackwardCall::of(&forward, self.dout.tensor, gradients, workspace);
         call.with_dlse(self.dlse.as_ref().map(|dlse| dlse.1)).with_deterministic(deterministic)

@@ -1,9 +1,9 @@
 //! The GPU's kernels on the CPU: for tests, and for looking.
-use crate::call::{Task, TooManyBlocks, half_of};
+use crate::call::{CallError, Task, half_of};
 use crate::choose::{BackwardChoice, ForwardChoice, Kernels};
 use crate::gpu::Gpu;
 use crate::hosted::{HostBackward, HostForward, Memory};
-use crate::workspace::backward_workspace_bytes;
+use crate::workspace::{backward_workspace_bytes, forward_workspace_bytes};
 use signflash_core::{Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError};
 use signflash_ptx::{Global, Half, Launch, Pointer, Trap};
 use std::convert::Infallible;
@@ -49,9 +49,9 @@ pub enum InterpretError {
     /// The kernels are of 16-bit formats.
     #[error("the GPU's kernels take f16 and bf16, not {0}; convert the tensors, or use the CPU")]
     Dtype(Dtype),
-    /// The call is too large for one launch.
+    /// The call cannot be run as it is.
     #[error(transparent)]
-    TooManyBlocks(#[from] TooManyBlocks),
+    Call(#[from] CallError),
     /// A kernel broke a rule.
     #[error(transparent)]
     Trap(#[from] Box<Trap>),
@@ -78,7 +78,9 @@ impl Interpreted {
         outputs.check(problem)?;
         let mut memory = Global::default();
         let Ok(held) = HostForward::upload(&mut memory, (problem, half), inputs, outputs);
-        let tasks = ForwardChoice::of(&held.call(), self.gpu, Kernels::Best).tasks()?;
+        let space = forward_workspace_bytes(problem, self.gpu);
+        let workspace = memory.reserve("workspace", space as usize).0;
+        let tasks = ForwardChoice::of(&held.call(workspace), self.gpu, Kernels::Best).tasks()?;
         self.run(&mut memory, &tasks)?;
         let Ok(()) = held.download(&memory, outputs);
         Ok(())

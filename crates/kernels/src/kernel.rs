@@ -1,6 +1,6 @@
 //! From a configuration to its kernel: the one place that knows all kernels.
 use crate::config::{Config, DqKernel, ForwardKernel, KeysKernel};
-use crate::{rows, sm80, sm90};
+use crate::{packed, rows, sm80, sm90};
 use signflash_ptx::Kernel;
 
 impl Config {
@@ -14,7 +14,7 @@ impl Config {
             Config::Forward(ForwardKernel::Hopper(common, form)) => sm90::forward::kernel(name, common, form),
             Config::Probs(ForwardKernel::Portable(common, form)) => sm80::probs::kernel(name, common, form),
             Config::Probs(ForwardKernel::Hopper(common, form)) => sm90::probs::kernel(name, common, form),
-            Config::Delta(half, rows) => rows::delta::kernel(name, *half, *rows),
+            Config::Delta(half, layout, rows) => rows::delta::kernel(name, (*half, *layout), *rows),
             Config::Keys(KeysKernel::Portable(common, form, sums)) => {
                 sm80::backward_keys::kernel(name, common, form, *sums)
             }
@@ -23,6 +23,7 @@ impl Config {
             Config::Dq(DqKernel::FromSums(rows, step, sums)) => {
                 rows::convert_dq::kernel(name, rows, *step, *sums)
             }
+            Config::Tiles => packed::list::kernel(name),
         }
     }
 }

@@ -39,6 +39,7 @@ mod gpu;
 mod hosted;
 mod interpreted;
 mod kernel;
+mod packed;
 mod parts;
 mod plan;
 mod rows;
@@ -51,11 +52,11 @@ mod variants;
 mod words;
 mod workspace;
 
-pub use call::{BackwardCall, ForwardCall, Task, TooManyBlocks, half_of};
+pub use call::{BackwardCall, CallError, ForwardCall, Task, TooManyBlocks, half_of};
 pub use choose::{BackwardChoice, ForwardChoice, Kernels, NotEnoughWorkspace};
 pub use config::{
     Access, Common, Config, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperCommon, HopperForm,
-    HopperKeysForm, KeysKernel, Operands, PortableForm, RowsCommon, Scores,
+    HopperKeysForm, KeysKernel, Layout, Operands, PortableForm, RowsCommon, Scores,
 };
 pub use gpu::Gpu;
 pub use hosted::{HostBackward, HostForward, Memory};
@@ -65,4 +66,4 @@ pub use takes::NotHopper;
 pub use tensor::{DeviceTensor, Order};
 pub use variants::{Calls, variants};
 pub use words::Words;
-pub use workspace::backward_workspace_bytes;
+pub use workspace::{backward_workspace_bytes, forward_workspace_bytes};

@@ -1,16 +1,19 @@
 //! What the chosen kernels do on a GPU: launches with their arguments. The interpreter and the driver run the same
 //! plan.
 use crate::arguments::{ScoreArgs, arguments, of_problem};
-use crate::call::{Task, TooManyBlocks};
+use crate::call::{CallError, Task, TooManyBlocks};
 use crate::choose::{BackwardChoice, ForwardChoice};
 use crate::config::{Config, DqKernel, ForwardKernel, HopperForm, HopperKeysForm, KeysKernel};
 use crate::geometry::{
     heads, heads_at_once, is_triangle, key_blocks, query_blocks, query_tiles, schedule, stat_rows,
 };
 use crate::gpu::Gpu;
+use crate::packed::PackedArgs;
+use crate::packed::lists::{Listed, Lists};
 use crate::parts::args::ProblemArgs;
 use crate::rows::convert_dq::ConvertDqArgs;
 use crate::rows::delta::DeltaArgs;
+use crate::rows::statistics::STEP;
 use crate::sm80::backward_keys::KeysArgs;
 use crate::sm80::backward_queries::QueriesArgs;
 use crate::sm80::forward::ForwardArgs;
@@ -27,31 +30,44 @@ struct Plan<'a> {
     gpu: Gpu,
     args: ProblemArgs,
     scores: ScoreArgs,
+    /// Of packed sequences.
+    lists: Option<Lists>,
     tasks: Vec<Task>,
+}
+
+/// A launch: of which kernel, of how many blocks, and where the tiles are listed that they own.
+struct Launch {
+    config: Config,
+    blocks: u64,
+    list: Option<PackedArgs>,
 }
 
 impl ForwardChoice<'_> {
     /// The tasks of the forward; none if there is nothing to write.
     ///
     /// # Errors
-    /// [`TooManyBlocks`].
-    pub fn tasks(&self) -> Result<Vec<Task>, TooManyBlocks> {
+    /// A [`CallError`].
+    pub fn tasks(&self) -> Result<Vec<Task>, CallError> {
         let call = self.call;
         let mut plan = Plan::new(call.problem, self.gpu, call.seed_and_offset_ptr);
+        plan.lists = Lists::new(call.problem, call.cu_seqlens, (call.workspace, 0))?;
         self.forward_task(&mut plan)?;
         if let Some((kernel, probs)) = self.probs {
+            if call.problem.is_packed() {
+                return Err(CallError::PackedProbs);
+            }
             self.probs_task(&mut plan, kernel, probs)?;
         }
-        Ok(plan.tasks)
+        plan.finish()
     }
 
-    fn forward_task(&self, plan: &mut Plan<'_>) -> Result<(), TooManyBlocks> {
+    fn forward_task(&self, plan: &mut Plan<'_>) -> Result<(), CallError> {
         let (q, k, v, out, lse) = (self.call.q, self.call.k, self.call.v, self.call.out, self.call.lse);
         let config = Config::Forward(self.forward);
         match &self.forward {
             ForwardKernel::Portable(_, form) => {
-                let blocks = query_blocks(plan.problem, form.rows());
-                plan.launch(config, blocks, &|list| ForwardArgs { q, k, v, out, lse }.push(list))
+                let launch = plan.by_queries(config, form.rows());
+                plan.launch(launch, &|list| ForwardArgs { q, k, v, out, lse }.push(list))
             }
             ForwardKernel::Hopper(_, form) => {
                 let shape = plan.problem.shape();
@@ -72,13 +88,12 @@ impl ForwardChoice<'_> {
         plan: &mut Plan<'_>,
         kernel: ForwardKernel,
         probs: DeviceTensor,
-    ) -> Result<(), TooManyBlocks> {
+    ) -> Result<(), CallError> {
         let (q, k, lse) = (self.call.q, self.call.k, self.call.lse);
         match &kernel {
             ForwardKernel::Portable(_, form) => {
-                let blocks = query_blocks(plan.problem, form.rows());
-                let own = |list: &mut Vec<Arg>| ProbsArgs { q, k, lse, probs }.push(list);
-                plan.launch(Config::Probs(kernel), blocks, &own)
+                let launch = plan.by_queries(Config::Probs(kernel), form.rows());
+                plan.launch(launch, &|list| ProbsArgs { q, k, lse, probs }.push(list))
             }
             ForwardKernel::Hopper(_, form) => {
                 let shape = plan.problem.shape();
@@ -100,10 +115,11 @@ impl BackwardChoice<'_> {
     /// The tasks of the backward.
     ///
     /// # Errors
-    /// [`TooManyBlocks`].
-    pub fn tasks(&self) -> Result<Vec<Task>, TooManyBlocks> {
+    /// A [`CallError`].
+    pub fn tasks(&self) -> Result<Vec<Task>, CallError> {
         let call = self.call;
         let mut plan = Plan::new(call.problem, self.gpu, call.seed_and_offset_ptr);
+        plan.lists = Lists::new(call.problem, call.cu_seqlens, (call.workspace, self.workspace.lists))?;
         self.delta_task(&mut plan)?;
         let (first, bytes) = (self.workspace.dq_sums, self.workspace.bytes);
         if matches!(self.dq, DqKernel::FromSums(..)) && bytes > first {
@@ -111,7 +127,7 @@ impl BackwardChoice<'_> {
         }
         self.keys_task(&mut plan)?;
         self.dq_task(&mut plan)?;
-        Ok(plan.tasks)
+        plan.finish()
     }
 
     fn dq_sums(&self) -> u64 {
@@ -127,7 +143,7 @@ impl BackwardChoice<'_> {
         }
     }
 
-    fn delta_task(&self, plan: &mut Plan<'_>) -> Result<(), TooManyBlocks> {
+    fn delta_task(&self, plan: &mut Plan<'_>) -> Result<(), CallError> {
         let call = self.call;
         let args = DeltaArgs {
             out: call.out,
@@ -137,23 +153,27 @@ impl BackwardChoice<'_> {
             stats: call.workspace,
             ds_divisor: self.ds_divisor(plan),
         };
-        let (half, rows) = self.delta;
+        let (half, layout, rows) = self.delta;
         let blocks = (heads(plan.problem) * stat_rows(plan.problem)).div_ceil(rows.per_block().into());
-        plan.launch_on_rows(Config::Delta(half, rows), blocks, &|list| args.push(list))
+        let list = plan.list(Listed { rows: STEP, keys: false }, 1);
+        let launch = Launch { config: Config::Delta(half, layout, rows), blocks, list };
+        plan.launch_on_rows(launch, &|list| args.push(list))
     }
 
-    fn keys_task(&self, plan: &mut Plan<'_>) -> Result<(), TooManyBlocks> {
-        let (call, problem) = (self.call, plan.problem);
+    fn keys_task(&self, plan: &mut Plan<'_>) -> Result<(), CallError> {
+        let call = self.call;
         let (q, k, v, dout, dk, dv) = (call.q, call.k, call.v, call.dout, call.dk, call.dv);
         let (config, stats, dq_sums) = (Config::Keys(self.keys), call.workspace, self.dq_sums());
         match &self.keys {
             KeysKernel::Portable(_, form, _) => {
                 let args = KeysArgs { q, k, v, dout, dk, dv, stats, dq_sums };
-                plan.launch(config, key_blocks(problem, form.rows()), &|list| args.push(list))
+                let launch = plan.by_keys(config, form.rows());
+                plan.launch(launch, &|list| args.push(list))
             }
             KeysKernel::Hopper(_, form) => {
                 let args = self.own_keys_args(plan, form);
-                plan.launch(config, key_blocks(problem, form.keys), &|list| args.push(list))
+                let launch = plan.by_keys(config, form.keys);
+                plan.launch(launch, &|list| args.push(list))
             }
         }
     }
@@ -175,7 +195,7 @@ impl BackwardChoice<'_> {
         }
     }
 
-    fn dq_task(&self, plan: &mut Plan<'_>) -> Result<(), TooManyBlocks> {
+    fn dq_task(&self, plan: &mut Plan<'_>) -> Result<(), CallError> {
         let (call, dq) = (self.call, self.call.dq);
         match &self.dq {
             DqKernel::Queries(_, form) => {
@@ -187,14 +207,16 @@ impl BackwardChoice<'_> {
                     dq,
                     stats: call.workspace,
                 };
-                let blocks = query_blocks(plan.problem, form.rows());
-                plan.launch(Config::Dq(self.dq), blocks, &|list| args.push(list))
+                let launch = plan.by_queries(Config::Dq(self.dq), form.rows());
+                plan.launch(launch, &|list| args.push(list))
             }
             DqKernel::FromSums(_, step, _) => {
                 // Its tiles are the steps of the pass over keys.
                 let blocks = heads(plan.problem) * query_tiles(plan.problem, *step);
                 let args = ConvertDqArgs { dq, dq_sums: self.dq_sums(), ds_divisor: self.ds_divisor(plan) };
-                plan.launch_on_rows(Config::Dq(self.dq), blocks, &|list| args.push(list))
+                let list = plan.list(Listed { rows: *step, keys: false }, 1);
+                let launch = Launch { config: Config::Dq(self.dq), blocks, list };
+                plan.launch_on_rows(launch, &|list| args.push(list))
             }
         }
     }
@@ -203,27 +225,36 @@ impl BackwardChoice<'_> {
 impl<'a> Plan<'a> {
     fn new(problem: &'a Problem, gpu: Gpu, seed_and_offset_ptr: u64) -> Self {
         let (args, scores) = (of_problem(problem), ScoreArgs::of(problem, seed_and_offset_ptr));
-        Plan { problem, gpu, args, scores, tasks: vec![] }
+        Plan { problem, gpu, args, scores, lists: None, tasks: vec![] }
+    }
+
+    /// A kernel whose blocks own so many queries each.
+    fn by_queries(&mut self, config: Config, rows: u32) -> Launch {
+        let list = self.list(Listed { rows, keys: false }, 1);
+        Launch { config, blocks: query_blocks(self.problem, rows), list }
+    }
+
+    /// A kernel whose blocks own so many keys each.
+    fn by_keys(&mut self, config: Config, rows: u32) -> Launch {
+        let list = self.list(Listed { rows, keys: true }, 1);
+        Launch { config, blocks: key_blocks(self.problem, rows), list }
+    }
+
+    /// Where tiles of packed sequences are listed, of which one is `tiles_each` of the kernel's.
+    fn list(&mut self, listed: Listed, tiles_each: u32) -> Option<PackedArgs> {
+        self.lists.as_mut().map(|lists| lists.of(listed, tiles_each))
     }
 
     /// A kernel that makes scores.
-    fn launch(
-        &mut self,
-        config: Config,
-        blocks: u64,
-        own: &dyn Fn(&mut Vec<Arg>),
-    ) -> Result<(), TooManyBlocks> {
-        self.push(config, blocks, arguments(self.args, own, self.scores))
+    fn launch(&mut self, launch: Launch, own: &dyn Fn(&mut Vec<Arg>)) -> Result<(), CallError> {
+        let args = arguments(self.args, launch.list, own, self.scores);
+        self.push(launch.config, launch.blocks, args)
     }
 
     /// Work on rows, which knows no scores.
-    fn launch_on_rows(
-        &mut self,
-        config: Config,
-        blocks: u64,
-        own: &dyn Fn(&mut Vec<Arg>),
-    ) -> Result<(), TooManyBlocks> {
-        self.push(config, blocks, arguments(self.args, own, ScoreArgs::default()))
+    fn launch_on_rows(&mut self, launch: Launch, own: &dyn Fn(&mut Vec<Arg>)) -> Result<(), CallError> {
+        let args = arguments(self.args, launch.list, own, ScoreArgs::default());
+        self.push(launch.config, launch.blocks, args)
     }
 
     /// A kernel of Hopper's whose blocks take several tiles of queries each.
@@ -233,20 +264,31 @@ impl<'a> Plan<'a> {
         form: &HopperForm,
         triangle: bool,
         own: &dyn Fn(&mut Vec<Arg>),
-    ) -> Result<(), TooManyBlocks> {
+    ) -> Result<(), CallError> {
         let (schedule, blocks) = schedule(self.problem, form.rows(), triangle, self.gpu)?;
         let own = |list: &mut Vec<Arg>| {
             schedule.push(list);
             own(list);
         };
-        self.launch(config, blocks, &own)
+        self.launch(Launch { config, blocks, list: None }, &own)
     }
 
-    fn push(&mut self, config: Config, blocks: u64, args: Vec<Arg>) -> Result<(), TooManyBlocks> {
+    fn push(&mut self, config: Config, blocks: u64, args: Vec<Arg>) -> Result<(), CallError> {
         let grid = i32::try_from(blocks).map_err(|_| TooManyBlocks { blocks })? as u32;
         if grid > 0 {
             self.tasks.push(Task::Launch { config, grid, args });
         }
         Ok(())
+    }
+
+    /// All tasks; before them the lists that they ask for are made.
+    fn finish(mut self) -> Result<Vec<Task>, CallError> {
+        let asked = std::mem::take(&mut self.tasks);
+        if let Some(lists) = self.lists.take().filter(|_| !asked.is_empty()) {
+            let (blocks, args) = lists.launch();
+            self.push(Config::Tiles, blocks, args)?;
+        }
+        self.tasks.extend(asked);
+        Ok(self.tasks)
     }
 }

@@ -46,6 +46,9 @@ impl fmt::Display for NotHopper {
 pub(crate) fn forward(call: &ForwardCall<'_>) -> Result<(), NotHopper> {
     let shape = call.problem.shape();
     has_work(call.problem)?;
+    if call.problem.is_packed() {
+        return refuse("packed sequences".into());
+    }
     // Its first tile would begin with rows before the tensor, and the copy engine stores no box from there.
     if call.problem.keep_rule().is_some_and(|rule| !rule.first_row().is_multiple_of(16)) {
         return refuse("the shard starts inside a block of 16 rows of the dropout mask".into());
@@ -75,6 +78,9 @@ pub(crate) fn probs(problem: &Problem, probs: DeviceTensor) -> Result<(), NotHop
 pub(crate) fn backward(call: &BackwardCall<'_>) -> Result<(), NotHopper> {
     let shape = call.problem.shape();
     has_work(call.problem)?;
+    if call.problem.is_packed() {
+        return refuse("packed sequences".into());
+    }
     starts_with_a_block_of_columns(call.problem)?;
     if !call.workspace.is_multiple_of(16) {
         return refuse("the workspace does not start at a multiple of 16 bytes".into());

@@ -28,12 +28,15 @@ pub struct Calls {
     pub negative_scale: bool,
     /// Whether every row of every tensor starts at a multiple of 16 bytes, as far as head_dim allows.
     pub aligned: bool,
+    /// Whether sequences are packed.
+    pub packed: bool,
 }
 
 impl Calls {
     /// Aligned ones of a head_dim, which see all keys and drop nothing.
     pub fn of(half: Half, head_dim: usize) -> Self {
-        Calls { half, head_dim, causal: false, dropout: false, negative_scale: false, aligned: true }
+        let (causal, dropout, negative_scale, aligned, packed) = (false, false, false, true, false);
+        Calls { half, head_dim, causal, dropout, negative_scale, aligned, packed }
     }
 
     /// Every kernel that these calls come to on a GPU: of any length, deterministic or not, with probs, with Hopper's
@@ -64,6 +67,7 @@ impl Calls {
         let dropout = Dropout::new(dropout_p, 1, 0).expect("a probability");
         let scale = if self.negative_scale { -1.0 } else { 1.0 };
         let problem = Problem::builder(shape).causal(causal).dropout(dropout).softmax_scale(scale);
+        let problem = if self.packed { problem.packed_on_device(1) } else { problem };
         problem.build().expect("small sizes, and a finite scale")
     }
 
@@ -74,12 +78,13 @@ impl Calls {
         let tensor = |sizes| DeviceTensor::dense(ptr, sizes, Order::RowsFirst);
         let inputs = [shape.q(), shape.k(), shape.v()].map(tensor);
         let probs = DeviceTensor::dense(ptr, shape.probs(), Order::HeadsFirst);
-        ForwardCall::new(problem, self.half, inputs, tensor(shape.out()), 0).with_probs(Some(probs))
+        let call = ForwardCall::new(problem, self.half, inputs, tensor(shape.out()), 0);
+        call.with_probs(Some(probs).filter(|_| !self.packed))
     }
 }
 
 /// Every kernel of a GPU's tables for whole rows of 16 bytes, each head_dim, causal and not, with dropout and without;
-/// and for head_dim 128 those that move single elements, and those of a negative scale.
+/// and for head_dim 128 those that move single elements, and those of a negative scale; and of packed sequences some.
 ///
 /// ```
 /// use signflash_kernels::{Gpu, variants};
@@ -97,6 +102,9 @@ pub fn variants(gpu: Gpu, half: Half) -> Vec<Config> {
     all.push(Calls { head_dim: 120, ..both });
     all.push(Calls { aligned: false, ..both });
     all.push(Calls { negative_scale: true, ..both });
+    // Where packed sequences lie, all of them ask in the same way.
+    all.extend([64, 128, 256].map(|head_dim| Calls { packed: true, ..of(head_dim, (true, true)) }));
+    all.push(Calls { packed: true, ..of(128, (false, false)) });
     let mut kernels: Vec<Config> = vec![];
     for config in all.into_iter().flat_map(|calls| calls.kernels(gpu)) {
         if !kernels.contains(&config) {

@@ -1,7 +1,7 @@
 //! Configurations in words, for whoever wants to know what a call runs on.
 use crate::config::{
     Access, Common, Config, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperCommon, HopperForm,
-    HopperKeysForm, KeysKernel, Operands, PortableForm, RowsCommon, Scores,
+    HopperKeysForm, KeysKernel, Layout, Operands, PortableForm, RowsCommon, Scores,
 };
 use std::fmt;
 
@@ -37,7 +37,11 @@ impl fmt::Display for Words<'_> {
         match self.0 {
             Config::Forward(kernel) => forward(f, "out and lse", kernel),
             Config::Probs(kernel) => forward(f, "probs", kernel),
-            Config::Delta(half, rows) => write!(f, "Statistics of rows: {}. {}", half.name(), of_delta(rows)),
+            Config::Delta(half, layout, rows) => {
+                let (half, layout) = (half.name(), of_layout(*layout));
+                write!(f, "Statistics of rows: {half}{layout}. {}", of_delta(rows))
+            }
+            Config::Tiles => f.write_str("Lists of the tiles of packed sequences. A warp takes a sequence"),
             Config::Keys(KeysKernel::Portable(common, form, sums)) => {
                 let what = match sums {
                     DqSums::None => "dk and dv",
@@ -87,8 +91,15 @@ fn of_common(Common { operands, access, scores }: &Common) -> String {
     of_operands(operands) + &of_scores(scores) + of_access(*access)
 }
 
-fn of_operands(Operands { half, head_dim }: &Operands) -> String {
-    format!("{}, head_dim {head_dim}", half.name())
+fn of_operands(Operands { half, head_dim, layout }: &Operands) -> String {
+    format!("{}, head_dim {head_dim}{}", half.name(), of_layout(*layout))
+}
+
+fn of_layout(layout: Layout) -> &'static str {
+    match layout {
+        Layout::Batch => "",
+        Layout::Packed => ", packed sequences",
+    }
 }
 
 fn of_scores(Scores { causal, dropout, negative_scale }: &Scores) -> String {

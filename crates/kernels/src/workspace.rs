@@ -1,10 +1,33 @@
 //! A backward's memory besides its tensors.
 use crate::config::{DqKernel, KeysKernel};
-use crate::geometry::{heads, query_tiles, stat_rows};
+use crate::geometry::{heads, packed_sequences, query_tiles, stat_rows};
 use crate::gpu::Gpu;
+use crate::packed::list::LISTS;
+use crate::packed::{RECORD_BYTES, most_tiles};
 use crate::sm90::backward::counters_bytes;
 use crate::tables::{hopper, portable};
 use signflash_core::Problem;
+
+/// Bytes of device memory that a forward needs besides its tensors: none, unless sequences are packed, whose tiles are
+/// listed there.
+pub fn forward_workspace_bytes(problem: &Problem, _gpu: Gpu) -> u64 {
+    FORWARD_LISTS * list_bytes(problem)
+}
+
+/// Lists of a forward: its own, and that of the kernel that writes probs.
+const FORWARD_LISTS: u64 = 2;
+
+/// Bytes of a list of packed sequences' tiles, of queries or of keys, whatever the form of the kernel that owns them.
+pub(crate) fn list_bytes(problem: &Problem) -> u64 {
+    let shape = problem.shape();
+    packed_sequences(problem).map_or(0, |sequences| {
+        let rows = shape.seqlen_q.max(shape.seqlen_k) as u64;
+        u64::from(RECORD_BYTES) * (1 + most_tiles(rows, LEAST_ROWS, sequences))
+    })
+}
+
+/// Rows of the smallest tile that a block of any kernel can own.
+const LEAST_ROWS: u32 = 16;
 
 /// Bytes of device memory that a backward needs besides its tensors: delta and lse of every row, and sums of dq in
 /// f32. Without a Hopper GPU a deterministic backward has no such sums.
@@ -15,7 +38,9 @@ pub fn backward_workspace_bytes(problem: &Problem, gpu: Gpu, deterministic: bool
 /// Where things lie in it, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Workspace {
-    /// Behind the statistics.
+    /// Behind the statistics: lists of packed sequences' tiles.
+    pub(crate) lists: u64,
+    /// Behind those.
     pub(crate) dq_sums: u64,
     /// Where blocks that add in order count.
     pub(crate) dq_counters: u64,
@@ -37,9 +62,10 @@ impl Workspace {
             let per_step = u64::from(counters_bytes(&own));
             counters = if deterministic { steps(problem, own.step) * per_step } else { 0 };
         }
-        let dq_sums = 8 * heads(problem) * stat_rows(problem);
+        let lists = 8 * heads(problem) * stat_rows(problem);
+        let dq_sums = lists + LISTS as u64 * list_bytes(problem);
         let dq_counters = dq_sums + sums;
-        Workspace { dq_sums, dq_counters, bytes: dq_counters + counters }
+        Workspace { lists, dq_sums, dq_counters, bytes: dq_counters + counters }
     }
 
     /// How many bytes these kernels would need beyond it.

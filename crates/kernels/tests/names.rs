@@ -16,7 +16,8 @@ fn calls(half: Half) -> Vec<Calls> {
         let settings =
             [(false, false, false), (true, false, false), (false, true, false), (true, true, true)];
         for (causal, dropout, negative_scale) in settings {
-            all.push(Calls { causal, dropout, negative_scale, aligned, ..Calls::of(half, head_dim) });
+            let calls = Calls { causal, dropout, negative_scale, aligned, ..Calls::of(half, head_dim) };
+            all.extend([calls, Calls { packed: true, ..calls }]);
         }
     }
     all

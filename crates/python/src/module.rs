@@ -20,7 +20,7 @@ fn raise(error: CallError) -> PyErr {
     };
     match error {
         EngineError::Problem(error) => PyValueError::new_err(error.to_string()),
-        EngineError::TooManyBlocks(error) => PyValueError::new_err(error.to_string()),
+        EngineError::Call(error) => PyValueError::new_err(error.to_string()),
         EngineError::Dtype(_) => PyTypeError::new_err(error.to_string()),
         other => PyRuntimeError::new_err(other.to_string()),
     }

@@ -5,6 +5,15 @@
 use signflash_ptx::Half;
 use std::fmt;
 
+/// How the sequences of a problem lie in its tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Layout {
+    /// Each in its own place of a batch, and all equally long.
+    Batch,
+    /// One behind the other; how long they are is read on the GPU.
+    Packed,
+}
+
 /// What all kernels of a problem are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Operands {
@@ -12,6 +21,8 @@ pub struct Operands {
     pub half: Half,
     /// Columns a head in shared memory: head_dim, rounded up to a multiple of 16.
     pub head_dim: u32,
+    /// Where rows of a sequence are.
+    pub layout: Layout,
 }
 
 /// How portable kernels move rows of 16-bit numbers.
@@ -88,6 +99,13 @@ pub enum DqSums {
     Wide,
 }
 
+impl Layout {
+    /// Whether sequences lie one behind the other.
+    pub fn is_packed(self) -> bool {
+        self == Layout::Packed
+    }
+}
+
 impl Common {
     /// Of these, what moving rows depends on.
     pub fn rows(&self) -> RowsCommon {
@@ -109,7 +127,16 @@ impl HopperCommon {
 
 impl fmt::Display for Operands {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}_d{}", self.half.name(), self.head_dim)
+        write!(f, "{}{}_d{}", self.half.name(), self.layout, self.head_dim)
+    }
+}
+
+impl fmt::Display for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Layout::Batch => "",
+            Layout::Packed => "_packed",
+        })
     }
 }
 

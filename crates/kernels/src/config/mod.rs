@@ -2,7 +2,7 @@
 mod depends;
 mod forms;
 
-pub use depends::{Access, Common, DeltaRows, DqSums, HopperCommon, Operands, RowsCommon, Scores};
+pub use depends::{Access, Common, DeltaRows, DqSums, HopperCommon, Layout, Operands, RowsCommon, Scores};
 pub use forms::{HopperForm, HopperKeysForm, PortableForm};
 use signflash_ptx::Half;
 use std::fmt;
@@ -15,11 +15,13 @@ pub enum Config {
     /// The normalised, sign-encoded probabilities.
     Probs(ForwardKernel),
     /// delta, and lse in base 2.
-    Delta(Half, DeltaRows),
+    Delta(Half, Layout, DeltaRows),
     /// dk and dv, and dq in pieces, by blocks that own keys.
     Keys(KeysKernel),
     /// dq.
     Dq(DqKernel),
+    /// Lists of the tiles of packed sequences, by which the others' blocks find theirs.
+    Tiles,
 }
 
 /// Who computes a forward, or probs: blocks that own queries and walk over keys.
@@ -71,7 +73,7 @@ impl fmt::Display for Config {
         match self {
             Config::Forward(kernel) => write!(f, "sf_fwd{kernel}"),
             Config::Probs(kernel) => write!(f, "sf_probs{kernel}"),
-            Config::Delta(half, rows) => write!(f, "sf_delta_{}{rows}", half.name()),
+            Config::Delta(half, layout, rows) => write!(f, "sf_delta_{}{layout}{rows}", half.name()),
             Config::Keys(KeysKernel::Portable(common, form, sums)) => {
                 write!(f, "sf_bwd_keys_{common}{form}{sums}")
             }
@@ -80,6 +82,7 @@ impl fmt::Display for Config {
             Config::Dq(DqKernel::FromSums(rows, step, sums)) => {
                 write!(f, "sf_convert_dq_{rows}_n{step}{sums}")
             }
+            Config::Tiles => f.write_str("sf_tiles"),
         }
     }
 }

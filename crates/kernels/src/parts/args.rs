@@ -1,5 +1,5 @@
 //! Kernel arguments, declared once: a host struct that makes [`Arg`]s and a device struct that reads them.
-use super::sequence::Sequence;
+use super::sequence::RowsOf;
 pub(crate) use crate::tensor::DeviceTensor;
 use signflash_ptx::{Arg, Cta, F32, GlobalAddr, S32, Tensor, TensorMap, U32, U64, Val};
 
@@ -88,9 +88,10 @@ impl Passed for DeviceTensor {
 }
 
 impl<'k> TensorVals<'k> {
-    /// A sequence's row 0 of one head.
-    pub(crate) fn head(&self, sequence: Sequence<'k>, head: Val<'k, U32>) -> HeadRows<'k> {
-        let start = head.widen().mul_add(self.head, sequence.batch.widen().mul_add(self.batch, self.ptr));
+    /// A sequence's rows of one head.
+    #[track_caller]
+    pub(crate) fn head(&self, rows: RowsOf<'k>, head: Val<'k, U32>) -> HeadRows<'k> {
+        let start = head.widen().mul_add(self.head, rows.start(self));
         HeadRows { start, stride: self.row }
     }
 }

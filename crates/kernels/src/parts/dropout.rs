@@ -59,7 +59,7 @@ impl<'k> Philox<'k> {
     /// The stream of a head of a sequence.
     #[track_caller]
     pub(crate) fn stream(&self, t: Thread<'k>, sequence: Sequence<'k>, head: Val<'k, U32>) -> Stream<'k> {
-        let stream = sequence.batch.widen().mul_add(self.num_heads_total, head.widen() + self.first_stream);
+        let stream = sequence.number.widen().mul_add(self.num_heads_total, head.widen() + self.first_stream);
         let counter = stream.mul_add(32u64, self.offset) + t.lane().widen();
         Stream { keys: self.keys.clone(), counter: [counter.low(), (counter >> 32u32).low()] }
     }

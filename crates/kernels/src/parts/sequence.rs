@@ -1,27 +1,51 @@
 //! The sequences of a problem: what belongs to one of them alone.
-use super::args::ProblemVals;
-use signflash_ptx::{U32, Val};
+use super::args::{ProblemVals, TensorVals};
+use signflash_ptx::{U32, U64, Val};
 
 /// One sequence: where it is, and how long.
 ///
-/// All have the same lengths as long as sequences lie in a batch; kernels ask here all the same, not [`ProblemVals`].
+/// All have the same lengths where sequences lie in a batch; kernels ask here all the same, not [`ProblemVals`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sequence<'k> {
-    /// Its number.
-    pub(crate) batch: Val<'k, U32>,
+    /// Its number, by which its random stream is found.
+    pub(crate) number: Val<'k, U32>,
     /// Queries.
     pub(crate) seqlen_q: Val<'k, U32>,
     /// Keys.
     pub(crate) seqlen_k: Val<'k, U32>,
+    /// If sequences lie one behind the other: where.
+    pub(crate) packed: Option<Begins<'k>>,
+}
+
+/// Where a packed sequence begins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Begins<'k> {
+    /// Queries, and keys, before its own.
+    pub(crate) first_q: Val<'k, U32>,
+    pub(crate) first_k: Val<'k, U32>,
+    /// Queries, and keys, of all sequences.
+    pub(crate) total_q: Val<'k, U32>,
+    pub(crate) total_k: Val<'k, U32>,
+    /// Sequences in all, one of what is left over behind the last among them.
+    pub(crate) count: Val<'k, U32>,
+}
+
+/// The rows of a sequence in a tensor: its queries, its keys, or those of a tensor that has a matrix for each sequence.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowsOf<'k> {
+    sequence: Val<'k, U32>,
+    seqlen: Val<'k, U32>,
+    /// Rows before them, and of all sequences, where these lie one behind the other.
+    packed: Option<[Val<'k, U32>; 2]>,
 }
 
 impl<'k> Sequence<'k> {
-    /// The sequence of this number.
-    fn nth(problem: &ProblemVals<'k>, batch: Val<'k, U32>) -> Self {
-        Sequence { batch, seqlen_q: problem.seqlen_q, seqlen_k: problem.seqlen_k }
+    /// The sequence of this number, of a batch.
+    fn nth(problem: &ProblemVals<'k>, number: Val<'k, U32>) -> Self {
+        Sequence { number, seqlen_q: problem.seqlen_q, seqlen_k: problem.seqlen_k, packed: None }
     }
 
-    /// The sequence of a head, and that head in it, whose number counts over all sequences, `heads` each.
+    /// The sequence of a head, and that head in it, whose number counts over all sequences of a batch, `heads` each.
     #[track_caller]
     pub(crate) fn of_head(
         problem: &ProblemVals<'k>,
@@ -32,8 +56,41 @@ impl<'k> Sequence<'k> {
         (Self::nth(problem, batch), number - batch * heads)
     }
 
-    /// Where the copy engine finds one of its rows.
+    /// Its rows in q and whatever lies like q.
+    pub(crate) fn queries(&self) -> RowsOf<'k> {
+        let packed = self.packed.map(|begins| [begins.first_q, begins.total_q]);
+        RowsOf { sequence: self.number, seqlen: self.seqlen_q, packed }
+    }
+
+    /// Its rows in k and whatever lies like k.
+    pub(crate) fn keys(&self) -> RowsOf<'k> {
+        let packed = self.packed.map(|begins| [begins.first_k, begins.total_k]);
+        RowsOf { sequence: self.number, seqlen: self.seqlen_k, packed }
+    }
+
+    /// Its rows in probs, which has a matrix for each sequence, packed or not.
+    pub(crate) fn matrix(&self) -> RowsOf<'k> {
+        RowsOf { packed: None, ..self.queries() }
+    }
+}
+
+impl<'k> RowsOf<'k> {
+    /// Where the copy engine finds one of them: as [`TensorMap::packed`](signflash_ptx::TensorMap::packed) says, if
+    /// sequences are packed, so that what lies beyond the sequence lies outside.
+    #[track_caller]
     pub(crate) fn coordinates(&self, row: Val<'k, U32>, head: Val<'k, U32>) -> [Val<'k, U32>; 3] {
-        [row, head, self.batch]
+        match self.packed {
+            None => [row, head, self.sequence],
+            Some([first, total]) => [total - self.seqlen + row, head, first + self.seqlen],
+        }
+    }
+
+    /// The address of the first of them, of head 0.
+    #[track_caller]
+    pub(super) fn start(&self, tensor: &TensorVals<'k>) -> Val<'k, U64> {
+        match self.packed {
+            None => self.sequence.widen().mul_add(tensor.batch, tensor.ptr),
+            Some([first, _]) => first.widen().mul_add(tensor.row, tensor.ptr),
+        }
     }
 }

@@ -102,8 +102,17 @@ impl Number for Position<'_> {
 kernel_args! {
     /// The band of keys that queries see, where they do not see all.
     BandArgs / BandVals {
-        /// The key that query 0 faces.
+        /// The key that query 0 faces, where sequences are not packed.
         diagonal: i32,
+    }
+}
+
+/// The key that query 0 of a sequence faces. Of packed ones the last query faces the last key.
+#[track_caller]
+fn diagonal<'k>(sequence: Sequence<'k>, band: BandVals<'k>) -> Val<'k, U32> {
+    match sequence.packed {
+        None => band.diagonal.cast(),
+        Some(_) => sequence.seqlen_k - sequence.seqlen_q,
     }
 }
 
@@ -128,7 +137,7 @@ impl<'k> Sight<'k> {
         let visibility = Visibility {
             left: None,
             right: band.map(|_| Position::known(t, 0)),
-            diagonal: band.map_or(Position::known(t, 0), |band| computed(band.diagonal.cast())),
+            diagonal: band.map_or(Position::known(t, 0), |band| computed(diagonal(sequence, band))),
             queries: computed(sequence.seqlen_q),
             keys: computed(sequence.seqlen_k),
         };

@@ -5,6 +5,7 @@
 //! behind the end. So no kernel knows of shards, and words of random bytes always meet their own accumulators.
 use super::args::ProblemVals;
 use super::sequence::Sequence;
+use crate::packed::PackedVals;
 use signflash_ptx::{Cta, U32, Val};
 
 /// A tile of rows of one head, or of key columns.
@@ -51,6 +52,28 @@ impl<'k> Work<'k> {
         let row = first + within - block * width;
         let (sequence, head) = Sequence::of_head(problem, row, heads);
         Work { sequence, head, block }
+    }
+
+    /// A unit of a list's tile and a head: all heads of a tile follow each other. The block ends if there is none.
+    #[track_caller]
+    pub(crate) fn listed(
+        cta: Cta<'k>,
+        problem: &ProblemVals<'k>,
+        packed: &PackedVals<'k>,
+        unit: Val<'k, U32>,
+        heads: Val<'k, U32>,
+    ) -> Self {
+        let (t, index) = (cta.threads(), unit / heads);
+        cta.when(!index.lt(packed.count(t)), |cta| cta.exit());
+        let tile = packed.tile(t, problem, index);
+        Work { sequence: tile.sequence, head: unit - index * heads, block: tile.number }
+    }
+
+    /// The same tile counted from the last of its sequence's tiles of `rows` queries.
+    #[track_caller]
+    pub(crate) fn counted_from_the_last(self, rows: u32) -> Self {
+        let tiles = (self.sequence.seqlen_q + (rows - 1)) / rows;
+        Work { block: tiles - 1 - self.block, ..self }
     }
 }
 

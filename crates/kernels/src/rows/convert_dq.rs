@@ -2,7 +2,9 @@
 //!
 //! A warp takes 16 rows.
 use super::dq_sums::SumsTile;
+use super::head::QueryHeads;
 use crate::config::{DqSums, RowsCommon};
+use crate::packed::PackedVals;
 use crate::parts::args::{DeviceTensor, ProblemVals, kernel_args};
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::epilogue::store_rows;
@@ -28,14 +30,24 @@ pub(crate) fn kernel(name: &str, rows: &RowsCommon, step: u32, sums: DqSums) -> 
     let bounds = LaunchBounds { block_threads: 32 * row_tiles, min_blocks_per_sm: 1 };
     Builder::build(name, bounds, |cta| {
         let problem = ProblemVals::declare(cta);
+        let packed = rows.operands.layout.is_packed().then(|| PackedVals::declare(cta));
         let args = ConvertDqVals::declare(cta);
         let layout = TileLayout::new(rows.operands.head_dim);
         let staging = cta.smem("dq", layout.bytes(step), 1024);
         let (warp, t) = (cta.warps(), cta.threads());
-        let steps = problem.query_tiles(step);
-        let work = Work::locate(cta, &problem, steps, problem.num_heads, false);
+        let (work, tile) = match &packed {
+            None => {
+                let steps = problem.query_tiles(step);
+                (Work::locate(cta, &problem, steps, problem.num_heads, false), cta.index())
+            }
+            Some(packed) => {
+                let work = Work::listed(cta, &problem, packed, cta.index(), problem.num_heads);
+                let head = QueryHeads::of(&problem, work.sequence).nth(work.head);
+                (work, head.first_dq_tile(step) + work.block)
+            }
+        };
 
-        let all = SumsTile::new(t, args.dq_sums, cta.index(), [step, rows.operands.head_dim], sums);
+        let all = SumsTile::new(t, args.dq_sums, tile, [step, rows.operands.head_dim], sums);
         let own = all.at_row_tile(warp.index(), t);
         let acc = warp.acc(rows.operands.head_dim);
         own.read(t, &acc);
@@ -44,7 +56,7 @@ pub(crate) fn kernel(name: &str, rows: &RowsCommon, step: u32, sums: DqSums) -> 
 
         let own_row = warp.index() * 16;
         let target = TileRows {
-            rows: args.dq.head(work.sequence, work.head),
+            rows: args.dq.head(work.sequence.queries(), work.head),
             first: work.block * step - problem.row_shift + own_row,
             seqlen: work.sequence.seqlen_q,
             head_dim: problem.head_dim,

@@ -7,14 +7,16 @@
 //!
 //! Memory-bound: two rows in, eight bytes out. A lane takes 8 columns, so that a warp takes as many rows as fit; where
 //! single elements are read, one row.
-use super::head::QueryHead;
+use super::head::{QueryHead, QueryHeads};
 use super::lse::LseRows;
-use super::statistics;
-use crate::config::{Access, DeltaRows, RowsCommon};
+use super::statistics::{self, StatRows};
+use crate::config::{Access, DeltaRows, Layout, RowsCommon};
+use crate::packed::PackedVals;
 use crate::parts::args::{DeviceTensor, ProblemVals, kernel_args};
 use crate::parts::sequence::Sequence;
 use crate::parts::softmax::lse_of_p;
-use signflash_ptx::{B32, Builder, F32, GlobalAddr, Half, Kernel, LaunchBounds, Thread, U32, Val, Var};
+use crate::parts::work::Work;
+use signflash_ptx::{B32, Builder, Cta, F32, GlobalAddr, Half, Kernel, LaunchBounds, Thread, U32, Val, Var};
 use std::f32::consts::LOG2_E;
 
 const WARPS: u32 = 8;
@@ -66,25 +68,27 @@ kernel_args! {
 }
 
 /// The kernel of a configuration.
-pub(crate) fn kernel(name: &str, half: Half, rows: DeltaRows) -> Kernel {
+pub(crate) fn kernel(name: &str, (half, layout): (Half, Layout), rows: DeltaRows) -> Kernel {
     Builder::build(name, LaunchBounds { block_threads: 32 * WARPS, min_blocks_per_sm: 1 }, |cta| {
         let problem = ProblemVals::declare(cta);
+        let packed = layout.is_packed().then(|| PackedVals::declare(cta));
         let args = DeltaVals::declare(cta);
         let (warp, t) = (cta.warps(), cta.threads());
         let lanes = rows.lanes();
         let lane = t.lane() & (lanes - 1);
-        let index = cta.index() * rows.per_block() + t.index() / lanes;
-        let bh = index / problem.stat_rows;
-        let row = index - bh * problem.stat_rows - problem.row_shift;
-        let (sequence, head) = Sequence::of_head(&problem, bh, problem.num_heads);
+        let Own { head_of, head, row, index } = match &packed {
+            None => Own::of_batch(cta, rows, problem),
+            Some(packed) => Own::listed(cta, rows, problem, packed),
+        };
+        let sequence = head_of.sequence;
 
         let delta = t.f32(0.0).var();
         let lse = t.f32(f32::INFINITY).var();
         let dlse = t.f32(0.0).var();
         t.when(row.lt(sequence.seqlen_q), |t| {
-            let both = [args.out, args.dout].map(|tensor| tensor.head(sequence, head).row(row));
+            let both = [args.out, args.dout].map(|tensor| tensor.head(sequence.queries(), head).row(row));
             dot(t, (half, rows), lane, problem.head_dim, both, &delta);
-            let place = LseRows::of(QueryHead { number: bh, sequence, problem }).place(row);
+            let place = LseRows::of(head_of).place(row);
             let [own] = t.load::<F32, 1>(place.of(args.lse));
             let blind = own.eq(f32::NEG_INFINITY);
             lse.set(lse_of_p(t, own));
@@ -95,12 +99,46 @@ pub(crate) fn kernel(name: &str, half: Half, rows: DeltaRows) -> Kernel {
         });
         let halves = [16, 8, 4, 2, 1].into_iter().filter(|bit| *bit < lanes);
         let delta = halves.fold(delta.get(), |sum, bit| sum + warp.shuffle_xor(sum, bit));
-        let to = statistics::of_row(args.stats, index.widen());
+        let to = match index {
+            Some(index) => statistics::of_row(args.stats, index.widen()),
+            None => StatRows::of(head_of).place(args.stats, row),
+        };
         t.when(lane.eq(0), |t| {
             t.store(to, [-(lse.get() * LOG2_E)]);
             t.store(to.at(statistics::DELTA.into()), [(delta - dlse.get()) * args.ds_divisor.rcp()]);
         });
     })
+}
+
+/// The row of a lane.
+struct Own<'k> {
+    head_of: QueryHead<'k>,
+    /// The head's number in its sequence.
+    head: Val<'k, U32>,
+    row: Val<'k, U32>,
+    /// The row's number among those of all statistics, if that is where it came from.
+    index: Option<Val<'k, U32>>,
+}
+
+impl<'k> Own<'k> {
+    fn of_batch(cta: Cta<'k>, rows: DeltaRows, problem: ProblemVals<'k>) -> Self {
+        let index = cta.index() * rows.per_block() + cta.threads().index() / rows.lanes();
+        let number = index / problem.stat_rows;
+        let row = index - number * problem.stat_rows - problem.row_shift;
+        let (sequence, head) = Sequence::of_head(&problem, number, problem.num_heads);
+        Own { head_of: QueryHead { number, sequence, problem }, head, row, index: Some(index) }
+    }
+
+    /// Several blocks share a tile of [`statistics::STEP`] rows.
+    fn listed(cta: Cta<'k>, rows: DeltaRows, problem: ProblemVals<'k>, packed: &PackedVals<'k>) -> Self {
+        let blocks = statistics::STEP / rows.per_block();
+        let unit = cta.index() / blocks;
+        let Work { sequence, head, block } = Work::listed(cta, &problem, packed, unit, problem.num_heads);
+        let part = cta.index() - unit * blocks;
+        let first = block * statistics::STEP + part * rows.per_block();
+        let row = first + cta.threads().index() / rows.lanes();
+        Own { head_of: QueryHeads::of(&problem, sequence).nth(head), head, row, index: None }
+    }
 }
 
 /// Adds the products of the lane's columns to `sum`, as far as they are real.

@@ -8,7 +8,7 @@ impl<'k> QueryHead<'k> {
     /// The number of its first tile of `rows` queries among those of all heads.
     #[track_caller]
     pub(crate) fn first_dq_tile(&self, rows: u32) -> Val<'k, U32> {
-        self.number * self.problem.query_tiles(rows)
+        self.first_tile(rows)
     }
 }
 

@@ -17,7 +17,7 @@ impl<'k> LseRows<'k> {
     /// Of a head.
     #[track_caller]
     pub(crate) fn of(head: QueryHead<'k>) -> Self {
-        LseRows { head, first: head.number.mul_wide(head.sequence.seqlen_q) }
+        LseRows { head, first: head.first_row() }
     }
 
     /// Of a query.

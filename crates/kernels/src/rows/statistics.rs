@@ -41,7 +41,7 @@ impl<'k> StatRows<'k> {
     /// Of a head.
     #[track_caller]
     pub(crate) fn of(head: QueryHead<'k>) -> Self {
-        StatRows { head, first: head.number.mul_wide(head.problem.stat_rows) }
+        StatRows { head, first: head.first_stat_row() }
     }
 
     /// From this row on: a multiple of 8, counted from where the first tile starts.
@@ -51,11 +51,21 @@ impl<'k> StatRows<'k> {
         GlobalAddr::new(row * u64::from(STAT_BYTES) + stats)
     }
 
+    /// Where -lse of a row is, counted from where the first tile starts.
+    #[track_caller]
+    pub(super) fn place(&self, stats: Val<'k, U64>, row: Val<'k, U32>) -> GlobalAddr<'k> {
+        of_row(stats, self.first + row.widen())
+    }
+
     /// -lse and delta of a row, counted from where the first tile starts. Tiles may reach behind the last: the last's
     /// then.
     #[track_caller]
     pub(crate) fn load(&self, t: Thread<'k>, stats: Val<'k, U64>, row: Val<'k, U32>) -> [Val<'k, F32>; 2] {
-        let from = of_row(stats, self.first + row.min(self.head.problem.stat_rows - 1).widen());
+        let rows = match self.head.sequence.packed {
+            None => self.head.problem.stat_rows,
+            Some(_) => (self.head.sequence.seqlen_q + (STEP - 1)) / STEP * STEP,
+        };
+        let from = self.place(stats, row.min(rows - 1));
         let [lse] = t.load_constant::<F32, 1>(from);
         let [delta] = t.load_constant::<F32, 1>(from.at(DELTA.into()));
         [lse, delta]

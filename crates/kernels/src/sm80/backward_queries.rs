@@ -14,6 +14,7 @@
 //! Grid: query tiles x heads x batches, along x. Block: 32 * warps threads.
 use super::query_block::QueryBlock;
 use crate::config::{Common, PortableForm};
+use crate::packed::PackedVals;
 use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, kernel_args};
 use crate::parts::copy::TileCopy;
 use crate::parts::dropout::{DropSigns, Philox, Stream};
@@ -55,11 +56,12 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel
     let bounds = LaunchBounds { block_threads: form.threads(), min_blocks_per_sm: form.blocks_per_sm };
     Builder::build(name, bounds, |cta| {
         let problem = ProblemVals::declare(cta);
+        let packed = common.operands.layout.is_packed().then(|| PackedVals::declare(cta));
         let args = QueriesVals::declare(cta);
         let band = common.scores.causal.then(|| BandVals::declare(cta));
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let smem = Smem::plan(cta, common, form);
-        let block = QueryBlock::locate(cta, common, form, problem, band);
+        let block = QueryBlock::locate(cta, common, form, problem, packed.as_ref(), band);
         Queries { block, args, dropout, smem }.run();
     })
 }

@@ -90,10 +90,12 @@ impl<'k> ProbsKernel<'_, 'k> {
         let rows =
             |rows: HeadRows<'k>, first, seqlen| TileRows { rows, first, seqlen, head_dim: problem.head_dim };
         let copy = TileCopy::new(t, common.rows(), t.index(), form.threads());
-        let q = rows(self.args.q.head(work.sequence, work.head), first_row, work.sequence.seqlen_q);
+        let q = rows(self.args.q.head(work.sequence.queries(), work.head), first_row, work.sequence.seqlen_q);
         let q = cta.copy_group(|| copy.load(self.q, q, form.rows()));
-        let (k, end) =
-            (self.args.k.head(work.sequence, work.head / problem.group_size), problem.key_tiles(form.step));
+        let (k, end) = (
+            self.args.k.head(work.sequence.keys(), work.head / problem.group_size),
+            problem.key_tiles(form.step),
+        );
         let fill = |tile: Val<'k, U32>| {
             let slot = self.k.next_fill();
             let source = rows(k, tile * form.step - problem.column_shift, work.sequence.seqlen_k);
@@ -168,7 +170,7 @@ impl<'k> ProbsKernel<'_, 'k> {
                 real,
                 lse_log2: lse.get() * LOG2_E,
                 seen: SeenKeys::of(&self.sight(), row),
-                to: self.args.probs.head(work.sequence, work.head).row(row),
+                to: self.args.probs.head(work.sequence.matrix(), work.head).row(row),
             }
         })
     }

@@ -1,5 +1,6 @@
 //! A block that owns queries and walks over keys: what the forward and the pass over queries have in common.
 use crate::config::{Common, PortableForm};
+use crate::packed::PackedVals;
 use crate::parts::args::{HeadRows, ProblemVals, TensorVals};
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::scores::ScoreStage;
@@ -34,10 +35,20 @@ impl<'a, 'k> QueryBlock<'a, 'k> {
         common: &'a Common,
         form: &'a PortableForm,
         problem: ProblemVals<'k>,
+        packed: Option<&PackedVals<'k>>,
         band: Option<BandVals<'k>>,
     ) -> Self {
-        let tiles = problem.query_tiles(form.rows());
-        let work = Work::locate(cta, &problem, tiles, problem.num_heads, common.scores.causal);
+        let reversed = common.scores.causal;
+        let work = match packed {
+            None => {
+                let tiles = problem.query_tiles(form.rows());
+                Work::locate(cta, &problem, tiles, problem.num_heads, reversed)
+            }
+            Some(packed) => {
+                let work = Work::listed(cta, &problem, packed, cta.index(), problem.num_heads);
+                if reversed { work.counted_from_the_last(form.rows()) } else { work }
+            }
+        };
         QueryBlock { cta, common, form, problem, band, work }
     }
 
@@ -68,7 +79,7 @@ impl<'a, 'k> QueryBlock<'a, 'k> {
     /// Queries of a tensor, from `first` on.
     pub(super) fn queries_of(&self, tensor: &TensorVals<'k>, first: Val<'k, U32>) -> TileRows<'k> {
         let Work { sequence, head, .. } = self.work;
-        let rows = tensor.head(sequence, head);
+        let rows = tensor.head(sequence.queries(), head);
         TileRows { rows, first, seqlen: sequence.seqlen_q, head_dim: self.problem.head_dim }
     }
 
@@ -96,7 +107,7 @@ impl<'a, 'k> QueryBlock<'a, 'k> {
         KeyValues {
             block: self,
             ring,
-            heads: [k.head(sequence, head_k), v.head(sequence, head_k)],
+            heads: [k, v].map(|tensor| tensor.head(sequence.keys(), head_k)),
             end: tiles.end,
         }
     }

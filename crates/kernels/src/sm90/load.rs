@@ -75,7 +75,7 @@ impl<'a, 'k> Copies<'a, 'k> {
     fn queries(&mut self, t: Thread<'k>, tile: &Tile<'k>, wg_number: u32) {
         let Block { common, args, .. } = self.block;
         let Work { sequence, head, .. } = tile.work;
-        let at = sequence.coordinates(tile.first_row + wg_number * WG_ROWS, head);
+        let at = sequence.queries().coordinates(tile.first_row + wg_number * WG_ROWS, head);
         self.q[wg_number as usize].fill_by(t, |filling| {
             for i in 0..common.boxes() {
                 filling.load(t, i * WG_ROWS * 128, args.q.at(64 * i, at));
@@ -106,7 +106,7 @@ impl<'k> Block<'_, 'k> {
     ) {
         let first = step * self.form.step - self.problem.column_shift;
         for i in 0..self.common.boxes() {
-            let from = tensor.at(64 * i, tile.work.sequence.coordinates(first, tile.head_k));
+            let from = tensor.at(64 * i, tile.work.sequence.keys().coordinates(first, tile.head_k));
             filling.load(t, i * self.form.step * 128, from);
         }
     }

@@ -120,7 +120,7 @@ impl<'k> Block<'_, 'k> {
         for (lower, lse) in lse.into_iter().enumerate() {
             to.store(t, self.args.lse, own_row(warp, *first_row, lower), lse);
         }
-        store.store(wg, out, self.args.out, sequence.coordinates(*first_row, head));
+        store.store(wg, out, self.args.out, sequence.queries().coordinates(*first_row, head));
     }
 }
 

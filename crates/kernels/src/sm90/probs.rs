@@ -164,7 +164,7 @@ impl<'k> Block<'_, 'k> {
                 let work = tiles.take();
                 let first_row = self.first_row(&work);
                 for (wg_number, q) in (0..).zip(&mut q) {
-                    let at = work.sequence.coordinates(first_row + wg_number * WG_ROWS, work.head);
+                    let at = work.sequence.queries().coordinates(first_row + wg_number * WG_ROWS, work.head);
                     q.fill_by(t, |filling| {
                         for i in 0..boxes {
                             filling.load(t, i * WG_ROWS * 128, self.args.q.at(64 * i, at));
@@ -176,7 +176,7 @@ impl<'k> Block<'_, 'k> {
                 t.while_(
                     || next.get().lt(steps),
                     |t| {
-                        let at = work.sequence.coordinates(next.get() * form.step, head_k);
+                        let at = work.sequence.keys().coordinates(next.get() * form.step, head_k);
                         k.fill_by(t, |filling| {
                             for i in 0..boxes {
                                 filling.load(t, i * form.step * 128, self.args.k.at(64 * i, at));
@@ -226,7 +226,7 @@ impl<'k> Block<'_, 'k> {
                             let at = |i: u32| {
                                 let to = self.args.probs.at_columns(
                                     step * form.step + 64 * i,
-                                    work.sequence.coordinates(first_row, work.head),
+                                    work.sequence.matrix().coordinates(first_row, work.head),
                                 );
                                 (place.at(i * WG_ROWS * 128), to)
                             };

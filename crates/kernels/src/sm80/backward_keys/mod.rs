@@ -27,6 +27,7 @@ mod dq;
 mod scores;
 
 use crate::config::{Common, DqSums, PortableForm};
+use crate::packed::PackedVals;
 use crate::parts::args::{DeviceTensor, DropoutVals, HeadRows, ProblemVals, kernel_args};
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::cursor::Cursor;
@@ -79,11 +80,16 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm, sums: DqS
     let bounds = LaunchBounds { block_threads: form.threads(), min_blocks_per_sm: form.blocks_per_sm };
     Builder::build(name, bounds, |cta| {
         let problem = ProblemVals::declare(cta);
+        let packed = common.operands.layout.is_packed().then(|| PackedVals::declare(cta));
         let args = KeysVals::declare(cta);
         let band = common.scores.causal.then(|| BandVals::declare(cta));
         let dropout = common.scores.dropout.then(|| Dropout::new(cta.warps(), DropoutVals::declare(cta)));
         let smem = Smem::plan(cta, common, form, sums);
-        let work = Work::locate(cta, &problem, problem.key_tiles(form.rows()), problem.num_heads_k, false);
+        let heads = problem.num_heads_k;
+        let work = match &packed {
+            None => Work::locate(cta, &problem, problem.key_tiles(form.rows()), heads, false),
+            Some(packed) => Work::listed(cta, &problem, packed, cta.index(), heads),
+        };
         Keys { cta, common, form, sums, problem, args, band, dropout, smem, work }.run();
     })
 }
@@ -258,9 +264,9 @@ impl<'k> Keys<'_, 'k> {
                 let t = cta.threads();
                 let copy = TileCopy::new(t, self.common.rows(), t.index(), form.threads());
                 let tile = |rows| self.tile_of(rows, m * step - problem.row_shift, work.sequence.seqlen_q);
-                copy.load(slot, tile(self.args.q.head(work.sequence, head)), step);
+                copy.load(slot, tile(self.args.q.head(work.sequence.queries(), head)), step);
                 let dout = slot.at(self.smem.layout.bytes(step));
-                copy.load(dout, tile(self.args.dout.head(work.sequence, head)), step);
+                copy.load(dout, tile(self.args.dout.head(work.sequence.queries(), head)), step);
                 // Two queries' statistics are 16 bytes.
                 t.when(t.index().lt(step / 2), |t| {
                     let rows = StatRows::of(QueryHeads::of(problem, work.sequence).nth(head));
@@ -391,6 +397,6 @@ trait MapHeads<'k> {
 
 impl<'k> MapHeads<'k> for (crate::parts::args::TensorVals<'k>, crate::parts::args::TensorVals<'k>) {
     fn map_heads(self, work: &Work<'k>) -> (HeadRows<'k>, HeadRows<'k>) {
-        (self.0.head(work.sequence, work.head), self.1.head(work.sequence, work.head))
+        (self.0.head(work.sequence.keys(), work.head), self.1.head(work.sequence.keys(), work.head))
     }
 }

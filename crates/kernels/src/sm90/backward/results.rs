@@ -40,7 +40,7 @@ impl<'k> Block<'_, 'k> {
         }
         t.fence_proxy_async();
         wg.sync_among(barrier, 128);
-        let at = self.work.sequence.coordinates(first_key, self.work.head);
+        let at = self.work.sequence.keys().coordinates(first_key, self.work.head);
         t.when((t.index() & 127).eq(0), |t| {
             for KeyGradient { place, to, .. } in results {
                 let boxes = 0..common.boxes();

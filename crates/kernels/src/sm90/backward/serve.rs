@@ -46,8 +46,8 @@ impl<'a, 'k> Copies<'a, 'k> {
             keys.fill_by_warp(warp, |t, filling| {
                 for (tensor, to) in [(args.k, 0), (args.v, rows_bytes(common, form.keys))] {
                     for i in 0..common.boxes() {
-                        let from =
-                            tensor.at(64 * i, work.sequence.coordinates(self.block.first_key(), work.head));
+                        let rows = work.sequence.keys();
+                        let from = tensor.at(64 * i, rows.coordinates(self.block.first_key(), work.head));
                         filling.load(t, to + i * form.keys * 128, from);
                     }
                 }
@@ -61,7 +61,7 @@ impl<'a, 'k> Copies<'a, 'k> {
         let Block { args, problem, work, common, form, .. } = block;
         warp.when(*is_copier, |warp| {
             let head = block.head(at);
-            let place = work.sequence.coordinates(block.first_row(at), head);
+            let place = work.sequence.queries().coordinates(block.first_row(at), head);
             let bytes = rows_bytes(common, form.step);
             queries.fill_by_warp(warp, |t, filling| {
                 for (tensor, to) in [(args.q, 0), (args.dout, bytes)] {
