@@ -376,4 +376,7 @@ named_cases! { $
     vector_d => Case::vector("d_bf16_d64_p17_cross.safetensors", Dtype::Bf16),
     vector_e => Case::vector("e_f16_d32_p50_causal.safetensors", Dtype::F16),
     vector_f => Case::vector("f_f16_d128_p00.safetensors", Dtype::F16),
+    vector_p1 => Case::vector("p1_f16_d64_packed_p10.safetensors", Dtype::F16),
+    vector_p2 => Case::vector("p2_bf16_d128_packed_causal_gqa_p17.safetensors", Dtype::Bf16),
+    vector_w1 => Case::vector("w1_f16_d64_window_p20.safetensors", Dtype::F16),
 }

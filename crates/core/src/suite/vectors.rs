@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// One file: the problem, its operands, what FlashAttention-2 made of them.
 #[derive(Clone, Debug)]
 pub struct Vector {
-    /// Causality, scale, dropout.
+    /// Window, packed sequences, scale, dropout.
     pub problem: Problem,
     /// Of q, k, v and everything of their kind.
     pub dtype: Dtype,
@@ -25,8 +25,10 @@ pub struct Vector {
     pub dk: Vec<f64>,
     /// Its dv, of k's shape.
     pub dv: Vec<f64>,
-    /// Which visible entries it kept, (batch, num_heads, seqlen_q, seqlen_k); `None` without dropout.
+    /// Which visible entries it dropped, of the shape that [`Problem::probs`] says; `None` without dropout.
     pub dropped: Option<Vec<bool>>,
+    /// Which entries its own attention showed, of the same shape; `None` in files that do not say.
+    pub visible: Option<Vec<bool>>,
 }
 
 /// Why a file is no vector.
@@ -66,52 +68,136 @@ type ParseError = Box<dyn std::error::Error>;
 
 fn parse(bytes: &[u8]) -> Result<Vector, ParseError> {
     let (_, header) = SafeTensors::read_metadata(bytes)?;
-    let metadata = header.metadata().as_ref().ok_or("it has no metadata")?;
+    let metadata = Metadata(header.metadata().as_ref().ok_or("it has no metadata")?);
     let file = SafeTensors::deserialize(bytes)?;
-    let (q, k) = (file.tensor("q")?, file.tensor("k")?);
-    let (&[batch, num_heads, seqlen_q, head_dim], &[_, num_heads_k, seqlen_k, _]) = (q.shape(), k.shape())
-    else {
-        return Err("q and k must have four dimensions".into());
-    };
+    let layout = Layout::of(&metadata)?;
+    let (q, k) = (layout.sizes(file.tensor("q")?.shape())?, layout.sizes(file.tensor("k")?.shape())?);
+    let [batch, seqlen_q, num_heads, head_dim] = q;
+    let [_, seqlen_k, num_heads_k, _] = k;
     let shape = Shape::new(batch, seqlen_q, seqlen_k).heads(num_heads, num_heads_k).head_dim(head_dim);
+    let lengths = match layout {
+        Layout::Thd => {
+            Some([numbers(&file.tensor("cu_seqlens_q")?)?, numbers(&file.tensor("cu_seqlens_k")?)?])
+        }
+        Layout::Bhsd | Layout::Bshd => None,
+    };
     let tensor = |name: &str| elements(&file.tensor(name)?);
-    let heads_last =
-        |name: &str| -> Result<Vec<f64>, ParseError> { Ok(bshd(&tensor(name)?, file.tensor(name)?.shape())) };
+    let rows_first = |name: &str| layout.rows_first(tensor(name)?, file.tensor(name)?.shape());
+    let flags = |name: &str| file.tensor(name).ok().map(|x| x.data().iter().map(|&bit| bit != 0).collect());
     Ok(Vector {
-        problem: problem(shape, metadata)?,
-        dtype: if q.dtype() == safetensors::Dtype::F16 { Dtype::F16 } else { Dtype::Bf16 },
+        problem: problem(shape, lengths, &metadata)?,
+        dtype: if file.tensor("q")?.dtype() == safetensors::Dtype::F16 { Dtype::F16 } else { Dtype::Bf16 },
         inputs: Values {
-            q: heads_last("q")?,
-            k: heads_last("k")?,
-            v: heads_last("v")?,
-            dout: heads_last("dout")?,
+            q: rows_first("q")?,
+            k: rows_first("k")?,
+            v: rows_first("v")?,
+            dout: rows_first("dout")?,
             dlse: None,
         },
-        out: heads_last("out")?,
+        out: rows_first("out")?,
         lse: tensor("lse")?,
-        dq: heads_last("dq")?,
-        dk: heads_last("dk")?,
-        dv: heads_last("dv")?,
-        dropped: file.tensor("signbit").ok().map(|bits| bits.data().iter().map(|&bit| bit != 0).collect()),
+        dq: rows_first("dq")?,
+        dk: rows_first("dk")?,
+        dv: rows_first("dv")?,
+        dropped: flags("signbit"),
+        visible: flags("visible"),
     })
 }
 
-fn problem(shape: Shape, metadata: &HashMap<String, String>) -> Result<Problem, ParseError> {
-    let get = |key: &str| metadata.get(key).ok_or_else(|| format!("its metadata lacks {key}"));
-    if get("layout")? != "bhsd" {
-        return Err(format!("layout must be bhsd, got {}", get("layout")?).into());
+/// What a file says of itself.
+struct Metadata<'a>(&'a HashMap<String, String>);
+
+impl Metadata<'_> {
+    fn get(&self, key: &str) -> Result<&str, ParseError> {
+        Ok(self.0.get(key).ok_or_else(|| format!("its metadata lacks {key}"))?)
     }
-    let rule = match get("scale_rule")?.as_str() {
+}
+
+/// The order of a file's dimensions.
+#[derive(Clone, Copy)]
+enum Layout {
+    /// (batch, heads, seqlen, head_dim).
+    Bhsd,
+    /// (batch, seqlen, heads, head_dim).
+    Bshd,
+    /// Packed: (total, heads, head_dim), with `cu_seqlens_q` and `cu_seqlens_k`.
+    Thd,
+}
+
+impl Layout {
+    fn of(metadata: &Metadata<'_>) -> Result<Self, ParseError> {
+        match metadata.get("layout")? {
+            "bhsd" => Ok(Self::Bhsd),
+            "bshd" => Ok(Self::Bshd),
+            "thd" => Ok(Self::Thd),
+            other => Err(format!("layout must be bhsd, bshd or thd, got {other}").into()),
+        }
+    }
+
+    /// A tensor's sizes as (batch, seqlen, heads, head_dim).
+    fn sizes(self, shape: &[usize]) -> Result<[usize; 4], ParseError> {
+        match (self, shape) {
+            (Self::Bhsd, &[batch, heads, seqlen, dim]) => Ok([batch, seqlen, heads, dim]),
+            (Self::Bshd, &[batch, seqlen, heads, dim]) => Ok([batch, seqlen, heads, dim]),
+            (Self::Thd, &[total, heads, dim]) => Ok([1, total, heads, dim]),
+            _ => Err(format!("a tensor has the shape {shape:?}").into()),
+        }
+    }
+
+    /// A tensor's elements in the order (batch, seqlen, heads, head_dim).
+    fn rows_first(self, dense: Vec<f64>, shape: &[usize]) -> Result<Vec<f64>, ParseError> {
+        let [batch, seqlen, heads, dim] = self.sizes(shape)?;
+        if !matches!(self, Self::Bhsd) {
+            return Ok(dense);
+        }
+        let rows = (0..batch).flat_map(|b| (0..seqlen).flat_map(move |s| (0..heads).map(move |h| (b, s, h))));
+        Ok(rows
+            .flat_map(|(b, s, h)| &dense[((b * heads + h) * seqlen + s) * dim..][..dim])
+            .copied()
+            .collect())
+    }
+}
+
+fn problem(
+    shape: Shape,
+    lengths: Option<[Vec<u32>; 2]>,
+    metadata: &Metadata<'_>,
+) -> Result<Problem, ParseError> {
+    let rule = match metadata.get("scale_rule")? {
         "nominal" => ScaleRule::Nominal,
         "unbiased" => ScaleRule::Unbiased,
         other => return Err(format!("scale_rule must be nominal or unbiased, got {other}").into()),
     };
-    let dropout = Dropout::new(get("dropout_p")?.parse()?, get("seed")?.parse()?, get("offset")?.parse()?)?;
+    let [dropout_p, seed, offset] = ["dropout_p", "seed", "offset"].map(|key| metadata.get(key));
+    let dropout = Dropout::new(dropout_p?.parse()?, seed?.parse()?, offset?.parse()?)?;
     let problem = Problem::builder(shape)
-        .causal(get("causal")? == "True")
-        .softmax_scale(get("softmax_scale")?.parse()?)
+        .causal(metadata.get("causal")? == "True")
+        .softmax_scale(metadata.get("softmax_scale")?.parse()?)
         .dropout(dropout.with_scale_rule(rule));
+    let problem = match metadata.get("window") {
+        Ok(sides) => {
+            let (left, right) = sides.split_once(',').ok_or("window must be two numbers")?;
+            let side = |side: &str| -> Result<Option<usize>, ParseError> {
+                Ok(usize::try_from(side.parse::<i64>()?).ok()) // -1 has no bound
+            };
+            problem.window(side(left)?, side(right)?)
+        }
+        Err(_) => problem, // files from before there were windows
+    };
+    let problem = match lengths {
+        Some([q, k]) => problem.packed(&q, &k),
+        None => problem,
+    };
     Ok(problem.build()?)
+}
+
+/// Whole numbers, none below zero.
+fn numbers(tensor: &TensorView<'_>) -> Result<Vec<u32>, ParseError> {
+    if tensor.dtype() != safetensors::Dtype::I32 {
+        return Err(format!("cu_seqlens must be I32, got {:?}", tensor.dtype()).into());
+    }
+    let number = |x: &[u8]| u32::try_from(bytemuck::pod_read_unaligned::<i32>(x));
+    Ok(tensor.data().chunks_exact(4).map(number).collect::<Result<_, _>>()?)
 }
 
 fn elements(tensor: &TensorView<'_>) -> Result<Vec<f64>, ParseError> {
@@ -124,11 +210,4 @@ fn elements(tensor: &TensorView<'_>) -> Result<Vec<f64>, ParseError> {
         safetensors::Dtype::BF16 => Ok(of::<bf16>(tensor.data())),
         other => Err(format!("tensors must be F32, F16 or BF16, got {other:?}").into()),
     }
-}
-
-/// (batch, heads, seqlen, dim) as (batch, seqlen, heads, dim).
-fn bshd(dense: &[f64], shape: &[usize]) -> Vec<f64> {
-    let &[batch, heads, seqlen, dim] = shape else { return Vec::new() };
-    let rows = (0..batch).flat_map(|b| (0..seqlen).flat_map(move |s| (0..heads).map(move |h| (b, s, h))));
-    rows.flat_map(|(b, s, h)| &dense[((b * heads + h) * seqlen + s) * dim..][..dim]).copied().collect()
 }

@@ -5,13 +5,16 @@ use signflash_core::suite::Values;
 use signflash_core::suite::vectors::{Vector, directory};
 use signflash_core::{Bounds, Dtype, Element, Inputs, TensorName, TensorRef, bf16, f16};
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 9] = [
     "a_f16_d64_p10",
     "b_bf16_d128_p30_ragged",
     "c_f16_d64_p20_causal",
     "d_bf16_d64_p17_cross",
     "e_f16_d32_p50_causal",
     "f_f16_d128_p00",
+    "p1_f16_d64_packed_p10",
+    "p2_bf16_d128_packed_causal_gqa_p17",
+    "w1_f16_d64_window_p20",
 ];
 
 fn vector(file: &str) -> Vector {
@@ -66,21 +69,42 @@ fn not_one_bit_of_flash_attention_2s_dropout_mask_differs() {
     let mut compared = 0;
     for file in FILES {
         let vector = vector(file);
-        let shape = *vector.problem.shape();
         let (Some(dropped), Some(rule)) = (vector.dropped, vector.problem.keep_rule()) else {
             assert_eq!(file, "f_f16_d128_p00");
             continue;
         };
-        for (row_of_all, dropped) in dropped.chunks(shape.seqlen_k).enumerate() {
-            let (i, head_of_all) = (row_of_all % shape.seqlen_q, row_of_all / shape.seqlen_q);
-            let (batch, head) = (head_of_all / shape.num_heads, head_of_all % shape.num_heads);
-            for j in vector.problem.visibility().keys_of(i as i64).positions() {
-                assert_eq!(dropped[j], !rule.keep(batch, head, i, j), "{file} at {:?}", [batch, head, i, j]);
+        let shape @ [.., rows, columns] = vector.problem.probs();
+        assert_eq!(dropped.len(), shape.into_iter().product::<usize>(), "{file}");
+        for (sequence, head, i) in vector.problem.rows() {
+            let row = ((sequence.stream * shape[1] + head) * rows + i) * columns;
+            for j in vector.problem.visibility_in(&sequence).keys_of(i as i64).positions() {
+                let expected = !rule.keep(sequence.stream, head, i, j);
+                assert_eq!(dropped[row + j], expected, "{file} at {:?}", [sequence.stream, head, i, j]);
                 compared += 1;
             }
         }
     }
-    assert_eq!(compared, 991_980, "all visible entries of the five files with dropout");
+    assert_eq!(compared, 991_980 + 95_550 + 72_312 + 63_762, "all visible entries of the files with dropout");
+}
+
+#[test]
+fn flash_attention_2s_windows_and_packed_sequences_show_what_ours_do() {
+    let mut compared = 0;
+    for file in FILES {
+        let vector = vector(file);
+        let Some(visible) = vector.visible else { continue };
+        let shape @ [.., rows, columns] = vector.problem.probs();
+        let mut ours = vec![false; shape.into_iter().product()];
+        for (sequence, head, i) in vector.problem.rows() {
+            let row = ((sequence.stream * shape[1] + head) * rows + i) * columns;
+            for j in vector.problem.visibility_in(&sequence).keys_of(i as i64).positions() {
+                ours[row + j] = true;
+            }
+        }
+        assert!(ours == visible, "{file}");
+        compared += 1;
+    }
+    assert_eq!(compared, 3);
 }
 
 #[test]
