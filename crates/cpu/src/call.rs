@@ -23,10 +23,10 @@ pub(crate) struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    pub(crate) fn new(problem: &'a Problem, careful: bool) -> Self {
+    pub(crate) fn new(problem: &'a Problem, sequences: Sequences<'a>, careful: bool) -> Self {
         Self {
             problem,
-            sequences: Sequences::Of(problem),
+            sequences,
             rule: problem.keep_rule(),
             stage: ScoreStage::of(problem),
             keep_scale: problem.keep_scale(),

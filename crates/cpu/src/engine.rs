@@ -6,9 +6,11 @@ use crate::entry::kernels;
 use crate::finite::{all_finite, finite_where_seen};
 use crate::forward::{Forward, Scores};
 use crate::isa::{Isa, IsaError};
+use crate::order::Order;
 use crate::passes::{Workers, references, run_backward, run_forward};
 use crate::raw::{RawGradInputs, RawGradients, RawInputs, RawOutputs, RawTensor};
 use crate::references::is_large;
+use crate::sequence::{Sequence, Sequences};
 use crate::view::{FloatsMut, View, ViewMut};
 use signflash_core::{Element, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError, Shape};
 
@@ -170,9 +172,14 @@ impl CpuEngine {
         if shape.lse_len() == 0 {
             return; // no row, however many heads there are of nothing
         }
-        let threads = self.threads_for(shape, 4.0);
-        let call = Call::new(problem, !all_finite(threads, &v));
-        let scores = Scores { call, q, k, tile_rows: forward_tile_rows(shape, threads) };
+        let threads = self.threads_for(problem, 4.0);
+        let tile_rows = forward_tile_rows(problem, threads);
+        let order = Order::largest_first(problem, |sequence| {
+            let rows = sequence.place.seqlen_q.min(tile_rows);
+            rows * sequence.keys_seen_by(rows)
+        });
+        let call = Call::new(problem, order.of(problem), !all_finite(threads, &v));
+        let scores = Scores { call, q, k, tile_rows };
         let kernels = kernels(self.isa, v.dtype, call.careful);
         run_forward(&Forward { scores, v, out, lse, probs }, Workers { kernels, threads });
     }
@@ -261,35 +268,63 @@ impl CpuEngine {
         if [shape.q(), shape.k(), shape.v()].iter().all(|shape| shape.contains(&0)) {
             return; // no gradient has an element, however many heads there are of nothing
         }
-        let threads = self.threads_for(shape, 10.0);
+        let threads = self.threads_for(problem, 10.0);
         let finite = read.iter().all(|x| all_finite(threads, x))
             && dlse.is_none_or(|dlse| finite_where_seen(lse, dlse));
         let [q, k, v, out, dout] = read;
-        let call = Call::new(problem, !finite);
+        let chunk_keys = chunk_keys(problem);
+        let order = Order::largest_first(problem, |sequence| {
+            let keys = sequence.place.seqlen_k.min(chunk_keys);
+            keys * sequence.queries_that_see(keys)
+        });
+        let call = Call::new(problem, order.of(problem), !finite);
         let workers = Workers { kernels: kernels(self.isa, q.dtype, !finite), threads };
         let references = lse.iter().any(|&lse| is_large(lse)).then(|| {
             let call = Call { rule: None, ..call }; // what is dropped counts, too
             references(&Scores { call, q, k, tile_rows: TILE_ROWS }, workers, lse)
         });
-        let (references, chunk_keys) = (references.as_ref(), chunk_keys(shape));
+        let references = references.as_ref();
         let backward = Backward { call, q, k, v, out, dout, lse, references, dlse, dq, dk, dv, chunk_keys };
         run_backward(&backward, workers, self.partial_bytes);
     }
 
     /// Threads for a pass of so many operations per score and element of head_dim.
-    fn threads_for(&self, shape: &Shape, flops: f64) -> usize {
-        let scores = [shape.batch, shape.num_heads, shape.seqlen_q, shape.seqlen_k, shape.head_dim];
-        let flops = scores.into_iter().map(|size| size as f64).product::<f64>() * flops;
+    fn threads_for(&self, problem: &Problem, flops: f64) -> usize {
+        let Shape { num_heads, head_dim, .. } = *problem.shape();
+        let scores = sum_of_sequences(problem, |sequence| {
+            sequence.place.seqlen_q as f64 * sequence.keys_seen_by(1) as f64
+        });
+        let flops = scores * num_heads as f64 * head_dim as f64 * flops;
         if flops < SERIAL_FLOPS { 1 } else { self.threads() }
     }
 }
 
+/// The sum of something over all sequences.
+fn sum_of_sequences(problem: &Problem, of: impl Fn(&Sequence) -> f64) -> f64 {
+    let sequences = Sequences::of(problem);
+    match (problem.is_packed(), sequences.count()) {
+        (true, _) => sequences.iter().map(|sequence| of(&sequence)).sum(),
+        (false, 0) => 0.0,
+        (false, count) => count as f64 * of(&sequences.at(0)), // all are alike
+    }
+}
+
+/// The longest sequence's queries or keys, as `of` says.
+fn longest(problem: &Problem, of: impl Fn(&signflash_core::Sequence) -> usize) -> usize {
+    let sequences = problem.sequences().take(if problem.is_packed() { usize::MAX } else { 1 });
+    sequences.map(|sequence| of(&sequence)).max().unwrap_or(0)
+}
+
 /// Queries per unit: many, so that keys are read seldom; few, so that all threads have work. Results do not depend on
 /// it, because every row is computed alike in any tile.
-fn forward_tile_rows(shape: &Shape, threads: usize) -> usize {
-    let units = |rows: usize| shape.batch * shape.num_heads * shape.seqlen_q.div_ceil(rows);
+fn forward_tile_rows(problem: &Problem, threads: usize) -> usize {
+    let units = |rows: usize| {
+        let tiles = sum_of_sequences(problem, |sequence| sequence.place.seqlen_q.div_ceil(rows) as f64);
+        tiles * problem.shape().num_heads as f64
+    };
+    let longest = longest(problem, |sequence| sequence.seqlen_q);
     let mut rows = 256;
-    while rows > 64 && (units(rows) < 4 * threads || rows / 2 >= shape.seqlen_q) {
+    while rows > 64 && (units(rows) < (4 * threads) as f64 || rows / 2 >= longest) {
         rows /= 2;
     }
     rows
@@ -297,10 +332,11 @@ fn forward_tile_rows(shape: &Shape, threads: usize) -> usize {
 
 /// Keys per unit of the backward. Many, so that a tile of queries is prepared seldom and its share of dq seldom added
 /// (f32, head_dim 128, length 2048 on Zen 5: 69, 76, 83, 86 % of the peak with 128, 256, 512, 1024 keys); few enough
-/// that there are some 32 units to share. By the shape alone, since dq is summed chunk by chunk.
-fn chunk_keys(shape: &Shape) -> usize {
-    let units = |keys: usize| shape.batch * shape.num_heads_k * shape.seqlen_k.div_ceil(keys);
+/// that there are some 32 units to share. By the lengths alone, since dq is summed chunk by chunk.
+fn chunk_keys(problem: &Problem) -> usize {
+    let shape = problem.shape();
     let most = (131_072 / shape.head_dim.next_multiple_of(32)).clamp(512, 1024) / BLOCK_KEYS * BLOCK_KEYS;
-    let keys = if units(most) < 32 { most / 2 } else { most };
-    keys.min(shape.seqlen_k.next_multiple_of(BLOCK_KEYS)).max(BLOCK_KEYS)
+    let chunks = sum_of_sequences(problem, |sequence| sequence.place.seqlen_k.div_ceil(most) as f64);
+    let keys = if chunks * (shape.num_heads_k as f64) < 32.0 { most / 2 } else { most };
+    keys.min(longest(problem, |sequence| sequence.seqlen_k).next_multiple_of(BLOCK_KEYS)).max(BLOCK_KEYS)
 }

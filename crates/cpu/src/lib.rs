@@ -5,12 +5,14 @@
 mod backward;
 mod buffer;
 mod call;
+mod chunks;
 mod engine;
 mod entry;
 mod finite;
 mod forward;
 mod gemm;
 mod isa;
+mod order;
 mod pack;
 mod partial;
 mod passes;

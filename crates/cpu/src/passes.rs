@@ -2,6 +2,7 @@
 
 use crate::backward::{self, Backward, GradientsOf, Share, TILE_ROWS};
 use crate::call::Call;
+use crate::chunks::{self, Chunk};
 use crate::entry::Kernels;
 use crate::forward::{self, Forward, Scores};
 use crate::partial::Partials;
@@ -86,50 +87,47 @@ pub(crate) fn references(scores: &Scores<'_>, workers: Workers, lse: &[f32]) -> 
 /// dq, dk and dv. `partial_bytes` is what the partial sums of dq of one key head may take.
 pub(crate) fn run_backward(backward: &Backward<'_>, workers: Workers, partial_bytes: usize) {
     let (call, shape) = (&backward.call, backward.call.problem.shape());
-    let chunks = call.sequences.iter().map(|sequence| backward.chunks(&sequence));
-    let most_chunks = chunks.clone().max().unwrap_or(0);
-    let longest = call.sequences.iter().map(|sequence| sequence.place.seqlen_q).max().unwrap_or(0);
+    let chunks: Vec<usize> = call.sequences.iter().map(|sequence| backward.chunks(&sequence)).collect();
+    let in_chunks = || call.sequences.iter().filter(|sequence| backward.chunks(sequence) > 1);
+    let longest = in_chunks().map(|sequence| sequence.place.seqlen_q).max().unwrap_or(0);
     let partial_floats = shape.group_size() * longest * shape.head_dim.next_multiple_of(32);
-    if backward.dq.dtype == signflash_core::Dtype::F32 || most_chunks <= 1 {
-        run_chunks(backward, workers, most_chunks, None);
+    if backward.dq.dtype == signflash_core::Dtype::F32 || chunks.iter().all(|&chunks| chunks == 1) {
+        run_chunks(backward, workers, &chunks, None);
     } else if partial_floats * size_of::<f32>() <= partial_bytes {
-        let units = chunks.flat_map(|chunks| std::iter::repeat_n(chunks, shape.num_heads_k));
-        run_chunks(backward, workers, most_chunks, Some(&Partials::new(units, partial_floats)));
+        let units = chunks.iter().flat_map(|&chunks| std::iter::repeat_n(chunks, shape.num_heads_k));
+        run_chunks(backward, workers, &chunks, Some(&Partials::new(units, partial_floats)));
     } else {
         run_two_passes(backward, workers);
     }
 }
 
-/// The single pass: each chunk of keys gives its dk and dv and adds its share of dq in turn.
-fn run_chunks(backward: &Backward<'_>, workers: Workers, most_chunks: usize, partials: Option<&Partials>) {
+/// The single pass: each chunk of keys gives its dk and dv and adds its share of dq in turn. `counts` says how many
+/// chunks a head of each sequence has.
+fn run_chunks(backward: &Backward<'_>, workers: Workers, counts: &[usize], partials: Option<&Partials>) {
     let Workers { kernels, threads } = workers;
     let sequences = backward.call.sequences;
     let num_heads_k = backward.call.problem.shape().num_heads_k;
-    let heads = sequences.count() * num_heads_k;
     let panicked = AtomicBool::new(false);
-    let steps: Vec<AtomicUsize> = (0..heads * most_chunks).map(|_| AtomicUsize::new(0)).collect();
-    // Chunk by chunk over a set of heads, so that a chunk seldom waits for the one before it; no more heads at a time
-    // than threads where each holds partial sums.
-    let set = if partials.is_some() { threads.min(heads) } else { heads }.max(1);
+    // No more heads at a time than threads where each holds partial sums, or where the largest come first.
+    let alike = counts.iter().all(|count| *count == counts[0]);
+    let set = if partials.is_some() || !alike { threads } else { usize::MAX };
+    let chunks = chunks::in_order(counts, num_heads_k, set);
+    let steps: Vec<AtomicUsize> = chunks.iter().map(|_| AtomicUsize::new(0)).collect();
     schedule::run(
         threads,
-        heads * most_chunks,
+        chunks.len(),
         || (kernels.backward_scratch)(backward),
-        |scratch, index| {
-            let first = index / (set * most_chunks) * set;
-            let in_set = set.min(heads - first);
-            let within = index - first * most_chunks;
-            let (head, chunk) = (first + within % in_set, within / in_set);
-            let sequence = sequences.at(head / num_heads_k);
-            if chunk >= backward.chunks(&sequence) {
-                return; // of a sequence that is shorter than the longest
-            }
-            let at = head * most_chunks + chunk;
-            let turn =
-                Turn { before: (chunk > 0).then(|| &steps[at - 1]), own: &steps[at], panicked: &panicked };
+        |scratch, unit| {
+            let Chunk { sequence, head_k, index: chunk, number } = chunks[unit];
+            let head = sequence * num_heads_k + head_k;
+            let before = (chunk > 0).then(|| &steps[number - 1]);
+            let turn = Turn { before, own: &steps[number], panicked: &panicked };
+            // A head of one chunk has the whole sum at once.
+            let partials = partials.filter(|_| counts[sequence] > 1);
             let dq = Some(Share { partial: partials.map(|partials| partials.get(head)), turn });
-            let gradients = GradientsOf::Chunk { head_k: head % num_heads_k, chunk, dq };
+            let gradients = GradientsOf::Chunk { head_k, chunk, dq };
             let _tells_others = TellsOfPanic(&panicked);
+            let sequence = sequences.at(sequence);
             // SAFETY: the instruction set was seen available, the operands were checked, and `run` hands out a unit
             // once: dk and dv rows are the unit's own, dq rows its own in its turn. The partial sums are this head's
             // until `done`.

@@ -8,6 +8,7 @@ use crate::simd::Simd;
 use signflash_core::KeepRule;
 use signflash_core::dropout::philox::{DROPOUT_ROUNDS, MUL_0, MUL_2, WEYL_0, WEYL_1};
 use signflash_core::dropout::{BLOCK_COLUMNS, BLOCK_ROWS, LANES};
+use std::ops::Range;
 
 /// What the key words have grown by in each round.
 pub(crate) const WEYL: [[u32; 2]; DROPOUT_ROUNDS] = {
@@ -133,19 +134,21 @@ impl DropTile {
         self.rows.extend((0..count).map(|r| RowPhilox::new::<S>(rule, batch, head, block_row + r)));
     }
 
-    /// Draws what is dropped of keys `first..first + keys` for the tile's rows.
+    /// Draws what is dropped of keys `first..first + keys` for these lanes of the tile. What it says of the others is
+    /// arbitrary.
     ///
     /// # Safety
     /// As [`Simd`]. `keys` must not exceed what [`new`](Self::new) was told.
     #[inline(always)]
-    pub(crate) unsafe fn draw<S: Simd>(&mut self, first: usize, keys: usize) {
+    pub(crate) unsafe fn draw<S: Simd>(&mut self, first: usize, keys: usize, lanes: Range<usize>) {
         let column = self.first_column + first;
         self.phase = column % BLOCK_COLUMNS;
         let blocks = column / BLOCK_COLUMNS..(column + keys).div_ceil(BLOCK_COLUMNS);
         assert!(
             blocks.len() * BLOCK_COLUMNS <= self.stride && self.rows.len() * self.stride <= self.bits.len()
         );
-        for (r, row) in self.rows.iter().enumerate() {
+        let rows = lanes.start / BLOCK_ROWS..lanes.end.div_ceil(BLOCK_ROWS).min(self.rows.len());
+        for (r, row) in self.rows.iter().enumerate().take(rows.end).skip(rows.start) {
             for (n, block) in blocks.clone().enumerate() {
                 let at = r * self.stride + n * BLOCK_COLUMNS;
                 // SAFETY: the assertion above keeps the 32 columns of every block inside `bits`.

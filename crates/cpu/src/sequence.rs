@@ -31,6 +31,24 @@ impl Sequence {
         [sequence, head, row]
     }
 
+    /// How many keys so many neighbouring queries see at most.
+    pub(crate) fn keys_seen_by(&self, queries: usize) -> usize {
+        self.most(self.place.seqlen_k, queries)
+    }
+
+    /// How many queries see so many neighbouring keys at most.
+    pub(crate) fn queries_that_see(&self, keys: usize) -> usize {
+        self.most(self.place.seqlen_q, keys)
+    }
+
+    /// Of `all` those that `others` neighbours and a bounded band have to do with.
+    fn most(&self, all: usize, others: usize) -> usize {
+        match (self.visibility.left, self.visibility.right) {
+            (Some(left), Some(right)) => all.min((left + right) as usize + others),
+            _ => all,
+        }
+    }
+
     /// The queries of a tile. Lanes that stand for none are zeros.
     pub(crate) fn queries(&self, head: usize, tile: &Tile) -> Stretch {
         let Tile { first, before, count, rows, .. } = *tile;
@@ -47,18 +65,23 @@ impl Sequence {
 /// All sequences of a call.
 #[derive(Clone, Copy)]
 pub(crate) enum Sequences<'a> {
-    /// Those of a problem.
-    Of(&'a Problem),
-    /// Those of a test: bands and places that no problem has yet.
+    /// Those of a problem; in the order of these numbers, if there are any.
+    Of { problem: &'a Problem, order: &'a [u32] },
+    /// Those of a test: bands and places that no problem has.
     #[cfg(test)]
     These(&'a [Sequence]),
 }
 
-impl Sequences<'_> {
+impl<'a> Sequences<'a> {
+    /// In the order in which they lie in the tensors.
+    pub(crate) fn of(problem: &'a Problem) -> Self {
+        Self::Of { problem, order: &[] }
+    }
+
     /// How many there are.
     pub(crate) fn count(&self) -> usize {
         match self {
-            Self::Of(problem) => problem.sequences().len(),
+            Self::Of { problem, .. } => problem.sequences().len(),
             #[cfg(test)]
             Self::These(sequences) => sequences.len(),
         }
@@ -67,7 +90,8 @@ impl Sequences<'_> {
     /// The `index`-th.
     pub(crate) fn at(&self, index: usize) -> Sequence {
         match self {
-            Self::Of(problem) => {
+            Self::Of { problem, order } => {
+                let index = order.get(index).map_or(index, |&index| index as usize);
                 let place = problem.sequence(index).expect("a sequence of the problem");
                 Sequence { place, visibility: problem.visibility_in(&place) }
             }

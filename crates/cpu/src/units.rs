@@ -65,7 +65,7 @@ mod tests {
                 .iter()
                 .enumerate()
                 .map(|(batch, &seqlen_q)| {
-                    let mut sequence = Sequences::Of(&problem).at(0);
+                    let mut sequence = Sequences::of(&problem).at(0);
                     (sequence.place.batch, sequence.place.seqlen_q) = (batch, seqlen_q);
                     sequence
                 })

@@ -36,6 +36,57 @@ pub(crate) fn within_block(keys: Span<i64>, first_key: usize, step: usize) -> Op
     })
 }
 
+/// The panels of a tile some of whose rows see some of these keys; none if nobody does.
+pub(crate) fn panels_that_see<S: Simd>(
+    sequence: &Sequence,
+    tile: &Tile,
+    first_key: usize,
+    count: usize,
+) -> Span<usize> {
+    let (first, last) = (first_key as i64, (first_key + count - 1) as i64);
+    let rows = sequence.visibility.queries_of_all(first, last).some.positions();
+    let (begin, end) = (rows.start.max(tile.first), rows.end.min(tile.first + tile.count));
+    if begin >= end {
+        return Span { begin: 0, end: 0 };
+    }
+    let panel = |row: usize| tile.lane_of(row) / panel_width::<S>();
+    Span { begin: panel(begin), end: panel(end - 1) + 1 }
+}
+
+/// Where a block of keys and a tile of queries see each other.
+#[derive(Clone, Copy)]
+pub(crate) struct Overlap {
+    /// Keys to compute, counted in the block: those that any row sees. What one row does not see of them gets 0.
+    pub(crate) keys: Span<usize>,
+    /// Panels of the tile whose rows see some.
+    pub(crate) panels: Span<usize>,
+}
+
+impl Overlap {
+    /// For the block of `count` keys from `first_key` on, in steps of `step` keys; `None` if they do not.
+    pub(crate) fn new<S: Simd>(
+        sequence: &Sequence,
+        tile: &Tile,
+        first_key: usize,
+        count: usize,
+        step: usize,
+    ) -> Option<Self> {
+        let keys = within_block(keys_of_tile(sequence, tile).some, first_key, step)?;
+        let panels = panels_that_see::<S>(sequence, tile, first_key, count);
+        (panels.begin < panels.end).then_some(Self { keys, panels })
+    }
+
+    /// The lanes of its panels.
+    pub(crate) fn lanes<S: Simd>(&self) -> Range<usize> {
+        lanes_of::<S>(self.panels)
+    }
+}
+
+/// The lanes of panels.
+pub(crate) fn lanes_of<S: Simd>(panels: Span<usize>) -> Range<usize> {
+    panels.begin * panel_width::<S>()..panels.end * panel_width::<S>()
+}
+
 /// What of one block of keys the rows of one panel see.
 #[derive(Clone, Copy)]
 pub(crate) struct Visible {

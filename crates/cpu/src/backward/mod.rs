@@ -272,9 +272,6 @@ impl Work<'_> {
         let seen = keys_of_tile(&self.sequence, &queries.tile).some;
         for first in blocks(keys.those_of(seen)) {
             let block = keys.block::<S>(first);
-            if let Some(drop) = &mut scratch.drop {
-                drop.draw::<S>(first, block.count);
-            }
             let Some(overlap) = self.weights::<S, MR>(scratch, block, queries) else { continue };
             if wanted.dkv {
                 self.add_dkv::<S, MR>(scratch, queries, first - keys.first, overlap);

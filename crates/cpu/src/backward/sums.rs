@@ -2,11 +2,11 @@
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use super::operands::{Keys, Queries};
-use super::weights::Overlap;
 use super::{Scratch, TILE_ROWS, Work};
 use crate::gemm::{Left, NV, Right, Weight, product_of_weights};
 use crate::pack::{self, panel_width};
 use crate::simd::Simd;
+use crate::visible::Overlap;
 
 impl Work<'_> {
     /// `dv += p^T dout`, `dk += ds^T q` of one block, `at` keys into the chunk.

@@ -6,9 +6,7 @@ use super::{Scratch, TILE_ROWS, Work};
 use crate::gemm::{Left, NV, Right, product};
 use crate::pack::panel_width;
 use crate::simd::Simd;
-use crate::tile::Tile;
-use crate::visible::{Bounds, Visible, keys_of_tile, within_block};
-use signflash_core::Span;
+use crate::visible::{Bounds, Overlap, Visible};
 
 /// What the weights of one vector of rows depend on.
 #[derive(Clone, Copy)]
@@ -31,25 +29,7 @@ impl<S: Simd> Row<S> {
     }
 }
 
-/// Where a block of keys and a tile of queries see each other.
-#[derive(Clone, Copy)]
-pub(super) struct Overlap {
-    /// Keys to compute, counted in the block: those that any row sees. What one row does not see of them gets 0.
-    pub(super) keys: Span<usize>,
-    /// Panels of the tile whose rows see some.
-    pub(super) panels: Span<usize>,
-}
-
 impl Work<'_> {
-    fn overlap<S: Simd, const MR: usize>(&self, block: &Keys, tile: &Tile) -> Option<Overlap> {
-        let keys = within_block(keys_of_tile(&self.sequence, tile).some, block.first, MR.max(S::UNIT))?;
-        let (first, last) = (block.first as i64, (block.first + block.count - 1) as i64);
-        let rows = self.sequence.visibility.queries_of_all(first, last).some.positions();
-        let (begin, end) = (rows.start.max(tile.first), rows.end.min(tile.first + tile.count));
-        let panel = |row: usize| tile.lane_of(row) / panel_width::<S>();
-        (begin < end).then(|| Overlap { keys, panels: Span { begin: panel(begin), end: panel(end - 1) + 1 } })
-    }
-
     /// p and ds of one block, and of which of its keys and panels; `None` if no row of the tile sees a key of it.
     #[inline(always)]
     pub(super) unsafe fn weights<S: Simd, const MR: usize>(
@@ -58,7 +38,11 @@ impl Work<'_> {
         block: Keys,
         queries: Queries,
     ) -> Option<Overlap> {
-        let overlap = self.overlap::<S, MR>(&block, &queries.tile)?;
+        let step = MR.max(S::UNIT);
+        let overlap = Overlap::new::<S>(&self.sequence, &queries.tile, block.first, block.count, step)?;
+        if let Some(drop) = &mut scratch.drop {
+            drop.draw::<S>(block.first, block.count, overlap.lanes::<S>());
+        }
         for panel in overlap.panels.begin..overlap.panels.end {
             let lane = panel * panel_width::<S>();
             let visible =

@@ -36,7 +36,7 @@ use crate::sequence::Sequence;
 use crate::simd::Simd;
 use crate::tile::Tile;
 use crate::view::{FloatsMut, View, ViewMut};
-use crate::visible::{Visible, blocks, keys_of_tile};
+use crate::visible::{Visible, blocks, keys_of_tile, lanes_of, panels_that_see};
 
 /// What scores depend on, and how their rows are cut into tiles.
 #[derive(Clone, Copy)]
@@ -225,6 +225,15 @@ impl<'a> Work<'a> {
         (pack::rows::<S>(&self.scores.k, self.dims.qk, keys, &mut scratch.k), keys.count)
     }
 
+    /// Draws what is dropped of one block of keys, for the panels that see some of it.
+    #[inline(always)]
+    unsafe fn draw<S: Simd>(&self, scratch: &mut Scratch, first_key: usize, count: usize) {
+        if let Some(drop) = &mut scratch.drop {
+            let panels = panels_that_see::<S>(&self.unit.sequence, &self.tile, first_key, count);
+            drop.draw::<S>(first_key, count, lanes_of::<S>(panels));
+        }
+    }
+
     /// One block of keys against every panel of the tile.
     #[inline(always)]
     unsafe fn block<S: Simd, const MR: usize>(&self, scratch: &mut Scratch, v: &View<'_>, first_key: usize) {
@@ -232,9 +241,7 @@ impl<'a> Work<'a> {
         let values = self.unit.sequence.keys(self.head_k, first_key, BLOCK_KEYS);
         let v = pack::rows::<S>(v, self.dims.v, values, &mut scratch.v_rows);
         let v = pack::steps::<S>(v, values.total, self.dims.v_padded / S::UNIT, &mut scratch.v);
-        if let Some(drop) = &mut scratch.drop {
-            drop.draw::<S>(first_key, count);
-        }
+        self.draw::<S>(scratch, first_key, count);
         for panel in 0..self.panels::<S>() {
             let Some(visible) = self.visible::<S, MR>(panel, first_key) else { continue };
             let block_max = self.scores::<S, MR>(scratch, k, panel, visible);

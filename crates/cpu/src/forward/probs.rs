@@ -35,9 +35,7 @@ impl Work<'_> {
         first_key: usize,
     ) {
         let (k, count) = self.keys::<S>(scratch, first_key);
-        if let Some(drop) = &mut scratch.drop {
-            drop.draw::<S>(first_key, count);
-        }
+        self.draw::<S>(scratch, first_key, count);
         for panel in 0..self.panels::<S>() {
             let (weights, width) = (scratch.weights.floats(), panel_width::<S>());
             match self.visible::<S, MR>(panel, first_key) {

@@ -1,4 +1,4 @@
-//! Bands and places that no problem has yet: bounds on the left, any diagonal, sequences side by side in one tensor.
+//! The passes on chosen instruction sets, tiles and orders: any band, packed sequences, and what is computed of them.
 
 use super::*;
 use crate::entry::kernels;
@@ -54,12 +54,12 @@ struct How {
 fn run<T: Element>(how: How, problem: &Problem, sequences: &[Sequence], operands: &Operands<T>) -> Results {
     let shape = problem.shape();
     let zeros = |shape: [usize; 4]| vec![T::from_f32(f32::NAN); shape.into_iter().product()];
-    let [mut out, mut probs] = [shape.out(), shape.probs()].map(zeros);
+    let [mut out, mut probs] = [shape.out(), problem.probs()].map(zeros);
     let [mut dq, mut dk, mut dv] = [shape.q(), shape.k(), shape.v()].map(zeros);
     let mut lse = vec![f32::NAN; shape.lse_len()];
     let read = |x: &[T], shape: [usize; 4]| RawTensor::of(&TensorRef::bshd(x, shape));
     let write = |x: &mut [T], shape: [usize; 4]| RawTensor::of_mut(&mut TensorMut::bshd(x, shape));
-    let call = Call { sequences: Sequences::These(sequences), ..Call::new(problem, false) };
+    let call = Call::new(problem, Sequences::These(sequences), false);
     let workers = Workers { kernels: kernels(how.isa, T::DTYPE, false), threads: 1 };
     // SAFETY: the tensors are this function's, dense, of these shapes, and outlive the views.
     unsafe {
@@ -70,7 +70,7 @@ fn run<T: Element>(how: How, problem: &Problem, sequences: &[Sequence], operands
             v,
             out: ViewMut::new(write(&mut out, shape.out())),
             lse: FloatsMut::new(&mut lse),
-            probs: Some(ViewMut::new(write(&mut probs, shape.probs()))),
+            probs: Some(ViewMut::new(write(&mut probs, problem.probs()))),
         };
         run_forward(&forward, workers);
         let backward = Backward {
@@ -224,7 +224,7 @@ fn every_band<T: Element>(bound: f64) {
             builder
         };
         let problem = builder.build().expect("a small problem");
-        let sequence = Sequences::Of(&problem).at(0);
+        let sequence = Sequences::of(&problem).at(0);
         let visibility = Visibility { left, right, diagonal, ..sequence.visibility };
         let sequence = Sequence { visibility, ..sequence };
         let truth = truth(&problem, &visibility, &operands);
@@ -252,60 +252,52 @@ fn any_band_is_the_oracles_bf16() {
     every_band::<bf16>(1e-2);
 }
 
-/// Sequences side by side in one tensor give the bits of each by itself.
+/// Lengths of queries and keys: around blocks and tiles, in none of their orders.
+const LENGTHS: [(u32, u32); 6] = [(5, 9), (70, 140), (0, 3), (4, 0), (130, 67), (1, 1)];
+
+/// Packed sequences give the bits of each by itself, whatever comes first.
 fn side_by_side<T: Element>() {
-    const LENGTHS: [(usize, usize); 6] = [(5, 9), (70, 140), (0, 3), (4, 0), (130, 67), (1, 1)];
     let dropout = Dropout::new(0.2, 5, 7).expect("p is below 1");
-    let (total_q, total_k) = LENGTHS.iter().fold((0, 0), |(q, k), (len_q, len_k)| (q + len_q, k + len_k));
-    let shape = Shape::new(1, total_q, total_k).heads(4, 2).head_dim(40);
+    let sums = |of: fn(&(u32, u32)) -> u32| -> Vec<u32> {
+        (0..=LENGTHS.len()).map(|end| LENGTHS[..end].iter().map(of).sum()).collect()
+    };
+    let (cu_q, cu_k) = (sums(|pair| pair.0), sums(|pair| pair.1));
+    let shape = Shape::new(1, cu_q[6] as usize, cu_k[6] as usize).heads(4, 2).head_dim(40);
     let operands = Operands::<T>::normal(&shape);
-    let whole = Problem::builder(shape).causal(true).dropout(dropout).build().expect("a small problem");
-    let (mut first_q, mut first_k, mut sequences) = (0, 0, Vec::new());
-    for (stream, (len_q, len_k)) in LENGTHS.into_iter().enumerate() {
-        let visibility = Visibility {
-            diagonal: len_k as i64 - len_q as i64,
-            queries: len_q as i64,
-            keys: len_k as i64,
-            ..whole.visibility()
-        };
-        let Sequence { mut place, .. } = Sequences::Of(&whole).at(0);
-        (place.first_q, place.first_k, place.stream) = (first_q, first_k, stream);
-        (place.seqlen_q, place.seqlen_k) = (len_q, len_k);
-        sequences.push(Sequence { place, visibility });
-        (first_q, first_k) = (first_q + len_q, first_k + len_k);
-    }
+    let settings = |shape| Problem::builder(shape).causal(true).dropout(dropout);
+    let whole = settings(shape).packed(&cu_q, &cu_k).build().expect("a small problem");
+    let probs_shape = whole.probs();
+    let mut sequences: Vec<Sequence> = Sequences::of(&whole).iter().collect();
+    sequences.reverse();
     for isa in Isa::available() {
         for two_passes in [false, true] {
             let how = How { isa, tile_rows: 64, two_passes };
             let all = run(how, &whole, &sequences, &operands);
             for sequence in &sequences {
-                let (first_q, first_k, stream) =
-                    (sequence.place.first_q, sequence.place.first_k, sequence.place.stream);
-                let (len_q, len_k) = (sequence.place.seqlen_q, sequence.place.seqlen_k);
-                let own = shape.seqlen_q(len_q).seqlen_k(len_k);
+                let signflash_core::Sequence { first_q, first_k, seqlen_q, seqlen_k, stream, .. } =
+                    sequence.place;
+                let own = shape.seqlen_q(seqlen_q).seqlen_k(seqlen_k);
                 let shard = Shard { first_batch: stream, ..Shard::default() };
-                let problem = Problem::builder(own).causal(true).dropout(dropout).shard(shard).build();
-                let problem = problem.expect("a small problem");
+                let problem = settings(own).shard(shard).build().expect("a small problem");
                 let (q_row, k_row) = (shape.num_heads * shape.head_dim, shape.num_heads_k * shape.head_dim);
-                let (q_at, k_at) =
-                    (first_q * q_row..(first_q + len_q) * q_row, first_k * k_row..(first_k + len_k) * k_row);
+                let q_at = first_q * q_row..(first_q + seqlen_q) * q_row;
+                let k_at = first_k * k_row..(first_k + seqlen_k) * k_row;
                 let part = Operands {
                     q: operands.q[q_at.clone()].to_vec(),
                     k: operands.k[k_at.clone()].to_vec(),
                     v: operands.v[k_at.clone()].to_vec(),
                     dout: operands.dout[q_at.clone()].to_vec(),
                 };
-                let alone = run(how, &problem, &[Sequences::Of(&problem).at(0)], &part);
-                let rows = |x: &[f64], width: usize, dense: usize| -> Vec<f64> {
-                    (0..shape.num_heads)
-                        .flat_map(|h| (0..len_q).map(move |i| h * total_q + first_q + i))
-                        .flat_map(|row| x[row * width..][..dense].to_vec())
-                        .collect()
+                let alone = run(how, &problem, &[Sequences::of(&problem).at(0)], &part);
+                let rows = || (0..shape.num_heads).flat_map(|h| (0..seqlen_q).map(move |i| (h, i)));
+                let probs_of = |(h, i): (usize, usize)| {
+                    let row = (stream * shape.num_heads + h) * probs_shape[2] + i;
+                    all.probs[row * probs_shape[3]..][..seqlen_k].to_vec()
                 };
                 let of_all = Results {
                     out: all.out[q_at.clone()].to_vec(),
-                    lse: rows(&all.lse, 1, 1),
-                    probs: rows(&all.probs, total_k, len_k),
+                    lse: rows().map(|(h, i)| all.lse[sequence.place.lse(&shape, i, h)]).collect(),
+                    probs: rows().flat_map(probs_of).collect(),
                     dq: all.dq[q_at].to_vec(),
                     dk: all.dk[k_at.clone()].to_vec(),
                     dv: all.dv[k_at].to_vec(),
