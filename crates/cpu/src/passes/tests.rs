@@ -329,3 +329,70 @@ fn blocks_begin_where_the_first_seen_key_lies() {
     assert!(of(5, 5).is_empty());
     assert!(of(9, 3).is_empty());
 }
+
+/// Scores that the passes compute of a sequence, and those that its queries see: forward, then backward.
+fn computed<S: crate::simd::Simd, const MR: usize>(problem: &Problem) -> [(usize, usize); 2] {
+    use crate::call::BLOCK_KEYS;
+    use crate::pack::panel_width;
+    use crate::visible::{Overlap, Visible, blocks, keys_of_tile};
+    let call = Call::new(problem, Sequences::of(problem), false);
+    let (mut forward, mut backward, mut seen) = (0, 0, 0);
+    for sequence in call.sequences.iter() {
+        let tiles = |rows: usize| {
+            (0..call.tiles(&sequence, rows))
+                .map(move |tile| call.tile(&sequence, tile, rows, panel_width::<S>()))
+        };
+        for tile in tiles(256) {
+            for first_key in blocks(keys_of_tile(&sequence, &tile).some) {
+                let panels = (0..tile.rows).step_by(panel_width::<S>());
+                let visible =
+                    panels.filter_map(|lane| Visible::new::<S, MR>(&sequence, &tile, lane, first_key));
+                forward += visible.map(|x| (x.keys.end - x.keys.begin) * panel_width::<S>()).sum::<usize>();
+            }
+        }
+        for tile in tiles(TILE_ROWS) {
+            for first_key in blocks(keys_of_tile(&sequence, &tile).some) {
+                let count = BLOCK_KEYS.min(sequence.place.seqlen_k - first_key);
+                if let Some(Overlap { keys, panels }) =
+                    Overlap::new::<S>(&sequence, &tile, first_key, count, MR)
+                {
+                    backward += (keys.end - keys.begin) * (panels.end - panels.begin) * panel_width::<S>();
+                }
+            }
+        }
+        let of_query = |i| sequence.visibility.keys_of(i as i64).positions().len();
+        seen += (0..sequence.place.seqlen_q).map(of_query).sum::<usize>();
+    }
+    [(forward, seen), (backward, seen)]
+}
+
+#[test]
+fn what_nobody_sees_is_not_computed() {
+    use crate::simd::portable::Portable;
+    let long = Problem::builder(Shape::new(1, 4096, 4096).heads(1, 1).head_dim(1));
+    let window = |left, right| long.clone().window(left, right).build().expect("a valid problem");
+    // Panels of 8 rows and micro-tiles of 4 keys: a band is widened by a panel and a micro-tile on each side at most,
+    // in the backward by a tile of 64 rows.
+    for (left, right) in
+        [(Some(255), Some(0)), (Some(1000), Some(20)), (Some(0), Some(0)), (Some(64), Some(64))]
+    {
+        let width = left.unwrap_or(0) + right.unwrap_or(0) + 1;
+        for ((computed, seen), rows) in computed::<Portable, 4>(&window(left, right)).into_iter().zip([8, 64])
+        {
+            assert!(
+                computed >= seen && computed <= 4096 * (width + rows + 8),
+                "{width}: {computed} of {seen}"
+            );
+        }
+    }
+    // Of unequal sequences no more than of each by itself: rows and keys are filled up to whole panels and micro-tiles.
+    let lengths = [1u32, 700, 20, 0, 300];
+    let cu_seqlens: Vec<u32> = (0..=5).map(|end| lengths[..end].iter().sum()).collect();
+    let shape = Shape::new(1, 1021, 1021).heads(1, 1).head_dim(1);
+    let packed = Problem::builder(shape).packed(&cu_seqlens, &cu_seqlens).build().expect("a valid problem");
+    let whole: usize =
+        lengths.iter().map(|&x| x.next_multiple_of(8) as usize * x.next_multiple_of(4) as usize).sum();
+    for (computed, seen) in computed::<Portable, 4>(&packed) {
+        assert!(computed >= seen && computed <= whole, "{computed} of {seen}, filled up {whole}");
+    }
+}
