@@ -21,6 +21,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod alone;
 pub mod dropout;
 mod dtype;
 mod error;

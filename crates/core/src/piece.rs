@@ -86,11 +86,7 @@ impl Piece {
         tensor: TensorName,
         x: &TensorRef<'a, T>,
     ) -> TensorRef<'a, T> {
-        let place = self.place_in(whole, tensor);
-        let [a, b, c, _] = place.each_ref().map(|range| range.start);
-        // An empty tensor has no element to start at.
-        let start = x.row_offset(a, b, c).min(x.data.len());
-        TensorRef::strided(&x.data[start..], place.map(|range| range.len()), x.strides)
+        x.part(self.place_in(whole, tensor))
     }
 
     /// Its share of what the forward of the whole reads.

@@ -121,6 +121,12 @@ impl ProblemBuilder {
         self
     }
 
+    /// Sequences that lie in a batch again.
+    pub(crate) fn unpacked(mut self) -> Self {
+        self.lengths = Lengths::Batch;
+        self
+    }
+
     /// The key that query 0 faces, of any sign. Default: `seqlen_k - seqlen_q`, so that the last query faces the last
     /// key.
     ///

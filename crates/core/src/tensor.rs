@@ -107,6 +107,15 @@ impl<'a, T> TensorRef<'a, T> {
         Self { data, shape, strides: bhsd_strides(shape) }
     }
 
+    /// The elements in these ranges of its indices, which are not copied.
+    pub(crate) fn part(&self, place: [Range<usize>; 4]) -> Self {
+        let first = place.each_ref().map(|range| range.start);
+        let start: usize = first.into_iter().zip(self.strides).map(|(at, stride)| at * stride).sum();
+        // An empty tensor has no element to start at.
+        let start = start.min(self.data.len());
+        Self { data: &self.data[start..], shape: place.map(|range| range.len()), strides: self.strides }
+    }
+
     /// Where element `[a, b, c, 0]` lies in `data`.
     #[inline(always)]
     pub const fn row_offset(&self, a: usize, b: usize, c: usize) -> usize {
