@@ -4,14 +4,15 @@ use crate::args::{Against, AttendArgs};
 use crate::compute::{Compute, Results};
 use crate::engine::Engine;
 use crate::errors::Error;
-use crate::files::{self, Archive, Data, FileElement, Format, U8_NAME};
+use crate::files::{self, Archive, Data, FileElement, Format};
 use crate::input::{self, Operands};
 use crate::output::{self, Pending};
-use crate::settings::{self, Settings};
+use crate::packed::{self, CU_SEQLENS};
+use crate::settings::{self, Layout, Settings};
 use crate::table::table;
 use crate::verify::{self, REFERENCES, SIGNBIT, Verify};
 use crate::{plot, text};
-use signflash_core::{Problem, Probs, TensorRef, bf16, f16};
+use signflash_core::{Problem, Probs, TensorName, TensorRef, bf16, f16};
 use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -23,6 +24,7 @@ struct Run<'a> {
     engine: Engine,
     settings: Settings,
     problem: Problem,
+    layout: Layout,
     unused: Option<String>,
     output: Option<Pending>,
     picture: Option<Pending>,
@@ -39,7 +41,7 @@ pub fn run(args: &AttendArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(),
     let picture = args.plot.as_deref().map(|path| plot::create("--plot", path)).transpose()?;
     let outputs = [("--output", output.as_ref()), ("--plot", picture.as_ref())];
     output::expect_distinct(&args.input, &outputs)?;
-    let mut wanted = vec!["q", "k", "v", "dout", "dlse"];
+    let mut wanted = vec!["q", "k", "v", "dout", "dlse", CU_SEQLENS[0], CU_SEQLENS[1]];
     if args.verify.is_some() {
         wanted.extend(REFERENCES);
         wanted.push(SIGNBIT);
@@ -51,14 +53,17 @@ pub fn run(args: &AttendArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(),
     }
     let settings = Settings::of_file(&args.settings, &archive, format)?;
     let unused = settings::note(&archive, format).filter(|_| !quiet);
-    let problem = input::problem(&archive, &settings)?;
+    let (problem, layout) = input::problem(&archive, &settings)?;
     plot::check_view(&args.view, &problem, args.plot.is_some())?;
-    let run = Run { args, quiet, engine, settings, problem, unused, output, picture };
-    match archive.tensors.get("q").map(|q| &q.data) {
-        Some(Data::F32(_)) => run.typed::<f32>(archive, stdout),
-        Some(Data::F16(_)) => run.typed::<f16>(archive, stdout),
-        Some(Data::Bf16(_)) => run.typed::<bf16>(archive, stdout),
-        _ => Err(Error::TensorDtype { tensor: "q", got: U8_NAME, expected: "f32, f16 or bf16".into() }),
+    let run = Run { args, quiet, engine, settings, problem, layout, unused, output, picture };
+    match &input::tensor(&archive, "q", "attention needs q, k and v")?.data {
+        Data::F32(_) => run.typed::<f32>(archive, stdout),
+        Data::F16(_) => run.typed::<f16>(archive, stdout),
+        Data::Bf16(_) => run.typed::<bf16>(archive, stdout),
+        other => {
+            let (tensor, got) = ("q", other.name());
+            Err(Error::TensorDtype { tensor, got, expected: "f32, f16 or bf16".into() })
+        }
     }
 }
 
@@ -71,19 +76,19 @@ impl Run<'_> {
     /// Files come first, then the verification, then what is printed: a reader of our output that goes away, or a
     /// verification that takes too long, costs no result.
     fn typed<T: FileElement>(self, mut archive: Archive, stdout: &mut dyn Write) -> Result<(), Error> {
-        let Self { args, quiet, engine, settings, problem, unused, output, picture } = self;
+        let Self { args, quiet, engine, settings, problem, layout, unused, output, picture } = self;
         let operands = Operands::<T>::take(&mut archive)?;
         if args.verify.is_some() {
-            input::references(&archive, &settings, &problem)?;
+            input::references(&archive, &problem, layout)?;
         }
-        let compute = Compute { engine: &engine, problem: &problem, layout: settings.layout, quiet };
+        let compute = Compute { engine: &engine, problem: &problem, layout, quiet };
         let with_signs = args.verify.is_some() && archive.tensors.contains_key(SIGNBIT);
         let start = Instant::now();
         let mut results = compute.run(&operands, args.probs || with_signs)?;
         let took = start.elapsed();
         let mut said = unused.map(String::into_bytes).unwrap_or_default();
         if output.is_none() && picture.is_none() && args.verify.is_none() {
-            summary(&settings, &problem, &results, took, &mut said)?;
+            summary(layout, &problem, &results, took, &mut said)?;
         }
         if let Some(output) = output {
             let names = save(&mut results, output, &settings, &problem, args.probs)?;
@@ -104,7 +109,7 @@ impl Run<'_> {
         let verdict = args.verify.map_or(Ok(()), |against| {
             Verify {
                 problem: &problem,
-                layout: settings.layout,
+                layout,
                 operands: &operands,
                 results: &results,
                 archive: &archive,
@@ -128,7 +133,9 @@ fn save<T: FileElement>(
 ) -> Result<Vec<String>, Error> {
     let mut whole = std::mem::take(results);
     let unwanted = if with_probs { None } else { whole.probs.take() };
-    let (tensors, metadata) = (whole.into_tensors(problem, settings.layout), settings.to_metadata(problem));
+    let mut tensors = whole.into_tensors(problem, settings.layout_of(problem));
+    tensors.extend(packed::tensors(problem));
+    let metadata = settings.to_metadata(problem);
     let archive = Archive { tensors, metadata, present: Vec::new() };
     files::write(&mut output, &archive)?;
     output.commit()?;
@@ -147,31 +154,29 @@ fn note(quiet: bool, said: &mut dyn Write, what: &str, path: Option<&Path>) -> R
 
 /// What came out, where nobody asked for a file.
 fn summary<T: FileElement>(
-    settings: &Settings,
+    layout: Layout,
     problem: &Problem,
     results: &Results<T>,
     took: Duration,
     stdout: &mut dyn Write,
 ) -> Result<(), Error> {
-    let shape = problem.shape();
-    let [out, q, k, v] =
-        [shape.out(), shape.q(), shape.k(), shape.v()].map(|shape| settings.layout.reorder(shape));
+    let shape_of = |tensor| layout.shape_of(problem, tensor);
     let mut rows = vec![
-        row("out", &out, results.out.iter().map(|x| x.to_f64())),
-        row(
-            "lse",
-            &[shape.batch, shape.num_heads, shape.seqlen_q],
-            results.lse.iter().map(|&x| f64::from(x)),
-        ),
+        row("out", &shape_of(TensorName::Out), results.out.iter().map(|x| x.to_f64())),
+        row("lse", &shape_of(TensorName::Lse), results.lse.iter().map(|&x| f64::from(x))),
     ];
     if let Some(grads) = &results.gradients {
-        for (name, shape, data) in [("dq", &q, &grads.dq), ("dk", &k, &grads.dk), ("dv", &v, &grads.dv)] {
-            rows.push(row(name, shape, data.iter().map(|x| x.to_f64())));
+        for (name, tensor, data) in [
+            ("dq", TensorName::Dq, &grads.dq),
+            ("dk", TensorName::Dk, &grads.dk),
+            ("dv", TensorName::Dv, &grads.dv),
+        ] {
+            rows.push(row(name, &shape_of(tensor), data.iter().map(|x| x.to_f64())));
         }
     }
     let mut text = format!("{}\n", table(&["tensor", "shape", "rms", "largest", "not finite"], rows, 2));
     if let Some(probs) = &results.probs {
-        let probs = Probs::new(problem, TensorRef::bshd(probs, shape.probs()))?;
+        let probs = Probs::new(problem, TensorRef::bshd(probs, problem.probs()))?;
         if let Some(kept) = probs.kept_fraction() {
             text += &format!("probs: {:.4} % of the visible entries kept\n", 100.0 * kept);
         }
@@ -187,9 +192,9 @@ fn summary<T: FileElement>(
         ),
         _ => "no dropout".to_string(),
     };
-    let causal = if problem.causal() { "causal, " } else { "" };
+    let seen: String = text::seen(problem).iter().map(|fact| format!("{fact}, ")).collect();
     text += &format!(
-        "{}, {causal}softmax_scale {}, {dropout}\n{:.1} ms; -o FILE writes the results, --plot PICTURE.png draws them",
+        "{}, {seen}softmax_scale {}, {dropout}\n{:.1} ms; -o FILE writes the results, --plot PICTURE.png draws them",
         T::DTYPE,
         problem.softmax_scale(),
         took.as_secs_f64() * 1e3

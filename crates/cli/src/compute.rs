@@ -6,8 +6,11 @@ use crate::files::{FileElement, Tensor};
 use crate::input::Operands;
 use crate::memory;
 use crate::progress::Progress;
+use crate::sequences;
 use crate::settings::Layout;
-use signflash_core::{GradInputs, Gradients, Outputs, Piece, Problem, TensorMut, contiguous_strides};
+use signflash_core::{
+    GradInputs, Gradients, Outputs, Piece, Problem, TensorMut, TensorName, contiguous_strides,
+};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -52,7 +55,7 @@ impl Compute<'_> {
         let Self { engine, problem, layout, quiet } = *self;
         let shape = problem.shape();
         let [len_q, len_k, len_v, len_out] = [shape.q(), shape.k(), shape.v(), shape.out()].map(len);
-        let len_probs = len(shape.probs());
+        let len_probs = len(problem.probs());
         let bytes = |elements: &[usize]| {
             elements.iter().fold(0u64, |sum, &n| sum.saturating_add(n.saturating_mul(size_of::<T>()) as u64))
         };
@@ -78,7 +81,7 @@ impl Compute<'_> {
         let inputs = operands.inputs(problem, layout);
         let progress = Progress::spinner("forward", quiet);
         let mut outputs = Outputs::new(layout.view_mut(&mut out, shape.out()), &mut lse)
-            .probs(probs.as_mut().map(|probs| TensorMut::bshd(probs, shape.probs())));
+            .probs(probs.as_mut().map(|probs| TensorMut::bshd(probs, problem.probs())));
         engine.forward(problem, &inputs, &mut outputs)?;
         drop(progress);
         let gradients = match operands.dout(problem, layout) {
@@ -106,7 +109,8 @@ impl Compute<'_> {
         Ok(Results { out, lse, probs, gradients })
     }
 
-    /// The sign-encoded probabilities of some rows of one head, (rows, seqlen_k), without computing the others.
+    /// The sign-encoded probabilities of some rows of one head, (rows, seqlen_k), without computing the others. Of packed
+    /// sequences rows and keys are those of the tensors, and each row has zeros where the keys are another sequence's.
     ///
     /// # Errors
     /// [`Error::Problem`].
@@ -117,22 +121,27 @@ impl Compute<'_> {
         rows: Range<usize>,
     ) -> Result<Vec<T>, Error> {
         let (whole, seqlen_k) = (self.problem, self.problem.shape().seqlen_k);
+        let all_inputs = operands.inputs(whole, self.layout);
         let mut probs = vec![T::default(); rows.len() * seqlen_k];
-        // What none of them sees stays 0.
-        let seen = whole.visibility().keys_of_all(rows.start as i64, rows.end as i64 - 1).some.positions();
-        if rows.is_empty() || seen.is_empty() {
-            return Ok(probs);
+        for (sequence, own) in sequences::among(whole, batch, rows.clone()) {
+            let alone = whole.alone(&sequence)?;
+            // What none of them sees stays 0.
+            let seen = alone.visibility().keys_of_all(own.start as i64, own.end as i64 - 1).some.positions();
+            if seen.is_empty() {
+                continue;
+            }
+            let first =
+                (sequence.first_q + own.start - rows.start) * seqlen_k + sequence.first_k + seen.start;
+            let piece = Piece { heads: head..head + 1, rows: own, columns: seen, ..Piece::of(&alone) };
+            let part = alone.piece(&piece)?;
+            let inputs = piece.inputs(&alone, &sequence.inputs(&all_inputs));
+            let shape = part.shape();
+            let (mut out, mut lse) = (vec![T::default(); len(shape.out())], vec![0.0; shape.lse_len()]);
+            let strides = contiguous_strides([1, 1, shape.seqlen_q, seqlen_k]);
+            let mut outputs = Outputs::new(TensorMut::bshd(&mut out, shape.out()), &mut lse)
+                .probs(TensorMut::strided(&mut probs[first..], shape.probs(), strides));
+            self.engine.forward(&part, &inputs, &mut outputs)?;
         }
-        let (batches, heads) = (batch..batch + 1, head..head + 1);
-        let piece = Piece { batches, heads, rows, columns: seen.clone() };
-        let part = whole.piece(&piece)?;
-        let inputs = piece.inputs(whole, &operands.inputs(whole, self.layout));
-        let shape = part.shape();
-        let (mut out, mut lse) = (vec![T::default(); len(shape.out())], vec![0.0; shape.lse_len()]);
-        let strides = contiguous_strides([1, 1, shape.seqlen_q, seqlen_k]);
-        let mut outputs = Outputs::new(TensorMut::bshd(&mut out, shape.out()), &mut lse)
-            .probs(TensorMut::strided(&mut probs[seen.start..], shape.probs(), strides));
-        self.engine.forward(&part, &inputs, &mut outputs)?;
         Ok(probs)
     }
 }
@@ -157,21 +166,17 @@ impl<T: FileElement> Results<T> {
 
     /// As tensors of a file.
     pub fn into_tensors(self, problem: &Problem, layout: Layout) -> BTreeMap<String, Tensor> {
-        let shape = problem.shape();
-        let [out, q, k, v] =
-            [shape.out(), shape.q(), shape.k(), shape.v()].map(|shape| layout.reorder(shape).to_vec());
-        let lse_shape = vec![shape.batch, shape.num_heads, shape.seqlen_q];
+        let tensor = |name, data| Tensor { shape: layout.shape_of(problem, name), data };
         let mut tensors = BTreeMap::from([
-            ("out".to_string(), Tensor { shape: out, data: T::wrap(self.out) }),
-            ("lse".to_string(), Tensor { shape: lse_shape, data: f32::wrap(self.lse) }),
+            ("out".to_string(), tensor(TensorName::Out, T::wrap(self.out))),
+            ("lse".to_string(), tensor(TensorName::Lse, f32::wrap(self.lse))),
         ]);
-        if let Some(probs) = self.probs {
-            let probs = Tensor { shape: shape.probs().to_vec(), data: T::wrap(probs) };
-            tensors.insert("probs".into(), probs);
-        }
+        tensors.extend(self.probs.map(|probs| ("probs".into(), tensor(TensorName::Probs, T::wrap(probs)))));
         if let Some(Grads { dq, dk, dv }) = self.gradients {
-            for (name, shape, data) in [("dq", q, dq), ("dk", k, dk), ("dv", v, dv)] {
-                tensors.insert(name.into(), Tensor { shape, data: T::wrap(data) });
+            for (name, like, data) in
+                [("dq", TensorName::Dq, dq), ("dk", TensorName::Dk, dk), ("dv", TensorName::Dv, dv)]
+            {
+                tensors.insert(name.into(), tensor(like, T::wrap(data)));
             }
         }
         tensors

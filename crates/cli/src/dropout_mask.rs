@@ -8,7 +8,7 @@ use crate::progress::Progress;
 use crate::{machine, memory};
 use rayon::prelude::*;
 use signflash_core::dropout::{BLOCK_COLUMNS, BLOCK_ROWS};
-use signflash_core::{Dropout, KeepRule, Problem, Shape};
+use signflash_core::{Dropout, KeepRule, Problem, Shape, Shard};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
@@ -31,7 +31,8 @@ pub fn run(args: &DropoutMaskArgs, quiet: bool, stdout: &mut dyn Write) -> Resul
     let dropout = Dropout::new(args.dropout_p, args.seed, args.offset)?;
     let shape =
         Shape::new(args.batch, args.seqlen_q, args.seqlen_k).heads(args.heads, args.heads).head_dim(1);
-    let problem = Problem::builder(shape).dropout(dropout).build()?;
+    let shard = Shard { first_batch: args.first_batch, ..Shard::default() };
+    let problem = Problem::builder(shape).dropout(dropout).shard(shard).build()?;
     machine::set_threads(args.threads)?;
     let total = count(&shape)?;
     if total > 0 {

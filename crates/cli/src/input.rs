@@ -2,8 +2,9 @@
 
 use crate::errors::Error;
 use crate::files::{Archive, Data, FileElement, Tensor, listing};
+use crate::packed;
 use crate::settings::{Layout, Settings};
-use signflash_core::{Inputs, Problem, Shape, TensorRef};
+use signflash_core::{Inputs, Problem, Shape, TensorName, TensorRef};
 
 /// What attention reads, in the file's layout.
 #[derive(Clone, Debug)]
@@ -66,23 +67,47 @@ fn elements<T: FileElement>(tensor: &'static str, data: Data) -> Result<Vec<T>, 
     })
 }
 
-/// The problem that a file and settings describe. Judges every tensor's shape, in the file's order of dimensions, so
-/// that messages say what the file's author sees.
+/// The problem that a file and settings describe, and the order of its dimensions. Judges every tensor's shape, in the
+/// file's order of dimensions, so that messages say what the file's author sees.
 ///
 /// # Errors
-/// [`Error::MissingTensor`], [`Error::TensorShape`], [`Error::Problem`].
-pub fn problem(archive: &Archive, settings: &Settings) -> Result<Problem, Error> {
-    let layout = settings.layout;
+/// [`Error::MissingTensor`], [`Error::TensorShape`], [`Error::Problem`]; what [`packed::cu_seqlens`] says;
+/// [`Error::Argument`] for a layout that does not go with them.
+pub fn problem(archive: &Archive, settings: &Settings) -> Result<(Problem, Layout), Error> {
+    let packed = packed::cu_seqlens(archive)?;
+    let layout = layout(settings, packed.is_some())?;
     let q = dims(archive, "q", layout)?;
     let k = dims(archive, "k", layout)?;
     let [batch, seqlen_q, num_heads, head_dim] = q;
     let [_, seqlen_k, num_heads_k, _] = k;
     let expected_k = [batch, seqlen_k, num_heads_k, head_dim];
-    expect_shape(archive, "k", layout, expected_k, "same batch and head_dim as q")?;
+    let as_q = if packed.is_some() { "same head_dim as q" } else { "same batch and head_dim as q" };
+    expect_shape(archive, "k", layout, expected_k, as_q)?;
     expect_shape(archive, "v", layout, expected_k, "that of k")?;
     expect_shape(archive, "dout", layout, q, "that of q")?;
-    expect_dlse(archive, [batch, num_heads, seqlen_q])?;
-    settings.problem(Shape::new(batch, seqlen_q, seqlen_k).heads(num_heads, num_heads_k).head_dim(head_dim))
+    let shape = Shape::new(batch, seqlen_q, seqlen_k).heads(num_heads, num_heads_k).head_dim(head_dim);
+    let builder = settings.builder(shape)?;
+    let problem = match &packed {
+        None => builder.build()?,
+        Some([q, k]) => builder.packed(q, k).build()?,
+    };
+    expect_dlse(archive, &problem, layout)?;
+    Ok((problem, layout))
+}
+
+/// The order that the settings say, which is of packed sequences if these are.
+fn layout(settings: &Settings, packed: bool) -> Result<Layout, Error> {
+    let expected = match (settings.layout, packed) {
+        (None, true) => return Ok(Layout::Thd),
+        (None, false) => return Ok(Layout::default()),
+        (Some(layout), _) if (layout == Layout::Thd) == packed => return Ok(layout),
+        (Some(_), true) => {
+            "thd with cu_seqlens_q and cu_seqlens_k: tensors of packed sequences are (tokens, heads, head_dim)"
+        }
+        (Some(_), false) => "bhsd or bshd without the tensors cu_seqlens_q and cu_seqlens_k",
+    };
+    let got = settings.layout.map_or("nothing", Layout::name).to_string();
+    Err(Error::Argument { argument: "layout", expected: expected.into(), got })
 }
 
 /// The tensor, or a sentence.
@@ -104,13 +129,12 @@ pub fn tensor<'a>(
 /// (batch, seqlen, heads, head_dim) of a tensor that must be there.
 fn dims(archive: &Archive, name: &'static str, layout: Layout) -> Result<[usize; 4], Error> {
     let tensor = tensor(archive, name, "attention needs q, k and v")?;
-    let shape: [usize; 4] = tensor.shape.as_slice().try_into().map_err(|_| Error::TensorShape {
+    layout.of_file(&tensor.shape).ok_or_else(|| Error::TensorShape {
         tensor: name,
         got: tensor.shape.clone(),
-        expected: "four dimensions".into(),
-        meaning: meaning(layout),
-    })?;
-    Ok(layout.reorder(shape))
+        expected: if layout == Layout::Thd { "three dimensions" } else { "four dimensions" }.into(),
+        meaning: layout.meaning(TensorName::Q),
+    })
 }
 
 /// `expected` is (batch, seqlen, heads, head_dim). A tensor that is not there has no wrong shape, except v.
@@ -124,13 +148,13 @@ fn expect_shape(
     if name != "dout" {
         dims(archive, name, layout)?;
     }
-    let expected = layout.reorder(expected);
+    let expected = layout.in_file(expected);
     match archive.tensors.get(name) {
         Some(tensor) if tensor.shape != expected => Err(Error::TensorShape {
             tensor: name,
             got: tensor.shape.clone(),
             expected: format!("{expected:?} ({why})"),
-            meaning: meaning(layout),
+            meaning: layout.meaning(TensorName::Q),
         }),
         _ => Ok(()),
     }
@@ -140,50 +164,39 @@ fn expect_shape(
 ///
 /// # Errors
 /// [`Error::TensorShape`].
-pub fn references(archive: &Archive, settings: &Settings, problem: &Problem) -> Result<(), Error> {
-    let shape = problem.shape();
-    let [out, q, k, v] =
-        [shape.out(), shape.q(), shape.k(), shape.v()].map(|shape| settings.layout.reorder(shape));
-    let lse = [shape.batch, shape.num_heads, shape.seqlen_q];
-    let rows = "(batch, heads, seqlen_q), whatever the layout";
-    let signbit = "(batch, heads, seqlen_q, seqlen_k), whatever the layout";
-    let expected: [(&'static str, &[usize], &'static str); 6] = [
-        ("out", &out, meaning(settings.layout)),
-        ("lse", &lse, rows),
-        ("dq", &q, meaning(settings.layout)),
-        ("dk", &k, meaning(settings.layout)),
-        ("dv", &v, meaning(settings.layout)),
-        ("signbit", &shape.probs(), signbit),
+pub fn references(archive: &Archive, problem: &Problem, layout: Layout) -> Result<(), Error> {
+    let named: [(&'static str, TensorName); 6] = [
+        ("out", TensorName::Out),
+        ("lse", TensorName::Lse),
+        ("dq", TensorName::Dq),
+        ("dk", TensorName::Dk),
+        ("dv", TensorName::Dv),
+        ("signbit", TensorName::Probs),
     ];
-    for (tensor, expected, meaning) in expected {
+    for (tensor, like) in named {
+        let expected = layout.shape_of(problem, like);
         if let Some(Tensor { shape: got, .. }) =
             archive.tensors.get(tensor).filter(|there| there.shape != expected)
         {
             let (got, expected) = (got.clone(), format!("{expected:?}"));
-            return Err(Error::TensorShape { tensor, got, expected, meaning });
+            return Err(Error::TensorShape { tensor, got, expected, meaning: layout.meaning(like) });
         }
     }
     Ok(())
 }
 
 /// The gradient of lse, if it is there: of lse's shape, beside a dout.
-fn expect_dlse(archive: &Archive, expected: [usize; 3]) -> Result<(), Error> {
+fn expect_dlse(archive: &Archive, problem: &Problem, layout: Layout) -> Result<(), Error> {
     let Some(dlse) = archive.tensors.get("dlse") else { return Ok(()) };
+    let expected = layout.shape_of(problem, TensorName::Dlse);
     if dlse.shape != expected {
         return Err(Error::TensorShape {
             tensor: "dlse",
             got: dlse.shape.clone(),
             expected: format!("{expected:?} (that of lse)"),
-            meaning: "(batch, heads, seqlen_q), whatever the layout",
+            meaning: layout.meaning(TensorName::Dlse),
         });
     }
     tensor(archive, "dout", "dlse asks for gradients, which need dout: zeros, if only lse has a gradient")?;
     Ok(())
-}
-
-const fn meaning(layout: Layout) -> &'static str {
-    match layout {
-        Layout::Bhsd => "(batch, heads, seqlen, head_dim); if seqlen comes before heads, pass --layout bshd",
-        Layout::Bshd => "(batch, seqlen, heads, head_dim); if heads come before seqlen, pass --layout bhsd",
-    }
 }

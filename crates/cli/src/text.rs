@@ -1,5 +1,7 @@
 //! What comes from outside, in messages: short, on one line, and nothing that a terminal would obey.
 
+use crate::settings::window;
+use signflash_core::{Problem, Window};
 use std::path::Path;
 
 /// Characters of a message.
@@ -27,6 +29,20 @@ pub fn shape(sizes: &[usize]) -> String {
     }
     let first: Vec<String> = sizes[..MAX_SIZES].iter().map(usize::to_string).collect();
     format!("[{}, ... ({} dimensions)]", first.join(", "), sizes.len())
+}
+
+/// What is seen of a problem's keys, where it is not all of them: packed sequences, causal or another window.
+pub fn seen(problem: &Problem) -> Vec<String> {
+    let packed = problem.is_packed().then(|| match problem.sequence_count() {
+        1 => "1 packed sequence".to_string(),
+        count => format!("{count} packed sequences"),
+    });
+    let window = match problem.window() {
+        Window::FULL => None,
+        Window::CAUSAL => Some("causal".to_string()),
+        other => Some(format!("window {}", window::write(other))),
+    };
+    packed.into_iter().chain(window).collect()
 }
 
 /// Beginning and end of what is longer than `max` characters.

@@ -18,13 +18,23 @@ With --layout bshd, the second and third dimensions are exchanged. Results keep 
   probs             (batch, num_heads, seqlen_q, seqlen_k), with --probs: probability; its sign
                     bit is set where the entry was dropped
 
+Sequences of different lengths may be packed one behind the other, without padding. Then INPUT also
+holds where they begin, and tensors have one dimension less; each sequence attends to itself alone:
+  cu_seqlens_q, cu_seqlens_k   (sequences + 1) i32 or i64: from 0 on, each number the end of a
+                               sequence; they may be the same, and rows behind the last see nothing
+  q, dout, out, dq             (tokens, num_heads, head_dim), the order `thd`; k, v, dk, dv likewise
+  lse, dlse                    (num_heads, tokens)
+  probs, signbit               (sequences, num_heads, seqlen_q, seqlen_k) of the longest; +0.0 behind
+                               the end of a shorter one
+Sequence n drops what batch n of a dense file drops. Results hold cu_seqlens_q and cu_seqlens_k, too.
+
 A setting not given here is taken from the file's metadata, else it has its default. Results are
 the same to the bit for any number of threads. With --device cuda, f16 and bf16.";
 
 pub(super) const MORE: &str = "\
 Files:
-  .safetensors  settings are the file's metadata, all text: layout, causal, dropout_p, seed,
-                offset, softmax_scale, scale_rule
+  .safetensors  settings are the file's metadata, all text: layout, window, causal, dropout_p,
+                seed, offset, softmax_scale, scale_rule
   .npz          settings are an entry `settings`, a JSON object as text:
                   numpy.savez('in.npz', q=q, k=k, v=v,
                               settings=json.dumps({'dropout_p': 0.1, 'causal': True}))
@@ -33,7 +43,7 @@ Files:
 INPUT may be a pipe. The settings of an .npz are ours alone: a name that is none of the above is
 an error (`note` holds a remark). The metadata of a .safetensors file is everybody's: there a name
 is an error if it is a setting mistyped or in other words (dropout, is_causal), or if it, or a
-tensor, asks for what is not computed (window, softcap, bias, attn_mask); other names are noted.
+tensor, asks for what is not computed (softcap, bias, attn_mask); other names are noted.
 
 What --verify compares:
   ours vs f64     our results with the formulas in f64 on the same rounded inputs. This is the
@@ -45,7 +55,8 @@ What --verify compares:
                   where scores are ordinary and sums do not cancel. f32's grow with the largest
                   score beyond 8; the error is relative to max(||f64||, ||terms|| / 2), terms
                   being the root of the sum of the squares of what is added up; few numbers may
-                  be farther off. The table shows the bound that holds (docs/contract.md).
+                  be farther off. The table shows the bound that holds (docs/contract.md). Every
+                   sequence must keep twice this bound by itself, or the table names it.
   file vs f64     the tensors that the file holds (out lse dq dk dv), in the same way: how good
                   the other implementation is. Not judged, but it says who is to blame.
   ours vs file    the two with each other. Each is rounded, so they may differ by the sum of
@@ -59,6 +70,7 @@ something in the file to compare with. Results are written even if the verificat
 Examples:
   signflash attend in.safetensors
   signflash attend in.npz -o out.npz --causal --dropout-p 0.1 --seed 42 --probs
+  signflash attend in.safetensors --window 255,0
   signflash attend reference.safetensors --verify --plot map.png --head 1";
 
 /// Arguments of `attend`.

@@ -2,6 +2,7 @@
 
 use super::EngineArgs;
 use super::engine::parse_dtype;
+use crate::bench::Lengths;
 use crate::settings::Axes;
 use clap::{Args, ValueEnum};
 use signflash_core::Dtype;
@@ -10,10 +11,19 @@ pub(super) const LONG: &str = "\
 Measure speed and memory.
 
 A row for each combination of the lists. Each is checked on a few rows against the f64 formulas
-before it is timed. Operations are counted as the field does: 4 * batch * heads * seqlen^2 *
-head_dim for the forward, half of it if causal, 2.5 times for the backward. `% of peak` is of the
-multiply-adds that the same threads do in registers with the same instruction set, measured here.
-`extra MiB` is what the first call allocated at most, beyond inputs and results.
+before it is timed. Operations are counted of what is seen: 4 * heads * head_dim for each entry
+(query, key) that neither causality nor a window nor another sequence hides, 2.5 times that for the
+backward. `% of peak` is of the multiply-adds that the same threads do in registers with the same
+instruction set, measured here. `extra MiB` is what the first call allocated at most, beyond inputs
+and results.
+
+--lengths packs sequences of different lengths one behind the other, without padding:
+  512             one sequence
+  2048x8          eight of 2048
+  20..512x64      64, each of a length drawn between 20 and 512
+  1..2048/16384   drawn until they have 16384 tokens; the last one is cut
+  2048x2+1..64x8  both
+--lengths-seed draws others.
 
 On a GPU (--device cuda) tensors stay in its memory, the median is of 20 calls after 5, timed by
 events, and `first ms` is the first call's time with compiling or loading its kernels.";
@@ -23,7 +33,9 @@ Examples:
   signflash bench
   signflash bench --seqlen 1024,4096 --causal false,true --dtype f32,bf16 --pass fwd,bwd
   signflash bench --seqlen 32768 --heads 1 --dropout-p 0.1 --pass fwd,bwd --json
-  signflash bench --device cuda --dtype bf16 --batch 2 --heads 16 --seqlen 8192 --pass fwd,bwd";
+  signflash bench --device cuda --dtype bf16 --batch 2 --heads 16 --seqlen 8192 --pass fwd,bwd
+  signflash bench --seqlen 16384 --causal --window 255,0 --window 1023,0 --heads 2
+  signflash bench --lengths 2048x8,1..2048/16384 --pass fwd,bwd";
 
 /// Arguments of `bench`.
 #[derive(Args, Debug)]
@@ -37,6 +49,12 @@ pub struct BenchArgs {
     /// Numbers of queries and of keys.
     #[arg(long, value_delimiter = ',', default_values_t = [1024, 4096])]
     pub seqlen: Vec<usize>,
+    /// Lengths of packed sequences, as above, instead of --seqlen and --batch.
+    #[arg(long, value_delimiter = ',', conflicts_with_all = ["seqlen", "batch"])]
+    pub lengths: Vec<Lengths>,
+    /// What lengths are drawn from.
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    pub lengths_seed: u64,
     /// Settings that are varied.
     #[command(flatten)]
     pub settings: Axes,

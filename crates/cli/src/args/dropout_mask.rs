@@ -17,8 +17,12 @@ Files:
   .bits  the same entries in the same order, a bit each, 1 = kept, least significant bit first,
          without gaps: numpy.unpackbits(numpy.fromfile(FILE, 'u1'), bitorder='little')
 
-Example:
-  signflash dropout-mask --heads 3 --seqlen-q 256 --seqlen-k 256 -p 0.1 --seed 123 -o keep.npy";
+Packed sequences draw the mask of a batch, by their number and their own rows and columns: that of
+sequence 5 is --first-batch 5, with its lengths.
+
+Examples:
+  signflash dropout-mask --heads 3 --seqlen-q 256 --seqlen-k 256 -p 0.1 --seed 123 -o keep.npy
+  signflash dropout-mask --heads 3 --first-batch 5 --seqlen-q 64 --seqlen-k 64 -p 0.1 --seed 123";
 
 /// Arguments of `dropout-mask`.
 #[derive(Args, Debug)]
@@ -26,6 +30,9 @@ pub struct DropoutMaskArgs {
     /// Number of sequences.
     #[arg(long, default_value_t = 1)]
     pub batch: usize,
+    /// The number of the first sequence: packed sequence N draws what batch N draws.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub first_batch: usize,
     /// Number of query heads.
     #[arg(long, default_value_t = 1)]
     pub heads: usize,

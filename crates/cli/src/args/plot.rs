@@ -13,7 +13,10 @@ hue, NaN has a color of its own. If the map has more entries than the picture ha
 square covers a block of them, and the title says how many. Then --bin mean shows how much
 probability lies in the block and how much of that was dropped, --bin max the largest entry and
 whether it was dropped; a NaN is shown in either case. Cells of maps longer than 3 to 1 are
-rectangles. Nothing is cut off unless --queries or --keys say so.";
+rectangles. Nothing is cut off unless --queries or --keys say so.
+
+Packed sequences are one map of all their queries and keys, each sequence a block of it; --queries
+and --keys count from the first.";
 
 pub(super) const MORE: &str = "\
 Examples:

@@ -4,7 +4,7 @@ use crate::args::Pass;
 use crate::errors::Error;
 use crate::memory;
 use crate::settings::{AXES, Settings};
-use signflash_core::{Dtype, Problem, Shape};
+use signflash_core::{Dtype, Problem, Sequence, Shape};
 use std::fmt;
 
 /// What a row measures.
@@ -12,12 +12,63 @@ use std::fmt;
 pub(super) struct Case {
     pub(super) dtype: Dtype,
     pub(super) pass: Pass,
-    pub(super) batch: usize,
+    pub(super) sequences: Sequences,
     pub(super) heads: usize,
     pub(super) heads_k: usize,
     pub(super) head_dim: usize,
-    pub(super) seqlen: usize,
     pub(super) settings: Settings,
+}
+
+/// The sequences of a row, each of as many queries as keys.
+#[derive(Clone, Debug)]
+pub(super) enum Sequences {
+    /// In a batch, all of one length.
+    Batch { batch: usize, seqlen: usize },
+    /// One behind the other.
+    Packed { text: String, cu_seqlens: Vec<u32> },
+}
+
+impl Sequences {
+    /// Packed ones of these lengths.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if they are too long to be counted.
+    pub(super) fn packed(text: &str, lengths: &[u32]) -> Result<Self, Error> {
+        let mut cu_seqlens = vec![0u32];
+        for &length in lengths {
+            let begin = cu_seqlens[cu_seqlens.len() - 1];
+            cu_seqlens.push(begin.checked_add(length).ok_or_else(|| Error::Argument {
+                argument: "--lengths",
+                expected: "of less than 2^32 tokens together".into(),
+                got: text.to_string(),
+            })?);
+        }
+        Ok(Self::Packed { text: text.to_string(), cu_seqlens })
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        match self {
+            Self::Batch { batch, .. } => *batch,
+            Self::Packed { cu_seqlens, .. } => cu_seqlens.len() - 1,
+        }
+    }
+
+    /// How many queries they have together.
+    pub(super) fn tokens(&self) -> usize {
+        match self {
+            Self::Batch { batch, seqlen } => batch * seqlen,
+            Self::Packed { cu_seqlens, .. } => cu_seqlens.last().map_or(0, |&end| end as usize),
+        }
+    }
+
+    /// In the table: a length, or what the command line says of several.
+    pub(super) fn cell(&self) -> String {
+        match self {
+            Self::Batch { seqlen, .. } => seqlen.to_string(),
+            Self::Packed { text, .. } => text.clone(),
+        }
+    }
 }
 
 /// What was measured.
@@ -37,8 +88,12 @@ pub(super) struct Measured {
 
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { dtype, head_dim, seqlen, settings, .. } = self;
-        write!(f, "{dtype} {} head_dim {head_dim} seqlen {seqlen}", self.pass_name())?;
+        let Self { dtype, head_dim, sequences, settings, .. } = self;
+        let lengths = match sequences {
+            Sequences::Batch { .. } => "seqlen",
+            Sequences::Packed { .. } => "lengths",
+        };
+        write!(f, "{dtype} {} head_dim {head_dim} {lengths} {}", self.pass_name(), sequences.cell())?;
         AXES.iter().try_for_each(|axis| write!(f, " {} {}", axis.name, (axis.text)(settings)))
     }
 }
@@ -54,7 +109,10 @@ impl Case {
 
     /// Whether it can be run at all.
     pub(super) fn check(&self) -> Result<(), Error> {
-        let sizes = [("--batch", self.batch), ("--seqlen", self.seqlen)];
+        let sizes = match self.sequences {
+            Sequences::Batch { batch, seqlen } => vec![("--batch", batch), ("--seqlen", seqlen)],
+            Sequences::Packed { .. } => vec![("the tokens of --lengths", self.sequences.tokens())],
+        };
         for (argument, got) in sizes {
             if got == 0 {
                 return Err(Error::Argument { argument, expected: "at least 1".into(), got: "0".into() });
@@ -66,26 +124,48 @@ impl Case {
         let tensors = [shape.q(), shape.k(), shape.v(), shape.out()].map(elements);
         let tensors = tensors.into_iter().fold(0u64, u64::saturating_add).saturating_mul(2);
         let bytes = tensors.saturating_mul(self.dtype.size_bytes() as u64);
-        memory::check(&format!("bench {self}"), bytes, "choose a shorter --seqlen or fewer --heads")
+        memory::check(
+            &format!("bench {self}"),
+            bytes,
+            "choose a shorter --seqlen, or --lengths, or fewer --heads",
+        )
     }
 
     /// The problem.
     pub(super) fn problem(&self) -> Result<Problem, Error> {
-        let shape = Shape::new(self.batch, self.seqlen, self.seqlen)
-            .heads(self.heads, self.heads_k)
-            .head_dim(self.head_dim);
-        self.settings.problem(shape)
-    }
-
-    /// By the field's convention.
-    pub(super) fn flops(&self) -> f64 {
-        let Self { batch, heads, seqlen, head_dim, .. } = *self;
-        let forward =
-            4.0 * [batch, heads, seqlen, seqlen, head_dim].map(|x| x as f64).into_iter().product::<f64>();
-        let seen = if self.settings.causal { forward / 2.0 } else { forward };
-        match self.pass {
-            Pass::Fwd => seen,
-            Pass::Bwd => 2.5 * seen,
+        let shape = |batch, seqlen| {
+            Shape::new(batch, seqlen, seqlen).heads(self.heads, self.heads_k).head_dim(self.head_dim)
+        };
+        match &self.sequences {
+            Sequences::Batch { batch, seqlen } => self.settings.problem(shape(*batch, *seqlen)),
+            Sequences::Packed { cu_seqlens, .. } => {
+                let builder = self.settings.builder(shape(1, self.sequences.tokens()))?;
+                Ok(builder.packed(cu_seqlens, cu_seqlens).build()?)
+            }
         }
     }
+
+    /// Operations on what is seen: a product for the score of each visible entry and one for its share of out, and two
+    /// and a half times that for a backward.
+    pub(super) fn flops(&self, problem: &Problem) -> f64 {
+        let entries: f64 = match self.sequences {
+            // All alike.
+            Sequences::Batch { batch, .. } => {
+                batch as f64
+                    * problem.sequences().take(1).map(|sequence| visible(problem, &sequence)).sum::<f64>()
+            }
+            Sequences::Packed { .. } => problem.sequences().map(|sequence| visible(problem, &sequence)).sum(),
+        };
+        let forward = 4.0 * self.heads as f64 * self.head_dim as f64 * entries;
+        match self.pass {
+            Pass::Fwd => forward,
+            Pass::Bwd => 2.5 * forward,
+        }
+    }
+}
+
+/// How many entries a head of a sequence sees.
+fn visible(problem: &Problem, sequence: &Sequence) -> f64 {
+    let band = problem.visibility_in(sequence);
+    (0..sequence.seqlen_q).map(|i| band.keys_of(i as i64).positions().len() as f64).sum()
 }

@@ -1,8 +1,8 @@
 //! A row is checked before it is timed: the fastest wrong answer is worth nothing.
 //!
 //! All of it would take far longer than the measurement, and the test suite does that. What is compared with the f64
-//! formulas is, of the last group of heads, the last queries' out and lse, and for a backward their dq; and the dk
-//! and dv of the first and the last keys, from the call's own out and lse.
+//! formulas is, of the longest sequence and the last one, and of the last group of heads, the last queries' out and lse,
+//! and for a backward their dq; and the dk and dv of the first and the last keys, from the call's own out and lse.
 
 use super::case::Case;
 use super::tensors::Tensors;
@@ -12,7 +12,7 @@ use crate::errors::Error;
 use crate::files::FileElement;
 use signflash_core::judge::{Backward, Distance, Truth};
 use signflash_core::oracle::Forward;
-use signflash_core::{Piece, Problem, TensorName, TensorRef};
+use signflash_core::{Inputs, Piece, Problem, Sequence, TensorName, TensorRef};
 use std::ops::Range;
 
 /// Queries, and keys at each end, that are checked.
@@ -29,45 +29,65 @@ pub(super) fn check<T: FileElement>(
     problem: &Problem,
     tensors: &Tensors<T>,
 ) -> Result<(), Error> {
-    let check = Check { case, problem, tensors };
-    check.queries()?;
-    if case.pass == Pass::Bwd {
-        let seqlen_k = problem.shape().seqlen_k;
-        check.keys(0..ROWS.min(seqlen_k))?;
-        check.keys(seqlen_k.saturating_sub(ROWS)..seqlen_k)?;
+    for sequence in chosen(problem) {
+        let alone = problem.alone(&sequence)?;
+        let seqlen_k = sequence.seqlen_k;
+        let check = Check { case, problem, tensors, sequence, alone };
+        check.queries()?;
+        if case.pass == Pass::Bwd {
+            check.keys(0..ROWS.min(seqlen_k))?;
+            check.keys(seqlen_k.saturating_sub(ROWS)..seqlen_k)?;
+        }
     }
     Ok(())
+}
+
+/// The longest sequence, and the last one that is not empty.
+fn chosen(problem: &Problem) -> impl Iterator<Item = Sequence> {
+    let there = || problem.sequences().filter(|sequence| sequence.seqlen_q > 0 && sequence.seqlen_k > 0);
+    let longest = there().max_by_key(|sequence| sequence.seqlen_q);
+    let last = there().last().filter(|last| Some(*last) != longest);
+    longest.into_iter().chain(last)
 }
 
 struct Check<'a, T> {
     case: &'a Case,
     problem: &'a Problem,
     tensors: &'a Tensors<T>,
+    sequence: Sequence,
+    /// The sequence as a problem of its own.
+    alone: Problem,
 }
 
 impl<T: FileElement> Check<'_, T> {
     /// Some queries and keys of the last group of heads.
     fn piece(&self, rows: Range<usize>, columns: Range<usize>) -> Piece {
-        let shape = self.problem.shape();
-        let (batch, heads) = (shape.batch, shape.num_heads);
-        Piece { batches: batch - 1..batch, heads: heads - shape.group_size()..heads, rows, columns }
+        let shape = self.alone.shape();
+        let heads = shape.num_heads - shape.group_size()..shape.num_heads;
+        Piece { heads, rows, columns, ..Piece::of(&self.alone) }
     }
 
     /// A piece's share of one of the call's tensors.
     fn share<'b>(&self, piece: &Piece, tensor: TensorName, data: &'b [T]) -> TensorRef<'b, T> {
         let whole = TensorRef::bhsd(data, self.problem.shape().of(tensor));
-        piece.share(self.problem, tensor, &whole)
+        piece.share(&self.alone, tensor, &self.sequence.share(tensor, &whole))
+    }
+
+    /// A piece's share of what the call's forward reads.
+    fn inputs(&self, piece: &Piece) -> Inputs<'_, T> {
+        let whole = self.tensors.inputs(self.problem.shape());
+        piece.inputs(&self.alone, &self.sequence.inputs(&whole))
     }
 
     /// out, lse and, of a backward, dq of the last queries.
     fn queries(&self) -> Result<(), Error> {
-        let Self { problem, tensors, .. } = self;
-        let shape = problem.shape();
+        let Self { alone, tensors, .. } = self;
+        let shape = alone.shape();
         let piece = self.piece(shape.seqlen_q.saturating_sub(ROWS)..shape.seqlen_q, 0..shape.seqlen_k);
-        let inputs = piece.inputs(problem, &tensors.inputs(shape));
+        let inputs = self.inputs(&piece);
         let backward = (self.case.pass == Pass::Bwd)
             .then(|| Backward { dout: self.share(&piece, TensorName::Dout, &tensors.dout), dlse: None });
-        let truth = Truth::of(&problem.piece(&piece)?, &inputs, backward)?;
+        let truth = Truth::of(&alone.piece(&piece)?, &inputs, backward)?;
         let judge = |tensor, got: &dyn Fn(usize) -> f64| match truth.tensor(tensor) {
             Some(expected) => self.judge(tensor, expected.distance(got)),
             None => Ok(()), // dq of a forward
@@ -81,17 +101,17 @@ impl<T: FileElement> Check<'_, T> {
 
     /// dk and dv of some keys, by the call's own out and lse of the queries that see any of them.
     fn keys(&self, keys: Range<usize>) -> Result<(), Error> {
-        let Self { problem, tensors, .. } = self;
-        let seen_by = problem.visibility().queries_of_all(keys.start as i64, keys.end as i64 - 1);
+        let Self { alone, tensors, .. } = self;
+        let seen_by = alone.visibility().queries_of_all(keys.start as i64, keys.end as i64 - 1);
         let piece = self.piece(seen_by.some.positions(), keys);
-        let part = problem.piece(&piece)?;
+        let part = alone.piece(&piece)?;
         let share = |tensor, data| self.share(&piece, tensor, data);
         let out = share(TensorName::Out, &tensors.out);
         let forward = Forward {
             out: (0..len(out.shape)).map(|n| element(&out, n)).collect(),
             lse: (0..part.shape().lse_len()).map(|n| self.lse(&piece, n)).collect(),
         };
-        let inputs = piece.inputs(problem, &tensors.inputs(problem.shape()));
+        let inputs = self.inputs(&piece);
         let backward = Backward { dout: share(TensorName::Dout, &tensors.dout), dlse: None };
         let truth = Truth::from_forward(&part, &inputs, Some(backward), forward)?;
         for (tensor, ours) in [(TensorName::Dk, &tensors.dk), (TensorName::Dv, &tensors.dv)] {
@@ -104,9 +124,8 @@ impl<T: FileElement> Check<'_, T> {
 
     /// The n-th lse of a piece.
     fn lse(&self, piece: &Piece, n: usize) -> f64 {
-        let sequence = self.problem.sequence(piece.batches.start).expect("the piece lies in the problem");
         let (head, row) = (piece.heads.start + n / piece.rows.len(), piece.rows.start + n % piece.rows.len());
-        self.tensors.lse[sequence.lse(self.problem.shape(), row, head)].into()
+        self.tensors.lse[self.sequence.lse(self.problem.shape(), row, head)].into()
     }
 
     fn judge(&self, tensor: TensorName, distance: Distance) -> Result<(), Error> {
@@ -128,25 +147,25 @@ fn element<T: FileElement>(x: &TensorRef<'_, T>, n: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::case::Sequences;
     use crate::engine::Engine;
     use crate::settings::Settings;
-    use signflash_core::{Dtype, f16};
+    use signflash_core::{Dtype, Window, f16};
     use signflash_cpu::CpuEngine;
 
     /// Makes a result wrong, at a place if it has one.
     type Spoil = fn(&mut Tensors<f16>, usize);
 
     /// A backward and its results, right.
-    fn right(causal: bool) -> (Case, Problem, Tensors<f16>) {
+    fn right(causal: bool, window: Window, sequences: Sequences) -> (Case, Problem, Tensors<f16>) {
         let case = Case {
             dtype: Dtype::F16,
             pass: Pass::Bwd,
-            batch: 2,
+            sequences,
             heads: 4,
             heads_k: 2,
             head_dim: 40,
-            seqlen: 70,
-            settings: Settings { causal, dropout_p: 0.1, seed: 42, ..Settings::default() },
+            settings: Settings { causal, window, dropout_p: 0.1, seed: 42, ..Settings::default() },
         };
         let (engine, problem) = (Engine::Cpu(CpuEngine::new()), case.problem().unwrap());
         let mut tensors = Tensors::random(problem.shape());
@@ -158,8 +177,16 @@ mod tests {
 
     #[test]
     fn every_tensor_of_a_backward_is_looked_at() {
-        for causal in [false, true] {
-            let (case, problem, mut right) = right(causal);
+        let batch = || Sequences::Batch { batch: 2, seqlen: 70 };
+        let packed = Sequences::packed("70x2", &[70; 2]).unwrap();
+        let narrow = Window { left: Some(9), right: Some(5) };
+        for (causal, window, sequences) in [
+            (false, Window::FULL, batch()),
+            (true, Window::FULL, batch()),
+            (false, narrow, batch()),
+            (true, narrow, packed),
+        ] {
+            let (case, problem, mut right) = right(causal, window, sequences);
             let last_key = right.dk.len() - 40;
             let spoils: [(TensorName, Spoil); 5] = [
                 (TensorName::Out, |x, _| x.out.iter_mut().for_each(|x| *x = scaled(*x))),

@@ -3,7 +3,9 @@
 mod case;
 mod check;
 mod gpu;
+mod lengths;
 mod measure;
+mod random;
 mod report;
 mod tensors;
 
@@ -12,7 +14,8 @@ use crate::engine::Engine;
 use crate::errors::Error;
 use crate::progress::Progress;
 use crate::settings::Settings;
-use case::Case;
+use case::{Case, Sequences};
+pub use lengths::Lengths;
 use measure::measure;
 use report::Row;
 use signflash_core::{Dtype, bf16, f16};
@@ -37,7 +40,7 @@ pub fn run(args: &BenchArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(), 
             Dtype::Bf16 => measure::<bf16>(case, &engine, args.reps, args.calls)?,
             _ => measure::<f32>(case, &engine, args.reps, args.calls)?,
         };
-        let row = Row::new(case, &measured, &engine, peaks.of(case.dtype));
+        let row = Row::new(case, &measured, &engine, peaks.of(case.dtype))?;
         if args.json {
             writeln!(stdout, "{}", row.json()).and_then(|()| stdout.flush()).map_err(Error::Stdout)?;
         } else {
@@ -53,16 +56,16 @@ pub fn run(args: &BenchArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(), 
 fn cases(args: &BenchArgs) -> Result<Vec<Case>, Error> {
     let fixed = Settings { seed: SEED, ..Settings::default() };
     let settings = args.settings.combinations(&fixed);
-    let (batch, heads) = (args.batch, args.heads);
+    let heads = args.heads;
     let heads_k = args.heads_k.unwrap_or(heads);
     let mut cases = Vec::new();
     for &dtype in &args.dtype {
         for &head_dim in &args.head_dim {
-            for &seqlen in &args.seqlen {
+            for sequences in sequences(args)? {
                 for settings in &settings {
                     for &pass in &args.pass {
-                        let settings = settings.clone();
-                        let case = Case { dtype, pass, batch, heads, heads_k, head_dim, seqlen, settings };
+                        let (settings, sequences) = (settings.clone(), sequences.clone());
+                        let case = Case { dtype, pass, sequences, heads, heads_k, head_dim, settings };
                         case.check()?;
                         cases.push(case);
                     }
@@ -71,6 +74,16 @@ fn cases(args: &BenchArgs) -> Result<Vec<Case>, Error> {
         }
     }
     Ok(cases)
+}
+
+/// The lists of lengths.
+fn sequences(args: &BenchArgs) -> Result<Vec<Sequences>, Error> {
+    let batch = |&seqlen: &usize| Sequences::Batch { batch: args.batch, seqlen };
+    let packed = |lengths: &Lengths| Sequences::packed(&lengths.text, &lengths.draw(args.lengths_seed));
+    match args.lengths.as_slice() {
+        [] => Ok(args.seqlen.iter().map(batch).collect()),
+        lengths => lengths.iter().map(packed).collect(),
+    }
 }
 
 /// Peak rates, each measured once.

@@ -1,8 +1,9 @@
 //! Rows for people and for programs.
 
-use super::case::{Case, Measured};
+use super::case::{Case, Measured, Sequences};
 use crate::args::{COMMIT, VERSION};
 use crate::engine::Engine;
+use crate::errors::Error;
 use crate::settings::AXES;
 use crate::table::table;
 use serde_json::{Value, json};
@@ -14,6 +15,7 @@ const MIB: f64 = 1024.0 * 1024.0;
 pub(super) struct Row {
     case: Case,
     measured: Measured,
+    flops: f64,
     device: String,
     machine: String,
     variant: String,
@@ -23,17 +25,26 @@ pub(super) struct Row {
 
 impl Row {
     /// Of a case, on an engine with this peak rate.
-    pub(super) fn new(case: &Case, measured: &Measured, engine: &Engine, peak_gflops: Option<f64>) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::Problem`].
+    pub(super) fn new(
+        case: &Case,
+        measured: &Measured,
+        engine: &Engine,
+        peak_gflops: Option<f64>,
+    ) -> Result<Self, Error> {
         let cpu = match engine {
             Engine::Cpu(engine) => Some((engine.isa().name(), engine.threads())),
             Engine::Cuda(_) => None,
         };
         let (device, machine, variant) = (engine.device(), engine.machine(), engine.variant());
-        Self { case: case.clone(), measured: *measured, device, machine, variant, cpu, peak_gflops }
+        let (case, measured, flops) = (case.clone(), *measured, case.flops(&case.problem()?));
+        Ok(Self { case, measured, flops, device, machine, variant, cpu, peak_gflops })
     }
 
     fn gflops(&self) -> f64 {
-        self.case.flops() / self.measured.median_ms / 1e6
+        self.flops / self.measured.median_ms / 1e6
     }
 
     fn percent_of_peak(&self) -> Option<f64> {
@@ -46,7 +57,11 @@ impl Row {
 
     /// For programs.
     pub(super) fn json(&self) -> Value {
-        let Case { dtype, batch, heads, heads_k, head_dim, seqlen, ref settings, .. } = self.case;
+        let Case { dtype, ref sequences, heads, heads_k, head_dim, ref settings, .. } = self.case;
+        let (batch, seqlen, lengths) = match sequences {
+            Sequences::Batch { batch, seqlen } => (Some(*batch), Some(*seqlen), None),
+            Sequences::Packed { text, .. } => (None, None, Some(text)),
+        };
         let mut row = json!({
             "device": self.device,
             "machine": self.machine,
@@ -58,6 +73,9 @@ impl Row {
             "dtype": dtype.to_string(),
             "pass": self.case.pass_name(),
             "batch": batch,
+            "lengths": lengths,
+            "sequences": sequences.count(),
+            "tokens": sequences.tokens(),
             "heads": heads,
             "heads_k": heads_k,
             "head_dim": head_dim,
@@ -83,7 +101,7 @@ impl Row {
             case.pass_name().to_string(),
             case.dtype.to_string(),
             case.head_dim.to_string(),
-            case.seqlen.to_string(),
+            case.sequences.cell(),
         ];
         let settings = AXES.iter().map(|axis| (axis.cell)(&case.settings));
         let measured = [
@@ -104,8 +122,12 @@ impl Row {
 pub(super) fn print(rows: &[Row], engine: &Engine, stdout: &mut dyn Write) -> io::Result<()> {
     writeln!(stdout, "signflash {VERSION}, {}, {}", engine.machine(), engine.variant())?;
     if let Some(row) = rows.first() {
-        let Case { batch, heads, heads_k, .. } = row.case;
-        writeln!(stdout, "batch {batch}, heads {heads}, key heads {heads_k}")?;
+        let Case { ref sequences, heads, heads_k, .. } = row.case;
+        let sequences = match sequences {
+            Sequences::Batch { batch, .. } => format!("batch {batch}"),
+            Sequences::Packed { .. } => "packed sequences".to_string(),
+        };
+        writeln!(stdout, "{sequences}, heads {heads}, key heads {heads_k}")?;
     }
     let mut peaks: Vec<(String, f64)> = Vec::new();
     for row in rows {

@@ -1,5 +1,6 @@
 //! The tensors of a row.
 
+use super::random::Random;
 use crate::args::Pass;
 use crate::compute::len;
 use crate::engine::Engine;
@@ -24,7 +25,7 @@ pub(super) struct Tensors<T> {
 
 impl<T: FileElement> Tensors<T> {
     pub(super) fn random(shape: &Shape) -> Self {
-        let mut normal = Normal { state: 0x5eed };
+        let mut normal = Normal(Random::new(0x5eed));
         let [len_q, len_k, len_v, len_out] = [shape.q(), shape.k(), shape.v(), shape.out()].map(len);
         let mut tensor = |len: usize| (0..len).map(|_| T::from_f32(normal.next())).collect::<Vec<T>>();
         let touched = |len: usize| vec![T::from_f32(1.0); len];
@@ -83,21 +84,14 @@ fn inputs<'a, T>(shape: &Shape, q: &'a [T], k: &'a [T], v: &'a [T]) -> Inputs<'a
 }
 
 /// About normal numbers, the same every time: the sum of twelve uniform ones.
-struct Normal {
-    state: u64,
-}
+struct Normal(Random);
 
 impl Normal {
     fn next(&mut self) -> f32 {
         let mut sum = -6.0;
         for _ in 0..3 {
-            // splitmix64 (Steele, Lea and Flood 2014); four 16-bit numbers of each output.
-            self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = self.state;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            z ^= z >> 31;
-            sum += (0..4).map(|i| ((z >> (16 * i)) & 0xffff) as f32 / 65536.0).sum::<f32>();
+            let four = self.0.next(); // numbers of 16 bits
+            sum += (0..4).map(|i| ((four >> (16 * i)) & 0xffff) as f32 / 65536.0).sum::<f32>();
         }
         sum
     }

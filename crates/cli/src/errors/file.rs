@@ -123,7 +123,7 @@ pub enum FileError {
     },
     /// The settings entry of an .npz file.
     #[error(
-        "entry `settings` must be a JSON object of strings, numbers and booleans: {why}; store json.dumps({{\"dropout_p\": 0.1, ...}})"
+        "entry `settings` must be a JSON object of strings, numbers, booleans and lists of numbers: {why}; store json.dumps({{\"dropout_p\": 0.1, ...}})"
     )]
     Settings {
         /// What is wrong.

@@ -127,6 +127,20 @@ pub enum Error {
         /// What it must be.
         expected: String,
     },
+    /// A number of a tensor that it cannot hold.
+    #[error(
+        "{tensor}[{index}] must be {expected}, got {got}; it is where a sequence begins, and the last ends"
+    )]
+    TensorNumber {
+        /// Which tensor.
+        tensor: &'static str,
+        /// Which of its numbers.
+        index: usize,
+        /// What it must be.
+        expected: &'static str,
+        /// What it is.
+        got: i64,
+    },
     /// The problem itself makes no sense.
     #[error(transparent)]
     Problem(#[from] ProblemError),

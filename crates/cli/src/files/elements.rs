@@ -15,10 +15,10 @@ pub enum Data {
     Bf16(Vec<bf16>),
     /// Bytes and booleans.
     U8(Vec<u8>),
+    /// Where packed sequences begin: numpy's and PyTorch's own integers.
+    I32(Vec<i32>),
+    I64(Vec<i64>),
 }
-
-/// Names of the element types, as messages and tables print them.
-pub const U8_NAME: &str = "u8";
 
 /// The element types of [`Data`], without elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,10 @@ pub enum Kind {
     Float(Dtype),
     /// Bytes and booleans.
     U8,
+    /// Whole numbers of 32 bits.
+    I32,
+    /// Whole numbers of 64 bits.
+    I64,
 }
 
 impl Kind {
@@ -35,6 +39,8 @@ impl Kind {
         match self {
             Self::Float(dtype) => dtype.size_bytes(),
             Self::U8 => 1,
+            Self::I32 => 4,
+            Self::I64 => 8,
         }
     }
 }
@@ -81,6 +87,8 @@ impl Data {
             Self::F16(_) => Kind::Float(Dtype::F16),
             Self::Bf16(_) => Kind::Float(Dtype::Bf16),
             Self::U8(_) => Kind::U8,
+            Self::I32(_) => Kind::I32,
+            Self::I64(_) => Kind::I64,
         }
     }
 
@@ -90,7 +98,9 @@ impl Data {
             Self::F32(_) => "f32",
             Self::F16(_) => "f16",
             Self::Bf16(_) => "bf16",
-            Self::U8(_) => U8_NAME,
+            Self::U8(_) => "u8",
+            Self::I32(_) => "i32",
+            Self::I64(_) => "i64",
         }
     }
 
@@ -101,6 +111,8 @@ impl Data {
             Self::F16(x) => x.len(),
             Self::Bf16(x) => x.len(),
             Self::U8(x) => x.len(),
+            Self::I32(x) => x.len(),
+            Self::I64(x) => x.len(),
         }
     }
 
@@ -109,13 +121,15 @@ impl Data {
         self.len() == 0
     }
 
-    /// The elements as f64, one by one; bytes as their value.
+    /// The elements as f64, one by one; whole numbers as their value, beyond 2^53 rounded.
     pub fn to_f64(&self) -> Vec<f64> {
         match self {
             Self::F32(x) => x.iter().map(|&x| f64::from(x)).collect(),
             Self::F16(x) => x.iter().map(|&x| x.to_f64()).collect(),
             Self::Bf16(x) => x.iter().map(|&x| x.to_f64()).collect(),
             Self::U8(x) => x.iter().map(|&x| f64::from(x)).collect(),
+            Self::I32(x) => x.iter().map(|&x| f64::from(x)).collect(),
+            Self::I64(x) => x.iter().map(|&x| x as f64).collect(),
         }
     }
 }
@@ -131,6 +145,8 @@ pub fn read_elements(source: &mut impl Read, kind: Kind, count: usize) -> io::Re
         Kind::Float(Dtype::Bf16) => Data::Bf16(read_vec(source, count)?),
         Kind::Float(_) => return Err(io::ErrorKind::Unsupported.into()),
         Kind::U8 => Data::U8(read_vec(source, count)?),
+        Kind::I32 => Data::I32(read_vec(source, count)?),
+        Kind::I64 => Data::I64(read_vec(source, count)?),
     })
 }
 
@@ -161,5 +177,7 @@ pub fn write_elements(sink: &mut impl Write, data: &Data) -> io::Result<()> {
         Data::F16(x) => bytemuck::cast_slice(x),
         Data::Bf16(x) => bytemuck::cast_slice(x),
         Data::U8(x) => x,
+        Data::I32(x) => bytemuck::cast_slice(x),
+        Data::I64(x) => bytemuck::cast_slice(x),
     })
 }

@@ -12,7 +12,7 @@ pub mod safetensors;
 mod source;
 
 pub use crate::errors::FileError;
-pub use elements::{Data, FileElement, Kind, U8_NAME, read_elements, write_elements};
+pub use elements::{Data, FileElement, Kind, read_elements, write_elements};
 
 use crate::errors::Error;
 use crate::output::Pending;

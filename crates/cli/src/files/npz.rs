@@ -121,7 +121,7 @@ fn finish(entry: &mut impl Read, tensor: &str, expected: u64) -> Result<(), File
 
 fn kind_of(tensor: &str, descr: &str, bits_are_bf16: bool) -> Result<Kind, FileError> {
     let refuse = |remedy| {
-        let expected = "float32, float16 (or uint8, bool for signbit)";
+        let expected = "float32, float16 (or uint8, bool for signbit, int32, int64 for cu_seqlens)";
         Err(FileError::Dtype { tensor: tensor.into(), got: printable(descr), expected, remedy })
     };
     match descr {
@@ -132,6 +132,8 @@ fn kind_of(tensor: &str, descr: &str, bits_are_bf16: bool) -> Result<Kind, FileE
             refuse("if these are the bits of bf16, say so in the entry `settings`: {\"dtype\": \"bf16\"}")
         }
         "|u1" | "|b1" => Ok(Kind::U8),
+        "<i4" | "=i4" => Ok(Kind::I32),
+        "<i8" | "=i8" => Ok(Kind::I64),
         // What ml_dtypes.bfloat16 becomes when numpy saves it: two bytes of nothing in particular.
         "|V2" | "<V2" => {
             refuse("save bf16 as .view(numpy.uint16), with {\"dtype\": \"bf16\"} in the entry `settings`")
@@ -187,7 +189,9 @@ fn parse_settings(text: &str) -> Result<BTreeMap<String, String>, FileError> {
             Value::String(text) => text,
             Value::Null => continue,
             Value::Bool(_) | Value::Number(_) => value.to_string(),
-            _ => return Err(bad(format!("`{key}` is a list or an object"))),
+            // Python's pair of numbers: a window.
+            Value::Array(items) if items.iter().all(Value::is_number) => Value::Array(items).to_string(),
+            _ => return Err(bad(format!("`{key}` is an object or no list of numbers"))),
         };
         settings.insert(key, value);
     }
@@ -240,6 +244,8 @@ fn descr_of(data: &Data) -> &'static str {
         Data::F16(_) => "<f2",
         Data::Bf16(_) => "<u2",
         Data::U8(_) => "|u1",
+        Data::I32(_) => "<i4",
+        Data::I64(_) => "<i8",
     }
 }
 

@@ -97,10 +97,12 @@ fn kind_of(tensor: &str, dtype: FileDtype) -> Result<Kind, FileError> {
         FileDtype::F16 => Ok(Kind::Float(Dtype::F16)),
         FileDtype::BF16 => Ok(Kind::Float(Dtype::Bf16)),
         FileDtype::U8 | FileDtype::BOOL => Ok(Kind::U8),
+        FileDtype::I32 => Ok(Kind::I32),
+        FileDtype::I64 => Ok(Kind::I64),
         other => Err(FileError::Dtype {
             tensor: tensor.to_string(),
             got: format!("{other:?}"),
-            expected: "F32, F16, BF16 (or U8, BOOL for signbit)",
+            expected: "F32, F16, BF16 (or U8, BOOL for signbit, I32, I64 for cu_seqlens)",
             remedy: "convert it before saving, for example with tensor.float()",
         }),
     }
@@ -140,5 +142,7 @@ fn file_dtype(data: &Data) -> &'static str {
         Data::F16(_) => "F16",
         Data::Bf16(_) => "BF16",
         Data::U8(_) => "U8",
+        Data::I32(_) => "I32",
+        Data::I64(_) => "I64",
     }
 }

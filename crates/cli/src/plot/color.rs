@@ -3,7 +3,7 @@
 /// Red, green, blue.
 pub(super) type Rgb = [u8; 3];
 
-/// Nothing to see here: causality hides it. No step of either ramp is near it, nor is paper.
+/// Nothing to see here: no query of the cell sees a key of it. No step of either ramp is near it, nor is paper.
 pub(super) const HIDDEN: Rgb = [192, 195, 202];
 /// NaN or infinite: no probability, neither kept nor dropped.
 pub(super) const NOT_A_NUMBER: Rgb = [190, 40, 255];

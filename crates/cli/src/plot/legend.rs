@@ -16,7 +16,7 @@ const BAR: i32 = 48;
 const BAR_GAP: i32 = 6;
 
 /// The squares of the legend with what stands beside them.
-pub(super) fn squares(subject: &Subject<'_>, grid: &Grid) -> Vec<(Rgb, String)> {
+pub(super) fn squares(grid: &Grid) -> Vec<(Rgb, String)> {
     let counts = grid.counts;
     let share = |part: u64| percent(part as f64 / counts.visible().max(1) as f64);
     let mut squares = vec![
@@ -26,7 +26,7 @@ pub(super) fn squares(subject: &Subject<'_>, grid: &Grid) -> Vec<(Rgb, String)> 
     if counts.not_numbers > 0 {
         squares.push((NOT_A_NUMBER, format!("NaN or infinite  {}", share(counts.not_numbers))));
     }
-    if subject.problem.causal() {
+    if counts.visible() < (grid.queries.entries.len() as u64) * (grid.keys.entries.len() as u64) {
         squares.push((HIDDEN, "not visible".into()));
     }
     squares
@@ -67,7 +67,7 @@ pub(super) fn draw(
         area.draw_text(&format!("{below}{}", number(magnitude)), &beside, (right + TICK + 10, y + MIDDLE))?;
     }
     let top = top + layout.bar_len() + SQUARES_BELOW;
-    for (index, ([r, g, b], text)) in squares(subject, grid).into_iter().enumerate() {
+    for (index, ([r, g, b], text)) in squares(grid).into_iter().enumerate() {
         let y = top + SQUARE_LINE * index as i32;
         area.draw(&Rectangle::new([(x, y - 16), (x + 32, y + 16)], RGBColor(r, g, b).filled()))?;
         area.draw_text(&text, &beside, (x + 48, y + MIDDLE))?;

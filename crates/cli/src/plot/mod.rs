@@ -10,13 +10,15 @@ mod scale;
 
 use crate::args::{PlotArgs, ViewArgs};
 use crate::errors::Error;
-use crate::files::{self, Data, FileElement, Format, U8_NAME, extension, wrong_extension};
+use crate::files::{self, Archive, Data, FileElement, Format, extension, wrong_extension};
 use crate::input;
 use crate::output::{self, Pending};
+use crate::packed::{self, CU_SEQLENS};
 use crate::progress::Progress;
+use crate::sequences;
 use crate::settings::{Overrides, Settings};
 use grid::Grid;
-use signflash_core::{Dtype, Problem, Shape, bf16, f16};
+use signflash_core::{Dtype, Problem, Shape, TensorRef, bf16, f16};
 use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
@@ -102,7 +104,8 @@ pub fn check_view(view: &ViewArgs, problem: &Problem, drawn: bool) -> Result<(),
     inside("--keys", view.keys, shape.seqlen_k)
 }
 
-/// Draws the map; `fetch` gives rows of it, (rows, seqlen_k), some at a time.
+/// Draws the map; `fetch` gives rows of it, (rows, seqlen_k), some at a time. Packed sequences are a map of all their
+/// queries and keys, where each is a block of its own.
 ///
 /// # Errors
 /// Those of `fetch`; [`Error::Draw`], [`Error::Io`].
@@ -113,15 +116,19 @@ pub fn attention<T: FileElement>(
     quiet: bool,
 ) -> Result<(), Error> {
     let (queries, keys) = (subject.queries(), subject.keys());
-    let (seqlen_k, visibility) = (subject.problem.shape().seqlen_k, subject.problem.visibility());
+    let (problem, seqlen_k) = (subject.problem, subject.problem.shape().seqlen_k);
     let mut grid = Grid::new(queries.clone(), keys);
     let band = (BAND_ENTRIES / seqlen_k).max(1);
     let progress = Progress::bar("drawing", queries.len() as u64, quiet);
     for first in queries.clone().step_by(band) {
         let rows = first..queries.end.min(first + band);
         let entries = fetch(rows.clone())?;
-        for (row, entries) in rows.clone().zip(entries.chunks_exact(seqlen_k)) {
-            grid.add_row(row, entries, visibility.keys_of(row as i64).positions());
+        for (sequence, own) in sequences::among(problem, subject.view.batch, rows.clone()) {
+            for query in own {
+                let row = sequence.first_q + query;
+                let entries = &entries[(row - rows.start) * seqlen_k..][..seqlen_k];
+                grid.add_row(row, entries, sequences::columns(problem, &sequence, query));
+            }
         }
         progress.advance(rows.len() as u64);
     }
@@ -138,7 +145,7 @@ pub fn attention<T: FileElement>(
 pub fn run(args: &PlotArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(), Error> {
     let mut pending = create("--output", &args.output)?;
     output::expect_distinct(&args.file, &[("--output", Some(&pending))])?;
-    let archive = files::read(&args.file, &["probs"])?;
+    let archive = files::read(&args.file, &["probs", CU_SEQLENS[0], CU_SEQLENS[1]])?;
     let format = Format::of("FILE", &args.file)?;
     let settings = Settings::of_file(&Overrides::default(), &archive, format)?;
     let tensor =
@@ -149,14 +156,15 @@ pub fn run(args: &PlotArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(), E
         expected: "four dimensions".into(),
         meaning: "(batch, heads, seqlen_q, seqlen_k)",
     })?;
-    let problem = problem_of(&settings, shape)?;
+    let problem = problem_of(&settings, &archive, shape)?;
     check_view(&args.view, &problem, true)?;
     match &tensor.data {
         Data::F32(probs) => from_probs(&mut pending, args, &problem, probs, quiet),
         Data::F16(probs) => from_probs::<f16>(&mut pending, args, &problem, probs, quiet),
         Data::Bf16(probs) => from_probs::<bf16>(&mut pending, args, &problem, probs, quiet),
-        Data::U8(_) => {
-            Err(Error::TensorDtype { tensor: "probs", got: U8_NAME, expected: "f32, f16 or bf16".into() })
+        other => {
+            let (tensor, got) = ("probs", other.name());
+            Err(Error::TensorDtype { tensor, got, expected: "f32, f16 or bf16".into() })
         }
     }?;
     pending.commit()?;
@@ -169,11 +177,23 @@ pub fn run(args: &PlotArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(), E
 }
 
 /// Enough of the problem for visibility and title; probs know nothing of head_dim and key heads.
-fn problem_of(
-    settings: &Settings,
-    [batch, num_heads, seqlen_q, seqlen_k]: [usize; 4],
-) -> Result<Problem, Error> {
-    settings.problem(Shape::new(batch, seqlen_q, seqlen_k).heads(num_heads, num_heads).head_dim(1))
+fn problem_of(settings: &Settings, archive: &Archive, probs: [usize; 4]) -> Result<Problem, Error> {
+    let [batch, num_heads, seqlen_q, seqlen_k] = probs;
+    let problem = |shape: Shape| settings.builder(shape.heads(num_heads, num_heads).head_dim(1));
+    let Some([q, k]) = packed::cu_seqlens(archive)? else {
+        return Ok(problem(Shape::new(batch, seqlen_q, seqlen_k))?.build()?);
+    };
+    let [all_q, all_k] = [&q, &k].map(|numbers| numbers.last().map_or(0, |&end| end as usize));
+    let problem = problem(Shape::new(1, all_q, all_k))?.packed(&q, &k).build()?;
+    if problem.probs() != probs {
+        return Err(Error::TensorShape {
+            tensor: "probs",
+            got: probs.to_vec(),
+            expected: format!("{:?} (by cu_seqlens_q and cu_seqlens_k)", problem.probs()),
+            meaning: "(sequences, heads, seqlen_q, seqlen_k), of the longest sequences",
+        });
+    }
+    Ok(problem)
 }
 
 fn from_probs<T: FileElement>(
@@ -183,12 +203,20 @@ fn from_probs<T: FileElement>(
     probs: &[T],
     quiet: bool,
 ) -> Result<(), Error> {
-    let shape = problem.shape();
-    let first_row = (args.view.batch * shape.num_heads + args.view.head) * shape.seqlen_q;
+    let (batch, head, seqlen_k) = (args.view.batch, args.view.head, problem.shape().seqlen_k);
+    let probs = TensorRef::bshd(probs, problem.probs());
     let subject = Subject::of_file(&args.file, problem, &args.view, T::DTYPE);
     let fetch = |rows: Range<usize>| {
-        let (from, to) = (first_row + rows.start, first_row + rows.end);
-        Ok(probs[from * shape.seqlen_k..to * shape.seqlen_k].to_vec())
+        let mut entries = vec![T::default(); rows.len() * seqlen_k];
+        for (sequence, own) in sequences::among(problem, batch, rows.clone()) {
+            for query in own.filter(|_| sequence.seqlen_k > 0) {
+                let [a, b, c, _] = sequence.probs(query, head);
+                let first = (sequence.first_q + query - rows.start) * seqlen_k + sequence.first_k;
+                let stored = &probs.data[probs.row_offset(a, b, c)..][..sequence.seqlen_k];
+                entries[first..first + sequence.seqlen_k].copy_from_slice(stored);
+            }
+        }
+        Ok(entries)
     };
     attention(pending, &subject, fetch, quiet)
 }

@@ -11,6 +11,7 @@ use super::legend::{self, percent};
 use super::scale::Scale;
 use super::{Grid, Subject};
 use crate::args::Bin;
+use crate::text;
 use plotters::prelude::*;
 use plotters::style::FontTransform;
 use plotters::style::text_anchor::{HPos, VPos};
@@ -23,7 +24,7 @@ pub(super) type Drawn = Result<(), Box<dyn Error>>;
 pub(super) fn draw(subject: &Subject<'_>, grid: &Grid) -> Result<Vec<u8>, Box<dyn Error>> {
     let scale = grid.scale(subject.view.bin);
     let facts = [problem(subject, grid), reading(subject, grid, &scale)];
-    let layout = Layout::new(grid, &facts, legend::squares(subject, grid).len())?;
+    let layout = Layout::new(grid, &facts, legend::squares(grid).len())?;
     let (width, height) = layout.size;
     let mut pixels = vec![255; 3 * (width * height) as usize];
     {
@@ -65,9 +66,7 @@ fn problem(subject: &Subject<'_>, grid: &Grid) -> Vec<String> {
             format!("queries {queries:?} of {}, keys {keys:?} of {}", shape.seqlen_q, shape.seqlen_k)
         }
     });
-    if problem.causal() {
-        facts.push("causal".into());
-    }
+    facts.extend(text::seen(problem));
     facts.push(match problem.dropout() {
         Some(dropout) if dropout.is_active() => format!("dropout_p {}", dropout.p()),
         // A file whose probabilities were dropped without a word of it.

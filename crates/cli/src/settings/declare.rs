@@ -49,6 +49,12 @@ macro_rules! settings {
             name: stringify!($name),
             words: &[$($word),*],
             is_given: |overrides| overrides.$name.is_some(),
+            says_the_same: |one, other| {
+                let read: fn(&str) -> Option<$flag> = $read;
+                let kind = |text: &str| read(text.trim()).map(<$kind>::from);
+                let other = other.map_or_else(|| Some(Default::default()), kind);
+                other.is_some() && kind(one) == other
+            },
             text: |settings, problem| {
                 let write: fn(&Settings, &Problem) -> String = $write;
                 write(settings, problem)
@@ -62,7 +68,7 @@ macro_rules! settings {
                 let with = |&$name: &$flag| Settings { $name: $name.into(), ..settings.clone() };
                 axes.$name.iter().map(with).collect()
             },
-            text: |settings| settings.$name.to_string(),
+            text: |settings| settings.$name.text(),
             cell: |settings| settings.$name.cell(),
             json: |settings| settings.$name.json(),
         },)?)*];
@@ -94,6 +100,8 @@ pub(super) struct Setting {
     pub(super) words: &'static [&'static str],
     /// Whether the command line says it.
     pub(super) is_given: fn(&Overrides) -> bool,
+    /// Whether two values in a file mean the same; without the other, whether the one is the default.
+    pub(super) says_the_same: fn(&str, Option<&str>) -> bool,
     /// As metadata of a result; it reads back as itself.
     pub(super) text: fn(&Settings, &Problem) -> String,
 }

@@ -4,6 +4,7 @@ mod declare;
 mod layout;
 mod names;
 mod values;
+pub(crate) mod window;
 
 pub use layout::Layout;
 
@@ -11,18 +12,38 @@ use crate::errors::Error;
 use crate::files::{Archive, Format};
 use clap::Args;
 use declare::{Axis, Setting, flag, settings};
-use signflash_core::{Dropout, Problem, ScaleRule, Shape};
+use signflash_core::{Dropout, Problem, ProblemBuilder, ScaleRule, Shape, Window};
 use std::collections::BTreeMap;
 use values::{Shown, boolean, finite, layout, p, parse, parse_scale_rule, scale_rule, scale_rule_name};
 
 settings! {
-    /// Order of dimensions in the file: (batch, heads, seqlen, dim) or (batch, seqlen, heads, dim) [default: bhsd].
+    /// Order of dimensions in the file: (batch, heads, seqlen, dim), (batch, seqlen, heads, dim), or of packed sequences
+    /// (tokens, heads, dim) [default: bhsd; thd with cu_seqlens].
     #[arg(long, value_enum)]
-    layout: Layout as Layout {
-        in files "bhsd or bshd", layout, |settings, _| settings.layout.name().to_string(),
+    layout: Layout as Option<Layout> {
+        in files "bhsd or bshd, or thd for packed sequences", layout,
+            |settings, problem| settings.layout_of(problem).name().to_string(),
         elsewhere [],
     }
-    /// Query i sees only keys j <= i + seqlen_k - seqlen_q [default: false].
+    /// Query i faces key i + seqlen_k - seqlen_q, and sees the keys from LEFT before that to RIGHT behind it; -1 is no
+    /// bound [default: -1,-1].
+    #[arg(long, value_name = "LEFT,RIGHT", allow_hyphen_values = true, value_parser = window::parse)]
+    window: Window as Window {
+        in files "LEFT,RIGHT, two whole numbers, -1 for no bound", window::read,
+            |settings, _| window::write(settings.window),
+        elsewhere [
+            "windowsize", "localwindow", "slidingwindow", "attentionwindow", "windowsizeleft", "windowsizeright",
+            "windowleft", "windowright"
+        ],
+        in bench "window" {
+            /// What a query sees of the keys around the one that it faces: -1 is no bound. Once for each window.
+            #[arg(
+                long, value_name = "LEFT,RIGHT", allow_hyphen_values = true, value_parser = window::parse,
+                default_value = "-1,-1"
+            )]
+        }
+    }
+    /// No query sees a key behind the one that it faces: RIGHT is 0, whatever --window says [default: false].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     causal: bool as bool {
         in files "true or false", boolean, |settings, _| settings.causal.to_string(),
@@ -96,14 +117,27 @@ impl Settings {
     /// # Errors
     /// [`Error::Problem`].
     pub fn problem(&self, shape: Shape) -> Result<Problem, Error> {
-        let Self { causal, dropout_p, seed, offset, scale_rule, softmax_scale, layout: _ } = *self;
+        Ok(self.builder(shape)?.build()?)
+    }
+
+    /// The same, of which something else is to be set.
+    ///
+    /// # Errors
+    /// [`Error::Problem`].
+    pub fn builder(&self, shape: Shape) -> Result<ProblemBuilder, Error> {
+        let Self { window, causal, dropout_p, seed, offset, scale_rule, softmax_scale, layout: _ } = *self;
         let dropout = Dropout::new(dropout_p, seed, offset)?.with_scale_rule(scale_rule);
-        let builder = Problem::builder(shape).causal(causal).dropout(dropout);
-        let builder = match softmax_scale {
+        let builder =
+            Problem::builder(shape).window(window.left, window.right).causal(causal).dropout(dropout);
+        Ok(match softmax_scale {
             Some(scale) => builder.softmax_scale(scale),
             None => builder,
-        };
-        Ok(builder.build()?)
+        })
+    }
+
+    /// The order of dimensions in the file of a problem.
+    pub fn layout_of(&self, problem: &Problem) -> Layout {
+        self.layout.unwrap_or(if problem.is_packed() { Layout::Thd } else { Layout::Bhsd })
     }
 
     /// As metadata of a result; every number reads back as itself.
@@ -145,7 +179,7 @@ mod tests {
         let overrides = Overrides { causal: Some(false), seed: Some(8), ..Overrides::default() };
         let settings = Settings::resolve(&overrides, &file).unwrap();
         assert_eq!((settings.causal, settings.seed), (false, 8));
-        assert_eq!((settings.dropout_p, settings.layout), (0.5, Layout::Bshd));
+        assert_eq!((settings.dropout_p, settings.layout), (0.5, Some(Layout::Bshd)));
     }
 
     #[test]
@@ -164,6 +198,7 @@ mod tests {
             ("softmax_scale", "inf"),
             ("seed", "-1"),
             ("causal", "2"),
+            ("window", "-2,0"),
         ] {
             let error = Settings::resolve(&Overrides::default(), &metadata(&[(key, value)])).unwrap_err();
             assert!(error.to_string().starts_with(&format!("metadata `{key}`: expected ")), "{error}");
@@ -174,6 +209,7 @@ mod tests {
     fn settings_read_back_as_they_were_written() {
         let overrides = Overrides {
             layout: Some(Layout::Bshd),
+            window: Some(Window { left: Some(40), right: None }),
             causal: Some(true),
             dropout_p: Some(0.1),
             seed: Some(u64::MAX),

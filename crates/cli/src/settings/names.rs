@@ -9,6 +9,7 @@
 use super::{Metadata, Overrides, SETTINGS, Setting, flag};
 use crate::errors::Error;
 use crate::files::{Archive, Format, listing, npz, printable};
+use crate::packed::CU_SEQLENS;
 use strsim::damerau_levenshtein;
 
 /// Who wrote a file; results carry it.
@@ -18,20 +19,25 @@ const NOTES: [&str; 4] = ["note", "comment", "description", "source"];
 /// What libraries that write .safetensors put there.
 const FRAMEWORK: &str = "format";
 /// Tensors that some subcommand reads or writes.
-const TENSORS: [&str; 12] =
-    ["q", "k", "v", "dout", "dlse", "out", "lse", "dq", "dk", "dv", "probs", "signbit"];
+const TENSORS: [&str; 14] = [
+    "q",
+    "k",
+    "v",
+    "dout",
+    "dlse",
+    CU_SEQLENS[0],
+    CU_SEQLENS[1],
+    "out",
+    "lse",
+    "dq",
+    "dk",
+    "dv",
+    "probs",
+    "signbit",
+];
 
 /// What changes the result and is not computed, as [`plain`] spells it.
-const NOT_COMPUTED: [&str; 36] = [
-    "window",
-    "windowsize",
-    "windowsizeleft",
-    "windowsizeright",
-    "slidingwindow",
-    "localwindow",
-    "windowleft",
-    "windowright",
-    "attentionwindow",
+const NOT_COMPUTED: [&str; 24] = [
     "softcap",
     "logitsoftcap",
     "logitssoftcap",
@@ -54,9 +60,6 @@ const NOT_COMPUTED: [&str; 36] = [
     "sink",
     "sinks",
     "saux",
-    "cuseqlens",
-    "cuseqlensq",
-    "cuseqlensk",
     "sequsedk",
     "blocktable",
 ];
@@ -67,6 +70,8 @@ enum Kind {
     /// This setting in other words, or mistyped.
     Like(&'static Setting),
     NotComputed,
+    /// A tensor of ours.
+    CuSeqlens,
     Foreign,
 }
 
@@ -80,13 +85,18 @@ pub(super) fn judge(archive: &Archive, format: Format, given: &Overrides) -> Res
         match kind_of(key) {
             Kind::Known => {}
             Kind::Like(setting)
-                if (setting.is_given)(given) || repeats(&archive.metadata, setting.name, value) => {}
+                if (setting.is_given)(given) || repeats(&archive.metadata, setting, value) => {}
             Kind::Like(setting) => return Err(mistaken(key, value, setting.name, &archive.metadata)),
-            Kind::NotComputed if is_neutral(key, value) => {}
+            Kind::NotComputed if is_neutral(value) => {}
             Kind::NotComputed => {
                 let what =
                     format!("metadata `{}` is {:?}, which is not computed", printable(key), short(value));
                 return Err(refuse(what, "remove it if the result without it is what you want"));
+            }
+            Kind::CuSeqlens => {
+                let what = format!("metadata `{}` has the name of a tensor", printable(key));
+                let remedy = format!("store {} as tensors beside q, or remove it", CU_SEQLENS.join(" and "));
+                return Err(refuse(what, &remedy));
             }
             Kind::Foreign if format == Format::Npz && key == npz::DTYPE => dtype(archive, value)?,
             Kind::Foreign if ours && !NOTES.contains(&key.as_str()) => {
@@ -126,6 +136,10 @@ fn tensor(name: &str) -> Result<(), Error> {
     if NOT_COMPUTED.contains(&word.as_str()) {
         let what = format!("tensor `{shown}` is an operand that is not computed");
         return Err(refuse(what, "remove or rename it if the result without it is what you want"));
+    }
+    if is_like_cu_seqlens(&word) {
+        let what = format!("tensor `{shown}` is no operand; expected {}", CU_SEQLENS.join(" and "));
+        return Err(refuse(what, "rename it; where queries and keys have the same lengths, store it twice"));
     }
     Ok(())
 }
@@ -167,6 +181,9 @@ fn kind_of(key: &str) -> Kind {
     if NOT_COMPUTED.contains(&word) {
         return Kind::NotComputed;
     }
+    if is_like_cu_seqlens(word) {
+        return Kind::CuSeqlens;
+    }
     let near = SETTINGS.iter().find(|setting| is_near(word, &plain(setting.name)));
     let near = near
         .or_else(|| SETTINGS.iter().find(|setting| setting.words.iter().any(|other| is_near(word, other))));
@@ -184,6 +201,11 @@ fn said_otherwise(word: &str) -> Option<&'static Setting> {
     spelled.or_else(|| SETTINGS.iter().find(|setting| setting.words.contains(&word)))
 }
 
+/// Whether it says where packed sequences begin.
+fn is_like_cu_seqlens(word: &str) -> bool {
+    CU_SEQLENS.iter().any(|known| is_near(word, &plain(known)))
+}
+
 /// Letters and digits in lower case: `is_causal`, `isCausal` and `is-causal` are one word.
 fn plain(name: &str) -> String {
     name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
@@ -199,21 +221,17 @@ fn is_near(word: &str, known: &str) -> bool {
     word.len() <= 2 * known.len() && damerau_levenshtein(word, known) <= most
 }
 
-/// Whether the file says the same by the setting's own name.
-fn repeats(metadata: &Metadata, setting: &str, value: &str) -> bool {
-    let Some(own) = metadata.get(setting) else { return false };
-    let numbers = (own.trim().parse::<f64>(), value.trim().parse::<f64>());
-    own.trim().eq_ignore_ascii_case(value.trim()) || matches!(numbers, (Ok(a), Ok(b)) if a == b)
+/// Whether the file says the same by the setting's own name, or, without it, what is so anyway.
+fn repeats(metadata: &Metadata, setting: &Setting, value: &str) -> bool {
+    (setting.says_the_same)(value, metadata.get(setting.name).map(String::as_str))
 }
 
-/// Whether something that is not computed is switched off: no window, a cap of 0.
-fn is_neutral(key: &str, value: &str) -> bool {
-    let unbounded = if plain(key).contains("window") { -1.0 } else { 0.0 };
-    let mut parts = value.split(['(', ')', '[', ']', ',', ' ']).filter(|part| !part.is_empty());
-    parts.all(|part| match part.to_ascii_lowercase().as_str() {
+/// Whether something that is not computed is switched off: a cap of 0.
+fn is_neutral(value: &str) -> bool {
+    match value.trim().to_ascii_lowercase().as_str() {
         "none" | "null" | "false" => true,
-        number => number.parse::<f64>() == Ok(unbounded),
-    })
+        number => number.parse::<f64>() == Ok(0.0),
+    }
 }
 
 /// The dtype that an .npz file's settings claim must be the tensors'.
@@ -277,20 +295,35 @@ mod tests {
     fn what_is_not_computed_is_refused_unless_it_is_switched_off() {
         for format in [Format::Npz, Format::Safetensors] {
             for (key, on, off) in [
-                ("window", "40,17", "-1,-1"),
-                ("window_size", "(128, 0)", "(-1, -1)"),
-                ("sliding_window", "4096", "None"),
                 ("softcap", "30.0", "0.0"),
                 ("soft_cap", "1", "0"),
                 ("logit_cap", "30", "0"),
-                ("window_left", "128", "-1"),
-                ("attention_window", "512", "None"),
                 ("attn_maks", "causal", "None"),
                 ("alibi", "true", "False"),
             ] {
                 assert!(refused(format, &[(key, on)]).contains("not computed"), "{key}");
                 assert_eq!(judged(format, &[(key, off)], &Overrides::default()), Ok(()), "{key}");
             }
+        }
+    }
+
+    #[test]
+    fn a_window_by_another_name_is_refused_unless_it_hides_nothing() {
+        for format in [Format::Npz, Format::Safetensors] {
+            for (key, on, off) in [
+                ("window_size", "(128, 0)", "(-1, -1)"),
+                ("sliding_window", "4096", "None"),
+                ("window_left", "128", "-1"),
+                ("attention_window", "512", "null"),
+                ("windw", "8,8", "-1,-1"),
+            ] {
+                assert!(refused(format, &[(key, on)]).contains("did you mean `window`?"), "{key}");
+                assert_eq!(judged(format, &[(key, off)], &Overrides::default()), Ok(()), "{key}");
+            }
+            let both = [("window", "128,0"), ("window_size", "(128, 0)")];
+            assert_eq!(judged(format, &both, &Overrides::default()), Ok(()));
+            let said = refused(format, &[("window", "128,0"), ("window_size", "(-1, -1)")]);
+            assert!(said.contains("expected one of them"), "{said}");
         }
     }
 
@@ -311,7 +344,8 @@ mod tests {
         assert_eq!(judged(Format::Safetensors, &near, &Overrides::default()), Ok(()));
         assert_eq!(judged(Format::Safetensors, &foreign, &Overrides::default()), Ok(()));
         assert!(
-            refused(Format::Npz, &foreign[2..3]).contains("`step` is no setting; expected layout, causal")
+            refused(Format::Npz, &foreign[2..3])
+                .contains("`step` is no setting; expected layout, window, causal")
         );
         assert_eq!(judged(Format::Npz, &foreign[1..2], &Overrides::default()), Ok(()));
         assert!(refused(Format::Safetensors, &[("signflash_colour", "1")]).contains("is no setting"));
@@ -322,7 +356,8 @@ mod tests {
         };
         let note = note(&archive(&["q", "visible"]), Format::Safetensors);
         assert_eq!(note.unwrap(), "not used: metadata epsilon, source, step; tensors visible\n");
-        for name in ["dropout_p", "is_causal", "attn_mask", "bias", "alibi_slopes", "cu_seqlens_q", "sinks"] {
+        let refused = ["dropout_p", "is_causal", "attn_mask", "bias", "alibi_slopes", "cu_seqlens", "sinks"];
+        for name in refused {
             assert!(
                 judge(&archive(&["q", name]), Format::Safetensors, &Overrides::default()).is_err(),
                 "{name}"

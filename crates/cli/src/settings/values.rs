@@ -1,8 +1,8 @@
 //! What settings say, as text: in a file, on the command line, in bench's table.
 
-use super::Layout;
+use super::{Layout, window};
 use serde_json::{Value, json};
-use signflash_core::ScaleRule;
+use signflash_core::{ScaleRule, Window};
 use std::str::FromStr;
 
 pub(super) fn parse<T: FromStr>(text: &str) -> Option<T> {
@@ -31,6 +31,7 @@ pub(super) fn layout(text: &str) -> Option<Layout> {
     match text {
         "bhsd" => Some(Layout::Bhsd),
         "bshd" => Some(Layout::Bshd),
+        "thd" => Some(Layout::Thd),
         _ => None,
     }
 }
@@ -56,15 +57,22 @@ pub(super) const fn scale_rule_name(rule: ScaleRule) -> &'static str {
 }
 
 /// What bench varies, in its table and in JSON.
-pub(super) trait Shown: ToString {
+pub(super) trait Shown {
+    /// As the command line takes it.
+    fn text(&self) -> String;
+
     fn cell(&self) -> String {
-        self.to_string()
+        self.text()
     }
 
     fn json(&self) -> Value;
 }
 
 impl Shown for bool {
+    fn text(&self) -> String {
+        self.to_string()
+    }
+
     fn cell(&self) -> String {
         if *self { "yes" } else { "no" }.to_string()
     }
@@ -76,7 +84,26 @@ impl Shown for bool {
 
 /// The shortest number that reads back, not its neighbour in f64.
 impl Shown for f32 {
+    fn text(&self) -> String {
+        self.to_string()
+    }
+
     fn json(&self) -> Value {
         json!(self.to_string().parse::<f64>().unwrap_or_default())
+    }
+}
+
+impl Shown for Window {
+    fn text(&self) -> String {
+        window::write(*self)
+    }
+
+    fn cell(&self) -> String {
+        if *self == Self::FULL { "no".to_string() } else { self.text() }
+    }
+
+    fn json(&self) -> Value {
+        let side = |side: Option<usize>| side.map_or(json!(-1), |side| json!(side));
+        json!([side(self.left), side(self.right)])
     }
 }

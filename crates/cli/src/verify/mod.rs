@@ -4,7 +4,8 @@
 //! `signflash_core`'s judge knows it, as the test suite does. Two implementations within the contract may be twice as
 //! far from each other, because each rounds in its own way. So ours against f64 is judged by the contract's bound,
 //! ours against the file's by twice that bound, and the file's against f64 is shown so that a reader sees who is to
-//! blame.
+//! blame. A short sequence is lost among long ones, so each sequence is also judged by itself, by twice the bound of the
+//! whole tensor: few numbers scatter more.
 
 mod report;
 mod sign_bits;
@@ -18,8 +19,9 @@ use crate::settings::Layout;
 use rayon::prelude::*;
 use report::Report;
 use signflash_core::judge::{Backward, Distance, Expected, Truth};
-use signflash_core::{Bounds, Piece, Problem, TensorName, contiguous_strides};
+use signflash_core::{Bounds, Piece, Problem, Sequence, TensorName, contiguous_strides};
 use std::io::Write;
+use std::ops::Range;
 
 /// The tensors that a file may hold to be compared with.
 pub const REFERENCES: [&str; 5] = ["out", "lse", "dq", "dk", "dv"];
@@ -64,21 +66,36 @@ pub struct Verify<'a, T> {
     pub quiet: bool,
 }
 
+/// What the bound of a tensor is multiplied by for the part of it that is one sequence's.
+const ONE_SEQUENCE: f64 = 2.0;
+
 /// The distances of one tensor; what the file does not hold has none.
 #[derive(Clone, Copy, Debug)]
 struct Distances {
     ours_to_f64: Distance,
     file_to_f64: Option<Distance>,
     ours_to_file: Option<Distance>,
+    /// The first sequence that is beyond its own bound, to f64 and to the file.
+    apart: [Option<usize>; 2],
 }
 
 impl Distances {
+    /// The distances of a whole sequence, judged by themselves.
+    fn of_sequence(self, index: usize) -> Self {
+        let apart = |distance: Distance| {
+            let beyond = distance.error() > ONE_SEQUENCE * distance.bound();
+            beyond.then_some(index)
+        };
+        Self { apart: [apart(self.ours_to_f64), self.ours_to_file.and_then(apart)], ..self }
+    }
+
     fn merge(self, other: Self) -> Self {
         let both = |a: Option<Distance>, b: Option<Distance>| Some(a?.merge(b?));
         Self {
             ours_to_f64: self.ours_to_f64.merge(other.ours_to_f64),
             file_to_f64: both(self.file_to_f64, other.file_to_f64),
             ours_to_file: both(self.ours_to_file, other.ours_to_file),
+            apart: [0, 1].map(|n| [self.apart[n], other.apart[n]].into_iter().flatten().min()),
         }
     }
 }
@@ -138,8 +155,6 @@ impl<T: FileElement> Verify<'_, T> {
             pairs.push(self.pair(TensorName::Dk, "dk", &grads.dk)?);
             pairs.push(self.pair(TensorName::Dv, "dv", &grads.dv)?);
         }
-        // (batch, heads, seqlen_q) in either layout.
-        let expected = [shape.batch, shape.num_heads, shape.seqlen_q];
         let lse = &self.results.lse;
         let [batch, head, row, _] = contiguous_strides([shape.batch, shape.num_heads, shape.seqlen_q, 1]);
         pairs.push(Pair {
@@ -149,98 +164,116 @@ impl<T: FileElement> Verify<'_, T> {
             bound: Bounds::of(T::DTYPE).lse,
             ours: Box::new(|place| lse[place].into()),
             len: lse.len(),
-            file: self.reference("lse", &expected, "(batch, heads, seqlen_q)")?,
+            file: self.reference("lse", TensorName::Lse)?,
         });
         Ok(pairs)
     }
 
     fn pair<'b>(&'b self, tensor: TensorName, name: &'static str, ours: &'b [T]) -> Result<Pair<'b>, Error> {
         let shape = self.problem.shape().of(tensor);
-        let file = self.reference(name, &self.layout.reorder(shape), "as in our result")?;
+        let file = self.reference(name, tensor)?;
         let strides = self.layout.view(ours, shape).strides;
         let bound = Bounds::of(T::DTYPE).of_tensor(tensor);
         let len = ours.len();
         Ok(Pair { name, tensor, strides, bound, ours: Box::new(|place| ours[place].to_f64()), len, file })
     }
 
-    fn reference(
-        &self,
-        name: &'static str,
-        expected: &[usize],
-        meaning: &'static str,
-    ) -> Result<Option<Vec<f64>>, Error> {
+    fn reference(&self, name: &'static str, like: TensorName) -> Result<Option<Vec<f64>>, Error> {
         let Some(tensor) = self.archive.tensors.get(name) else { return Ok(None) };
+        let expected = self.layout.shape_of(self.problem, like);
         if tensor.shape != expected {
             return Err(Error::TensorShape {
                 tensor: name,
                 got: tensor.shape.clone(),
                 expected: format!("{expected:?}"),
-                meaning,
+                meaning: self.layout.meaning(like),
             });
         }
         Ok(Some(tensor.data.to_f64()))
     }
 
-    /// The distances of all tensors. Groups of heads are independent, and so many threads as there are compute them.
+    /// The distances of all tensors. Groups of heads of a sequence are independent, and so many threads as there are
+    /// compute them.
     fn against_f64(&self, pairs: &[Pair<'_>], none: Vec<Distances>) -> Result<Vec<Distances>, Error> {
         let shape = self.problem.shape();
         if pairs.iter().all(|pair| pair.len == 0) {
             return Ok(none); // however many heads there are of nothing
         }
-        let groups = shape.batch * shape.num_heads_k;
+        let sequences: Vec<_> = self.problem.sequences().collect();
+        let groups = sequences.len() * shape.num_heads_k;
         let progress = Progress::bar("comparing with f64", groups as u64, self.quiet);
-        let sum =
-            |a: Vec<Distances>, b: Vec<Distances>| a.into_iter().zip(b).map(|(a, b)| a.merge(b)).collect();
-        let whole = (0..groups)
-            .into_par_iter()
-            .map(|group| {
-                let at = (group / shape.num_heads_k, group % shape.num_heads_k * shape.group_size());
-                let distances = self.group_against_f64(at, pairs);
+        let sum = |a: Vec<Distances>, b: Vec<Distances>| -> Result<_, Error> {
+            Ok(a.into_iter().zip(b).map(|(a, b)| a.merge(b)).collect())
+        };
+        let of_sequence = |(index, sequence): (usize, &Sequence)| {
+            let alone = self.problem.alone(sequence)?;
+            let whole = (0..shape.num_heads_k).into_par_iter().map(|group| {
+                let distances = self.group_against_f64(&alone, sequence, group, pairs);
                 progress.advance(1);
                 distances
-            })
-            .try_reduce_with(|a, b| Ok(sum(a, b)));
-        whole.unwrap_or(Ok(none))
+            });
+            let whole: Vec<Distances> = whole.try_reduce_with(sum).unwrap_or_else(|| Ok(none.clone()))?;
+            Ok(whole.into_iter().map(|distances| distances.of_sequence(index)).collect())
+        };
+        let whole = sequences.par_iter().enumerate().map(of_sequence).try_reduce_with(sum);
+        whole.unwrap_or_else(|| Ok(none.clone()))
     }
 
-    fn group_against_f64(&self, at: (usize, usize), pairs: &[Pair<'_>]) -> Result<Vec<Distances>, Error> {
-        let (whole, (batch, head)) = (self.problem, at);
-        let heads = head..head + whole.shape().group_size();
-        let piece = Piece { batches: batch..batch + 1, heads, ..Piece::of(whole) };
-        let inputs = piece.inputs(whole, &self.operands.inputs(whole, self.layout));
-        let backward = self.operands.dout(whole, self.layout).map(|dout| Backward {
-            dout: piece.share(whole, TensorName::Dout, &dout),
-            dlse: self.operands.dlse.as_deref().map(|dlse| self.group_rows(dlse, at)),
+    /// Of the query heads that share a key head, in one sequence.
+    fn group_against_f64(
+        &self,
+        alone: &Problem,
+        sequence: &Sequence,
+        group: usize,
+        pairs: &[Pair<'_>],
+    ) -> Result<Vec<Distances>, Error> {
+        let (whole, size) = (self.problem, self.problem.shape().group_size());
+        let piece = Piece { heads: group * size..(group + 1) * size, ..Piece::of(alone) };
+        let inputs = piece.inputs(alone, &sequence.inputs(&self.operands.inputs(whole, self.layout)));
+        let dlse = self.operands.dlse.as_deref().map(|dlse| self.rows(dlse, sequence, &piece));
+        let backward = self.operands.dout(whole, self.layout).map(|dout| {
+            let dout = sequence.share(TensorName::Dout, &dout);
+            Backward { dout: piece.share(alone, TensorName::Dout, &dout), dlse: dlse.as_deref() }
         });
-        let truth = Truth::of(&whole.piece(&piece)?, &inputs, backward)?;
+        let truth = Truth::of(&alone.piece(&piece)?, &inputs, backward)?;
         let of_pair = |pair: &Pair<'_>| {
             let expected = truth.tensor(pair.tensor)?;
-            let (rows, heads, dim) = match (pair.tensor, piece.place_in(whole, pair.tensor)) {
-                (TensorName::Lse, [_, heads, rows, last]) => (rows, heads, last.len()),
-                (_, [_, rows, heads, last]) => (rows, heads, last.len()),
-            };
-            let (seqlen, head, heads) = (rows.len(), heads.start, heads.len());
-            Some(pair.distances(expected, &Place { batch, head, seqlen, heads, dim }))
+            Some(pair.distances(expected, &Place::of(sequence, &piece.place_in(alone, pair.tensor), pair)))
         };
         Ok(pairs.iter().filter_map(of_pair).collect())
     }
 
-    /// The part of a dense (batch, num_heads, seqlen_q) that a group of heads has from (batch, head) on.
-    fn group_rows<'b>(&self, rows: &'b [f32], (batch, head): (usize, usize)) -> &'b [f32] {
+    /// The numbers that some heads of a sequence have in a tensor of lse's shape.
+    fn rows(&self, numbers: &[f32], sequence: &Sequence, piece: &Piece) -> Vec<f32> {
         let shape = self.problem.shape();
-        let first = (batch * shape.num_heads + head) * shape.seqlen_q;
-        &rows[first..first + shape.group_size() * shape.seqlen_q]
+        let places = piece.heads.clone().flat_map(|head| piece.rows.clone().map(move |i| (head, i)));
+        places.map(|(head, i)| numbers[sequence.lse(shape, i, head)]).collect()
     }
 }
 
-/// The part of a tensor that a group of heads has.
+/// The part of a tensor that some heads of a sequence have: where its first number lies, and how many there are of
+/// each dimension.
 struct Place {
-    batch: usize,
-    /// The first.
-    head: usize,
+    first: usize,
     seqlen: usize,
     heads: usize,
     dim: usize,
+}
+
+impl Place {
+    /// `within` is the part of the sequence's tensor.
+    fn of(sequence: &Sequence, within: &[Range<usize>; 4], pair: &Pair<'_>) -> Self {
+        let [_, rows, heads, last] = within;
+        // Of lse heads come before rows.
+        let (rows, heads) = if pair.tensor == TensorName::Lse { (heads, rows) } else { (rows, heads) };
+        let [batch, row, head, _] = match pair.tensor {
+            TensorName::Dk | TensorName::Dv => sequence.key(rows.start, heads.start),
+            _ => sequence.query(rows.start, heads.start),
+        };
+        let [of_batch, of_row, of_head, _] = pair.strides;
+        let first = batch * of_batch + row * of_row + head * of_head;
+        Self { first, seqlen: rows.len(), heads: heads.len(), dim: last.len() }
+    }
 }
 
 impl Pair<'_> {
@@ -252,7 +285,8 @@ impl Pair<'_> {
         };
         let ours_to_file = self.file.as_ref().map(between);
         let unknown = Distance::between([], self.bound);
-        Distances { ours_to_f64: unknown, file_to_f64: self.file.as_ref().map(|_| unknown), ours_to_file }
+        let file_to_f64 = self.file.as_ref().map(|_| unknown);
+        Distances { ours_to_f64: unknown, file_to_f64, ours_to_file, apart: [None; 2] }
     }
 
     fn distances(&self, expected: &Expected, place: &Place) -> Distances {
@@ -264,17 +298,18 @@ impl Pair<'_> {
                 .file
                 .as_ref()
                 .map(|file| expected.distance_of_two(ours, |n| file[self.place(place, n)])),
+            apart: [None; 2],
         }
     }
 
-    /// Where the n-th number of the truth of a piece lies in the whole's storage.
+    /// Where the n-th number of the truth of a part lies in the whole's storage.
     fn place(&self, place: &Place, n: usize) -> usize {
-        let Place { batch, head, seqlen, heads, dim } = *place;
-        let (row, h, d) = match self.tensor {
+        let Place { first, seqlen, heads, dim } = *place;
+        let (row, head, d) = match self.tensor {
             TensorName::Lse => (n % seqlen, n / seqlen, 0),
             _ => (n / dim / heads, n / dim % heads, n % dim),
         };
-        let [batch_stride, row_stride, head_stride, _] = self.strides;
-        batch * batch_stride + row * row_stride + (head + h) * head_stride + d
+        let [_, of_row, of_head, _] = self.strides;
+        first + row * of_row + head * of_head + d
     }
 }

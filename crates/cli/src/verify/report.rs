@@ -30,21 +30,23 @@ impl Report {
         let shown = |x: f64| format!("{x:.2e}");
         let dashes = || ["-".to_string(), "-".to_string()];
         let both = |distance: &Distance| [shown(distance.error()), shown(distance.bound())];
-        let Distances { ours_to_f64, file_to_f64, ours_to_file } = distances;
+        let Distances { ours_to_f64, file_to_f64, ours_to_file, apart } = distances;
         let judged = with_f64 || ours_to_file.is_some();
         let mut row = vec![name.to_string()];
-        let mut passed = !with_f64 || self.check(&format!("{name} vs f64"), ours_to_f64.is_right());
+        let right = |distance: &Distance, apart: Option<usize>| distance.is_right() && apart.is_none();
+        let mut passed = !with_f64 || self.check(&format!("{name} vs f64"), right(ours_to_f64, apart[0]));
         row.extend(if with_f64 { both(ours_to_f64) } else { dashes() });
         let file_to_f64 = file_to_f64.filter(|_| with_f64);
         row.push(file_to_f64.map_or_else(|| "-".to_string(), |distance| shown(distance.error())));
         if let Some(distance) = ours_to_file {
-            passed &= self.check(&format!("{name} vs file"), distance.is_right());
+            passed &= self.check(&format!("{name} vs file"), right(distance, apart[1]));
         }
         row.extend(ours_to_file.as_ref().map_or_else(dashes, both));
         let file_is_off = file_to_f64.is_some_and(|distance| !distance.is_right());
         let judged_by = if with_f64 { Some(ours_to_f64) } else { ours_to_file.as_ref() };
-        row.push(match (passed, file_is_off) {
-            _ if !judged => "-".into(),
+        let sequence = apart.iter().flatten().min();
+        let mut verdict = match (passed, file_is_off) {
+            _ if !judged => "-".to_string(),
             (true, _) if judged_by.is_some_and(|distance| distance.bound() >= SAYS_NOTHING) => {
                 "not judged: scores are too large".into()
             }
@@ -52,7 +54,11 @@ impl Report {
             (true, true) => "ok; the file's is off".into(),
             (false, true) => "FAILED; the file's is off".into(),
             (false, false) => "FAILED".into(),
-        });
+        };
+        if let Some(sequence) = sequence.filter(|_| !passed) {
+            verdict += &format!("; first in sequence {sequence}");
+        }
+        row.push(verdict);
         self.rows.push(row);
     }
 
@@ -80,7 +86,8 @@ mod tests {
         for (bound, verdict) in [(1e-6, "ok"), (3.0, "not judged: scores are too large")] {
             let distance = Distance::between([(2.0, 2.0)], bound);
             let mut report = Report::default();
-            let distances = Distances { ours_to_f64: distance, file_to_f64: None, ours_to_file: None };
+            let distances =
+                Distances { ours_to_f64: distance, file_to_f64: None, ours_to_file: None, apart: [None; 2] };
             report.tensor("out", &distances, true);
             assert_eq!(report.rows[0].last().map(String::as_str), Some(verdict));
         }

@@ -4,32 +4,40 @@ use super::report::Report;
 use super::{SIGNBIT, Verify};
 use crate::errors::Error;
 use crate::files::FileElement;
-use signflash_core::{TensorRef, contiguous_strides};
+use signflash_core::{TensorName, TensorRef};
 
 impl<T: FileElement> Verify<'_, T> {
     /// Compares sign bits, as they stand in the probs that the engine wrote, with the file's and with the formula.
     pub(super) fn sign_bits(&self, report: &mut Report) -> Result<Vec<String>, Error> {
-        let shape = self.problem.shape();
+        let problem = self.problem;
         let Some(probs) = &self.results.probs else {
             return Ok(vec![
                 "sign bits: not compared, the file holds no signbit; --probs compares with the formula"
                     .into(),
             ]);
         };
-        let probs = TensorRef::bshd(probs.as_slice(), shape.probs());
-        let signbit = self.reference(SIGNBIT, &shape.probs(), "(batch, heads, seqlen_q, seqlen_k)")?;
-        let signbit = signbit
-            .as_deref()
-            .map(|bits| TensorRef::strided(bits, shape.probs(), contiguous_strides(shape.probs())));
-        let rule = self.problem.keep_rule();
+        let [_, num_heads, queries, keys] = problem.probs();
+        let probs = TensorRef::bshd(probs.as_slice(), problem.probs());
+        let signbit = self.reference(SIGNBIT, TensorName::Probs)?;
+        let signbit = signbit.as_deref().map(|bits| TensorRef::bshd(bits, problem.probs()));
+        let rule = problem.keep_rule();
         let mut count = SignCount::default();
-        for (sequence, h, i) in self.problem.rows() {
-            let visible = self.problem.visibility_in(&sequence).keys_of(i as i64).positions();
+        // There may be very many heads of nothing.
+        let sequences =
+            problem.sequences().take(if queries * keys == 0 { 0 } else { problem.sequence_count() });
+        let rows = sequences.flat_map(|sequence| {
+            (0..num_heads).flat_map(move |h| (0..queries).map(move |i| (sequence, h, i)))
+        });
+        for (sequence, h, i) in rows {
+            // Behind a sequence's last query and key, where a longer one has some, nothing is seen.
+            let sees = i < sequence.seqlen_q;
+            let band = problem.visibility_in(&sequence);
+            let visible = if sees { band.keys_of(i as i64).positions() } else { 0..0 };
             let keep =
                 rule.as_ref().map(|rule| rule.keep_block(sequence.stream, h, i..i + 1, visible.clone()));
-            for j in 0..sequence.seqlen_k {
-                let entry = [sequence.batch, h, sequence.first_q + i, j];
-                let (probability, dropped) = probs.at(entry).decode();
+            let [a, b, c, _] = sequence.probs(i, h);
+            for j in 0..keys {
+                let (probability, dropped) = probs.at([a, b, c, j]).decode();
                 if !visible.contains(&j) {
                     count.hidden_not_zero += u64::from(dropped || probability.to_f32() != 0.0);
                     continue;
@@ -38,7 +46,7 @@ impl<T: FileElement> Verify<'_, T> {
                 count.wrong_by_rule +=
                     u64::from(dropped == keep.as_ref().is_none_or(|keep| keep.keep(0, j - visible.start)));
                 if let Some(bits) = &signbit {
-                    count.wrong_by_file += u64::from(dropped != (bits.at(entry) != 0.0));
+                    count.wrong_by_file += u64::from(dropped != (bits.at([a, b, c, j]) != 0.0));
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! `signflash bench`: small rows, checked like large ones.
 
-use crate::common::succeed;
+use crate::common::{fail, succeed};
 use serde_json::Value;
 
 #[test]
@@ -12,8 +12,8 @@ fn a_row_for_each_combination() {
     assert_eq!(rows.len(), 2 * 2 * 2 * 3 * 2);
     for row in &rows {
         let number = |key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{key} in {row}"));
-        let flops = 4.0 * 2.0 * 4.0 * 33.0 * 33.0 * number("head_dim");
-        let flops = if row["causal"] == true { flops / 2.0 } else { flops };
+        let visible = if row["causal"] == true { 33.0 * 34.0 / 2.0 } else { 33.0 * 33.0 };
+        let flops = 4.0 * 2.0 * 4.0 * visible * number("head_dim");
         let flops = if row["pass"] == "bwd" { 2.5 * flops } else { flops };
         assert!((number("gflops") * number("ms") * 1e6 / flops - 1.0).abs() < 1e-9, "{row}");
         assert!((number("percent_of_peak") * number("peak_gflops") / number("gflops") - 100.0).abs() < 1e-6);
@@ -21,6 +21,64 @@ fn a_row_for_each_combination() {
             assert!(row[key].is_string(), "{key} in {row}");
         }
         assert_eq!(row["threads"], 2);
+    }
+}
+
+/// The rows of a run, each with what its rate says was computed: operations, over those of a head and an entry.
+fn rows(arguments: &str) -> Vec<(Value, f64)> {
+    let common = "--json --heads 2 --head-dim 8 --dropout-p 0.1 --pass fwd,bwd --reps 1 --threads 2";
+    let arguments = format!("bench {common} {arguments}");
+    let said = succeed(&arguments.split_whitespace().collect::<Vec<_>>());
+    let row = |line: &str| {
+        let row: Value = serde_json::from_str(line).unwrap();
+        let flops = row["gflops"].as_f64().unwrap() * row["ms"].as_f64().unwrap() * 1e6;
+        let passes = if row["pass"] == "bwd" { 2.5 } else { 1.0 };
+        (row, flops / passes / (4.0 * 2.0 * 8.0))
+    };
+    said.lines().map(row).collect()
+}
+
+#[test]
+fn windows_are_counted_by_what_is_seen() {
+    let rows = rows("--seqlen 40 --window -1,-1 --window 3,0 --window 2,-1 --causal false,true");
+    // 40 queries, of which the first see less than the window.
+    let behind = 40.0 * 4.0 - 6.0;
+    let seen: Vec<f64> = rows.iter().map(|(_, entries)| entries.round()).collect();
+    let (ahead, both) = (40.0 * 41.0 / 2.0 + 39.0 + 38.0, 40.0 * 3.0 - 3.0);
+    assert_eq!(seen, [1600.0, 820.0, behind, behind, ahead, both].map(|entries| [entries; 2]).concat());
+    assert_eq!(rows[4].0["window"], serde_json::json!([3, 0]));
+    assert_eq!((&rows[0].0["batch"], &rows[0].0["seqlen"]), (&1.into(), &40.into()));
+}
+
+#[test]
+fn packed_sequences_are_measured_and_counted() {
+    let rows = rows("--lengths 20x3,5..40x6,1..30/100+7 --causal --lengths-seed 3");
+    assert_eq!(rows.len(), 6);
+    for (row, entries) in &rows {
+        assert!(row["seqlen"].is_null() && row["batch"].is_null(), "{row}");
+        let (sequences, tokens) = (row["sequences"].as_u64().unwrap(), row["tokens"].as_u64().unwrap());
+        match row["lengths"].as_str().unwrap() {
+            "20x3" => assert_eq!((sequences, tokens, entries.round()), (3, 60, 3.0 * 210.0)),
+            "5..40x6" => assert!(sequences == 6 && (30..=240).contains(&tokens), "{row}"),
+            "1..30/100+7" => assert!(sequences > 4 && tokens == 107, "{row}"),
+            other => panic!("{other}"),
+        }
+    }
+    let table = succeed(&["bench", "--lengths", "20x3", "--head-dim", "8", "--reps", "1", "--heads", "1"]);
+    assert!(table.contains("packed sequences, heads 1") && table.contains(" 20x3 "), "{table}");
+}
+
+#[test]
+fn lengths_that_cannot_be_measured_are_refused() {
+    for (arguments, needle) in [
+        ("--lengths 9..3x4", "expected lengths of packed sequences"),
+        ("--lengths 0x4", "the tokens of --lengths must be at least 1"),
+        ("--lengths 1000000000x9", "of less than 2^32 tokens together"),
+        ("--lengths 5 --seqlen 9", "cannot be used with"),
+        ("--lengths 5 --batch 2", "cannot be used with"),
+        ("--window 5", "expected LEFT,RIGHT"),
+    ] {
+        fail(&[&["bench"][..], &arguments.split(' ').collect::<Vec<_>>()].concat(), 2, &[needle]);
     }
 }
 

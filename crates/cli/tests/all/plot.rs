@@ -1,6 +1,6 @@
 //! Pictures: that they are there, complete, and the same by either way.
 
-use crate::common::{Dir, VECTORS, fail, input, succeed, vector, write};
+use crate::common::{Dir, VECTORS, fail, input, succeed, tensor, vector, write};
 use signflash_cli::files::{Archive, Data, FileElement, Tensor};
 use std::fs;
 use std::ops::Range;
@@ -275,4 +275,65 @@ fn empty_maps_and_absent_heads_are_refused_before_anything_is_drawn() {
     write(&name, &input::<f32>([1, 2, 0, 4], [1, 2, 3, 4], &[]));
     fail(&["attend", &name, "--plot", &picture], 2, &["at least one entry", "0 queries"]);
     assert_eq!(dir.names(), ["in.safetensors"]);
+}
+
+/// Numbers of cu_seqlens_q and cu_seqlens_k: three sequences of (30, 20), (10, 40) and (20, 20).
+fn packed() -> Archive {
+    let settings = [("dropout_p", "0.3"), ("window", "25,6")];
+    let mut archive = input::<f32>([0; 4], [0; 4], &settings);
+    for (name, tokens, salt) in [("q", 60, 1), ("k", 80, 2), ("v", 80, 3)] {
+        archive.tensors.insert(name.into(), tensor::<f32>(&[tokens, 2, 8], salt));
+    }
+    archive.tensors.remove("dout");
+    for (name, numbers) in [("cu_seqlens_q", [0, 30, 40, 60]), ("cu_seqlens_k", [0, 20, 60, 80])] {
+        archive.tensors.insert(name.into(), Tensor { shape: vec![4], data: Data::I32(numbers.into()) });
+    }
+    archive
+}
+
+#[test]
+fn packed_sequences_are_blocks_and_a_window_is_a_band() {
+    let dir = Dir::new();
+    let (name, probs) = (dir.file("map.npz"), dir.file("map.safetensors"));
+    let (once, later) = (dir.file("once.png"), dir.file("later.png"));
+    write(&name, &packed());
+    succeed(&["attend", &name, "--probs", "-o", &probs, "--plot", &once, "--head", "1"]);
+    succeed(&["plot", &probs, "-o", &later, "--head", "1"]);
+    assert!(fs::read(&once).unwrap() == fs::read(&later).unwrap());
+    let picture = Picture::of(&once);
+    for (query, key, visible) in [
+        (25, 10, true), // of the first sequence, whose query 29 faces key 19
+        (25, 25, false),
+        (5, 1, true),
+        (2, 5, false),   // it faces key -8, and sees 6 behind that
+        (35, 50, true),  // of the second, where query 30 faces key 50
+        (35, 25, false), // 25 keys before are the last
+        (35, 10, false),
+        (50, 70, true),
+        (50, 78, false),
+    ] {
+        let seen = picture.map((f64::from(key) + 0.5) / 80.0, (f64::from(query) + 0.5) / 60.0) != HIDDEN;
+        assert_eq!(seen, visible, "query {query}, key {key}");
+    }
+    let corner = ["--queries", "0..10", "--keys", "60..70"];
+    succeed(&[&["plot", &probs, "-o", &later][..], &corner].concat());
+    let hidden = Picture::of(&later);
+    // Nothing of that corner is seen: the map, and the square of the legend.
+    assert!(hidden.count(HIDDEN) >= hidden.columns.len() * hidden.rows.len());
+}
+
+#[test]
+fn probs_that_are_not_of_their_sequences_are_refused() {
+    let dir = Dir::new();
+    let (name, probs, picture) = (dir.file("in.npz"), dir.file("probs.npz"), dir.file("map.png"));
+    write(&name, &packed());
+    succeed(&["attend", &name, "--probs", "-o", &probs]);
+    let mut archive = crate::common::read(&probs);
+    archive
+        .tensors
+        .insert("cu_seqlens_q".into(), Tensor { shape: vec![4], data: Data::I32(vec![0, 20, 40, 60]) });
+    write(&probs, &archive);
+    let needles = ["probs has shape [3, 2, 30, 40]", "[3, 2, 20, 40] (by cu_seqlens_q and cu_seqlens_k)"];
+    fail(&["plot", &probs, "-o", &picture], 2, &needles);
+    fail(&["attend", &name, "--plot", &picture, "--batch", "1"], 2, &["--batch must be below 1"]);
 }

@@ -20,6 +20,11 @@ static SEEDS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
         vec![input::<f32>(q, k, &settings), input::<f16>(q, k, &[]), input::<bf16>(q, k, &settings)];
     let bits = signflash_cli::files::Tensor { shape: vec![1, 2, 3, 5], data: Data::U8(vec![1; 30]) };
     archives[1].tensors.insert("signbit".into(), bits);
+    for (name, data) in
+        [("cu_seqlens_q", Data::I32(vec![0, 1, 3])), ("cu_seqlens_k", Data::I64(vec![0, 2, 5]))]
+    {
+        archives[0].tensors.insert(name.into(), signflash_cli::files::Tensor { shape: vec![3], data });
+    }
     let mut seeds = Vec::new();
     for archive in &archives {
         let (mut tensors, mut zip) = (Vec::new(), Cursor::new(Vec::new()));
@@ -216,7 +221,8 @@ fn hostile_npz_are_refused_with_a_reason() {
     settings(&npy_file("<f4", &[], 4), "no text scalar");
     settings(&npy_file("<U999999999999", &[], 4), "longer than a million");
     settings(&[npy_file("|S2", &[], 0), b"[]".to_vec()].concat(), "no object");
-    settings(&[npy_file("|S9", &[], 0), br#"{"a":[0]}"#.to_vec()].concat(), "list");
+    settings(&[npy_file("|S11", &[], 0), br#"{"a":["0"]}"#.to_vec()].concat(), "no list of numbers");
+    settings(&[npy_file("|S11", &[], 0), br#"{"a":[[0]]}"#.to_vec()].concat(), "no list of numbers");
     settings(&[npy_file("<U1", &[], 0), vec![0xff; 4]].concat(), "not Unicode");
 }
 

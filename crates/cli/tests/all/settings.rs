@@ -24,6 +24,8 @@ fn a_mistyped_setting_is_refused_and_its_name_suggested() {
             ("sm_scale", "1", "`softmax_scale`?"),
             ("scale_rules", "nominal", "`scale_rule`?"),
             ("signflash_seed", "1", "`seed`?"),
+            ("window_size", "(8, 8)", "`window`?"),
+            ("sliding_window", "4096", "`window`?"),
         ] {
             write(dir.path(format), &with(&[(key, value)]));
             fail(&["attend", &dir.file(format)], 2, &[&format!("metadata `{key}`"), suggested, "pass --"]);
@@ -37,13 +39,13 @@ fn a_mistyped_setting_is_refused_and_its_name_suggested() {
 fn what_is_not_computed_is_refused() {
     let dir = Dir::new();
     for format in FORMATS {
-        for (key, value) in [("window", "40,17"), ("softcap", "30"), ("window_size", "(8, 8)")] {
+        for (key, value) in [("softcap", "30"), ("logits_soft_cap", "50.0"), ("alibi", "True")] {
             write(dir.path(format), &with(&[(key, value)]));
             fail(&["attend", &dir.file(format)], 2, &[key, "not computed"]);
         }
-        write(dir.path(format), &with(&[("window", "-1,-1"), ("softcap", "0.0")]));
+        write(dir.path(format), &with(&[("alibi", "false"), ("softcap", "0.0")]));
         succeed(&["attend", &dir.file(format)]);
-        for name in ["bias", "attn_mask", "alibi_slopes", "sinks", "cu_seqlens_q"] {
+        for name in ["bias", "attn_mask", "alibi_slopes", "sinks", "block_table"] {
             let mut archive = with(&[]);
             archive.tensors.insert(name.into(), tensor::<f32>(&[2], 5));
             write(dir.path(format), &archive);
@@ -69,7 +71,7 @@ fn somebody_elses_metadata_is_noted_and_an_npz_holds_none() {
     succeed(&["attend", &dir.file("in.safetensors"), "--probs", "-o", &dir.file("out.npz")]);
     assert!(!succeed(&["plot", &dir.file("out.npz"), "-o", &dir.file("map.png")]).contains("not used"));
     write(dir.path("in.npz"), &archive);
-    fail(&["attend", &dir.file("in.npz")], 2, &["metadata `format` is no setting", "layout, causal"]);
+    fail(&["attend", &dir.file("in.npz")], 2, &["metadata `format` is no setting", "layout, window, causal"]);
 }
 
 #[test]
@@ -108,6 +110,9 @@ fn values_of_any_type_are_understood_or_refused() {
         (r#"{"causal": true, "dropout_p": 0.5}"#, "causal, softmax_scale 1, dropout_p 0.5"),
         (r#"{"causal": " True", "dropout_p": "0.5"}"#, "causal, softmax_scale 1, dropout_p 0.5"),
         (r#"{"causal": 1, "dropout_p": 5e-1, "seed": 7}"#, "causal, softmax_scale 1, dropout_p 0.5, seed 7"),
+        (r#"{"window": [40, 17]}"#, "f32, window 40,17, softmax_scale 1"),
+        (r#"{"window": "(40, -1)"}"#, "f32, window 40,-1, softmax_scale 1"),
+        (r#"{"window": -1, "window_size": [-1, -1]}"#, "f32, softmax_scale 1, no dropout"),
         (r#"{"causal": null, "softmax_scale": null}"#, "f32, softmax_scale 1, no dropout"),
         (r#"{"seed": 18446744073709551615, "dropout_p": 0.5}"#, "seed 18446744073709551615"),
     ] {
@@ -121,14 +126,18 @@ fn values_of_any_type_are_understood_or_refused() {
         (r#"{"dropout_p": true}"#, "metadata `dropout_p`"),
         (r#"{"dropout_p": "nan"}"#, "metadata `dropout_p`"),
         (r#"{"dropout_p": NaN}"#, "entry `settings` must be a JSON object"),
-        (r#"{"dropout_p": [0.1]}"#, "`dropout_p` is a list"),
+        (r#"{"dropout_p": [0.1]}"#, "metadata `dropout_p`: expected a number in [0, 1), got \"[0.1]\""),
+        (r#"{"window": ["40", "17"]}"#, "`window` is an object or no list of numbers"),
+        (r#"{"window": [40, 17, 3]}"#, "metadata `window`: expected LEFT,RIGHT"),
+        (r#"{"window": 40}"#, "metadata `window`: expected LEFT,RIGHT, two whole numbers, -1 for no bound"),
+        (r#"{"window": {"left": 40}}"#, "`window` is an object or no list"),
         (r#"{"dropout_p": ""}"#, "metadata `dropout_p`"),
         (r#"{"seed": 1.0}"#, "metadata `seed`: expected an integer"),
         (r#"{"seed": -1}"#, "metadata `seed`"),
         (r#"{"seed": 18446744073709551616}"#, "metadata `seed`"),
         (r#"{"softmax_scale": "Infinity"}"#, "metadata `softmax_scale`"),
         (r#"{"softmax_scale": 1e300}"#, "finite as f32, too (up to 3.4e38), got 1e300"),
-        (r#"{"layout": "thd"}"#, "metadata `layout`: expected bhsd or bshd"),
+        (r#"{"layout": "sbhd"}"#, "metadata `layout`: expected bhsd or bshd, or thd"),
         (r#"{"dtype": "f16"}"#, "metadata `dtype` is \"f16\", but q is f32"),
         (r#"{"seed": 1, "seed": 2}"#, "it holds `seed` twice"),
         (r#"{"": 1}"#, "metadata `` is no setting"),

@@ -8,13 +8,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use tempfile::TempDir;
 
-pub const VECTORS: [&str; 6] = [
+pub const VECTORS: [&str; 9] = [
     "a_f16_d64_p10",
     "b_bf16_d128_p30_ragged",
     "c_f16_d64_p20_causal",
     "d_bf16_d64_p17_cross",
     "e_f16_d32_p50_causal",
     "f_f16_d128_p00",
+    "p1_f16_d64_packed_p10",
+    "p2_bf16_d128_packed_causal_gqa_p17",
+    "w1_f16_d64_window_p20",
 ];
 
 pub fn vector(name: &str) -> String {
@@ -99,8 +102,23 @@ pub fn fail(arguments: &[&str], code: i32, needles: &[&str]) -> Ran {
     ran
 }
 
-const ALL: [&str; 13] =
-    ["q", "k", "v", "dout", "dlse", "out", "lse", "probs", "dq", "dk", "dv", "signbit", "settings"];
+const ALL: [&str; 15] = [
+    "q",
+    "k",
+    "v",
+    "dout",
+    "dlse",
+    "cu_seqlens_q",
+    "cu_seqlens_k",
+    "out",
+    "lse",
+    "probs",
+    "dq",
+    "dk",
+    "dv",
+    "signbit",
+    "settings",
+];
 
 /// Every tensor of a file that this program knows.
 pub fn read(path: impl AsRef<Path>) -> Archive {

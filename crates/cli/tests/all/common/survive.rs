@@ -6,7 +6,8 @@
 use signflash_cli::files::{Archive, FileError, npy, npz, safetensors};
 use std::io::{Cursor, Write};
 
-pub const WANTED: [&str; 7] = ["q", "k", "v", "dout", "lse", "signbit", "probs"];
+pub const WANTED: [&str; 9] =
+    ["q", "k", "v", "dout", "cu_seqlens_q", "cu_seqlens_k", "lse", "signbit", "probs"];
 
 pub fn read_safetensors(bytes: &[u8]) -> Result<Archive, FileError> {
     safetensors::read(&mut Cursor::new(bytes), &WANTED)
