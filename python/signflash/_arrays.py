@@ -10,6 +10,7 @@ from ._kinds import is_torch
 CPU = 1  # kDLCPU
 DTYPES = ("float32", "float16", "bfloat16")
 QKV_DIMS = "(batch, seqlen, num_heads, head_dim)"
+PACKED_DIMS = "(total, num_heads, head_dim) with cu_seqlens"
 
 
 def numpy():
@@ -39,7 +40,12 @@ def to_numpy(name: str, x: Any):
     return np.from_dlpack(x)
 
 
-def check(name: str, x, dims: int = 4, meaning: str = QKV_DIMS):
+def check_operand(name: str, x, is_packed: bool):
+    """q, or what has its dimensions."""
+    return check(name, x, 3, PACKED_DIMS) if is_packed else check(name, x, 4, QKV_DIMS)
+
+
+def check(name: str, x, dims: int, meaning: str):
     if x.ndim != dims:
         raise ValueError(f"{name} must have {dims} dimensions {meaning}, got shape {x.shape}; use reshape")
     return x
@@ -69,8 +75,8 @@ def lent(x):
     return (*written(x), 0, ALL_MEMORY)
 
 
-def operands(q, k, v):
-    arrays = {name: check(name, to_numpy(name, x)) for name, x in (("q", q), ("k", k), ("v", v))}
+def operands(q, k, v, is_packed):
+    arrays = {name: check_operand(name, to_numpy(name, x), is_packed) for name, x in (("q", q), ("k", k), ("v", v))}
     q = arrays["q"]
     if q.dtype.name not in DTYPES:
         raise TypeError(f"q must be float32, float16 or bfloat16 (of ml_dtypes), got {q.dtype}; use astype")
@@ -78,6 +84,39 @@ def operands(q, k, v):
         if x.dtype != q.dtype:
             raise TypeError(f"{name} must have q's dtype {q.dtype}, got {x.dtype}; use astype")
     return [dense(x) for x in arrays.values()]
+
+
+def starts(cu_seqlens):
+    """Of packed sequences, cu_seqlens_q and cu_seqlens_k, dense."""
+    if cu_seqlens is None:
+        return None
+    found = []
+    for name, x in zip(("cu_seqlens_q", "cu_seqlens_k"), cu_seqlens):
+        x = check(name, to_numpy(name, x), 1, "(sequences + 1,): where each begins, and the last ends")
+        if x.dtype.name != "int32":
+            raise TypeError(f'{name} must be int32, got {x.dtype}; use astype("int32")')
+        found.append(dense(x))
+    of_q, of_k = (len(x) for x in found)
+    if of_q != of_k or of_q == 0:
+        raise ValueError(
+            "cu_seqlens_q and cu_seqlens_k must have as many numbers, one more than there are sequences, got "
+            f"{of_q} and {of_k}"
+        )
+    return found
+
+
+def lent_starts(found):
+    return None if found is None else (lent(found[0]), lent(found[1]))
+
+
+def room_for_probs(q, k, found, settings):
+    """(batch, num_heads, seqlen_q, seqlen_k); of packed sequences, as long as the longest are."""
+    np = numpy()
+    if found is None:
+        return np.empty((q.shape[0], q.shape[2], q.shape[1], k.shape[1]), q.dtype)
+    shape = _native.packed_probs((-1, 0), q.shape, k.shape, lent_starts(found), settings)
+    _expect(shape is not None)
+    return np.zeros(shape, q.dtype)  # no kernel writes what is beyond a shorter sequence
 
 
 def back(like: Any, x):
@@ -88,7 +127,7 @@ def back(like: Any, x):
     return namespace.from_dlpack(x) if hasattr(namespace, "from_dlpack") else x
 
 
-def attention(given_q, k, v, settings, *, seed, offset, generator, rng_state, deterministic, return_probs):
+def attention(given_q, k, v, settings, *, cu_seqlens, seed, offset, generator, rng_state, deterministic, return_probs):
     """(out, lse, probs or None, (seed, offset)); the backward of the CPU is always deterministic."""
     np = numpy()
     if rng_state is not None:
@@ -96,21 +135,24 @@ def attention(given_q, k, v, settings, *, seed, offset, generator, rng_state, de
     if generator is not None and not isinstance(generator, _random.Generator):
         kind = type(generator).__name__
         raise TypeError(f"generator must be a signflash.Generator for arrays, got {kind}; or give seed and offset")
-    q, k, v = operands(given_q, k, v)
-    batch, seqlen_q, num_heads, _ = q.shape
+    is_packed, found = cu_seqlens is not None, starts(cu_seqlens)
+    q, k, v = operands(given_q, k, v, is_packed)
+    seqlen_q, num_heads = q.shape[-3:-1]
+    batch = len(found[0]) - 1 if is_packed else q.shape[0]
     if settings.dropout_p > 0.0 and seed is None:
         source = generator or _random.scoped() or _random.of_arrays()
         seed, offset = source.next(batch, num_heads)
     seed = seed or 0
     out = np.empty(q.shape, q.dtype)
-    lse = np.empty((batch, num_heads, seqlen_q), np.float32)
-    probs = np.empty((batch, num_heads, seqlen_q, k.shape[1]), q.dtype) if return_probs else None
+    lse = np.empty((num_heads, seqlen_q) if is_packed else (batch, num_heads, seqlen_q), np.float32)
+    probs = room_for_probs(q, k, found, settings) if return_probs else None
     computed = _native.forward(
         (-1, 0),
         q.dtype.name,
         lent(q),
         lent(k),
         lent(v),
+        lent_starts(found),
         written(out),
         lse.ctypes.data,
         None if probs is None else written(probs),
@@ -127,13 +169,14 @@ def _expect(computed: bool) -> None:
         raise RuntimeError("an array cannot be read where it lies; please report this")  # all were made dense before
 
 
-def backward(dout, given_q, k, v, out, lse, dlse, settings, state):
+def backward(dout, given_q, k, v, out, lse, dlse, settings, state, cu_seqlens):
     """(dq, dk, dv)."""
     np = numpy()
-    q, k, v = operands(given_q, k, v)
+    is_packed, found = cu_seqlens is not None, starts(cu_seqlens)
+    q, k, v = operands(given_q, k, v, is_packed)
     read = [q, k, v]
     for name, x in (("out", out), ("dout", dout)):
-        x = check(name, to_numpy(name, x))
+        x = check_operand(name, to_numpy(name, x), is_packed)
         if x.dtype != q.dtype:
             raise TypeError(f"{name} must have q's dtype {q.dtype}, got {x.dtype}; use astype")
         read.append(dense(x))
@@ -145,6 +188,7 @@ def backward(dout, given_q, k, v, out, lse, dlse, settings, state):
         q.dtype.name,
         tuple(lent(x) for x in read),
         (lent(lse), None if dlse is None else lent(dlse)),
+        lent_starts(found),
         tuple(written(x) for x in gradients),
         0,
         False,
@@ -158,8 +202,10 @@ def backward(dout, given_q, k, v, out, lse, dlse, settings, state):
 def rows(name: str, x: Any, q):
     """lse or its gradient, dense."""
     np = numpy()
-    x = check(name, to_numpy(name, x), 3, "(batch, num_heads, seqlen_q)")
-    expected = (q.shape[0], q.shape[2], q.shape[1])
+    *batch, seqlen_q, num_heads, _ = q.shape
+    expected = (*batch, num_heads, seqlen_q)
+    meaning = "(batch, num_heads, seqlen_q)" if batch else "(num_heads, total_q)"
+    x = check(name, to_numpy(name, x), len(expected), meaning)
     if x.dtype != np.float32 or x.shape != expected:
         raise ValueError(
             f"{name} must be float32 of shape {expected}, got {x.dtype} of shape {x.shape}; lse is what the forward "

@@ -6,7 +6,7 @@ import sys
 from typing import Any, Optional, Sequence
 
 from ._kinds import is_torch
-from ._settings import check_u64, judged
+from ._settings import UNBOUNDED, check_u64, judged
 
 _TORCH_HALF = __package__ + "._torch.attention"
 
@@ -30,6 +30,9 @@ def attention(
     *,
     dropout_p: float = 0.0,
     causal: bool = False,
+    window: Sequence[int] = UNBOUNDED,
+    cu_seqlens_q: Any = None,
+    cu_seqlens_k: Any = None,
     softmax_scale: Optional[float] = None,
     seed: Optional[int] = None,
     offset: Optional[int] = None,
@@ -52,6 +55,18 @@ def attention(
         dropout_p: probability of dropping, in [0, 1). Pass 0.0 in evaluation. Dropout draws 8 bits an entry: the
             effective probability is a multiple of 1/256.
         causal: query i sees keys ``j <= i + seqlen_k - seqlen_q`` (bottom-right aligned).
+        window: (left, right): query i, which faces key ``i + seqlen_k - seqlen_q``, sees from ``left`` keys before that
+            one to ``right`` keys behind it; -1 is no bound. ``causal`` makes the right side 0. A query whose window holds
+            no key has out 0 and lse -inf. Tiles outside of the window are not computed.
+        cu_seqlens_q: for packed sequences, each of a length of its own: int32 (sequences + 1,) on q's device,
+            contiguous; sequence b has the queries from ``cu_seqlens_q[b]`` to ``cu_seqlens_q[b + 1] - 1`` and the keys
+            that cu_seqlens_k says, and attends to itself alone: causality, window and dropout mask are those of a call
+            of its own with ``shard=Shard(first_batch=b)``. q and out are then (total_q, num_heads, head_dim), k and v
+            (total_k, num_heads_k, head_dim), lse (num_heads, total_q), and probs (sequences, num_heads, the most
+            queries of any, the most keys of any), 0 where a sequence is shorter. The numbers begin with 0, do not fall,
+            and do not exceed the total, which is judged on the CPU only: a GPU's are read by its kernels, and nobody
+            waits. Rows behind the last sequence have out 0, lse -inf and gradients 0.
+        cu_seqlens_k: the same of keys and values.
         softmax_scale: factor of the scores; None is ``1 / sqrt(head_dim)``.
         seed, offset: the random state that decides what is dropped. Without a seed it is drawn from ``generator``, from
             the innermost :func:`random_state`, or from PyTorch's generator of the device, which is advanced as by
@@ -89,7 +104,8 @@ def attention(
     >>> (probability[0, 0, 0] > 0).tolist()  # the first of three queries sees three of five keys
     [True, True, True, False, False]
     """
-    settings = judged(dropout_p, softmax_scale, causal, scale_rule, shard)
+    settings = judged(dropout_p, softmax_scale, causal, window, scale_rule, shard)
+    cu_seqlens = _pair(cu_seqlens_q, cu_seqlens_k)
     if seed is None:
         if offset is not None:
             raise ValueError(f"offset was given as {offset} without seed; give both, or neither")
@@ -106,6 +122,7 @@ def attention(
     out, lse, probs, state = call(
         (q, k, v),
         settings,
+        cu_seqlens=cu_seqlens,
         seed=seed,
         offset=offset,
         generator=generator,
@@ -125,6 +142,19 @@ def attention(
     return tuple(results)
 
 
+def _pair(cu_seqlens_q: Any, cu_seqlens_k: Any) -> Any:
+    """Both, or None where a batch is dense."""
+    if cu_seqlens_q is None and cu_seqlens_k is None:
+        return None
+    if cu_seqlens_q is None or cu_seqlens_k is None:
+        given, missing = ("q", "k") if cu_seqlens_k is None else ("k", "q")
+        raise ValueError(
+            f"cu_seqlens_{given} was given without cu_seqlens_{missing}; give both, the same one where queries and keys "
+            "are equally many"
+        )
+    return cu_seqlens_q, cu_seqlens_k
+
+
 def _of_arrays(tensors, settings, **rest):
     from . import _arrays
 
@@ -142,6 +172,9 @@ def attention_backward(
     dlse: Any = None,
     dropout_p: float = 0.0,
     causal: bool = False,
+    window: Sequence[int] = UNBOUNDED,
+    cu_seqlens_q: Any = None,
+    cu_seqlens_k: Any = None,
     softmax_scale: Optional[float] = None,
     seed: Optional[int] = None,
     offset: int = 0,
@@ -162,12 +195,13 @@ def attention_backward(
     >>> [f"{x:.2f}" for x in dv[0, :, 0, 0]]  # earlier keys are seen by more queries
     ['2.28', '1.28', '0.78', '0.45', '0.20']
     """
-    settings = judged(dropout_p, softmax_scale, causal, scale_rule, shard)
+    settings = judged(dropout_p, softmax_scale, causal, window, scale_rule, shard)
+    cu_seqlens = _pair(cu_seqlens_q, cu_seqlens_k)
     if settings.dropout_p > 0.0 and seed is None:
         raise ValueError("seed must be the forward's where dropout_p > 0, got None; ask it for return_rng_state=True")
     state = check_u64("seed", 0 if seed is None else seed), check_u64("offset", offset)
     if is_torch(q):
-        return torch_half().backward(dout, q, k, v, out, lse, dlse, settings, state, bool(deterministic))
+        return torch_half().backward(dout, q, k, v, out, lse, dlse, settings, state, bool(deterministic), cu_seqlens)
     from . import _arrays
 
-    return _arrays.backward(dout, q, k, v, out, lse, dlse, settings, state)
+    return _arrays.backward(dout, q, k, v, out, lse, dlse, settings, state, cu_seqlens)

@@ -7,9 +7,11 @@ from ._settings import Settings
 __version__: str
 SETTINGS: Tuple[str, ...]
 
+_Sizes = Tuple[int, ...]
 _Four = Tuple[int, int, int, int]
-_Written = Union[int, Tuple[int, _Four, _Four]]
+_Written = Union[int, Tuple[int, _Sizes, _Sizes]]
 _Lent = Union[Tuple[int, Tuple[int, ...], Tuple[int, ...], int, int], Tuple[Any, int, int]]
+_Starts = Tuple[_Lent, _Lent]
 _Place = Tuple[int, int]
 _State = Tuple[int, int, int]
 
@@ -20,6 +22,7 @@ def forward(
     q: _Lent,
     k: _Lent,
     v: _Lent,
+    cu_seqlens: Optional[_Starts],
     out: _Written,
     lse: int,
     probs: Optional[_Written],
@@ -31,13 +34,19 @@ def backward(
     dtype_name: str,
     read: Tuple[_Lent, _Lent, _Lent, _Lent, _Lent],
     rows: Tuple[_Lent, Optional[_Lent]],
+    cu_seqlens: Optional[_Starts],
     written: Tuple[_Written, _Written, _Written],
     workspace: int,
     deterministic: bool,
     state: _State,
     settings: Settings,
 ) -> bool: ...
-def workspace_bytes(ordinal: int, q_shape: _Four, k_shape: _Four, deterministic: bool, settings: Settings) -> int: ...
+def workspace_bytes(
+    ordinal: int, q_shape: _Sizes, k_shape: _Sizes, sequences: Optional[int], deterministic: bool, settings: Settings
+) -> int: ...
+def packed_probs(
+    at: _Place, q_shape: _Sizes, k_shape: _Sizes, cu_seqlens: _Starts, settings: Settings
+) -> Optional[List[int]]: ...
 def dropout_mask(to: int, shape: _Four, state: _State, settings: Settings) -> None: ...
 def keep_scale(dropout_p: float, nominal: bool) -> float: ...
 def info() -> Tuple[str, int, List[str], Optional[str]]: ...

@@ -35,12 +35,18 @@ class Settings(NamedTuple):
     dropout_p: float = 0.0
     softmax_scale: Optional[float] = None
     causal: bool = False
+    #: How many keys a query sees before, and behind, the one that it faces; a negative number is all.
+    window_left: int = -1
+    window_right: int = -1
     nominal: bool = False
     shard: Optional[Shard] = None  # stays the last
 
 
 #: The same as arguments of an operator of ``torch.library``, as :func:`to_operator` gives them.
-OPERATOR_ARGUMENTS = "float dropout_p, float? softmax_scale, bool causal, bool nominal, SymInt[] shard"
+OPERATOR_ARGUMENTS = (
+    "float dropout_p, float? softmax_scale, bool causal, SymInt window_left, SymInt window_right, bool nominal, "
+    "SymInt[] shard"
+)
 
 for _place, _names in (
     ("the native half", _native.SETTINGS),
@@ -69,12 +75,16 @@ def dropout_p_of(values: Sequence) -> float:
     return values[Settings._fields.index("dropout_p")]
 
 
-def judged(dropout_p, softmax_scale, causal, scale_rule, shard) -> Settings:
+UNBOUNDED = (-1, -1)
+
+
+def judged(dropout_p, softmax_scale, causal, window, scale_rule, shard) -> Settings:
     """As :func:`signflash.attention` takes them."""
     return Settings(
         check_dropout_p(dropout_p),
         check_softmax_scale(softmax_scale),
         bool(causal),
+        *(window if type(window) is tuple and window == UNBOUNDED else check_window(window)),
         check_scale_rule(scale_rule),
         check_shard(shard),
     )
@@ -99,6 +109,20 @@ def check_softmax_scale(softmax_scale) -> Optional[float]:
     except (TypeError, ValueError):
         kind = type(softmax_scale).__name__
         raise TypeError(f"softmax_scale must be a number or None, got {kind}; None is 1 / sqrt(head_dim)") from None
+
+
+def check_window(window) -> Tuple[int, int]:
+    """(left, right)."""
+    try:
+        left, right = window
+    except (TypeError, ValueError):
+        raise TypeError(f"window must be a pair (left, right) of ints, got {window!r}; -1 is no bound") from None
+    for side, value in (("left", left), ("right", right)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise TypeError(f"window's {side} side must be an int, got {type(value).__name__}; -1 is no bound")
+        if not -1 <= value <= I64_MAX:
+            raise ValueError(f"window's {side} side must be from 0 to 2^63 - 1, or -1 for no bound, got {value}")
+    return (left if type(left) is int else int(left)), (right if type(right) is int else int(right))
 
 
 def check_scale_rule(scale_rule) -> bool:

@@ -6,16 +6,19 @@ Differences, all on purpose:
   seqlen_k), and defined at ``dropout_p=0`` too; FlashAttention-2 returns unnormalised exponentials, padded to
   multiples of 128, and nothing at 0. In both the sign says dropped.
 - float32 works on the CPU, and empty batches everywhere.
-- What is not there yet raises NotImplementedError: variable lengths, sliding windows, softcap, ALiBi, KV caches.
+- A window with a bound on the left alone has none on the right; FlashAttention-2's then ends seqlen_k keys behind the
+  diagonal, which queries notice that come before the first key by as much.
+- ``max_seqlen_q`` and ``max_seqlen_k`` decide nothing: the numbers in cu_seqlens do.
+- What is not there yet raises NotImplementedError: softcap, ALiBi, paged KV (``block_table``) and KV caches.
 """
 
 from __future__ import annotations
 
 import numbers
-from typing import Any
+from typing import Any, Optional, Tuple
 
 from ._attention import torch_half
-from ._settings import Settings, check_dropout_p, check_softmax_scale
+from ._settings import UNBOUNDED, Settings, check_dropout_p, check_softmax_scale, check_window
 
 __all__ = [
     "flash_attn_func",
@@ -44,7 +47,9 @@ def flash_attn_func(
     """Attention of q (batch, seqlen_q, num_heads, head_dim), k and v (batch, seqlen_k, num_heads_k, head_dim).
 
     Dropout drops what FlashAttention-2 drops, and has its scale, ``1 / (1 - dropout_p)``; pass 0.0 in evaluation.
-    ``causal`` is aligned to the bottom right. ``window_size`` may be unbounded or the causal one, ``(-1, 0)``.
+    ``causal`` is aligned to the bottom right. With ``window_size=(left, right)`` query i sees the keys from
+    ``i + seqlen_k - seqlen_q - left`` to ``i + seqlen_k - seqlen_q + right``; -1 is no bound, and ``causal`` makes the
+    right side 0.
 
     Returns out (batch, seqlen_q, num_heads, head_dim); with ``return_attn_probs`` (out, softmax_lse, S_dmask):
     softmax_lse (batch, num_heads, seqlen_q) float32, +inf where a query sees no key, and S_dmask as this module says.
@@ -116,8 +121,26 @@ def flash_attn_varlen_func(
     return_attn_probs=False,
     block_table=None,
 ):
-    """Not there yet: raises NotImplementedError."""
-    raise _not_yet("flash_attn_varlen_func")
+    """:func:`flash_attn_func` of packed sequences, each of a length of its own.
+
+    q is (total_q, num_heads, head_dim), k and v (total_k, num_heads_k, head_dim). Sequence b has the queries from
+    ``cu_seqlens_q[b]`` to ``cu_seqlens_q[b + 1] - 1`` and the keys that cu_seqlens_k says: int32 (batch + 1,) on q's
+    device. It attends to itself alone, aligned to its own bottom right, and drops what sequence b of a dense batch
+    drops. ``max_seqlen_q`` and ``max_seqlen_k`` are taken, and decide nothing. Rows behind the last sequence are 0, and
+    so are their gradients.
+
+    Returns out (total_q, num_heads, head_dim); with ``return_attn_probs``, which is for tests and waits for the GPU,
+    (out, softmax_lse, S_dmask): softmax_lse (num_heads, total_q) float32, and S_dmask (batch, num_heads, max_seqlen_q,
+    max_seqlen_k), 0 where a sequence is shorter.
+    """
+    if block_table is not None:
+        raise NotImplementedError("block_table must be None: a paged KV cache is for inference; use flash_attn for it")
+    return _run(
+        _PLAIN,
+        (q, k, v),
+        (dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs),
+        (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k),
+    )
 
 
 def flash_attn_varlen_kvpacked_func(
@@ -136,8 +159,13 @@ def flash_attn_varlen_kvpacked_func(
     deterministic=False,
     return_attn_probs=False,
 ):
-    """Not there yet: raises NotImplementedError."""
-    raise _not_yet("flash_attn_varlen_kvpacked_func")
+    """:func:`flash_attn_varlen_func` of q and kv (total_k, 2, num_heads_k, head_dim); the gradient is packed alike."""
+    return _run(
+        _KV_PACKED,
+        (q, kv),
+        (dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs),
+        (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k),
+    )
 
 
 def flash_attn_varlen_qkvpacked_func(
@@ -153,8 +181,13 @@ def flash_attn_varlen_qkvpacked_func(
     deterministic=False,
     return_attn_probs=False,
 ):
-    """Not there yet: raises NotImplementedError."""
-    raise _not_yet("flash_attn_varlen_qkvpacked_func")
+    """:func:`flash_attn_varlen_func` of qkv (total, 3, num_heads, head_dim); the gradient is packed alike."""
+    return _run(
+        _QKV_PACKED,
+        (qkv,),
+        (dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs),
+        (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen),
+    )
 
 
 def flash_attn_with_kvcache(
@@ -192,37 +225,28 @@ _DIMS = (
     ((4, QKV), (5, "(batch, seqlen_k, 2, num_heads_k, head_dim)")),
     ((5, "(batch, seqlen, 3, num_heads, head_dim)"), (5, "(batch, seqlen, 3, num_heads, head_dim)")),
 )
+TOTAL = "(total, num_heads, head_dim)"
+#: The same of packed sequences, which have no batch.
+_VARLEN_DIMS = (
+    ((3, TOTAL), (3, TOTAL)),
+    ((3, TOTAL), (4, "(total_k, 2, num_heads_k, head_dim)")),
+    ((4, "(total, 3, num_heads, head_dim)"), (4, "(total, 3, num_heads, head_dim)")),
+)
 
 
-def _not_yet(name: str) -> NotImplementedError:
-    return NotImplementedError(
-        f"{name} is not there yet: packed sequences of different lengths are not computed. Call flash_attn_func on each "
-        "sequence, or on groups of equal length; signflash.attention(..., shard=Shard(first_batch=i)) drops what it "
-        "drops in sequence i of the packed call"
-    )
-
-
-UNBOUNDED = (-1, -1)
-
-
-def _check_window(window_size: Any, causal: bool, seqlen_k: int) -> bool:
-    """Whether it is the causal one; other windows than this and the unbounded one are refused."""
+def _window(window_size: Any, seqlen_k: Optional[int]) -> Tuple[int, int]:
+    """(left, right): FlashAttention-2 takes any negative number for no bound, and one that reaches all keys."""
     if type(window_size) is tuple and window_size == UNBOUNDED:
-        return causal
+        return UNBOUNDED
     try:
         left, right = (int(x) for x in (window_size[0], window_size[1]))
     except (TypeError, IndexError, ValueError):
         raise TypeError(f"window_size must be a pair (left, right) of ints, got {window_size!r}") from None
-    if left >= seqlen_k:
+    if left < 0 or (seqlen_k is not None and left >= seqlen_k):
         left = -1
-    if right >= seqlen_k:
+    if right < 0 or (seqlen_k is not None and right >= seqlen_k):
         right = -1
-    right = 0 if causal else right
-    if left >= 0 or right > 0:
-        raise NotImplementedError(
-            f"window_size must be (-1, -1), or (-1, 0) for causal, got ({left}, {right}): sliding windows are not there yet"
-        )
-    return right == 0
+    return check_window((left, right))
 
 
 def _check_absent(softcap: Any, alibi_slopes: Any) -> None:
@@ -234,33 +258,72 @@ def _check_absent(softcap: Any, alibi_slopes: Any) -> None:
         raise NotImplementedError("alibi_slopes must be None: ALiBi is not there yet")
 
 
-def _check_packed(half, packing, x):
+def _check_packed(half, packing, x, dims):
     name, pieces = ("kv", 2) if packing == _KV_PACKED else ("qkv", 3)
-    dims, meaning = _DIMS[packing][-1]
+    dims, meaning = dims[packing][-1]
     half.checks.check_tensor(name, x, dims, meaning)
-    if x.shape[2] != pieces:
+    if x.shape[-3] != pieces:
         raise ValueError(f"{name} must be {meaning}, got shape {tuple(x.shape)}")
 
 
-def _run(packing, tensors, tail):
+def _check_max_seqlen(torch: Any, name: str, value: Any) -> None:
+    """A number, as FlashAttention-2 wants one; a tensor of one is not read, which would wait for the GPU."""
+    if isinstance(value, torch.Tensor):
+        fits = value.numel() == 1 and not value.is_floating_point()
+    else:
+        fits = isinstance(value, (numbers.Integral, getattr(torch, "SymInt", int)))
+    if not fits:
+        raise TypeError(f"{name} must be an int, the length of the longest sequence, got {value!r}")
+
+
+def _run(packing, tensors, tail, lengths=None):
     half = torch_half()
     dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs = tail
+    dims = _DIMS if lengths is None else _VARLEN_DIMS
     # What is not packed is judged with the rest, but for q, whose type decides who judges.
-    half.checks.check_tensor("qkv" if packing == _QKV_PACKED else "q", tensors[0], *_DIMS[packing][0])
+    half.checks.check_tensor("qkv" if packing == _QKV_PACKED else "q", tensors[0], *dims[packing][0])
     if packing != _PLAIN:
-        _check_packed(half, packing, tensors[-1])
+        _check_packed(half, packing, tensors[-1], dims)
     _check_absent(softcap, alibi_slopes)
-    # The last of the tensors holds the values, whatever the packing; what is no tensor is refused below.
-    seqlen_k = tensors[-1].shape[1] if isinstance(tensors[-1], half.torch.Tensor) else 0
-    causal = _check_window(window_size, bool(causal), seqlen_k)
+    cu_seqlens = seqlen_k = None
+    if lengths is None:
+        # The last of the tensors holds the values, whatever the packing; what is no tensor is refused below.
+        seqlen_k = tensors[-1].shape[1] if isinstance(tensors[-1], half.torch.Tensor) else 0
+    else:
+        cu_seqlens = lengths[:2]
+        for name, value in zip(("max_seqlen_q", "max_seqlen_k"), lengths[2:]):
+            _check_max_seqlen(half.torch, name, value)
+    settings = Settings(
+        check_dropout_p(dropout_p),
+        check_softmax_scale(softmax_scale),
+        bool(causal),
+        *_window(window_size, seqlen_k),
+        nominal=True,
+    )
     out, lse, probs, _ = half.attention(
         tensors,
-        Settings(check_dropout_p(dropout_p), check_softmax_scale(softmax_scale), causal, nominal=True),
+        settings,
         packing,
+        cu_seqlens=cu_seqlens,
         deterministic=bool(deterministic),
         return_probs=bool(return_attn_probs),
     )
     if not return_attn_probs:
         return out
+    if lengths is not None:
+        probs = _as_long_as(probs, *lengths[2:])
     # FlashAttention-2's infinity for rows that see nothing is the positive one.
     return out, half.torch.where(half.torch.isinf(lse), lse.abs(), lse), probs
+
+
+def _as_long_as(probs, max_seqlen_q, max_seqlen_k):
+    """probs (batch, num_heads, the most queries of any, the most keys of any) with room for so many."""
+    sizes = (int(max_seqlen_q), int(max_seqlen_k))
+    for name, given, longest in zip(("max_seqlen_q", "max_seqlen_k"), sizes, probs.shape[2:]):
+        if given < longest:
+            raise ValueError(f"{name} must be at least {longest}, the length of the longest sequence, got {given}")
+    if tuple(probs.shape[2:]) == sizes:
+        return probs
+    room = probs.new_zeros((*probs.shape[:2], *sizes))
+    room[:, :, : probs.shape[2], : probs.shape[3]] = probs
+    return room

@@ -45,7 +45,21 @@ def keep_scale(p, nominal):
     return 1 / (1 - p) if nominal else 256 / (threshold(p) + 1)
 
 
-def attention(q, k, v, *, keep=None, scale=1.0, causal=False, softmax_scale=None):
+def hidden(rows, columns, causal=False, window=(-1, -1)):
+    """Which keys a query does not see, from the definition: query i faces key i + columns - rows."""
+    import torch
+
+    behind = torch.arange(columns)[None, :] - (torch.arange(rows)[:, None] + columns - rows)
+    left, right = window[0], 0 if causal else window[1]
+    hidden = torch.zeros(rows, columns, dtype=torch.bool)
+    if left >= 0:
+        hidden |= behind < -left
+    if right >= 0:
+        hidden |= behind > right
+    return hidden
+
+
+def attention(q, k, v, *, keep=None, scale=1.0, causal=False, window=(-1, -1), softmax_scale=None):
     """(out, lse, probabilities) in float64; tensors (batch, seqlen, heads, head_dim), differentiable."""
     import torch
 
@@ -53,14 +67,33 @@ def attention(q, k, v, *, keep=None, scale=1.0, causal=False, softmax_scale=None
     group = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(group, 1) for x in (k, v))
     scores = q @ k.transpose(-1, -2) * (1 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale)
-    if causal:
-        rows, columns = scores.shape[-2:]
-        visible = torch.ones(rows, columns, dtype=torch.bool, device=q.device).tril(columns - rows)
-        scores = scores.masked_fill(~visible, -math.inf)
+    scores = scores.masked_fill(hidden(*scores.shape[-2:], causal, window).to(q.device), -math.inf)
     lse = torch.logsumexp(scores, -1)
     probs = torch.exp(scores - lse.masked_fill(torch.isinf(lse), 0)[..., None])
     kept = probs if keep is None else probs * torch.as_tensor(keep, device=q.device)
     return (kept @ v * scale).transpose(1, 2), lse, probs
+
+
+def packed(q, k, v, lengths, *, keep=None, **settings):
+    """(out, lse) of packed sequences, (total_q, heads, head_dim) and (heads, total_q): each by itself, zeros behind
+    the last.
+
+    lengths are pairs (queries, keys); keep is (sequences, heads, the most queries, the most keys).
+    """
+    import torch
+
+    outs, lses, first_q, first_k = [], [], 0, 0
+    for b, (of_q, of_k) in enumerate(lengths):
+        own = [q[first_q : first_q + of_q], *(x[first_k : first_k + of_k] for x in (k, v))]
+        kept = None if keep is None else keep[b : b + 1, :, :of_q, :of_k]
+        out, lse, _ = attention(*(x[None] for x in own), keep=kept, **settings)
+        outs.append(out[0])
+        lses.append(lse[0])
+        first_q, first_k = first_q + of_q, first_k + of_k
+    rest = q[first_q:].double() * 0
+    outs.append(rest)
+    lses.append(torch.full((q.shape[1], len(rest)), -math.inf, dtype=torch.float64, device=q.device))
+    return torch.cat(outs), torch.cat(lses, 1)
 
 
 def error(got, expected):

@@ -33,13 +33,13 @@ def test_opcheck_finds_nothing(p, probs, device):
     whole = to_operator(Settings(p, causal=True))
     part = to_operator(Settings(p, causal=True, shard=signflash.Shard(first_batch=1)))
     state = torch.tensor([3, 64], dtype=torch.int64, device=device)
-    torch.library.opcheck(forward, (q, k, v, state, None, 0, True, probs, *whole))
-    torch.library.opcheck(forward, (q, k, v, None, 5, 7, True, probs, *part))
+    torch.library.opcheck(forward, (q, k, v, None, None, state, None, 0, True, probs, *whole))
+    torch.library.opcheck(forward, (q, k, v, None, None, None, 5, 7, True, probs, *part))
     inputs = [x.detach() for x in (q, k, v)]
-    out, lse, _, state = forward(*inputs, state, None, 0, True, probs, *whole)
+    out, lse, _, state = forward(*inputs, None, None, state, None, 0, True, probs, *whole)
     backward = torch.ops.signflash.attention_backward.default
-    torch.library.opcheck(backward, (torch.ones_like(out), *inputs, out, lse, state, None, True, *whole))
-    torch.library.opcheck(backward, (torch.ones_like(out), *inputs, out, lse, state, torch.ones_like(lse), True, *part))
+    torch.library.opcheck(backward, (torch.ones_like(out), *inputs, out, lse, None, None, state, None, True, *whole))
+    torch.library.opcheck(backward, (torch.ones_like(out), *inputs, out, lse, None, None, state, torch.ones_like(lse), True, *part))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

@@ -95,8 +95,6 @@ def test_windows_that_are_no_windows_are_taken(device):
 @pytest.mark.parametrize(
     "arguments",
     [
-        dict(window_size=(5, 5)),
-        dict(window_size=(5, -1), causal=True),
         dict(softcap=30.0),
         dict(alibi_slopes=torch.ones(3)),
     ],
@@ -108,9 +106,36 @@ def test_what_is_not_there_is_refused_and_not_ignored(arguments):
         signflash.flash_attn_func(q, k, v, **arguments)
 
 
-@pytest.mark.parametrize("name", [name for name in SIGNATURES if "varlen" in name or "kvcache" in name])
-def test_functions_that_are_not_there_say_so(name):
-    function = getattr(signflash, name)
-    needed = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
-    with pytest.raises(NotImplementedError, match=name):
-        function(*[None] * len(needed))
+def test_the_kv_cache_is_not_there_and_says_so():
+    with pytest.raises(NotImplementedError, match="flash_attn_with_kvcache"):
+        signflash.flash_attn_with_kvcache(None, None, None)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("p", [0.0, 0.17])
+@pytest.mark.parametrize("window", [(5, 5), (1, 0), (7, -1), (-1, 20), (40, 0)])
+def test_windows_are_flash_attentions(window, p, causal, device):
+    qkv = make(device).detach()
+    for q, k, v in (qkv.unbind(2), (qkv[:, :, 0], qkv[:, :33, 1], qkv[:, :33, 2]), (qkv[:, :33, 0], qkv[:, :, 1], qkv[:, :, 2])):
+        q = q.contiguous().requires_grad_()
+        with signflash.random_state(3, 64):
+            out, lse, _ = signflash.flash_attn_func(q, k, v, p, None, causal, window, return_attn_probs=True)
+        exact = q.detach().clone().requires_grad_()
+        keep = reference.keep((*lse.shape, k.shape[1]), p, 3, 64) if p else None
+        settings = dict(keep=keep, scale=reference.keep_scale(p, nominal=True), causal=causal, window=window)
+        expected, expected_lse, _ = reference.attention(exact, k, v, **settings)
+        assert reference.error(out, expected) <= reference.OUT["float16"]
+        assert torch.equal(torch.isposinf(lse), torch.isneginf(expected_lse))
+        out.sum().backward()
+        expected.sum().backward()
+        assert reference.error(q.grad, exact.grad) <= reference.GRADIENT["float16"]
+
+
+def test_any_negative_side_is_no_bound_and_one_that_reaches_all_keys_is_none(device):
+    q, k, v = make(device).detach().unbind(2)
+    whole = signflash.flash_attn_func(q, k[:, :20], v[:, :20])
+    for window in ((-7, -2), (20, 20), torch.tensor([-1, 25])):
+        # As FlashAttention-2 has it, also where queries face what is before the first key.
+        assert torch.equal(signflash.flash_attn_func(q, k[:, :20], v[:, :20], window_size=window), whole)
+    with pytest.raises(TypeError, match="window_size must be a pair"):
+        signflash.flash_attn_func(q, k, v, window_size=3)

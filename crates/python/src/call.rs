@@ -2,9 +2,10 @@
 
 use crate::error::CallError;
 use crate::foreign::ForeignTensor;
+use crate::lengths::{CuSeqlens, Lengths};
 use crate::settings::{RandomState, Settings};
 use crate::{cpu, cuda};
-use signflash_core::{Dtype, Problem, ProblemError, TensorName};
+use signflash_core::{Dtype, Problem, ProblemError, Shape, TensorName};
 
 /// Who computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +24,7 @@ pub enum Place {
     },
 }
 
-/// A forward's tensors; lse is (batch, num_heads, seqlen_q) f32, dense.
+/// A forward's tensors; lse is (batch, num_heads, seqlen_q) f32, dense. Where sequences are packed, the batch is 1.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
 pub struct Forward {
@@ -31,6 +32,8 @@ pub struct Forward {
     pub q: ForeignTensor,
     pub k: ForeignTensor,
     pub v: ForeignTensor,
+    /// Where packed sequences begin.
+    pub cu_seqlens: Option<CuSeqlens>,
     /// Written.
     pub out: ForeignTensor,
     /// Written.
@@ -48,6 +51,8 @@ pub struct Backward {
     pub q: ForeignTensor,
     pub k: ForeignTensor,
     pub v: ForeignTensor,
+    /// Where packed sequences begin.
+    pub cu_seqlens: Option<CuSeqlens>,
     pub out: ForeignTensor,
     pub lse: u64,
     pub dout: ForeignTensor,
@@ -68,22 +73,22 @@ pub struct Backward {
 
 impl Forward {
     /// The problem, if all tensors fit it.
-    pub(crate) fn problem(&self, settings: &Settings) -> Result<Problem, ProblemError> {
-        let problem = settings.problem(&self.state, &self.q, &self.k)?;
+    pub(crate) fn problem(&self, settings: &Settings, lengths: &Lengths) -> Result<Problem, ProblemError> {
+        let problem = settings.problem(&self.state, &self.q, &self.k, lengths)?;
         let shape = problem.shape();
         self.k.check(TensorName::K, shape.k(), self.dtype)?;
         self.v.check(TensorName::V, shape.v(), self.dtype)?;
         self.q.check(TensorName::Q, shape.q(), self.dtype)?;
         self.out.check(TensorName::Out, shape.out(), self.dtype)?;
-        self.probs.map_or(Ok(()), |probs| probs.check(TensorName::Probs, shape.probs(), self.dtype))?;
+        self.probs.map_or(Ok(()), |probs| probs.check(TensorName::Probs, problem.probs(), self.dtype))?;
         Ok(problem)
     }
 }
 
 impl Backward {
     /// The problem, if all tensors fit it.
-    pub(crate) fn problem(&self, settings: &Settings) -> Result<Problem, ProblemError> {
-        let problem = settings.problem(&self.state, &self.q, &self.k)?;
+    pub(crate) fn problem(&self, settings: &Settings, lengths: &Lengths) -> Result<Problem, ProblemError> {
+        let problem = settings.problem(&self.state, &self.q, &self.k, lengths)?;
         let shape = problem.shape();
         let tensors = [
             (TensorName::Q, self.q),
@@ -102,6 +107,13 @@ impl Backward {
     }
 }
 
+/// # Safety
+/// As [`CuSeqlens::lengths`].
+unsafe fn lengths(place: Place, cu_seqlens: Option<CuSeqlens>) -> Result<Lengths, CallError> {
+    // SAFETY: the caller's promise.
+    cu_seqlens.map_or(Ok(Lengths::Batch), |starts| unsafe { starts.lengths(place) })
+}
+
 /// Computes out, lse and, where asked for, probs.
 ///
 /// # Errors
@@ -112,12 +124,14 @@ impl Backward {
 /// elements of the call's dtype; nobody else may write what is read, or use what is written, until the call is done (on
 /// a GPU: until the stream is).
 pub unsafe fn forward(place: Place, call: &Forward, settings: &Settings) -> Result<(), CallError> {
-    let problem = call.problem(settings)?;
+    // SAFETY: the caller's promise.
+    let lengths = unsafe { lengths(place, call.cu_seqlens) }?;
+    let problem = call.problem(settings, &lengths)?;
     match place {
         // SAFETY: the tensors fit the problem, as just checked; that they are there is the caller's promise.
         Place::Cpu { threads } => unsafe { cpu::forward(threads, call, &problem) },
         // SAFETY: as above.
-        Place::Cuda { ordinal, stream } => Ok(unsafe { cuda::forward(ordinal, stream, call, &problem) }?),
+        Place::Cuda { ordinal, stream } => unsafe { cuda::forward(ordinal, stream, call, &problem) },
     }
 }
 
@@ -129,12 +143,14 @@ pub unsafe fn forward(place: Place, call: &Forward, settings: &Settings) -> Resu
 /// # Safety
 /// As [`forward`]; the workspace is as long as [`workspace_bytes`] says.
 pub unsafe fn backward(place: Place, call: &Backward, settings: &Settings) -> Result<(), CallError> {
-    let problem = call.problem(settings)?;
+    // SAFETY: the caller's promise.
+    let lengths = unsafe { lengths(place, call.cu_seqlens) }?;
+    let problem = call.problem(settings, &lengths)?;
     match place {
         // SAFETY: the tensors fit the problem, as just checked; that they are there is the caller's promise.
         Place::Cpu { threads } => unsafe { cpu::backward(threads, call, &problem) },
         // SAFETY: as above.
-        Place::Cuda { ordinal, stream } => Ok(unsafe { cuda::backward(ordinal, stream, call, &problem) }?),
+        Place::Cuda { ordinal, stream } => unsafe { cuda::backward(ordinal, stream, call, &problem) },
     }
 }
 
@@ -145,6 +161,28 @@ pub unsafe fn backward(place: Place, call: &Backward, settings: &Settings) -> Re
 pub fn workspace_bytes(place: Place, problem: &Problem, deterministic: bool) -> Result<u64, CallError> {
     match place {
         Place::Cpu { .. } => Ok(0),
-        Place::Cuda { ordinal, .. } => Ok(cuda::workspace_bytes(ordinal, problem, deterministic)?),
+        Place::Cuda { ordinal, .. } => cuda::workspace_bytes(ordinal, problem, deterministic),
     }
+}
+
+/// The shape of [`Forward::probs`] where sequences are packed: (sequences, num_heads, the most queries of any, the most
+/// keys of any).
+///
+/// # Errors
+/// As [`forward`]; and that only the GPU knows the lengths.
+///
+/// # Safety
+/// As [`forward`], of `cu_seqlens`.
+pub unsafe fn packed_probs(
+    place: Place,
+    shape: Shape,
+    cu_seqlens: &CuSeqlens,
+    settings: &Settings,
+) -> Result<[usize; 4], CallError> {
+    // SAFETY: the caller's promise.
+    let lengths = unsafe { cu_seqlens.lengths(place) }?;
+    if let Lengths::OnDevice(sequences) = lengths {
+        return Err(ProblemError::LengthsOnDevice { sequences }.into());
+    }
+    Ok(settings.of_shape(&RandomState::default(), shape, &lengths)?.probs())
 }

@@ -1,15 +1,16 @@
 //! Calls on a GPU.
 
 use crate::call::{Backward, Forward};
+use crate::error::CallError;
 use crate::foreign::ForeignTensor;
 use signflash_core::{Dtype, Problem};
-use signflash_cuda::{CudaEngine, CudaError, Device, EngineError, Stream};
+use signflash_cuda::{CudaEngine, Device, EngineError, Stream};
 use signflash_kernels::{BackwardCall, ForwardCall, Half, Order, half_of};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 /// The engine of a GPU: made once, and kept with its compiled kernels for as long as the process lives.
-pub(crate) fn engine(ordinal: u32) -> Result<CudaEngine, CudaError> {
+pub(crate) fn engine(ordinal: u32) -> Result<CudaEngine, EngineError> {
     static ENGINES: Mutex<Option<HashMap<u32, CudaEngine>>> = Mutex::new(None);
     let mut engines = ENGINES.lock().unwrap_or_else(PoisonError::into_inner);
     let engines = engines.get_or_insert_default();
@@ -25,6 +26,18 @@ fn half(dtype: Dtype) -> Result<Half, EngineError> {
     half_of(dtype).ok_or(EngineError::Dtype(dtype))
 }
 
+/// What the kernels do not have.
+fn refuse(problem: &Problem) -> Result<(), CallError> {
+    if problem.is_packed() {
+        return Err(CallError::NotOnGpu { what: "packed sequences (cu_seqlens_q, cu_seqlens_k) are" });
+    }
+    let window = problem.window();
+    if window.left.is_some() || window.right.is_some_and(|right| right > 0) {
+        return Err(CallError::NotOnGpu { what: "windows other than the causal one, (-1, 0), are" });
+    }
+    Ok(())
+}
+
 /// # Safety
 /// As [`crate::call::forward`]; `stream` is a stream of this GPU's primary context.
 pub(crate) unsafe fn forward(
@@ -32,7 +45,8 @@ pub(crate) unsafe fn forward(
     stream: u64,
     call: &Forward,
     problem: &Problem,
-) -> Result<(), EngineError> {
+) -> Result<(), CallError> {
+    refuse(problem)?;
     let half = half(call.dtype)?;
     let engine = engine(ordinal)?;
     let inputs = [call.q, call.k, call.v].map(|tensor| tensor.on_gpu(Order::RowsFirst));
@@ -40,7 +54,7 @@ pub(crate) unsafe fn forward(
         .with_probs(call.probs.map(|probs| probs.on_gpu(Order::HeadsFirst)))
         .with_seed_and_offset_ptr(call.state.address);
     // SAFETY: the stream is the caller's, who keeps it; the tensors are there by the caller's promise, and fit.
-    unsafe { engine.forward_on(&Stream::from_raw(engine.device(), stream), &forward) }
+    Ok(unsafe { engine.forward_on(&Stream::from_raw(engine.device(), stream), &forward) }?)
 }
 
 /// # Safety
@@ -50,7 +64,8 @@ pub(crate) unsafe fn backward(
     stream: u64,
     call: &Backward,
     problem: &Problem,
-) -> Result<(), EngineError> {
+) -> Result<(), CallError> {
+    refuse(problem)?;
     let half = half(call.dtype)?;
     let engine = engine(ordinal)?;
     let on_gpu = |tensor: &ForeignTensor| tensor.on_gpu(Order::RowsFirst);
@@ -62,13 +77,14 @@ pub(crate) unsafe fn backward(
         .with_dlse((call.dlse != 0).then_some(call.dlse))
         .with_deterministic(call.deterministic);
     // SAFETY: as in `forward`.
-    unsafe { engine.backward_on(&Stream::from_raw(engine.device(), stream), &backward) }
+    Ok(unsafe { engine.backward_on(&Stream::from_raw(engine.device(), stream), &backward) }?)
 }
 
 pub(crate) fn workspace_bytes(
     ordinal: u32,
     problem: &Problem,
     deterministic: bool,
-) -> Result<u64, EngineError> {
+) -> Result<u64, CallError> {
+    refuse(problem)?;
     Ok(engine(ordinal)?.backward_workspace_bytes(problem, deterministic))
 }

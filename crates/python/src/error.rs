@@ -15,6 +15,24 @@ pub enum CallError {
          RAYON_NUM_THREADS to fewer"
     )]
     Threads(String),
+    /// A number that no sequence can begin at.
+    #[error(
+        "{argument}[{index}] must not be negative, got {got}; it is where a sequence begins, and the last ends"
+    )]
+    NegativeStart {
+        /// Of queries, or of keys.
+        argument: &'static str,
+        /// Which of its numbers.
+        index: usize,
+        /// What came.
+        got: i32,
+    },
+    /// What GPUs do not compute.
+    #[error("{what} not computed on CUDA yet; compute on the CPU")]
+    NotOnGpu {
+        /// Begins the sentence.
+        what: &'static str,
+    },
 }
 
 impl From<ProblemError> for CallError {

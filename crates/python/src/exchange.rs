@@ -5,6 +5,7 @@
 //! The layout is that of `dlpack.h`, version 1: <https://dmlc.github.io/dlpack/latest/c_api.html>.
 
 use crate::call::Place;
+use crate::dims::Dims;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -60,10 +61,10 @@ struct Exchange {
 static EXCHANGE: PyOnceLock<Exchange> = PyOnceLock::new();
 
 /// What a tensor says of itself.
-pub(crate) struct Described<const N: usize> {
+pub(crate) struct Described {
     pub(crate) address: u64,
-    /// Shape and strides; nothing if it has another number of dimensions.
-    pub(crate) dims: Option<[[usize; N]; 2]>,
+    /// Nothing if there are more than anybody here takes, or a number is negative.
+    pub(crate) dims: Option<Dims>,
     /// Nothing if it is of a dtype or on a device that we do not know.
     pub(crate) kind: Option<Kind>,
 }
@@ -71,19 +72,25 @@ pub(crate) struct Described<const N: usize> {
 /// Elements of which type, on which device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Kind {
-    dtype: Dtype,
+    elements: Elements,
     /// Its number, of a GPU.
     gpu: Option<u32>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Elements {
+    Float(Dtype),
+    Int32,
+}
+
 impl Kind {
     /// That of a call.
-    pub(crate) fn of(dtype: Dtype, at: Place) -> Self {
+    pub(crate) fn of(elements: Elements, at: Place) -> Self {
         let gpu = match at {
             Place::Cpu { .. } => None,
             Place::Cuda { ordinal, .. } => Some(ordinal),
         };
-        Self { dtype, gpu }
+        Self { elements, gpu }
     }
 }
 
@@ -103,7 +110,7 @@ pub(crate) fn exchange(class: &Bound<'_, PyType>, table: &Bound<'_, PyAny>) -> P
 }
 
 /// What the tensor says of itself; nothing if it cannot, or if it is none.
-pub(crate) fn describe<const N: usize>(tensor: Borrowed<'_, '_, PyAny>) -> Option<Described<N>> {
+pub(crate) fn describe(tensor: Borrowed<'_, '_, PyAny>) -> Option<Described> {
     let py = tensor.py();
     let Exchange { class, describe } = EXCHANGE.get(py)?;
     // SAFETY: both are types. (A class may say otherwise of its instances; this asks for their memory.)
@@ -121,29 +128,34 @@ pub(crate) fn describe<const N: usize>(tensor: Borrowed<'_, '_, PyAny>) -> Optio
     }
     // SAFETY: it has returned 0, so it has written all of it.
     let description = unsafe { description.assume_init() };
-    let dims = (usize::try_from(description.ndim) == Ok(N)
-        && !description.shape.is_null()
-        && !description.strides.is_null())
-    .then(|| {
-        // SAFETY: there are `ndim` sizes and as many strides, which live as long as the tensor.
-        [description.shape, description.strides].map(|numbers| unsafe { *numbers.cast::<[i64; N]>() })
-    });
     Some(Described {
         address: (description.data as u64).wrapping_add(description.byte_offset),
-        dims: dims.and_then(|[shape, strides]| Some([whole(shape)?, whole(strides)?])),
+        // SAFETY: there are `ndim` sizes and as many strides, which live as long as the tensor.
+        dims: unsafe { dims(&description) },
         kind: kind(&description),
     })
 }
 
-fn whole<const N: usize>(numbers: [i64; N]) -> Option<[usize; N]> {
-    numbers.iter().all(|number| *number >= 0).then(|| numbers.map(|number| number as usize))
+/// # Safety
+/// There are as many sizes and strides as the description says, unless their address is null.
+unsafe fn dims(description: &Description) -> Option<Dims> {
+    let count = usize::try_from(description.ndim).ok()?;
+    if description.shape.is_null() || description.strides.is_null() {
+        return None;
+    }
+    Dims::of(count, |dim| {
+        // SAFETY: `dim` is below `count`; the rest is the caller's promise.
+        let (size, stride) = unsafe { (*description.shape.add(dim), *description.strides.add(dim)) };
+        Some((usize::try_from(size).ok()?, usize::try_from(stride).ok()?))
+    })
 }
 
 fn kind(description: &Description) -> Option<Kind> {
-    let dtype = match (description.code, description.bits, description.lanes) {
-        (2, 32, 1) => Dtype::F32,
-        (2, 16, 1) => Dtype::F16,
-        (4, 16, 1) => Dtype::Bf16,
+    let elements = match (description.code, description.bits, description.lanes) {
+        (0, 32, 1) => Elements::Int32,
+        (2, 32, 1) => Elements::Float(Dtype::F32),
+        (2, 16, 1) => Elements::Float(Dtype::F16),
+        (4, 16, 1) => Elements::Float(Dtype::Bf16),
         _ => return None,
     };
     let gpu = match description.device {
@@ -151,5 +163,5 @@ fn kind(description: &Description) -> Option<Kind> {
         CUDA => Some(u32::try_from(description.device_index).ok()?),
         _ => return None,
     };
-    Some(Kind { dtype, gpu })
+    Some(Kind { elements, gpu })
 }

@@ -9,10 +9,12 @@
 //! |---|---|
 //! | [`foreign`] | somebody else's tensor, judged against the problem |
 //! | [`settings`] | what is to be computed |
+//! | [`lengths`] | where packed sequences begin |
 //! | [`call`] | forward and backward, on the CPU or on a GPU |
 //! | [`error`] | why a call was not computed |
 //! | [`kept`] | the dropout mask, written out |
-//! | `arguments` | what Python passes, judged |
+//! | `arguments` | the numbers that Python passes, as types |
+//! | `lent`, `dims` | the tensors that it lends, judged |
 //! | `exchange` | tensors that describe themselves |
 //! | `module` | the functions that Python sees |
 
@@ -20,6 +22,7 @@ pub mod call;
 pub mod error;
 pub mod foreign;
 pub mod kept;
+pub mod lengths;
 pub mod settings;
 
 mod cpu;
@@ -29,9 +32,13 @@ mod pool;
 #[cfg(feature = "extension")]
 mod arguments;
 #[cfg(feature = "extension")]
+mod dims;
+#[cfg(feature = "extension")]
 mod ending;
 #[cfg(feature = "extension")]
 mod exchange;
+#[cfg(feature = "extension")]
+mod lent;
 #[cfg(feature = "extension")]
 mod logger;
 #[cfg(feature = "extension")]

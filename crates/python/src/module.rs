@@ -1,13 +1,16 @@
 //! The functions that Python sees. They take numbers, and tensors only to ask them where they lie: the package's Python
 //! half keeps them alive and allocates results.
 
-use crate::arguments::{Four, Lent, Written, dtype};
+use crate::arguments::dtype;
 use crate::call::{self, Backward, Forward, Place};
+use crate::dims::Sizes;
 use crate::ending::detached;
 use crate::error::CallError;
-use crate::settings::{RandomState, Settings};
+use crate::lengths::Lengths;
+use crate::lent::{Layout, Lent, LentStarts, Written};
+use crate::settings::{RandomState, Settings, shape_of};
 use crate::{ending, exchange, kept, logger, pool};
-use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyNotImplementedError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use signflash_core::Shape;
@@ -17,6 +20,8 @@ fn raise(error: CallError) -> PyErr {
     let error = match error {
         CallError::Engine(error) => error,
         CallError::Threads(_) => return PyRuntimeError::new_err(error.to_string()),
+        CallError::NegativeStart { .. } => return PyValueError::new_err(error.to_string()),
+        CallError::NotOnGpu { .. } => return PyNotImplementedError::new_err(error.to_string()),
     };
     match error {
         EngineError::Problem(error) => PyValueError::new_err(error.to_string()),
@@ -35,23 +40,28 @@ fn py_forward(
     py: Python<'_>,
     at: Place,
     dtype_name: &str,
-    q: Lent<4>,
-    k: Lent<4>,
-    v: Lent<4>,
+    q: Lent,
+    k: Lent,
+    v: Lent,
+    cu_seqlens: Option<LentStarts>,
     out: Written,
     lse: u64,
     probs: Option<Written>,
     state: RandomState,
     settings: Settings,
 ) -> PyResult<bool> {
-    let dtype = dtype(dtype_name)?;
-    let (Some(q), Some(k), Some(v)) = (q.readable(dtype, at), k.readable(dtype, at), v.readable(dtype, at))
-    else {
+    let layout = Layout { dtype: dtype(dtype_name)?, at, is_packed: cu_seqlens.is_some() };
+    let (Some(q), Some(k), Some(v)) = (q.readable(layout), k.readable(layout), v.readable(layout)) else {
         return Ok(false);
     };
+    let cu_seqlens = cu_seqlens.map(|starts| starts.readable(at));
+    if cu_seqlens == Some(None) {
+        return Ok(false);
+    }
     let out = out.beside(&q);
     let probs = probs.map(Written::alone).transpose()?;
-    let call = Forward { dtype, q, k, v, out, lse, probs, state };
+    let cu_seqlens = cu_seqlens.flatten();
+    let call = Forward { dtype: layout.dtype, q, k, v, cu_seqlens, out, lse, probs, state };
     // SAFETY: the package's Python half gives live tensors, and has just allocated those that are written. That those
     // that are read lie in their storage `readable` has judged, and their dtype and place where they tell; where they
     // do not, Python has.
@@ -67,26 +77,49 @@ fn py_backward(
     py: Python<'_>,
     at: Place,
     dtype_name: &str,
-    read: (Lent<4>, Lent<4>, Lent<4>, Lent<4>, Lent<4>),
-    rows: (Lent<3>, Option<Lent<3>>),
+    read: (Lent, Lent, Lent, Lent, Lent),
+    rows: (Lent, Option<Lent>),
+    cu_seqlens: Option<LentStarts>,
     written: (Written, Written, Written),
     workspace: u64,
     deterministic: bool,
     state: RandomState,
     settings: Settings,
 ) -> PyResult<bool> {
-    let dtype = dtype(dtype_name)?;
+    let layout = Layout { dtype: dtype(dtype_name)?, at, is_packed: cu_seqlens.is_some() };
     let [Some(q), Some(k), Some(v), Some(out), Some(dout)] =
-        <[Lent<4>; 5]>::from(read).map(|tensor| tensor.readable(dtype, at))
+        <[Lent; 5]>::from(read).map(|tensor| tensor.readable(layout))
     else {
         return Ok(false);
     };
-    let (Some(lse), Some(dlse)) = (rows.0.rows(&q, at), rows.1.map_or(Some(0), |dlse| dlse.rows(&q, at)))
+    let (Some(lse), Some(dlse)) =
+        (rows.0.rows(&q, layout), rows.1.map_or(Some(0), |dlse| dlse.rows(&q, layout)))
     else {
         return Ok(false);
     };
+    let cu_seqlens = cu_seqlens.map(|starts| starts.readable(at));
+    if cu_seqlens == Some(None) {
+        return Ok(false);
+    }
+    let (dtype, cu_seqlens) = (layout.dtype, cu_seqlens.flatten());
     let (dq, dk, dv) = (written.0.beside(&q), written.1.beside(&k), written.2.beside(&v));
-    let call = Backward { dtype, q, k, v, out, lse, dout, dlse, dq, dk, dv, state, workspace, deterministic };
+    let call = Backward {
+        dtype,
+        q,
+        k,
+        v,
+        cu_seqlens,
+        out,
+        lse,
+        dout,
+        dlse,
+        dq,
+        dk,
+        dv,
+        state,
+        workspace,
+        deterministic,
+    };
     // SAFETY: as in `py_forward`; the workspace has the length that `workspace_bytes` told.
     detached(py, || unsafe { call::backward(at, &call, &settings) }).map_err(raise)?;
     Ok(true)
@@ -97,17 +130,36 @@ fn py_backward(
 fn workspace_bytes(
     py: Python<'_>,
     ordinal: u32,
-    q_shape: Four,
-    k_shape: Four,
+    q_shape: Sizes,
+    k_shape: Sizes,
+    sequences: Option<usize>,
     deterministic: bool,
     settings: Settings,
 ) -> PyResult<u64> {
-    let (batch, seqlen_q, num_heads, head_dim) = q_shape;
-    let (_, seqlen_k, num_heads_k, _) = k_shape;
-    let shape = Shape::new(batch, seqlen_q, seqlen_k).heads(num_heads, num_heads_k).head_dim(head_dim);
-    let problem = settings.of_shape(&RandomState::default(), shape).map_err(|error| raise(error.into()))?;
+    let lengths = sequences.map_or(Lengths::Batch, Lengths::OnDevice);
+    let problem = settings
+        .of_shape(&RandomState::default(), shape_of(q_shape.0, k_shape.0), &lengths)
+        .map_err(|error| raise(error.into()))?;
     let at = Place::Cuda { ordinal, stream: 0 };
     detached(py, || call::workspace_bytes(at, &problem, deterministic)).map_err(raise)
+}
+
+/// The shape of a forward's probs where sequences are packed, (sequences, num_heads, the most queries, the most keys);
+/// nothing if `cu_seqlens` cannot be read where they lie.
+#[pyfunction]
+fn packed_probs(
+    py: Python<'_>,
+    at: Place,
+    q_shape: Sizes,
+    k_shape: Sizes,
+    cu_seqlens: LentStarts,
+    settings: Settings,
+) -> PyResult<Option<[usize; 4]>> {
+    let Some(cu_seqlens) = cu_seqlens.readable(at) else { return Ok(None) };
+    let shape = shape_of(q_shape.0, k_shape.0);
+    // SAFETY: as in `py_forward`.
+    let found = detached(py, || unsafe { call::packed_probs(at, shape, &cu_seqlens, &settings) });
+    found.map(Some).map_err(raise)
 }
 
 /// Which entries are kept, of (batch, num_heads, seqlen_q, seqlen_k), a byte an entry.
@@ -115,12 +167,12 @@ fn workspace_bytes(
 fn dropout_mask(
     py: Python<'_>,
     to: u64,
-    shape: Four,
+    shape: Sizes,
     state: RandomState,
     settings: Settings,
 ) -> PyResult<()> {
     // SAFETY: the package's Python half has just allocated one byte an entry at this address.
-    detached(py, || unsafe { kept::write(to, shape.into(), &state, &settings) }).map_err(raise)
+    detached(py, || unsafe { kept::write(to, shape.0, &state, &settings) }).map_err(raise)
 }
 
 /// The factor of kept probabilities.
@@ -128,7 +180,9 @@ fn dropout_mask(
 fn keep_scale(dropout_p: f64, nominal: bool) -> PyResult<f64> {
     let settings = Settings { dropout_p, nominal, ..Settings::default() };
     let shape = Shape::new(1, 1, 1).heads(1, 1).head_dim(1);
-    let problem = settings.of_shape(&RandomState::default(), shape).map_err(|error| raise(error.into()))?;
+    let problem = settings
+        .of_shape(&RandomState::default(), shape, &Lengths::Batch)
+        .map_err(|error| raise(error.into()))?;
     Ok(problem.keep_scale())
 }
 
@@ -157,6 +211,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(py_forward, module)?)?;
     module.add_function(wrap_pyfunction!(py_backward, module)?)?;
     module.add_function(wrap_pyfunction!(workspace_bytes, module)?)?;
+    module.add_function(wrap_pyfunction!(packed_probs, module)?)?;
     module.add_function(wrap_pyfunction!(dropout_mask, module)?)?;
     module.add_function(wrap_pyfunction!(keep_scale, module)?)?;
     module.add_function(wrap_pyfunction!(info, module)?)?;

@@ -1,6 +1,7 @@
 //! What is to be computed, as Python says it.
 
 use crate::foreign::ForeignTensor;
+use crate::lengths::Lengths;
 use signflash_core::{Dropout, Problem, ProblemError, ScaleRule, Shape, Shard};
 
 /// Declares the settings once: a struct, the names of its fields, and how it is read from a tuple of Python's that
@@ -8,7 +9,7 @@ use signflash_core::{Dropout, Problem, ProblemError, ScaleRule, Shape, Shard};
 macro_rules! settings {
     ($($(#[$doc:meta])* $name:ident: $kind:ty,)*) => {
         /// Everything but tensors and the random state.
-        #[derive(Clone, Copy, Debug, Default, PartialEq)]
+        #[derive(Clone, Copy, Debug, PartialEq)]
         pub struct Settings {
             $($(#[$doc])* pub $name: $kind,)*
         }
@@ -37,10 +38,29 @@ settings! {
     softmax_scale: Option<f64>,
     /// Whether later keys are hidden, bottom-right aligned.
     causal: bool,
+    /// How many keys a query sees before the one that it faces; a negative number is all.
+    window_left: i64,
+    /// The same behind it.
+    window_right: i64,
     /// `1 / (1 - p)` and not the unbiased scale.
     nominal: bool,
     /// Where this lies in a larger problem.
     shard: Shard,
+}
+
+/// Everything is seen, and nothing dropped.
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            dropout_p: 0.0,
+            softmax_scale: None,
+            causal: false,
+            window_left: -1,
+            window_right: -1,
+            nominal: false,
+            shard: Shard::default(),
+        }
+    }
 }
 
 /// What the dropout mask is drawn from.
@@ -64,24 +84,34 @@ impl Settings {
         state: &RandomState,
         q: &ForeignTensor,
         k: &ForeignTensor,
+        lengths: &Lengths,
     ) -> Result<Problem, ProblemError> {
-        let [batch, seqlen_q, num_heads, head_dim] = q.shape;
-        let [_, seqlen_k, num_heads_k, _] = k.shape;
-        self.of_shape(
-            state,
-            Shape::new(batch, seqlen_q, seqlen_k).heads(num_heads, num_heads_k).head_dim(head_dim),
-        )
+        self.of_shape(state, shape_of(q.shape, k.shape), lengths)
     }
 
     /// The problem of this shape: what each setting means.
     ///
     /// # Errors
     /// A [`ProblemError`] naming the argument.
-    pub fn of_shape(&self, state: &RandomState, shape: Shape) -> Result<Problem, ProblemError> {
-        let Self { dropout_p, softmax_scale, causal, nominal, shard } = *self;
+    pub fn of_shape(
+        &self,
+        state: &RandomState,
+        shape: Shape,
+        lengths: &Lengths,
+    ) -> Result<Problem, ProblemError> {
+        let Self { dropout_p, softmax_scale, causal, window_left, window_right, nominal, shard } = *self;
         let rule = if nominal { ScaleRule::Nominal } else { ScaleRule::Unbiased };
         let dropout = Dropout::new(dropout_p as f32, state.seed, state.offset)?.with_scale_rule(rule);
-        let builder = Problem::builder(shape).causal(causal).dropout(dropout).shard(shard);
+        let [left, right] = [window_left, window_right].map(|side| usize::try_from(side).ok());
+        let builder = Problem::builder(shape).causal(causal).window(left, right);
+        let builder = lengths.of(builder.dropout(dropout).shard(shard));
         softmax_scale.map_or(builder.clone(), |scale| builder.softmax_scale(scale)).build()
     }
+}
+
+/// The sizes that q and k of these shapes have.
+pub(crate) fn shape_of(q: [usize; 4], k: [usize; 4]) -> Shape {
+    let [batch, seqlen_q, num_heads, head_dim] = q;
+    let [_, seqlen_k, num_heads_k, _] = k;
+    Shape::new(batch, seqlen_q, seqlen_k).heads(num_heads, num_heads_k).head_dim(head_dim)
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.autograd import forward_ad
 
-from . import checks, function, native, random, replay
+from . import checks, function, native, random, replay, sequences
 from .paths import HAS_OPERATORS, needs_operator, refuse_tangents, refuse_without_operators
 
 if HAS_OPERATORS:
@@ -19,6 +19,7 @@ def attention(
     settings,
     packing=function.PLAIN,
     *,
+    cu_seqlens=None,
     seed=None,
     offset=0,
     generator=None,
@@ -30,15 +31,17 @@ def attention(
     q, k, v = function.unpack(packing, tensors)
     if forward_ad._current_level >= 0:
         refuse_tangents((q, k, v))
-    if needs_operator(tensors if rng_state is None else (*tensors, rng_state)):
+    given = tensors if cu_seqlens is None else (*tensors, *cu_seqlens)
+    if needs_operator(given if rng_state is None else (*given, rng_state)):
         refuse_tangents((q, k, v))
         if ops is None:
-            checks.check_kinds(q, k, v)
+            checks.check_kinds(q, k, v, cu_seqlens)
             refuse_without_operators((("q", q), ("k", k), ("v", v)))
         else:
             return ops.attention(
                 *checks.autocast(q, k, v),
                 settings,
+                cu_seqlens=cu_seqlens,
                 seed=seed,
                 offset=offset,
                 generator=generator,
@@ -49,17 +52,19 @@ def attention(
     if checks.autocast_dtype("cuda" if q.is_cuda else q.device.type) is not None:
         q, k, v = tensors = checks.autocast(q, k, v)
         packing = function.PLAIN
-    checks.check_qkv(q, k, v)
-    state = _state(q, settings, seed, offset, generator, rng_state)
+    checks.check_qkv(q, k, v, cu_seqlens)
+    state = _state(q, cu_seqlens, settings, seed, offset, generator, rng_state)
     if torch.is_grad_enabled() and _any_requires_grad(tensors):
         deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
-        out, lse, probs = function.Attention.apply(settings, state, return_probs, deterministic, packing, *tensors)
+        out, lse, probs = function.Attention.apply(
+            settings, state, return_probs, deterministic, packing, cu_seqlens, *tensors
+        )
     else:
-        out, lse, probs = native.forward(q, k, v, settings, state, return_probs)
+        out, lse, probs = native.forward(q, k, v, settings, state, return_probs, cu_seqlens=cu_seqlens)
     return out, lse, probs, state
 
 
-def _state(q, settings, seed, offset, generator, rng_state):
+def _state(q, cu_seqlens, settings, seed, offset, generator, rng_state):
     """What the mask is drawn from: (seed, offset), or a tensor of both."""
     if settings.dropout_p == 0.0 or seed is not None:
         if replay.may_be_checkpointed():
@@ -68,7 +73,7 @@ def _state(q, settings, seed, offset, generator, rng_state):
     if rng_state is not None:
         random.check_rng_state(q, rng_state)
         return rng_state
-    seed, offset, drawn = random.draw_now(q, generator, settings.dropout_p)
+    seed, offset, drawn = random.draw_now(q, generator, settings.dropout_p, cu_seqlens)
     return (seed, offset) if drawn is None else drawn
 
 
@@ -79,29 +84,29 @@ def _any_requires_grad(tensors):
     return False
 
 
-def backward(dout, q, k, v, out, lse, dlse, settings, state, deterministic):
+def backward(dout, q, k, v, out, lse, dlse, settings, state, deterministic, cu_seqlens=None):
     """(dq, dk, dv), for who keeps the forward's results without autograd."""
-    checks.check_kinds(q, k, v)
+    checks.check_kinds(q, k, v, cu_seqlens)
     for name, x in (("dout", dout), ("out", out)):
-        checks.check_tensor(name, x)
+        checks.check_operand(name, x, cu_seqlens)
         if x.dtype != q.dtype or x.device != q.device:
             raise TypeError(f"{name} must be {q.dtype} on {q.device} as q, got {x.dtype} on {x.device}")
-    _check_rows("lse", lse, q)
+    _check_rows("lse", lse, q, cu_seqlens)
     if dlse is not None:
-        _check_rows("dlse", dlse, q)
+        _check_rows("dlse", dlse, q, cu_seqlens)
     tensors = (dout, q, k, v, out, lse) if dlse is None else (dout, q, k, v, out, lse, dlse)
     refuse_tangents(tensors)
     call = function.Call(settings, deterministic, function.PLAIN, 3, state)
     run = function.gradients
     if torch.is_grad_enabled() and _any_requires_grad(tensors):
         run = function.Gradients.apply  # what differentiates these gradients is refused, and not lost
-    return run(call, dout, dlse, q, k, v, out, lse)
+    return run(call, dout, dlse, cu_seqlens, q, k, v, out, lse)
 
 
-def _check_rows(name, x, q) -> None:
-    checks.check_tensor(name, x, 3, "(batch, num_heads, seqlen_q)")
-    batch, seqlen_q, num_heads, _ = q.shape
-    expected = (batch, num_heads, seqlen_q)
+def _check_rows(name, x, q, cu_seqlens) -> None:
+    expected = sequences.rows(q, cu_seqlens)
+    meaning = "(batch, num_heads, seqlen_q)" if cu_seqlens is None else "(num_heads, total_q)"
+    checks.check_tensor(name, x, len(expected), meaning)
     if x.dtype is not torch.float32 or tuple(x.shape) != expected or x.device != q.device:
         raise ValueError(
             f"{name} must be float32 of shape {expected} on {q.device}, got {x.dtype} of shape {tuple(x.shape)} on "

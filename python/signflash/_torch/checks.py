@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import _native
+from . import sequences
 from .paths import refuse_kinds
 
 #: PyTorch's own; the attribute of Tensor that others read may be somebody else's, made for another PyTorch.
@@ -16,6 +17,7 @@ NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bf
 IS_AMD = torch.version.hip is not None
 HALF = (torch.float16, torch.bfloat16)
 QKV_DIMS = "(batch, seqlen, num_heads, head_dim)"
+PACKED_DIMS = "(total, num_heads, head_dim)"
 
 
 def check_tensor(name: str, x, dims: int = 4, meaning: str = QKV_DIMS) -> None:
@@ -29,16 +31,18 @@ def check_tensor(name: str, x, dims: int = 4, meaning: str = QKV_DIMS) -> None:
         )
 
 
-def check_qkv(q, k, v) -> None:
+def check_qkv(q, k, v, cu_seqlens=None) -> None:
     """That these tensors can be computed with. They are tensors."""
-    if not _is_good(q, k, v):
-        check_kinds(q, k, v)
+    if not _is_good(q, k, v, sequences.dims(cu_seqlens)):
+        check_kinds(q, k, v, cu_seqlens)
+    if cu_seqlens is not None:
+        sequences.check(q, cu_seqlens)
 
 
-def check_kinds(q, k, v) -> None:
+def check_kinds(q, k, v, cu_seqlens=None) -> None:
     """The same, one by one, for anything."""
     for name, x in (("q", q), ("k", k), ("v", v)):
-        check_tensor(name, x)
+        check_operand(name, x, cu_seqlens)
         if x.layout is not torch.strided and not getattr(x, "is_nested", False):
             raise TypeError(f"{name} must be a dense tensor, got layout {x.layout}; use to_dense()")
     refuse_kinds((("q", q), ("k", k), ("v", v)))
@@ -48,15 +52,25 @@ def check_kinds(q, k, v) -> None:
         if x.device != q.device:
             raise ValueError(f"{name} must be on q's device {q.device}, got {x.device}; use {name}.to(q.device)")
     check_dtype(q)
+    if cu_seqlens is not None:
+        sequences.check(q, cu_seqlens)
 
 
-def _is_good(q, k, v) -> bool:
+def check_operand(name: str, x, cu_seqlens) -> None:
+    """That it is a tensor with the dimensions of q."""
+    if cu_seqlens is None:
+        check_tensor(name, x)
+    else:
+        check_tensor(name, x, 3, f"{PACKED_DIMS} with cu_seqlens")
+
+
+def _is_good(q, k, v, dims) -> bool:
     """What most calls are, found out quickly; the rest is judged one by one. The tensors are plain ones.
 
     The native half judges how k and v lie, and their kind if they describe themselves; a call that it refuses is
     judged here.
     """
-    if q.dim() != 4 or q.layout is not torch.strided or q.is_nested:
+    if q.dim() != dims or q.layout is not torch.strided or q.is_nested:
         return False
     on_gpu = q.is_cuda
     if not (q.dtype in HALF and not IS_AMD if on_gpu else q.is_cpu and q.dtype in NAMES):
@@ -73,12 +87,13 @@ def _is_good(q, k, v) -> bool:
 
 def check_shapes(q, k, v) -> None:
     """What the native half judges, for tensors that it does not see."""
-    batch, _, num_heads, head_dim = q.shape
-    _, seqlen_k, num_heads_k, _ = k.shape
+    *batch, _, num_heads, head_dim = q.shape
+    *_, seqlen_k, num_heads_k, _ = k.shape
+    meaning = QKV_DIMS if batch else PACKED_DIMS
     for name, x in (("k", k), ("v", v)):
-        for dim, expected in enumerate((batch, seqlen_k, num_heads_k, head_dim)):
+        for dim, expected in enumerate((*batch, seqlen_k, num_heads_k, head_dim)):
             _check_value(
-                x.shape[dim] == expected, f"{name} has another size in dimension {dim} of {QKV_DIMS} than q and k ask for"
+                x.shape[dim] == expected, f"{name} has another size in dimension {dim} of {meaning} than q and k ask for"
             )
     _check_value(head_dim >= 1, "head_dim must be from 1 to 256, got 0")
     _check_value(head_dim <= 256, "head_dim must be from 1 to 256, got more")
@@ -93,7 +108,7 @@ def _check_value(holds, message) -> None:
         raise ValueError(message)
 
 
-def check_alike(q, k, v, out, dout, lse, dlse) -> None:
+def check_alike(q, k, v, out, dout, lse, dlse, cu_seqlens) -> None:
     """What the native half takes for granted of a backward's tensors: one dtype, one device."""
     index = q.get_device()  # -1 is the CPU
     fits = q.dtype is k.dtype is v.dtype is out.dtype is dout.dtype and lse.dtype is torch.float32
@@ -102,19 +117,23 @@ def check_alike(q, k, v, out, dout, lse, dlse) -> None:
         fits = dlse.dtype is torch.float32 and dlse.get_device() == index
     if fits and index >= 0:
         fits = all([x is None or x.is_cuda for x in (q, k, v, out, dout, lse, dlse)])
-    if not fits:
-        check_backward(q, k, v, out, dout, lse, dlse)
+    if not fits or cu_seqlens is not None:
+        check_backward(q, k, v, out, dout, lse, dlse, cu_seqlens)
 
 
-def check_backward(q, k, v, out, dout, lse, dlse) -> None:
+def check_backward(q, k, v, out, dout, lse, dlse, cu_seqlens) -> None:
     """The same one by one, and the shapes that the native half refuses to read."""
     if not q.dtype is k.dtype is v.dtype is out.dtype is dout.dtype:
         kinds = ", ".join(str(x.dtype) for x in (q, k, v, out, dout))
         raise TypeError(f"q, k, v, out and dout must be of one dtype, as in the forward, got {kinds}")
     for name, x in (("q", q), ("k", k), ("v", v), ("out", out), ("dout", dout)):
-        if x.dim() != 4:
-            raise ValueError(f"{name} must have 4 dimensions {QKV_DIMS}, as in the forward, got shape {tuple(x.shape)}")
-    rows = (q.shape[0], q.shape[2], q.shape[1])
+        if x.dim() != sequences.dims(cu_seqlens):
+            meaning = QKV_DIMS if cu_seqlens is None else PACKED_DIMS
+            raise ValueError(
+                f"{name} must have {sequences.dims(cu_seqlens)} dimensions {meaning}, as in the forward, got shape "
+                f"{tuple(x.shape)}"
+            )
+    rows = sequences.rows(q, cu_seqlens)
     for name, x in (("lse", lse), ("dlse", dlse)):
         if x is not None and (x.dtype is not torch.float32 or tuple(x.shape) != rows):
             raise ValueError(f"{name} must be float32 of shape {rows}, as in the forward, got {x.dtype} {tuple(x.shape)}")
@@ -122,6 +141,8 @@ def check_backward(q, k, v, out, dout, lse, dlse) -> None:
         if x is not None and (x.get_device() != q.get_device() or x.is_cuda != q.is_cuda):
             raise ValueError(f"{name} must be on q's device {q.device}, as in the forward, got {x.device}")
     check_dtype(q)
+    if cu_seqlens is not None:
+        sequences.check(q, cu_seqlens)
 
 
 def check_dtype(q) -> None:

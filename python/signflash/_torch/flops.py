@@ -1,28 +1,49 @@
-"""What a call costs, for torch.utils.flop_counter: counted as PyTorch counts its own attention, causal or not."""
+"""What a call costs, for torch.utils.flop_counter: counted as PyTorch counts its own attention, whatever a mask hides.
+
+Of packed sequences each is counted at its own length, which is read, as PyTorch reads those of its own: on a GPU the
+counter, and only the counter, waits for it. Where no numbers are there to be read (fake tensors) it is what one
+sequence of all rows would cost, which is the most that any lengths can.
+"""
 
 from __future__ import annotations
 
 import torch
 
 
-def _of_one_product(q_shape, k_shape) -> int:
-    batch, seqlen_q, num_heads, head_dim = q_shape
-    return 2 * batch * num_heads * seqlen_q * k_shape[1] * head_dim
+def _pairs(q, k, cu_seqlens_q, cu_seqlens_k) -> int:
+    """How many scores a head has."""
+    if cu_seqlens_q is None:
+        return q.shape[0] * q.shape[1] * k.shape[1]
+    if not _has_numbers(cu_seqlens_q):
+        return q.shape[0] * k.shape[0]
+    lengths = [x.diff().tolist() for x in (cu_seqlens_q, cu_seqlens_k)]
+    return sum(of_q * of_k for of_q, of_k in zip(*lengths))
 
 
-def forward(q_shape, k_shape, v_shape, *args, **kwargs) -> int:
+def _has_numbers(x) -> bool:
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return not isinstance(x, FakeTensor) and not x.is_meta
+
+
+def _of_one_product(q, k, cu_seqlens_q, cu_seqlens_k) -> int:
+    num_heads, head_dim = q.shape[-2:]
+    return 2 * num_heads * head_dim * _pairs(q, k, cu_seqlens_q, cu_seqlens_k)
+
+
+def forward(q, k, v, cu_seqlens_q=None, cu_seqlens_k=None, *args, **kwargs) -> int:
     """Two matrix products: scores, out."""
-    return 2 * _of_one_product(q_shape, k_shape)
+    return 2 * _of_one_product(q, k, cu_seqlens_q, cu_seqlens_k)
 
 
-def backward(dout_shape, q_shape, k_shape, v_shape, *args, **kwargs) -> int:
+def backward(dout, q, k, v, out, lse, cu_seqlens_q=None, cu_seqlens_k=None, *args, **kwargs) -> int:
     """Five: the scores again, dp, dv, dq, dk."""
-    return 5 * _of_one_product(q_shape, k_shape)
+    return 5 * _of_one_product(q, k, cu_seqlens_q, cu_seqlens_k)
 
 
 def register() -> None:
     """Makes them known to the counter, which PyTorch has since 2.1."""
     from torch.utils.flop_counter import register_flop_formula
 
-    register_flop_formula(torch.ops.signflash.attention_forward)(forward)
-    register_flop_formula(torch.ops.signflash.attention_backward)(backward)
+    register_flop_formula(torch.ops.signflash.attention_forward, get_raw=True)(forward)
+    register_flop_formula(torch.ops.signflash.attention_backward, get_raw=True)(backward)

@@ -6,6 +6,7 @@ import torch
 
 from .. import _native
 from .._settings import U64, Settings
+from . import sequences
 from .checks import DESCRIBED, NAMES, check_alike, check_backward, check_kinds
 
 if hasattr(torch.Tensor, "untyped_storage"):
@@ -90,7 +91,7 @@ def dense(x):
 
 
 def dense_rows(x):
-    """lse, its gradient or a state, the same but without gaps."""
+    """lse, its gradient, a state or cu_seqlens, the same but without gaps."""
     return dense(x if x.is_contiguous() else x.contiguous())
 
 
@@ -127,25 +128,43 @@ def _expect(computed: bool) -> None:
         raise RuntimeError("a tensor cannot be read where it lies, though it was made dense; please report this")
 
 
-def forward(q, k, v, settings: Settings, state=(0, 0), return_probs: bool = False, out=None):
-    """(out, lse, probs or None) of q (batch, seqlen_q, num_heads, head_dim), k and v."""
-    if k.dim() != 4:
-        check_kinds(q, k, v)
-    batch, seqlen_q, num_heads, _ = q.shape
-    out, written = _alike(q) if out is None else (out, _written(out))
-    lse = q.new_empty((batch, num_heads, seqlen_q), dtype=torch.float32)
-    probs = q.new_empty((batch, num_heads, seqlen_q, k.shape[1])) if return_probs else None
-    numbers, alive = _numbers(state)
+def _starts(cu_seqlens, told):
+    """What the native half has to know of cu_seqlens."""
+    return None if cu_seqlens is None else (told(cu_seqlens[0]), told(cu_seqlens[1]))
+
+
+def _probs(at, q, k, cu_seqlens, settings):
+    """Room for probs (batch, num_heads, seqlen_q, seqlen_k); of packed sequences, as long as the longest are."""
+    if cu_seqlens is None:
+        batch, seqlen_q, num_heads, _ = q.shape
+        return q.new_empty((batch, num_heads, seqlen_q, k.shape[1]))
+    shape = _native.packed_probs(at, q.shape, k.shape, _starts(cu_seqlens, _lent), settings)
+    if shape is None:
+        shape = _native.packed_probs(at, q.shape, k.shape, _starts([dense_rows(x) for x in cu_seqlens], _told), settings)
+    return q.new_zeros(shape)  # no kernel writes what is beyond a shorter sequence
+
+
+def forward(q, k, v, settings: Settings, state=(0, 0), return_probs: bool = False, out=None, cu_seqlens=None):
+    """(out, lse, probs or None) of q (batch, seqlen_q, num_heads, head_dim), k and v, or of packed sequences."""
+    if k.dim() != q.dim():
+        check_kinds(q, k, v, cu_seqlens)
     at, dtype = _place(q), NAMES[q.dtype]
+    out, written = _alike(q) if out is None else (out, _written(out))
+    lse = q.new_empty(sequences.rows(q, cu_seqlens), dtype=torch.float32)
+    probs = _probs(at, q, k, cu_seqlens, settings) if return_probs else None
+    numbers, alive = _numbers(state)
     rest = (written, lse.data_ptr(), None if probs is None else _written(probs), numbers, settings)
-    if not _native.forward(at, dtype, _lent(q), _lent(k), _lent(v), *rest):
-        check_kinds(q, k, v)
+    if not _native.forward(at, dtype, _lent(q), _lent(k), _lent(v), _starts(cu_seqlens, _lent), *rest):
+        check_kinds(q, k, v, cu_seqlens)
         q, k, v = (dense(x) for x in (q, k, v))
-        _expect(_native.forward(at, dtype, _told(q), _told(k), _told(v), *rest))
+        cu_seqlens = cu_seqlens and [dense_rows(x) for x in cu_seqlens]
+        _expect(_native.forward(at, dtype, _told(q), _told(k), _told(v), _starts(cu_seqlens, _told), *rest))
     return out, lse, probs
 
 
-def backward(dout, q, k, v, out, lse, dlse, settings: Settings, state=(0, 0), deterministic=False, into=None):
+def backward(
+    dout, q, k, v, out, lse, dlse, settings: Settings, state=(0, 0), deterministic=False, into=None, cu_seqlens=None
+):
     """(dq, dk, dv); written to ``into`` if given.
 
     None for dout or dlse is no gradient of it. What was saved is judged again: much may have happened since.
@@ -153,9 +172,9 @@ def backward(dout, q, k, v, out, lse, dlse, settings: Settings, state=(0, 0), de
     if dout is None:
         dout = out.new_zeros(out.shape)
     if not DESCRIBED:
-        check_alike(q, k, v, out, dout, lse, dlse)
-    if q.dtype not in NAMES or q.dim() != 4 or k.dim() != 4:
-        check_backward(q, k, v, out, dout, lse, dlse)
+        check_alike(q, k, v, out, dout, lse, dlse, cu_seqlens)
+    if q.dtype not in NAMES or q.dim() != sequences.dims(cu_seqlens) or k.dim() != q.dim():
+        check_backward(q, k, v, out, dout, lse, dlse, cu_seqlens)
     if into is None:
         (dq, written_q), (dk, written_k), (dv, written_v) = _alike(q), _alike(k), _alike(v)
         into, written = (dq, dk, dv), (written_q, written_k, written_v)
@@ -164,16 +183,19 @@ def backward(dout, q, k, v, out, lse, dlse, settings: Settings, state=(0, 0), de
     numbers, alive = _numbers(state)
     workspace, scratch = None, 0
     if q.is_cuda:
-        size = _native.workspace_bytes(q.get_device(), q.shape, k.shape, deterministic, settings)
+        count = None if cu_seqlens is None else sequences.count(cu_seqlens)
+        size = _native.workspace_bytes(q.get_device(), q.shape, k.shape, count, deterministic, settings)
         workspace = q.new_empty(size, dtype=torch.uint8)
         scratch = workspace.data_ptr()
     at, dtype = _place(q), NAMES[q.dtype]
     rest = (written, scratch, deterministic, numbers, settings)
     read = (_lent(q), _lent(k), _lent(v), _lent(out), _lent(dout))
-    if not _native.backward(at, dtype, read, (_lent(lse), None if dlse is None else _lent(dlse)), *rest):
-        check_backward(q, k, v, out, dout, lse, dlse)
+    rows = (_lent(lse), None if dlse is None else _lent(dlse))
+    if not _native.backward(at, dtype, read, rows, _starts(cu_seqlens, _lent), *rest):
+        check_backward(q, k, v, out, dout, lse, dlse, cu_seqlens)
         tensors = [dense(x) for x in (q, k, v, out, dout)]
         lse, dlse = dense_rows(lse), None if dlse is None else dense_rows(dlse)
         rows = (_told(lse), None if dlse is None else _told(dlse))
-        _expect(_native.backward(at, dtype, tuple([_told(x) for x in tensors]), rows, *rest))
+        starts = _starts(cu_seqlens and [dense_rows(x) for x in cu_seqlens], _told)
+        _expect(_native.backward(at, dtype, tuple([_told(x) for x in tensors]), rows, starts, *rest))
     return tuple(into)

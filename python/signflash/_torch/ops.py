@@ -8,13 +8,15 @@ mask of its own.
 import torch
 
 from .._settings import OPERATOR_ARGUMENTS, U64, dropout_p_of, from_operator, signed, to_operator
-from . import checks, flops, function, native, paths, random, replay, transforms, vmap
+from . import checks, flops, function, native, paths, random, replay, sequences, transforms, vmap
 
 SCHEMAS = {
-    "attention_forward": "(Tensor q, Tensor k, Tensor v, Tensor? rng_state, SymInt? seed, SymInt offset, bool deterministic, "
-    f"bool return_probs, {OPERATOR_ARGUMENTS}) -> (Tensor out, Tensor lse, Tensor probs, Tensor state)",
-    "attention_backward": "(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor state, Tensor? dlse, "
-    f"bool deterministic, {OPERATOR_ARGUMENTS}) -> (Tensor dq, Tensor dk, Tensor dv)",
+    "attention_forward": "(Tensor q, Tensor k, Tensor v, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? rng_state, "
+    f"SymInt? seed, SymInt offset, bool deterministic, bool return_probs, {OPERATOR_ARGUMENTS}) -> "
+    "(Tensor out, Tensor lse, Tensor probs, Tensor state)",
+    "attention_backward": "(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? cu_seqlens_q, "
+    f"Tensor? cu_seqlens_k, Tensor state, Tensor? dlse, bool deterministic, {OPERATOR_ARGUMENTS}) -> "
+    "(Tensor dq, Tensor dk, Tensor dv)",
     "draw_state": "(Tensor q) -> Tensor",
 }
 # Two calls with the same arguments have different dropout masks: the compiler must not make them one.
@@ -22,9 +24,9 @@ DRAWS = (torch.Tag.nondeterministic_seeded,)
 TAGS = {"attention_forward": DRAWS, "attention_backward": (), "draw_state": DRAWS}
 
 
-def attention(q, k, v, settings, *, seed, offset, generator, rng_state, deterministic, return_probs):
+def attention(q, k, v, settings, *, cu_seqlens, seed, offset, generator, rng_state, deterministic, return_probs):
     """As ``attention.attention``; the state is always a tensor."""
-    checks.check_kinds(q, k, v)
+    checks.check_kinds(q, k, v, cu_seqlens)
     if rng_state is not None:
         random.check_rng_state(q, rng_state)
     drops = settings.dropout_p > 0.0
@@ -35,15 +37,16 @@ def attention(q, k, v, settings, *, seed, offset, generator, rng_state, determin
         vmap.check_randomness((q, k, v))
     if draws and generator is not None:
         _refuse_to_record(q, generator)
-        seed, offset, rng_state = random.draw_now(q, generator, settings.dropout_p)
+        seed, offset, rng_state = random.draw_now(q, generator, settings.dropout_p, cu_seqlens)
     elif (seed is not None or not drops) and not paths.is_recorded((q,)) and replay.may_be_checkpointed():
         replay.watch(seed or 0, offset, settings.dropout_p)
     seed = None if seed is None else signed(seed)
     deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
     transformed = not paths.is_compiling() and paths.transformed()
     run = transforms.Forward.apply if transformed else torch.ops.signflash.attention_forward
+    given = (q, k, v, *(cu_seqlens or (None, None)), rng_state)
     out, lse, probs, state = run(
-        q, k, v, rng_state, seed, signed(offset), deterministic, return_probs, *to_operator(settings)
+        *given, seed, signed(offset), deterministic, return_probs, *to_operator(settings)
     )
     if not return_probs:
         return out, lse, None, state
@@ -60,12 +63,13 @@ def _refuse_to_record(q, generator):
         raise NotImplementedError("generator cannot be used under torch.func's transforms; use a seed, or the default one")
 
 
-def backward(dout, q, k, v, out, lse, dlse, settings, state, deterministic):
+def backward(dout, q, k, v, out, lse, dlse, settings, state, deterministic, cu_seqlens):
     """(dq, dk, dv) by the operator."""
     state = _fill(q, *state) if type(state) is tuple else state.to(q.device)
     dout = torch.zeros_like(out) if dout is None else dout
     run = transforms.Backward.apply if paths.transformed() else torch.ops.signflash.attention_backward
-    return run(dout, q, k, v, out, lse, state, dlse, deterministic, *to_operator(settings))
+    given = (dout, q, k, v, out, lse, *(cu_seqlens or (None, None)), state, dlse)
+    return run(*given, deterministic, *to_operator(settings))
 
 
 def _fill(q, seed, offset):
@@ -76,68 +80,80 @@ def _fill(q, seed, offset):
     return state
 
 
-def _state(q, rng_state, seed, offset, dropout_p):
+def _state(q, cu_seqlens, rng_state, seed, offset, dropout_p):
     if rng_state is not None:
         return native.dense_rows(rng_state).clone()  # an operator returns nothing that it was given
     if dropout_p == 0.0 or seed is not None:
         return _fill(q, seed or 0, offset)
     replay.refuse_compiled_repetition()
-    seed, offset, state = random.draw_now(q, None, dropout_p)
+    seed, offset, state = random.draw_now(q, None, dropout_p, cu_seqlens)
     return _fill(q, seed, offset) if state is None else state
 
 
 def _draw_state(q):
     """The state of a call on q (batch, seqlen, num_heads, head_dim), for calls that are to share one."""
-    return _state(q, None, None, 0, 1.0)
+    return _state(q, None, None, None, 0, 1.0)
 
 
 def _draw_state_fake(q):
     return q.new_empty((2,), dtype=torch.int64)
 
 
-def _forward(q, k, v, rng_state, seed, offset, deterministic, return_probs, *settings):
-    settings = from_operator(settings)
-    state = _state(q, rng_state, seed, offset, settings.dropout_p)
-    out, lse, probs = native.forward(q, k, v, settings, state, return_probs)
+def _pair(cu_seqlens_q, cu_seqlens_k):
+    return None if cu_seqlens_q is None else (cu_seqlens_q, cu_seqlens_k)
+
+
+def _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, rng_state, seed, offset, deterministic, return_probs, *settings):
+    settings, cu_seqlens = from_operator(settings), _pair(cu_seqlens_q, cu_seqlens_k)
+    state = _state(q, cu_seqlens, rng_state, seed, offset, settings.dropout_p)
+    out, lse, probs = native.forward(q, k, v, settings, state, return_probs, cu_seqlens=cu_seqlens)
     return out, lse, q.new_empty(0) if probs is None else probs, state
 
 
-def _forward_fake(q, k, v, rng_state, seed, offset, deterministic, return_probs, *settings):
+def _forward_fake(q, k, v, cu_seqlens_q, cu_seqlens_k, rng_state, seed, offset, deterministic, return_probs, *settings):
     checks.check_shapes(q, k, v)
-    batch, seqlen_q, num_heads, _ = q.shape
-    probs = (batch, num_heads, seqlen_q, k.shape[1]) if return_probs else (0,)
-    lse = q.new_empty((batch, num_heads, seqlen_q), dtype=torch.float32)
-    return q.new_empty(q.shape), lse, q.new_empty(probs), q.new_empty((2,), dtype=torch.int64)
+    cu_seqlens = _pair(cu_seqlens_q, cu_seqlens_k)
+    rows = sequences.rows(q, cu_seqlens)
+    if return_probs and cu_seqlens is not None:
+        raise NotImplementedError(
+            "return_probs with cu_seqlens cannot be recorded by torch.compile and other tracers: the shape of probs depends "
+            "on what the numbers say; call it outside of what is compiled"
+        )
+    probs = q.new_empty((*rows, k.shape[1]) if return_probs else (0,))
+    return q.new_empty(q.shape), q.new_empty(rows, dtype=torch.float32), probs, q.new_empty((2,), dtype=torch.int64)
 
 
-def _backward(dout, q, k, v, out, lse, state, dlse, deterministic, *settings):
-    return native.backward(dout, q, k, v, out, lse, dlse, from_operator(settings), state, deterministic)
+def _backward(dout, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, state, dlse, deterministic, *settings):
+    cu_seqlens = _pair(cu_seqlens_q, cu_seqlens_k)
+    rest = (from_operator(settings), state, deterministic)
+    return native.backward(dout, q, k, v, out, lse, dlse, *rest, cu_seqlens=cu_seqlens)
 
 
-def _backward_fake(dout, q, k, v, out, lse, state, dlse, deterministic, *settings):
+def _backward_fake(dout, q, k, v, *rest):
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _setup_context(ctx, inputs, output):
-    q, k, v, _, _, _, deterministic, _, *settings = inputs
+    q, k, v, cu_seqlens_q, cu_seqlens_k, _, _, _, deterministic, _, *settings = inputs
     out, lse, _, state = output
     ctx.drawn = None
     drops = dropout_p_of(settings) > 0.0
     if drops and paths.hooks_on_saved_tensors() and not paths.transformed() and not paths.is_recorded((state,)):
         ctx.drawn = state.clone()
-    ctx.save_for_backward(q, k, v, out, lse, state)
+    ctx.save_for_backward(q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, state)
     ctx.rest, ctx.inputs = (deterministic, *settings), len(inputs)
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx, dout, dlse, _dprobs, _dstate):
-    q, k, v, out, lse, state = ctx.saved_tensors
+    q, k, v, out, lse, *cu_seqlens, state = ctx.saved_tensors
     paths.refuse_tangents((dout, dlse, q, k, v, out, lse))
     if ctx.drawn is not None:
         replay.check(ctx.drawn, state)
     if dout is None:
         dout = torch.zeros_like(out)
-    gradients = torch.ops.signflash.attention_backward(dout, q, k, v, out, lse, state, dlse, *ctx.rest)
+    given = (dout, q, k, v, out, lse, *cu_seqlens, state, dlse)
+    gradients = torch.ops.signflash.attention_backward(*given, *ctx.rest)
     return (*gradients, *(None,) * (ctx.inputs - 3))
 
 

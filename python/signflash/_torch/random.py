@@ -8,7 +8,7 @@ import torch
 
 from .. import _random
 from .._settings import U64, signed
-from . import replay
+from . import replay, sequences
 from .paths import HAS_OPERATORS, needs_operator
 
 #: Between reading a generator and advancing it no other thread may read it.
@@ -28,26 +28,25 @@ def draw(q):
     return draw_now(q)
 
 
-def draw_now(q, generator=None, dropout_p=1.0):
+def draw_now(q, generator=None, dropout_p=1.0, cu_seqlens=None):
     """The same where nothing is traced; rng_state is None but while a CUDA graph is captured."""
-    seed, offset, state = _drawn(q, generator)
+    streams = (q.shape[0] if cu_seqlens is None else sequences.count(cu_seqlens), q.shape[-2])
+    seed, offset, state = _drawn(q, generator, *streams)
     if state is None and replay.may_be_checkpointed():
         replay.watch(seed, offset, dropout_p)
     return seed, offset, state
 
 
-def _drawn(q, generator):
+def _drawn(q, generator, batch, num_heads):
     if generator is None:
         own = _random.scoped()
     else:
         own = generator if isinstance(generator, _random.Generator) else None
     if own is not None:
-        batch, _, num_heads, _ = q.shape
         return (*own.next(batch, num_heads), None)
     if generator is not None:
         check_generator(q, generator)
     if q.is_cuda:
-        batch, _, num_heads, _ = q.shape
         return _draw_cuda(q, batch * num_heads * _random.LANES, generator)
     # PyTorch's CPU generator has no counter: the seed comes from it, and each call advances it.
     seed = int(torch.randint(-(1 << 63), (1 << 63) - 1, (1,), dtype=torch.int64, device="cpu", generator=generator))

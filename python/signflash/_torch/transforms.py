@@ -21,9 +21,9 @@ class Forward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        q, k, v, _, _, _, deterministic, _, *settings = inputs
+        q, k, v, cu_seqlens_q, cu_seqlens_k, _, _, _, deterministic, _, *settings = inputs
         out, lse, probs, state = output
-        ctx.save_for_backward(q, k, v, out, lse, state)
+        ctx.save_for_backward(q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, state)
         ctx.rest, ctx.inputs = (deterministic, *settings), len(inputs)
         # A derivative of probs alone would else be zeros, without a word.
         ctx.mark_non_differentiable(state)
@@ -33,10 +33,11 @@ class Forward(torch.autograd.Function):
     def backward(ctx, dout, dlse, dprobs, _dstate):
         if dprobs is not None:
             raise no_derivative_of_probs()
-        q, k, v, out, lse, state = ctx.saved_tensors
+        q, k, v, out, lse, *cu_seqlens, state = ctx.saved_tensors
         if dout is None:
             dout = torch.zeros_like(out)
-        return (*Backward.apply(dout, q, k, v, out, lse, state, dlse, *ctx.rest), *(None,) * (ctx.inputs - 3))
+        found = Backward.apply(dout, q, k, v, out, lse, *cu_seqlens, state, dlse, *ctx.rest)
+        return (*found, *(None,) * (ctx.inputs - 3))
 
     @staticmethod
     def jvp(ctx, *_):

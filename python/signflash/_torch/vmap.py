@@ -85,14 +85,23 @@ def _batch(x, dim):
     return x.shape[0] if dim is None else x.movedim(dim, 0).shape[1]
 
 
-def forward(info, in_dims, q, k, v, rng_state, seed, offset, *rest):
+def _refuse_packed(cu_seqlens) -> None:
+    if cu_seqlens is not None:
+        raise NotImplementedError(
+            "vmap: attention of packed sequences (cu_seqlens_q, cu_seqlens_k) is not mapped; pack what is mapped over as "
+            "further sequences, or call it in a loop"
+        )
+
+
+def forward(info, in_dims, q, k, v, cu_seqlens_q, cu_seqlens_k, rng_state, seed, offset, *rest):
+    _refuse_packed(cu_seqlens_q)
     size, (_, return_probs, *settings) = info.batch_size, rest
     dropout_p = dropout_p_of(settings)
     tensors = list(zip((q, k, v), in_dims[:3]))
     if dropout_p == 0.0 or size == 0:
         folded = [_folded(x, dim, size) for x, dim in tensors]
-        out, lse, probs, state = _functions().Forward.apply(*folded, None, seed or 0, offset, *rest)
-        state, of_state = (state, None) if rng_state is None else (rng_state.clone(), in_dims[3])
+        out, lse, probs, state = _functions().Forward.apply(*folded, None, None, None, seed or 0, offset, *rest)
+        state, of_state = (state, None) if rng_state is None else (rng_state.clone(), in_dims[5])
         batch = _batch(q, in_dims[0])
         probs = _unfolded(probs, size, batch) if return_probs else probs
         of_probs = 0 if return_probs else None
@@ -100,30 +109,32 @@ def forward(info, in_dims, q, k, v, rng_state, seed, offset, *rest):
     draws = seed is None and rng_state is None
     if draws:
         _check_error_mode(info)
-    states = [None] * size if rng_state is None else _pieces(rng_state, in_dims[3], size)
+    states = [None] * size if rng_state is None else _pieces(rng_state, in_dims[5], size)
     results = []
     for piece, state in zip(zip(*(_pieces(x, dim, size) for x, dim in tensors)), states):
         if draws and info.randomness == "same" and results:
             state = results[0][3]
-        results.append(_functions().Forward.apply(*piece, state, seed, offset, *rest))
+        results.append(_functions().Forward.apply(*piece, None, None, state, seed, offset, *rest))
     out, lse, probs, state = zip(*results)
     probs, of_probs = (torch.stack(probs), 0) if return_probs else (probs[0], None)
     return (torch.stack(out), torch.stack(lse), probs, torch.stack(state)), (0, 0, of_probs, 0)
 
 
-def backward(info, in_dims, dout, q, k, v, out, lse, state, dlse, *rest):
+def backward(info, in_dims, dout, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, state, dlse, *rest):
+    _refuse_packed(cu_seqlens_q)
     size, (_, *settings) = info.batch_size, rest
     dropout_p = dropout_p_of(settings)
     tensors = list(zip((dout, q, k, v, out, lse), in_dims[:6]))
     if dropout_p == 0.0 or size == 0:
         folded = [_folded(x, dim, size) for x, dim in tensors]
-        state = state if in_dims[6] is None else state.new_zeros(2)  # which nothing is drawn from
-        found = _functions().Backward.apply(*folded, state, _folded(dlse, in_dims[7], size), *rest)
+        state = state if in_dims[8] is None else state.new_zeros(2)  # which nothing is drawn from
+        found = _functions().Backward.apply(*folded, None, None, state, _folded(dlse, in_dims[9], size), *rest)
         batch = _batch(q, in_dims[1])
         return tuple(_unfolded(x, size, batch) for x in found), (0, 0, 0)
-    tensors.append((state, in_dims[6]))
     pieces = [_pieces(x, dim, size) for x, dim in tensors]
-    pieces.append([None] * size if dlse is None else _pieces(dlse, in_dims[7], size))
+    pieces += [[None] * size] * 2
+    pieces.append(_pieces(state, in_dims[8], size))
+    pieces.append([None] * size if dlse is None else _pieces(dlse, in_dims[9], size))
     found = zip(*(_functions().Backward.apply(*piece, *rest) for piece in zip(*pieces)))
     return tuple(torch.stack(x) for x in found), (0, 0, 0)
 

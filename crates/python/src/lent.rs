@@ -1,0 +1,193 @@
+//! Tensors that Python lends: where they lie, judged in every call.
+
+use crate::call::Place;
+use crate::dims::Dims;
+use crate::exchange::{self, Elements, Kind};
+use crate::foreign::ForeignTensor;
+use crate::lengths::{CuSeqlens, Starts};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+use signflash_core::{Dtype, contiguous_strides};
+
+/// How the tensors of a call lie.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layout {
+    pub(crate) dtype: Dtype,
+    pub(crate) at: Place,
+    /// Whether sequences lie one behind the other, in tensors without a batch.
+    pub(crate) is_packed: bool,
+}
+
+impl Layout {
+    /// How many dimensions one has that has so many in a batch.
+    const fn dims(self, in_batch: usize) -> usize {
+        in_batch - self.is_packed as usize
+    }
+}
+
+/// A tensor that is read: (address, shape, strides, place of the first element in its storage, bytes of the storage);
+/// or the tensor instead of the first three, if it describes itself.
+///
+/// Its owner may have done anything to it before it is read, so where it lies is judged here, in every call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lent {
+    address: u64,
+    /// Nothing if it has none that are taken here.
+    dims: Option<Dims>,
+    first: usize,
+    bytes: usize,
+    /// What the elements are and where; nothing if the package's Python half has judged that.
+    kind: Option<Kind>,
+}
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Lent {
+    type Error = PyErr;
+
+    fn extract(tuple: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        let tuple = tuple.cast::<PyTuple>()?;
+        if tuple.len() == 3 {
+            let (first, bytes) =
+                (tuple.get_borrowed_item(1)?.extract()?, tuple.get_borrowed_item(2)?.extract()?);
+            let described = exchange::describe(tuple.get_borrowed_item(0)?);
+            return Ok(described.map_or(Self::UNREADABLE, |described| Self {
+                dims: described.dims.filter(|_| described.kind.is_some()),
+                address: described.address,
+                first,
+                bytes,
+                kind: described.kind,
+            }));
+        }
+        let (address, shape, strides, first, bytes): (_, Bound<'_, PyTuple>, Bound<'_, PyTuple>, _, _) =
+            tuple.extract()?;
+        Ok(Self { address, dims: Dims::of_tuples(&shape, &strides)?, first, bytes, kind: None })
+    }
+}
+
+impl Lent {
+    const UNREADABLE: Self = Self { address: 0, dims: None, first: 0, bytes: 0, kind: None };
+
+    /// Shape and strides, if the elements are of this kind and it has so many dimensions.
+    fn dims(&self, count: usize, elements: Elements, at: Place) -> Option<Dims> {
+        let fits = self.kind.is_none_or(|of| of == Kind::of(elements, at));
+        self.dims.filter(|dims| fits && dims.count == count)
+    }
+
+    /// Whether the elements of so many bytes, from the first to the last, lie aligned in the tensor's own storage.
+    fn has_room(&self, dims: &Dims, element_bytes: usize) -> bool {
+        let room = self.bytes / element_bytes;
+        let fits =
+            extent(dims).and_then(|extent| extent.checked_add(self.first)).is_some_and(|end| end <= room);
+        fits && self.address != 0 && self.address.is_multiple_of(element_bytes as u64)
+    }
+
+    /// The tensor, if it can be read where it lies: (batch, seqlen, num_heads, head_dim), or without a batch where
+    /// sequences are packed; neighbours of the last dimension beside each other, aligned, and all of it in its storage.
+    /// Without elements it lies anywhere.
+    pub(crate) fn readable(&self, layout: Layout) -> Option<ForeignTensor> {
+        let Layout { dtype, at, .. } = layout;
+        let dims = self.dims(layout.dims(4), Elements::Float(dtype), at)?;
+        let Dims { shape, strides, .. } = dims;
+        if shape.contains(&0) {
+            return Some(ForeignTensor { address: 0, shape, strides: contiguous_strides(shape) });
+        }
+        let dense = strides[3] == 1 || shape[3] == 1;
+        let readable = dense && self.has_room(&dims, dtype.size_bytes());
+        readable.then_some(ForeignTensor { address: self.address, shape, strides })
+    }
+
+    /// The address of one f32 a row of q, (batch, num_heads, seqlen_q) without gaps, if that is what this is.
+    pub(crate) fn rows(&self, q: &ForeignTensor, layout: Layout) -> Option<u64> {
+        let dims = self.dims(layout.dims(3), Elements::Float(Dtype::F32), layout.at)?;
+        let [batch, seqlen_q, num_heads, _] = q.shape;
+        if dims.shape != [1, batch, num_heads, seqlen_q] {
+            return None;
+        }
+        if dims.shape.contains(&0) {
+            return Some(0);
+        }
+        let expected = [num_heads * seqlen_q, seqlen_q, 1];
+        let dense = (0..3).all(|dim| dims.shape[1 + dim] == 1 || dims.strides[1 + dim] == expected[dim]);
+        (dense && self.has_room(&dims, 4)).then_some(self.address)
+    }
+
+    /// int32 without gaps, if that is what this is.
+    pub(crate) fn starts(&self, at: Place) -> Option<Starts> {
+        let dims = self.dims(1, Elements::Int32, at)?;
+        let len = dims.shape[3];
+        let readable = len == 0 || (len == 1 || dims.strides[3] == 1) && self.has_room(&dims, 4);
+        readable.then_some(Starts { address: self.address, len })
+    }
+}
+
+/// How many elements lie between the first and one past the last of a tensor that has any.
+fn extent(dims: &Dims) -> Option<usize> {
+    let mut sizes = dims.shape.iter().zip(dims.strides);
+    sizes.try_fold(1usize, |extent, (size, stride)| extent.checked_add((size - 1).checked_mul(stride)?))
+}
+
+/// `cu_seqlens_q` and `cu_seqlens_k`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LentStarts {
+    q: Lent,
+    k: Lent,
+}
+
+impl<'a, 'py> FromPyObject<'a, 'py> for LentStarts {
+    type Error = PyErr;
+
+    fn extract(tuple: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        let (q, k) = tuple.extract()?;
+        Ok(Self { q, k })
+    }
+}
+
+impl LentStarts {
+    /// Both, if they can be read where they lie.
+    pub(crate) fn readable(&self, at: Place) -> Option<CuSeqlens> {
+        Some(CuSeqlens { q: self.q.starts(at)?, k: self.k.starts(at)? })
+    }
+}
+
+/// A tensor that is written, and has just been allocated for it: (address, shape, strides), or an address alone of
+/// one that lies as the tensor that it belongs to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Written {
+    Alike(u64),
+    Strided(ForeignTensor),
+}
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Written {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        if value.cast::<PyTuple>().is_err() {
+            return Ok(Self::Alike(value.extract()?));
+        }
+        let (address, shape, strides): (u64, Bound<'_, PyTuple>, Bound<'_, PyTuple>) = value.extract()?;
+        let dims = Dims::of_tuples(&shape, &strides)?;
+        let Dims { shape, strides, .. } = dims
+            .ok_or_else(|| PyValueError::new_err("a result must have as many strides as sizes, at most 4"))?;
+        Ok(Self::Strided(ForeignTensor { address, shape, strides }))
+    }
+}
+
+impl Written {
+    /// The tensor, which belongs to `like`.
+    pub(crate) fn beside(self, like: &ForeignTensor) -> ForeignTensor {
+        match self {
+            Self::Alike(address) => ForeignTensor { address, ..*like },
+            Self::Strided(tensor) => tensor,
+        }
+    }
+
+    /// The tensor, which belongs to none.
+    pub(crate) fn alone(self) -> PyResult<ForeignTensor> {
+        match self {
+            Self::Alike(_) => {
+                Err(PyValueError::new_err("probs must be (address, shape, strides), got an address"))
+            }
+            Self::Strided(tensor) => Ok(tensor),
+        }
+    }
+}
