@@ -5,7 +5,10 @@ use signflash_core::{
 };
 use signflash_kernels::{Gpu, Interpreted};
 
-const SEEDS: u64 = 5;
+/// Schedules that are tried: with `SIGNFLASH_TEST=full`, as in `.ci/run`, five.
+fn schedules() -> u64 {
+    if matches!(std::env::var("SIGNFLASH_TEST").as_deref(), Ok("full" | "all")) { 5 } else { 3 }
+}
 
 /// Operands and results of one forward: what every backward here is of.
 struct Forward<'a> {
@@ -57,9 +60,10 @@ impl<'a> Forward<'a> {
         dq
     }
 
-    fn differing(&self, deterministic: bool) -> usize {
+    /// The first schedule that gives other bits than schedule 0.
+    fn differing(&self, deterministic: bool) -> Option<u64> {
         let first = self.dq(deterministic, 0);
-        (1..SEEDS).filter(|seed| self.dq(deterministic, *seed) != first).count()
+        (1..schedules()).find(|seed| self.dq(deterministic, *seed) != first)
     }
 }
 
@@ -70,8 +74,8 @@ fn check(batch: usize, seqlen: usize, head_dim: usize, causal: bool) {
     let problem = Problem::builder(shape).causal(causal).softmax_scale(0.01);
     let problem = problem.dropout(Dropout::new(0.17, 3, 0).unwrap()).build().unwrap();
     let forward = Forward::of(&problem);
-    assert_eq!(forward.differing(true), 0, "{problem:?}");
-    assert!(batch > 1 || forward.differing(false) > 0, "additions in any order show: {problem:?}");
+    assert_eq!(forward.differing(true), None, "{problem:?}");
+    assert!(batch > 1 || forward.differing(false).is_some(), "additions in any order show: {problem:?}");
 }
 
 #[test]

@@ -118,39 +118,26 @@ fn in_python() -> Option<PathBuf> {
 }
 
 impl Report {
-    fn read(log: String) -> Report {
+    /// What a log says, which `ptxas -v` has written about one kernel.
+    ///
+    /// ```
+    /// use signflash_ptx::Report;
+    /// let log = "ptxas info    : Compiling entry function 'k' for 'sm_90'\n\
+    ///            16 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads\n\
+    ///            ptxas info    : Used 255 registers, used 1 barriers\n";
+    /// let report = Report::read(log.to_owned());
+    /// let Report { registers, stack_bytes, spill_store_bytes, spill_load_bytes, .. } = report;
+    /// assert_eq!([registers, stack_bytes, spill_store_bytes, spill_load_bytes], [255, 16, 12, 8]);
+    /// assert_eq!(report.log, log);
+    /// ```
+    pub fn read(log: String) -> Report {
         let before = |words: &str| {
             let (head, _) = log.split_once(words)?;
             head.rsplit(|c: char| !c.is_ascii_digit()).find(|word| !word.is_empty())?.parse().ok()
         };
-        let number = |words| before(words).unwrap_or(0);
-        Report {
-            registers: number(" registers"),
-            spill_store_bytes: number(" bytes spill stores"),
-            spill_load_bytes: number(" bytes spill loads"),
-            stack_bytes: number(" bytes stack frame"),
-            log: String::new(),
-        }
-        .with_log(log)
-    }
-
-    fn with_log(self, log: String) -> Report {
-        Report { log, ..self }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_report_is_read_from_the_log() {
-        let log = "ptxas info    : 0 bytes gmem\nptxas info    : Compiling entry function 'k' for 'sm_90'\n    16 bytes stack \
-                   frame, 12 bytes spill stores, 8 bytes spill loads\nptxas info    : Used 255 registers, used 1 barriers\n";
-        let report = Report::read(log.to_owned());
-        let numbers =
-            (report.registers, report.stack_bytes, report.spill_store_bytes, report.spill_load_bytes);
-        assert_eq!(numbers, (255, 16, 12, 8));
-        assert_eq!(report.log, log);
+        let numbers = [" registers", " bytes spill stores", " bytes spill loads", " bytes stack frame"];
+        let [registers, spill_store_bytes, spill_load_bytes, stack_bytes] =
+            numbers.map(|words| before(words).unwrap_or(0));
+        Report { registers, spill_store_bytes, spill_load_bytes, stack_bytes, log }
     }
 }
