@@ -17,7 +17,8 @@ use signflash_core::{Element, GradInputs, Gradients, Inputs, Outputs, Problem, P
 /// Attention on this machine's CPU.
 ///
 /// Results are the same to the bit for any number of threads. Extra memory is up to 1 MiB a thread in the forward and
-/// 3 MiB in the backward, whatever the lengths; see [`backward`](Self::backward) for its one addition.
+/// 3 MiB in the backward, whatever the lengths, and at most 64 bytes for each head of packed sequences; see
+/// [`backward`](Self::backward) for its one addition.
 ///
 /// ```
 /// use signflash_core::{Dropout, Inputs, Outputs, Problem, Shape, TensorMut, TensorRef};

@@ -12,11 +12,20 @@ static ALLOCATED: PeakAlloc = PeakAlloc;
 
 const MIB: usize = 1 << 20;
 
-/// Bytes beyond the tensors that the forward and the backward of one head took at most.
-fn extra_bytes<T: Element>(seqlen: usize, engine: CpuEngine) -> [usize; 2] {
+/// One sequence of one head.
+fn problem(seqlen: usize) -> Problem {
     let shape = Shape::new(1, seqlen, seqlen).heads(1, 1).head_dim(64);
     let dropout = Dropout::new(0.1, 7, 0).expect("p is below 1");
-    let problem = Problem::builder(shape).dropout(dropout).build().expect("a valid problem");
+    Problem::builder(shape).dropout(dropout).build().expect("a valid problem")
+}
+
+/// Bytes beyond the tensors that the forward and the backward of one sequence took at most.
+fn extra_bytes<T: Element>(seqlen: usize, engine: CpuEngine) -> [usize; 2] {
+    extra_bytes_of::<T>(&problem(seqlen), engine)
+}
+
+fn extra_bytes_of<T: Element>(problem: &Problem, engine: CpuEngine) -> [usize; 2] {
+    let (shape, seqlen) = (problem.shape(), problem.shape().seqlen_q);
     let len = seqlen * shape.head_dim;
     let tensor = |step: usize| -> Vec<T> {
         (0..len).map(|i| T::from_f32((i * step % 1009) as f32 / 504.0 - 1.0)).collect()
@@ -32,7 +41,7 @@ fn extra_bytes<T: Element>(seqlen: usize, engine: CpuEngine) -> [usize; 2] {
 
     let before = start_counting();
     let mut outputs = Outputs::new(TensorMut::bhsd(&mut out, shape.out()), &mut lse);
-    engine.forward(&problem, &inputs, &mut outputs).expect("the tensors fit");
+    engine.forward(problem, &inputs, &mut outputs).expect("the tensors fit");
     let forward = ALLOCATED.peak_usage() - before;
 
     let before = start_counting();
@@ -47,7 +56,7 @@ fn extra_bytes<T: Element>(seqlen: usize, engine: CpuEngine) -> [usize; 2] {
         TensorMut::bhsd(&mut dk, shape.k()),
         TensorMut::bhsd(&mut dv, shape.v()),
     );
-    engine.backward(&problem, &grad_inputs, &mut gradients).expect("the tensors fit");
+    engine.backward(problem, &grad_inputs, &mut gradients).expect("the tensors fit");
     [forward, ALLOCATED.peak_usage() - before]
 }
 
@@ -76,4 +85,20 @@ fn a_sequence_of_16384_takes_no_more_memory_than_one_of_4096() {
     println!("bf16 16384: backward {} KiB", backward >> 10);
     assert!(backward <= 3 * threads * MIB + 16384 * 64 * 4, "the backward took {backward} bytes");
     assert!(backward < 64 * MIB);
+
+    // A long sequence and many short ones side by side: some bytes for each, and nothing for what they are short of.
+    let lengths: Vec<u32> = std::iter::once(4096).chain([3; 4096]).collect();
+    let cu_seqlens: Vec<u32> = std::iter::once(0)
+        .chain(lengths.iter().scan(0, |end, len| {
+            *end += len;
+            Some(*end)
+        }))
+        .collect();
+    let packed =
+        problem(16384).to_builder().packed(&cu_seqlens, &cu_seqlens).build().expect("a valid problem");
+    let [forward, backward] = extra_bytes_of::<f32>(&packed, engine);
+    println!("f32 packed: forward {} KiB, backward {} KiB", forward >> 10, backward >> 10);
+    let of_sequences = lengths.len() * 64;
+    assert!(forward <= threads * MIB + of_sequences, "packed: the forward took {forward} bytes");
+    assert!(backward <= 3 * threads * MIB + of_sequences, "packed: the backward took {backward} bytes");
 }
