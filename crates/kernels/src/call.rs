@@ -46,6 +46,9 @@ pub struct ForwardCall<'a> {
     /// (batch, num_heads, seqlen_q, seqlen_k), if asked for; written. Of its strides, the row's is that from query to
     /// query.
     pub probs: Option<DeviceTensor>,
+    /// Of packed sequences: rows and columns of each matrix of probs, which is (sequences, num_heads, rows, columns). What
+    /// lies behind a sequence's ends is zeroed, and what of a sequence lies behind these is left out.
+    pub probs_sizes: Option<[usize; 2]>,
     /// Address of a seed and an offset (u64 each) that replace the problem's when the kernel runs, or 0.
     pub seed_and_offset_ptr: u64,
     /// Of packed sequences, the addresses of cu_seqlens_q and of cu_seqlens_k: int32, one more number than there are
@@ -66,8 +69,23 @@ impl<'a> ForwardCall<'a> {
         out: DeviceTensor,
         lse: u64,
     ) -> Self {
-        let (probs, seed_and_offset_ptr, cu_seqlens, workspace) = (None, 0, None, 0);
-        ForwardCall { problem, half, q, k, v, out, lse, probs, seed_and_offset_ptr, cu_seqlens, workspace }
+        ForwardCall {
+            problem,
+            half,
+            q,
+            k,
+            v,
+            out,
+            lse,
+            probs: None,
+            probs_sizes: problem
+                .cu_seqlens()
+                .map(|_| problem.probs())
+                .map(|[_, _, rows, columns]| [rows, columns]),
+            seed_and_offset_ptr: 0,
+            cu_seqlens: None,
+            workspace: 0,
+        }
     }
 
     /// The call of dense tensors that nobody has yet: to ask which kernels it would get, not to be run.
@@ -81,6 +99,12 @@ impl<'a> ForwardCall<'a> {
     /// The same that writes probs, too, if there are some.
     pub fn with_probs(self, probs: Option<DeviceTensor>) -> Self {
         ForwardCall { probs, ..self }
+    }
+
+    /// The same where each matrix of packed sequences' probs has so many rows and columns. If the host knows the lengths,
+    /// as many as the longest needs are meant without it.
+    pub fn with_probs_sizes(self, sizes: [usize; 2]) -> Self {
+        ForwardCall { probs_sizes: Some(sizes), ..self }
     }
 
     /// The same with seed and offset from memory, if this is not 0.
@@ -206,11 +230,11 @@ pub enum CallError {
         /// What came.
         got: u64,
     },
-    /// Nobody writes probs of packed sequences.
+    /// Nobody says how large probs of packed sequences are.
     #[error(
-        "probs of packed sequences are not written on a GPU; leave probs out, or ask for one sequence at a time"
+        "the call has probs of packed sequences, and nobody says how large; give rows and columns with ForwardCall::with_probs_sizes"
     )]
-    PackedProbs,
+    NoProbsSizes,
 }
 
 /// Whether a call says where its sequences begin, if and only if they are packed, and has room to list their tiles.

@@ -10,6 +10,7 @@ use crate::geometry::{
 use crate::gpu::Gpu;
 use crate::packed::PackedArgs;
 use crate::packed::lists::{Listed, Lists};
+use crate::packed::matrices::MatricesArgs;
 use crate::parts::args::ProblemArgs;
 use crate::rows::convert_dq::ConvertDqArgs;
 use crate::rows::delta::DeltaArgs;
@@ -53,9 +54,6 @@ impl ForwardChoice<'_> {
         plan.lists = Lists::new(call.problem, call.cu_seqlens, (call.workspace, 0))?;
         self.forward_task(&mut plan)?;
         if let Some((kernel, probs)) = self.probs {
-            if call.problem.is_packed() {
-                return Err(CallError::PackedProbs);
-            }
             self.probs_task(&mut plan, kernel, probs)?;
         }
         plan.finish()
@@ -92,8 +90,22 @@ impl ForwardChoice<'_> {
         let (q, k, lse) = (self.call.q, self.call.k, self.call.lse);
         match &kernel {
             ForwardKernel::Portable(_, form) => {
-                let launch = plan.by_queries(Config::Probs(kernel), form.rows());
-                plan.launch(launch, &|list| ProbsArgs { q, k, lse, probs }.push(list))
+                let args = ProbsArgs { q, k, lse, probs };
+                let config = Config::Probs(kernel);
+                match self.matrices()? {
+                    None => {
+                        let launch = plan.by_queries(config, form.rows());
+                        plan.launch(launch, &|list| args.push(list))
+                    }
+                    Some(matrices) => {
+                        let blocks = matrices.blocks(plan.problem, form.rows());
+                        let own = |list: &mut Vec<Arg>| {
+                            matrices.push(list);
+                            args.push(list);
+                        };
+                        plan.launch(Launch { config, blocks, list: None }, &own)
+                    }
+                }
             }
             ForwardKernel::Hopper(_, form) => {
                 let shape = plan.problem.shape();
@@ -108,6 +120,16 @@ impl ForwardChoice<'_> {
                 plan.launch_scheduled(Config::Probs(kernel), form, false, &|list| args.push(list))
             }
         }
+    }
+}
+
+impl ForwardChoice<'_> {
+    /// The matrices of probs, if sequences are packed.
+    fn matrices(&self) -> Result<Option<MatricesArgs>, CallError> {
+        let Some([cu_seqlens_q, cu_seqlens_k]) = self.call.cu_seqlens else { return Ok(None) };
+        let [rows, columns] = self.call.probs_sizes.ok_or(CallError::NoProbsSizes)?.map(|size| size as u32);
+        let sequences = self.call.problem.sequence_count() as u32;
+        Ok(Some(MatricesArgs { cu_seqlens_q, cu_seqlens_k, sequences, rows, columns }))
     }
 }
 

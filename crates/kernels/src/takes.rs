@@ -64,6 +64,9 @@ pub(crate) fn forward(call: &ForwardCall<'_>) -> Result<(), NotHopper> {
 
 /// Whether they write probs, where they take the forward.
 pub(crate) fn probs(problem: &Problem, probs: DeviceTensor) -> Result<(), NotHopper> {
+    if problem.is_packed() {
+        return refuse("packed sequences have a matrix of probs each".into());
+    }
     let seqlen_k = problem.shape().seqlen_k;
     if !seqlen_k.is_multiple_of(8) {
         return refuse(format!("seqlen_k is {seqlen_k}, and rows of probs are written in pieces of 8"));

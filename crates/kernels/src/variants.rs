@@ -79,7 +79,7 @@ impl Calls {
         let inputs = [shape.q(), shape.k(), shape.v()].map(tensor);
         let probs = DeviceTensor::dense(ptr, shape.probs(), Order::HeadsFirst);
         let call = ForwardCall::new(problem, self.half, inputs, tensor(shape.out()), 0);
-        call.with_probs(Some(probs).filter(|_| !self.packed))
+        call.with_probs(Some(probs))
     }
 }
 

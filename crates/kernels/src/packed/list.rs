@@ -8,6 +8,7 @@
 //! Queries behind the last sequence are those of a further one, which has no keys; keys likewise, without queries. So
 //! every row of every result is somebody's.
 use super::RECORD_BYTES;
+use super::starts::{Starts, Stretch};
 use crate::parts::args::kernel_args;
 use signflash_ptx::{Builder, GlobalAddr, Kernel, LaunchBounds, Thread, U32, U64, Val, Warp};
 
@@ -68,32 +69,6 @@ struct List<'k> {
     keys: Val<'k, U32>,
 }
 
-/// Rows of a sequence that are next to each other in a tensor.
-#[derive(Clone, Copy)]
-struct Stretch<'k> {
-    first: Val<'k, U32>,
-    len: Val<'k, U32>,
-}
-
-impl<'k> Stretch<'k> {
-    /// Of a sequence, or behind the last. Nothing reaches behind the tensor, whatever the numbers are.
-    fn of(
-        t: Thread<'k>,
-        args: &ListVals<'k>,
-        (cu_seqlens, total): (Val<'k, U64>, Val<'k, U32>),
-        sequence: Val<'k, U32>,
-    ) -> Self {
-        let at = |index: Val<'k, U32>| {
-            let [number] =
-                t.load_constant::<U32, 1>(GlobalAddr::new(index.widen().mul_add(4u64, cu_seqlens)));
-            number.min(total)
-        };
-        let (first, is_last) = (at(sequence), sequence.eq(args.sequences));
-        let end = is_last.select(total, at((sequence + 1).min(args.sequences)));
-        Stretch { first, len: end.max(first) - first }
-    }
-}
-
 /// The tiles of a sequence.
 struct Tiles<'k> {
     queries: Stretch<'k>,
@@ -115,7 +90,7 @@ impl<'k> List<'k> {
 
     /// Those of a sequence, or of what is left over, which has nothing to walk over.
     fn tiles(&self, t: Thread<'k>, args: &ListVals<'k>, sequence: Val<'k, U32>) -> Tiles<'k> {
-        let of = |cu_seqlens, total| Stretch::of(t, args, (cu_seqlens, total), sequence);
+        let of = |cu_seqlens, total| Starts { cu_seqlens, total, sequences: args.sequences }.of(t, sequence);
         let (queries, keys) = (of(args.cu_seqlens_q, args.total_q), of(args.cu_seqlens_k, args.total_k));
         let (of_keys, is_over) = (self.keys.ne(0), sequence.eq(args.sequences));
         let left_over = |own: Val<'k, _>, stretch: Stretch<'k>| Stretch {

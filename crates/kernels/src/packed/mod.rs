@@ -8,6 +8,8 @@
 //! sequences before ([`first_tile`]).
 pub(crate) mod list;
 pub(crate) mod lists;
+pub(crate) mod matrices;
+mod starts;
 
 use crate::parts::args::{ProblemVals, kernel_args};
 use crate::parts::sequence::{Begins, Sequence};

@@ -6,6 +6,7 @@
 //!
 //! Grid: query tiles x heads x batches, along x. Block: 32 * warps threads.
 use crate::config::{Common, PortableForm};
+use crate::packed::matrices::MatricesVals;
 use crate::parts::args::{DeviceTensor, DropoutVals, HeadRows, ProblemVals, kernel_args};
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::dropout::{DropSigns, Philox, Stream};
@@ -49,14 +50,18 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel
     let bounds = LaunchBounds { block_threads: form.threads(), min_blocks_per_sm: form.blocks_per_sm };
     Builder::build(name, bounds, |cta| {
         let problem = ProblemVals::declare(cta);
+        let matrices = common.operands.layout.is_packed().then(|| MatricesVals::declare(cta));
         let args = ProbsVals::declare(cta);
         let band = common.scores.causal.then(|| BandVals::declare(cta));
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let layout = TileLayout::new(common.operands.head_dim);
         let q = cta.smem("q", layout.bytes(form.rows()), 1024);
         let k = cta.copy_ring("k", form.slots, layout.bytes(form.step));
-        let work = Work::locate(cta, &problem, problem.query_tiles(form.rows()), problem.num_heads, false);
-        ProbsKernel { cta, common, form, problem, args, band, dropout, q, k, work }.run();
+        let work = match &matrices {
+            None => Work::locate(cta, &problem, problem.query_tiles(form.rows()), problem.num_heads, false),
+            Some(matrices) => matrices.locate(cta, &problem, form.rows()),
+        };
+        ProbsKernel { cta, common, form, problem, matrices, args, band, dropout, q, k, work }.run();
     })
 }
 
@@ -65,6 +70,7 @@ struct ProbsKernel<'a, 'k> {
     common: &'a Common,
     form: &'a PortableForm,
     problem: ProblemVals<'k>,
+    matrices: Option<MatricesVals<'k>>,
     args: ProbsVals<'k>,
     band: Option<BandVals<'k>>,
     dropout: Option<DropoutVals<'k>>,
@@ -75,7 +81,10 @@ struct ProbsKernel<'a, 'k> {
 
 /// One of a thread's rows.
 struct Row<'k> {
+    /// Whether it is a query.
     real: Val<'k, Pred>,
+    /// Whether it is written.
+    written: Val<'k, Pred>,
     /// lse in base 2; +inf for rows without keys.
     lse_log2: Val<'k, F32>,
     seen: SeenKeys<'k>,
@@ -92,10 +101,11 @@ impl<'k> ProbsKernel<'_, 'k> {
         let copy = TileCopy::new(t, common.rows(), t.index(), form.threads());
         let q = rows(self.args.q.head(work.sequence.queries(), work.head), first_row, work.sequence.seqlen_q);
         let q = cta.copy_group(|| copy.load(self.q, q, form.rows()));
-        let (k, end) = (
-            self.args.k.head(work.sequence.keys(), work.head / problem.group_size),
-            problem.key_tiles(form.step),
-        );
+        let k = self.args.k.head(work.sequence.keys(), work.head / problem.group_size);
+        let end = match &self.matrices {
+            None => problem.key_tiles(form.step),
+            Some(matrices) => (matrices.columns + (form.step - 1)) / form.step,
+        };
         let fill = |tile: Val<'k, U32>| {
             let slot = self.k.next_fill();
             let source = rows(k, tile * form.step - problem.column_shift, work.sequence.seqlen_k);
@@ -168,6 +178,7 @@ impl<'k> ProbsKernel<'_, 'k> {
             });
             Row {
                 real,
+                written: self.matrices.as_ref().map_or(real, |matrices| row.lt(matrices.rows)),
                 lse_log2: lse.get() * LOG2_E,
                 seen: SeenKeys::of(&self.sight(), row),
                 to: self.args.probs.head(work.sequence.matrix(), work.head).row(row),
@@ -189,6 +200,12 @@ impl<'k> ProbsKernel<'_, 'k> {
         (0..self.form.step / 32).map(block).collect()
     }
 
+    /// Whether a row is a query that sees a key. Only a matrix of packed sequences has rows behind the last.
+    fn sees(&self, row: &Row<'k>, key: Val<'k, U32>) -> Val<'k, Pred> {
+        let seen = row.seen.contains(key);
+        if self.matrices.is_some() { row.real & seen } else { seen }
+    }
+
     fn write(
         &self,
         s: &Acc<'k>,
@@ -202,15 +219,17 @@ impl<'k> ProbsKernel<'_, 'k> {
             let row = &rows[register / 2];
             let key = first + (8 * group + register % 2) as u32;
             let p = stage.weight(s.at(group, register).get(), -row.lse_log2);
-            let p = row.seen.contains(key).select::<F32>(p, 0.0);
+            let seen = self.sees(row, key);
+            let p = seen.select::<F32>(p, 0.0);
             let p = p.pack(p, self.common.operands.half, false);
             // The sign is set after rounding, which would lose a NaN's. Byte `register` of the flags is this entry's.
             let signed = flags.map(|flags| {
                 let flag = flags[group / 4][group % 4] >> (8 * register as u32);
                 let signed = p ^ (flag & 0x80u32) << 8u32;
-                row.seen.contains(key).select::<B32>(signed, p)
+                self.sees(row, key).select::<B32>(signed, p)
             });
-            t.when(row.real & key.lt(self.work.sequence.seqlen_k), |t| {
+            let columns = self.matrices.as_ref().map_or(self.work.sequence.seqlen_k, |of| of.columns);
+            t.when(row.written & key.lt(columns), |t| {
                 t.store_half(row.to.plus(key.widen() * 2u64), signed.unwrap_or(p));
             });
         }
