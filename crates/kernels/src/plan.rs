@@ -3,7 +3,7 @@
 use crate::arguments::{ScoreArgs, arguments, of_problem};
 use crate::call::{CallError, Task, TooManyBlocks};
 use crate::choose::{BackwardChoice, ForwardChoice};
-use crate::config::{Config, DqKernel, ForwardKernel, HopperForm, HopperKeysForm, KeysKernel};
+use crate::config::{Config, DqKernel, ForwardKernel, HopperForm, HopperKeysForm, KeysKernel, Layout};
 use crate::geometry::{
     heads, heads_at_once, is_triangle, key_blocks, query_blocks, query_tiles, schedule, stat_rows,
 };
@@ -67,13 +67,13 @@ impl ForwardChoice<'_> {
                 let launch = plan.by_queries(config, form.rows());
                 plan.launch(launch, &|list| ForwardArgs { q, k, v, out, lse }.push(list))
             }
-            ForwardKernel::Hopper(_, form) => {
-                let shape = plan.problem.shape();
+            ForwardKernel::Hopper(common, form) => {
+                let (shape, layout) = (plan.problem.shape(), common.operands.layout);
                 let args = sm90::forward::ForwardArgs {
-                    q: q.map(shape.q(), WG_ROWS),
-                    k: k.map(shape.k(), form.step),
-                    v: v.map(shape.v(), form.step),
-                    out: out.map(shape.out(), WG_ROWS),
+                    q: q.map(shape.q(), WG_ROWS, layout),
+                    k: k.map(shape.k(), form.step, layout),
+                    v: v.map(shape.v(), form.step, layout),
+                    out: out.map(shape.out(), WG_ROWS, layout),
                     lse,
                 };
                 plan.launch_scheduled(config, form, is_triangle(plan.problem), &|list| args.push(list))
@@ -107,13 +107,13 @@ impl ForwardChoice<'_> {
                     }
                 }
             }
-            ForwardKernel::Hopper(_, form) => {
-                let shape = plan.problem.shape();
+            ForwardKernel::Hopper(common, form) => {
+                let (shape, layout) = (plan.problem.shape(), common.operands.layout);
                 let [batch, heads, seqlen_q, seqlen_k] = shape.probs();
                 let args = sm90::probs::ProbsArgs {
-                    q: q.map(shape.q(), WG_ROWS),
-                    k: k.map(shape.k(), form.step),
-                    probs: probs.map([batch, seqlen_q, heads, seqlen_k], WG_ROWS),
+                    q: q.map(shape.q(), WG_ROWS, layout),
+                    k: k.map(shape.k(), form.step, layout),
+                    probs: probs.map([batch, seqlen_q, heads, seqlen_k], WG_ROWS, Layout::Batch),
                     lse,
                 };
                 // Every key is written, whether it is seen or not: no tile is longer than another.
@@ -203,13 +203,14 @@ impl BackwardChoice<'_> {
     fn own_keys_args(&self, plan: &Plan<'_>, form: &HopperKeysForm) -> sm90::backward::KeysArgs {
         let (call, problem) = (self.call, plan.problem);
         let shape = problem.shape();
+        let layout = if problem.is_packed() { Layout::Packed } else { Layout::Batch };
         sm90::backward::KeysArgs {
-            q: call.q.map(shape.q(), form.step),
-            k: call.k.map(shape.k(), form.keys),
-            v: call.v.map(shape.v(), form.keys),
-            dout: call.dout.map(shape.out(), form.step),
-            dk: call.dk.map(shape.k(), WG_ROWS),
-            dv: call.dv.map(shape.v(), WG_ROWS),
+            q: call.q.map(shape.q(), form.step, layout),
+            k: call.k.map(shape.k(), form.keys, layout),
+            v: call.v.map(shape.v(), form.keys, layout),
+            dout: call.dout.map(shape.out(), form.step, layout),
+            dk: call.dk.map(shape.k(), WG_ROWS, layout),
+            dv: call.dv.map(shape.v(), WG_ROWS, layout),
             stats: call.workspace,
             dq_sums: self.dq_sums(),
             dq_counters: call.workspace + self.workspace.dq_counters,
@@ -287,12 +288,34 @@ impl<'a> Plan<'a> {
         triangle: bool,
         own: &dyn Fn(&mut Vec<Arg>),
     ) -> Result<(), CallError> {
+        if self.lists.is_some() {
+            return self.launch_listed(config, form, triangle, own);
+        }
         let (schedule, blocks) = schedule(self.problem, form.rows(), triangle, self.gpu)?;
         let own = |list: &mut Vec<Arg>| {
             schedule.push(list);
             own(list);
         };
         self.launch(Launch { config, blocks, list: None }, &own)
+    }
+
+    /// The same of packed sequences.
+    fn launch_listed(
+        &mut self,
+        config: Config,
+        form: &HopperForm,
+        triangle: bool,
+        own: &dyn Fn(&mut Vec<Arg>),
+    ) -> Result<(), CallError> {
+        let (rows, gpu_blocks) = (form.rows(), u64::from(self.gpu.sm_count));
+        let pairs = triangle && heads(self.problem) * query_tiles(self.problem, rows) > gpu_blocks;
+        let tiles_each = if pairs { 2 } else { 1 };
+        let units = query_blocks(self.problem, tiles_each * rows);
+        if i32::try_from(units + 2 * gpu_blocks).is_err() {
+            return Err(TooManyBlocks { blocks: units }.into());
+        }
+        let list = self.list(Listed { rows: tiles_each * rows, keys: false }, tiles_each);
+        self.launch(Launch { config, blocks: units.min(gpu_blocks), list }, own)
     }
 
     fn push(&mut self, config: Config, blocks: u64, args: Vec<Arg>) -> Result<(), CallError> {

@@ -46,9 +46,6 @@ impl fmt::Display for NotHopper {
 pub(crate) fn forward(call: &ForwardCall<'_>) -> Result<(), NotHopper> {
     let shape = call.problem.shape();
     has_work(call.problem)?;
-    if call.problem.is_packed() {
-        return refuse("packed sequences".into());
-    }
     // Its first tile would begin with rows before the tensor, and the copy engine stores no box from there.
     if call.problem.keep_rule().is_some_and(|rule| !rule.first_row().is_multiple_of(16)) {
         return refuse("the shard starts inside a block of 16 rows of the dropout mask".into());
@@ -59,7 +56,7 @@ pub(crate) fn forward(call: &ForwardCall<'_>) -> Result<(), NotHopper> {
         ("v", call.v, shape.v()),
         ("out", call.out, shape.out()),
     ];
-    copy_engine(shape.head_dim, &tensors)
+    copy_engine(call.problem, &tensors)
 }
 
 /// Whether they write probs, where they take the forward.
@@ -81,9 +78,6 @@ pub(crate) fn probs(problem: &Problem, probs: DeviceTensor) -> Result<(), NotHop
 pub(crate) fn backward(call: &BackwardCall<'_>) -> Result<(), NotHopper> {
     let shape = call.problem.shape();
     has_work(call.problem)?;
-    if call.problem.is_packed() {
-        return refuse("packed sequences".into());
-    }
     starts_with_a_block_of_columns(call.problem)?;
     if !call.workspace.is_multiple_of(16) {
         return refuse("the workspace does not start at a multiple of 16 bytes".into());
@@ -97,7 +91,7 @@ pub(crate) fn backward(call: &BackwardCall<'_>) -> Result<(), NotHopper> {
         ("dk", call.dk, shape.k()),
         ("dv", call.dv, shape.v()),
     ];
-    copy_engine(shape.head_dim, &tensors)
+    copy_engine(call.problem, &tensors)
 }
 
 fn refuse(reason: String) -> Result<(), NotHopper> {
@@ -122,7 +116,8 @@ fn starts_with_a_block_of_columns(problem: &Problem) -> Result<(), NotHopper> {
 }
 
 /// Whether the copy engine takes tensors of these sizes.
-fn copy_engine(head_dim: usize, tensors: &[(&str, DeviceTensor, [usize; 4])]) -> Result<(), NotHopper> {
+fn copy_engine(problem: &Problem, tensors: &[(&str, DeviceTensor, [usize; 4])]) -> Result<(), NotHopper> {
+    let head_dim = problem.shape().head_dim;
     if !head_dim.is_multiple_of(8) {
         return refuse(format!("head_dim is {head_dim}, and rows are written in pieces of 8"));
     }
@@ -134,6 +129,11 @@ fn copy_engine(head_dim: usize, tensors: &[(&str, DeviceTensor, [usize; 4])]) ->
         let unfit = |(size, stride): &(usize, u64)| *size > 1 && !(1..1 << 39).contains(stride);
         if let Some((_, stride)) = used.into_iter().find(unfit) {
             return refuse(format!("{name} has a stride of {stride} elements"));
+        }
+        // The copy engine's tensor of packed sequences begins as far before ours as ours is long.
+        let before = if seqlen > 1 { (2 * seqlen as u64).saturating_mul(tensor.row_stride) } else { 0 };
+        if problem.is_packed() && tensor.ptr != 0 && tensor.ptr < before {
+            return refuse(format!("{name} lies within the first {before} bytes of memory"));
         }
     }
     Ok(())

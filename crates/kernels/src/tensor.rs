@@ -1,4 +1,5 @@
 //! Tensors in a GPU's memory, as calls describe them.
+use crate::config::Layout;
 use signflash_core::contiguous_strides;
 use signflash_ptx::TensorMap;
 
@@ -61,11 +62,20 @@ impl DeviceTensor {
     }
 
     /// The tensor, of these sizes, for the copy engine, in boxes of so many rows.
-    pub(crate) fn map(&self, [batch, seqlen, heads, columns]: [usize; 4], box_rows: u32) -> TensorMap {
+    pub(crate) fn map(
+        &self,
+        [batch, seqlen, heads, columns]: [usize; 4],
+        box_rows: u32,
+        layout: Layout,
+    ) -> TensorMap {
         let dims = [columns, seqlen, heads, batch].map(|dim| dim as u64);
         let strides = [self.row_stride, self.head_stride, self.batch_stride];
         // What there is only one of has a stride that nobody reads, and that may be anything.
         let used = |i: usize| if dims[i + 1] > 1 { 2 * strides[i] } else { 16 };
+        if layout.is_packed() {
+            let sizes = [dims[0], dims[1], dims[2]];
+            return TensorMap::packed(self.ptr, sizes, [used(0), used(1)], box_rows);
+        }
         TensorMap { base: self.ptr, dims, strides_bytes: [used(0), used(1), used(2)], box_rows }
     }
 }

@@ -237,3 +237,8 @@ fn sequences_get_the_bits_that_they_get_alone_on_small_gpus() {
 fn sequences_get_the_bits_that_they_get_alone_on_ampere() {
     on(Gpu::AMPERE, 1);
 }
+
+#[test]
+fn sequences_get_the_bits_that_they_get_alone_on_hopper() {
+    on(Gpu::HOPPER, 2);
+}

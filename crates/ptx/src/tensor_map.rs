@@ -24,6 +24,35 @@ impl TensorMap {
     /// Columns of a box.
     pub const BOX_COLUMNS: u32 = 64;
 
+    /// Sequences of rows one behind the other, `total` rows in all, each `row_bytes` behind the one before it: a tensor
+    /// of which a box can begin anywhere and ends with its sequence.
+    ///
+    /// Row i of a sequence of `len` rows that begins at row `first` has the coordinates `total - len + i` in dimension 1
+    /// and `first + len` in dimension 3, which has the rows' stride, too; so what lies behind the sequence's end lies
+    /// behind that of dimension 1. The base is set off by as much as these add.
+    ///
+    /// ```
+    /// use signflash_ptx::TensorMap;
+    /// let map = TensorMap::packed(4096, [64, 10, 2], [256, 128], 16);
+    /// let at = |dim1: u64, dim3: u64| map.base + 256 * (dim1 + dim3);
+    /// let (total, first, len) = (10, 3, 4);
+    /// assert_eq!(at(total - len + 2, first + len), 4096 + 256 * (3 + 2)); // row 2 of the sequence
+    /// assert_eq!(map.dims[1], total); // row 4 would have the coordinate 10, and is outside
+    /// ```
+    pub fn packed(
+        ptr: u64,
+        [columns, total, heads]: [u64; 3],
+        [row_bytes, head_bytes]: [u64; 2],
+        box_rows: u32,
+    ) -> Self {
+        TensorMap {
+            base: ptr.wrapping_sub(total.wrapping_mul(row_bytes)),
+            dims: [columns, total, heads, total + 1],
+            strides_bytes: [row_bytes, head_bytes, row_bytes],
+            box_rows,
+        }
+    }
+
     /// Bytes of a box, in shared memory and for the barrier that counts them.
     ///
     /// ```
@@ -48,7 +77,11 @@ impl TensorMap {
     pub(crate) fn row(&self, [row, c2, c3]: [i32; 3]) -> Option<u64> {
         let coordinates = [row, c2, c3];
         let inside = |(c, dim): (&i32, &u64)| *c >= 0 && (*c as u64) < *dim;
-        let offset = || coordinates.iter().zip(self.strides_bytes).map(|(c, s)| *c as u64 * s).sum::<u64>();
-        coordinates.iter().zip(&self.dims[1..]).all(inside).then(|| self.base + offset())
+        // Addresses wrap around: those of packed sequences begin before the tensor.
+        let address = || {
+            let pairs = coordinates.iter().zip(self.strides_bytes);
+            pairs.fold(self.base, |at, (c, stride)| at.wrapping_add((*c as u64).wrapping_mul(stride)))
+        };
+        coordinates.iter().zip(&self.dims[1..]).all(inside).then(address)
     }
 }

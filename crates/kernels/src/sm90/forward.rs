@@ -20,7 +20,7 @@
 //! scores: here it is drawn by warps that have nothing else to do, which keeps its long chains of products off the
 //! multiplying warps' way.
 use super::pipeline::Pipeline;
-use super::schedule::{Schedule, ScheduleVals};
+use super::schedule::{Schedule, Shares};
 use crate::config::{HopperCommon, HopperForm};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
 use crate::parts::scores::ScoreStage;
@@ -53,13 +53,13 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperForm) -> Ke
     let launch = LaunchBounds { block_threads: form.threads(), min_blocks_per_sm: 1 };
     Builder::build(name, launch, |cta| {
         let problem = ProblemVals::declare(cta);
-        let schedule = ScheduleVals::declare(cta);
+        let shares = Shares::declare(cta, common.operands.layout);
         let args = ForwardVals::declare(cta);
         let band = common.scores.causal.then(|| BandVals::declare(cta));
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let smem = Pipeline::plan(cta, common, form);
         cta.sync(); // barriers are initialised
-        let block = Block { cta, common, form, problem, args, band, dropout, smem, schedule };
+        let block = Block { cta, common, form, problem, args, band, dropout, smem, shares };
         by_role(cta, form, |wg| block.multiply(wg), |warp| block.draw(warp), |t| block.copy(t));
     })
 }
@@ -102,7 +102,7 @@ pub(super) struct Block<'a, 'k> {
     band: Option<BandVals<'k>>,
     pub(super) dropout: Option<DropoutVals<'k>>,
     pub(super) smem: Pipeline<'k>,
-    schedule: ScheduleVals<'k>,
+    shares: Shares<'k>,
 }
 
 /// A tile of queries: where it is, and which keys it sees.
@@ -121,7 +121,7 @@ pub(super) struct Tile<'k> {
 impl<'k> Block<'_, 'k> {
     /// The block's tiles, for one role.
     pub(super) fn tiles(&self) -> Schedule<'k> {
-        Schedule::new(self.cta, self.schedule, &self.problem, self.form.rows())
+        self.shares.schedule(self.cta, &self.problem, self.form.rows())
     }
 
     /// What the queries of a tile's sequence see.

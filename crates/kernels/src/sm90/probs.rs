@@ -13,7 +13,7 @@ use super::flags::{FlagReader, FlagWriter, dropped};
 use super::forward::{WG_ROWS, by_role};
 use super::out::stage_words;
 use super::pipeline::FLAG_BLOCK_BYTES;
-use super::schedule::{Schedule, ScheduleVals};
+use super::schedule::{Schedule, Shares};
 use crate::config::{HopperCommon, HopperForm};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
 use crate::parts::hiding::{SeenKeys, first_column, hide_packed};
@@ -49,13 +49,13 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperForm) -> Ke
     let launch = LaunchBounds { block_threads: form.threads(), min_blocks_per_sm: 1 };
     Builder::build(name, launch, |cta| {
         let problem = ProblemVals::declare(cta);
-        let schedule = ScheduleVals::declare(cta);
+        let shares = Shares::declare(cta, common.operands.layout);
         let args = ProbsVals::declare(cta);
         let band = common.scores.causal.then(|| BandVals::declare(cta));
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let smem = Smem::plan(cta, common, form);
         cta.sync(); // barriers are initialised
-        let block = Block { cta, common, form, problem, schedule, args, band, dropout, smem };
+        let block = Block { cta, common, form, problem, shares, args, band, dropout, smem };
         by_role(cta, form, |wg| block.multiply(wg), |warp| block.draw(warp), |t| block.copy(t));
     })
 }
@@ -97,7 +97,7 @@ struct Block<'a, 'k> {
     common: &'a HopperCommon,
     form: &'a HopperForm,
     problem: ProblemVals<'k>,
-    schedule: ScheduleVals<'k>,
+    shares: Shares<'k>,
     args: ProbsVals<'k>,
     band: Option<BandVals<'k>>,
     dropout: Option<DropoutVals<'k>>,
@@ -116,7 +116,7 @@ const FIRST_BARRIER: u32 = 8;
 
 impl<'k> Block<'_, 'k> {
     fn tiles(&self) -> Schedule<'k> {
-        Schedule::new(self.cta, self.schedule, &self.problem, self.form.rows())
+        self.shares.schedule(self.cta, &self.problem, self.form.rows())
     }
 
     /// Tiles start with the tensor: shards that do not are the portable kernel's.

@@ -6,6 +6,8 @@
 //! first over all heads balances as well, but reads keys and values from memory again and again: `docs/hopper.md` has
 //! times of both.) FlashAttention-3 draws tiles from a counter in memory instead, which needs one, and a launch
 //! to reset it.
+use crate::config::Layout;
+use crate::packed::PackedVals;
 use crate::parts::args::{ProblemVals, kernel_args};
 use crate::parts::sequence::Sequence;
 use crate::parts::work::Work;
@@ -33,9 +35,66 @@ impl ScheduleArgs {
     }
 }
 
+/// What a kernel knows of how tiles are shared out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Shares<'k> {
+    /// Those of equally long sequences.
+    Even(ScheduleVals<'k>),
+    /// Those of packed sequences.
+    Listed(PackedVals<'k>),
+}
+
+impl<'k> Shares<'k> {
+    /// The arguments that say it.
+    pub(crate) fn declare(cta: Cta<'k>, layout: Layout) -> Self {
+        match layout {
+            Layout::Batch => Shares::Even(ScheduleVals::declare(cta)),
+            Layout::Packed => Shares::Listed(PackedVals::declare(cta)),
+        }
+    }
+
+    /// A block's way through its share.
+    #[track_caller]
+    pub(crate) fn schedule(self, cta: Cta<'k>, problem: &ProblemVals<'k>, rows: u32) -> Schedule<'k> {
+        match self {
+            Shares::Even(args) => Schedule::Even(Even::new(cta, args, problem, rows)),
+            Shares::Listed(packed) => Schedule::Listed(Listed::new(cta, packed, problem, rows)),
+        }
+    }
+}
+
 /// A block's way through the tiles.
 #[derive(Debug)]
-pub(crate) struct Schedule<'k> {
+pub(crate) enum Schedule<'k> {
+    /// Of equally long sequences.
+    Even(Even<'k>),
+    /// Of packed sequences.
+    Listed(Listed<'k>),
+}
+
+impl<'k> Schedule<'k> {
+    /// Whether there is a tile left.
+    #[track_caller]
+    pub(crate) fn has_more(&self) -> Val<'k, Pred> {
+        match self {
+            Schedule::Even(tiles) => tiles.has_more(),
+            Schedule::Listed(tiles) => tiles.has_more(),
+        }
+    }
+
+    /// This tile; the next call gives the next.
+    #[track_caller]
+    pub(crate) fn take(&self) -> Work<'k> {
+        match self {
+            Schedule::Even(tiles) => tiles.take(),
+            Schedule::Listed(tiles) => tiles.take(),
+        }
+    }
+}
+
+/// Through the tiles of equally long sequences.
+#[derive(Debug)]
+pub(crate) struct Even<'k> {
     args: ScheduleVals<'k>,
     /// Tiles of one head.
     tiles: Val<'k, U32>,
@@ -46,10 +105,10 @@ pub(crate) struct Schedule<'k> {
     second: Var<'k, U32>,
 }
 
-impl<'k> Schedule<'k> {
+impl<'k> Even<'k> {
     #[track_caller]
-    pub(crate) fn new(cta: Cta<'k>, args: ScheduleVals<'k>, problem: &ProblemVals<'k>, rows: u32) -> Self {
-        Schedule {
+    fn new(cta: Cta<'k>, args: ScheduleVals<'k>, problem: &ProblemVals<'k>, rows: u32) -> Self {
+        Even {
             args,
             tiles: problem.query_tiles(rows),
             problem: *problem,
@@ -59,15 +118,13 @@ impl<'k> Schedule<'k> {
         }
     }
 
-    /// Whether there is a tile left.
     #[track_caller]
-    pub(crate) fn has_more(&self) -> Val<'k, Pred> {
+    fn has_more(&self) -> Val<'k, Pred> {
         self.unit.get().lt(self.args.units)
     }
 
-    /// This tile; the next call gives the next.
     #[track_caller]
-    pub(crate) fn take(&self) -> Work<'k> {
+    fn take(&self) -> Work<'k> {
         let (unit, second) = (self.unit.get(), self.second.get().ne(0));
         let pair = unit / self.args.units_per_head;
         let short = unit - pair * self.args.units_per_head;
@@ -78,6 +135,66 @@ impl<'k> Schedule<'k> {
         self.unit.set(stays.select(unit, unit + self.blocks));
         let (sequence, head) = Sequence::of_head(&self.problem, pair, self.problem.num_heads);
         Work { sequence, head, block: second.select(short, long) }
+    }
+}
+
+/// Through the listed tiles of packed sequences, or pairs of them; all heads of one follow each other.
+///
+/// The list begins with those that take longest. A block takes the units of its number, then those of its number
+/// counted from the other end of as many as there are blocks, and so on in turn: so who had the longest of one round has
+/// the shortest of the next.
+#[derive(Debug)]
+pub(crate) struct Listed<'k> {
+    packed: PackedVals<'k>,
+    problem: ProblemVals<'k>,
+    rows: u32,
+    /// Units of work in all.
+    units: Val<'k, U32>,
+    unit: Var<'k, U32>,
+    /// From this unit to the next; both strides of two rounds together.
+    stride: Var<'k, U32>,
+    strides: Val<'k, U32>,
+    /// 1 for the second of a pair.
+    second: Var<'k, U32>,
+    cta: Cta<'k>,
+}
+
+impl<'k> Listed<'k> {
+    #[track_caller]
+    fn new(cta: Cta<'k>, packed: PackedVals<'k>, problem: &ProblemVals<'k>, rows: u32) -> Self {
+        let (t, index, strides) = (cta.threads(), cta.index(), cta.count() * 2);
+        Listed {
+            packed,
+            problem: *problem,
+            rows,
+            units: packed.count(t) * problem.num_heads,
+            unit: index.var(),
+            stride: (strides - 1 - index * 2).var(),
+            strides,
+            second: t.u32(0).var(),
+            cta,
+        }
+    }
+
+    #[track_caller]
+    fn has_more(&self) -> Val<'k, Pred> {
+        self.unit.get().lt(self.units)
+    }
+
+    #[track_caller]
+    fn take(&self) -> Work<'k> {
+        let (unit, second, stride) = (self.unit.get(), self.second.get().ne(0), self.stride.get());
+        let index = unit / self.problem.num_heads;
+        let tile = self.packed.tile(self.cta.threads(), &self.problem, index);
+        let tiles = (tile.sequence.seqlen_q + (self.rows - 1)) / self.rows;
+        let (short, long) = (tile.number, tiles - 1 - tile.number);
+        let two = self.packed.tiles_each.eq(2) & short.lt(long);
+        let stays = two & !second;
+        self.second.set(stays.select(1u32, 0u32));
+        self.unit.set(stays.select(unit, unit + stride));
+        self.stride.set(stays.select(stride, self.strides - stride));
+        let head = unit - index * self.problem.num_heads;
+        Work { sequence: tile.sequence, head, block: second.select(short, long) }
     }
 }
 

@@ -41,6 +41,7 @@ mod shared;
 pub(crate) use dq::counters_bytes;
 
 use crate::config::{HopperCommon, HopperKeysForm};
+use crate::packed::PackedVals;
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
 use crate::parts::cursor::Cursor;
 use crate::parts::visibility::{BandVals, Sight};
@@ -102,12 +103,19 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperKeysForm) -
     let launch = LaunchBounds { block_threads: form.threads(), min_blocks_per_sm: 1 };
     Builder::build(name, launch, |cta| {
         let problem = ProblemVals::declare(cta);
+        let packed = common.operands.layout.is_packed().then(|| PackedVals::declare(cta));
         let args = KeysVals::declare(cta);
         let band = common.scores.causal.then(|| BandVals::declare(cta));
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let smem = Smem::plan(cta, common, form);
-        let (tiles, heads) = (problem.key_tiles(form.keys), problem.num_heads_k);
-        let work = Work::alternate(cta, &problem, tiles, heads, args.heads_at_once);
+        let heads = problem.num_heads_k;
+        let work = match &packed {
+            None => {
+                let tiles = problem.key_tiles(form.keys);
+                Work::alternate(cta, &problem, tiles, heads, args.heads_at_once)
+            }
+            Some(packed) => Work::listed(cta, &problem, packed, cta.index(), heads),
+        };
         cta.sync(); // barriers are initialised
         let block = Block { cta, common, form, problem, args, band, dropout, smem, work };
         let (wg, index) = (cta.warpgroups(), cta.warpgroups().index());
