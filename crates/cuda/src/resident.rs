@@ -39,14 +39,19 @@ pub struct Resident<'a, T> {
     dk: DeviceBuffer,
     dv: DeviceBuffer,
     workspace: DeviceBuffer,
+    forward_workspace: DeviceBuffer,
+    /// Of packed sequences: cu_seqlens_q and cu_seqlens_k.
+    begins: Option<[DeviceBuffer; 2]>,
     element: PhantomData<T>,
 }
 
 impl<'a, T: Element> Resident<'a, T> {
-    /// Uploads q, k, v and dout, in this order, and makes room for the results.
+    /// Uploads q, k, v and dout, in this order, and where packed sequences begin, and makes room for the results.
     ///
     /// # Errors
-    /// [`EngineError::Dtype`]; [`CudaError::Length`] if a tensor has not the problem's size; the driver's.
+    /// [`EngineError::Dtype`]; [`CudaError::Length`] if a tensor has not the problem's size; the driver's. Of packed
+    /// sequences the host must know the lengths: [`CallError::NoCuSeqlens`](signflash_kernels::CallError) comes with the
+    /// calls otherwise.
     pub fn new(
         engine: &'a CudaEngine,
         problem: Problem,
@@ -59,6 +64,12 @@ impl<'a, T: Element> Resident<'a, T> {
         let up = |data: &[T], device: usize| upload(engine, bytemuck::cast_slice(data), device);
         let room = |bytes: usize| DeviceBuffer::alloc(engine.device(), bytes);
         let workspace = engine.backward_workspace_bytes(&problem, engine.is_deterministic());
+        let forward_workspace = engine.forward_workspace_bytes(&problem);
+        let up_begins = |numbers: &[u32]| upload(engine, bytemuck::cast_slice(numbers), size_of_val(numbers));
+        let begins = match problem.cu_seqlens() {
+            Some([q, k]) => Some([up_begins(q)?, up_begins(k)?]),
+            None => None,
+        };
         Ok(Self {
             engine,
             half,
@@ -73,6 +84,8 @@ impl<'a, T: Element> Resident<'a, T> {
             dk: room(of_k)?,
             dv: room(of_v)?,
             workspace: room(workspace as usize)?,
+            forward_workspace: room(forward_workspace as usize)?,
+            begins,
             problem,
             element: PhantomData,
         })
@@ -104,7 +117,12 @@ impl<'a, T: Element> Resident<'a, T> {
     fn call(&self) -> ForwardCall<'_> {
         let (shape, problem) = (self.problem.shape(), &self.problem);
         let inputs = [bhsd(&self.q, shape.q()), bhsd(&self.k, shape.k()), bhsd(&self.v, shape.v())];
-        ForwardCall::new(problem, self.half, inputs, bhsd(&self.out, shape.out()), self.lse.ptr())
+        let call = ForwardCall::new(problem, self.half, inputs, bhsd(&self.out, shape.out()), self.lse.ptr())
+            .with_workspace(self.forward_workspace.ptr());
+        match &self.begins {
+            Some(begins) => call.with_cu_seqlens(begins.each_ref().map(DeviceBuffer::ptr)),
+            None => call,
+        }
     }
 
     /// out and lse.
@@ -134,7 +152,7 @@ impl<'a, T: Element> Resident<'a, T> {
 
     /// Bytes beyond operands and results.
     pub fn workspace_bytes(&self) -> usize {
-        self.workspace.len_bytes()
+        self.workspace.len_bytes() + self.forward_workspace.len_bytes()
     }
 
     /// out, when it is there.
