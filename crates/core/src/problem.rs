@@ -217,22 +217,26 @@ fn check_sizes(shape: &Shape) -> Result<(), ProblemError> {
 }
 
 fn check_diagonal(shape: &Shape, window: Window, diagonal: Option<i64>) -> Result<(), ProblemError> {
-    let got = match diagonal {
-        None => return Ok(()), // the last query faces the last key: neither sequence reaches behind the other's end
-        Some(got) if got.unsigned_abs() > MAX_SIZE as u64 => {
-            return Err(ProblemError::Diagonal { got, max: MAX_SIZE as i64 });
-        }
-        Some(got) => got,
-    };
-    // Further away everything is seen, or nothing, just as well.
-    let ahead = got.clamp(0, shape.seqlen_k as i64) as usize;
-    let behind = (-got).clamp(0, shape.seqlen_q as i64) as usize;
-    let reach = (shape.seqlen_q + ahead).max(shape.seqlen_k + behind);
-    if window != Window::FULL && reach > MAX_REACH {
-        let argument = "a sequence's length and the diagonal together";
-        return Err(ProblemError::TooLarge { argument, got: reach, max: MAX_REACH });
+    if let Some(got) = diagonal.filter(|got| got.unsigned_abs() > MAX_SIZE as u64) {
+        return Err(ProblemError::Diagonal { got, max: MAX_SIZE as i64 });
     }
-    Ok(())
+    let (queries, keys) = (shape.seqlen_q as i64, shape.seqlen_k as i64);
+    let facing = diagonal.unwrap_or(keys - queries);
+    let [left, right] = window.distances();
+    // The keys at which a query's begin, and end, as far as that hides some from the last, or from the first.
+    let begin = left.map(|left| facing - left).filter(|begin| queries - 1 + begin > 0);
+    let end = right.map(|right| facing + right).filter(|end| *end < keys - 1);
+    // Kernels that hide keys on the left take those behind the last for the others.
+    let end = end.or(begin.map(|_| keys));
+    // Further away everything is seen, or nothing, just as well.
+    let reach = |line: i64| (queries + line.clamp(0, keys)).max(keys + (-line).clamp(0, queries)) as usize;
+    match [begin, end].into_iter().flatten().map(reach).max() {
+        Some(got) if got > MAX_REACH => {
+            let argument = "a sequence's length and the diagonal and the window together";
+            Err(ProblemError::TooLarge { argument, got, max: MAX_REACH })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether packed sequences fit their tensors, and what else is set.

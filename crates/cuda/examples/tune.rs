@@ -2,7 +2,7 @@
 //! heads * head_dim = 2048 in all, bf16, median of 20.
 //!
 //! A line of standard input is a trial: `forward 128 2048 drop causal w4 r2 n64 s2 b2 reg`: pass, head_dim, seqlen,
-//! flags, tiles as their name spells them; `forward 128 2048 drop g2 d1 n128 s2 f3 r208 e4 noturns outq`: the same of
+//! flags (`l1024` with `causal`: a window of so many keys before), tiles as their name spells them; `forward 128 2048 drop g2 d1 n128 s2 f3 r208 e4 noturns outq`: the same of
 //! Hopper's kernel, `backward 128 2048 drop k128 n64 s2 p3 f2 r232` of its backward's. Without tiles it is the
 //! tables' choice, of the portable kernels with `portable`.
 //!
@@ -11,8 +11,8 @@
 use signflash_core::{Dropout, Problem, Shape};
 use signflash_cuda::{CudaEngine, Device, DeviceBuffer, Event};
 use signflash_kernels::{
-    BackwardCall, BackwardChoice, DeviceTensor, ForwardCall, ForwardChoice, Half, HopperForm, HopperKeysForm,
-    Kernels, Order, PortableForm, Task,
+    BackwardCall, BackwardChoice, BandKind, DeviceTensor, ForwardCall, ForwardChoice, Half, HopperForm,
+    HopperKeysForm, Kernels, Order, PortableForm, Task,
 };
 use std::error::Error;
 use std::io::BufRead;
@@ -53,6 +53,8 @@ struct Trial {
     head_dim: usize,
     seqlen: usize,
     causal: bool,
+    /// Keys before the one that a query faces.
+    left: Option<usize>,
     dropout: bool,
     /// Of the forward's kernel, or of the backward's pass over keys.
     tiles: Option<PortableForm>,
@@ -107,6 +109,7 @@ impl Trial {
             head_dim: head_dim.parse()?,
             seqlen: seqlen.parse()?,
             causal: has("causal"),
+            left: number('l').map(|left| left as usize),
             dropout: has("drop"),
             tiles,
             hopper,
@@ -120,14 +123,18 @@ impl Trial {
         let shape = Shape::new(TOKENS / self.seqlen, self.seqlen, self.seqlen)
             .heads(heads, heads)
             .head_dim(self.head_dim);
-        let problem = Problem::builder(shape).causal(self.causal);
+        let problem = Problem::builder(shape).window(self.left, None).causal(self.causal);
         let dropout = Dropout::new(if self.dropout { 0.1 } else { 0.0 }, 42, 0)?;
         Ok(problem.dropout(dropout).build()?)
     }
 
     fn flops(&self) -> f64 {
         let forward = 4.0 * (TOKENS * WIDTH * self.seqlen) as f64;
-        forward * if self.backward { 2.5 } else { 1.0 } / if self.causal { 2.0 } else { 1.0 }
+        let causal = forward * if self.backward { 2.5 } else { 1.0 } / if self.causal { 2.0 } else { 1.0 };
+        // Of the triangle, what is further left than the window is missing: a smaller one. (The whole of another
+        // window is not asked for.)
+        let hidden = self.left.map_or(0.0, |left| 1.0 - (left + 1) as f64 / self.seqlen as f64);
+        causal * (1.0 - hidden.max(0.0).powi(2))
     }
 }
 
@@ -298,7 +305,9 @@ fn search(bench: &Bench, head_dim: u32) -> Result<(), Failure> {
 /// As `crates/kernels/src/tables/hopper.rs` spells it.
 fn row(head_dim: u32, causal: bool, dropout: bool, form: &HopperForm) -> String {
     let HopperForm { warpgroups, drawers, step, stages, flag_stages, registers, .. } = form;
-    let mut text = format!("row({head_dim}, [{warpgroups}, {step}, {stages}, {registers}]).causal({causal})");
+    let band = if causal { BandKind::Right } else { BandKind::Full };
+    let mut text =
+        format!("row({head_dim}, [{warpgroups}, {step}, {stages}, {registers}]).band(BandKind::{band:?})");
     let drop = format!(".drop({drawers}, {flag_stages})");
     let early = format!(".early({})", form.early);
     let more = [

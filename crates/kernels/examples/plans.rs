@@ -45,6 +45,34 @@ fn shards() -> [Shard; 4] {
     ]
 }
 
+/// left and right side of a window, and the key that query 0 faces: both sides, wide ones, single ones, some that hide
+/// nothing or everything.
+const WINDOWS: [(Option<usize>, Option<usize>, Option<i64>); 9] = [
+    (Some(100), Some(0), None),
+    (Some(40), Some(17), None),
+    (Some(2000), Some(0), None),
+    (Some(30), None, None),
+    (None, Some(7), None),
+    (Some(1 << 40), Some(1 << 40), None),
+    (None, Some(0), Some(-60)),
+    (Some(64), Some(5), Some(90)),
+    (Some(10), Some(10), Some(-100_000)),
+];
+
+/// Windows and explicit diagonals, with dropout and without.
+fn windows() -> impl Iterator<Item = Problem> {
+    let shapes =
+        [64, 128, 192].into_iter().flat_map(|head_dim| shapes().map(|shape| shape.head_dim(head_dim)));
+    let settings = shapes.flat_map(|shape| WINDOWS.map(|window| (shape, window)));
+    let all = settings.flat_map(|settings| [0.0, 0.1].map(|dropout_p| (settings, dropout_p)));
+    all.map(|((shape, (left, right, diagonal)), dropout_p)| {
+        let dropout = Dropout::new(dropout_p, 77, 5).expect("a probability");
+        let problem = Problem::builder(shape).window(left, right).dropout(dropout);
+        let problem = diagonal.map_or(problem.clone(), |diagonal| problem.diagonal(diagonal));
+        problem.build().expect("sizes that fit")
+    })
+}
+
 fn problems() -> impl Iterator<Item = Problem> {
     let shapes = HEAD_DIMS.into_iter().flat_map(|head_dim| shapes().map(|shape| shape.head_dim(head_dim)));
     let settings = shapes.flat_map(|shape| SETTINGS.map(|settings| (shape, settings)));
@@ -109,7 +137,8 @@ fn described(task: &Task) -> String {
 
 fn main() {
     let say = Say { launches: std::env::args().any(|word| word == "--launches") };
-    for (gpu, problem) in GPUS.iter().flat_map(|gpu| problems().map(move |problem| (gpu, problem))) {
+    let all = || problems().chain(windows());
+    for (gpu, problem) in GPUS.iter().flat_map(|gpu| all().map(move |problem| (gpu, problem))) {
         [0, 2].into_iter().for_each(|off| say.calls(gpu, &problem, off));
     }
 }

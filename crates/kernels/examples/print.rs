@@ -2,7 +2,7 @@
 //! `cargo run -p signflash-kernels --example print -- forward bf16 128 drop causal w4 r2 n64 s2 b2 reg`, or
 //! `hopper bf16 128 drop g2 n128 s2 r216`, or `hopperkeys bf16 128 drop k128 n64 s2 p3 f2 r232`.
 use signflash_kernels::{
-    Access, Common, Config, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperForm, HopperKeysForm,
+    Access, BandKind, Common, Config, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperForm, HopperKeysForm,
     KeysKernel, Layout, Operands, PortableForm, Scores,
 };
 use signflash_ptx::Half;
@@ -24,7 +24,15 @@ fn main() {
             (false, true) => Access::Pieces,
             (false, false) => Access::Whole,
         },
-        scores: Scores { causal: has("causal"), dropout: has("drop"), negative_scale: has("neg") },
+        scores: Scores {
+            band: match (has("causal"), has("window")) {
+                (_, true) => BandKind::Both,
+                (true, false) => BandKind::Right,
+                (false, false) => BandKind::Full,
+            },
+            dropout: has("drop"),
+            negative_scale: has("neg"),
+        },
     };
     let tiles = PortableForm {
         warps: number('w', 4),

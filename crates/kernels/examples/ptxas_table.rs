@@ -1,5 +1,6 @@
 //! What ptxas makes of every kernel: registers, spills, shared memory. Writes the table of `benchmarks/kernels.md`:
-//! `cargo run --release -p signflash-kernels --example ptxas_table > benchmarks/kernels.md`.
+//! `cargo run --release -p signflash-kernels --example ptxas_table > benchmarks/kernels.md`. With words, only of kernels
+//! whose names have them all.
 use signflash_kernels::{Config, Gpu, Half, variants};
 use signflash_ptx::{Needs, Ptxas, Report, Target};
 use std::error::Error;
@@ -29,7 +30,9 @@ fn table(ptxas: &Ptxas, title: &str, gpu: Gpu, half: Half) -> Result<(), Box<dyn
     println!("## {title}\n");
     println!("| kernel | threads | smem bytes | PTX | target | registers | spill stores, loads |");
     println!("|---|---|---|---|---|---|---|");
-    let all = variants(gpu, half);
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let is_asked = |config: &Config| words.iter().all(|word| config.to_string().contains(word));
+    let all: Vec<Config> = variants(gpu, half).into_iter().filter(is_asked).collect();
     let rows = Mutex::new(vec![None; all.len()]);
     let next = Mutex::new(0..all.len());
     std::thread::scope(|scope| {

@@ -1,8 +1,9 @@
 //! What every kernel is told about a problem.
+use crate::config::BandKind;
 use crate::geometry::{column_shift, row_shift, stat_rows};
 use crate::packed::PackedArgs;
 use crate::parts::args::{DropoutArgs, ProblemArgs};
-use crate::parts::visibility::BandArgs;
+use crate::parts::visibility::{BandArgs, LeftArgs, RightArgs};
 use signflash_core::Problem;
 use signflash_ptx::Arg;
 
@@ -44,14 +45,22 @@ pub(crate) fn arguments(
     list
 }
 
+/// The band, as far as it hides anything.
 fn of_band(problem: &Problem) -> Option<BandArgs> {
-    // Until kernels have them; the command and Python refuse both before.
-    let window = problem.window();
-    assert!(window.left.is_none() && window.right.unwrap_or(0) == 0, "windows are not computed on a GPU yet");
-    let shape = problem.shape();
-    // A query that faces a key further away sees nothing, or everything, just as well.
-    let diagonal = problem.diagonal().clamp(-(shape.seqlen_q as i64), shape.seqlen_k as i64) as i32;
-    problem.causal().then_some(BandArgs { diagonal })
+    let (sides, band) = (problem.sides(), problem.visibility());
+    // A line further away hides nothing, or everything, just as well; and positions remain numbers of 32 bits
+    // (`check_diagonal` in core's problem.rs). Lines of packed sequences, which have diagonals of their own, are counted
+    // from the diagonal.
+    let (facing, nearest, furthest) = match problem.is_packed() {
+        false => (band.diagonal, -band.queries, band.keys),
+        true => (0, -band.keys, band.queries),
+    };
+    let line = |at: i64| at.clamp(nearest, furthest) as i32;
+    let last = sides.right.and(band.right).map_or(line(furthest), |right| line(facing + right));
+    let first = sides.left.and(band.left).map(|left| line(facing - left));
+    let left = first.map(|first| LeftArgs { before: last - first });
+    let hides = BandKind::of(sides) != BandKind::Full;
+    hides.then_some(BandArgs { right: RightArgs { diagonal: last }, left })
 }
 
 /// Sizes, scale, and where tiles begin.

@@ -1,7 +1,7 @@
 //! The kernels of a call: chosen once, with the reason wherever they are not the GPU's own; `plan.rs` launches them.
 use crate::call::{BackwardCall, ForwardCall};
 use crate::config::{
-    Access, Common, Config, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperCommon, HopperForm,
+    Access, BandKind, Common, Config, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperCommon, HopperForm,
     HopperKeysForm, KeysKernel, Layout, Operands, PortableForm, RowsCommon, Scores,
 };
 use crate::gpu::Gpu;
@@ -301,7 +301,7 @@ fn common(problem: &Problem, half: Half, tensors: &[DeviceTensor]) -> Common {
             false => Access::Elements,
         },
         scores: Scores {
-            causal: problem.causal(),
+            band: BandKind::of(problem.sides()),
             dropout: problem.keep_rule().is_some(),
             negative_scale: problem.negates(),
         },

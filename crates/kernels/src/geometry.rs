@@ -1,10 +1,10 @@
 //! How many tiles a problem has, and where they lie: what kernels compute for themselves, for whom launches them.
 use crate::call::TooManyBlocks;
-use crate::config::HopperKeysForm;
+use crate::config::{BandKind, HopperKeysForm};
 use crate::gpu::Gpu;
 use crate::packed::most_tiles;
 use crate::sm90::ScheduleArgs;
-use signflash_core::Problem;
+use signflash_core::{Problem, Span};
 
 /// Rows before the tensor in its first tile of 16.
 pub(crate) fn row_shift(problem: &Problem) -> u32 {
@@ -66,10 +66,21 @@ pub(crate) fn stat_rows(problem: &Problem) -> u64 {
 }
 
 /// Whether tiles differ in length, from one end of the queries to the other: they see keys up to a diagonal, or from
-/// one on. Between two diagonals all tiles are alike.
+/// one on, which crosses them. Between two diagonals most tiles are alike, unless these are far from each other.
 pub(crate) fn is_triangle(problem: &Problem) -> bool {
     let band = problem.visibility();
-    band.left.is_some() != band.right.is_some()
+    let keys_of = |query: i64| {
+        let Span { begin, end } = band.keys_of(query);
+        (end - begin).max(0)
+    };
+    let end = band.queries - 1;
+    let [first, third, two_thirds, last] = [0, end / 3, end - end / 3, end].map(keys_of);
+    match BandKind::of(problem.sides()) {
+        BandKind::Full => false,
+        BandKind::Right => first != last,
+        // Over a third of the queries, at least.
+        BandKind::Both => (first < third && third < last) || (first > two_thirds && two_thirds > last),
+    }
 }
 
 /// How tiles of so many queries are shared out among Hopper's blocks, and how many blocks that takes.
@@ -94,7 +105,10 @@ pub(crate) fn heads_at_once(problem: &Problem, form: &HopperKeysForm, gpu: Gpu) 
     let tiles = key_tiles(problem, form.keys).clamp(1, u32::MAX.into()) as u32;
     // A power of two, of which whole groups are left more often.
     let blocks = |count: u32| 1 << (count / tiles).max(1).ilog2();
+    let window = BandKind::of(problem.sides()) == BandKind::Both;
     match (form.ordered, is_triangle(problem)) {
+        // A block comes a step's time behind the next one: the fewer of a head run at once, the less they wait.
+        (true, _) if window => 32,
         (false, false) => 1,
         (false, true) => blocks(gpu.sm_count),
         (true, false) => blocks(2 * gpu.sm_count).max(8),
@@ -106,18 +120,44 @@ pub(crate) fn heads_at_once(problem: &Problem, form: &HopperKeysForm, gpu: Gpu) 
 mod tests {
     use super::*;
     use crate::tables::hopper;
-    use signflash_core::Shape;
+    use signflash_core::{Shape, Window};
+
+    fn triangle(queries: usize, keys: usize, sides: [Option<usize>; 2], diagonal: Option<i64>) -> bool {
+        let shape = Shape::new(1, queries, keys).heads(1, 1).head_dim(64);
+        let problem = Problem::builder(shape).window(sides[0], sides[1]);
+        let problem = diagonal.map_or(problem.clone(), |diagonal| problem.diagonal(diagonal));
+        is_triangle(&problem.build().unwrap())
+    }
+
+    #[test]
+    fn tiles_differ_where_one_diagonal_crosses_them_or_two_that_are_far_apart() {
+        let causal = |diagonal| triangle(1000, 1000, [None, Some(0)], diagonal);
+        assert!(causal(None) && causal(Some(-900)) && causal(Some(900)));
+        // It crosses no query: all keys are seen by all, or by none.
+        assert!(!causal(Some(-1000)) && !causal(Some(1000)) && !causal(Some(-5000)));
+        assert!(!triangle(1000, 1000, [None; 2], None) && triangle(1000, 1000, [Some(5), None], None));
+        let window = |left, right| triangle(1200, 1200, [Some(left), Some(right)], None);
+        assert_eq!([100, 380, 500, 1000].map(|left| window(left, 0)), [false, false, true, true]);
+        assert_eq!([100, 500, 1000].map(|right| window(0, right)), [false, true, true]);
+        assert!(!window(300, 300), "both ends are short");
+    }
 
     #[test]
     fn as_many_heads_alternate_as_have_blocks_at_once() {
-        let at_once = |seqlen, causal, deterministic| {
+        let at_once = |seqlen, window: Window, deterministic| {
             let (batch, num_heads, head_dim) = (1, 8, 128);
             let shape = Shape::new(batch, seqlen, seqlen).heads(num_heads, 8).head_dim(head_dim);
-            let problem = Problem::builder(shape).causal(causal).build().unwrap();
+            let problem = Problem::builder(shape).window(window.left, window.right).build().unwrap();
             heads_at_once(&problem, &hopper::keys(128, false, deterministic), Gpu::HOPPER)
         };
-        assert_eq!([1, 2048, 8192, 16384].map(|seqlen| at_once(seqlen, true, false)), [128, 8, 2, 1]);
-        assert_eq!([1, 2048, 8192].map(|seqlen| at_once(seqlen, false, true)), [256, 16, 8]);
-        assert_eq!((at_once(2048, false, false), at_once(2048, true, true)), (1, 32));
+        assert_eq!(
+            [1, 2048, 8192, 16384].map(|seqlen| at_once(seqlen, Window::CAUSAL, false)),
+            [128, 8, 2, 1]
+        );
+        assert_eq!([1, 2048, 8192].map(|seqlen| at_once(seqlen, Window::FULL, true)), [256, 16, 8]);
+        assert_eq!((at_once(2048, Window::FULL, false), at_once(2048, Window::CAUSAL, true)), (1, 32));
+        let window = |left| Window { left: Some(left), right: Some(0) };
+        assert_eq!([256, 2000].map(|left| at_once(2048, window(left), false)), [1, 8]);
+        assert_eq!([256, 2000].map(|left| at_once(2048, window(left), true)), [32, 32]);
     }
 }

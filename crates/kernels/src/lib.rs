@@ -55,7 +55,7 @@ mod workspace;
 pub use call::{BackwardCall, CallError, ForwardCall, Task, TooManyBlocks, half_of};
 pub use choose::{BackwardChoice, ForwardChoice, Kernels, NotEnoughWorkspace};
 pub use config::{
-    Access, Common, Config, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperCommon, HopperForm,
+    Access, BandKind, Common, Config, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperCommon, HopperForm,
     HopperKeysForm, KeysKernel, Layout, Operands, PortableForm, RowsCommon, Scores,
 };
 pub use gpu::Gpu;

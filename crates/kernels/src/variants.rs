@@ -1,7 +1,7 @@
 //! The kernels that calls can come to, for tables and tests.
 use crate::call::{BackwardCall, ForwardCall};
 use crate::choose::{BackwardChoice, ForwardChoice, Kernels};
-use crate::config::Config;
+use crate::config::{BandKind, Config};
 use crate::gpu::Gpu;
 use crate::tensor::{DeviceTensor, Order};
 use signflash_core::{Dropout, Problem, Shape};
@@ -20,8 +20,8 @@ pub struct Calls {
     pub half: Half,
     /// Of a head.
     pub head_dim: usize,
-    /// Whether a query sees only keys up to its own.
-    pub causal: bool,
+    /// Which keys a query sees.
+    pub band: BandKind,
     /// Whether probabilities are dropped.
     pub dropout: bool,
     /// Whether softmax_scale is negative.
@@ -35,8 +35,8 @@ pub struct Calls {
 impl Calls {
     /// Aligned ones of a head_dim, which see all keys and drop nothing.
     pub fn of(half: Half, head_dim: usize) -> Self {
-        let (causal, dropout, negative_scale, aligned, packed) = (false, false, false, true, false);
-        Calls { half, head_dim, causal, dropout, negative_scale, aligned, packed }
+        let (band, dropout, negative_scale, aligned, packed) = (BandKind::Full, false, false, true, false);
+        Calls { half, head_dim, band, dropout, negative_scale, aligned, packed }
     }
 
     /// Every kernel that these calls come to on a GPU: of any length, deterministic or not, with probs, with Hopper's
@@ -60,13 +60,18 @@ impl Calls {
     }
 
     fn problem(&self, seqlen: usize) -> Problem {
-        let Calls { head_dim, causal, .. } = *self;
+        let Calls { head_dim, band, .. } = *self;
         let (batch, num_heads) = (1, 1);
         let shape = Shape::new(batch, seqlen, seqlen).heads(num_heads, num_heads).head_dim(head_dim);
         let dropout_p = if self.dropout { 0.1 } else { 0.0 };
         let dropout = Dropout::new(dropout_p, 1, 0).expect("a probability");
         let scale = if self.negative_scale { -1.0 } else { 1.0 };
-        let problem = Problem::builder(shape).causal(causal).dropout(dropout).softmax_scale(scale);
+        let problem = Problem::builder(shape).dropout(dropout).softmax_scale(scale);
+        let problem = match band {
+            BandKind::Full => problem,
+            BandKind::Right => problem.causal(true),
+            BandKind::Both => problem.window(Some(seqlen / 4), Some(0)),
+        };
         let problem = if self.packed { problem.packed_on_device(1) } else { problem };
         problem.build().expect("small sizes, and a finite scale")
     }
@@ -83,7 +88,7 @@ impl Calls {
     }
 }
 
-/// Every kernel of a GPU's tables for whole rows of 16 bytes, each head_dim, causal and not, with dropout and without;
+/// Every kernel of a GPU's tables for whole rows of 16 bytes, each head_dim, each kind of band, with dropout and without;
 /// and for head_dim 128 those that move single elements, and those of a negative scale; and of packed sequences some.
 ///
 /// ```
@@ -94,17 +99,24 @@ impl Calls {
 /// assert!(all.iter().any(|config| config.to_string().starts_with("sf_fwd_bf16_d128_causal_drop_")));
 /// ```
 pub fn variants(gpu: Gpu, half: Half) -> Vec<Config> {
-    let flags = [(false, false), (false, true), (true, false), (true, true)];
-    let of = |head_dim, (causal, dropout)| Calls { causal, dropout, ..Calls::of(half, head_dim) };
-    let mut all: Vec<Calls> =
-        HEAD_DIMS.into_iter().flat_map(|head_dim| flags.map(|flags| of(head_dim, flags))).collect();
-    let both = of(128, (true, true));
-    all.push(Calls { head_dim: 120, ..both });
-    all.push(Calls { aligned: false, ..both });
-    all.push(Calls { negative_scale: true, ..both });
+    let bands = [BandKind::Full, BandKind::Right, BandKind::Both];
+    let flags = bands.map(|band| [(band, false), (band, true)]);
+    let of = |head_dim, (band, dropout)| Calls { band, dropout, ..Calls::of(half, head_dim) };
+    let mut all: Vec<Calls> = HEAD_DIMS
+        .into_iter()
+        .flat_map(|head_dim| flags.iter().flatten().map(move |flags| of(head_dim, *flags)))
+        .collect();
+    for band in [BandKind::Right, BandKind::Both] {
+        let drops = of(128, (band, true));
+        all.push(Calls { head_dim: 120, ..drops });
+        all.push(Calls { aligned: false, ..drops });
+        all.push(Calls { negative_scale: true, ..drops });
+    }
     // Where packed sequences lie, all of them ask in the same way.
-    all.extend([64, 128, 256].map(|head_dim| Calls { packed: true, ..of(head_dim, (true, true)) }));
-    all.push(Calls { packed: true, ..of(128, (false, false)) });
+    all.extend(
+        [64, 128, 256].map(|head_dim| Calls { packed: true, ..of(head_dim, (BandKind::Right, true)) }),
+    );
+    all.extend([BandKind::Full, BandKind::Both].map(|band| Calls { packed: true, ..of(128, (band, false)) }));
     let mut kernels: Vec<Config> = vec![];
     for config in all.into_iter().flat_map(|calls| calls.kernels(gpu)) {
         if !kernels.contains(&config) {

@@ -1,6 +1,6 @@
 //! Configurations in words, for whoever wants to know what a call runs on.
 use crate::config::{
-    Access, Common, Config, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperCommon, HopperForm,
+    Access, BandKind, Common, Config, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperCommon, HopperForm,
     HopperKeysForm, KeysKernel, Layout, Operands, PortableForm, RowsCommon, Scores,
 };
 use std::fmt;
@@ -102,9 +102,13 @@ fn of_layout(layout: Layout) -> &'static str {
     }
 }
 
-fn of_scores(Scores { causal, dropout, negative_scale }: &Scores) -> String {
-    let words =
-        [(*causal, ", causal"), (*dropout, ", dropout"), (*negative_scale, ", a negative softmax_scale")];
+fn of_scores(Scores { band, dropout, negative_scale }: &Scores) -> String {
+    let words = [
+        (*band == BandKind::Right, ", causal"),
+        (*band == BandKind::Both, ", a window"),
+        (*dropout, ", dropout"),
+        (*negative_scale, ", a negative softmax_scale"),
+    ];
     words.into_iter().filter(|(on, _)| *on).map(|(_, words)| words).collect()
 }
 

@@ -2,7 +2,7 @@
 //! twice, and no name prints two texts, of which the cache would keep the wrong one.
 
 use sha2::{Digest, Sha256};
-use signflash_kernels::{Calls, Config, Gpu, Half};
+use signflash_kernels::{BandKind, Calls, Config, Gpu, Half};
 use std::collections::{HashMap, HashSet};
 
 /// Multiples of 16, of 8 and of neither, on both sides of where the tables' rows, boxes of 64 columns, and lanes of
@@ -13,10 +13,16 @@ const HEAD_DIMS: [usize; 12] = [32, 40, 41, 64, 72, 80, 96, 120, 128, 136, 192, 
 fn calls(half: Half) -> Vec<Calls> {
     let mut all = vec![];
     for (head_dim, aligned) in HEAD_DIMS.into_iter().flat_map(|d| [(d, true), (d, false)]) {
-        let settings =
-            [(false, false, false), (true, false, false), (false, true, false), (true, true, true)];
-        for (causal, dropout, negative_scale) in settings {
-            let calls = Calls { causal, dropout, negative_scale, aligned, ..Calls::of(half, head_dim) };
+        let settings = [
+            (BandKind::Full, false, false),
+            (BandKind::Right, false, false),
+            (BandKind::Both, false, false),
+            (BandKind::Full, true, false),
+            (BandKind::Right, true, true),
+            (BandKind::Both, true, true),
+        ];
+        for (band, dropout, negative_scale) in settings {
+            let calls = Calls { band, dropout, negative_scale, aligned, ..Calls::of(half, head_dim) };
             all.extend([calls, Calls { packed: true, ..calls }]);
         }
     }

@@ -1,7 +1,7 @@
 //! A deterministic backward gives the same bits whichever block moves first; one that is not does not.
 
 use signflash_core::{
-    Dropout, GradInputs, Gradients, Inputs, Outputs, Problem, Shape, TensorMut, TensorRef, f16,
+    Dropout, GradInputs, Gradients, Inputs, Outputs, Problem, Shape, TensorMut, TensorRef, Window, f16,
 };
 use signflash_kernels::{Gpu, Interpreted};
 
@@ -68,10 +68,10 @@ impl<'a> Forward<'a> {
 }
 
 /// Under every schedule one order gives the same bits; any order does not, if asked.
-fn check(batch: usize, seqlen: usize, head_dim: usize, causal: bool) {
+fn check(batch: usize, seqlen: usize, head_dim: usize, Window { left, right }: Window) {
     let (num_heads, num_heads_k) = (2, 1);
     let shape = Shape::new(batch, seqlen, seqlen).heads(num_heads, num_heads_k).head_dim(head_dim);
-    let problem = Problem::builder(shape).causal(causal).softmax_scale(0.01);
+    let problem = Problem::builder(shape).window(left, right).softmax_scale(0.01);
     let problem = problem.dropout(Dropout::new(0.17, 3, 0).unwrap()).build().unwrap();
     let forward = Forward::of(&problem);
     assert_eq!(forward.differing(true), None, "{problem:?}");
@@ -80,20 +80,40 @@ fn check(batch: usize, seqlen: usize, head_dim: usize, causal: bool) {
 
 #[test]
 fn six_tiles_of_keys() {
-    check(1, 700, 64, false);
+    check(1, 700, 64, Window::FULL);
 }
 
 #[test]
 fn six_tiles_of_keys_causal() {
-    check(1, 700, 128, true);
+    check(1, 700, 128, Window::CAUSAL);
 }
 
 #[test]
 fn heads_that_do_not_all_alternate_at_once() {
-    check(35, 150, 8, false);
+    check(35, 150, 8, Window::FULL);
 }
 
 #[test]
 fn warpgroups_that_share_keys() {
-    check(1, 200, 136, true);
+    check(1, 200, 136, Window::CAUSAL);
+}
+
+#[test]
+fn six_tiles_of_keys_in_a_window() {
+    check(1, 700, 64, Window { left: Some(300), right: Some(0) });
+}
+
+#[test]
+fn keys_of_a_window_of_both_sides() {
+    check(1, 600, 128, Window { left: Some(150), right: Some(70) });
+}
+
+#[test]
+fn keys_of_a_window_without_a_right_side() {
+    check(1, 500, 64, Window { left: Some(100), right: None });
+}
+
+#[test]
+fn warpgroups_that_share_keys_of_a_window() {
+    check(1, 300, 136, Window { left: Some(100), right: Some(20) });
 }

@@ -1,8 +1,8 @@
 //! Kernels of the tables are accepted by ptxas, which takes at most a few registers' worth of local memory, and of
 //! Hopper's own none. Without ptxas the test passes and says so; `SIGNFLASH_REQUIRE_PTXAS=1` makes that a failure.
 //!
-//! ptxas takes a second a kernel, so that `cargo test` asks about those of three head_dims that hold most: causal,
-//! with dropout. With `SIGNFLASH_TEST=all` every kernel of [`variants`] is tried, which takes minutes: for whoever
+//! ptxas takes a second a kernel, so that `cargo test` asks about those of three head_dims that hold most: causal
+//! and windows, with dropout. With `SIGNFLASH_TEST=all` every kernel of [`variants`] is tried, which takes minutes: for whoever
 //! changes kernels.
 
 use signflash_kernels::{Config, Gpu, Half, variants};
@@ -33,9 +33,10 @@ fn ptxas() -> Option<Ptxas> {
 
 /// Whether a kernel is tried where not all are.
 fn is_representative(name: &str) -> bool {
-    let holds_most = name.contains("_causal_drop_") && !name.contains("_neg");
+    let holds_most = ["_causal_drop_", "_window_drop_"].iter().any(|scores| name.contains(scores))
+        && !name.contains("_neg");
     let of_scores = ["_d64_", "_d128_", "_d256_"].iter().any(|head_dim| name.contains(head_dim));
-    // Work on rows knows neither causal nor dropout.
+    // Work on rows knows neither windows nor dropout.
     let of_rows = name.starts_with("sf_delta_") || (name.starts_with("sf_convert_dq_") && of_scores);
     of_rows || (holds_most && of_scores)
 }

@@ -278,14 +278,27 @@ fn a_diagonal_behind_which_positions_would_overflow_is_refused() {
     };
     const SOME: usize = LONG - 1000;
     assert_eq!(build(SOME, 400, -5, true), Ok(()));
-    for (queries, keys, diagonal) in [(SOME, 400, 300), (400, SOME, -300), (1 << 30, 1 << 30, (1 << 30) + 5)]
+    for (queries, keys, diagonal) in [(SOME, 400, 300), (400, SOME, -300), (1 << 30, 1 << 30, (1 << 30) - 5)]
     {
         let refused = build(queries, keys, diagonal, true).unwrap_err().to_string();
         assert!(
-            refused.starts_with("a sequence's length and the diagonal together must be at most"),
+            refused
+                .starts_with("a sequence's length and the diagonal and the window together must be at most"),
             "{refused}"
         );
         assert_eq!(build(queries, keys, diagonal, false), Ok(()));
+    }
+    assert_eq!(build(1 << 30, 1 << 30, (1 << 30) + 5, true), Ok(()), "nothing is hidden");
+    let window = |left, right| {
+        let shape = Shape::new(1, 1 << 30, 1 << 30).heads(1, 1).head_dim(1);
+        Problem::builder(shape).window(left, right).build().map(|_| ())
+    };
+    const HALF: usize = 1 << 29;
+    assert_eq!(window(Some(HALF), Some(HALF)), Ok(()));
+    assert_eq!(window(None, Some(1 << 30)), Ok(()), "nothing is hidden");
+    for (left, right) in [(Some((1 << 30) - 5), Some(0)), (None, Some((1 << 30) - 5)), (Some(HALF), None)] {
+        let refused = window(left, right).unwrap_err().to_string();
+        assert!(refused.contains("the window together must be at most 2147482624"), "{refused}");
     }
     let refused = build(LONG, 400, 0, false).unwrap_err().to_string();
     assert!(refused.starts_with("seqlen_q must be at most 2147482624"), "{refused}");

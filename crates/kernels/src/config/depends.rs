@@ -2,6 +2,7 @@
 //!
 //! A kernel's configuration holds the parts that it reads and no other, and its name is made of them: so a new kind
 //! of score multiplies the kernels that make scores, and no kernel is compiled twice.
+use signflash_core::Window;
 use signflash_ptx::Half;
 use std::fmt;
 
@@ -36,11 +37,23 @@ pub enum Access {
     Elements,
 }
 
+/// From which sides keys are hidden from a query: kernels are told where, but are built for how many sides there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BandKind {
+    /// A query sees all keys.
+    Full,
+    /// Keys behind a diagonal are hidden: causal attention, or any other right side of a window.
+    Right,
+    /// Keys before a diagonal are hidden, and keys behind another: a window. If it has no right side, the other
+    /// diagonal is far away.
+    Both,
+}
+
 /// What becomes of a score.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Scores {
-    /// Whether a query sees only some keys.
-    pub causal: bool,
+    /// Which keys a query sees.
+    pub band: BandKind,
     /// Whether probabilities are dropped.
     pub dropout: bool,
     /// Whether softmax_scale is negative: scores then change their sign.
@@ -106,6 +119,17 @@ impl Layout {
     }
 }
 
+impl BandKind {
+    /// Of the sides of a window that hide something: [`Problem::sides`](signflash_core::Problem::sides).
+    pub fn of(sides: Window) -> Self {
+        match (sides.left, sides.right) {
+            (None, None) => BandKind::Full,
+            (None, Some(_)) => BandKind::Right,
+            (Some(_), _) => BandKind::Both,
+        }
+    }
+}
+
 impl Common {
     /// Of these, what moving rows depends on.
     pub fn rows(&self) -> RowsCommon {
@@ -152,8 +176,13 @@ impl fmt::Display for Access {
 
 impl fmt::Display for Scores {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Scores { causal, dropout, negative_scale } = *self;
-        let flags = [(causal, "_causal"), (dropout, "_drop"), (negative_scale, "_neg")];
+        let Scores { band, dropout, negative_scale } = *self;
+        f.write_str(match band {
+            BandKind::Full => "",
+            BandKind::Right => "_causal",
+            BandKind::Both => "_window",
+        })?;
+        let flags = [(dropout, "_drop"), (negative_scale, "_neg")];
         flags.into_iter().filter(|(on, _)| *on).try_for_each(|(_, text)| f.write_str(text))
     }
 }

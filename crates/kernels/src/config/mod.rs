@@ -2,7 +2,9 @@
 mod depends;
 mod forms;
 
-pub use depends::{Access, Common, DeltaRows, DqSums, HopperCommon, Layout, Operands, RowsCommon, Scores};
+pub use depends::{
+    Access, BandKind, Common, DeltaRows, DqSums, HopperCommon, Layout, Operands, RowsCommon, Scores,
+};
 pub use forms::{HopperForm, HopperKeysForm, PortableForm};
 use signflash_ptx::Half;
 use std::fmt;

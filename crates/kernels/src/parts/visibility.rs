@@ -5,8 +5,9 @@
 //! both ends of what is seen, and costs no more than one that had been written for the end alone.
 use super::args::{ProblemVals, kernel_args};
 use super::sequence::Sequence;
+use crate::config::BandKind;
 use signflash_core::{Cover, Number, Span, Visibility};
-use signflash_ptx::{Pred, S32, Thread, U32, Val};
+use signflash_ptx::{Arg, Cta, Pred, S32, Thread, U32, Val};
 
 /// A position in a sequence: a number that the kernel computes, if any, and one that is known while building.
 #[derive(Clone, Copy, Debug)]
@@ -100,19 +101,64 @@ impl Number for Position<'_> {
 }
 
 kernel_args! {
-    /// The band of keys that queries see, where they do not see all.
-    BandArgs / BandVals {
-        /// The key that query 0 faces, where sequences are not packed.
+    /// Where the keys that queries see end.
+    RightArgs / RightVals {
+        /// The last key that query 0 sees: the one that it faces, or as many behind it as the window has. Of packed
+        /// sequences, how far behind the one that it faces.
         diagonal: i32,
     }
 }
 
-/// The key that query 0 of a sequence faces. Of packed ones the last query faces the last key.
+kernel_args! {
+    /// Where they begin.
+    LeftArgs / LeftVals {
+        /// How many keys a query sees before its last.
+        before: i32,
+    }
+}
+
+/// The band of keys that queries see, where they do not see all. The window's right side is part of the diagonal, so
+/// that any right side is as cheap as that of causal attention.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct BandArgs {
+    pub(crate) right: RightArgs,
+    pub(crate) left: Option<LeftArgs>,
+}
+
+/// The same on the device.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BandVals<'k> {
+    right: RightVals<'k>,
+    left: Option<LeftVals<'k>>,
+}
+
+impl BandArgs {
+    pub(crate) fn push(self, args: &mut Vec<Arg>) {
+        self.right.push(args);
+        if let Some(left) = self.left {
+            left.push(args);
+        }
+    }
+}
+
+impl<'k> BandVals<'k> {
+    /// Of a kernel that is built for so many sides; none if it sees all keys.
+    pub(crate) fn declare(cta: Cta<'k>, kind: BandKind) -> Option<Self> {
+        let both = match kind {
+            BandKind::Full => return None,
+            BandKind::Right => false,
+            BandKind::Both => true,
+        };
+        Some(BandVals { right: RightVals::declare(cta), left: both.then(|| LeftVals::declare(cta)) })
+    }
+}
+
+/// The last key that query 0 of a sequence sees; of packed ones the last query faces the last key.
 #[track_caller]
 fn diagonal<'k>(sequence: Sequence<'k>, band: BandVals<'k>) -> Val<'k, U32> {
     match sequence.packed {
-        None => band.diagonal.cast(),
-        Some(_) => sequence.seqlen_k - sequence.seqlen_q,
+        None => band.right.diagonal.cast(),
+        Some(_) => sequence.seqlen_k - sequence.seqlen_q + band.right.diagonal.cast::<U32>(),
     }
 }
 
@@ -126,7 +172,7 @@ pub(crate) struct Sight<'k> {
 }
 
 impl<'k> Sight<'k> {
-    /// Of a sequence; causal, if there is a band.
+    /// Of a sequence, as far as a band says.
     pub(crate) fn new(
         t: Thread<'k>,
         problem: &ProblemVals<'k>,
@@ -135,7 +181,7 @@ impl<'k> Sight<'k> {
     ) -> Self {
         let computed = |value| Position::computed(t, value);
         let visibility = Visibility {
-            left: None,
+            left: band.and_then(|band| band.left).map(|left| computed(left.before.cast())),
             right: band.map(|_| Position::known(t, 0)),
             diagonal: band.map_or(Position::known(t, 0), |band| computed(diagonal(sequence, band))),
             queries: computed(sequence.seqlen_q),
@@ -184,12 +230,24 @@ impl<'k> Sight<'k> {
     #[track_caller]
     pub(crate) fn query_tiles(&self, first: Val<'k, U32>, keys: u32, rows: u32) -> QueryTiles<'k> {
         let (first, shift) = (Position::computed(self.t, first), self.shifts[0]);
+        let has_left = self.visibility.left.is_some();
         let last = first.plus(first.constant(keys as i32 - 1));
+        // Without a left side queries have no end that depends on the last key.
+        let last = if has_left { last.least(self.visibility.keys.minus(first.constant(1))) } else { last };
         let Cover { some, .. } = self.visibility.queries_of_all(first, last);
-        let end = (some.end.unsigned() + shift + (rows - 1)) / rows;
+        let seeing = some.end.unsigned();
+        let end = (seeing + shift + (rows - 1)) / rows;
+        let end = if has_left { seeing.eq(0).select(0u32, end) } else { end };
         let begin = self.tile_of(some.begin, shift, rows);
         let begin = if begin.is_first() { begin } else { begin.least(Position::computed(self.t, end)) };
         QueryTiles { begin: begin.unsigned(), end }
+    }
+
+    /// Of the tiles of `keys` keys whose [`query_tiles`](Self::query_tiles) have the tile of queries that ends with
+    /// `last_query`, the last one; if there is any.
+    #[track_caller]
+    pub(crate) fn last_key_tile(&self, last_query: Val<'k, U32>, keys: u32) -> Val<'k, U32> {
+        (self.keys_of(last_query).end.unsigned() + self.shifts[1] - 1) / keys
     }
 
     /// Whether something is hidden in a tile of `queries` and `keys`, so many from the first of each on.

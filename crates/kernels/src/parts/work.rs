@@ -36,7 +36,8 @@ impl<'k> Work<'k> {
         Work { sequence, head, block }
     }
 
-    /// The tiles of `at_once` heads alternate in the grid: so many first tiles, then as many second ones.
+    /// The tiles of `at_once` heads alternate in the grid: so many first tiles, then as many second ones; with
+    /// `reversed` so many last ones first.
     #[track_caller]
     pub(crate) fn alternate(
         cta: Cta<'k>,
@@ -44,12 +45,14 @@ impl<'k> Work<'k> {
         blocks: Val<'k, U32>,
         heads: Val<'k, U32>,
         at_once: Val<'k, U32>,
+        reversed: bool,
     ) -> Self {
         let (index, rows) = (cta.index(), cta.count() / blocks);
         let first = index / (blocks * at_once) * at_once;
         let (width, within) = ((rows - first).min(at_once), index - first * blocks);
         let block = within / width;
         let row = first + within - block * width;
+        let block = if reversed { blocks - 1 - block } else { block };
         let (sequence, head) = Sequence::of_head(problem, row, heads);
         Work { sequence, head, block }
     }
@@ -73,6 +76,13 @@ impl<'k> Work<'k> {
     #[track_caller]
     pub(crate) fn counted_from_the_last(self, rows: u32) -> Self {
         let tiles = (self.sequence.seqlen_q + (rows - 1)) / rows;
+        Work { block: tiles - 1 - self.block, ..self }
+    }
+
+    /// The same tile of keys counted from the last of its sequence's.
+    #[track_caller]
+    pub(crate) fn from_the_last_key(self, keys: u32) -> Self {
+        let tiles = (self.sequence.seqlen_k + (keys - 1)) / keys;
         Work { block: tiles - 1 - self.block, ..self }
     }
 }

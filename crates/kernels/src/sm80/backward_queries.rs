@@ -58,7 +58,7 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel
         let problem = ProblemVals::declare(cta);
         let packed = common.operands.layout.is_packed().then(|| PackedVals::declare(cta));
         let args = QueriesVals::declare(cta);
-        let band = common.scores.causal.then(|| BandVals::declare(cta));
+        let band = BandVals::declare(cta, common.scores.band);
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let smem = Smem::plan(cta, common, form);
         let block = QueryBlock::locate(cta, common, form, problem, packed.as_ref(), band);

@@ -52,7 +52,7 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel
         let problem = ProblemVals::declare(cta);
         let matrices = common.operands.layout.is_packed().then(|| MatricesVals::declare(cta));
         let args = ProbsVals::declare(cta);
-        let band = common.scores.causal.then(|| BandVals::declare(cta));
+        let band = BandVals::declare(cta, common.scores.band);
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let layout = TileLayout::new(common.operands.head_dim);
         let q = cta.smem("q", layout.bytes(form.rows()), 1024);

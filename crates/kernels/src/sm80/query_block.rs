@@ -1,5 +1,5 @@
 //! A block that owns queries and walks over keys: what the forward and the pass over queries have in common.
-use crate::config::{Common, PortableForm};
+use crate::config::{BandKind, Common, PortableForm};
 use crate::packed::PackedVals;
 use crate::parts::args::{HeadRows, ProblemVals, TensorVals};
 use crate::parts::copy::{TileCopy, TileRows};
@@ -38,7 +38,7 @@ impl<'a, 'k> QueryBlock<'a, 'k> {
         packed: Option<&PackedVals<'k>>,
         band: Option<BandVals<'k>>,
     ) -> Self {
-        let reversed = common.scores.causal;
+        let reversed = common.scores.band != BandKind::Full;
         let work = match packed {
             None => {
                 let tiles = problem.query_tiles(form.rows());

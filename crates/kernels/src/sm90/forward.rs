@@ -21,12 +21,12 @@
 //! multiplying warps' way.
 use super::pipeline::Pipeline;
 use super::schedule::{Schedule, Shares};
-use crate::config::{HopperCommon, HopperForm};
+use super::steps::Steps;
+use crate::config::{BandKind, HopperCommon, HopperForm};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
 use crate::parts::scores::ScoreStage;
 use crate::parts::visibility::{BandVals, KeyTiles, Sight};
 use crate::parts::work::Work;
-use signflash_core::Number;
 use signflash_ptx::{Builder, Cta, Kernel, LaunchBounds, TensorMap, Thread, U32, Val, Warp, Warpgroup};
 
 kernel_args! {
@@ -55,7 +55,7 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperForm) -> Ke
         let problem = ProblemVals::declare(cta);
         let shares = Shares::declare(cta, common.operands.layout);
         let args = ForwardVals::declare(cta);
-        let band = common.scores.causal.then(|| BandVals::declare(cta));
+        let band = BandVals::declare(cta, common.scores.band);
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let smem = Pipeline::plan(cta, common, form);
         cta.sync(); // barriers are initialised
@@ -111,11 +111,7 @@ pub(super) struct Tile<'k> {
     pub(super) head_k: Val<'k, U32>,
     pub(super) first_row: Val<'k, U32>,
     pub(super) keys: KeyTiles<'k>,
-    /// The first step of keys, the second, and behind the last: there is at least one, so that rows without keys need
-    /// no way of their own.
-    pub(super) begin: Val<'k, U32>,
-    pub(super) second: Val<'k, U32>,
-    pub(super) end: Val<'k, U32>,
+    pub(super) steps: Steps<'k>,
 }
 
 impl<'k> Block<'_, 'k> {
@@ -140,7 +136,7 @@ impl<'k> Block<'_, 'k> {
         let first_row = work.block * rows - self.problem.row_shift;
         let keys = self.sight(&work).key_tiles(first_row, rows, step);
         let head_k = work.head / self.problem.group_size;
-        let [begin, second] = [0, 1].map(|step| keys.begin.plus(keys.begin.constant(step)).unsigned());
-        Tile { work, head_k, first_row, keys, begin, second, end: keys.end.max(second) }
+        let steps = Steps::of(&keys, self.common.scores.band == BandKind::Both);
+        Tile { work, head_k, first_row, keys, steps }
     }
 }

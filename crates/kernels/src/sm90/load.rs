@@ -16,12 +16,12 @@ impl<'k> Block<'_, 'k> {
             |warp| {
                 let tile = self.tile(tiles.take());
                 flags.begin(warp, tile.work);
-                let next = tile.begin.var();
+                let next = tile.steps.first.var();
                 warp.while_(
-                    || next.get().lt(tile.end),
+                    || tile.steps.have(next.get()),
                     |warp| {
                         flags.write(warp, next.get());
-                        next.set(next.get() + 1);
+                        next.set(tile.steps.after(next.get()));
                     },
                 );
             },
@@ -38,16 +38,16 @@ impl<'k> Block<'_, 'k> {
                 let tile = self.tile(tiles.take());
                 // The first warpgroup can begin while the others are still at their last tile.
                 copies.queries(t, &tile, 0);
-                copies.keys(t, &tile, tile.begin);
+                copies.keys(t, &tile, tile.steps.first);
                 (1..self.form.warpgroups).for_each(|wg_number| copies.queries(t, &tile, wg_number));
-                let next = tile.begin.var();
+                let (steps, next) = (tile.steps, tile.steps.first.var());
                 t.while_(
-                    || next.get().lt(tile.end),
+                    || steps.have(next.get()),
                     |t| {
                         let step = next.get();
-                        t.when((step + 1).lt(tile.end), |t| copies.keys(t, &tile, step + 1));
+                        t.when(steps.have(steps.after(step)), |t| copies.keys(t, &tile, steps.after(step)));
                         copies.values(t, &tile, step);
-                        next.set(step + 1);
+                        next.set(steps.after(step));
                     },
                 );
             },

@@ -10,6 +10,7 @@ mod pipeline;
 pub(crate) mod probs;
 mod schedule;
 mod softmax;
+mod steps;
 mod turns;
 
 pub(crate) use schedule::ScheduleArgs;

@@ -177,13 +177,13 @@ impl<'a, 'k> Multiplier<'a, 'k> {
         let first_row = tile.first_row + rows.wg_number * WG_ROWS;
         let at = At { tile, first_row, q: BoxTile::new(q_stage.address(), WG_ROWS) };
         rows.first(&at);
-        let next = tile.second.var();
+        let next = tile.steps.second.var();
         wg.while_(
-            || next.get().lt(tile.end),
+            || tile.steps.have(next.get()),
             |_| {
                 let step = next.get();
                 rows.step(&at, step);
-                next.set(step + 1);
+                next.set(tile.steps.after(step));
             },
         );
         rows.last(&at, q_stage);
@@ -199,7 +199,7 @@ impl<'k> OwnRows<'_, 'k> {
         let k_stage = k.wait(warp);
         block.scores(*wg, s, at.q, BoxTile::new(k_stage.address(), form.step)).wait();
         k_stage.release_products(warp);
-        block.prepare(warp, s, at, at.tile.begin);
+        block.prepare(warp, s, at, at.tile.steps.first);
         with_selectors(flags, warp, |selectors| softmax.first(s, p, selectors));
     }
 

@@ -51,7 +51,7 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperForm) -> Ke
         let problem = ProblemVals::declare(cta);
         let shares = Shares::declare(cta, common.operands.layout);
         let args = ProbsVals::declare(cta);
-        let band = common.scores.causal.then(|| BandVals::declare(cta));
+        let band = BandVals::declare(cta, common.scores.band);
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let smem = Smem::plan(cta, common, form);
         cta.sync(); // barriers are initialised

@@ -1,13 +1,13 @@
 //! Forms of Hopper's own kernels.
-use crate::config::{HopperCommon, HopperForm, HopperKeysForm, Scores};
+use crate::config::{BandKind, HopperCommon, HopperForm, HopperKeysForm, Scores};
 use crate::gpu::Gpu;
 
 /// A row of the forward's table.
 #[derive(Clone, Copy, Debug)]
 struct Row {
     head_dim: u32,
-    /// Only causal, or only not.
-    causal: Option<bool>,
+    /// Only for this one.
+    band: Option<BandKind>,
     dropout: bool,
     /// For no more keys than these.
     up_to_keys: usize,
@@ -15,8 +15,8 @@ struct Row {
 }
 
 impl Row {
-    const fn causal(self, causal: bool) -> Row {
-        Row { causal: Some(causal), ..self }
+    const fn band(self, band: BandKind) -> Row {
+        Row { band: Some(band), ..self }
     }
 
     const fn up_to_keys(self, up_to_keys: usize) -> Row {
@@ -48,13 +48,15 @@ const fn row(head_dim: u32, [warpgroups, step, stages, registers]: [u32; 4]) -> 
     let (drawers, flag_stages, turns, early, out_in_q) = (0, 0, false, 0, false);
     let form =
         HopperForm { warpgroups, drawers, step, stages, flag_stages, registers, turns, early, out_in_q };
-    Row { head_dim, causal: None, dropout: false, up_to_keys: usize::MAX, form }
+    Row { head_dim, band: None, dropout: false, up_to_keys: usize::MAX, form }
 }
 
 /// Head_dim up to, [warpgroups that multiply, keys a step, stages, registers]. With dropout steps are multiples of 32.
 const FORWARD: &[Row] = &[
     // Tiles of 192 rows are too few, and end too unevenly, for short causal problems.
-    row(64, [2, 128, 2, 232]).turns().causal(true).up_to_keys(2048),
+    row(64, [2, 128, 2, 232]).turns().band(BandKind::Right).up_to_keys(2048),
+    // In a window, tiles of 192 rows see more steps of which they need a part only.
+    row(64, [2, 128, 2, 232]).turns().band(BandKind::Both),
     row(64, [3, 128, 2, 160]).turns(),
     row(64, [2, 128, 3, 168]).early(4).drop(1, 4),
     row(128, [2, 128, 2, 232]).turns().early(4),
@@ -67,12 +69,12 @@ const FORWARD: &[Row] = &[
 
 /// Of the forward, for so many keys; none if no row fits the GPU's shared memory.
 pub(crate) fn forward(common: &HopperCommon, seqlen_k: usize, gpu: Gpu) -> Option<HopperForm> {
-    let Scores { causal, dropout, .. } = common.scores;
+    let Scores { band, dropout, .. } = common.scores;
     let fits = |row: &&Row| {
         row.head_dim >= common.operands.head_dim
             && row.dropout == dropout
             && row.up_to_keys >= seqlen_k
-            && row.causal.is_none_or(|of| of == causal)
+            && row.band.is_none_or(|of| of == band)
             && row.form.smem_bytes(common) <= gpu.smem_per_block_bytes
     };
     FORWARD.iter().find(fits).map(|row| row.form)

@@ -24,14 +24,15 @@ struct Told {
     query_tiles: [u32; 2],
     is_edge: bool,
     hides_some: bool,
+    last_key_tile: u32,
 }
 
 impl Told {
-    const COUNT: usize = 6;
+    const COUNT: usize = 7;
 
     fn from_words(words: &[u32]) -> Self {
-        let [a, b, c, d, e, f] = from_fn(|i| words[i]);
-        Told { key_tiles: [a, b], query_tiles: [c, d], is_edge: e == 1, hides_some: f == 1 }
+        let [a, b, c, d, e, f, last_key_tile] = from_fn(|i| words[i]);
+        Told { key_tiles: [a, b], query_tiles: [c, d], is_edge: e == 1, hides_some: f == 1, last_key_tile }
     }
 }
 
@@ -96,6 +97,7 @@ fn write_tile<'k>(cta: Cta<'k>, sight: &Sight<'k>, to: GlobalAddr<'k>) {
         queries.end,
         number(keys.is_edge(n)),
         number(sight.hides_some_of([first_query, first_key], [TILE, TILE])),
+        sight.last_key_tile(first_query + (TILE - 1), TILE),
     ];
     for (i, word) in told.into_iter().enumerate() {
         t.when(t.lane().eq(0), |t| t.store(to.at(4 * (2 * ENTRIES + i) as i64), [word]));
@@ -135,6 +137,7 @@ fn check(kernel: &Kernel, case: &Case) {
     let shifts = shifts.map(i64::from);
     let tile = i64::from(TILE);
     let words = run(kernel, case);
+    let (mut looking, mut last_key_tiles) = (vec![vec![]; TILES as usize], [0; TILES as usize]);
     for (index, words) in (0..).zip(words.chunks_exact(WORDS)) {
         let (m, n) = (index / i64::from(TILES), index % i64::from(TILES));
         let (first_query, first_key) = (m * tile - shifts[0], n * tile - shifts[1]);
@@ -152,13 +155,32 @@ fn check(kernel: &Kernel, case: &Case) {
             }
         }
         let is_among = |tile: i64, [begin, end]: [u32; 2]| (begin..end).contains(&(tile as u32));
-        if some_seen {
-            assert!(is_among(n, told.key_tiles), "{case:?}, tiles {m}, {n}");
-            assert!(is_among(m, told.query_tiles), "{case:?}, tiles {m}, {n}");
+        // Whoever has a query that sees nothing, or a key that nobody sees, may look at more than is needed; or rows
+        // before the tensor.
+        let within = |first: i64, end: i64| first.max(0)..(first + tile).min(end);
+        let blind = first_query < 0 || within(first_query, band.queries).any(|i| band.keys_of(i).is_empty());
+        let unseen = first_key < 0 || within(first_key, band.keys).any(|j| band.queries_of(j).is_empty());
+        let is_empty = [(first_query, band.queries), (first_key, band.keys)]
+            .map(|(first, end)| within(first, end).is_empty());
+        let needed = [some_seen || blind || is_empty[0], some_seen || unseen || is_empty[1]];
+        for (tile, tiles, needed) in [(n, told.key_tiles, needed[0]), (m, told.query_tiles, needed[1])] {
+            let looks = is_among(tile, tiles);
+            assert!(looks || !some_seen, "{case:?}, tiles {m}, {n}");
+            assert!(!looks || needed, "{case:?}, tiles {m}, {n}");
         }
+        if !is_empty[1] && is_among(m, told.query_tiles) {
+            looking[m as usize].push(n);
+            assert!(n <= i64::from(told.last_key_tile), "{case:?}, tiles {m}, {n}");
+        }
+        last_key_tiles[m as usize] = i64::from(told.last_key_tile).min(i64::from(TILES) - 1);
         if !all_seen {
             assert!(told.is_edge && told.hides_some, "{case:?}, tiles {m}, {n}");
         }
+    }
+    // Blocks of keys that add to a tile of queries one behind the other: neighbours, up to the one that all are told.
+    for (m, (looking, last)) in looking.iter().zip(last_key_tiles).enumerate() {
+        let neighbours = looking.first().map_or(vec![], |first| (*first..=last).collect());
+        assert_eq!(*looking, neighbours, "{case:?}, queries of tile {m}");
     }
 }
 

@@ -82,7 +82,7 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm, sums: DqS
         let problem = ProblemVals::declare(cta);
         let packed = common.operands.layout.is_packed().then(|| PackedVals::declare(cta));
         let args = KeysVals::declare(cta);
-        let band = common.scores.causal.then(|| BandVals::declare(cta));
+        let band = BandVals::declare(cta, common.scores.band);
         let dropout = common.scores.dropout.then(|| Dropout::new(cta.warps(), DropoutVals::declare(cta)));
         let smem = Smem::plan(cta, common, form, sums);
         let heads = problem.num_heads_k;

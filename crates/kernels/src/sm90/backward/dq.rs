@@ -1,6 +1,6 @@
 //! dq of a step, of all keys of the block: by the warpgroups in turn, a step late.
 use super::multiply::Keys;
-use super::{Between, Block, QUERIES};
+use super::{Between, Block, QUERIES, adds_downwards};
 use crate::config::HopperKeysForm;
 use crate::parts::cursor::Cursor;
 use crate::rows::head::QueryHeads;
@@ -17,6 +17,8 @@ pub(super) struct Turn<'k> {
     pub(super) tile: Var<'k, U32>,
     /// If blocks add in order: the step that this warpgroup has added last and has not told the next block of.
     untold: Option<Var<'k, U32>>,
+    /// If they do so downwards: the last one's number among those of its head.
+    step: Option<Var<'k, U32>>,
     /// Its counters among those of a step.
     counters: u32,
 }
@@ -40,9 +42,11 @@ fn adder<'k>(t: Thread<'k>) -> Val<'k, U32> {
 
 impl<'k> Turn<'k> {
     /// Of a warpgroup that adds all columns, or, if two share them, the part of this number.
-    pub(super) fn new(t: Thread<'k>, ordered: bool, part: u32) -> Self {
-        let untold = ordered.then(|| t.u32(NONE).var());
-        Turn { done: t.u32(0).var(), tile: t.u32(0).var(), untold, counters: part * GROUP_COUNTERS_BYTES }
+    pub(super) fn new(t: Thread<'k>, block: &Block<'_, 'k>, part: u32) -> Self {
+        let untold = block.form.ordered.then(|| t.u32(NONE).var());
+        let step = adds_downwards(block.common, block.form).then(|| t.u32(0).var());
+        let counters = part * GROUP_COUNTERS_BYTES;
+        Turn { done: t.u32(0).var(), tile: t.u32(0).var(), untold, step, counters }
     }
 
     /// Whether there is a step whose ds has been made.
@@ -55,6 +59,9 @@ impl<'k> Turn<'k> {
     pub(super) fn advance(&self, block: &Block<'_, 'k>, at: &Cursor<'k>) {
         let head = QueryHeads::of(&block.problem, block.work.sequence).nth(block.head(at));
         self.tile.set(head.first_dq_tile(block.form.step) + at.step.get());
+        if let Some(step) = &self.step {
+            step.set(at.step.get());
+        }
         self.done.set(self.done.get() + 1);
     }
 }
@@ -111,16 +118,26 @@ impl<'k> Block<'_, 'k> {
         }
     }
 
-    /// If blocks add in order: waits until those before have added this step. As many as the block's number are
-    /// before it, since a step is seen by the first blocks of keys, up to its diagonal: a band with a left side must
-    /// count from the first that sees it.
+    /// If blocks add in order: waits until those before have added this step.
     pub(super) fn wait_turn(&self, wg: Warpgroup<'k>, turn: &Turn<'k>) {
         let t = wg.threads();
         if let Some(untold) = &turn.untold {
             let tile = turn.tile.get();
-            t.when(t.lane().eq(0), |t| t.wait_counter(self.counter(t, turn, tile), self.work.block));
+            t.when(t.lane().eq(0), |t| {
+                t.wait_counter(self.counter(t, turn, tile), self.blocks_before(turn));
+            });
             untold.set(tile);
         }
+    }
+
+    /// How many add this step before. A step is seen by the first blocks of keys, up to its diagonal, or in a window
+    /// by some of them, of which the last is the first to add.
+    fn blocks_before(&self, turn: &Turn<'k>) -> Val<'k, U32> {
+        let first = turn.step.as_ref().map(|step| {
+            let last_query = (step.get() + 1) * self.form.step - self.problem.row_shift - 1;
+            self.sight().last_key_tile(last_query, self.form.keys)
+        });
+        first.map_or(self.work.block, |first| first - self.work.block)
     }
 
     /// Where the lane's sums of a step are: its offset among those of 64 queries, and their address.

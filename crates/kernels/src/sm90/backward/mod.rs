@@ -40,7 +40,7 @@ mod shared;
 
 pub(crate) use dq::counters_bytes;
 
-use crate::config::{HopperCommon, HopperKeysForm};
+use crate::config::{BandKind, HopperCommon, HopperKeysForm};
 use crate::packed::PackedVals;
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
 use crate::parts::cursor::Cursor;
@@ -96,6 +96,12 @@ pub(crate) fn ds_scale(dropout: bool) -> f32 {
     if dropout { 0.5 } else { 1.0 }
 }
 
+/// Whether blocks add to dq in the order of their keys from the last to the first: in a window. There, a block's first
+/// queries are later ones of those before it, which need not wait for them that way.
+fn adds_downwards(common: &HopperCommon, form: &HopperKeysForm) -> bool {
+    form.ordered && common.scores.band == BandKind::Both
+}
+
 /// The kernel of a configuration.
 pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperKeysForm) -> Kernel {
     assert!(form.step.is_multiple_of(QUERIES) && common.operands.head_dim.is_multiple_of(64), "whole boxes");
@@ -105,16 +111,20 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperKeysForm) -
         let problem = ProblemVals::declare(cta);
         let packed = common.operands.layout.is_packed().then(|| PackedVals::declare(cta));
         let args = KeysVals::declare(cta);
-        let band = common.scores.causal.then(|| BandVals::declare(cta));
+        let band = BandVals::declare(cta, common.scores.band);
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let smem = Smem::plan(cta, common, form);
-        let heads = problem.num_heads_k;
+        let (heads, downwards) = (problem.num_heads_k, adds_downwards(common, form));
         let work = match &packed {
             None => {
                 let tiles = problem.key_tiles(form.keys);
-                Work::alternate(cta, &problem, tiles, heads, args.heads_at_once)
+                Work::alternate(cta, &problem, tiles, heads, args.heads_at_once, downwards)
             }
-            Some(packed) => Work::listed(cta, &problem, packed, cta.index(), heads),
+            Some(packed) => {
+                let work = Work::listed(cta, &problem, packed, cta.index(), heads);
+                // A sequence's tiles follow each other in the list, so the last of them starts first.
+                if downwards { work.from_the_last_key(form.keys) } else { work }
+            }
         };
         cta.sync(); // barriers are initialised
         let block = Block { cta, common, form, problem, args, band, dropout, smem, work };

@@ -125,7 +125,7 @@ impl<'a, 'k> Keys<'a, 'k> {
 
     fn walk(&mut self) {
         let (block, wg, wg_number) = (self.block, self.wg, self.wg_number);
-        let (at, turn) = (block.cursor(), Turn::new(wg.threads(), block.form.ordered, 0));
+        let (at, turn) = (block.cursor(), Turn::new(wg.threads(), block, 0));
         at.walk(wg, || {
             self.step(&at, &turn);
             self.take_turn(&turn);

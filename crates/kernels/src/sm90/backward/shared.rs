@@ -112,7 +112,7 @@ impl<'a, 'k> Partner<'a, 'k> {
             operand: operand(t, form.step),
             columns: [[0, FIRST_COLUMNS], [FIRST_COLUMNS, common.operands.head_dim - FIRST_COLUMNS]]
                 [number as usize],
-            turn: Turn::new(t, form.ordered, number),
+            turn: Turn::new(t, block, number),
         };
         partner.sum.clear();
         partner
