@@ -36,10 +36,6 @@ impl Implementation for OnGpu {
     }
 
     fn supports(&self, dtype: Dtype, problem: &Problem) -> Result<(), String> {
-        // Until kernels have them.
-        if problem.window().left.is_some() || problem.window().right.unwrap_or(0) > 0 {
-            return Err("windows are not computed on a GPU yet".into());
-        }
         if dtype == Dtype::F32 {
             return Err("the kernels are of 16-bit formats".into());
         }

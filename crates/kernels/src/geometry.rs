@@ -151,7 +151,7 @@ mod tests {
             heads_at_once(&problem, &hopper::keys(128, false, deterministic), Gpu::HOPPER)
         };
         assert_eq!(
-            [1, 2048, 8192, 16384].map(|seqlen| at_once(seqlen, Window::CAUSAL, false)),
+            [2, 2048, 8192, 16384].map(|seqlen| at_once(seqlen, Window::CAUSAL, false)),
             [128, 8, 2, 1]
         );
         assert_eq!([1, 2048, 8192].map(|seqlen| at_once(seqlen, Window::FULL, true)), [256, 16, 8]);

@@ -7,7 +7,7 @@
 //! - `SIGNFLASH_TEST=all` runs every case everywhere in both formats, which differ in single instructions that
 //!   `signflash-ptx` tests one by one.
 
-use signflash_core::suite::{Implementation, RunError};
+use signflash_core::suite::{Case, Implementation, RunError, run_case};
 use signflash_core::{
     Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Shape, TensorMut, TensorRef, bf16, f16,
 };
@@ -61,10 +61,6 @@ impl Implementation for On {
     }
 
     fn supports(&self, dtype: Dtype, problem: &Problem) -> Result<(), String> {
-        // Until kernels have them.
-        if problem.window().left.is_some() || problem.window().right.unwrap_or(0) > 0 {
-            return Err("windows are not computed on a GPU yet".into());
-        }
         let (length, first) = (length(), self.0.seed == 0);
         let lot = lot(problem);
         // Half of the schedules leave out either.
@@ -192,5 +188,57 @@ fn what_is_recomputed_from_an_lse_that_has_lost_it_is_nan_and_out_is_right() {
         let inputs = GradInputs::new(inputs, out, &lse, q);
         interpreted.backward(&problem, &inputs, &mut gradients).unwrap();
         assert!(dq.iter().chain(&dk).chain(&dv).all(|x| x.is_nan()), "{gpu:?}");
+    }
+}
+
+/// On one multiprocessor, where tiles are more than blocks, so that blocks take them in pairs: an even number of them, an
+/// odd one, and those of a wide window.
+#[test]
+fn one_block_takes_all_tiles_of_queries_in_pairs() {
+    let one = On(Interpreted::new(Gpu { sm_count: 1, ..Gpu::HOPPER }));
+    let case = |seqlen| Case::new(seqlen, seqlen).heads(1, 1).dtypes(&[Dtype::Bf16]);
+    let cases = [case(400).causal(), case(300).causal().dropout(0.1), case(390).window(250, 0)];
+    for (number, case) in cases.iter().enumerate() {
+        let report = run_case("in pairs", case, &AllOf(&one));
+        assert_eq!((report.ran, report.failures.len()), (1, 0), "case {number}: {report}");
+    }
+}
+
+/// The same interpreter, for cases that are no one's lot.
+struct AllOf<'a>(&'a On);
+
+impl Implementation for AllOf<'_> {
+    fn name(&self) -> String {
+        self.0.name()
+    }
+
+    fn spreads_non_finite(&self) -> bool {
+        self.0.spreads_non_finite()
+    }
+
+    fn has_deterministic_backward(&self) -> bool {
+        self.0.has_deterministic_backward()
+    }
+
+    fn largest_lse_of_p(&self) -> Option<f64> {
+        self.0.largest_lse_of_p()
+    }
+
+    fn forward<T: Element>(
+        &self,
+        problem: &Problem,
+        inputs: &Inputs<'_, T>,
+        outputs: &mut Outputs<'_, T>,
+    ) -> Result<(), RunError> {
+        self.0.forward(problem, inputs, outputs)
+    }
+
+    fn backward<T: Element>(
+        &self,
+        problem: &Problem,
+        inputs: &GradInputs<'_, T>,
+        gradients: &mut Gradients<'_, T>,
+    ) -> Result<(), RunError> {
+        self.0.backward(problem, inputs, gradients)
     }
 }
