@@ -35,7 +35,7 @@ impl Implementation for OnGpu {
         )
     }
 
-    fn supports(&self, dtype: Dtype, problem: &Problem) -> Result<(), String> {
+    fn supports(&self, dtype: Dtype, _: &Problem) -> Result<(), String> {
         if dtype == Dtype::F32 {
             return Err("the kernels are of 16-bit formats".into());
         }
