@@ -53,7 +53,7 @@ impl<'a> ForwardChoice<'a> {
         let ForwardCall { problem, half, q, k, v, out, .. } = *call;
         let common = common(problem, half, &[q, k, v, out]);
         let own = allowed(gpu, kernels).and_then(|()| takes::forward(call)).and_then(|()| {
-            let form = hopper::forward(&common.hopper(), problem.shape().seqlen_k, gpu);
+            let form = hopper::forward(&common.hopper(), keys_of_a_sequence(problem), gpu);
             form.ok_or_else(|| NotHopper::Call("no form of its kernel fits the GPU's shared memory".into()))
         });
         let (forward, not_hopper) = match own {
@@ -244,6 +244,12 @@ impl<'a> BackwardChoice<'a> {
 pub struct NotEnoughWorkspace {
     /// How many bytes more.
     pub missing_bytes: u64,
+}
+
+/// Keys of a sequence: of packed ones, of whose lengths nothing is known but their sum, on average.
+fn keys_of_a_sequence(problem: &Problem) -> usize {
+    let seqlen_k = problem.shape().seqlen_k;
+    if problem.is_packed() { seqlen_k.div_ceil(problem.sequence_count().max(1)) } else { seqlen_k }
 }
 
 /// Who lists the tiles of packed sequences, before all others.
