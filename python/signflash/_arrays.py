@@ -156,6 +156,7 @@ def attention(given_q, k, v, settings, *, cu_seqlens, seed, offset, generator, r
         written(out),
         lse.ctypes.data,
         None if probs is None else written(probs),
+        0,
         (seed, offset, 0),
         settings,
     )

@@ -26,6 +26,7 @@ def forward(
     out: _Written,
     lse: int,
     probs: Optional[_Written],
+    workspace: int,
     state: _State,
     settings: Settings,
 ) -> bool: ...
@@ -41,6 +42,9 @@ def backward(
     state: _State,
     settings: Settings,
 ) -> bool: ...
+def forward_workspace_bytes(
+    ordinal: int, q_shape: _Sizes, k_shape: _Sizes, sequences: int, settings: Settings
+) -> int: ...
 def workspace_bytes(
     ordinal: int, q_shape: _Sizes, k_shape: _Sizes, sequences: Optional[int], deterministic: bool, settings: Settings
 ) -> int: ...

@@ -7,7 +7,7 @@ Differences, all on purpose:
   multiples of 128, and nothing at 0. In both the sign says dropped.
 - float32 works on the CPU, and empty batches everywhere.
 - A window with a bound on the left alone has none on the right; FlashAttention-2's then ends seqlen_k keys behind the
-  diagonal, which queries notice that come before the first key by as much.
+  diagonal, which matters to queries that face what is before the first key.
 - ``max_seqlen_q`` and ``max_seqlen_k`` decide nothing: the numbers in cu_seqlens do.
 - What is not there yet raises NotImplementedError: softcap, ALiBi, paged KV (``block_table``) and KV caches.
 """

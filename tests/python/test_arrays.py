@@ -148,3 +148,55 @@ def test_an_lse_that_is_reversed_along_one_of_one_is_read():
     assert reversed_lse.flags.c_contiguous and reversed_lse.strides[0] < 0
     got = signflash.attention_backward(np.ones_like(out), q, k, v, out, reversed_lse)
     assert all(np.array_equal(a, b) for a, b in zip(got, expected))
+
+
+LENGTHS = [(5, 9), (0, 3), (20, 7)]
+
+
+def packed_arrays(rest=2):
+    rng = np.random.default_rng(1)
+    rows = [sum(pair[side] for pair in LENGTHS) + rest for side in (0, 1)]
+    shapes = [(rows[0], 4, 16), (rows[1], 2, 16), (rows[1], 2, 16)]
+    cu_seqlens = [np.cumsum([0, *(pair[side] for pair in LENGTHS)]).astype("int32") for side in (0, 1)]
+    return [rng.standard_normal(shape).astype("float32") for shape in shapes], cu_seqlens
+
+
+def test_packed_arrays_and_windows_give_what_tensors_give():
+    torch = pytest.importorskip("torch")
+    arrays, (cu_q, cu_k) = packed_arrays()
+    settings = dict(dropout_p=0.3, window=(4, 1), seed=5)
+    results = dict(return_lse=True, return_probs=True)
+    out, lse, probs = signflash.attention(*arrays, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, **settings, **results)
+    tensors = [torch.from_numpy(x).requires_grad_() for x in arrays]
+    settings_of_tensors = dict(settings, cu_seqlens_q=torch.from_numpy(cu_q), cu_seqlens_k=torch.from_numpy(cu_k))
+    expected = signflash.attention(*tensors, **settings_of_tensors, **results)
+    assert all(np.array_equal(a, b.detach().numpy()) for a, b in zip((out, lse, probs), expected))
+    assert lse.shape == (4, 27) and probs.shape == (3, 4, 20, 9)
+    settings.update(cu_seqlens_q=cu_q, cu_seqlens_k=cu_k)
+    got = signflash.attention_backward(np.ones_like(out), *arrays, out, lse, **settings)
+    expected[0].backward(torch.ones_like(expected[0]))
+    assert all(np.array_equal(a, b.grad.numpy()) for a, b in zip(got, tensors))
+
+
+def test_a_generator_of_arrays_advances_by_sequences():
+    arrays, (cu_q, cu_k) = packed_arrays()
+    generator, given = signflash.Generator(3), dict(cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, return_rng_state=True)
+    states = [signflash.attention(*arrays, dropout_p=0.1, generator=generator, **given)[1] for _ in range(2)]
+    assert states == [(3, 0), (3, 3 * 4 * 32)]
+
+
+def test_numbers_of_arrays_are_refused_by_name():
+    arrays, (cu_q, cu_k) = packed_arrays()
+    for wrong, error, message in [
+        ((cu_q.astype("int64"), cu_k), TypeError, r'cu_seqlens_q must be int32, got int64; use astype\("int32"\)'),
+        ((cu_q, [0, 3]), TypeError, "cu_seqlens_k must be a torch.Tensor, a NumPy array or speak DLPack, got list"),
+        ((cu_q[None], cu_k), ValueError, "cu_seqlens_q must have 1 dimensions"),
+        ((cu_q, cu_k[:-1]), ValueError, "as many numbers, .* got 4 and 3"),
+        ((cu_q + 1, cu_k), ValueError, r"cu_seqlens_q\[0\] must be 0, got 1"),
+        ((cu_q, cu_k[::-1]), ValueError, r"cu_seqlens_k\[0\] must be 0, got 19"),
+        ((cu_q, cu_k + (cu_k == 19) * np.int32(3)), ValueError, r"cu_seqlens_k\[3\] must be at most 21, the rows of k, got 22"),
+    ]:
+        with pytest.raises(error, match=message):
+            signflash.attention(*arrays, cu_seqlens_q=wrong[0], cu_seqlens_k=wrong[1])
+    with pytest.raises(ValueError, match=r"q must have 3 dimensions \(total, num_heads, head_dim\) with cu_seqlens"):
+        signflash.attention(*(x[None] for x in arrays), cu_seqlens_q=cu_q, cu_seqlens_k=cu_k)

@@ -30,14 +30,14 @@ def make(shape, dtype, device, requires_grad=True):
     return [x.requires_grad_(requires_grad) for x in made]
 
 
-def check(q, k, v, out, lse, probs, dout, *, p, seed, offset, nominal, causal, softmax_scale=None):
+def check(q, k, v, out, lse, probs, dout, *, p, seed, offset, nominal, causal, softmax_scale=None, window=(-1, -1)):
     """Results and gradients within the contract's bounds, the dropout mask to the bit."""
     name = str(q.dtype).split(".")[1]
     keep = reference.keep(probs.shape, p, seed, offset) if p > 0 else None
     exact = [x.detach().clone().requires_grad_() for x in (q, k, v)]
     scale = reference.keep_scale(p, nominal)
     expected, expected_lse, expected_probs = reference.attention(
-        *exact, keep=keep, scale=scale, causal=causal, softmax_scale=softmax_scale
+        *exact, keep=keep, scale=scale, causal=causal, window=window, softmax_scale=softmax_scale
     )
     assert out.dtype == q.dtype and out.shape == q.shape
     assert reference.error(out, expected) <= reference.OUT[name]
@@ -70,6 +70,33 @@ def test_results_and_gradients_are_those_of_the_formulas(shape, causal, p, devic
         )
         dout = torch.randn(out.shape, generator=torch.Generator().manual_seed(6)).to(device, dtype)
         check(q, k, v, out, lse, probs, dout, p=p, seed=1234567890123, offset=64, nominal=False, causal=causal)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("window", [(5, 5), (0, 3), (20, -1), (-1, 7), (200, 200), (1 << 62, 2)], ids=str)
+@pytest.mark.parametrize("shape", ["grouped", "longer keys", "longer queries"])
+def test_windows_are_those_of_the_formulas(shape, window, p, device):
+    for dtype in dtypes(device):
+        q, k, v = make(SHAPES[shape], dtype, device)
+        settings = dict(dropout_p=p, window=window, seed=11, return_lse=True, return_probs=True)
+        out, lse, probs = signflash.attention(q, k, v, **settings)
+        dout = torch.randn(out.shape, generator=torch.Generator().manual_seed(6)).to(device, dtype)
+        check(
+            q, k, v, out, lse, probs, dout, p=p, seed=11, offset=0, nominal=False, causal=False, window=window
+        )  # fmt: skip
+
+
+def test_causality_makes_a_windows_right_side_zero(device):
+    q, k, v = make(SHAPES["longer keys"], torch.float16, device, requires_grad=False)
+    settings = dict(dropout_p=0.2, seed=3)
+    causal = signflash.attention(q, k, v, causal=True, **settings)
+    assert torch.equal(signflash.attention(q, k, v, window=(-1, 0), **settings), causal)
+    assert torch.equal(signflash.attention(q, k, v, window=[-1, 9], causal=True, **settings), causal)
+    window = signflash.attention(q, k, v, window=(6, 0), **settings)
+    assert torch.equal(signflash.attention(q, k, v, window=(6, -1), causal=True, **settings), window)
+    # One key each: the one that the query faces.
+    alone = signflash.attention(q, k, v, window=(0, 0))
+    assert torch.equal(alone, v[:, -q.shape[1] :].expand_as(alone))
 
 
 @pytest.mark.parametrize("nominal", [False, True])

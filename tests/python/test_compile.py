@@ -165,3 +165,14 @@ def test_a_compiled_vmap_over_other_tensors_draws_as_its_randomness_says(randomn
     else:
         with pytest.raises(Exception, match="not mapped over would drop the same for all"):
             mapped(torch.zeros(2))
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_a_compiled_derivative_of_probs_alone_is_refused_and_not_zeros(fullgraph):
+    q, k, v = make("cpu", requires_grad=False)
+
+    def slope(q):
+        return torch.func.grad(lambda q: signflash.attention(q, k, v, return_probs=True)[1].sum())(q)
+
+    with pytest.raises(Exception, match="probs have no derivative|attention"):
+        torch.compile(slope, backend="aot_eager", fullgraph=fullgraph)(q)

@@ -55,6 +55,10 @@ def cases():
         (q, k, v),
         {"scale_rule": "fair"},
     )
+    yield "window's kind", TypeError, r"window must be a pair \(left, right\) of ints, got 5", (q, k, v), {"window": 5}
+    yield "window's side", TypeError, "window's right side must be an int, got float", (q, k, v), {"window": (1, 2.0)}
+    yield "a negative window", wrong, "window's left side must be from 0 .* got -2", (q, k, v), {"window": (-2, 0)}
+    yield "a huge window", wrong, "window's right side must be from 0 .* got 9", (q, k, v), {"window": (0, 1 << 63)}
     yield "offset alone", wrong, "offset was given as 3 without seed", (q, k, v), {"offset": 3}
     yield "seed's type", TypeError, "seed must be an int, got float", (q, k, v), {"seed": 1.0}
     yield "seed's size", wrong, "seed must fit into 64 bits", (q, k, v), {"seed": 2**64}

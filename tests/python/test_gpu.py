@@ -268,3 +268,110 @@ def test_a_large_call_is_addressed_in_64_bits():
     assert k.numel() > 1 << 31
     expected = k.mean(1, keepdim=True, dtype=torch.float32).expand_as(q)
     assert reference.error(signflash.attention(q, k, k), expected) < 1e-2
+
+
+LENGTHS = [(300, 300), (1, 40), (0, 0), (129, 513), (64, 64), (77, 0), (200, 200)]
+
+
+def packed(lengths=LENGTHS, rows=None, dim=64, dtype=torch.bfloat16, requires_grad=True):
+    """(q, k, v) with room for so many rows, (cu_seqlens_q, cu_seqlens_k)."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [rows or sum(pair[side] for pair in lengths) for side in (0, 1)]
+    shapes = [(sizes[0], 4, dim), (sizes[1], 2, dim), (sizes[1], 2, dim)]
+    made = [torch.randn(shape, generator=generator).to("cuda", dtype).requires_grad_(requires_grad) for shape in shapes]
+    return made, starts(lengths)
+
+
+def starts(lengths):
+    sides = [torch.tensor([0, *(pair[side] for pair in lengths)]).cumsum(0) for side in (0, 1)]
+    return [x.to("cuda", torch.int32) for x in sides]
+
+
+def of_packed(tensors, cu_seqlens, **settings):
+    return signflash.attention(*tensors, cu_seqlens_q=cu_seqlens[0], cu_seqlens_k=cu_seqlens[1], **settings)
+
+
+@pytest.mark.parametrize("dim", [64, 128, 256])
+@pytest.mark.parametrize("seen", [dict(), dict(causal=True), dict(window=(100, 20))], ids=str)
+@pytest.mark.parametrize("p", [0.0, 0.1])
+def test_packed_sequences_are_dense_calls(p, seen, dim):
+    tensors, (cu_q, cu_k) = packed(dim=dim)
+    settings = dict(dropout_p=p, seed=3, offset=64, deterministic=True, return_lse=True, **seen)
+    out, lse = of_packed(tensors, (cu_q, cu_k), **settings)
+    found = torch.autograd.grad(out.float().sin().sum() + lse.masked_fill(torch.isinf(lse), 0).sum(), tensors)
+    alone = [x.detach().clone().requires_grad_() for x in tensors]
+    places_q, places_k = cu_q.tolist(), cu_k.tolist()
+    for b in range(len(LENGTHS)):
+        rows, keys = slice(*places_q[b : b + 2]), slice(*places_k[b : b + 2])
+        own = [x[None, rows if i == 0 else keys] for i, x in enumerate(alone)]
+        expected, expected_lse = signflash.attention(*own, shard=signflash.Shard(first_batch=b), **settings)
+        assert reference.error(out[rows], expected[0]) <= 2 * reference.OUT["bfloat16"]
+        seen_rows = ~torch.isinf(expected_lse[0])
+        assert torch.equal(~torch.isinf(lse[:, rows]), seen_rows)
+        assert reference.error(lse[:, rows][seen_rows], expected_lse[0][seen_rows]) <= 2e-6
+        (expected.float().sin().sum() + expected_lse.masked_fill(torch.isinf(expected_lse), 0).sum()).backward()
+    for got, x in zip(found, alone):
+        assert reference.error(got, x.grad) <= 2 * reference.GRADIENT["bfloat16"]
+
+
+def test_the_packed_backward_repeats_itself_to_the_bit_if_deterministic():
+    tensors, cu_seqlens = packed([(700, 700), (30, 30), (1000, 1000), (257, 257)])
+
+    def run():
+        out = of_packed(tensors, cu_seqlens, dropout_p=0.1, seed=1, causal=True, deterministic=True)
+        return torch.autograd.grad(out.sum(), tensors)
+
+    first = run()
+    for _ in range(20):
+        assert all(torch.equal(a, b) for a, b in zip(first, run()))
+
+
+def test_packed_calls_never_wait_for_the_gpu():
+    tensors, cu_seqlens = packed()
+
+    def run():
+        out = signflash.flash_attn_varlen_func(*tensors, *cu_seqlens, 300, 513, 0.1, window_size=(64, 64))
+        return torch.autograd.grad(out, tensors, torch.ones_like(out))
+
+    run()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_lengths_may_change_between_replays_of_a_graph():
+    tensors, cu_seqlens = packed(rows=1600)
+    dout = torch.randn_like(tensors[0])
+    settings = dict(dropout_p=0.1, seed=5, causal=True, deterministic=True)
+
+    def run(cu_seqlens):
+        out, lse = of_packed(tensors, cu_seqlens, return_lse=True, **settings)
+        return (out, lse, *torch.autograd.grad(out, tensors, dout))
+
+    graph, results = capture(lambda: run(cu_seqlens))
+    others = [[(10, 10)] * 7, [(1600, 1600)] + [(0, 0)] * 6, [(200, 100), (100, 200)] * 3 + [(1, 1)], LENGTHS]
+    for lengths in others:
+        changed = starts(lengths)
+        for x, y in zip(cu_seqlens, changed):
+            x.copy_(y)
+        graph.replay()
+        assert all(torch.equal(a, b) for a, b in zip(results, run(changed)))
+        assert not results[0][int(changed[0][-1]) :].any()
+
+
+def test_packed_sequences_in_cuda_graphs_of_the_compiler():
+    tensors, cu_seqlens = packed(requires_grad=False)
+    call = torch.compile(lambda q, k, v, *cu: of_packed((q, k, v), cu, causal=True) * 2, mode="reduce-overhead", fullgraph=True)
+    expected = of_packed(tensors, cu_seqlens, causal=True) * 2
+    for _ in range(4):
+        assert torch.equal(call(*tensors, *cu_seqlens).clone(), expected)
+
+
+def test_the_generator_advances_by_sequences_and_heads():
+    tensors, cu_seqlens = packed(requires_grad=False)
+    generator = torch.Generator("cuda").manual_seed(7)
+    for calls in range(3):
+        state = of_packed(tensors, cu_seqlens, dropout_p=0.1, generator=generator, return_rng_state=True)[1]
+        assert state == (7, calls * len(LENGTHS) * 4 * 32)

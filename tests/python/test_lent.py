@@ -166,6 +166,6 @@ def test_only_tensors_describe_themselves():
     for impostor in (object(), 5, "q", torch.Tensor, [q]):
         lent = (impostor, 0, 1 << 40)
         computed = native._native.forward(
-            (-1, 1), "float32", lent, told, told, None, out.data_ptr(), lse.data_ptr(), None, (0, 0, 0), native.Settings()
+            (-1, 1), "float32", lent, told, told, None, out.data_ptr(), lse.data_ptr(), None, 0, (0, 0, 0), native.Settings()
         )
         assert computed is False

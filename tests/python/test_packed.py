@@ -286,3 +286,81 @@ def test_sequences_may_have_no_probabilities_at_all():
     tensors = make([], (4, 6))
     out, probs = packed(tensors, starts([]), return_probs=True)
     assert probs.shape == (0, HEADS, 0, 0) and not out.any()
+
+
+def test_a_checkpoint_recomputes_the_same_sequences():
+    from torch.utils.checkpoint import checkpoint
+
+    lengths, _ = LENGTHS["different"]
+    cu_seqlens, results = starts(lengths), []
+    for reentrant in (None, False, True):
+        tensors = make(lengths)
+        torch.manual_seed(3)
+        if reentrant is None:
+            out = packed(tensors, cu_seqlens, dropout_p=0.3)
+        else:
+            run = lambda *tensors: packed(tensors, cu_seqlens, dropout_p=0.3)  # noqa: E731
+            out = checkpoint(run, *tensors, use_reentrant=reentrant)
+        out.sum().backward()
+        results.append((out, *(x.grad for x in tensors)))
+    for others in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], others))
+
+
+@pytest.mark.skipif(not hasattr(torch, "func"), reason="needs torch.func")
+def test_torch_func_differentiates_and_refuses_to_map():
+    lengths, _ = LENGTHS["rows behind the last"]
+    tensors, cu_seqlens = make(lengths), starts(lengths)
+
+    def loss(*tensors):
+        return packed(tensors, cu_seqlens, dropout_p=0.3, window=(5, 5), seed=4).sin().sum()
+
+    expected = torch.autograd.grad(loss(*tensors), tensors)
+    got = torch.func.grad(loss, argnums=(0, 1, 2))(*(x.detach() for x in tensors))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected))
+    with pytest.raises(NotImplementedError, match="vmap: attention of packed sequences .* is not mapped"):
+        torch.func.vmap(loss)(*(torch.stack([x.detach()] * 2) for x in tensors))
+    with pytest.raises(NotImplementedError, match="vmap: attention of packed sequences .* is not mapped"):
+        torch.func.jacrev(lambda q: packed((q, *tensors[1:]), cu_seqlens)[0, 0])(tensors[0].detach())
+
+
+@pytest.mark.skipif(not hasattr(torch.library, "register_autograd"), reason="needs operators")
+def test_flops_are_those_of_each_sequence():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    lengths, rest = LENGTHS["rows behind the last"]
+    tensors, cu_seqlens = make(lengths, rest), starts(lengths)
+    pairs = sum(of_q * of_k for of_q, of_k in lengths)
+    with FlopCounterMode(display=False) as counter:
+        packed(tensors, cu_seqlens, window=(3, 3)).sum().backward()
+    assert counter.get_total_flops() == 14 * HEADS * DIM * pairs
+    meta = [x.detach().to("meta") for x in tensors]
+    with FlopCounterMode(display=False) as counter:
+        packed(meta, [x.to("meta") for x in cu_seqlens])
+    assert counter.get_total_flops() == 4 * HEADS * DIM * len(tensors[0]) * len(tensors[1])
+
+
+def test_meta_tensors_have_shapes_and_are_judged():
+    lengths, rest = LENGTHS["rows behind the last"]
+    q, k, v = (x.detach().to("meta") for x in make(lengths, rest))
+    cu_seqlens = [x.to("meta") for x in starts(lengths)]
+    out, lse = packed((q, k, v), cu_seqlens, dropout_p=0.1, return_lse=True)
+    assert out.is_meta and out.shape == q.shape and lse.shape == (HEADS, len(q))
+    with pytest.raises(ValueError, match=r"v has another size in dimension 0 of \(total, num_heads, head_dim\)"):
+        packed((q, k, v[:-1]), cu_seqlens)
+    with pytest.raises(ValueError, match="as many numbers"):
+        packed((q, k, v), (cu_seqlens[0], cu_seqlens[1][:-1]))
+    with pytest.raises(NotImplementedError, match="return_probs with cu_seqlens cannot be recorded"):
+        packed((q, k, v), cu_seqlens, return_probs=True)
+
+
+@pytest.mark.gpu
+def test_a_gpus_probabilities_are_the_cpus():
+    lengths, _ = LENGTHS["different"]
+    for seen in (dict(), dict(causal=True)):
+        results = []
+        for device in ("cpu", "cuda"):
+            tensors = make(lengths, dtype=torch.float16, device=device, requires_grad=False)
+            given = dict(dropout_p=0.3, return_probs=True, **SEED, **seen)
+            results.append(packed(tensors, starts(lengths, device), **given)[1].cpu())
+        assert torch.equal(*map(torch.signbit, results)) and reference.error(results[1], results[0]) < 1e-3

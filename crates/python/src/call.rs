@@ -41,6 +41,8 @@ pub struct Forward {
     /// Written, if asked for.
     pub probs: Option<ForeignTensor>,
     pub state: RandomState,
+    /// On a GPU, memory of [`forward_workspace_bytes`], which packed sequences need; else 0.
+    pub workspace: u64,
 }
 
 /// A backward's tensors.
@@ -80,7 +82,14 @@ impl Forward {
         self.v.check(TensorName::V, shape.v(), self.dtype)?;
         self.q.check(TensorName::Q, shape.q(), self.dtype)?;
         self.out.check(TensorName::Out, shape.out(), self.dtype)?;
-        self.probs.map_or(Ok(()), |probs| probs.check(TensorName::Probs, problem.probs(), self.dtype))?;
+        if let Some(probs) = self.probs {
+            let expected = match lengths {
+                // Nobody here knows the longest: a matrix is as large as it is, and kernels write no further.
+                Lengths::OnDevice(sequences) => [*sequences, shape.num_heads, probs.shape[2], probs.shape[3]],
+                Lengths::Batch | Lengths::Packed(_) => problem.probs(),
+            };
+            probs.check(TensorName::Probs, expected, self.dtype)?;
+        }
         Ok(problem)
     }
 }
@@ -122,7 +131,7 @@ unsafe fn lengths(place: Place, cu_seqlens: Option<CuSeqlens>) -> Result<Lengths
 /// # Safety
 /// Every tensor must be where its description says, in this process's memory or on the GPU that [`Place`] names, with
 /// elements of the call's dtype; nobody else may write what is read, or use what is written, until the call is done (on
-/// a GPU: until the stream is).
+/// a GPU: until the stream is). The workspace is as long as [`forward_workspace_bytes`] says.
 pub unsafe fn forward(place: Place, call: &Forward, settings: &Settings) -> Result<(), CallError> {
     // SAFETY: the caller's promise.
     let lengths = unsafe { lengths(place, call.cu_seqlens) }?;
@@ -151,6 +160,17 @@ pub unsafe fn backward(place: Place, call: &Backward, settings: &Settings) -> Re
         Place::Cpu { threads } => unsafe { cpu::backward(threads, call, &problem) },
         // SAFETY: as above.
         Place::Cuda { ordinal, stream } => unsafe { cuda::backward(ordinal, stream, call, &problem) },
+    }
+}
+
+/// Bytes of [`Forward::workspace`]: 0 on the CPU, and where sequences are not packed.
+///
+/// # Errors
+/// That there is no such GPU.
+pub fn forward_workspace_bytes(place: Place, problem: &Problem) -> Result<u64, CallError> {
+    match place {
+        Place::Cpu { .. } => Ok(0),
+        Place::Cuda { ordinal, .. } => cuda::forward_workspace_bytes(ordinal, problem),
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::call::{Backward, Forward};
 use crate::error::CallError;
 use crate::foreign::ForeignTensor;
+use crate::lengths::CuSeqlens;
 use signflash_core::{Dtype, Problem};
 use signflash_cuda::{CudaEngine, Device, EngineError, Stream};
 use signflash_kernels::{BackwardCall, ForwardCall, Half, Order, half_of};
@@ -26,11 +27,13 @@ fn half(dtype: Dtype) -> Result<Half, EngineError> {
     half_of(dtype).ok_or(EngineError::Dtype(dtype))
 }
 
+/// The call, of packed sequences if there are some.
+fn begin<'a>(call: ForwardCall<'a>, cu_seqlens: Option<CuSeqlens>) -> ForwardCall<'a> {
+    cu_seqlens.map_or(call, |starts| call.with_cu_seqlens([starts.q.address, starts.k.address]))
+}
+
 /// What the kernels do not have.
 fn refuse(problem: &Problem) -> Result<(), CallError> {
-    if problem.is_packed() {
-        return Err(CallError::NotOnGpu { what: "packed sequences (cu_seqlens_q, cu_seqlens_k) are" });
-    }
     let window = problem.window();
     if window.left.is_some() || window.right.is_some_and(|right| right > 0) {
         return Err(CallError::NotOnGpu { what: "windows other than the causal one, (-1, 0), are" });
@@ -52,7 +55,9 @@ pub(crate) unsafe fn forward(
     let inputs = [call.q, call.k, call.v].map(|tensor| tensor.on_gpu(Order::RowsFirst));
     let forward = ForwardCall::new(problem, half, inputs, call.out.on_gpu(Order::RowsFirst), call.lse)
         .with_probs(call.probs.map(|probs| probs.on_gpu(Order::HeadsFirst)))
-        .with_seed_and_offset_ptr(call.state.address);
+        .with_seed_and_offset_ptr(call.state.address)
+        .with_workspace(call.workspace);
+    let forward = begin(forward, call.cu_seqlens);
     // SAFETY: the stream is the caller's, who keeps it; the tensors are there by the caller's promise, and fit.
     Ok(unsafe { engine.forward_on(&Stream::from_raw(engine.device(), stream), &forward) }?)
 }
@@ -72,12 +77,18 @@ pub(crate) unsafe fn backward(
     let inputs = [&call.q, &call.k, &call.v].map(on_gpu);
     let forward = ForwardCall::new(problem, half, inputs, on_gpu(&call.out), call.lse)
         .with_seed_and_offset_ptr(call.state.address);
+    let forward = begin(forward, call.cu_seqlens);
     let gradients = [&call.dq, &call.dk, &call.dv].map(on_gpu);
     let backward = BackwardCall::of(&forward, on_gpu(&call.dout), gradients, call.workspace)
         .with_dlse((call.dlse != 0).then_some(call.dlse))
         .with_deterministic(call.deterministic);
     // SAFETY: as in `forward`.
     Ok(unsafe { engine.backward_on(&Stream::from_raw(engine.device(), stream), &backward) }?)
+}
+
+pub(crate) fn forward_workspace_bytes(ordinal: u32, problem: &Problem) -> Result<u64, CallError> {
+    refuse(problem)?;
+    Ok(engine(ordinal)?.forward_workspace_bytes(problem))
 }
 
 pub(crate) fn workspace_bytes(

@@ -13,7 +13,7 @@ use crate::{ending, exchange, kept, logger, pool};
 use pyo3::exceptions::{PyNotImplementedError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
-use signflash_core::Shape;
+use signflash_core::{Problem, Shape};
 use signflash_cuda::{Device, EngineError};
 
 fn raise(error: CallError) -> PyErr {
@@ -47,6 +47,7 @@ fn py_forward(
     out: Written,
     lse: u64,
     probs: Option<Written>,
+    workspace: u64,
     state: RandomState,
     settings: Settings,
 ) -> PyResult<bool> {
@@ -61,7 +62,7 @@ fn py_forward(
     let out = out.beside(&q);
     let probs = probs.map(Written::alone).transpose()?;
     let cu_seqlens = cu_seqlens.flatten();
-    let call = Forward { dtype: layout.dtype, q, k, v, cu_seqlens, out, lse, probs, state };
+    let call = Forward { dtype: layout.dtype, q, k, v, cu_seqlens, out, lse, probs, state, workspace };
     // SAFETY: the package's Python half gives live tensors, and has just allocated those that are written. That those
     // that are read lie in their storage `readable` has judged, and their dtype and place where they tell; where they
     // do not, Python has.
@@ -125,6 +126,28 @@ fn py_backward(
     Ok(true)
 }
 
+/// Bytes of scratch memory that a forward of packed sequences needs on a GPU.
+#[pyfunction]
+fn forward_workspace_bytes(
+    py: Python<'_>,
+    ordinal: u32,
+    q_shape: Sizes,
+    k_shape: Sizes,
+    sequences: usize,
+    settings: Settings,
+) -> PyResult<u64> {
+    let problem = on_device(&settings, q_shape, k_shape, Some(sequences))?;
+    let at = Place::Cuda { ordinal, stream: 0 };
+    detached(py, || call::forward_workspace_bytes(at, &problem)).map_err(raise)
+}
+
+/// The problem of these shapes on a GPU, of so many packed sequences if they are.
+fn on_device(settings: &Settings, q: Sizes, k: Sizes, sequences: Option<usize>) -> PyResult<Problem> {
+    let lengths = sequences.map_or(Lengths::Batch, Lengths::OnDevice);
+    let problem = settings.of_shape(&RandomState::default(), shape_of(q.0, k.0), &lengths);
+    problem.map_err(|error| raise(error.into()))
+}
+
 /// Bytes of scratch memory that a backward needs on a GPU.
 #[pyfunction]
 fn workspace_bytes(
@@ -136,10 +159,7 @@ fn workspace_bytes(
     deterministic: bool,
     settings: Settings,
 ) -> PyResult<u64> {
-    let lengths = sequences.map_or(Lengths::Batch, Lengths::OnDevice);
-    let problem = settings
-        .of_shape(&RandomState::default(), shape_of(q_shape.0, k_shape.0), &lengths)
-        .map_err(|error| raise(error.into()))?;
+    let problem = on_device(&settings, q_shape, k_shape, sequences)?;
     let at = Place::Cuda { ordinal, stream: 0 };
     detached(py, || call::workspace_bytes(at, &problem, deterministic)).map_err(raise)
 }
@@ -210,6 +230,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(exchange::exchange, module)?)?;
     module.add_function(wrap_pyfunction!(py_forward, module)?)?;
     module.add_function(wrap_pyfunction!(py_backward, module)?)?;
+    module.add_function(wrap_pyfunction!(forward_workspace_bytes, module)?)?;
     module.add_function(wrap_pyfunction!(workspace_bytes, module)?)?;
     module.add_function(wrap_pyfunction!(packed_probs, module)?)?;
     module.add_function(wrap_pyfunction!(dropout_mask, module)?)?;

@@ -133,14 +133,15 @@ def _starts(cu_seqlens, told):
     return None if cu_seqlens is None else (told(cu_seqlens[0]), told(cu_seqlens[1]))
 
 
-def _probs(at, q, k, cu_seqlens, settings):
-    """Room for probs (batch, num_heads, seqlen_q, seqlen_k); of packed sequences, as long as the longest are."""
+def _probs(q, k, cu_seqlens, settings):
+    """Room for probs (batch, num_heads, seqlen_q, seqlen_k); of packed sequences, as long as the longest are, for which
+    a GPU is waited for.
+    """
     if cu_seqlens is None:
         batch, seqlen_q, num_heads, _ = q.shape
         return q.new_empty((batch, num_heads, seqlen_q, k.shape[1]))
-    shape = _native.packed_probs(at, q.shape, k.shape, _starts(cu_seqlens, _lent), settings)
-    if shape is None:
-        shape = _native.packed_probs(at, q.shape, k.shape, _starts([dense_rows(x) for x in cu_seqlens], _told), settings)
+    known = [dense_rows(x).cpu() for x in cu_seqlens]
+    shape = _native.packed_probs((-1, 0), q.shape, k.shape, _starts(known, _told), settings)
     return q.new_zeros(shape)  # no kernel writes what is beyond a shorter sequence
 
 
@@ -151,9 +152,15 @@ def forward(q, k, v, settings: Settings, state=(0, 0), return_probs: bool = Fals
     at, dtype = _place(q), NAMES[q.dtype]
     out, written = _alike(q) if out is None else (out, _written(out))
     lse = q.new_empty(sequences.rows(q, cu_seqlens), dtype=torch.float32)
-    probs = _probs(at, q, k, cu_seqlens, settings) if return_probs else None
+    probs = _probs(q, k, cu_seqlens, settings) if return_probs else None
     numbers, alive = _numbers(state)
-    rest = (written, lse.data_ptr(), None if probs is None else _written(probs), numbers, settings)
+    workspace, scratch = None, 0
+    if cu_seqlens is not None and q.is_cuda:
+        count = sequences.count(cu_seqlens)
+        size = _native.forward_workspace_bytes(q.get_device(), q.shape, k.shape, count, settings)
+        workspace = q.new_empty(size, dtype=torch.uint8)
+        scratch = workspace.data_ptr()
+    rest = (written, lse.data_ptr(), None if probs is None else _written(probs), scratch, numbers, settings)
     if not _native.forward(at, dtype, _lent(q), _lent(k), _lent(v), _starts(cu_seqlens, _lent), *rest):
         check_kinds(q, k, v, cu_seqlens)
         q, k, v = (dense(x) for x in (q, k, v))
