@@ -1,19 +1,18 @@
 #!/usr/bin/env python3
-"""Runs FlashAttention-2's own test file, unchanged, against signflash. Needs a GPU, pytest and einops.
+"""Runs FlashAttention-2's own test file, unchanged, against signflash. Needs pytest and einops, and a GPU.
 
     python3 run.py flash-attention/tests/test_flash_attn.py [--jobs N] [--seconds S] [--share I/N] [options of pytest]
 
-Its imports find the folder `shim`. Run are the cases of the functions that are there: without sliding windows, ALiBi,
-softcap, packed sequences and KV caches, which are the most of the file's half a million. N processes share them and
-the GPU; after S seconds no case is begun, and what was not run is counted. `--share` takes every N-th case from the
-I-th on.
+Its imports find the folder `shim`. Run are the cases of the functions that are there: without ALiBi, softcap, paged
+caches and KV caches, which are the most of the file's half a million. N processes share them and the GPU; after S
+seconds no case is begun, and what was not run is counted. `--share` takes every N-th case from the I-th on. `--cpu`
+runs on the CPU instead, for days; `--longest 512` leaves out the cases that take longest, and a share may be small.
 """
 
 import argparse
 import collections
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -41,6 +40,8 @@ def start(a, rest, job, folder):
         "no:cacheprovider",
     ]
     command += ["-p", "not_there_yet", "-p", "share", "--share", f"{first + step * job}/{step * a.jobs}"]
+    if a.cpu:
+        command += ["-p", "on_cpu"]
     command += ["--outcomes", str(folder / f"{job}.jsonl")]
     if a.seconds is not None:
         command += ["--until", str(time.time() + a.seconds)]
@@ -52,33 +53,27 @@ def start(a, rest, job, folder):
 
 
 def read(paths):
-    """The names of all cases, and the outcomes by name."""
-    names, outcomes = [], {}
+    """The rows of all cases by name, and the outcomes by name."""
+    names, outcomes = {}, {}
     for path in paths:
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
             said = json.loads(line)
-            names += said.get("collected", [])
+            names.update(said.get("collected", []))
             if "case" in said:
                 outcomes[said["case"]] = said
     return names, outcomes
 
 
-def group(name):
-    """The test, and its dropout_p: of test[0.0-0.17-97-32] the last with a point; the other is softcap."""
-    points = re.findall(r"[0-9]+\.[0-9]+", name)
-    return name.split("[")[0], points[-1] if points else ""
-
-
 def report(names, outcomes):
     rows = collections.defaultdict(collections.Counter)
-    for name in names:
+    for name, row in names.items():
         came = outcomes[name]["outcome"] if name in outcomes else "not run"
-        for key in (group(name), ("all", "")):
+        for key in (tuple(row), ("all", "", "")):
             rows[key][came] += 1
     columns = ("passed", "failed", "skipped", "not run")
-    print("| test | dropout_p | cases | " + " | ".join(columns) + " |\n|---|---|" + "---:|" * (1 + len(columns)))
-    for (test, dropout), counts in sorted(rows.items(), key=lambda row: (row[0][0] == "all", row[0])):
-        print(f"| {test} | {dropout} | {sum(counts.values())} | " + " | ".join(str(counts[c]) for c in columns) + " |")
+    print("| test | window | dropout_p | cases | " + " | ".join(columns) + " |\n|---|---|---|" + "---:|" * (1 + len(columns)))
+    for row, counts in sorted(rows.items(), key=lambda x: (x[0][0] == "all", x[0])):
+        print(f"| {' | '.join(row)} | {sum(counts.values())} | " + " | ".join(str(counts[c]) for c in columns) + " |")
     failed = [said for said in outcomes.values() if said["outcome"] == "failed"]
     for said in failed[:SHOWN]:
         print(f"failed: {said['case']}: {' '.join(said['text'].split())}")
@@ -92,6 +87,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--share", default="0/1")
+    parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--keep", help="a folder for each process's log and outcomes")
     a, rest = parser.parse_known_args()
     a.file = str(Path(a.file).resolve(strict=True))

@@ -14,6 +14,7 @@ if "transformers" not in signflash.enable(pytorch=False):
     pytest.skip("this Transformers has no AttentionInterface", allow_module_level=True)
 
 from signflash._transformers import attention_forward, attention_mask_of
+from signflash._transformers.given import mask_of_numbers
 from signflash._transformers.mask import Mask
 from signflash._transformers.names import canonical
 from transformers import masking_utils
@@ -26,15 +27,32 @@ def mask_of(function, seqlen_q=6, seqlen_k=6, q_offset=0, kv_offset=0, attention
 
 
 def seen(mask, seqlen_q=6, seqlen_k=6):
-    """bool (batch, seqlen_q, seqlen_k) of what mask.of() says, by its definition."""
-    said = mask.of(seqlen_q, seqlen_k)
-    result = torch.ones(2, seqlen_q, seqlen_k, dtype=torch.bool)
-    result[:, :, said.seqlen_k :] = False
-    if said.causal:
-        before = torch.ones(seqlen_q, said.seqlen_k, dtype=torch.bool).tril(said.seqlen_k - seqlen_q)
-        result[:, :, : said.seqlen_k] &= before
-    if said.keys is not None:
-        result[:, :, : said.seqlen_k] &= said.keys[:, None]
+    """bool (batch, seqlen_q, seqlen_k) of what attention sees by mask.of()."""
+    said, batch = mask.of(seqlen_q, seqlen_k), mask.shape[0]
+    result = torch.zeros(batch, seqlen_q, seqlen_k, dtype=torch.bool)
+    rows, columns = torch.arange(batch * seqlen_q), torch.arange(batch * said.seqlen_k)
+    starts = (rows[::seqlen_q].tolist() + [len(rows)], columns[:: said.seqlen_k].tolist() + [len(columns)])
+    if said.packed is not None:
+        starts = (said.packed.cu_seqlens_q.tolist(), said.packed.cu_seqlens_k.tolist())
+        rows = rows if said.packed.order_q is None else said.packed.order_q
+        columns = columns if said.packed.order_k is None else said.packed.order_k
+        assert sorted(rows.tolist()) == list(range(batch * seqlen_q)) and said.packed.cu_seqlens_q.dtype is torch.int32
+        assert sorted(columns.tolist()) == list(range(batch * said.seqlen_k))
+        assert said.packed.order_q is None or torch.equal(rows[said.packed.back_q], torch.arange(len(rows)))
+    assert len(starts[0]) == len(starts[1])
+    for q0, q1, k0, k1 in zip(starts[0], starts[0][1:], starts[1], starts[1][1:]):
+        assert q0 <= q1 and k0 <= k1
+        # FlashAttention-2's window: the last query faces the last key.
+        away = torch.arange(k1 - k0) - torch.arange(q1 - q0)[:, None] - (k1 - k0) + (q1 - q0)
+        visible = torch.ones_like(away, dtype=torch.bool)
+        if said.left is not None:
+            visible &= away >= -said.left
+        if said.right is not None:
+            visible &= away <= said.right
+        for row, sees in zip(rows[q0:q1].tolist(), visible):
+            keys = columns[k0:k1][sees]
+            assert len(keys) == 0 or set(keys.div(said.seqlen_k, rounding_mode="floor").tolist()) == {row // seqlen_q}
+            result[row // seqlen_q, row % seqlen_q, keys % said.seqlen_k] = True
     return result
 
 
@@ -59,31 +77,72 @@ SHAPES = {
 }
 
 
+def counting(q_offset=0, seqlen_q=6, attention_mask=None, **rest):
+    """Which queries' own positions count, (2, seqlen_q, 1)."""
+    if attention_mask is None:
+        return torch.ones(2, seqlen_q, 1, dtype=torch.bool)
+    return attention_mask[:, q_offset : q_offset + seqlen_q, None]
+
+
+def functions():
+    both = getattr(masking_utils, "sliding_window_bidirectional_mask_function", None)
+    start = torch.tensor([0, 1])
+    yield "causal", CAUSAL
+    yield "full", FULL
+    for size in (1, 2, 3, 5, 6, 7):
+        yield f"window {size}", masking_utils.sliding_window_causal_mask_function(size)
+        yield f"chunks {size}", masking_utils.chunked_causal_mask_function(size, start)
+        if both is not None:
+            yield f"window to both sides {size}", both(size)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("function", [CAUSAL, FULL], ids=["causal", "full"])
+@pytest.mark.parametrize("function", [x[1] for x in functions()], ids=[x[0] for x in functions()])
 def test_the_mask_says_what_transformers_own_mask_says(function, shape):
     settings = SHAPES[shape]
     sizes = {k: settings[k] for k in ("seqlen_q", "seqlen_k") if k in settings}
-    assert torch.equal(seen(mask_of(function, **settings), **sizes), expected(function, **settings))
+    try:
+        got = seen(mask_of(function, **settings), **sizes)
+    except NotImplementedError as error:
+        # To both sides of queries that are not at the end of the keys.
+        assert "the last query must be at the last key" in str(error) and "room" in shape
+        return
+    says = expected(function, **settings)
+    if function is not FULL:
+        # What a query sees whose own position does not count, is nobody's.
+        got, says = (x & counting(**settings) for x in (got, says))
+    assert torch.equal(got, says)
 
 
-def windows():
+def test_a_window_that_hides_nothing_is_none():
     both = getattr(masking_utils, "sliding_window_bidirectional_mask_function", None)
-    start = torch.zeros(2, dtype=torch.long)
-    yield masking_utils.sliding_window_causal_mask_function, 6, CAUSAL
-    yield (lambda size: masking_utils.chunked_causal_mask_function(size, start)), 6, CAUSAL
+    window = masking_utils.sliding_window_causal_mask_function
+    assert mask_of(window(6)).of(6, 6)[:3] == mask_of(CAUSAL).of(6, 6)[:3] == (None, 0, 6)
+    assert mask_of(window(5)).of(6, 6)[:3] == (4, 0, 6)
     if both is not None:
-        yield both, 5, FULL
+        assert mask_of(both(5)).of(6, 6)[:3] == mask_of(FULL).of(6, 6)[:3] == (None, None, 6)
+        assert mask_of(both(4)).of(6, 6)[:3] == (4, 4, 6)
+    mask = mask_of(window(0))  # no error: a model may make it and use it nowhere
+    with pytest.raises(NotImplementedError, match="the model asks for a sliding window of 0"):
+        mask.of(6, 6)
 
 
-@pytest.mark.parametrize("maker,enough,plain", list(windows()))
-def test_windows_are_refused_where_they_hide_something_and_when_they_are_used(maker, enough, plain):
-    assert torch.equal(seen(mask_of(maker(enough))), expected(plain))
-    assert not torch.equal(expected(maker(enough - 1)), expected(plain))
-    for size in (enough - 1, 0):
-        mask = mask_of(maker(size))  # no error: a model may make it and use it nowhere
-        with pytest.raises(NotImplementedError, match=r"the model asks for .*\b" + str(size)):
-            mask.of(6, 6)
+def test_padding_between_keys_is_computed_but_for_windows():
+    holes = torch.tensor([[1, 1, 0, 1, 1, 0], [0, 1, 0, 0, 1, 1]]).bool()
+    for function in (CAUSAL, FULL):
+        mask = mask_of(function, attention_mask=holes)
+        says = expected(function, attention_mask=holes)
+        assert torch.equal(seen(mask) & holes[..., None], says & holes[..., None])
+        assert function is CAUSAL or torch.equal(seen(mask), says)
+    window = mask_of(masking_utils.sliding_window_causal_mask_function(3), attention_mask=holes)
+    with pytest.raises(NotImplementedError, match="a window of 2 keys before and 0 behind a query of keys that do not count"):
+        window.of(6, 6)
+
+
+def test_a_batch_that_does_not_count_at_all_sees_nothing():
+    for padding in (torch.zeros(2, 6), torch.tensor([[0] * 6, [1] * 6])):
+        for function in (CAUSAL, FULL):
+            assert not seen(mask_of(function, attention_mask=padding))[0].any()
 
 
 def test_composed_patterns_are_tried_out():
@@ -100,13 +159,48 @@ def test_composed_patterns_are_tried_out():
 
     for other, plain in ((nothing, CAUSAL), (everything, FULL)):
         assert torch.equal(seen(mask_of(masking_utils.or_masks(CAUSAL, other))), expected(plain))
-    with pytest.raises(NotImplementedError, match="only causal and full attention"):
+    with pytest.raises(NotImplementedError, match="only full and causal attention and windows of sequences"):
         mask_of(masking_utils.or_masks(CAUSAL, block)).of(6, 6)
     # What queries see that do not count, is nobody's.
     padding = torch.tensor([[1, 1, 1, 0, 0, 0]] * 2)
     assert mask_of(masking_utils.or_masks(CAUSAL, block), attention_mask=padding * 0 + 1).problem
     tokens = torch.tensor([[0, 0, 0, 0, 1, 1]] * 2)
-    assert mask_of(masking_utils.or_masks(CAUSAL, block), attention_mask=padding).of(6, 6).causal
+    assert mask_of(masking_utils.or_masks(CAUSAL, block), attention_mask=padding).of(6, 6).right == 0
+
+
+@pytest.mark.parametrize("sides", [(3, 0), (1, 2), (2, 3), (6, 1), (0, 0), (9, 9)])
+@pytest.mark.parametrize("padding", [None, PADDING], ids=["whole", "padded"])
+def test_windows_in_functions_of_a_models_own_are_tried_out(sides, padding, monkeypatch):
+    """As Moonshine's and T5Gemma2's: nobody's name tells what they do. Some queries at a time."""
+    sequences = torch.tensor([[0, 0, 0, 0, 1, 1], [4, 4, 2, 2, 2, 2]])
+
+    def window(batch_idx, head_idx, q_idx, kv_idx):
+        return (q_idx - kv_idx <= sides[0]) & (kv_idx - q_idx <= sides[1])
+
+    def of_sequences(batch_idx, head_idx, q_idx, kv_idx):
+        same = sequences[batch_idx, q_idx] == sequences[batch_idx, kv_idx]
+        return same & window(batch_idx, head_idx, q_idx, kv_idx)
+
+    from signflash._transformers import patterns
+
+    counts = counting(attention_mask=padding)
+    for step in (1, 24, 1 << 20):
+        monkeypatch.setattr(patterns, "STEP", step)
+        for function in (window, of_sequences):
+            got = seen(mask_of(function, attention_mask=padding))
+            assert torch.equal(got & counts, expected(function, attention_mask=padding) & counts)
+
+
+@pytest.mark.skipif(not hasattr(masking_utils, "packed_sequence_mask_function"), reason="knows no packed sequences")
+def test_a_number_that_comes_again_is_not_the_same_sequence_in_one_piece():
+    def again(sequences):
+        return mask_of(masking_utils.and_masks(FULL, masking_utils.packed_sequence_mask_function(sequences)))
+
+    numbers = torch.tensor([[3, 3, 0, 0, 0, 7], [1, 1, 1, 1, 1, 1]])
+    says = numbers[:, :, None] == numbers[:, None]
+    assert torch.equal(seen(again(numbers)), says)
+    with pytest.raises(NotImplementedError, match="windows of sequences"):
+        again(torch.tensor([[3, 3, 0, 0, 0, 3], [1] * 6])).of(6, 6)
 
 
 @pytest.mark.skipif(not hasattr(masking_utils, "packed_sequence_mask_function"), reason="knows no packed sequences")
@@ -118,10 +212,75 @@ def test_packed_sequences_are_seen_in_either_order(packing_first):
         parts = [masking_utils.packed_sequence_mask_function(sequences), CAUSAL]
         return masking_utils.and_masks(*(parts if packing_first else parts[::-1]))
 
-    assert mask_of(pattern(torch.zeros(2, 6, dtype=torch.long))).of(6, 6).causal
-    several = mask_of(pattern(torch.tensor([[0] * 6, [0, 0, 0, 0, 1, 1]])))
-    with pytest.raises(NotImplementedError, match="packed sequences.*only causal and full attention"):
-        several.of(6, 6)
+    assert mask_of(pattern(torch.zeros(2, 6, dtype=torch.long))).of(6, 6)[:] == (None, 0, 6, None)
+    numbers = torch.tensor([[0] * 6, [0, 0, 0, 0, 1, 1]])
+    several = mask_of(pattern(numbers))
+    assert torch.equal(seen(several), expected(pattern(numbers)))
+    assert several.of(6, 6).packed.cu_seqlens_q.tolist() == [0, 6, 10, 12]
+    assert torch.equal(seen(several[1:]), expected(pattern(numbers))[1:])
+
+
+@pytest.mark.skipif(not hasattr(masking_utils, "create_causal_mask"), reason="makes masks in another way")
+@pytest.mark.parametrize("kind", ["causal", "sliding_window_causal", "chunked_causal"])
+def test_positions_that_start_anew_are_sequences(kind):
+    """As the models of the installed Transformers ask for them, next to PyTorch's masks."""
+    import inspect
+
+    make = getattr(masking_utils, f"create_{kind}_mask", None)
+    if make is None:
+        pytest.skip("makes no such masks")
+    masks = []
+    for implementation in ("sdpa", "signdense"):
+        config = transformers.MistralConfig(num_hidden_layers=1, sliding_window=3)
+        config.attention_chunk_size = 3
+        config._attn_implementation = implementation
+        given = dict(
+            config=config, inputs_embeds=torch.zeros(2, 9, 4), input_embeds=torch.zeros(2, 9, 4), attention_mask=None,
+            cache=None, past_key_values=None, cache_position=torch.arange(9),
+            position_ids=torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 0], [0, 0, 1, 2, 3, 4, 5, 6, 7]]),
+        )  # fmt: skip
+        taken = inspect.signature(inspect.unwrap(make)).parameters
+        masks.append(make(**{k: v for k, v in given.items() if k in taken}))
+    assert torch.equal(seen(masks[1], 9, 9), masks[0][:, 0])
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_window_of_sequences_and_keys_that_count_is_seen(seed):
+    """By name and by value, next to the numbers."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def number(low, high):
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    seqlen_k = number(1, 9)
+    seqlen_q = seqlen_k if seed % 2 else number(1, seqlen_k)
+    first = seqlen_k - seqlen_q
+    numbers = (torch.rand(2, seqlen_k, generator=generator) < 0.3).cumsum(-1)
+    keys = torch.ones(2, seqlen_k, dtype=torch.bool)
+    if seed % 3:
+        for row in keys:
+            row[number(0, seqlen_k) :] = False
+            row[: number(0, 2)] = False
+    sides = number(0, seqlen_k), number(0, seqlen_k)
+    away = torch.arange(seqlen_k) - torch.arange(seqlen_q)[:, None] - first
+    says = (-sides[0] <= away) & (away <= sides[1]) & keys[:, None]
+    says = says & (numbers[:, first:, None] == numbers[:, None])
+    counts = keys[:, first:, None]
+
+    def function(batch_idx, head_idx, q_idx, kv_idx):
+        near = (q_idx - kv_idx <= sides[0]) & (kv_idx - q_idx <= sides[1])
+        return near & (numbers[batch_idx, q_idx] == numbers[batch_idx, kv_idx])
+
+    got = mask_of(function, seqlen_q, seqlen_k, q_offset=first, attention_mask=keys)
+    assert torch.equal(seen(got, seqlen_q, seqlen_k) & counts, says & counts)
+    numbers = torch.zeros(2, 1, seqlen_q, seqlen_k).masked_fill(~says[:, None], -torch.inf)
+    try:
+        given = mask_of_numbers(numbers, seqlen_q, seqlen_k)
+    except NotImplementedError:
+        # Queries that nobody sees may see something of their own: nobody says that they are padding.
+        assert not counts.all()
+        return
+    assert torch.equal(seen(given, seqlen_q, seqlen_k) & counts, says & counts)
 
 
 USES = {
@@ -158,7 +317,7 @@ def test_the_mask_can_be_moved_cut_and_copied():
     assert torch.equal(seen(pickle.loads(pickle.dumps(mask))), seen(mask))
     assert torch.equal(seen(mask[:, :, 4:], 2), seen(mask)[:, 4:])
     assert torch.equal(seen(mask[..., :4][:, :, :4], 4, 4), seen(mask)[:, :4, :4])
-    assert mask[1:].of(6, 6).keys.shape == (1, 6)
+    assert torch.equal(seen(mask[1:]), seen(mask)[1:])
     assert isinstance(mask[..., :4], Mask)
     for padding in (None, PADDING):
         repeated = mask_of(FULL, attention_mask=padding).repeat(1, 4, 1, 1)
@@ -172,8 +331,7 @@ def test_a_mask_that_was_made_in_advance_stands():
     mask = mask_of(FULL, attention_mask=PADDING)
     assert torch.equal(seen(mask_of(CAUSAL, attention_mask=mask)), seen(mask))
     window = mask_of(masking_utils.sliding_window_causal_mask_function(3))
-    with pytest.raises(NotImplementedError, match="sliding window of 3"):
-        mask_of(CAUSAL, attention_mask=window).of(6, 6)
+    assert torch.equal(seen(mask_of(CAUSAL, attention_mask=window)), seen(window))
 
 
 def test_numbers_that_say_what_padding_says_are_computed(device):
@@ -185,6 +343,9 @@ def test_numbers_that_say_what_padding_says_are_computed(device):
         "padding": ~PADDING[:, None, None],
         "causal": causal.expand(2, 1, 6, 6),
         "nothing": torch.zeros(2, 1, 6, 6, dtype=torch.bool),
+        "window": (causal | torch.ones(6, 6).tril(-3).bool()).expand(2, 1, 6, 6),
+        "window to both sides": (torch.ones(6, 6).triu(2) + torch.ones(6, 6).tril(-4)).bool().expand(2, 1, 6, 6),
+        "packed": ~torch.block_diag(torch.ones(2, 2).tril(), torch.ones(4, 4).tril()).bool().expand(2, 1, 6, 6),
     }
     for name, hides in hidden.items():
         for number in (least, -torch.inf):
@@ -193,14 +354,12 @@ def test_numbers_that_say_what_padding_says_are_computed(device):
             out, _ = attention_forward(torch.nn.Module(), q, k, v, mask)
             scores = (q.float() @ k.float().mT * 0.25).masked_fill(hides.to(device), -torch.inf)
             assert torch.allclose(out.transpose(1, 2).float(), scores.softmax(-1) @ v.float(), atol=5e-3), name
-    window = causal | causal.T.roll(2, 0)
-    bias = torch.zeros(2, 1, 6, 6).masked_fill(window, least)
-    packed = ~torch.block_diag(torch.ones(2, 2).tril(), torch.ones(4, 4).tril()).bool()
+    for other in (causal.T.roll(1, 0) | causal, torch.eye(6).bool(), torch.ones(6, 6).tril(-1).bool().roll(3, 1)):
+        with pytest.raises(NotImplementedError, match="attention_mask must be None or"):
+            attention_forward(torch.nn.Module(), q, k, v, torch.zeros(2, 1, 6, 6).masked_fill(other, least).to(device))
+    bias = torch.zeros(2, 1, 6, 6)
     for mask in (
-        bias,
-        torch.zeros(2, 1, 6, 6).masked_fill(packed, -torch.inf),
-        torch.zeros(2, 1, 6, 6).masked_fill(window, -torch.inf),
-        bias * 0 + 0.5,
+        bias + 0.5,
         hidden["causal"],
         bias.expand(2, 2, 6, 6),
         bias.mul(0).requires_grad_(),

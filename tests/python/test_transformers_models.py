@@ -86,6 +86,101 @@ RIGHT = {
 }
 
 
+#: Windows and chunks shorter than the sequence.
+SLIDING = dict(DECODER, sliding_window=5)
+LOCAL = {
+    "mistral": ("MistralConfig", "MistralModel", SLIDING),
+    "mixtral": ("MixtralConfig", "MixtralModel", dict(SLIDING, num_local_experts=2)),
+    "starcoder2": ("Starcoder2Config", "Starcoder2Model", SLIDING),
+    "phi3": ("Phi3Config", "Phi3Model", SLIDING),
+    "qwen2": ("Qwen2Config", "Qwen2Model", dict(SLIDING, use_sliding_window=True, max_window_layers=1)),
+    "gemma3": ("Gemma3TextConfig", "Gemma3TextModel", dict(SLIDING, layer_types=["sliding_attention", "full_attention"])),
+    "cohere2": ("Cohere2Config", "Cohere2Model", dict(SLIDING, layer_types=["sliding_attention", "full_attention"])),
+    "olmo3": ("Olmo3Config", "Olmo3Model", dict(SLIDING, layer_types=["sliding_attention", "full_attention"])),
+    "modernbert": ("ModernBertConfig", "ModernBertModel", dict(ENCODER, local_attention=6, global_attn_every_n_layers=2)),
+    "llama4": (
+        "Llama4TextConfig",
+        "Llama4TextModel",
+        dict(
+            DECODER, attention_chunk_size=5, layer_types=["chunked_attention", "full_attention"], num_local_experts=2,
+            intermediate_size_mlp=96, moe_layers=[],
+        ),
+    ),
+}  # fmt: skip
+
+
+def padding(kind, seqlen=12):
+    """Of two rows, the second."""
+    counts = torch.ones(2, seqlen, dtype=torch.long)
+    if kind is not None:
+        counts[1, 8:] = 0
+        counts = counts.flip(1) if kind == "left" else counts
+    return counts
+
+
+def outputs_and_gradients(made, counts, **inputs):
+    """Of a loss on the positions that count."""
+    out = state(made(**inputs))
+    if counts is not None:
+        out = out * counts[..., None]
+    (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
+    return out, {n: p.grad for n, p in made.named_parameters() if p.grad is not None}
+
+
+def check_equal(results):
+    (expected, gradients), (got, ours) = results
+    assert torch.allclose(got, expected, atol=2e-5, rtol=1e-4)
+    assert gradients.keys() == ours.keys()
+    largest = max(g.abs().max() for g in gradients.values())
+    for name, gradient in gradients.items():
+        assert (ours[name] - gradient).abs().max() <= 1e-4 * largest, name
+
+
+@pytest.mark.parametrize("kind", [None, "left", "right"])
+@pytest.mark.parametrize("package", LOCAL)
+def test_windows_and_chunks_are_eagers(package, kind):
+    config, model, settings = LOCAL[package]
+    results = []
+    for implementation in ("eager", "signflash"):
+        made = make(package, config, model, implementation, **settings)
+        counts = padding(kind)
+        given = dict(input_ids=ids(), attention_mask=None if kind is None else counts)
+        results.append(outputs_and_gradients(made, counts, **given))
+    check_equal(results)
+    # They hide something.
+    settings = {k: v for k, v in settings.items() if k not in ("sliding_window", "local_attention", "attention_chunk_size")}
+    longer = dict(sliding_window=64, local_attention=64, attention_chunk_size=64)
+    longer = {k: v for k, v in longer.items() if k in LOCAL[package][2]}
+    whole = state(make(package, config, model, **settings, **longer)(ids())).detach()
+    assert not torch.allclose(whole[0], results[1][0][0], atol=1e-3)
+
+
+PACKED = {k: LOCAL[k] for k in ("mistral", "qwen2", "gemma3", "llama4")}
+PACKED["llama"] = RIGHT["llama"]
+
+
+@pytest.mark.parametrize("given", ["positions", "lengths", "both"])
+@pytest.mark.parametrize("package", PACKED)
+def test_packed_sequences_are_eagers_and_those_of_each_alone(package, given):
+    """Positions that start anew, and what Transformers' collator hands over for FlashAttention."""
+    config, model, settings = PACKED[package]
+    tokens, lengths = ids(20)[:1], (7, 1, 12)
+    starts = torch.tensor([0, 7, 8, 20], dtype=torch.int32)
+    positions = dict(position_ids=torch.cat([torch.arange(n) for n in lengths])[None])
+    packing = dict(cu_seq_lens_q=starts, cu_seq_lens_k=starts, max_length_q=12, max_length_k=12)
+    if given == "lengths" and package == "llama4":
+        pytest.skip("its chunks begin where the positions say")
+    inputs = dict(positions={**positions}, lengths={**packing}, both={**positions, **packing})[given]
+    eager, ours = (make(package, config, model, implementation, **settings) for implementation in ("eager", "signflash"))
+    results = [
+        outputs_and_gradients(eager, None, input_ids=tokens, use_cache=False, **positions),
+        outputs_and_gradients(ours, None, input_ids=tokens, use_cache=False, **inputs),
+    ]
+    check_equal(results)
+    alone = [state(ours(tokens[:, a:b], use_cache=False)) for a, b in zip(starts.tolist(), starts.tolist()[1:])]
+    assert torch.allclose(torch.cat(alone, 1), results[1][0], atol=2e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("package", RIGHT)
 def test_outputs_and_gradients_are_eagers(package, padded):
@@ -96,17 +191,10 @@ def test_outputs_and_gradients_are_eagers(package, padded):
         inputs = dict(input_ids=ids(), attention_mask=short() if padded else None)
         if getattr(made.config, "is_encoder_decoder", False):
             inputs["decoder_input_ids"] = ids(10)
-        out = state(made(**inputs))
-        if padded and "decoder_input_ids" not in inputs:
-            out = out * short()[..., None]
-        (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
-        results.append((out, {n: p.grad for n, p in made.named_parameters() if p.grad is not None}))
-    (expected, gradients), (got, ours) = results
-    assert torch.allclose(got, expected, atol=2e-5, rtol=1e-4)
-    assert gradients.keys() == ours.keys()
-    largest = max(g.abs().max() for g in gradients.values())
-    for name, gradient in gradients.items():
-        assert (ours[name] - gradient).abs().max() <= 1e-4 * largest, name
+        results.append(
+            outputs_and_gradients(made, short() if padded and "decoder_input_ids" not in inputs else None, **inputs)
+        )
+    check_equal(results)
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -6,13 +6,12 @@ from typing import Any, Optional, Tuple
 
 import torch
 
-from .._settings import Settings
-from .._torch.attention import attention
+from .._attention import attention
 from .._torch.checks import autocast_dtype
-from .._torch.padding import padded_attention
 from .given import mask_of_numbers
+from .layout import Packed
 from .mask import REMEDY, Mask, Seen
-from .masks import uncompiled
+from .packed import attention_of_sequences
 
 #: Arguments of an attention function that change what is computed, and that are not there.
 REFUSED = (
@@ -23,19 +22,12 @@ REFUSED = (
     "block_indices",
     "position_bias",
     "cache",
-    "cu_seq_lens_q",
-    "cu_seq_lens_k",
-    "max_length_q",
-    "max_length_k",
     "head_mask",
     "score_mod",
     "block_mask",
 )
 #: The largest head_dim that there is a kernel for.
 LARGEST_HEAD_DIM = 256
-
-#: Each sequence is a call of its own, at a length that only the mask knows: nothing that a compiler could look through.
-_padded_attention = uncompiled(padded_attention)
 
 
 def attention_forward(
@@ -49,15 +41,22 @@ def attention_forward(
     is_causal: Optional[bool] = None,
     sliding_window: Optional[int] = None,
     output_attentions: Optional[bool] = None,
+    cu_seq_lens_q: Optional[torch.Tensor] = None,
+    cu_seq_lens_k: Optional[torch.Tensor] = None,
+    max_length_q: Any = None,
+    max_length_k: Any = None,
     **kwargs: Any,
 ) -> Any:
     """(out (batch, seqlen, num_heads, head_dim), probabilities or None) of query (batch, num_heads, seqlen, head_dim).
 
-    Whether it is causal is what the mask says, as it is for Transformers' eager attention. Without a mask it is what
-    the caller or the module says.
+    What is seen, causality, windows, sequences and keys that count, is what the mask says, as it is for Transformers'
+    eager attention. Without a mask it is what the caller or the module says. cu_seq_lens_q and cu_seq_lens_k say where
+    sequences begin in all rows of the batch, one behind the other; lengths follow from them, and max_length_q and
+    max_length_k decide nothing.
     """
     _check_arguments(kwargs)
-    seen = _seen(module, query, key, attention_mask, is_causal, sliding_window)
+    given = _given(cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
+    seen = _seen(module, query, key, attention_mask, is_causal, sliding_window, given)
     query, key, value = _of_one_dtype(module, query, key, value)
     value_dim = value.shape[-1]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -65,11 +64,15 @@ def attention_forward(
     if seen.seqlen_k < key.shape[2]:
         key, value = (x[:, :, : seen.seqlen_k] for x in (key, value))
     tensors = [x.transpose(1, 2) for x in (query, key, value)]
-    settings, return_probs = Settings(float(dropout), scaling, seen.causal), bool(output_attentions)
-    if seen.keys is None:
-        out, _, probs, _ = attention(tuple(tensors), settings, return_probs=return_probs)
+    settings = dict(dropout_p=float(dropout), softmax_scale=scaling, causal=seen.right == 0)
+    if seen.left is not None or seen.right:
+        settings["window"] = tuple(-1 if x is None else x for x in (seen.left, seen.right))
+    if seen.packed is not None:
+        out, probs = attention_of_sequences(*tensors, seen.packed, settings, bool(output_attentions))
+    elif output_attentions:
+        out, probs = attention(*tensors, **settings, return_probs=True)
     else:
-        out, probs = _padded_attention(*tensors, seen.keys, settings, return_probs=return_probs)
+        out, probs = attention(*tensors, **settings), None
     return out[..., :value_dim], None if probs is None else probs.abs()
 
 
@@ -79,27 +82,57 @@ def _check_arguments(kwargs: dict) -> None:
             raise NotImplementedError(f"{name} was given, which is not there; {REMEDY}")
 
 
-def _seen(module: Any, query: Any, key: Any, mask: Any, is_causal: Optional[bool], window: Optional[int]) -> Seen:
+def _given(cu_seq_lens_q: Any, cu_seq_lens_k: Any, max_length_q: Any, max_length_k: Any) -> Optional[Packed]:
+    given = dict(cu_seq_lens_q=cu_seq_lens_q, cu_seq_lens_k=cu_seq_lens_k)
+    for name, x in given.items():
+        if x is not None and (not isinstance(x, torch.Tensor) or x.dim() != 1 or x.is_floating_point()):
+            raise TypeError(
+                f"{name} must be an int32 tensor of one dimension, (sequences + 1), got {getattr(x, 'dtype', type(x).__name__)} "
+                f"of shape {tuple(getattr(x, 'shape', ()))}"
+            )
+    missing = [name for name, x in given.items() if x is None]
+    if len(missing) == 1 or (missing and not (max_length_q is None and max_length_k is None)):
+        raise ValueError(
+            f"cu_seq_lens_q and cu_seq_lens_k must be given together, got {' and '.join(missing)} as None beside "
+            "others of cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k; give both, or none of the four"
+        )
+    return None if missing else Packed(cu_seq_lens_q.to(torch.int32), cu_seq_lens_k.to(torch.int32))
+
+
+def _seen(
+    module: Any,
+    query: Any,
+    key: Any,
+    mask: Any,
+    is_causal: Optional[bool],
+    window: Optional[int],
+    given: Optional[Packed],
+) -> Seen:
     seqlen_q, seqlen_k = query.shape[2], key.shape[2]
-    if isinstance(mask, Mask):
-        seen = mask.of(seqlen_q, seqlen_k)
-    elif mask is None:
-        seen = Seen(_is_causal(module, is_causal, seqlen_q), seqlen_k, None)
+    if mask is not None:
+        mask = mask if isinstance(mask, Mask) else mask_of_numbers(mask, seqlen_q, seqlen_k)
+        seen = mask.of(seqlen_q, seqlen_k) if given is None else mask.with_sequences(seqlen_q, seqlen_k, given)
     else:
-        seen = mask_of_numbers(mask, seqlen_q, seqlen_k).of(seqlen_q, seqlen_k)
-    if window is not None and window < seen.seqlen_k:
-        raise NotImplementedError(f"sliding_window is {window}, below {seen.seqlen_k} keys: not there; {REMEDY}")
+        # Where sequences are given there is one reference only, FlashAttention, which believes the module.
+        right = 0 if _is_causal(module, is_causal, given is None and seqlen_q > 1) else None
+        seen = Seen(None, right, seqlen_k, given)
+        if given is not None and window is not None:
+            seen = seen._replace(left=window - 1, right=window - 1 if right is None else 0)
+    if window is not None and window < seen.seqlen_k and (seen.left is None or window <= seen.left):
+        raise NotImplementedError(
+            f"sliding_window is {window}, below {seen.seqlen_k} keys, and the attention mask has no such window; {REMEDY}"
+        )
     return seen
 
 
-def _is_causal(module: Any, is_causal: Optional[bool], seqlen_q: int) -> bool:
+def _is_causal(module: Any, is_causal: Optional[bool], ambiguous: bool) -> bool:
     """Where the model made no mask: eager attention is full then, and PyTorch's is causal if the module says so."""
     stated = getattr(module, "is_causal", None) if is_causal is None else is_causal
     if stated is None:
         raise NotImplementedError(
             f"{type(module).__name__} does not say whether it is causal (is_causal), and made no attention mask; {REMEDY}"
         )
-    if stated and is_causal is None and seqlen_q > 1:
+    if stated and is_causal is None and ambiguous:
         raise NotImplementedError(
             f"attention_mask must be None or causal, got None from {type(module).__name__}, which says is_causal=True: eager "
             f"attention would see all keys, and sdpa only those before; {REMEDY}"

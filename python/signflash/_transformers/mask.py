@@ -6,9 +6,13 @@ from typing import Any, NamedTuple, Optional, Tuple
 
 import torch
 
+from . import layout
 from .names import ALIAS
+from .values import Pattern
 
 REMEDY = "use attn_implementation='eager' or 'sdpa' for this model"
+#: What looks into numbers of a mask is not for the compiler.
+uncompiled = torch.compiler.disable if hasattr(torch, "compiler") else lambda function: function
 
 
 class MaskNotImplementedError(NotImplementedError, AttributeError):
@@ -18,9 +22,12 @@ class MaskNotImplementedError(NotImplementedError, AttributeError):
 class Seen(NamedTuple):
     """What one call of attention sees."""
 
-    causal: bool
+    #: How many keys before and behind its own position a query sees; None is all.
+    left: Optional[int]
+    right: Optional[int]
     seqlen_k: int
-    keys: Optional[torch.Tensor]
+    #: The sequences of a call that is more than one a row, or less.
+    packed: Optional[layout.Packed] = None
 
 
 class Mask:
@@ -31,26 +38,28 @@ class Mask:
     much.
 
     Attributes:
-        causal: whether query i sees keys up to ``first + i`` only; else each query sees all keys.
+        pattern: what a query sees of its sequence, and the sequences (on the CPU).
         first: the key at the first query's own position.
-        keys: bool (batch, as many keys as a query can see), which of them count, or None if all do.
-        padding: the bool (batch, seqlen) that the model was called with, or None.
+        keys: bool (batch, as many keys as a query can see) on the CPU, which of them count, or None if all do.
         problem: why this mask cannot be computed, or None. It is raised when the mask is used.
+        device: where attention is computed.
     """
 
-    def __init__(
-        self, batch, seqlen_q, seqlen_k, *, causal, first=0, keys=None, padding=None, problem=None, device=None
-    ):
+    def __init__(self, batch, seqlen_q, seqlen_k, pattern=None, *, first=0, keys=None, problem=None, device=None):
         self.batch, self.seqlen_q, self.seqlen_k = batch, seqlen_q, seqlen_k
-        self.causal, self.first = causal, first
-        self.keys, self.padding = keys, padding
+        self.pattern = Pattern() if pattern is None else pattern
+        self.first, self.keys = first, keys
         self.problem = problem
         self.device = device
+        #: What was asked last, and the answer: all layers ask the same.
+        self._known: Optional[Tuple[int, int, Seen]] = None
+        #: Sequences that were given, and found to be this mask's.
+        self._agreed: Optional[layout.Packed] = None
 
     def _with(self, **changes: Any) -> "Mask":
         """A copy in which some attributes are others."""
         copy = Mask.__new__(Mask)
-        copy.__dict__.update(self.__dict__, **changes)
+        copy.__dict__.update(self.__dict__, _known=None, _agreed=None, **changes)
         return copy
 
     def of(self, seqlen_q: int, seqlen_k: int) -> Seen:
@@ -59,28 +68,85 @@ class Mask:
         Raises:
             NotImplementedError: there is no kernel for it, or the mask is of another shape.
         """
+        known = self._known
+        if known is not None and known[0] == seqlen_q and known[1] == seqlen_k:
+            return known[2]
+        return self._look(seqlen_q, seqlen_k)
+
+    def with_sequences(self, seqlen_q: int, seqlen_k: int, given: layout.Packed) -> Seen:
+        """The same with sequences that the caller gives, and that this mask may know, too.
+
+        Raises:
+            NotImplementedError: also if it knows others, or keys that do not count.
+        """
+        seen = self.of(seqlen_q, seqlen_k)
+        if seen.packed is None:
+            # They may go from one row into the next: what hides nothing in a row may hide something in them.
+            return Seen(self.pattern.left, self.pattern.right, seqlen_k, given)
+        if self._agreed is None or not all(a is b for a, b in zip(self._agreed, given)):
+            self._compare(seen.packed, given)
+        return seen
+
+    @uncompiled
+    def _compare(self, packed: layout.Packed, given: layout.Packed) -> None:
+        """The mask may cut sequences that are given into chunks; it must not say something else."""
+        ours, theirs = ({*zip(x.cu_seqlens_q.tolist(), x.cu_seqlens_k.tolist())} for x in (packed, given))
+        if self.keys is not None or not theirs <= ours:
+            raise NotImplementedError(
+                "cu_seq_lens_q and cu_seq_lens_k were given, and attention_mask or position_ids say something else: sequences "
+                f"that begin elsewhere, or keys that do not count; give one of them, or {REMEDY}"
+            )
+        self._agreed = given
+
+    @uncompiled
+    def _look(self, seqlen_q: int, seqlen_k: int) -> Seen:
         if self.problem is not None:
             raise NotImplementedError(self.problem)
-        if seqlen_k > self.seqlen_k or (self.causal and seqlen_q != self.seqlen_q):
+        seen = self._packed(seqlen_q, self._bounds(seqlen_q, seqlen_k))
+        self._known = seqlen_q, seqlen_k, seen
+        return seen
+
+    def _bounds(self, seqlen_q: int, seqlen_k: int) -> Seen:
+        """The window, where it hides something, and how many keys the last query can see."""
+        left, right, first = self.pattern.left, self.pattern.right, self.first
+        if left is not None and left >= first + seqlen_q - 1:
+            left = None
+        if right is not None and right >= seqlen_k - 1 - first:
+            right = None
+        bounded = left is not None or right is not None
+        by_position = bounded or self.pattern.sequences is not None
+        if seqlen_k > self.seqlen_k or (by_position and seqlen_q != self.seqlen_q):
             raise NotImplementedError(
                 f"attention_mask must be None or of ({seqlen_q}, {seqlen_k}) queries and keys, got shape {self.shape}; {REMEDY}"
             )
-        causal = self.causal
-        if causal:
-            if self.first >= seqlen_k - 1:
-                causal = False
-            elif self.first + seqlen_q > seqlen_k or self.first < 0:
+        if bounded:
+            end = first + seqlen_q
+            if first < 0 or end > seqlen_k or (end < seqlen_k and right != 0):
                 raise NotImplementedError(
-                    f"the model asks for causal attention of {seqlen_q} queries from position {self.first} on and "
+                    f"the model asks for attention up to a distance of {seqlen_q} queries from position {first} on and "
                     f"{seqlen_k} keys; the last query must be at the last key, {REMEDY}"
                 )
-            else:
-                seqlen_k = self.first + seqlen_q
-        keys = self.keys
-        if keys is not None:
-            seqlen_k = min(seqlen_k, keys.shape[1])
-            keys = keys if keys.shape[1] == seqlen_k else keys[:, :seqlen_k]
-        return Seen(causal, seqlen_k, keys)
+            seqlen_k = end  # a cache may have room to spare
+            right = None if seqlen_q == 1 and right == 0 else right
+        return Seen(left, right, seqlen_k if self.keys is None else min(seqlen_k, self.keys.shape[1]))
+
+    def _packed(self, seqlen_q: int, seen: Seen) -> Seen:
+        """The same, with its sequences."""
+        keys = None if self.keys is None else self.keys[:, : seen.seqlen_k]
+        sequences = self.pattern.sequences
+        sequences = None if sequences is None else sequences[:, : seen.seqlen_k]
+        if (keys is None or bool(keys.all())) and sequences is None:
+            return seen
+        rows = layout.Rows(self.batch, seqlen_q, seen.seqlen_k, self.first, keys, sequences)
+        bounded = seen.left is not None or seen.right is not None
+        try:
+            packed = layout.packed(rows, bounded, seen.left is not None or bool(seen.right))
+        except layout.Scattered:
+            raise NotImplementedError(
+                f"the model asks for {window_of(seen)} of keys that do not count with others between them (a 0 between 1s in "
+                f"attention_mask); pad on the left or on the right, or {REMEDY}"
+            ) from None
+        return seen._replace(packed=packed if self.device is None else packed.to(self.device))
 
     # What says something about the mask and changes nothing.
 
@@ -99,23 +165,18 @@ class Mask:
         return self.shape if dim is None else self.shape[dim]
 
     def __repr__(self) -> str:
-        kind = "refused" if self.problem else "causal" if self.causal else "full"
+        kind = "refused" if self.problem else window_of(self.pattern)
         return f"<{ALIAS}'s attention mask: {kind}, {tuple(self.shape)}>"
 
     # What keeps the meaning.
 
     def to(self, *args: Any, device: Any = None, **kwargs: Any) -> "Mask":
-        """On another device; a dtype changes nothing."""
+        """For attention on another device; a dtype changes nothing."""
         for x in args:
             device = (
                 x.device if isinstance(x, torch.Tensor) else x if isinstance(x, (str, int, torch.device)) else device
             )
-        if device is None:
-            return self
-        moved = {
-            name: None if x is None else x.to(device) for name, x in (("keys", self.keys), ("padding", self.padding))
-        }
-        return self._with(device=torch.device(device), **moved)
+        return self if device is None else self._with(device=torch.device(device))
 
     def contiguous(self, *args: Any, **kwargs: Any) -> "Mask":
         return self
@@ -135,23 +196,19 @@ class Mask:
         if h1 - h0 != 1 or k0 != 0 or min(b1 - b0, q1 - q0, k1) < 1:
             raise misused("Tensor.__getitem__")
         cut = dict(batch=b1 - b0, seqlen_q=q1 - q0, seqlen_k=k1, first=self.first + q0)
-        for name in ("keys", "padding"):
-            x = getattr(self, name)
-            whole = x is None or (b0, b1) == (0, self.batch)
-            cut[name] = x if whole else x[b0:b1]
-        if cut["keys"] is not None and k1 < cut["keys"].shape[1]:
-            cut["keys"] = cut["keys"][:, :k1]
+        if self.keys is not None:
+            cut["keys"] = self.keys[b0:b1, :k1]
+        if self.pattern.sequences is not None:
+            cut["pattern"] = self.pattern._replace(sequences=self.pattern.sequences[b0:b1, :k1])
         return self._with(**cut)
 
     def repeat(self, *sizes: Any) -> torch.Tensor:
         """Numbers, bool with True for what is seen, as Transformers makes them for PyTorch: some pooling heads, which
         attend by themselves and never drop, ask for them like this."""
-        if self.causal or self.problem is not None:
+        if any(x is not None for x in self.pattern) or self.problem is not None:
             raise misused("Tensor.repeat")
-        keys = self.keys
-        if keys is None:
-            keys = torch.ones((self.batch, self.seqlen_k), dtype=torch.bool, device=self.device)
-        return keys[:, None, None].expand(self.shape).repeat(*sizes)
+        keys = torch.ones((self.batch, self.seqlen_k), dtype=torch.bool) if self.keys is None else self.keys
+        return keys.to(self.device)[:, None, None].expand(self.shape).repeat(*sizes)
 
     # Everything else is a use that would read numbers which are not there.
 
@@ -161,6 +218,13 @@ class Mask:
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise misused(torch.overrides.resolve_name(function) or getattr(function, "__name__", str(function)))
+
+
+def window_of(seen: Any) -> str:
+    """In words, of something that has a left and a right side."""
+    if seen.left is None:
+        return "full attention" if seen.right is None else "causal attention" if seen.right == 0 else "a window"
+    return f"a window of {seen.left} keys before and {'all' if seen.right is None else seen.right} behind a query"
 
 
 def misused(what: str) -> MaskNotImplementedError:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from typing import Any, Optional
 
 import torch
 
-from .mask import Mask
-from .patterns import CAUSAL, Positions, pattern_of
-
-#: Looking into a mask function, and at the mask, is not for the compiler.
-uncompiled = torch.compiler.disable if hasattr(torch, "compiler") else lambda function: function
+from .mask import REMEDY, Mask, uncompiled
+from .patterns import Positions, pattern_of
+from .values import Unlike
 
 
 @uncompiled
@@ -38,27 +37,22 @@ def attention_mask_of(
     padding = None if attention_mask is None else attention_mask.to(torch.bool)
     first = int(q_offset)
     at = Positions(batch_size, q_length, kv_length, first, kv_offset, padding, device, use_vmap)
-    pattern, problem = pattern_of(mask_function, at)
-    causal = pattern is CAUSAL
-    # A cache may have room to spare: what is beyond the queries holds nothing yet, and is cut off.
-    seen = min(kv_length, at.end - kv_offset) if causal else kv_length
-    return Mask(
-        batch_size,
-        q_length,
-        kv_length,
-        causal=causal,
-        first=first - kv_offset,
-        keys=None if problem else _keys(padding, kv_offset, seen),
-        padding=padding,
-        problem=problem,
-        device=device,
-    )
+    # Here the GPU is waited for, once a mask: how sequences lie is then known to all layers.
+    keys = None if padding is None else _keys(padding.cpu(), kv_offset, kv_length)
+    settings = dict(first=first - kv_offset, device=device)
+    try:
+        pattern = pattern_of(mask_function, at, keys)
+    except Unlike as unlike:
+        problem = f"the model asks for {unlike}; only full and causal attention and windows of sequences are there, {REMEDY}"
+        return Mask(batch_size, q_length, kv_length, problem=problem, **settings)
+    mask = Mask(batch_size, q_length, kv_length, pattern, keys=keys, **settings)
+    with contextlib.suppress(NotImplementedError):
+        mask.of(q_length, kv_length)
+    return mask
 
 
-def _keys(padding: Any, first: int, seqlen_k: int) -> Any:
+def _keys(padding: torch.Tensor, first: int, seqlen_k: int) -> Optional[torch.Tensor]:
     """Which of the keys count, bool (batch, seqlen_k); None if all do."""
-    if padding is None:
-        return None
     keys = padding[:, first : first + seqlen_k]
     if keys.shape[1] < seqlen_k:
         keys = torch.nn.functional.pad(keys, (0, seqlen_k - keys.shape[1]))

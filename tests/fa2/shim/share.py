@@ -12,20 +12,27 @@ import pytest
 
 FUNCTIONS = {
     "test_flash_attn_qkvpacked",
+    "test_flash_attn_varlen_qkvpacked",
     "test_flash_attn_output",
+    "test_flash_attn_varlen_output",
     "test_flash_attn_causal",
+    "test_flash_attn_varlen_causal",
+    "test_flash_attn_splitkv",
     "test_flash_attn_race_condition",
     "test_flash_attn_bwd_overflow",
     "test_flash_attn_bwd_transpose",
+    "test_flash_attn_bwd_varlen_overflow",
     "test_flash_attn_deterministic",
+    "test_flash_attn_varlen_deterministic",
 }
-#: Of these parameters only what is there: no sliding windows, no ALiBi, no softcap.
-THERE = {"local": [False], "alibi": [False], "softcap": [0.0]}
+#: Of these parameters only what is there: no ALiBi, no softcap, no paged caches.
+THERE = {"alibi": [False], "softcap": [0.0], "paged_kv_block_size": [None]}
 
 
 def pytest_addoption(parser):
     parser.addoption("--share", default="0/1", help="I/N: every N-th case from the I-th on")
     parser.addoption("--until", type=float, help="a time of time.time(), after which no case is begun")
+    parser.addoption("--longest", type=int, help="no case with a parameter above it: sequences, on a slow machine")
     parser.addoption("--outcomes", help="a file that gets a line of JSON for each case")
 
 
@@ -44,14 +51,28 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize = of_what_is_there
 
 
+def _largest(item):
+    return max(x for x in item.callspec.params.values() if isinstance(x, int))
+
+
 def _order(item):
     return hashlib.sha256(item.name.encode()).digest()
 
 
 def pytest_collection_modifyitems(config, items):
     first, step = (int(x) for x in config.getoption("--share").split("/"))
+    longest = config.getoption("--longest")
+    if longest is not None:
+        items[:] = [item for item in items if _largest(item) <= longest]
     items[:] = sorted(items, key=_order)[first::step]
-    _say(config, collected=[item.name for item in items])
+    _say(config, collected=[[item.name, _row(item)] for item in items])
+
+
+def _row(item):
+    """What a table says of a case: the test, whether its window is local, and dropout_p."""
+    parameters = item.callspec.params
+    window = {True: "yes", False: "no"}.get(parameters.get("local"), "")
+    return [item.originalname, window, str(parameters.get("dropout_p", ""))]
 
 
 def _say(config, **what):

@@ -9,25 +9,32 @@ import math
 
 import signflash
 import torch
-from signflash import (  # noqa: F401
-    flash_attn_varlen_func,
-    flash_attn_varlen_kvpacked_func,
-    flash_attn_varlen_qkvpacked_func,
-    flash_attn_with_kvcache,
-)
+from signflash import flash_attn_with_kvcache  # noqa: F401
 
 
-def _unnormalised(probs, lse, q, k, causal):
+def _unnormalised(probs, lse, q, k, window):
+    """Of q (batch, seqlen_q, num_heads, head_dim), k (batch, seqlen_k, num_heads_k, head_dim)."""
     q, k = (x.detach().float().transpose(1, 2) for x in (q, k))
     scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(-1, -2) / math.sqrt(q.shape[-1])
     rows, columns = scores.shape[-2:]
-    if causal:
-        visible = torch.ones(rows, columns, dtype=torch.bool, device=q.device).tril(columns - rows)
-        scores = scores.masked_fill(~visible, -math.inf)
+    if columns == 0:
+        return probs.float()
+    away = torch.arange(columns, device=q.device) - torch.arange(rows, device=q.device)[:, None] - (columns - rows)
+    left, right = (columns + rows if x < 0 else x for x in window)
+    scores = scores.masked_fill((away < -left) | (away > right), -math.inf)
     factor = torch.exp(lse - scores.amax(-1))
     # A row that sees nothing has no largest score.
     factor = torch.where(torch.isfinite(factor), factor, torch.ones_like(factor))
     return probs.float() * factor[..., None]
+
+
+def _unnormalised_packed(probs, lse, q, k, window, cu_seqlens_q, cu_seqlens_k):
+    """Of packed sequences; probs are (sequences, num_heads, the most queries, the most keys)."""
+    found, starts = probs.float(), list(zip(cu_seqlens_q.tolist(), cu_seqlens_k.tolist()))
+    for i, ((q0, k0), (q1, k1)) in enumerate(zip(starts, starts[1:])):
+        piece = found[i : i + 1, :, : q1 - q0, : k1 - k0]
+        piece.copy_(_unnormalised(piece, lse[None, :, q0:q1], q[None, q0:q1], k[None, k0:k1], window))
+    return found
 
 
 class _OnceUsed:
@@ -52,7 +59,14 @@ class _OnceUsed:
         return function(*args, **(kwargs or {}))
 
 
-def _wrap(function, unpack):
+def _window(window_size=(-1, -1), causal=False, **_):
+    left, right = (int(x) for x in window_size)
+    return left, 0 if causal else right
+
+
+def _wrap(function, unpack, packed=0):
+    """A function of signflash's; unpack finds q and k, and packed says how many cu_seqlens stand behind the tensors."""
+
     @functools.wraps(function)
     def call(*args, **kwargs):
         results = function(*args, **kwargs)
@@ -60,8 +74,11 @@ def _wrap(function, unpack):
             return results
         out, lse, probs = results
         q, k = unpack(args)
-        causal = kwargs.get("causal", False)
-        return out, lse, _OnceUsed(lambda: _unnormalised(probs, lse, q, k, causal))
+        window = _window(**kwargs)
+        if not packed:
+            return out, lse, _OnceUsed(lambda: _unnormalised(probs, lse, q, k, window))
+        starts = [x for x in args if isinstance(x, torch.Tensor) and x.dim() == 1][:packed]
+        return out, lse, _OnceUsed(lambda: _unnormalised_packed(probs, lse, q, k, window, starts[0], starts[-1]))
 
     return call
 
@@ -69,3 +86,6 @@ def _wrap(function, unpack):
 flash_attn_func = _wrap(signflash.flash_attn_func, lambda a: (a[0], a[1]))
 flash_attn_kvpacked_func = _wrap(signflash.flash_attn_kvpacked_func, lambda a: (a[0], a[1][:, :, 0]))
 flash_attn_qkvpacked_func = _wrap(signflash.flash_attn_qkvpacked_func, lambda a: (a[0][:, :, 0], a[0][:, :, 1]))
+flash_attn_varlen_func = _wrap(signflash.flash_attn_varlen_func, lambda a: (a[0], a[1]), 2)
+flash_attn_varlen_kvpacked_func = _wrap(signflash.flash_attn_varlen_kvpacked_func, lambda a: (a[0], a[1][:, 0]), 2)
+flash_attn_varlen_qkvpacked_func = _wrap(signflash.flash_attn_varlen_qkvpacked_func, lambda a: (a[0][:, 0], a[0][:, 1]), 1)
