@@ -50,7 +50,7 @@ class Model:
         except Exception as error:
             self.tried.append(f"{way}, {made.__name__}: {short(error)}")
             return False
-        for self.plain, self.padded in candidates:
+        for self.plain, self.padded, self.packed in candidates:
             try:
                 with torch.no_grad():
                     if floats(model(**self.plain)):
@@ -71,7 +71,8 @@ class Model:
         return self.made(self.configuration(implementation, p)).float().eval()
 
     def inputs(self):
-        return {k: v for k, v in (("plain", self.plain), ("padded", self.padded)) if v is not None}
+        found = (("plain", self.plain), ("padded", self.padded), ("packed", self.packed))
+        return {k: v for k, v in found if v is not None}
 
 
 def examine(key, kind):
@@ -100,7 +101,7 @@ def drops(model, p):
 
 
 def judge(model, eager):
-    """Both inputs, the worse verdict."""
+    """All inputs, the worst verdict."""
     try:
         dropping, plain, reference = (
             model.make(x, p) for x, p in (("signflash", 0.1), ("signflash", 0.0), ("eager", 0.0))
@@ -132,7 +133,7 @@ def judge(model, eager):
         return dict(verdict="not run", why="eager attention is not differentiable")
     label, worst = max(verdicts.items(), key=lambda x: WORST.index(x[1]["verdict"]))
     also = {label: v["verdict"] for label, v in verdicts.items()}
-    return dict(worst, inputs=also, padded_only=label == "padded" and worst["verdict"] != also.get("plain"))
+    return dict(worst, inputs=also, only=label if worst["verdict"] != also.get("plain") else "")
 
 
 def of_counts(watch, eager):

@@ -65,14 +65,14 @@ class Inputs:
         return {k: v for k, v in self.text.items() if k.startswith("decoder")}
 
     def candidates(self):
-        """[(not padded, padded or None), ...]"""
+        """[(not padded, padded or None, packed or None), ...]"""
         found = [*self.series(), *self.waves(), *self.features(), *self.images(), *self.videos(), *self.others()]
         if self.text and self.main != "pixel_values":
             last = self.has("pixel_values") and self.main == "input_ids"
             found = found + [self.text] if last else [self.text] + found
             if "decoder_input_ids" in self.text:
                 found.append({k: v for k, v in self.text.items() if k != "decoder_input_ids"})
-        return [self.padded(x) for x in found + list(self.last())]
+        return [(x, self.padded(x), self.packed(x)) for x in found + list(self.last())]
 
     def padded(self, inputs):
         padded = dict(inputs)
@@ -87,7 +87,14 @@ class Inputs:
             mask = torch.ones(BATCH, *inputs["pixel_values"].shape[-2:], dtype=torch.long)
             mask[1, :, int(mask.shape[2] * 0.7) // 32 * 32 :] = 0
             padded["pixel_mask"] = mask
-        return inputs, padded if len(padded) > len(inputs) else None
+        return padded if len(padded) > len(inputs) else None
+
+    def packed(self, inputs):
+        """Positions that start anew within a row: two sequences in each."""
+        if not self.has("position_ids") or "input_ids" not in inputs or "decoder_input_ids" in inputs:
+            return None
+        positions = torch.stack([torch.arange(SEQLEN).remainder(n) for n in (10, 9)])
+        return dict(inputs, position_ids=positions, **(dict(use_cache=False) if self.has("use_cache") else {}))
 
     def series(self):
         if not self.has("past_values"):

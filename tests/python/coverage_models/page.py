@@ -21,12 +21,11 @@ REASONS = (
     (r"softcap was given", "softcap"),
     (r"(s_aux|sinks) was given", "sinks"),
     (r"indices was given", "sparse attention (keys chosen for each query)"),
-    (r"(cu_seq_lens|max_length)_\w was given", "packed sequences"),
-    (r"packed sequences", "packed sequences"),
-    (r"sliding window of|sliding_window is", "window shorter than the sequence"),
-    (r"chunked_overlay", "chunk shorter than the sequence"),
+    (r"sliding window of", "a window of 0"),
+    (r"sliding_window is", "a window that the mask does not have"),
+    (r"the last query must be at the last key", "a window of queries before the last key"),
     (r"head_dim", "head_dim above 256"),
-    (r"attention_mask must be None", "a mask of numbers that is more than padding and causality"),
+    (r"attention_mask must be None", "a mask of numbers that is no window of sequences"),
     (r"of the attention mask, which", "reads the attention mask in code of its own"),
     (r"the model asks for", "another mask function"),
     (r"was given, which is not there", "another argument"),
@@ -50,7 +49,8 @@ def reason(row):
     if row["verdict"] != "refused":
         return row.get("why", "")
     found = next((name for pattern, name in REASONS if re.search(pattern, row["why"])), "other")
-    return found + (" (padded only)" if row.get("padded_only") else "")
+    only = row.get("only")
+    return found + (f" ({only} only)" if only else "")
 
 
 def has_argument(row):

@@ -1,4 +1,4 @@
-"""Arguments that make a configuration small: two layers of four heads of 16."""
+"""Arguments that make a configuration small: two layers of four heads of 16, and windows shorter than what is run."""
 
 from configurations import constructor_names
 from special import SPECIAL
@@ -37,7 +37,8 @@ AT_MOST = dict(
     num_experts_per_tok=2, moe_topk=2, n_group=1, topk_group=1, first_k_dense_replace=1, q_lora_rank=32, kv_lora_rank=32,
     qk_nope_head_dim=16, qk_rope_head_dim=16, v_head_dim=16, moe_k=2, num_conv_pos_embeddings=16,
     num_conv_pos_embedding_groups=4, moe_layer_start_index=1, head_dim=16, global_head_dim=32, d_kv=16,
-    attention_head_size=16,
+    attention_head_size=16, sliding_window=6, attention_window_size=6, attention_chunk_size=6, local_attention=8,
+    max_window_layers=1,
 )  # fmt: skip
 ALWAYS = {"num_experts_per_tok", "moe_topk", "moe_k", "n_group", "topk_group", "first_k_dense_replace"}
 STAGES = {"depths", "encoder_depths", "stage_depths", "layers_per_stage", "num_blocks_per_stage", "blocks_per_stage"}
@@ -79,6 +80,8 @@ class Shrink:
         for name, value in self.values.items():
             if isinstance(value, PreTrainedConfig):
                 new = self.inner(name, value, known)
+            elif name == "use_sliding_window":
+                new = True
             elif isinstance(value, (list, tuple)):
                 whole = name in STAGES and all(type(x) is int for x in value)
                 new = [min(x, 2) for x in value] if whole else None
