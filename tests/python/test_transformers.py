@@ -311,20 +311,19 @@ def test_compiled_models_are_computed(kind, padding, device):
 @pytest.mark.skipif(not hasattr(torch.library, "register_autograd"), reason="operators need PyTorch 2.4 or newer")
 def test_layers_are_compiled_as_a_whole_and_once_for_all_lengths():
     torch._dynamo.reset()
-    _, ours = pair("llama", "cpu", )
+    _, ours = pair("llama", "cpu")
     graphs = []
 
     def counting(graph, _):
-        graphs.append(graph)
+        graphs.append(sum("attention_forward" in str(node.target) for node in graph.graph.nodes))
         return graph.forward
 
-    compiled, before = torch.compile(ours, backend=counting), None
+    compiled = torch.compile(ours, backend=counting)
     for shortest in (7, 3, 9, 1):
         mask = torch.ones(3, 12, dtype=torch.long)
         mask[1, shortest:] = mask[0, shortest + 1 :] = 0
         compiled(tokens("cpu"), attention_mask=mask, use_cache=False)
-        before = len(graphs) if before is None else before
-    assert len(graphs) == before <= 3  # before the mask is made, and behind it
+        assert [n for n in graphs if n > 0] == [2]  # both layers
 
 
 @pytest.mark.skipif(not hasattr(torch.library, "register_autograd"), reason="operators need PyTorch 2.4 or newer")
