@@ -164,6 +164,9 @@ def _tried_out(mask_function: Any, at: Positions, keys: Optional[torch.Tensor]) 
     found = pattern_of_values(Summary.together(steps), at.first, keys)
     if found is None:
         raise Unlike(_name(mask_function))
+    if keys is not None and found.right:
+        # Such models have been seen to read what padded positions give, which would be zeros.
+        raise Unlike(f"{_name(mask_function)}, a window to both sides of its own, on a padded batch")
     return found
 
 
