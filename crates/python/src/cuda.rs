@@ -32,15 +32,6 @@ fn begin<'a>(call: ForwardCall<'a>, cu_seqlens: Option<CuSeqlens>) -> ForwardCal
     cu_seqlens.map_or(call, |starts| call.with_cu_seqlens([starts.q.address, starts.k.address]))
 }
 
-/// What the kernels do not have.
-fn refuse(problem: &Problem) -> Result<(), CallError> {
-    let window = problem.window();
-    if window.left.is_some() || window.right.is_some_and(|right| right > 0) {
-        return Err(CallError::NotOnGpu { what: "windows other than the causal one, (-1, 0), are" });
-    }
-    Ok(())
-}
-
 /// # Safety
 /// As [`crate::call::forward`]; `stream` is a stream of this GPU's primary context.
 pub(crate) unsafe fn forward(
@@ -49,7 +40,6 @@ pub(crate) unsafe fn forward(
     call: &Forward,
     problem: &Problem,
 ) -> Result<(), CallError> {
-    refuse(problem)?;
     let half = half(call.dtype)?;
     let engine = engine(ordinal)?;
     let inputs = [call.q, call.k, call.v].map(|tensor| tensor.on_gpu(Order::RowsFirst));
@@ -70,7 +60,6 @@ pub(crate) unsafe fn backward(
     call: &Backward,
     problem: &Problem,
 ) -> Result<(), CallError> {
-    refuse(problem)?;
     let half = half(call.dtype)?;
     let engine = engine(ordinal)?;
     let on_gpu = |tensor: &ForeignTensor| tensor.on_gpu(Order::RowsFirst);
@@ -87,7 +76,6 @@ pub(crate) unsafe fn backward(
 }
 
 pub(crate) fn forward_workspace_bytes(ordinal: u32, problem: &Problem) -> Result<u64, CallError> {
-    refuse(problem)?;
     Ok(engine(ordinal)?.forward_workspace_bytes(problem))
 }
 
@@ -96,6 +84,5 @@ pub(crate) fn workspace_bytes(
     problem: &Problem,
     deterministic: bool,
 ) -> Result<u64, CallError> {
-    refuse(problem)?;
     Ok(engine(ordinal)?.backward_workspace_bytes(problem, deterministic))
 }

@@ -27,12 +27,6 @@ pub enum CallError {
         /// What came.
         got: i32,
     },
-    /// What GPUs do not compute.
-    #[error("{what} not computed on CUDA yet; compute on the CPU")]
-    NotOnGpu {
-        /// Begins the sentence.
-        what: &'static str,
-    },
 }
 
 impl From<ProblemError> for CallError {

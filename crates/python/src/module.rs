@@ -10,7 +10,7 @@ use crate::lengths::Lengths;
 use crate::lent::{Layout, Lent, LentStarts, Written};
 use crate::settings::{RandomState, Settings, shape_of};
 use crate::{ending, exchange, kept, logger, pool};
-use pyo3::exceptions::{PyNotImplementedError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use signflash_core::{Problem, Shape};
@@ -21,7 +21,6 @@ fn raise(error: CallError) -> PyErr {
         CallError::Engine(error) => error,
         CallError::Threads(_) => return PyRuntimeError::new_err(error.to_string()),
         CallError::NegativeStart { .. } => return PyValueError::new_err(error.to_string()),
-        CallError::NotOnGpu { .. } => return PyNotImplementedError::new_err(error.to_string()),
     };
     match error {
         EngineError::Problem(error) => PyValueError::new_err(error.to_string()),
