@@ -23,18 +23,19 @@ impl EncodedTensor {
             CUtensorMapSwizzle as Swizzle,
         };
         let mut encoded = CUtensorMap { opaque: [0; 16] };
-        let boxes = [TensorMap::BOX_COLUMNS, map.box_rows, 1, 1];
-        let steps = [1u32; 4];
-        // SAFETY: `encoded` is valid for a write and aligned by its type; the arrays have as many numbers as the rank,
-        // 4, asks for (3 strides); the address is only written down.
+        let (dims, strides_bytes) = map.ranked();
+        let boxes = [TensorMap::BOX_COLUMNS, map.box_rows, 1, 1, 1];
+        let steps = [1u32; 5];
+        // SAFETY: `encoded` is valid for a write and aligned by its type; the arrays have at least as many numbers as the
+        // rank, which is that of `dims`, asks for (one stride less); the address is only written down.
         let result = unsafe {
             sys::cuTensorMapEncodeTiled(
                 &mut encoded,
                 Type::CU_TENSOR_MAP_DATA_TYPE_UINT16,
-                4,
+                dims.len() as u32,
                 map.base as *mut std::ffi::c_void,
-                map.dims.as_ptr(),
-                map.strides_bytes.as_ptr(),
+                dims.as_ptr(),
+                strides_bytes.as_ptr(),
                 boxes.as_ptr(),
                 steps.as_ptr(),
                 Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE,

@@ -76,6 +76,6 @@ impl DeviceTensor {
             let sizes = [dims[0], dims[1], dims[2]];
             return TensorMap::packed(self.ptr, sizes, [used(0), used(1)], box_rows);
         }
-        TensorMap { base: self.ptr, dims, strides_bytes: [used(0), used(1), used(2)], box_rows }
+        TensorMap { base: self.ptr, dims, strides_bytes: [used(0), used(1), used(2)], box_rows, wraps: false }
     }
 }

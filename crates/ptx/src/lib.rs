@@ -56,10 +56,10 @@ mod tensor_map;
 mod types;
 
 pub use build::{
-    Acc, BoxTile, Builder, BulkRing, BulkRingConsumer, BulkRingProducer, Columns, CopyRing, Cta, Filling,
-    FullSlot, FullStage, GlobalAddr, LaunchBounds, Mbarrier, Operand, Order, PendingCopy, PendingProduct,
-    Product, Rows, SmemAddr, Tensor, TensorBox, Thread, TileLanes, TileLayout, TileThread, Val, Var, Warp,
-    Warpgroup,
+    Acc, BoxStart, BoxTile, Builder, BulkRing, BulkRingConsumer, BulkRingProducer, Columns, CopyRing, Cta,
+    Filling, FullSlot, FullStage, GlobalAddr, LaunchBounds, Mbarrier, Operand, Order, PendingCopy,
+    PendingProduct, Product, Rows, SmemAddr, Tensor, TensorBox, Thread, TileLanes, TileLayout, TileThread,
+    Val, Var, Warp, Warpgroup,
 };
 pub use instruction::{Flow, Instruction, Label, Printer};
 pub use interp::{Fault, Global, Lanes, Launch, Machine, Pointer, Profile, Region, Rule, SharedUse, Trap};

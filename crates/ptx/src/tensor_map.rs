@@ -18,26 +18,42 @@ pub struct TensorMap {
     pub strides_bytes: [u64; 3],
     /// Rows of a box: 1 to 256.
     pub box_rows: u32,
+    /// Whether there is a dimension 4, as [`packed`](Self::packed) says.
+    pub wraps: bool,
 }
 
 impl TensorMap {
     /// Columns of a box.
     pub const BOX_COLUMNS: u32 = 64;
 
-    /// Sequences of rows one behind the other, `total` rows in all, each `row_bytes` behind the one before it: a tensor
-    /// of which a box can begin anywhere and ends with its sequence.
+    /// Of packed sequences, the coordinate of dimension 1 at which each ends, and also that of dimension 4.
+    pub const PACKED_END: u32 = 1 << 30;
+
+    /// What the coordinate of dimension 4 adds is a multiple of 2^64, which is nothing, and takes rows away again.
+    const WRAP_BYTES: u64 = 1 << 34;
+
+    /// Sequences of rows one behind the other, each row `row_bytes` behind the one before it: a tensor of which a box can
+    /// begin anywhere and ends with its sequence.
     ///
-    /// Row i of a sequence of `len` rows that begins at row `first` has the coordinates `total - len + i` in dimension 1
-    /// and `first + len` in dimension 3, which has the rows' stride, too; so what lies behind the sequence's end lies
-    /// behind that of dimension 1. The base is set off by as much as these add.
+    /// Row i of a sequence of `len` rows that begins at row `first` has the coordinates `PACKED_END - len + i` in
+    /// dimension 1 and `first + len` in dimension 3, which has the rows' stride, too; so what lies behind the sequence's
+    /// end lies behind that of dimension 1. Dimension 4, whose coordinate is always `PACKED_END`, takes away the
+    /// `PACKED_END` rows that these add, by addresses of 64 bits that wrap around. (A base set off by as much would do for
+    /// stores; but the copy engine reads at the base when a box lies outside, so there must be memory. Triton's ragged
+    /// tensors have the same two dimensions.)
     ///
     /// ```
     /// use signflash_ptx::TensorMap;
     /// let map = TensorMap::packed(4096, [64, 10, 2], [256, 128], 16);
-    /// let at = |dim1: u64, dim3: u64| map.base + 256 * (dim1 + dim3);
-    /// let (total, first, len) = (10, 3, 4);
-    /// assert_eq!(at(total - len + 2, first + len), 4096 + 256 * (3 + 2)); // row 2 of the sequence
-    /// assert_eq!(map.dims[1], total); // row 4 would have the coordinate 10, and is outside
+    /// assert!(map.wraps && map.is_valid());
+    /// let end = u64::from(TensorMap::PACKED_END);
+    /// let at = |dim1: u64, dim3: u64| {
+    ///     let rows = 256 * (dim1 + dim3);
+    ///     map.base.wrapping_add(rows).wrapping_add(end.wrapping_mul((1 << 34) - 256))
+    /// };
+    /// let (first, len) = (3, 4);
+    /// assert_eq!(at(end - len + 2, first + len), 4096 + 256 * (3 + 2)); // row 2 of the sequence
+    /// assert_eq!(map.dims[1], end); // row 4 would have this coordinate, and is outside
     /// ```
     pub fn packed(
         ptr: u64,
@@ -46,18 +62,29 @@ impl TensorMap {
         box_rows: u32,
     ) -> Self {
         TensorMap {
-            base: ptr.wrapping_sub(total.wrapping_mul(row_bytes)),
-            dims: [columns, total, heads, total + 1],
+            base: ptr,
+            dims: [columns, Self::PACKED_END.into(), heads, total + 1],
             strides_bytes: [row_bytes, head_bytes, row_bytes],
             box_rows,
+            wraps: true,
         }
+    }
+
+    /// The dimensions that the hardware is told, and the strides: 4 and 3 of them, or 5 and 4.
+    pub fn ranked(&self) -> (Vec<u64>, Vec<u64>) {
+        let (mut dims, mut strides_bytes) = (self.dims.to_vec(), self.strides_bytes.to_vec());
+        if self.wraps {
+            dims.push(u64::from(Self::PACKED_END) + 1);
+            strides_bytes.push(Self::WRAP_BYTES.wrapping_sub(self.strides_bytes[0]));
+        }
+        (dims, strides_bytes)
     }
 
     /// Bytes of a box, in shared memory and for the barrier that counts them.
     ///
     /// ```
     /// use signflash_ptx::TensorMap;
-    /// let map = TensorMap { base: 256, dims: [40, 9, 1, 1], strides_bytes: [80, 720, 720], box_rows: 16 };
+    /// let map = TensorMap { base: 256, dims: [40, 9, 1, 1], strides_bytes: [80, 720, 720], box_rows: 16, wraps: false };
     /// assert_eq!(map.box_bytes(), 16 * 128); // also where the box sticks out
     /// assert!(map.is_valid());
     /// ```
@@ -70,6 +97,7 @@ impl TensorMap {
         self.base.is_multiple_of(16)
             && self.dims.iter().all(|dim| (1..=1 << 32).contains(dim))
             && self.strides_bytes.iter().all(|stride| stride.is_multiple_of(16) && *stride < 1 << 40)
+            && (!self.wraps || self.strides_bytes[0] < Self::WRAP_BYTES)
             && (1..=256).contains(&self.box_rows)
     }
 
@@ -77,10 +105,11 @@ impl TensorMap {
     pub(crate) fn row(&self, [row, c2, c3]: [i32; 3]) -> Option<u64> {
         let coordinates = [row, c2, c3];
         let inside = |(c, dim): (&i32, &u64)| *c >= 0 && (*c as u64) < *dim;
-        // Addresses wrap around: those of packed sequences begin before the tensor.
+        let (_, strides_bytes) = self.ranked();
         let address = || {
-            let pairs = coordinates.iter().zip(self.strides_bytes);
-            pairs.fold(self.base, |at, (c, stride)| at.wrapping_add((*c as u64).wrapping_mul(stride)))
+            let all = coordinates.iter().map(|c| *c as u64).chain([Self::PACKED_END.into()]);
+            all.zip(&strides_bytes)
+                .fold(self.base, |at, (c, stride)| at.wrapping_add(c.wrapping_mul(*stride)))
         };
         coordinates.iter().zip(&self.dims[1..]).all(inside).then(address)
     }

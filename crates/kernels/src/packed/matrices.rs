@@ -47,7 +47,7 @@ impl<'k> MatricesVals<'k> {
         let of = |cu_seqlens, total| Starts { cu_seqlens, total, sequences }.of(t, number);
         let (queries, keys) = (of(self.cu_seqlens_q, total_q), of(self.cu_seqlens_k, total_k));
         let (first_q, first_k, count) = (queries.first, keys.first, sequences + 1);
-        let begins = Begins { first_q, first_k, total_q, total_k, count };
+        let begins = Begins { first_q, first_k, total_q, count };
         Sequence { number, seqlen_q: queries.len, seqlen_k: keys.len, packed: Some(begins) }
     }
 }

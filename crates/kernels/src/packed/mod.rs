@@ -58,13 +58,7 @@ impl<'k> PackedVals<'k> {
         let record = GlobalAddr::new((index + 1).widen().mul_add(u64::from(RECORD_BYTES), self.list));
         let [sequence, number, first_q, seqlen_q] = t.load_constant::<U32, 4>(record);
         let [first_k, seqlen_k] = t.load_constant::<U32, 2>(record.at(16));
-        let begins = Begins {
-            first_q,
-            first_k,
-            total_q: problem.seqlen_q,
-            total_k: problem.seqlen_k,
-            count: self.sequences,
-        };
+        let begins = Begins { first_q, first_k, total_q: problem.seqlen_q, count: self.sequences };
         let sequence = Sequence { number: sequence, seqlen_q, seqlen_k, packed: Some(begins) };
         ListedTile { sequence, number }
     }

@@ -1,6 +1,6 @@
 //! The sequences of a problem: what belongs to one of them alone.
 use super::args::{ProblemVals, TensorVals};
-use signflash_ptx::{U32, U64, Val};
+use signflash_ptx::{BoxStart, U32, U64, Val};
 
 /// One sequence: where it is, and how long.
 ///
@@ -23,9 +23,8 @@ pub(crate) struct Begins<'k> {
     /// Queries, and keys, before its own.
     pub(crate) first_q: Val<'k, U32>,
     pub(crate) first_k: Val<'k, U32>,
-    /// Queries, and keys, of all sequences.
+    /// Queries of all sequences.
     pub(crate) total_q: Val<'k, U32>,
-    pub(crate) total_k: Val<'k, U32>,
     /// Sequences in all, one of what is left over behind the last among them.
     pub(crate) count: Val<'k, U32>,
 }
@@ -35,8 +34,8 @@ pub(crate) struct Begins<'k> {
 pub(crate) struct RowsOf<'k> {
     sequence: Val<'k, U32>,
     seqlen: Val<'k, U32>,
-    /// Rows before them, and of all sequences, where these lie one behind the other.
-    packed: Option<[Val<'k, U32>; 2]>,
+    /// Rows before them, where sequences lie one behind the other.
+    packed: Option<Val<'k, U32>>,
 }
 
 impl<'k> Sequence<'k> {
@@ -58,13 +57,13 @@ impl<'k> Sequence<'k> {
 
     /// Its rows in q and whatever lies like q.
     pub(crate) fn queries(&self) -> RowsOf<'k> {
-        let packed = self.packed.map(|begins| [begins.first_q, begins.total_q]);
+        let packed = self.packed.map(|begins| begins.first_q);
         RowsOf { sequence: self.number, seqlen: self.seqlen_q, packed }
     }
 
     /// Its rows in k and whatever lies like k.
     pub(crate) fn keys(&self) -> RowsOf<'k> {
-        let packed = self.packed.map(|begins| [begins.first_k, begins.total_k]);
+        let packed = self.packed.map(|begins| begins.first_k);
         RowsOf { sequence: self.number, seqlen: self.seqlen_k, packed }
     }
 
@@ -78,10 +77,10 @@ impl<'k> RowsOf<'k> {
     /// Where the copy engine finds one of them: as [`TensorMap::packed`](signflash_ptx::TensorMap::packed) says, if
     /// sequences are packed, so that what lies beyond the sequence lies outside.
     #[track_caller]
-    pub(crate) fn coordinates(&self, row: Val<'k, U32>, head: Val<'k, U32>) -> [Val<'k, U32>; 3] {
+    pub(crate) fn coordinates(&self, row: Val<'k, U32>, head: Val<'k, U32>) -> BoxStart<'k> {
         match self.packed {
-            None => [row, head, self.sequence],
-            Some([first, total]) => [total - self.seqlen + row, head, first + self.seqlen],
+            None => [row, head, self.sequence].into(),
+            Some(first) => BoxStart::packed([first, self.seqlen], row, head),
         }
     }
 
@@ -90,7 +89,7 @@ impl<'k> RowsOf<'k> {
     pub(super) fn start(&self, tensor: &TensorVals<'k>) -> Val<'k, U64> {
         match self.packed {
             None => self.sequence.widen().mul_add(tensor.batch, tensor.ptr),
-            Some([first, _]) => first.widen().mul_add(tensor.row, tensor.ptr),
+            Some(first) => first.widen().mul_add(tensor.row, tensor.ptr),
         }
     }
 }

@@ -81,7 +81,7 @@ impl<'k> Work<'k> {
 
     /// The same tile of keys counted from the last of its sequence's.
     #[track_caller]
-    pub(crate) fn from_the_last_key(self, keys: u32) -> Self {
+    pub(crate) fn last_key_first(self, keys: u32) -> Self {
         let tiles = (self.sequence.seqlen_k + (keys - 1)) / keys;
         Work { block: tiles - 1 - self.block, ..self }
     }

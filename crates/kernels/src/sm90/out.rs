@@ -3,7 +3,7 @@ use super::forward::WG_ROWS;
 use super::pipeline::Pipeline;
 use crate::config::HopperCommon;
 use crate::parts::product::pack;
-use signflash_ptx::{Acc, B32, Half, Order, SmemAddr, Tensor, TileLayout, U32, Val, Warpgroup};
+use signflash_ptx::{Acc, B32, BoxStart, Half, Order, SmemAddr, Tensor, TileLayout, U32, Val, Warpgroup};
 
 /// A warpgroup's place for 64 rows, as boxes of 64 columns.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ impl<'k> OutTile<'k> {
     /// Rounds an accumulator and starts to write it to the box whose first row is `at[0]`. What was stored before has
     /// left.
     #[track_caller]
-    pub(crate) fn store(&self, wg: Warpgroup<'k>, out: &Acc<'k>, to: Tensor<'k>, at: [Val<'k, U32>; 3]) {
+    pub(crate) fn store(&self, wg: Warpgroup<'k>, out: &Acc<'k>, to: Tensor<'k>, at: BoxStart<'k>) {
         stage_words(wg, &pack(out, self.half, false), self.at);
         let t = wg.threads();
         t.fence_proxy_async();

@@ -21,7 +21,7 @@ pub use mbarrier::{BulkRing, BulkRingConsumer, BulkRingProducer, Filling, FullSt
 pub use memory::{GlobalAddr, SmemAddr};
 pub use ring::{CopyRing, FullSlot, PendingCopy};
 pub use scope::{Cta, Thread, Warp};
-pub use tensor::{Tensor, TensorBox};
+pub use tensor::{BoxStart, Tensor, TensorBox};
 pub use tile::{Order, TileLanes, TileLayout, TileThread};
 pub use value::{Operand, Val, Var};
 pub use warpgroup::{BoxTile, Columns, PendingProduct, Product, Rows, Warpgroup};

@@ -6,6 +6,7 @@ use super::value::Val;
 use crate::kernel::Param;
 use crate::ops::bulk::BulkGroup;
 use crate::ops::tensor::{Place, TensorAddress, TensorLoad, TensorStore};
+use crate::tensor_map::TensorMap;
 use crate::types::{Src, U32, U64, Width};
 
 /// A tensor that is a parameter of the kernel: see [`TensorMap`](crate::TensorMap).
@@ -23,16 +24,41 @@ impl<'k> Cta<'k> {
     }
 }
 
+/// Where a box begins in dimensions 1 to 3, which may be outside: a negative row is a huge number here.
+#[derive(Clone, Copy, Debug)]
+pub struct BoxStart<'k> {
+    others: [Val<'k, U32>; 3],
+    wraps: bool,
+}
+
+impl<'k> From<[Val<'k, U32>; 3]> for BoxStart<'k> {
+    fn from(others: [Val<'k, U32>; 3]) -> Self {
+        BoxStart { others, wraps: false }
+    }
+}
+
+impl<'k> BoxStart<'k> {
+    /// Row `row` of a sequence of `len` rows behind `first` others: see [`TensorMap::packed`](crate::TensorMap::packed).
+    #[track_caller]
+    pub fn packed([first, len]: [Val<'k, U32>; 2], row: Val<'k, U32>, third: Val<'k, U32>) -> Self {
+        BoxStart { others: [row - len + TensorMap::PACKED_END, third, first + len], wraps: true }
+    }
+}
+
 impl<'k> Tensor<'k> {
     /// As [`at`](Self::at), from a column that is known on the GPU alone.
-    pub fn at_columns(self, column: Val<'k, U32>, [row, third, fourth]: [Val<'k, U32>; 3]) -> TensorBox {
-        TensorBox(Place { tensor: self.0.src, coordinates: [column.src, row.src, third.src, fourth.src] })
+    pub fn at_columns(self, column: Val<'k, U32>, start: impl Into<BoxStart<'k>>) -> TensorBox {
+        self.place(column.src, start.into())
     }
 
-    /// The box whose first element has these coordinates, which may be outside: a negative row is a huge number here.
-    pub fn at(self, column: u32, [row, third, fourth]: [Val<'k, U32>; 3]) -> TensorBox {
-        let coordinates = [Src::Imm(column.into()), row.src, third.src, fourth.src];
-        TensorBox(Place { tensor: self.0.src, coordinates })
+    /// The box that begins there.
+    pub fn at(self, column: u32, start: impl Into<BoxStart<'k>>) -> TensorBox {
+        self.place(Src::Imm(column.into()), start.into())
+    }
+
+    fn place(self, column: Src, BoxStart { others: [row, third, fourth], wraps }: BoxStart<'k>) -> TensorBox {
+        let coordinates = [column, row.src, third.src, fourth.src];
+        TensorBox(Place { tensor: self.0.src, coordinates, wraps })
     }
 }
 

@@ -38,12 +38,21 @@ impl Instruction for TensorAddress {
 pub(crate) struct Place {
     pub(crate) tensor: Src,
     pub(crate) coordinates: [Src; 4],
+    /// Whether there is a dimension 4, as [`TensorMap::packed`] says.
+    pub(crate) wraps: bool,
 }
 
 impl Place {
     fn text(&self) -> String {
-        let coordinates = self.coordinates.map(|c| c.text::<S32>());
+        let mut coordinates = self.coordinates.map(|c| c.text::<S32>()).to_vec();
+        if self.wraps {
+            coordinates.push(TensorMap::PACKED_END.to_string());
+        }
         format!("[{}, {}]", self.tensor.text::<U64>(), braced(coordinates))
+    }
+
+    fn rank(&self) -> usize {
+        if self.wraps { 5 } else { 4 }
     }
 
     fn read(&self, machine: &Machine<'_>) -> Result<(TensorMap, [Lanes<u32>; 4]), Fault> {
@@ -53,7 +62,7 @@ impl Place {
             *to = machine.read32(from)?;
         }
         match machine.launch.args.get(index) {
-            Some(Arg::Tensor(map)) if map.is_valid() => Ok((*map, coordinates)),
+            Some(Arg::Tensor(map)) if map.is_valid() && map.wraps == self.wraps => Ok((*map, coordinates)),
             other => {
                 let text = format!("argument {index} is no tensor that can be copied: {other:?}");
                 Err(Fault::new(Rule::Launch, text))
@@ -102,9 +111,10 @@ impl Instruction for TensorLoad {
     }
 
     fn print(&self, ptx: &mut Printer) {
-        let (to, from, barrier) = (self.to.text(), self.from.text(), self.barrier.text());
+        let (to, from, barrier, rank) =
+            (self.to.text(), self.from.text(), self.barrier.text(), self.from.rank());
         ptx.line(format_args!(
-            "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes {to}, {from}, {barrier}"
+            "cp.async.bulk.tensor.{rank}d.shared::cluster.global.tile.mbarrier::complete_tx::bytes {to}, {from}, {barrier}"
         ));
     }
 
@@ -144,8 +154,10 @@ impl Instruction for TensorStore {
     }
 
     fn print(&self, ptx: &mut Printer) {
-        let (to, from) = (self.to.text(), self.from.text());
-        ptx.line(format_args!("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group {to}, {from}"));
+        let (to, from, rank) = (self.to.text(), self.from.text(), self.to.rank());
+        ptx.line(format_args!(
+            "cp.async.bulk.tensor.{rank}d.global.shared::cta.tile.bulk_group {to}, {from}"
+        ));
     }
 
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {

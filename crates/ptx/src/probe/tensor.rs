@@ -12,8 +12,13 @@ const ROW_WORDS: u32 = TensorMap::BOX_COLUMNS / 2;
 const WORDS: usize = 4096;
 
 /// 100 columns of 9 rows, twice, twice, with gaps behind each.
-const READ: TensorMap =
-    TensorMap { base: 32, dims: [100, 9, 2, 2], strides_bytes: [208, 2000, 4096], box_rows: ROWS };
+const READ: TensorMap = TensorMap {
+    base: 32,
+    dims: [100, 9, 2, 2],
+    strides_bytes: [208, 2000, 4096],
+    box_rows: ROWS,
+    wraps: false,
+};
 
 /// The same with 88 columns: rows that are stored consist of pieces of 8.
 const WRITTEN: TensorMap = TensorMap { dims: [88, 9, 2, 2], ..READ };

@@ -258,7 +258,13 @@ fn store_box(columns: u64, row: i32) -> Result<(), Box<Trap>> {
     });
     let mut memory = Global::default();
     let base = memory.reserve("y", 128 * 16).0;
-    let map = TensorMap { base, dims: [columns, 16, 1, 1], strides_bytes: [128, 2048, 2048], box_rows: 8 };
+    let map = TensorMap {
+        base,
+        dims: [columns, 16, 1, 1],
+        strides_bytes: [128, 2048, 2048],
+        box_rows: 8,
+        wraps: false,
+    };
     kernel.interpret(&Launch { grid: 1, args: &[Arg::Tensor(map)], seed: 0 }, &mut memory).map(drop)
 }
 
