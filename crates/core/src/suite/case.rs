@@ -266,6 +266,11 @@ impl Case {
         values
     }
 
+    /// Whether it is of a file.
+    pub(super) fn is_vector(&self) -> bool {
+        self.vector.is_some()
+    }
+
     fn load(&self) -> Option<Vector> {
         self.vector.map(|file| {
             Vector::load(&super::vectors::directory().join(file)).unwrap_or_else(|error| panic!("{error}"))
