@@ -48,6 +48,13 @@ pub(crate) unsafe fn forward(
         .with_seed_and_offset_ptr(call.state.address)
         .with_workspace(call.workspace);
     let forward = begin(forward, call.cu_seqlens);
+    // Of packed sequences each has a matrix, and only the tensor says how large.
+    let forward = match call.probs {
+        Some(ForeignTensor { shape: [_, _, rows, columns], .. }) if problem.is_packed() => {
+            forward.with_probs_sizes([rows, columns])
+        }
+        _ => forward,
+    };
     // SAFETY: the stream is the caller's, who keeps it; the tensors are there by the caller's promise, and fit.
     Ok(unsafe { engine.forward_on(&Stream::from_raw(engine.device(), stream), &forward) }?)
 }
