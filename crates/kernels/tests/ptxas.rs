@@ -36,8 +36,10 @@ fn is_representative(name: &str) -> bool {
     let holds_most = ["_causal_drop_", "_window_drop_"].iter().any(|scores| name.contains(scores))
         && !name.contains("_neg");
     let of_scores = ["_d64_", "_d128_", "_d256_"].iter().any(|head_dim| name.contains(head_dim));
-    // Work on rows knows neither windows nor dropout.
-    let of_rows = name.starts_with("sf_delta_") || (name.starts_with("sf_convert_dq_") && of_scores);
+    // Work on rows knows neither windows nor dropout, and what lists tiles is one kernel.
+    let of_rows = name == "sf_tiles"
+        || name.starts_with("sf_delta_")
+        || (name.starts_with("sf_convert_dq_") && of_scores);
     of_rows || (holds_most && of_scores)
 }
 
