@@ -340,6 +340,7 @@ def test_flops_are_those_of_each_sequence():
     assert counter.get_total_flops() == 4 * HEADS * DIM * len(tensors[0]) * len(tensors[1])
 
 
+@pytest.mark.skipif(not hasattr(torch.library, "register_autograd"), reason="needs operators")
 def test_meta_tensors_have_shapes_and_are_judged():
     lengths, rest = LENGTHS["rows behind the last"]
     q, k, v = (x.detach().to("meta") for x in make(lengths, rest))
