@@ -22,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 mod alone;
+mod builder;
 pub mod dropout;
 mod dtype;
 mod error;
@@ -41,6 +42,7 @@ mod tensor;
 mod visibility;
 mod window;
 
+pub use builder::{MAX_HEAD_DIM, ProblemBuilder};
 pub use dropout::{Dropout, DropoutGenerator, GeneratorState, KeepBlock, KeepRule, ScaleRule};
 pub use dtype::{Dtype, Element};
 pub use error::{ProblemError, TensorName};
@@ -48,7 +50,7 @@ pub use half::{bf16, f16};
 pub use judge::Bounds;
 pub use operands::{Description, GradInputs, Gradients, Inputs, Outputs, check_rows};
 pub use piece::Piece;
-pub use problem::{MAX_HEAD_DIM, Problem, ProblemBuilder};
+pub use problem::Problem;
 pub use sequence::Sequence;
 pub use shape::{Shape, Shard};
 pub use sign_bit::{Probs, SignBit};

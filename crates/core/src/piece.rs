@@ -1,8 +1,9 @@
 //! Parts of a problem that are problems themselves.
 
+use crate::builder::MAX_SIZE;
 use crate::error::{ProblemError, TensorName};
 use crate::operands::Inputs;
-use crate::problem::{MAX_SIZE, Problem};
+use crate::problem::Problem;
 use crate::shape::{Shape, Shard};
 use crate::tensor::TensorRef;
 use std::ops::Range;
