@@ -23,16 +23,16 @@ impl EncodedTensor {
             CUtensorMapSwizzle as Swizzle,
         };
         let mut encoded = CUtensorMap { opaque: [0; 16] };
-        let (dims, strides_bytes) = map.ranked();
+        let (dims, strides_bytes) = (map.sizes(), map.all_strides_bytes());
         let boxes = [TensorMap::BOX_COLUMNS, map.box_rows, 1, 1, 1];
         let steps = [1u32; 5];
-        // SAFETY: `encoded` is valid for a write and aligned by its type; the arrays have at least as many numbers as the
-        // rank, which is that of `dims`, asks for (one stride less); the address is only written down.
+        // SAFETY: `encoded` is valid for a write and aligned by its type; the arrays have as many numbers as the largest
+        // rank, 5, asks for (4 strides); the address is only written down.
         let result = unsafe {
             sys::cuTensorMapEncodeTiled(
                 &mut encoded,
                 Type::CU_TENSOR_MAP_DATA_TYPE_UINT16,
-                dims.len() as u32,
+                map.rank() as u32,
                 map.base as *mut std::ffi::c_void,
                 dims.as_ptr(),
                 strides_bytes.as_ptr(),

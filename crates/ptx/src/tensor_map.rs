@@ -29,8 +29,9 @@ impl TensorMap {
     /// Of packed sequences, the coordinate of dimension 1 at which each ends, and also that of dimension 4.
     pub const PACKED_END: u32 = 1 << 30;
 
-    /// What the coordinate of dimension 4 adds is a multiple of 2^64, which is nothing, and takes rows away again.
-    const WRAP_BYTES: u64 = 1 << 34;
+    /// What the coordinate of dimension 4 adds is a multiple of 2^64, which is nothing, and takes rows away again: these
+    /// must be nearer to each other.
+    pub const WRAP_BYTES: u64 = 1 << 34;
 
     /// Sequences of rows one behind the other, each row `row_bytes` behind the one before it: a tensor of which a box can
     /// begin anywhere and ends with its sequence.
@@ -38,9 +39,9 @@ impl TensorMap {
     /// Row i of a sequence of `len` rows that begins at row `first` has the coordinates `PACKED_END - len + i` in
     /// dimension 1 and `first + len` in dimension 3, which has the rows' stride, too; so what lies behind the sequence's
     /// end lies behind that of dimension 1. Dimension 4, whose coordinate is always `PACKED_END`, takes away the
-    /// `PACKED_END` rows that these add, by addresses of 64 bits that wrap around. (A base set off by as much would do for
-    /// stores; but the copy engine reads at the base when a box lies outside, so there must be memory. Triton's ragged
-    /// tensors have the same two dimensions.)
+    /// `PACKED_END` rows that these add, by addresses of 64 bits that wrap around. (A base set off by as much would need no
+    /// such dimension; but on an H100 loads from a tensor whose base is not in memory end in an illegal access. Triton's
+    /// ragged tensors have the same two dimensions.)
     ///
     /// ```
     /// use signflash_ptx::TensorMap;
@@ -70,14 +71,21 @@ impl TensorMap {
         }
     }
 
-    /// The dimensions that the hardware is told, and the strides: 4 and 3 of them, or 5 and 4.
-    pub fn ranked(&self) -> (Vec<u64>, Vec<u64>) {
-        let (mut dims, mut strides_bytes) = (self.dims.to_vec(), self.strides_bytes.to_vec());
-        if self.wraps {
-            dims.push(u64::from(Self::PACKED_END) + 1);
-            strides_bytes.push(Self::WRAP_BYTES.wrapping_sub(self.strides_bytes[0]));
-        }
-        (dims, strides_bytes)
+    /// How many dimensions the hardware is told: 4, or 5.
+    pub fn rank(&self) -> usize {
+        if self.wraps { 5 } else { 4 }
+    }
+
+    /// The sizes of the first [`rank`](Self::rank) dimensions; behind them nothing is asked for.
+    pub fn sizes(&self) -> [u64; 5] {
+        let [d0, d1, d2, d3] = self.dims;
+        [d0, d1, d2, d3, u64::from(Self::PACKED_END) + 1]
+    }
+
+    /// From one to the next in the dimensions behind the first, likewise.
+    pub fn all_strides_bytes(&self) -> [u64; 4] {
+        let [row_bytes, s2, s3] = self.strides_bytes;
+        [row_bytes, s2, s3, if self.wraps { Self::WRAP_BYTES.wrapping_sub(row_bytes) } else { 0 }]
     }
 
     /// Bytes of a box, in shared memory and for the barrier that counts them.
@@ -105,11 +113,10 @@ impl TensorMap {
     pub(crate) fn row(&self, [row, c2, c3]: [i32; 3]) -> Option<u64> {
         let coordinates = [row, c2, c3];
         let inside = |(c, dim): (&i32, &u64)| *c >= 0 && (*c as u64) < *dim;
-        let (_, strides_bytes) = self.ranked();
         let address = || {
             let all = coordinates.iter().map(|c| *c as u64).chain([Self::PACKED_END.into()]);
-            all.zip(&strides_bytes)
-                .fold(self.base, |at, (c, stride)| at.wrapping_add(c.wrapping_mul(*stride)))
+            let pairs = all.zip(self.all_strides_bytes());
+            pairs.fold(self.base, |at, (c, stride)| at.wrapping_add(c.wrapping_mul(stride)))
         };
         coordinates.iter().zip(&self.dims[1..]).all(inside).then(address)
     }

@@ -123,6 +123,8 @@ impl Instruction for TensorLoad {
         let (map, coordinates) = self.from.read(machine)?;
         for lane in machine.warp.lanes() {
             check_base(to[lane], "copy of")?;
+            // On an H100, loads from a tensor whose base is not in memory end in an illegal access.
+            machine.global.has(map.base, "access to a tensor's base")?;
             let mut image = vec![0; map.box_bytes() as usize];
             for (there, chunks) in rows(&map, coordinates.map(|c| c[lane] as i32)) {
                 let Some((start, bytes)) = there else { continue };

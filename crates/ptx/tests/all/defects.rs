@@ -277,3 +277,32 @@ fn boxes_are_stored_from_no_negative_row_and_in_whole_pieces_of_16_bytes() {
         assert!(trap.to_string().contains(told), "{trap}");
     }
 }
+
+#[test]
+fn a_tensor_that_is_loaded_from_begins_in_memory() {
+    let kernel = Builder::build("load", LaunchBounds { block_threads: 32, min_blocks_per_sm: 1 }, |cta| {
+        let (warp, t, x) = (cta.warps(), cta.threads(), cta.param_tensor("x"));
+        let ring = cta.bulk_ring("ring", 1, 8 * 128, 1);
+        cta.sync();
+        t.when(t.index().eq(0), |t| {
+            let outside = x.at(0, [t.u32(16), t.u32(0), t.u32(0)]);
+            ring.producer(t).fill_by(t, |filling| filling.load(t, 0, outside.clone()));
+        });
+        ring.consumer(warp).wait(warp).release(warp);
+    });
+    let mut memory = Global::default();
+    let ptr = memory.reserve("x", 128 * 16).0;
+    let inside = TensorMap {
+        base: ptr,
+        dims: [64, 16, 1, 1],
+        strides_bytes: [128, 2048, 2048],
+        box_rows: 8,
+        wraps: false,
+    };
+    let load = |map, memory: &mut Global| {
+        kernel.interpret(&Launch { grid: 1, args: &[Arg::Tensor(map)], seed: 0 }, memory).map(drop)
+    };
+    load(inside, &mut memory).unwrap();
+    let trap = load(TensorMap { base: ptr - (1 << 20), ..inside }, &mut memory).unwrap_err();
+    assert_eq!(trap.fault.rule, Rule::OutOfBounds, "{trap}");
+}
