@@ -135,7 +135,7 @@ impl CudaEngine {
 
     /// Bytes of [`ForwardCall::workspace`]: none, unless sequences are packed.
     pub fn forward_workspace_bytes(&self, problem: &Problem) -> u64 {
-        signflash_kernels::forward_workspace_bytes(problem, self.gpu())
+        signflash_kernels::forward_workspace_bytes(problem)
     }
 
     /// Bytes of [`BackwardCall::workspace`].

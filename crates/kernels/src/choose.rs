@@ -297,10 +297,9 @@ fn allowed(gpu: Gpu, kernels: Kernels) -> Result<(), NotHopper> {
 fn common(problem: &Problem, half: Half, tensors: &[DeviceTensor]) -> Common {
     let head_dim = problem.shape().head_dim as u32;
     let padded = portable::padded(head_dim);
-    let layout = if problem.is_packed() { Layout::Packed } else { Layout::Batch };
     let in_pieces = head_dim.is_multiple_of(8) && tensors.iter().all(DeviceTensor::is_aligned);
     Common {
-        operands: Operands { half, head_dim: padded, layout },
+        operands: Operands { half, head_dim: padded, layout: Layout::of(problem) },
         access: match in_pieces {
             true if head_dim == padded => Access::Whole,
             true => Access::Pieces,

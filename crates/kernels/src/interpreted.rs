@@ -78,7 +78,7 @@ impl Interpreted {
         outputs.check(problem)?;
         let mut memory = Global::default();
         let Ok(held) = HostForward::upload(&mut memory, (problem, half), inputs, outputs);
-        let space = forward_workspace_bytes(problem, self.gpu);
+        let space = forward_workspace_bytes(problem);
         let workspace = memory.reserve("workspace", space as usize).0;
         let tasks = ForwardChoice::of(&held.call(workspace), self.gpu, Kernels::Best).tasks()?;
         self.run(&mut memory, &tasks)?;

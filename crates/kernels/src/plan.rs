@@ -203,7 +203,7 @@ impl BackwardChoice<'_> {
     fn own_keys_args(&self, plan: &Plan<'_>, form: &HopperKeysForm) -> sm90::backward::KeysArgs {
         let (call, problem) = (self.call, plan.problem);
         let shape = problem.shape();
-        let layout = if problem.is_packed() { Layout::Packed } else { Layout::Batch };
+        let layout = Layout::of(problem);
         sm90::backward::KeysArgs {
             q: call.q.map(shape.q(), form.step, layout),
             k: call.k.map(shape.k(), form.keys, layout),

@@ -3,6 +3,7 @@ use crate::call::{BackwardCall, ForwardCall};
 use crate::gpu::Gpu;
 use crate::tensor::DeviceTensor;
 use signflash_core::Problem;
+use signflash_ptx::TensorMap;
 use std::fmt;
 
 /// Why a call, or a part of it, is left to the portable kernels.
@@ -130,11 +131,21 @@ fn copy_engine(problem: &Problem, tensors: &[(&str, DeviceTensor, [usize; 4])]) 
         if let Some((_, stride)) = used.into_iter().find(unfit) {
             return refuse(format!("{name} has a stride of {stride} elements"));
         }
-        // The copy engine's tensor of packed sequences begins as far before ours as ours is long.
-        let before = if seqlen > 1 { (2 * seqlen as u64).saturating_mul(tensor.row_stride) } else { 0 };
-        if problem.is_packed() && tensor.ptr != 0 && tensor.ptr < before {
-            return refuse(format!("{name} lies within the first {before} bytes of memory"));
+        if problem.is_packed() {
+            packed_rows(name, seqlen, tensor)?;
         }
+    }
+    Ok(())
+}
+
+/// Whether it takes packed sequences of so many rows in all, as [`TensorMap::packed`] says.
+fn packed_rows(name: &str, rows: usize, tensor: DeviceTensor) -> Result<(), NotHopper> {
+    let most = TensorMap::PACKED_END;
+    if rows > most as usize {
+        return refuse(format!("{name} has {rows} rows of packed sequences, and {most} is the most"));
+    }
+    if rows > 1 && 2 * tensor.row_stride >= TensorMap::WRAP_BYTES {
+        return refuse(format!("{name} has a stride of {} elements between packed rows", tensor.row_stride));
     }
     Ok(())
 }

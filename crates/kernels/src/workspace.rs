@@ -1,4 +1,4 @@
-//! A backward's memory besides its tensors.
+//! A call's memory besides its tensors.
 use crate::config::{DqKernel, KeysKernel};
 use crate::geometry::{heads, packed_sequences, query_tiles, stat_rows};
 use crate::gpu::Gpu;
@@ -10,12 +10,9 @@ use signflash_core::Problem;
 
 /// Bytes of device memory that a forward needs besides its tensors: none, unless sequences are packed, whose tiles are
 /// listed there.
-pub fn forward_workspace_bytes(problem: &Problem, _gpu: Gpu) -> u64 {
-    FORWARD_LISTS * list_bytes(problem)
+pub fn forward_workspace_bytes(problem: &Problem) -> u64 {
+    list_bytes(problem) // what writes probs has matrices instead
 }
-
-/// Lists of a forward: its own, and that of the kernel that writes probs.
-const FORWARD_LISTS: u64 = 2;
 
 /// Bytes of a list of packed sequences' tiles, of queries or of keys, whatever the form of the kernel that owns them.
 pub(crate) fn list_bytes(problem: &Problem) -> u64 {

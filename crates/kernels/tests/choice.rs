@@ -49,6 +49,23 @@ fn what_hopper_does_not_take_goes_to_the_portable_kernels_with_a_reason() {
 }
 
 #[test]
+fn packed_rows_that_the_copy_engine_cannot_count_go_to_the_portable_kernels() {
+    let told = |rows: usize, stride: u64| {
+        let shape = Shape::new(1, rows, 50).heads(1, 1).head_dim(8);
+        let problem = Problem::builder(shape).packed_on_device(3).build().unwrap();
+        let mut call = ForwardCall::of_dense(&problem, Half::F16);
+        call.q.row_stride = stride;
+        let choice = ForwardChoice::of(&call, Gpu::HOPPER, Kernels::Best);
+        choice.not_hopper().map(ToString::to_string)
+    };
+    assert_eq!((told(1 << 30, 8), told(1, 1 << 33)), (None, None));
+    let rows = told((1 << 30) + 1, 8).unwrap();
+    assert_eq!(rows, "q has 1073741825 rows of packed sequences, and 1073741824 is the most");
+    let stride = told(2, 1 << 33).unwrap();
+    assert_eq!(stride, "q has a stride of 8589934592 elements between packed rows");
+}
+
+#[test]
 fn reasons_that_no_call_can_change_say_so() {
     let problem = problem(SHAPE, WHOLE);
     let call = ForwardCall::of_dense(&problem, Half::F16);

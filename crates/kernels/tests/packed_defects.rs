@@ -61,7 +61,7 @@ fn run(gpu: Gpu, change: impl Fn(&mut Task)) -> Ran {
     let lse = memory.global.reserve("lse", 4 * shape.lse_len()).0;
     let numbers: Vec<u8> = CU_SEQLENS.iter().flat_map(|number| number.to_le_bytes()).collect();
     let cu_seqlens = [memory.global.upload("cu_seqlens", &numbers).0; 2];
-    let space = [forward_workspace_bytes(&problem, gpu), backward_workspace_bytes(&problem, gpu, true)];
+    let space = [forward_workspace_bytes(&problem), backward_workspace_bytes(&problem, gpu, true)];
     let [forward_space, backward_space] =
         space.map(|bytes| memory.global.reserve("workspace", bytes as usize).0);
     let forward = ForwardCall::new(&problem, Half::Bf16, inputs, out, lse);

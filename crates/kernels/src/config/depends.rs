@@ -2,7 +2,7 @@
 //!
 //! A kernel's configuration holds the parts that it reads and no other, and its name is made of them: so a new kind
 //! of score multiplies the kernels that make scores, and no kernel is compiled twice.
-use signflash_core::Window;
+use signflash_core::{Problem, Window};
 use signflash_ptx::Half;
 use std::fmt;
 
@@ -113,6 +113,11 @@ pub enum DqSums {
 }
 
 impl Layout {
+    /// Of a problem.
+    pub fn of(problem: &Problem) -> Self {
+        if problem.is_packed() { Layout::Packed } else { Layout::Batch }
+    }
+
     /// Whether sequences lie one behind the other.
     pub fn is_packed(self) -> bool {
         self == Layout::Packed

@@ -72,17 +72,10 @@ impl<'k> Work<'k> {
         Work { sequence: tile.sequence, head: unit - index * heads, block: tile.number }
     }
 
-    /// The same tile counted from the last of its sequence's tiles of `rows` queries.
+    /// The same tile counted from the last of those of `rows` rows, of which a sequence has `seqlen`.
     #[track_caller]
-    pub(crate) fn counted_from_the_last(self, rows: u32) -> Self {
-        let tiles = (self.sequence.seqlen_q + (rows - 1)) / rows;
-        Work { block: tiles - 1 - self.block, ..self }
-    }
-
-    /// The same tile of keys counted from the last of its sequence's.
-    #[track_caller]
-    pub(crate) fn last_key_first(self, keys: u32) -> Self {
-        let tiles = (self.sequence.seqlen_k + (keys - 1)) / keys;
+    pub(crate) fn counted_from_the_last(self, seqlen: Val<'k, U32>, rows: u32) -> Self {
+        let tiles = (seqlen + (rows - 1)) / rows;
         Work { block: tiles - 1 - self.block, ..self }
     }
 }

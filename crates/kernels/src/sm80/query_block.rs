@@ -46,7 +46,7 @@ impl<'a, 'k> QueryBlock<'a, 'k> {
             }
             Some(packed) => {
                 let work = Work::listed(cta, &problem, packed, cta.index(), problem.num_heads);
-                if reversed { work.counted_from_the_last(form.rows()) } else { work }
+                if reversed { work.counted_from_the_last(work.sequence.seqlen_q, form.rows()) } else { work }
             }
         };
         QueryBlock { cta, common, form, problem, band, work }

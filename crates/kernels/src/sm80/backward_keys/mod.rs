@@ -25,6 +25,9 @@
 //! Grid: key tiles x key heads x batches, along x. Block: 32 * warps threads.
 mod dq;
 mod scores;
+mod smem;
+
+pub(crate) use smem::smem_bytes;
 
 use crate::config::{Common, DqSums, PortableForm};
 use crate::packed::PackedVals;
@@ -38,12 +41,11 @@ use crate::parts::softmax::scale_rows;
 use crate::parts::visibility::{BandVals, Sight};
 use crate::parts::work::Work;
 use crate::rows::head::QueryHeads;
-use crate::rows::statistics::{STAT_BYTES, StatRows};
+use crate::rows::statistics::StatRows;
 use dq::Behind;
 use scores::Dropout;
-use signflash_ptx::{
-    Acc, Builder, CopyRing, Cta, Kernel, LaunchBounds, Pred, SmemAddr, TileLayout, U32, Val,
-};
+use signflash_ptx::{Acc, Builder, Cta, Kernel, LaunchBounds, Pred, SmemAddr, TileLayout, U32, Val};
+use smem::Smem;
 
 kernel_args! {
     /// Arguments of the pass over keys.
@@ -67,14 +69,6 @@ kernel_args! {
     }
 }
 
-/// Bytes of shared memory that a block of a form asks for, at most.
-pub(crate) fn smem_bytes(head_dim: u32, form: &PortableForm) -> u32 {
-    let keys = 4 * head_dim * form.rows();
-    let slot = (4 * head_dim + STAT_BYTES) * form.step;
-    let (p, ds) = (2 * form.rows() * form.step, 4 * form.rows() * form.step);
-    keys + form.slots * slot.next_multiple_of(1024) + p + ds
-}
-
 /// The kernel of a configuration.
 pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm, sums: DqSums) -> Kernel {
     let bounds = LaunchBounds { block_threads: form.threads(), min_blocks_per_sm: form.blocks_per_sm };
@@ -92,39 +86,6 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm, sums: DqS
         };
         Keys { cta, common, form, sums, problem, args, band, dropout, smem, work }.run();
     })
-}
-
-/// Everything the block keeps in shared memory.
-struct Smem<'k> {
-    /// The block's keys and values; in the end dk and dv on their way out.
-    k: SmemAddr<'k>,
-    v: SmemAddr<'k>,
-    /// `form.step` rows of q, as many of dout, and their statistics.
-    queries: CopyRing<'k>,
-    /// p and ds of a step, their rows keys: read by the warps on the same keys, and ds by all warps for dq.
-    p: Option<SmemAddr<'k>>,
-    ds: Option<SmemAddr<'k>>,
-    layout: TileLayout,
-    ds_layout: TileLayout,
-}
-
-impl<'k> Smem<'k> {
-    fn plan(cta: Cta<'k>, common: &Common, form: &PortableForm, sums: DqSums) -> Self {
-        let (layout, ds_layout) = (TileLayout::new(common.operands.head_dim), TileLayout::new(form.step));
-        let slot = 2 * layout.bytes(form.step) + form.step * STAT_BYTES;
-        Smem {
-            k: cta.smem("k", layout.bytes(form.rows()), 1024),
-            v: cta.smem("v", layout.bytes(form.rows()), 1024),
-            queries: cta.copy_ring("queries", form.slots, slot.next_multiple_of(1024)),
-            p: (form.split > 1).then(|| cta.smem("p", ds_layout.bytes(form.rows()), 1024)),
-            ds: (sums != DqSums::None || form.split > 1).then(|| {
-                let places = if sums != DqSums::None && form.late_dq { 2 } else { 1 };
-                cta.smem("ds", places * ds_layout.bytes(form.rows()), 1024)
-            }),
-            layout,
-            ds_layout,
-        }
-    }
 }
 
 struct Keys<'a, 'k> {

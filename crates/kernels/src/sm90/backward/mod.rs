@@ -123,7 +123,7 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperKeysForm) -
             Some(packed) => {
                 let work = Work::listed(cta, &problem, packed, cta.index(), heads);
                 // A sequence's tiles follow each other in the list, so the last of them starts first.
-                if downwards { work.last_key_first(form.keys) } else { work }
+                if downwards { work.counted_from_the_last(work.sequence.seqlen_k, form.keys) } else { work }
             }
         };
         cta.sync(); // barriers are initialised
