@@ -165,7 +165,7 @@ def _tried_out(mask_function: Any, at: Positions, keys: Optional[torch.Tensor]) 
     if found is None:
         raise Unlike(_name(mask_function))
     if keys is not None and found.right:
-        # Such models have been seen to read what padded positions give, which would be zeros.
+        # One such model, Moonshine's streaming encoder, gave other numbers than eager's there; why is not known.
         raise Unlike(f"{_name(mask_function)}, a window to both sides of its own, on a padded batch")
     return found
 
