@@ -2,7 +2,7 @@
 
 use crate::doing::Doing;
 use crate::error::{CudaError, check};
-use cudarc::driver::sys::{self, CUcontext};
+use crate::sys::{self, CUcontext};
 use std::marker::PhantomData;
 
 /// A context made current on this thread; the one before returns when this is dropped, so that a caller who works on

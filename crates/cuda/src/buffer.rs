@@ -4,7 +4,7 @@ use crate::device::Device;
 use crate::doing::Doing;
 use crate::error::{CudaError, check};
 use crate::stream::Stream;
-use cudarc::driver::sys::{self, CUdeviceptr};
+use crate::sys::{self, CUdeviceptr};
 
 /// Bytes of a GPU's memory, freed on drop. Freeing waits for work that may still use them.
 ///

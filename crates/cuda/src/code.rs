@@ -1,6 +1,6 @@
 //! What the driver answers, and what to do about it.
 
-use cudarc::driver::sys::{CUresult, cuGetErrorName, cuGetErrorString};
+use crate::sys::{self, CUresult};
 use std::ffi::{CStr, c_char};
 use std::fmt;
 
@@ -28,8 +28,8 @@ impl DriverCode {
         let (mut name, mut text): (*const c_char, *const c_char) = (std::ptr::null(), std::ptr::null());
         // SAFETY: a CUresult only comes from a loaded driver; both pointers are valid for a write.
         unsafe {
-            let _ = cuGetErrorName(result, &mut name);
-            let _ = cuGetErrorString(result, &mut text);
+            let _ = sys::cuGetErrorName(result, &mut name);
+            let _ = sys::cuGetErrorString(result, &mut text);
         }
         let read = |text: *const c_char, otherwise: String| {
             if text.is_null() {
@@ -38,14 +38,14 @@ impl DriverCode {
             // SAFETY: not null, and then the driver wrote the address of a static string that ends in NUL.
             unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
         };
-        let number = result as u32;
+        let number = result.0;
         Self { number, name: read(name, format!("CUDA error {number}")), text: read(text, "no text".into()) }
     }
 
     /// What to do about it.
     pub(crate) fn remedy(&self) -> &'static str {
         const fn is(number: u32, result: CUresult) -> bool {
-            number == result as u32
+            number == result.0
         }
         match self.number {
             n if is(n, CUresult::CUDA_ERROR_OUT_OF_MEMORY) => {
@@ -68,6 +68,7 @@ impl DriverCode {
             {
                 "update the driver, and install its PTX compiler (libnvidia-ptxjitcompiler) beside it"
             }
+            n if is(n, CUresult::CUDA_ERROR_CALL_REQUIRES_NEWER_DRIVER) => "update the driver",
             n if is(n, CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU) => {
                 "the kernel is written for another generation of GPUs; choose one for this GPU"
             }

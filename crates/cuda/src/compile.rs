@@ -3,7 +3,7 @@
 use crate::device::Device;
 use crate::error::{CudaError, compile_error};
 use crate::program::Program;
-use cudarc::driver::sys::{self, CUjit_option, CUjitInputType, CUlinkState, CUmodule, CUresult};
+use crate::sys::{self, CUjit_option, CUjitInputType, CUlinkState, CUmodule, CUresult};
 use std::ffi::c_void;
 
 /// Machine code for one GPU's architecture.

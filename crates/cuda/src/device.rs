@@ -4,7 +4,7 @@ use crate::bound::Bound;
 use crate::doing::Doing;
 use crate::driver::{driver_version, require_driver};
 use crate::error::{CudaError, check};
-use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute};
+use crate::sys::{self, CUcontext, CUdevice, CUdevice_attribute};
 use std::ffi::{CStr, c_char, c_int};
 use std::sync::Arc;
 

@@ -2,7 +2,7 @@
 
 use crate::doing::Doing;
 use crate::error::{CudaError, check};
-use cudarc::driver::sys::{self, CUresult};
+use crate::sys::{self, CUresult};
 use std::ffi::c_int;
 use std::sync::OnceLock;
 
@@ -16,8 +16,7 @@ pub(crate) fn require_driver() -> Result<bool, CudaError> {
     if READY.get().is_some() {
         return Ok(true);
     }
-    // SAFETY: loading libcuda runs its initialisers, which NVIDIA makes safe to run in any process.
-    if !unsafe { sys::is_culib_present() } {
+    if sys::library().is_none() {
         return Err(CudaError::NoDriver);
     }
     let version = driver_version()?;

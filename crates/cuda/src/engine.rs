@@ -9,8 +9,8 @@ use crate::known::KnownKernels;
 use crate::program::Program;
 use crate::said::Said;
 use crate::stream::Stream;
+use crate::sys;
 use crate::workspace::Workspace;
-use cudarc::driver::sys;
 use signflash_core::{Dtype, Problem, ProblemError};
 use signflash_kernels::{
     BackwardCall, BackwardChoice, CallError, Config, ForwardCall, ForwardChoice, Gpu, Kernels, NotHopper,

@@ -2,7 +2,7 @@
 
 use crate::code::DriverCode;
 use crate::doing::Doing;
-use cudarc::driver::sys::CUresult;
+use crate::sys::CUresult;
 
 /// Why something could not be done. Every message says what was being done, what the driver answered and the remedy.
 ///
@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     fn code(result: CUresult, name: &str, text: &str) -> DriverCode {
-        DriverCode { number: result as u32, name: name.into(), text: text.into() }
+        DriverCode { number: result.0, name: name.into(), text: text.into() }
     }
 
     #[test]
@@ -221,7 +221,7 @@ mod tests {
     fn a_code_without_a_remedy_of_its_own_points_to_the_manual() {
         let error = CudaError::Driver {
             doing: Doing::Synchronize,
-            code: code(CUresult::CUDA_ERROR_UNKNOWN, "CUDA_ERROR_UNKNOWN", "unknown error"),
+            code: code(CUresult(999), "CUDA_ERROR_UNKNOWN", "unknown error"),
         };
         assert!(error.to_string().ends_with("; see the CUDA driver's manual for this code"));
     }

@@ -4,7 +4,7 @@ use crate::device::Device;
 use crate::doing::Doing;
 use crate::error::{CudaError, check};
 use crate::stream::Stream;
-use cudarc::driver::sys::{self, CUevent, CUevent_flags};
+use crate::sys::{self, CUevent, CUevent_flags};
 
 /// A point in a stream's work.
 ///
@@ -39,7 +39,7 @@ impl Event {
         let _bound = device.bind()?;
         let mut handle: CUevent = std::ptr::null_mut();
         // SAFETY: the stream's context is current; `handle` is valid for a write.
-        let result = unsafe { sys::cuEventCreate(&mut handle, CUevent_flags::CU_EVENT_DEFAULT as u32) };
+        let result = unsafe { sys::cuEventCreate(&mut handle, CUevent_flags::CU_EVENT_DEFAULT.0) };
         check(result, || Doing::Time)?;
         let event = Self { device: device.clone(), handle };
         // SAFETY: the event was just created in the context of the stream, which is live.

@@ -5,7 +5,7 @@ use crate::device::Device;
 use crate::doing::Doing;
 use crate::error::{CudaError, check};
 use crate::program::Program;
-use cudarc::driver::sys::{self, CUfunction, CUfunction_attribute, CUmodule, CUresult};
+use crate::sys::{self, CUfunction, CUfunction_attribute, CUmodule, CUresult};
 use std::ffi::{CString, c_int};
 
 /// A kernel, compiled for a GPU and loaded there; unloaded on drop.

@@ -4,7 +4,7 @@ use crate::device::Device;
 use crate::doing::Doing;
 use crate::error::{CudaError, check};
 use crate::stream::Stream;
-use cudarc::driver::sys::{self, CUgraph, CUgraphExec, CUstreamCaptureMode};
+use crate::sys::{self, CUgraph, CUgraphExec, CUstreamCaptureMode};
 
 /// What a stream was given, recorded; replayed with one call.
 ///

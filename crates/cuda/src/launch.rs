@@ -5,9 +5,9 @@ use crate::doing::Doing;
 use crate::error::{CudaError, check};
 use crate::function::Function;
 use crate::stream::Stream;
+use crate::sys;
 use crate::value::{PlanValues, Value};
 use crate::workspace::Workspace;
-use cudarc::driver::sys;
 use signflash_kernels::Arg;
 use std::ffi::c_void;
 

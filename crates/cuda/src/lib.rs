@@ -73,6 +73,7 @@ mod program;
 mod resident;
 mod said;
 mod stream;
+mod sys;
 mod tensor;
 mod value;
 mod workspace;

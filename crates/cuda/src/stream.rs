@@ -3,7 +3,7 @@
 use crate::device::Device;
 use crate::doing::Doing;
 use crate::error::{CudaError, check};
-use cudarc::driver::sys::{self, CUstream, CUstream_flags};
+use crate::sys::{self, CUstream, CUstream_flags};
 
 /// A queue of work on a GPU; what is put into it runs in order.
 ///
@@ -35,7 +35,7 @@ impl Stream {
     pub fn new(device: &Device) -> Result<Self, CudaError> {
         let _bound = device.bind()?;
         let mut handle: CUstream = std::ptr::null_mut();
-        let flags = CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+        let flags = CUstream_flags::CU_STREAM_NON_BLOCKING.0;
         // SAFETY: the device's context is current; `handle` is valid for a write.
         check(unsafe { sys::cuStreamCreate(&mut handle, flags) }, || Doing::CreateStream)?;
         Ok(Self { device: device.clone(), handle, owned: true })

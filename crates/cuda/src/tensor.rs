@@ -3,7 +3,7 @@
 use crate::device::Device;
 use crate::doing::Doing;
 use crate::error::{CudaError, check};
-use cudarc::driver::sys::{self, CUtensorMap};
+use crate::sys::{self, CUtensorMap};
 use signflash_kernels::TensorMap;
 
 /// A tensor, encoded by the driver for a kernel's parameter.

@@ -3,7 +3,7 @@
 use crate::doing::Doing;
 use crate::error::{CudaError, check};
 use crate::stream::Stream;
-use cudarc::driver::sys::{self, CUdeviceptr};
+use crate::sys::{self, CUdeviceptr};
 
 /// Scratch memory of the work on one stream: there for what the stream gets after it was made and before it is
 /// dropped. Neither waits for the GPU where the device has memory pools; elsewhere freeing does.
