@@ -134,7 +134,7 @@ impl Compute<'_> {
                 (sequence.first_q + own.start - rows.start) * seqlen_k + sequence.first_k + seen.start;
             let piece = Piece { heads: head..head + 1, rows: own, columns: seen, ..Piece::of(&alone) };
             let part = alone.piece(&piece)?;
-            let inputs = piece.inputs(&alone, &sequence.inputs(&all_inputs));
+            let inputs = piece.inputs(&alone, &sequence.inputs(whole, &all_inputs));
             let shape = part.shape();
             let (mut out, mut lse) = (vec![T::default(); len(shape.out())], vec![0.0; shape.lse_len()]);
             let strides = contiguous_strides([1, 1, shape.seqlen_q, seqlen_k]);

@@ -3,6 +3,7 @@
 use crate::error::{ProblemError, TensorName};
 use crate::operands::Inputs;
 use crate::problem::Problem;
+use crate::scores::{ScoreInputs, Scores};
 use crate::sequence::Sequence;
 use crate::shape::Shard;
 use crate::tensor::TensorRef;
@@ -32,7 +33,11 @@ impl Problem {
             ..*shard
         };
         let shape = shape.batch(1).seqlen_q(sequence.seqlen_q).seqlen_k(sequence.seqlen_k);
-        self.to_builder().unpacked().shape(shape).shard(shard).build()
+        let scores = match self.is_left_over(sequence) {
+            true => Scores::NONE,
+            false => self.scores.of_sequence(sequence.seqlen_q, sequence.seqlen_k),
+        };
+        self.to_builder().unpacked().shape(shape).shard(shard).declared(scores).build()
     }
 }
 
@@ -63,17 +68,43 @@ impl Sequence {
             TensorName::Probs => {
                 [self.stream..self.stream + 1, 0..x.shape[1], 0..self.seqlen_q, 0..self.seqlen_k]
             }
+            TensorName::Bias | TensorName::Mask | TensorName::Dbias => self.place_in_bias(x.shape),
+            TensorName::AlibiSlopes => [0..1, 0..1, self.one_of(x.shape[2]), last],
+            TensorName::Sinks | TensorName::Dsinks => [0..1, 0..1, 0..1, last],
         };
         x.part(place)
     }
 
-    /// Its share of what the forward of the whole problem reads.
-    pub fn inputs<'a, T>(&self, inputs: &Inputs<'a, T>) -> Inputs<'a, T> {
-        Inputs::new(
+    /// Its share of what the forward of the whole problem reads. What is [left over](Problem::is_left_over) has no
+    /// scores, and so nothing that they are made of.
+    pub fn inputs<'a, T>(&self, whole: &Problem, inputs: &Inputs<'a, T>) -> Inputs<'a, T> {
+        let own = Inputs::new(
             self.share(TensorName::Q, &inputs.q),
             self.share(TensorName::K, &inputs.k),
             self.share(TensorName::V, &inputs.v),
-        )
+        );
+        if whole.is_left_over(self) {
+            return own;
+        }
+        let ScoreInputs { alibi_slopes, bias, mask, sinks } = inputs.scores;
+        let scores = ScoreInputs::default()
+            .alibi_slopes(alibi_slopes.map(|slopes| self.share(TensorName::AlibiSlopes, &slopes)))
+            .bias(bias.map(|bias| bias.part(self.place_in_bias(bias.layout()[0]))))
+            .mask(mask.map(|mask| self.share(TensorName::Mask, &mask)))
+            .sinks(sinks);
+        own.scores(scores)
+    }
+
+    /// Where it lies in a bias or a mask of this shape: packed or not, its number is its batch there.
+    pub(crate) fn place_in_bias(&self, shape: [usize; 4]) -> [Range<usize>; 4] {
+        let [sequences, heads, queries, _] = shape;
+        let rows = if queries == 1 { 0..1 } else { 0..self.seqlen_q };
+        [self.one_of(sequences), 0..heads, rows, 0..self.seqlen_k]
+    }
+
+    /// Its place among as many as there are, or the one of all.
+    pub(crate) fn one_of(&self, sequences: usize) -> Range<usize> {
+        if sequences == 1 { 0..1 } else { self.stream..self.stream + 1 }
     }
 }
 
@@ -109,7 +140,7 @@ mod tests {
         let lse = TensorRef::bshd(&whole.lse, shape.of(TensorName::Lse));
         for sequence in packed.sequences() {
             let alone = packed.alone(&sequence).unwrap();
-            let inputs = sequence.inputs(&inputs);
+            let inputs = sequence.inputs(&packed, &inputs);
             let forward = oracle::forward(&alone, &inputs).unwrap();
             let same = |tensor, whole: &TensorRef<'_, f64>, own: &[f64], shape| {
                 let (share, own) = (sequence.share(tensor, whole), TensorRef::bshd(own, shape));

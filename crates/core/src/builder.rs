@@ -1,9 +1,11 @@
 //! Collects the settings of a problem, and judges them.
 
 use crate::dropout::Dropout;
+use crate::dtype::Dtype;
 use crate::error::ProblemError;
 use crate::lengths::{Lengths, Packed};
 use crate::problem::Problem;
+use crate::scores::{Bias, Scores, Slopes};
 use crate::shape::{Shape, Shard};
 use crate::window::Window;
 use std::sync::Arc;
@@ -29,6 +31,7 @@ pub struct ProblemBuilder {
     pub(crate) dropout: Option<Dropout>,
     pub(crate) diagonal: Option<i64>,
     pub(crate) shard: Shard,
+    pub(crate) scores: Scores,
 }
 
 impl ProblemBuilder {
@@ -95,6 +98,12 @@ impl ProblemBuilder {
         self
     }
 
+    /// Scores that are made of these.
+    pub(crate) fn declared(mut self, scores: Scores) -> Self {
+        self.scores = scores;
+        self
+    }
+
     /// Sequences that lie in a batch again.
     pub(crate) fn unpacked(mut self) -> Self {
         self.lengths = Lengths::Batch;
@@ -139,12 +148,71 @@ impl ProblemBuilder {
         self
     }
 
+    /// Scores saturate: they become `softcap * tanh(score / softcap)`, before anything is added to them. `None` for
+    /// none, the default.
+    ///
+    /// ```
+    /// use signflash_core::{Problem, Shape};
+    /// let shape = Shape::new(1, 3, 8).heads(1, 1).head_dim(16);
+    /// assert_eq!(Problem::builder(shape).softcap(50.0).build()?.softcap(), Some(50.0));
+    /// let refused = Problem::builder(shape).softcap(0.0).build().unwrap_err().to_string();
+    /// assert!(refused.starts_with("softcap must be positive and finite"), "{refused}");
+    /// # Ok::<(), signflash_core::ProblemError>(())
+    /// ```
+    pub fn softcap(mut self, softcap: impl Into<Option<f64>>) -> Self {
+        self.scores.softcap = softcap.into();
+        self
+    }
+
+    /// ALiBi: a score loses `slope * |i + diagonal - j|`, the more the further its key is from the one that the query
+    /// faces. The slopes are an [input](crate::ScoreInputs). Default: none.
+    pub fn alibi(mut self, slopes: impl Into<Option<Slopes>>) -> Self {
+        self.scores.alibi = slopes.into();
+        self
+    }
+
+    /// A bias of this dtype and shape is added to the scores: (1 or batch, 1 or num_heads, 1 or seqlen_q, seqlen_k), an
+    /// [input](crate::ScoreInputs). Where it is -inf, a key is hidden. Default: none.
+    ///
+    /// With [packed](Self::packed) sequences it is (1 or sequences, 1 or num_heads, 1 or queries, keys), where query i and
+    /// key j are counted from their sequence's first, and there are as many as the longest has or more. Where only the
+    /// device knows the lengths, what lies beyond the bias is hidden.
+    ///
+    /// ```
+    /// use signflash_core::{Dtype, Problem, Shape};
+    /// let shape = Shape::new(2, 3, 8).heads(4, 4).head_dim(16);
+    /// let problem = Problem::builder(shape).bias(Dtype::Bf16, [1, 4, 3, 8]).build()?;
+    /// assert_eq!(problem.bias().map(|bias| bias.shape), Some([1, 4, 3, 8]));
+    /// let refused = Problem::builder(shape).bias(Dtype::F32, [1, 2, 3, 8]).build().unwrap_err().to_string();
+    /// assert_eq!(refused, "bias has shape [1, 2, 3, 8], expected its dimension 1 to be 1 or 4, num_heads");
+    /// # Ok::<(), signflash_core::ProblemError>(())
+    /// ```
+    pub fn bias(mut self, dtype: Dtype, shape: [usize; 4]) -> Self {
+        self.scores.bias = Some(Bias { dtype, shape });
+        self
+    }
+
+    /// A mask of this shape, one of a [bias](Self::bias)'s, hides the keys at which it is 0. It is an
+    /// [input](crate::ScoreInputs). Default: none.
+    pub fn mask(mut self, shape: [usize; 4]) -> Self {
+        self.scores.mask = Some(shape);
+        self
+    }
+
+    /// Whether every row has one more score, its head's sink, an [input](crate::ScoreInputs): it counts in lse and has no
+    /// value. It is never hidden or dropped: of a row that sees no key lse is the sink, and out is 0. Default: no.
+    pub fn sinks(mut self, sinks: bool) -> Self {
+        self.scores.sinks = sinks;
+        self
+    }
+
     /// The problem, if it makes sense.
     ///
     /// # Errors
     /// A [`ProblemError`] naming the first argument that does not.
     pub fn build(self) -> Result<Problem, ProblemError> {
-        let Self { shape, lengths, causal, mut window, softmax_scale, dropout, diagonal, shard } = self;
+        let Self { shape, lengths, causal, mut window, softmax_scale, dropout, diagonal, shard, scores } =
+            self;
         if causal {
             window.right = Some(0);
         }
@@ -152,18 +220,22 @@ impl ProblemBuilder {
         check_shard(&shape, &shard)?;
         check_diagonal(&shape, window, diagonal)?;
         check_lengths(&shape, &lengths, diagonal, &shard)?;
+        scores.check(&shape, &lengths)?;
         let softmax_scale = softmax_scale.unwrap_or_else(|| 1.0 / (shape.head_dim as f64).sqrt());
         if !softmax_scale.is_finite() || !(softmax_scale as f32).is_finite() {
             return Err(ProblemError::SoftmaxScale { got: softmax_scale });
         }
-        Ok(Problem { shape, lengths, window, softmax_scale, dropout, diagonal, shard })
+        Ok(Problem { shape, lengths, window, softmax_scale, dropout, diagonal, shard, scores })
     }
 }
 
 fn check_sizes(shape: &Shape) -> Result<(), ProblemError> {
-    let Shape { batch, seqlen_q, seqlen_k, num_heads, num_heads_k, head_dim } = *shape;
+    let Shape { batch, seqlen_q, seqlen_k, num_heads, num_heads_k, head_dim, head_dim_v } = *shape;
     if !(1..=MAX_HEAD_DIM).contains(&head_dim) {
         return Err(ProblemError::HeadDim { got: head_dim });
+    }
+    if !(1..=MAX_HEAD_DIM).contains(&head_dim_v) {
+        return Err(ProblemError::HeadDimV { got: head_dim_v });
     }
     if num_heads == 0 || num_heads_k == 0 || !num_heads.is_multiple_of(num_heads_k) {
         return Err(ProblemError::HeadGroups { num_heads, num_heads_k });

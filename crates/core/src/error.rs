@@ -19,6 +19,12 @@ pub enum TensorName {
     Dq,
     Dk,
     Dv,
+    AlibiSlopes,
+    Bias,
+    Mask,
+    Sinks,
+    Dbias,
+    Dsinks,
 }
 
 impl fmt::Display for TensorName {
@@ -35,6 +41,12 @@ impl fmt::Display for TensorName {
             Self::Dq => "dq",
             Self::Dk => "dk",
             Self::Dv => "dv",
+            Self::AlibiSlopes => "alibi_slopes",
+            Self::Bias => "bias",
+            Self::Mask => "mask",
+            Self::Sinks => "sinks",
+            Self::Dbias => "dbias",
+            Self::Dsinks => "dsinks",
         })
     }
 }
@@ -67,6 +79,60 @@ pub enum ProblemError {
     HeadDim {
         /// What came.
         got: usize,
+    },
+    /// head_dim of v outside 1..=256.
+    #[error("head_dim of v must be from 1 to {max}, got {got}", max = crate::MAX_HEAD_DIM)]
+    HeadDimV {
+        /// What came.
+        got: usize,
+    },
+    /// A softcap that caps nothing, or that is no number of f32.
+    #[error("softcap must be positive and finite as f32, got {got:e}; leave it out for none")]
+    Softcap {
+        /// What came.
+        got: f64,
+    },
+    /// A bias or a mask of a shape that does not broadcast to the scores.
+    #[error("{tensor} has shape {got:?}, expected its dimension {dimension} to be {expected}")]
+    ScoreShape {
+        /// Which tensor.
+        tensor: TensorName,
+        /// What came.
+        got: Vec<usize>,
+        /// Which of its dimensions, from 0.
+        dimension: usize,
+        /// What would do, and what that is.
+        expected: String,
+    },
+    /// A bias, or its gradient, of another dtype than the problem says.
+    #[error("{tensor} must be {expected} as the problem says, got {got}; build the problem with its dtype")]
+    ScoreDtype {
+        /// Which tensor.
+        tensor: TensorName,
+        /// What the problem says.
+        expected: crate::Dtype,
+        /// What came.
+        got: crate::Dtype,
+    },
+    /// What a problem says its scores have, and nobody gave.
+    #[error("the problem has {}, and the inputs have none; give it with Inputs::scores", article(*tensor))]
+    ScoreMissing {
+        /// Which tensor.
+        tensor: TensorName,
+    },
+    /// What was given, and the problem does not know of.
+    #[error("{tensor} was given, and the problem has none; build it with {}", declared_by(*tensor))]
+    ScoreUndeclared {
+        /// Which tensor.
+        tensor: TensorName,
+    },
+    /// What an engine does not compute.
+    #[error("{engine} does not compute {feature}; another engine may, and the f64 oracle does")]
+    NotComputed {
+        /// Which engine.
+        engine: &'static str,
+        /// What it lacks.
+        feature: crate::Feature,
     },
     /// num_heads is no multiple of num_heads_k, or one of them is 0.
     #[error(
@@ -246,6 +312,26 @@ impl fmt::Display for Shown {
             Some(number) => number.fmt(f),
             None => f.write_str("nothing"),
         }
+    }
+}
+
+/// The operand of scores, as one speaks of it.
+const fn article(tensor: TensorName) -> &'static str {
+    match tensor {
+        TensorName::AlibiSlopes => "alibi_slopes",
+        TensorName::Bias => "a bias",
+        TensorName::Mask => "a mask",
+        _ => "sinks",
+    }
+}
+
+/// Which method of the builder declares it.
+const fn declared_by(tensor: TensorName) -> &'static str {
+    match tensor {
+        TensorName::AlibiSlopes => "ProblemBuilder::alibi",
+        TensorName::Bias | TensorName::Dbias => "ProblemBuilder::bias",
+        TensorName::Mask => "ProblemBuilder::mask",
+        _ => "ProblemBuilder::sinks",
     }
 }
 

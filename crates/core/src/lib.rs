@@ -23,6 +23,7 @@
 
 mod alone;
 mod builder;
+mod description;
 pub mod dropout;
 mod dtype;
 mod error;
@@ -43,14 +44,16 @@ mod visibility;
 mod window;
 
 pub use builder::{MAX_HEAD_DIM, ProblemBuilder};
+pub use description::Description;
 pub use dropout::{Dropout, DropoutGenerator, GeneratorState, KeepBlock, KeepRule, ScaleRule};
 pub use dtype::{Dtype, Element};
 pub use error::{ProblemError, TensorName};
 pub use half::{bf16, f16};
 pub use judge::Bounds;
-pub use operands::{Description, GradInputs, Gradients, Inputs, Outputs, check_rows};
+pub use operands::{GradInputs, Gradients, Inputs, Outputs, check_rows};
 pub use piece::Piece;
 pub use problem::Problem;
+pub use scores::{Bias, BiasMut, BiasRef, Feature, ScoreInputs, Slopes};
 pub use sequence::Sequence;
 pub use shape::{Shape, Shard};
 pub use sign_bit::{Probs, SignBit};

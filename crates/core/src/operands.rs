@@ -1,12 +1,14 @@
 //! The tensors of one call, judged by name against the problem.
 
 use crate::Element;
+use crate::description::Description;
 use crate::error::{ProblemError, TensorName};
 use crate::problem::Problem;
-use crate::tensor::{TensorMut, TensorRef, extent, may_overlap};
+use crate::scores::{BiasMut, ScoreInputs, check_dsinks};
+use crate::tensor::{TensorMut, TensorRef};
 
-/// What the forward reads: q (batch, seqlen_q, num_heads, head_dim), k and v (batch, seqlen_k, num_heads_k,
-/// head_dim).
+/// What the forward reads: q (batch, seqlen_q, num_heads, head_dim), k (batch, seqlen_k, num_heads_k, head_dim), v
+/// (batch, seqlen_k, num_heads_k, head_dim_v).
 ///
 /// ```
 /// use signflash_core::{Inputs, Problem, Shape, TensorRef};
@@ -29,6 +31,8 @@ pub struct Inputs<'a, T> {
     pub q: TensorRef<'a, T>,
     pub k: TensorRef<'a, T>,
     pub v: TensorRef<'a, T>,
+    /// What scores are made of besides q and k, as the problem declares.
+    pub scores: ScoreInputs<'a>,
 }
 
 /// What the forward writes: every element of these, and nothing else of their storage.
@@ -46,7 +50,7 @@ pub struct Inputs<'a, T> {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Outputs<'a, T> {
-    /// (batch, seqlen_q, num_heads, head_dim).
+    /// (batch, seqlen_q, num_heads, head_dim_v).
     pub out: TensorMut<'a, T>,
     /// (batch, num_heads, seqlen_q), dense, natural logarithm; -inf where a query sees no key.
     pub lse: &'a mut [f32],
@@ -120,12 +124,21 @@ pub struct Gradients<'a, T> {
     pub dq: TensorMut<'a, T>,
     pub dk: TensorMut<'a, T>,
     pub dv: TensorMut<'a, T>,
+    /// The gradient of a bias, if it is asked for.
+    pub dbias: Option<BiasMut<'a>>,
+    /// (num_heads): the gradient of sinks, if it is asked for.
+    pub dsinks: Option<&'a mut [f32]>,
 }
 
 impl<'a, T> Inputs<'a, T> {
     /// Of these three.
     pub const fn new(q: TensorRef<'a, T>, k: TensorRef<'a, T>, v: TensorRef<'a, T>) -> Self {
-        Self { q, k, v }
+        Self { q, k, v, scores: ScoreInputs { alibi_slopes: None, bias: None, mask: None, sinks: None } }
+    }
+
+    /// With more that scores are made of.
+    pub fn scores(self, scores: ScoreInputs<'a>) -> Self {
+        Self { scores, ..self }
     }
 }
 
@@ -139,7 +152,8 @@ impl<T: Element> Inputs<'_, T> {
         problem.check_lengths_known()?;
         check_read(TensorName::Q, &self.q, shape.q())?;
         check_read(TensorName::K, &self.k, shape.k())?;
-        check_read(TensorName::V, &self.v, shape.v())
+        check_read(TensorName::V, &self.v, shape.v())?;
+        self.scores.check(problem)
     }
 }
 
@@ -204,7 +218,17 @@ impl<T: Element> GradInputs<'_, T> {
 impl<'a, T> Gradients<'a, T> {
     /// Of these three.
     pub const fn new(dq: TensorMut<'a, T>, dk: TensorMut<'a, T>, dv: TensorMut<'a, T>) -> Self {
-        Self { dq, dk, dv }
+        Self { dq, dk, dv, dbias: None, dsinks: None }
+    }
+
+    /// With the gradient of a bias, or with an `Option` of one.
+    pub fn dbias(self, dbias: impl Into<Option<BiasMut<'a>>>) -> Self {
+        Self { dbias: dbias.into(), ..self }
+    }
+
+    /// With the gradient of sinks, or with an `Option` of one.
+    pub fn dsinks(self, dsinks: impl Into<Option<&'a mut [f32]>>) -> Self {
+        Self { dsinks: dsinks.into(), ..self }
     }
 }
 
@@ -217,104 +241,9 @@ impl<T: Element> Gradients<'_, T> {
         let shape = problem.shape();
         check_write(TensorName::Dq, &self.dq, shape.q())?;
         check_write(TensorName::Dk, &self.dk, shape.k())?;
-        check_write(TensorName::Dv, &self.dv, shape.v())
-    }
-}
-
-const QKV_DIMS: &str = "(batch, seqlen, num_heads, head_dim)";
-const PROBS_DIMS: &str = "(batch, num_heads, seqlen_q, seqlen_k)";
-
-/// What a tensor says of itself, wherever its elements lie: to judge one that is not borrowed.
-///
-/// ```
-/// use signflash_core::{Description, TensorName};
-/// // q of an interleaved (batch, seqlen, 3, num_heads, head_dim).
-/// let q = Description { tensor: TensorName::Q, shape: [2, 5, 4, 8], strides: [480, 96, 8, 1] };
-/// q.check_written([2, 5, 4, 8])?;
-/// assert_eq!(q.extent(), Some(480 + 4 * 96 + 4 * 8));
-/// assert!(Description { strides: [480, 96, 0, 1], ..q }.check_written([2, 5, 4, 8]).is_err());
-/// # Ok::<(), signflash_core::ProblemError>(())
-/// ```
-#[derive(Clone, Copy, Debug)]
-pub struct Description {
-    /// For messages.
-    pub tensor: TensorName,
-    /// Sizes of the four dimensions.
-    pub shape: [usize; 4],
-    /// Distance of neighbours along each dimension, in elements.
-    pub strides: [usize; 4],
-}
-
-impl Description {
-    /// Checks that it has this shape and is dense in its last dimension.
-    ///
-    /// # Errors
-    /// [`ProblemError::Shape`] or [`ProblemError::LastStride`].
-    pub fn check(&self, expected: [usize; 4]) -> Result<(), ProblemError> {
-        let Self { tensor, shape, strides } = *self;
-        if shape != expected {
-            let meaning = if tensor == TensorName::Probs { PROBS_DIMS } else { QKV_DIMS };
-            let (expected, got) = (expected.to_vec(), shape.to_vec());
-            return Err(ProblemError::Shape { tensor, expected, got, meaning });
-        }
-        if shape[3] > 1 && strides[3] != 1 {
-            return Err(ProblemError::LastStride { tensor, got: strides[3] });
-        }
-        Ok(())
-    }
-
-    /// Checks the same as [`check`](Self::check), and that no two of its indices name the same element.
-    ///
-    /// # Errors
-    /// As [`check`](Self::check), and [`ProblemError::Overlap`].
-    pub fn check_written(&self, expected: [usize; 4]) -> Result<(), ProblemError> {
-        self.check(expected)?;
-        let Self { tensor, shape, strides } = *self;
-        if may_overlap(shape, strides) {
-            return Err(ProblemError::Overlap { tensor, shape: shape.to_vec(), strides: strides.to_vec() });
-        }
-        Ok(())
-    }
-
-    /// Checks that its elements, of `element_bytes` each, can lie from this address on: that the address is not 0 and
-    /// is aligned, and that the last element is not beyond what a process can address. Whether memory is there only
-    /// its owner knows.
-    ///
-    /// # Errors
-    /// [`ProblemError::Address`].
-    pub fn check_address(&self, address: usize, element_bytes: usize) -> Result<(), ProblemError> {
-        let Self { tensor, shape, .. } = *self;
-        let in_reach = |extent: usize| {
-            extent.checked_mul(element_bytes).is_some_and(|bytes| isize::try_from(bytes).is_ok())
-        };
-        let why = if shape.contains(&0) {
-            return Ok(()); // without elements there need be no memory
-        } else if address == 0 {
-            "where nothing is"
-        } else if !address.is_multiple_of(element_bytes) {
-            "which is no multiple of an element's size"
-        } else if !self.extent().is_some_and(in_reach) {
-            "from where its strides reach beyond all memory"
-        } else {
-            return Ok(());
-        };
-        let elements = shape.into_iter().fold(1, usize::saturating_mul);
-        Err(ProblemError::Address { tensor, elements, address, why })
-    }
-
-    /// How many elements lie between the first and one past the last; none if there is no element, `None` beyond
-    /// `usize`.
-    pub fn extent(&self) -> Option<usize> {
-        extent(self.shape, self.strides)
-    }
-
-    /// Checks that a storage of `got` elements holds it.
-    fn check_storage(&self, got: usize) -> Result<(), ProblemError> {
-        let needed = self.extent().unwrap_or(usize::MAX);
-        if needed > got {
-            return Err(ProblemError::Storage { tensor: self.tensor, needed, got });
-        }
-        Ok(())
+        check_write(TensorName::Dv, &self.dv, shape.v())?;
+        self.dbias.as_ref().map_or(Ok(()), |dbias| dbias.check(problem))?;
+        check_dsinks(problem, self.dsinks.as_deref())
     }
 }
 

@@ -4,6 +4,7 @@ use crate::builder::MAX_SIZE;
 use crate::error::{ProblemError, TensorName};
 use crate::operands::Inputs;
 use crate::problem::Problem;
+use crate::scores::{ScoreInputs, place_of_piece};
 use crate::shape::{Shape, Shard};
 use crate::tensor::TensorRef;
 use std::ops::Range;
@@ -66,6 +67,15 @@ impl Piece {
                 [0..sequences, heads, 0..rows, 0..columns] // no piece is of less
             }
             TensorName::Probs => [batches, heads, rows, columns],
+            TensorName::Bias | TensorName::Mask | TensorName::Dbias => {
+                place_of_piece(whole.shape_of(tensor), self, whole.is_packed())
+            }
+            TensorName::AlibiSlopes => {
+                let [_, _, of_sequences, _] = whole.shape_of(tensor);
+                let all = of_sequences == 1 || whole.is_packed();
+                [0..1, 0..1, if all { 0..of_sequences } else { batches }, heads]
+            }
+            TensorName::Sinks | TensorName::Dsinks => [0..1, 0..1, 0..1, heads],
         }
     }
 
@@ -97,6 +107,18 @@ impl Piece {
             self.share(whole, TensorName::K, &inputs.k),
             self.share(whole, TensorName::V, &inputs.v),
         )
+        .scores(self.scores(whole, &inputs.scores))
+    }
+
+    /// Its share of what else scores are made of. Sinks go with the first keys.
+    fn scores<'a>(&self, whole: &Problem, scores: &ScoreInputs<'a>) -> ScoreInputs<'a> {
+        let place = |tensor| self.place_in(whole, tensor);
+        let sinks = scores.sinks.filter(|_| self.columns.start == 0);
+        ScoreInputs::default()
+            .alibi_slopes(scores.alibi_slopes.map(|slopes| slopes.part(place(TensorName::AlibiSlopes))))
+            .bias(scores.bias.map(|bias| bias.part(place(TensorName::Bias))))
+            .mask(scores.mask.map(|mask| mask.part(place(TensorName::Mask))))
+            .sinks(sinks.map(|sinks| &sinks[self.heads.clone()]))
     }
 
     /// The key heads of its query heads.
@@ -137,7 +159,7 @@ impl Piece {
 impl Problem {
     /// A piece of this problem, as a problem: its queries see of its keys what they see in the whole, and dropout keeps
     /// what it keeps there. Of several pieces of the same queries, out is the sum of theirs, weighed by
-    /// `exp(lse of the piece - lse of the whole)`.
+    /// `exp(lse of the piece - lse of the whole)`. Sinks, which count once, are with the piece that has the first keys.
     ///
     /// # Errors
     /// A [`ProblemError`] naming what of the piece does not lie in the whole.
@@ -146,7 +168,8 @@ impl Problem {
         let (shape, shard) = (self.shape(), self.shard());
         let of_piece = Shape::new(piece.batches.len(), piece.rows.len(), piece.columns.len())
             .heads(piece.heads.len(), piece.heads_k(self).len())
-            .head_dim(shape.head_dim);
+            .head_dim(shape.head_dim)
+            .head_dim_v(shape.head_dim_v);
         let shard = Shard {
             first_batch: shard.first_batch + piece.batches.start,
             first_head: shard.first_head + piece.heads.start,
@@ -154,7 +177,8 @@ impl Problem {
             first_column: shard.first_column + piece.columns.start,
             num_heads_total: shard.num_heads_total.or(Some(shape.num_heads)),
         };
-        let of_piece = self.to_builder().shape(of_piece).shard(shard);
+        let scores = self.scores.of_piece(piece, self.is_packed());
+        let of_piece = self.to_builder().shape(of_piece).shard(shard).declared(scores);
         if self.is_packed() {
             return of_piece.build();
         }

@@ -4,15 +4,15 @@ use crate::builder::ProblemBuilder;
 use crate::dropout::{Dropout, KeepRule};
 use crate::error::ProblemError;
 use crate::lengths::Lengths;
+use crate::scores::Scores;
 use crate::sequence::Sequence;
 use crate::shape::{Shape, Shard};
 use crate::visibility::Visibility;
 use crate::window::Window;
 
-/// A validated attention problem: sizes, visibility, scale, dropout, position in a larger whole.
+/// A validated attention problem: sizes, visibility, scores, dropout, position in a larger whole.
 ///
-/// Built by [`Problem::builder`]; what joins later (softcap, ALiBi) becomes another method of the builder, so callers do
-/// not break.
+/// Built by [`Problem::builder`]; what joins later becomes another method of the builder, so callers do not break.
 ///
 /// ```
 /// use signflash_core::{Dropout, Problem, Shape};
@@ -32,6 +32,7 @@ pub struct Problem {
     pub(crate) dropout: Option<Dropout>,
     pub(crate) diagonal: Option<i64>,
     pub(crate) shard: Shard,
+    pub(crate) scores: Scores,
 }
 
 impl Problem {
@@ -52,6 +53,7 @@ impl Problem {
                 first_column: 0,
                 num_heads_total: None,
             },
+            scores: Scores::NONE,
         }
     }
 
@@ -67,10 +69,11 @@ impl Problem {
     /// ```
     pub fn to_builder(&self) -> ProblemBuilder {
         let causal = self.causal();
-        let Self { shape, lengths, mut window, softmax_scale, dropout, diagonal, shard } = self.clone();
+        let Self { shape, lengths, mut window, softmax_scale, dropout, diagonal, shard, scores } =
+            self.clone();
         let softmax_scale = Some(softmax_scale);
         window.right = window.right.filter(|_| !causal); // so that `causal(false)` takes it back
-        ProblemBuilder { shape, lengths, causal, window, softmax_scale, dropout, diagonal, shard }
+        ProblemBuilder { shape, lengths, causal, window, softmax_scale, dropout, diagonal, shard, scores }
     }
 
     /// The sizes.

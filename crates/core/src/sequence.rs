@@ -109,6 +109,11 @@ impl Problem {
         (index < self.sequence_places()).then(|| place(self.shape(), self.lengths(), index))
     }
 
+    /// Whether these are the rows left over behind the last of packed sequences, which have no keys or no queries.
+    pub fn is_left_over(&self, sequence: &Sequence) -> bool {
+        sequence.stream == self.sequence_count()
+    }
+
     /// How many sequences there are, not counting what is left over behind packed ones.
     pub fn sequence_count(&self) -> usize {
         match self.lengths() {
@@ -143,7 +148,7 @@ impl Problem {
     }
 
     /// The shape of a tensor of this name: as [`Shape::of`] says, but for probs of packed sequences, which are as
-    /// [`probs`](Self::probs) says.
+    /// [`probs`](Self::probs) says, and for bias, mask and slopes, which are as declared (zeros if there are none).
     ///
     /// ```
     /// use signflash_core::{Problem, Shape, TensorName};
@@ -157,7 +162,15 @@ impl Problem {
     /// # Panics
     /// Of probs, as [`sequences`](Self::sequences).
     pub fn shape_of(&self, tensor: TensorName) -> [usize; 4] {
-        if tensor == TensorName::Probs { self.probs() } else { self.shape().of(tensor) }
+        match tensor {
+            TensorName::Probs => self.probs(),
+            TensorName::Bias | TensorName::Dbias => self.bias().map_or([0; 4], |bias| bias.shape),
+            TensorName::Mask => self.mask().unwrap_or_default(),
+            TensorName::AlibiSlopes => {
+                self.scores.slopes_shape(self.sequence_count(), self.shape().num_heads)
+            }
+            _ => self.shape().of(tensor),
+        }
     }
 
     /// The sequences, and what is left over.

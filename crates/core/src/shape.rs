@@ -33,15 +33,17 @@ pub struct Shape {
     pub num_heads: usize,
     /// Key and value heads; divides num_heads.
     pub num_heads_k: usize,
-    /// Elements of one query, key or value; 1 to 256.
+    /// Elements of one query or key; 1 to 256.
     pub head_dim: usize,
+    /// Elements of one value, and of a row of out; 1 to 256.
+    pub head_dim_v: usize,
 }
 
 impl Shape {
     /// So many sequences of so many queries and keys each; [`heads`](Self::heads) and [`head_dim`](Self::head_dim)
     /// must follow.
     pub const fn new(batch: usize, seqlen_q: usize, seqlen_k: usize) -> Self {
-        Self { batch, seqlen_q, seqlen_k, num_heads: 0, num_heads_k: 0, head_dim: 0 }
+        Self { batch, seqlen_q, seqlen_k, num_heads: 0, num_heads_k: 0, head_dim: 0, head_dim_v: 0 }
     }
 
     /// With so many query heads, and so many heads of keys and values.
@@ -51,7 +53,18 @@ impl Shape {
 
     /// With so many elements in a query, key or value.
     pub const fn head_dim(self, head_dim: usize) -> Self {
-        Self { head_dim, ..self }
+        Self { head_dim, head_dim_v: head_dim, ..self }
+    }
+
+    /// With so many elements in a value, and in a row of out, whatever queries and keys have.
+    ///
+    /// ```
+    /// use signflash_core::Shape;
+    /// let shape = Shape::new(1, 5, 7).heads(2, 1).head_dim(192).head_dim_v(128);
+    /// assert_eq!((shape.k(), shape.v(), shape.out()), ([1, 7, 1, 192], [1, 7, 1, 128], [1, 5, 2, 128]));
+    /// ```
+    pub const fn head_dim_v(self, head_dim_v: usize) -> Self {
+        Self { head_dim_v, ..self }
     }
 
     /// With so many sequences.
@@ -84,14 +97,14 @@ impl Shape {
         [self.batch, self.seqlen_k, self.num_heads_k, self.head_dim]
     }
 
-    /// The shape of v and dv: (batch, seqlen_k, num_heads_k, head_dim).
+    /// The shape of v and dv: (batch, seqlen_k, num_heads_k, head_dim_v).
     pub const fn v(&self) -> [usize; 4] {
-        [self.batch, self.seqlen_k, self.num_heads_k, self.head_dim]
+        [self.batch, self.seqlen_k, self.num_heads_k, self.head_dim_v]
     }
 
-    /// The shape of out and dout: (batch, seqlen_q, num_heads, head_dim).
+    /// The shape of out and dout: (batch, seqlen_q, num_heads, head_dim_v).
     pub const fn out(&self) -> [usize; 4] {
-        [self.batch, self.seqlen_q, self.num_heads, self.head_dim]
+        [self.batch, self.seqlen_q, self.num_heads, self.head_dim_v]
     }
 
     /// The shape of probs: (batch, num_heads, seqlen_q, seqlen_k).
@@ -99,7 +112,9 @@ impl Shape {
         [self.batch, self.num_heads, self.seqlen_q, self.seqlen_k]
     }
 
-    /// The shape of a tensor of this name; lse and dlse count as (batch, num_heads, seqlen_q, 1).
+    /// The shape of a tensor of this name; lse and dlse count as (batch, num_heads, seqlen_q, 1), slopes and sinks as
+    /// (1, 1, batch, num_heads) and (1, 1, 1, num_heads). Of a bias or a mask, whose sizes may be 1 but for the last, it
+    /// is the largest: [`Problem::shape_of`](crate::Problem::shape_of) says what was declared.
     ///
     /// ```
     /// use signflash_core::{Shape, TensorName};
@@ -114,7 +129,9 @@ impl Shape {
             TensorName::V | TensorName::Dv => self.v(),
             TensorName::Out | TensorName::Dout => self.out(),
             TensorName::Lse | TensorName::Dlse => [self.batch, self.num_heads, self.seqlen_q, 1],
-            TensorName::Probs => self.probs(),
+            TensorName::Probs | TensorName::Bias | TensorName::Mask | TensorName::Dbias => self.probs(),
+            TensorName::AlibiSlopes => [1, 1, self.batch, self.num_heads],
+            TensorName::Sinks | TensorName::Dsinks => [1, 1, 1, self.num_heads],
         }
     }
 

@@ -111,6 +111,7 @@ impl CpuEngine {
         inputs: &Inputs<'_, T>,
         outputs: &mut Outputs<'_, T>,
     ) -> Result<(), ProblemError> {
+        Self::check(problem)?;
         inputs.check(problem)?;
         outputs.check(problem)?;
         let outputs = RawOutputs::new(RawTensor::of_mut(&mut outputs.out), outputs.lse)
@@ -136,6 +137,7 @@ impl CpuEngine {
         inputs: &RawInputs<T>,
         outputs: RawOutputs<'_, T>,
     ) -> Result<(), ProblemError> {
+        Self::check(problem)?;
         inputs.check(problem)?;
         outputs.check(problem)?;
         // SAFETY: checked just now; the rest is the caller's promise.
@@ -205,6 +207,7 @@ impl CpuEngine {
         inputs: &GradInputs<'_, T>,
         gradients: &mut Gradients<'_, T>,
     ) -> Result<(), ProblemError> {
+        Self::check(problem)?;
         inputs.check(problem)?;
         gradients.check(problem)?;
         let GradInputs { inputs, out, lse, dout, dlse, .. } = inputs;
@@ -232,6 +235,7 @@ impl CpuEngine {
         inputs: &RawGradInputs<'_, T>,
         gradients: &RawGradients<T>,
     ) -> Result<(), ProblemError> {
+        Self::check(problem)?;
         inputs.check(problem)?;
         gradients.check(problem)?;
         // SAFETY: checked just now; the rest is the caller's promise.
@@ -287,6 +291,14 @@ impl CpuEngine {
         let references = references.as_ref();
         let backward = Backward { call, q, k, v, out, dout, lse, references, dlse, dq, dk, dv, chunk_keys };
         run_backward(&backward, workers, self.partial_bytes);
+    }
+
+    /// Refuses what it does not compute, of whatever tensors.
+    ///
+    /// # Errors
+    /// [`ProblemError::NotComputed`].
+    pub fn check(problem: &Problem) -> Result<(), ProblemError> {
+        problem.check_features("the CPU engine", &[])
     }
 
     /// Threads for a pass of so many operations per score and element of head_dim.

@@ -27,7 +27,8 @@ impl Implementation for Engine {
         self.engine().map_or_else(|error| error.to_string(), |engine| format!("{engine:?}"))
     }
 
-    fn supports(&self, _: Dtype, _: &Problem) -> Result<(), String> {
+    fn supports(&self, _: Dtype, problem: &Problem) -> Result<(), String> {
+        CpuEngine::check(problem).map_err(|error| error.to_string())?;
         self.engine().map(drop).map_err(|error| error.to_string())
     }
 
@@ -88,7 +89,7 @@ fn run_on<T: Element>(engine: CpuEngine, problem: &Problem, values: &Values) -> 
     let shape = problem.shape();
     let rounded = |x: &[f64]| x.iter().map(|&x| T::from_f32(x as f32)).collect::<Vec<_>>();
     let zeros = |shape: [usize; 4]| vec![T::default(); shape.into_iter().product()];
-    let Values { q, k, v, dout, dlse } = values;
+    let Values { q, k, v, dout, dlse, .. } = values;
     let (q, k, v, dout) = (rounded(q), rounded(k), rounded(v), rounded(dout));
     let dlse: Option<Vec<f32>> = dlse.as_ref().map(|x| x.iter().map(|&x| x as f32).collect());
     let (mut out, mut lse, mut probs) =

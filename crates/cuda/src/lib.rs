@@ -90,6 +90,6 @@ pub use function::Function;
 pub use graph::Graph;
 pub use program::Program;
 pub use resident::Resident;
-pub use signflash_kernels::Arg;
+pub use signflash_kernels::{Arg, check_features};
 pub use stream::Stream;
 pub use workspace::Workspace;

@@ -6,7 +6,7 @@ mod gpu;
 
 use signflash_core::suite::{Implementation, RunError};
 use signflash_core::{Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem};
-use signflash_cuda::CudaEngine;
+use signflash_cuda::{CudaEngine, check_features};
 use std::sync::OnceLock;
 
 /// One engine for all tests, so that each kernel is compiled once.
@@ -35,10 +35,11 @@ impl Implementation for OnGpu {
         )
     }
 
-    fn supports(&self, dtype: Dtype, _: &Problem) -> Result<(), String> {
+    fn supports(&self, dtype: Dtype, problem: &Problem) -> Result<(), String> {
         if dtype == Dtype::F32 {
             return Err("the kernels are of 16-bit formats".into());
         }
+        check_features(problem).map_err(|refused| refused.to_string())?;
         self.engine().map(drop).map_err(|error| error.to_string())
     }
 

@@ -1,7 +1,7 @@
 //! Calls: a problem and its tensors in a GPU's memory; and what a stream does for them.
 use crate::config::Config;
 use crate::tensor::{DeviceTensor, Order};
-use signflash_core::{Dtype, Problem};
+use signflash_core::{Dtype, Problem, ProblemError};
 use signflash_ptx::{Arg, Half};
 
 /// One thing that a stream does.
@@ -204,9 +204,12 @@ impl<'a> BackwardCall<'a> {
 }
 
 /// Why a call cannot be run as it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CallError {
+    /// There are no kernels for what the problem asks.
+    #[error(transparent)]
+    NotComputed(#[from] ProblemError),
     /// It is too large for one launch.
     #[error(transparent)]
     TooManyBlocks(#[from] TooManyBlocks),
@@ -235,6 +238,14 @@ pub enum CallError {
         "the call has probs of packed sequences, and nobody says how large; give rows and columns with ForwardCall::with_probs_sizes"
     )]
     NoProbsSizes,
+}
+
+/// Refuses what no kernel computes, of whatever tensors.
+///
+/// # Errors
+/// [`ProblemError::NotComputed`].
+pub fn check_features(problem: &Problem) -> Result<(), ProblemError> {
+    problem.check_features("the GPU's kernels", &[])
 }
 
 /// Whether a call says where its sequences begin, if and only if they are packed, and has room to list their tiles.

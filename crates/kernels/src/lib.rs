@@ -52,7 +52,7 @@ mod variants;
 mod words;
 mod workspace;
 
-pub use call::{BackwardCall, CallError, ForwardCall, Task, TooManyBlocks, half_of};
+pub use call::{BackwardCall, CallError, ForwardCall, Task, TooManyBlocks, check_features, half_of};
 pub use choose::{BackwardChoice, ForwardChoice, Kernels, NotEnoughWorkspace};
 pub use config::{
     Access, BandKind, Common, Config, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperCommon, HopperForm,

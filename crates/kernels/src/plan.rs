@@ -1,7 +1,7 @@
 //! What the chosen kernels do on a GPU: launches with their arguments. The interpreter and the driver run the same
 //! plan.
 use crate::arguments::{ScoreArgs, arguments, of_problem};
-use crate::call::{CallError, Task, TooManyBlocks};
+use crate::call::{CallError, Task, TooManyBlocks, check_features};
 use crate::choose::{BackwardChoice, ForwardChoice};
 use crate::config::{Config, DqKernel, ForwardKernel, HopperForm, HopperKeysForm, KeysKernel, Layout};
 use crate::geometry::{
@@ -50,6 +50,7 @@ impl ForwardChoice<'_> {
     /// A [`CallError`].
     pub fn tasks(&self) -> Result<Vec<Task>, CallError> {
         let call = self.call;
+        check_features(call.problem)?;
         let mut plan = Plan::new(call.problem, self.gpu, call.seed_and_offset_ptr);
         plan.lists = Lists::new(call.problem, call.cu_seqlens, (call.workspace, 0))?;
         self.forward_task(&mut plan)?;
@@ -140,6 +141,7 @@ impl BackwardChoice<'_> {
     /// A [`CallError`].
     pub fn tasks(&self) -> Result<Vec<Task>, CallError> {
         let call = self.call;
+        check_features(call.problem)?;
         let mut plan = Plan::new(call.problem, self.gpu, call.seed_and_offset_ptr);
         plan.lists = Lists::new(call.problem, call.cu_seqlens, (call.workspace, self.workspace.lists))?;
         self.delta_task(&mut plan)?;

@@ -13,7 +13,7 @@ use signflash_core::{
     Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Shape, TensorMut, TensorRef, Window,
     bf16, f16,
 };
-use signflash_kernels::{Gpu, Interpreted};
+use signflash_kernels::{Gpu, Interpreted, check_features};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Whether interpreting it takes more than a second or two: beyond two heads of 128 queries and keys.
@@ -94,6 +94,8 @@ impl Implementation for On {
         };
         if dtype == Dtype::F32 {
             Err("the kernels are of 16-bit formats".into())
+        } else if let Err(refused) = check_features(problem) {
+            Err(refused.to_string())
         } else if length < Length::All && (left_out == Some(dtype) || (!first && is_large(problem))) {
             Err("SIGNFLASH_TEST=all runs it".into())
         } else if length < Length::Full && (is_very_large(problem) || not_drawn) {

@@ -76,7 +76,7 @@ impl<T: FileElement> Check<'_, T> {
     /// A piece's share of what the call's forward reads.
     fn inputs(&self, piece: &Piece) -> Inputs<'_, T> {
         let whole = self.tensors.inputs(self.problem.shape());
-        piece.inputs(&self.alone, &self.sequence.inputs(&whole))
+        piece.inputs(&self.alone, &self.sequence.inputs(self.problem, &whole))
     }
 
     /// out, lse and, of a backward, dq of the last queries.

@@ -229,7 +229,7 @@ impl<T: FileElement> Verify<'_, T> {
     ) -> Result<Vec<Distances>, Error> {
         let (whole, size) = (self.problem, self.problem.shape().group_size());
         let piece = Piece { heads: group * size..(group + 1) * size, ..Piece::of(alone) };
-        let inputs = piece.inputs(alone, &sequence.inputs(&self.operands.inputs(whole, self.layout)));
+        let inputs = piece.inputs(alone, &sequence.inputs(whole, &self.operands.inputs(whole, self.layout)));
         let dlse = self.operands.dlse.as_deref().map(|dlse| self.rows(dlse, sequence, &piece));
         let backward = self.operands.dout(whole, self.layout).map(|dout| {
             let dout = sequence.share(TensorName::Dout, &dout);

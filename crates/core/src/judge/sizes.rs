@@ -1,8 +1,8 @@
 //! How large results would be without cancelling, and what rounding alone makes of them.
 
 use super::Backward;
-use crate::oracle::{Entry, Forward, Gradients, Head, dense, dot};
-use crate::{Element, Inputs, Problem};
+use crate::oracle::{Entry, Forward, Gradients, Head, dense, dense_index, dot};
+use crate::{Dtype, Element, Inputs, Problem, TensorName, bf16, f16};
 use std::ops::Range;
 
 /// Scores above this allow a larger error only where their last bits decide something.
@@ -29,9 +29,8 @@ pub(super) struct Size {
 pub(super) struct Sizes {
     pub(super) out: Size,
     pub(super) lse: Size,
-    pub(super) dq: Size,
-    pub(super) dk: Size,
-    pub(super) dv: Size,
+    /// Of the gradients that there are.
+    pub(super) gradients: Vec<(TensorName, Size)>,
     /// The largest magnitude of a finite score.
     pub(super) max_score: f64,
     /// The same, as far as the last bits of scores [decide](deciding) anything.
@@ -39,6 +38,7 @@ pub(super) struct Sizes {
 }
 
 /// The terms of a row, summed, and the row itself from rounded p and ds.
+#[derive(Default)]
 struct Rows {
     terms: Vec<f64>,
     rounded: Vec<f64>,
@@ -60,8 +60,14 @@ impl Rows {
         }
     }
 
-    fn size<T: Element>(self, exact: &[f64]) -> Size {
-        let lost = |(rounded, exact): (&f64, &f64)| (round::<T>(*rounded) - exact).powi(2);
+    /// A term that is a number, not a row.
+    fn add_number(&mut self, at: usize, size: f64, number: f64) {
+        self.terms[at / self.dim] += size * size;
+        self.rounded[at] += number;
+    }
+
+    fn size(self, round: fn(f64) -> f64, exact: &[f64]) -> Size {
+        let lost = |(rounded, exact): (&f64, &f64)| (round(*rounded) - exact).powi(2);
         let rounding = self.rounded.iter().zip(exact).map(lost).filter(|x| x.is_finite()).sum();
         Size { terms: self.terms, rounding }
     }
@@ -81,20 +87,23 @@ impl Sizes {
         let with_gradients = |shape: [usize; 4]| Rows::new(if backward.is_some() { shape } else { [0; 4] });
         let (mut out, mut dq) = (Rows::new(shape.out()), with_gradients(shape.q()));
         let (mut dk, mut dv) = (with_gradients(shape.k()), with_gradients(shape.v()));
+        let bias = problem.shape_of(TensorName::Dbias);
+        let mut dbias = with_gradients(bias);
+        let mut dsinks = with_gradients([1, 1, if problem.sinks() { shape.num_heads } else { 0 }, 1]);
         let (mut max_score, mut deciding_score, mut lse) = (0.0f64, 0.0f64, vec![0.0; forward.lse.len()]);
         let dout = backward.map(|backward| dense(&backward.dout));
         for head in Head::all(problem, inputs) {
             let flushed = head.map(flush);
             for i in head.queries() {
                 let (scores, lse_i) = (head.scores(i), forward.lse[head.lse_index(i)]);
-                let row_max =
-                    scores.values().filter(|s| s.is_finite()).fold(0.0f64, |max, s| max.max(s.abs()));
+                let row_max = scores.magnitude(FAR_BEHIND);
                 max_score = max_score.max(row_max);
                 let entries = scores.entries(lse_i);
                 let keys = entries.iter().map(|entry| (head.k(entry.j), entry.score.value));
                 deciding_score = deciding_score.max(deciding(&keys.collect::<Vec<_>>(), row_max));
                 // What counts of lse is how far it moves p, its absolute error: near 0 it need not be relatively exact.
                 lse[head.lse_index(i)] = if lse_i.is_finite() { 4.0 * row_max.max(1.0).powi(2) } else { 0.0 };
+                let p_sink = scores.sink(lse_i);
                 let dout_i = dout.as_deref().map(|dout| head.out_row(i, dout));
                 let out_i = head.out_row(i, &forward.out);
                 let delta = dout_i.map(|dout_i| {
@@ -104,6 +113,9 @@ impl Sizes {
                     let of_dp = heaviest.map_or(0.0, |x| keep_scale * lost_in_order(dout_i, head.v(x.j)));
                     Delta::of::<T>(dout_i, out_i, dlse, of_dp)
                 });
+                if let (Some(delta), true) = (&delta, p_sink != 0.0) {
+                    dsinks.add_number(head.number(), p_sink * delta.size, -p_sink * delta.rounded);
+                }
                 for Entry { j, score, p, kept } in entries {
                     if p == 0.0 {
                         continue;
@@ -114,8 +126,12 @@ impl Sizes {
                     }
                     let (Some(dout_i), Some(delta)) = (dout_i, &delta) else { continue };
                     let dp_size = if kept { keep_scale * size_of_dot(dout_i, head.v(j)) } else { 0.0 };
-                    let size = score.slope * p * (dp_size + delta.size);
-                    let ds = score.slope * round::<T>(p * (head.dp(j, kept, dout_i) - delta.rounded));
+                    let size = p * (dp_size + delta.size);
+                    let ds = p * (head.dp(j, kept, dout_i) - delta.rounded);
+                    if problem.bias().is_some() {
+                        dbias.add_number(dense_index(bias, head.bias_index(bias, i, j)), size, ds);
+                    }
+                    let (size, ds) = (score.slope * size, score.slope * round::<T>(ds));
                     dq.add(head.query_places(i), size, ds, flushed.k(j));
                     dk.add(head.key_places(j), size, ds, flushed.q(i));
                     if kept {
@@ -124,15 +140,25 @@ impl Sizes {
                 }
             }
         }
-        let gradient = |rows: Rows, exact: fn(&Gradients) -> &[f64]| {
-            gradients.map_or_else(Size::default, |gradients| rows.size::<T>(exact(gradients)))
+        let of_bias = match problem.bias().map(|bias| bias.dtype) {
+            Some(Dtype::F16) => round::<f16>,
+            Some(Dtype::Bf16) => round::<bf16>,
+            Some(Dtype::F32) | None => round::<f32>,
+        };
+        let gradient = |(tensor, exact): (TensorName, &Vec<f64>)| {
+            let size = match tensor {
+                TensorName::Dq => std::mem::take(&mut dq).size(round::<T>, exact),
+                TensorName::Dk => std::mem::take(&mut dk).size(round::<T>, exact),
+                TensorName::Dv => std::mem::take(&mut dv).size(round::<T>, exact),
+                TensorName::Dbias => std::mem::take(&mut dbias).size(of_bias, exact),
+                _ => std::mem::take(&mut dsinks).size(round::<f32>, exact),
+            };
+            (tensor, size)
         };
         Self {
-            out: out.size::<T>(&forward.out),
+            out: out.size(round::<T>, &forward.out),
             lse: Size { terms: lse, rounding: 0.0 },
-            dq: gradient(dq, |gradients| &gradients.dq),
-            dk: gradient(dk, |gradients| &gradients.dk),
-            dv: gradient(dv, |gradients| &gradients.dv),
+            gradients: gradients.into_iter().flat_map(Gradients::tensors).map(gradient).collect(),
             max_score,
             deciding_score,
         }

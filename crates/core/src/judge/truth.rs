@@ -33,11 +33,14 @@ pub struct Backward<'a, T> {
 pub struct Truth {
     out: Expected,
     lse: Expected,
-    gradients: Option<[Expected; 3]>,
+    /// Those that there are; none without a backward.
+    gradients: Vec<(TensorName, Expected)>,
     max_score: f64,
     deciding_score: f64,
     dtype: Dtype,
     head_dim: usize,
+    /// That of dbias, if there is one.
+    bias: Option<Dtype>,
 }
 
 /// One tensor as it should be.
@@ -90,21 +93,26 @@ impl Truth {
             bound: 0.0,
             large: if tensor == TensorName::Lse { f64::INFINITY } else { large(T::DTYPE) },
         };
-        let Sizes { out, lse, dq, dk, dv, max_score, deciding_score } = sizes;
+        let Sizes { out, lse, gradients: of_gradients, max_score, deciding_score } = sizes;
+        let bias = problem.bias().map(|bias| bias.dtype);
+        let tensors = gradients.iter().flat_map(oracle::Gradients::tensors);
+        let gradient = |((tensor, values), (_, size)): ((_, &Vec<f64>), _)| {
+            let dtype = match tensor {
+                TensorName::Dbias => bias.unwrap_or(Dtype::F32),
+                TensorName::Dsinks => Dtype::F32,
+                _ => T::DTYPE,
+            };
+            (tensor, Expected { large: large(dtype), ..expected(tensor, values.clone(), size) })
+        };
         let mut truth = Self {
+            gradients: tensors.zip(of_gradients).map(gradient).collect(),
             out: expected(TensorName::Out, forward.out, out),
             lse: expected(TensorName::Lse, forward.lse, lse),
-            gradients: gradients.map(|gradients| {
-                [
-                    expected(TensorName::Dq, gradients.dq, dq),
-                    expected(TensorName::Dk, gradients.dk, dk),
-                    expected(TensorName::Dv, gradients.dv, dv),
-                ]
-            }),
             max_score,
             deciding_score,
             dtype: T::DTYPE,
             head_dim: problem.shape().head_dim,
+            bias,
         };
         truth.limit_scores(f64::INFINITY);
         Ok(truth)
@@ -117,25 +125,25 @@ impl Truth {
         let bounds = Bounds::of(self.dtype).for_scores(self.deciding_score, self.head_dim);
         self.out.bound = bounds.out;
         self.lse.bound = bounds.lse;
-        self.gradients.iter_mut().flatten().for_each(|gradient| gradient.bound = bounds.gradients);
+        // dbias may be stored in a coarser dtype than q.
+        let of_bias = bounds.gradients.max(self.bias.map_or(0.0, |dtype| Bounds::of(dtype).gradients));
+        for (tensor, gradient) in &mut self.gradients {
+            gradient.bound = if *tensor == TensorName::Dbias { of_bias } else { bounds.gradients };
+        }
     }
 
     /// Lets gradients be off by so much more.
     #[cfg(feature = "suite")]
     pub(crate) fn widen_gradients(&mut self, more: f64) {
-        self.gradients.iter_mut().flatten().for_each(|gradient| gradient.bound += more);
+        self.gradients.iter_mut().for_each(|(_, gradient)| gradient.bound += more);
     }
 
     /// One tensor; `None` for what is not among them: gradients without a backward, probs, operands.
     pub fn tensor(&self, tensor: TensorName) -> Option<&Expected> {
-        let gradient = |index: usize| self.gradients.as_ref().map(|gradients| &gradients[index]);
         match tensor {
             TensorName::Out => Some(&self.out),
             TensorName::Lse => Some(&self.lse),
-            TensorName::Dq => gradient(0),
-            TensorName::Dk => gradient(1),
-            TensorName::Dv => gradient(2),
-            _ => None,
+            _ => self.gradients.iter().find(|(name, _)| *name == tensor).map(|(_, gradient)| gradient),
         }
     }
 

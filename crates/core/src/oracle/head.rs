@@ -2,7 +2,7 @@
 
 use crate::dropout::KeepRule;
 use crate::problem::Problem;
-use crate::scores::Score;
+use crate::scores::{Score, ScoreInputs};
 use crate::sequence::Sequence;
 use crate::tensor::{TensorRef, dense_row};
 use crate::visibility::Visibility;
@@ -18,6 +18,7 @@ pub(crate) struct Head<'a> {
     visibility: Visibility<i64>,
     keep: Option<KeepRule>,
     sequence: Sequence,
+    operands: ScoreInputs<'a>,
     head: usize,
     head_k: usize,
     q: Vec<f64>,
@@ -42,6 +43,11 @@ impl<'a> Head<'a> {
                 problem,
                 visibility: problem.visibility_in(&sequence),
                 keep: problem.keep_rule(),
+                operands: if problem.is_left_over(&sequence) {
+                    ScoreInputs::default()
+                } else {
+                    inputs.scores
+                },
                 sequence,
                 head,
                 head_k,
@@ -77,9 +83,49 @@ impl<'a> Head<'a> {
 
     /// The scores of the keys that query i sees.
     pub(crate) fn scores(&self, i: usize) -> Scores<'_> {
-        let keys = self.visibility.keys_of(i as i64).positions();
-        let score = |j| self.problem.score(dot(self.q(i), self.k(j)));
-        Scores { head: self, query: i, scores: keys.clone().map(score).collect(), keys }
+        let visible = self.visibility.keys_of(i as i64).positions();
+        let seen = |j: &usize| self.is_unmasked(i, *j) && self.bias(i, *j) != f64::NEG_INFINITY;
+        let score = |j| (j, self.problem.score(dot(self.q(i), self.k(j)), self.addend(i, j)));
+        let scores = visible.clone().filter(seen).map(score).collect();
+        Scores { head: self, query: i, visible, scores, sink: self.sink() }
+    }
+
+    /// What is added to a score.
+    fn addend(&self, i: usize, j: usize) -> f64 {
+        let distance = (i as i64 + self.visibility.diagonal - j as i64).unsigned_abs();
+        let slope = self.operands.alibi_slopes.map_or(0.0, |slopes| {
+            f64::from(slopes.at([0, 0, self.sequence.one_of(slopes.shape[2]).start, self.head]))
+        });
+        self.bias(i, j) - slope * distance as f64
+    }
+
+    fn bias(&self, i: usize, j: usize) -> f64 {
+        self.operands.bias.map_or(0.0, |bias| bias.at(self.bias_index(bias.layout()[0], i, j)))
+    }
+
+    fn is_unmasked(&self, i: usize, j: usize) -> bool {
+        self.operands.mask.is_none_or(|mask| mask.at(self.bias_index(mask.shape, i, j)) != 0)
+    }
+
+    /// Where the entry of query i and key j lies in a bias or a mask of this shape.
+    pub(crate) fn bias_index(
+        &self,
+        [sequences, heads, queries, _]: [usize; 4],
+        i: usize,
+        j: usize,
+    ) -> [usize; 4] {
+        let own = |size, at| if size == 1 { 0 } else { at };
+        [self.sequence.one_of(sequences).start, own(heads, self.head), own(queries, i), j]
+    }
+
+    /// The head's number, where sinks and their gradient have it.
+    pub(crate) fn number(&self) -> usize {
+        self.head
+    }
+
+    /// The score that every query has besides its keys', if there is one.
+    pub(crate) fn sink(&self) -> Option<f64> {
+        self.operands.sinks.map(|sinks| sinks[self.head].into())
     }
 
     /// `dp[i,j]` of query i, whose dout this is.
@@ -132,8 +178,11 @@ impl<'a> Head<'a> {
 pub(crate) struct Scores<'a> {
     head: &'a Head<'a>,
     query: usize,
-    keys: Range<usize>,
-    scores: Vec<Score>,
+    /// The keys of its window, of which a mask or a bias of -inf may hide some.
+    visible: Range<usize>,
+    /// Those that it sees.
+    scores: Vec<(usize, Score)>,
+    sink: Option<f64>,
 }
 
 /// A key that a query sees.
@@ -152,12 +201,34 @@ pub(crate) struct Entry {
 impl Scores<'_> {
     /// The scores themselves, key by key.
     pub(crate) fn values(&self) -> impl Iterator<Item = f64> + Clone {
-        self.scores.iter().map(|score| score.value)
+        self.scores.iter().map(|(_, score)| score.value)
+    }
+
+    /// How large what scores are made of is, of those that have a probability: less than `far_behind` below the largest.
+    /// Rounding moves a score by a part of that, even if it is small itself. Where nothing is added to scores, it is the
+    /// largest of them all.
+    pub(crate) fn magnitude(&self, far_behind: f64) -> f64 {
+        let added = self.head.operands.bias.is_some() || self.head.operands.alibi_slopes.is_some();
+        let max = self.values().fold(f64::NEG_INFINITY, f64::max);
+        let size = |(j, score): &(usize, Score)| match added {
+            true if score.value < max - far_behind => 0.0,
+            true => {
+                let addend = self.head.addend(self.query, *j);
+                score.value.abs().max(addend.abs()).max((score.value - addend).abs())
+            }
+            false => score.value.abs(),
+        };
+        self.scores.iter().map(size).filter(|s| s.is_finite()).fold(0.0, f64::max)
+    }
+
+    /// What counts in lse: the scores, and the sink.
+    fn exponents(&self) -> impl Iterator<Item = f64> + Clone {
+        self.values().chain(self.sink)
     }
 
     /// The logarithm of the sum of the exponentials; -inf of nothing, or of nothing but -inf.
     pub(crate) fn lse(&self) -> f64 {
-        if self.values().all(|s| s == f64::NEG_INFINITY) {
+        if self.exponents().all(|s| s == f64::NEG_INFINITY) {
             return f64::NEG_INFINITY;
         }
         self.max_and_log_sum().into_iter().sum()
@@ -165,23 +236,28 @@ impl Scores<'_> {
 
     /// The keys with their probabilities, relative to this lse.
     pub(crate) fn entries(&self, lse: f64) -> Vec<Entry> {
-        let Self { head, query, keys, scores } = self;
+        let Self { head, query, visible, scores, .. } = self;
         let (stream, queries) = (head.sequence.stream, *query..query + 1);
-        let kept = head.keep.map(|rule| rule.keep_block(stream, head.head, queries, keys.clone()));
+        let kept = head.keep.map(|rule| rule.keep_block(stream, head.head, queries, visible.clone()));
         let base = self.base(lse);
-        let entry = |(n, (j, &score)): (usize, (usize, &Score))| Entry {
+        let entry = |&(j, score): &(usize, Score)| Entry {
             j,
             score,
             p: probability(score.value, base),
-            kept: kept.as_ref().is_none_or(|kept| kept.keep(0, n)),
+            kept: kept.as_ref().is_none_or(|kept| kept.keep(0, j - visible.start)),
         };
-        keys.clone().zip(scores).enumerate().map(entry).collect()
+        scores.iter().map(entry).collect()
     }
 
-    /// The largest score, and the logarithm of the sum of the exponentials relative to it.
+    /// The probability of the sink, relative to this lse; 0 if there is none.
+    pub(crate) fn sink(&self, lse: f64) -> f64 {
+        self.sink.map_or(0.0, |sink| probability(sink, self.base(lse)))
+    }
+
+    /// The largest of what counts in lse, and the logarithm of the sum of the exponentials relative to it.
     fn max_and_log_sum(&self) -> [f64; 2] {
-        let max = self.values().fold(f64::NEG_INFINITY, f64::max);
-        [max, self.values().map(|s| (s - max).exp()).sum::<f64>().ln()]
+        let max = self.exponents().fold(f64::NEG_INFINITY, f64::max);
+        [max, self.exponents().map(|s| (s - max).exp()).sum::<f64>().ln()]
     }
 
     /// What to subtract from scores, one after the other, before they are exponents.

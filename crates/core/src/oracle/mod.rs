@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! s[i,j]  = softmax_scale * <q[i], k[j]>                       of the keys j that query i sees
-//! lse[i]  = log(sum_j exp(s[i,j]))                             of all of them, dropped or not
+//! s[i,j]  = softcap * tanh(s[i,j] / softcap)                   if there is one
+//! s[i,j] += bias[i,j] - slope * |i + diagonal - j|             if there are such; a bias of -inf hides, as a mask of 0 does
+//! lse[i]  = log(exp(sink) + sum_j exp(s[i,j]))                 of all of them, dropped or not, and of the sink, if any
 //! p[i,j]  = exp(s[i,j] - lse[i])
 //! out[i]  = keep_scale * sum_{j kept} p[i,j] v[j]
 //!
@@ -10,6 +12,8 @@
 //! dv[j]    = keep_scale * sum_{i kept} p[i,j] dout[i]
 //! dp[i,j]  = keep_scale * <dout[i], v[j]> where kept, else 0
 //! ds[i,j]  = p[i,j] * (dp[i,j] - delta[i])
+//! dbias    = sum of ds over what the bias is the same for      dsink = -sum_i exp(sink - lse[i]) delta[i]
+//! ds[i,j] *= 1 - tanh^2                                        with a softcap
 //! dq[i]    = softmax_scale * sum_j ds[i,j] k[j]                dk[j] = softmax_scale * sum_i ds[i,j] q[i]
 //! ```
 //!
@@ -18,7 +22,8 @@
 //!   anything of that query, whatever its k and v hold.
 //! - A dropped entry contributes nothing to out and dv, even if v is NaN. It still counts in lse, and through
 //!   `ds = p * (0 - delta)` in dq and dk.
-//! - A query that sees no key, or whose visible scores are all -inf, has out = 0, lse = -inf and zero gradients.
+//! - A query that sees no key, or whose visible scores are all -inf, has out = 0, lse = -inf (or its sink) and zero
+//!   gradients.
 //! - Anything else is plain IEEE arithmetic: a score of NaN or +inf makes the whole row NaN (exp(inf - inf)).
 //!
 //! # Cost
@@ -46,10 +51,46 @@ pub struct Forward {
 /// What the backward gives, each dense and of its tensor's shape.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
+#[non_exhaustive]
 pub struct Gradients {
     pub dq: Vec<f64>,
     pub dk: Vec<f64>,
     pub dv: Vec<f64>,
+    /// Empty if there is no bias.
+    pub dbias: Vec<f64>,
+    /// Empty if there are no sinks.
+    pub dsinks: Vec<f64>,
+}
+
+impl Gradients {
+    /// Of a problem, all 0.
+    pub(crate) fn zeros(problem: &Problem) -> Self {
+        let zeros = |tensor| vec![0.0; problem.shape_of(tensor).into_iter().product()];
+        Self {
+            dq: zeros(TensorName::Dq),
+            dk: zeros(TensorName::Dk),
+            dv: zeros(TensorName::Dv),
+            dbias: zeros(TensorName::Dbias),
+            dsinks: if problem.sinks() { zeros(TensorName::Dsinks) } else { Vec::new() },
+        }
+    }
+
+    /// Those that there are, by name.
+    pub fn tensors(&self) -> impl Iterator<Item = (TensorName, &Vec<f64>)> {
+        let Self { dq, dk, dv, dbias, dsinks } = self;
+        let named = [
+            (TensorName::Dq, dq),
+            (TensorName::Dk, dk),
+            (TensorName::Dv, dv),
+            (TensorName::Dbias, dbias),
+            (TensorName::Dsinks, dsinks),
+        ];
+        let is_there = |(tensor, x): &(TensorName, &Vec<f64>)| match tensor {
+            TensorName::Dbias | TensorName::Dsinks => !x.is_empty(),
+            _ => true,
+        };
+        named.into_iter().filter(is_there)
+    }
 }
 
 impl Forward {
@@ -181,27 +222,39 @@ pub fn backward<T: Element>(
     inputs.check(problem)?;
     check_read(TensorName::Dout, dout, problem.shape().out())?;
     check_dlse(problem, dlse)?;
-    let (shape, dout) = (problem.shape(), dense(dout));
-    let zeros = |shape: [usize; 4]| vec![0.0; shape.into_iter().product()];
-    let (mut dq, mut dk, mut dv) = (zeros(shape.q()), zeros(shape.k()), zeros(shape.v()));
+    let (dout, bias) = (dense(dout), problem.shape_of(TensorName::Dbias));
+    let mut gradients = Gradients::zeros(problem);
     for head in Head::all(problem, inputs) {
         for i in head.queries() {
             let dout_i = head.out_row(i, &dout);
             let delta = dot(dout_i, head.out_row(i, &forward.out)) - head.dlse(i, dlse);
-            for Entry { j, score, p, kept } in head.scores(i).entries(forward.lse[head.lse_index(i)]) {
+            let (scores, lse_i) = (head.scores(i), forward.lse[head.lse_index(i)]);
+            let p_sink = scores.sink(lse_i);
+            if p_sink != 0.0 {
+                gradients.dsinks[head.number()] -= p_sink * delta;
+            }
+            for Entry { j, score, p, kept } in scores.entries(lse_i) {
                 if p == 0.0 {
                     continue;
                 }
                 let ds = p * (head.dp(j, kept, dout_i) - delta);
-                add(&mut dq[head.query_places(i)], score.slope * ds, head.k(j));
-                add(&mut dk[head.key_places(j)], score.slope * ds, head.q(i));
+                add(&mut gradients.dq[head.query_places(i)], score.slope * ds, head.k(j));
+                add(&mut gradients.dk[head.key_places(j)], score.slope * ds, head.q(i));
                 if kept {
-                    add(&mut dv[head.value_places(j)], problem.keep_scale() * p, dout_i);
+                    add(&mut gradients.dv[head.value_places(j)], problem.keep_scale() * p, dout_i);
+                }
+                if problem.bias().is_some() {
+                    gradients.dbias[dense_index(bias, head.bias_index(bias, i, j))] += ds;
                 }
             }
         }
     }
-    Ok(Gradients { dq, dk, dv })
+    Ok(gradients)
+}
+
+/// Where an element of a dense tensor lies.
+pub(crate) fn dense_index(shape: [usize; 4], index: [usize; 4]) -> usize {
+    dense_row(shape, index).start + index[3]
 }
 
 /// A tensor's elements in the order of its dimensions.

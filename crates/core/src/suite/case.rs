@@ -2,8 +2,9 @@
 
 use super::inputs::Values;
 use super::layout::Layout;
+use super::scores::{CaseScores, Extent};
 use super::vectors::Vector;
-use crate::{Dropout, Dtype, Problem, ScaleRule, Shape, Shard, Window};
+use crate::{Dropout, Dtype, Problem, ScaleRule, Shape, Shard, Slopes, Window};
 
 /// Where a problem is cut into pieces that are computed one by one; every list holds inner positions, in order.
 ///
@@ -55,6 +56,7 @@ pub struct Case {
     /// Products of q and k are near this power of two, and exact.
     pub(super) products_near: Option<super::binades::Products>,
     vector: Option<&'static str>,
+    scores: CaseScores,
 }
 
 impl Case {
@@ -80,6 +82,7 @@ impl Case {
             fill: None,
             products_near: None,
             vector: None,
+            scores: CaseScores::default(),
         }
     }
 
@@ -107,7 +110,43 @@ impl Case {
 
     /// Another head_dim.
     pub fn head_dim(mut self, head_dim: usize) -> Self {
-        self.shape.head_dim = head_dim;
+        self.shape = self.shape.head_dim(head_dim);
+        self
+    }
+
+    /// Another head_dim of v.
+    pub fn head_dim_v(mut self, head_dim_v: usize) -> Self {
+        self.shape.head_dim_v = head_dim_v;
+        self
+    }
+
+    /// Scores saturate there.
+    pub fn softcap(mut self, softcap: f64) -> Self {
+        self.scores.softcap = Some(softcap);
+        self
+    }
+
+    /// With ALiBi.
+    pub fn alibi(mut self, slopes: Slopes) -> Self {
+        self.scores.alibi = Some(slopes);
+        self
+    }
+
+    /// With a bias: of this dtype, for all or each of batch, heads and queries.
+    pub fn bias(mut self, dtype: Dtype, extents: [Extent; 3]) -> Self {
+        self.scores.bias = Some((dtype, extents));
+        self
+    }
+
+    /// With a mask, for all or each of batch, heads and queries.
+    pub fn mask(mut self, extents: [Extent; 3]) -> Self {
+        self.scores.mask = Some(extents);
+        self
+    }
+
+    /// With sinks.
+    pub fn sinks(mut self) -> Self {
+        self.scores.sinks = true;
         self
     }
 
@@ -236,7 +275,7 @@ impl Case {
             }
             None => problem,
         };
-        problem.build().expect("a case is a valid problem")
+        self.scores.declare(problem).build().expect("a case is a valid problem")
     }
 
     /// Its operands, not yet rounded to a dtype.
@@ -254,6 +293,7 @@ impl Case {
         if self.dlse {
             values = values.with_dlse(&self.problem(), seed);
         }
+        values = values.with_scores(&self.problem(), seed);
         if let Some(x) = self.fill {
             [&mut values.q, &mut values.k, &mut values.v].into_iter().for_each(|values| values.fill(x));
         }

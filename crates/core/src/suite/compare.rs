@@ -22,16 +22,15 @@ pub(super) fn forward(problem: &Problem, dtype: Dtype, truth: &Truth, got: &Forw
     found
 }
 
-/// Everything that is wrong with dq, dk and dv.
+/// Everything that is wrong with the gradients.
 pub(super) fn backward(problem: &Problem, truth: &Truth, got: &oracle::Gradients) -> Vec<Found> {
-    let tensors = [(TensorName::Dq, &got.dq), (TensorName::Dk, &got.dk), (TensorName::Dv, &got.dv)];
     let judged = |(tensor, got): (_, &Vec<f64>)| {
         let (mut got, expected) =
             (got.clone(), truth.results.tensor(tensor).expect("the suite runs both passes"));
         truth.reach.forgive(problem, tensor, &mut got, &expected.values);
         finding(truth, problem, tensor, &got)
     };
-    tensors.into_iter().filter_map(judged).collect()
+    got.tensors().filter_map(judged).collect()
 }
 
 fn finding(truth: &Truth, problem: &Problem, tensor: TensorName, got: &[f64]) -> Option<Found> {

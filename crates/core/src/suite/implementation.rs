@@ -104,11 +104,21 @@ impl Implementation for Reference {
         inputs.check(problem)?;
         gradients.check(problem)?;
         let forward = oracle::Forward::of_inputs(inputs);
-        let oracle::Gradients { dq, dk, dv } =
+        let oracle::Gradients { dq, dk, dv, dbias, dsinks } =
             oracle::backward(problem, &inputs.inputs, &inputs.dout, inputs.dlse, &forward)?;
         write(&mut gradients.dq, &dq);
         write(&mut gradients.dk, &dk);
         write(&mut gradients.dv, &dv);
+        if let Some(bias) = &mut gradients.dbias {
+            let [shape, _] = bias.layout();
+            dbias
+                .iter()
+                .enumerate()
+                .for_each(|(n, &x)| bias.set(super::storage::index_of(n, shape), x as f32));
+        }
+        for (to, from) in gradients.dsinks.iter_mut().flat_map(|dsinks| dsinks.iter_mut()).zip(dsinks) {
+            *to = from as f32;
+        }
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! The operands of a case.
 
 use crate::dropout::philox::philox4x32;
-use crate::{Problem, Shape};
+use crate::{Problem, Shape, TensorName};
 
 /// Dense operands: q and dout (batch, seqlen_q, num_heads, head_dim), k and v (batch, seqlen_k, num_heads_k,
 /// head_dim), dlse (batch, num_heads, seqlen_q). Not yet rounded to the dtype.
@@ -14,6 +14,12 @@ pub struct Values {
     pub dout: Vec<f64>,
     /// `None`: no gradient comes through lse.
     pub dlse: Option<Vec<f64>>,
+    /// Of the problem's shapes; empty where it has none.
+    pub alibi_slopes: Vec<f64>,
+    pub bias: Vec<f64>,
+    /// 0 or 1.
+    pub mask: Vec<f64>,
+    pub sinks: Vec<f64>,
 }
 
 impl Values {
@@ -34,16 +40,38 @@ impl Values {
             v: normals(seed, 2, len(shape.v()), 1.0),
             dout: normals(seed, 3, len(shape.out()), 1.0),
             dlse: None,
+            alibi_slopes: Vec::new(),
+            bias: Vec::new(),
+            mask: Vec::new(),
+            sinks: Vec::new(),
         }
     }
 
-    /// The same with a gradient of lse: normal variates, and NaN where a query sees no key. That must not matter, and
-    /// is what autograd gives where an lse of -inf is subtracted from itself.
+    /// The same with what else the problem's scores are made of: slopes as ALiBi's of eight heads, a normal bias, a mask
+    /// that hides a quarter of the keys, normal sinks.
+    pub(super) fn with_scores(self, problem: &Problem, seed: u64) -> Self {
+        let len = |tensor| problem.shape_of(tensor).into_iter().product();
+        let slope = |n| 2f64.powf(-((n % 8) as f64) - 1.0);
+        let sinks = if problem.sinks() { len(TensorName::Sinks) } else { 0 };
+        Self {
+            alibi_slopes: (0..len(TensorName::AlibiSlopes)).map(slope).collect(),
+            bias: normals(seed, 5, len(TensorName::Bias), 1.0),
+            mask: normals(seed, 6, len(TensorName::Mask), 1.0)
+                .iter()
+                .map(|x| f64::from(*x > -0.67))
+                .collect(),
+            sinks: normals(seed, 7, sinks, 1.0),
+            ..self
+        }
+    }
+
+    /// The same with a gradient of lse: normal variates, and NaN where a query sees no key, nor a sink. That must not
+    /// matter, and is what autograd gives where an lse of -inf is subtracted from itself.
     pub(super) fn with_dlse(self, problem: &Problem, seed: u64) -> Self {
         let shape = problem.shape();
         let mut dlse = normals(seed, 4, shape.lse_len(), 1.0);
         for (sequence, head, i) in problem.rows() {
-            if problem.visibility_in(&sequence).keys_of(i as i64).is_empty() {
+            if !problem.sinks() && problem.visibility_in(&sequence).keys_of(i as i64).is_empty() {
                 dlse[sequence.lse(shape, i, head)] = f64::NAN;
             }
         }

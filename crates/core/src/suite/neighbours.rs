@@ -35,10 +35,13 @@ impl Half {
     /// Operands whose elements are NaNs there.
     pub(super) fn poisoned(self, problem: &Problem, values: &Values) -> Values {
         let mut values = values.clone();
-        let Values { q, k, v, dout, dlse } = &mut values;
+        let Values { q, k, v, dout, dlse, bias, .. } = &mut values;
         let tensors = [(TensorName::Q, q), (TensorName::K, k), (TensorName::V, v), (TensorName::Dout, dout)];
         tensors.into_iter().for_each(|(tensor, x)| self.poison(problem, tensor, x));
         dlse.iter_mut().for_each(|dlse| self.poison(problem, TensorName::Dlse, dlse));
+        if problem.shape_of(TensorName::Bias)[0] > 1 {
+            self.poison(problem, TensorName::Bias, bias);
+        }
         values
     }
 
@@ -64,6 +67,13 @@ fn places(
             let has_some = stream < shape[0]; // what is left over has none
             (usize::from(has_some), 0, stream * b * c * d, b * c * d)
         }
+        TensorName::Bias | TensorName::Dbias if shape[0] > 1 => {
+            let has_some = stream < shape[0];
+            (usize::from(has_some), 0, stream * b * c * d, b * c * d)
+        }
+        // What all sequences share belongs to each.
+        TensorName::Bias | TensorName::Mask | TensorName::Dbias => (1, 0, 0, b * c * d),
+        TensorName::AlibiSlopes | TensorName::Sinks | TensorName::Dsinks => (1, 0, 0, c * d),
         TensorName::K | TensorName::V | TensorName::Dk | TensorName::Dv => {
             (1, 0, first_k * c * d, seqlen_k * c * d)
         }

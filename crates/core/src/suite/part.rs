@@ -54,11 +54,18 @@ pub(super) fn values_of(whole: &Problem, piece: &Piece, values: &Values) -> Valu
         v: share(TensorName::V, &values.v),
         dout: share(TensorName::Dout, &values.dout),
         dlse: values.dlse.as_ref().map(|dlse| share(TensorName::Dlse, dlse)),
+        alibi_slopes: share(TensorName::AlibiSlopes, &values.alibi_slopes),
+        bias: share(TensorName::Bias, &values.bias),
+        mask: share(TensorName::Mask, &values.mask),
+        sinks: if whole.sinks() { share(TensorName::Sinks, &values.sinks) } else { Vec::new() },
     }
 }
 
 /// The piece's share of a dense tensor of the whole.
 pub(super) fn share_of(whole: &Problem, piece: &Piece, tensor: TensorName, dense: &[f64]) -> Vec<f64> {
+    if dense.is_empty() {
+        return Vec::new(); // a tensor that the problem does not have
+    }
     places(whole.shape_of(tensor), piece.place_in(whole, tensor)).map(|at| dense[at]).collect()
 }
 

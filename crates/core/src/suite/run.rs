@@ -9,6 +9,7 @@ use super::neighbours::Half;
 use super::part::{ForwardResults, add_piece, combine, pieces, problem_of, share_of, values_of};
 use super::reach::Reach;
 use super::report::{Failure, Finding, Report};
+use super::scores::{BiasStorage, ScoreStorage};
 use super::storage::Storage;
 use super::truth::Truth;
 use crate::judge::Expected;
@@ -165,24 +166,25 @@ impl<I: Implementation> Run<'_, I> {
 
     /// From the oracle's rounded out and lse of the whole, so that an error of the forward stays the forward's.
     fn backward<T: Element>(&self, pieces: &[Piece]) -> Result<oracle::Gradients, Found> {
-        let shape = self.problem.shape();
-        let zeros = |shape: [usize; 4]| vec![0.0; shape.into_iter().product()];
-        let mut sums = oracle::Gradients { dq: zeros(shape.q()), dk: zeros(shape.k()), dv: zeros(shape.v()) };
+        let mut sums = oracle::Gradients::zeros(self.problem);
         for piece in pieces {
             let call = Call::<T>::new(self, piece);
             let first = call.backward(self.implementation, self.layout)?;
             if self.implementation.has_deterministic_backward() {
                 let second = call.backward(self.implementation, self.layout)?;
-                same_bits(first.dq.bytes(), second.dq.bytes(), TensorName::Dq)?;
-                same_bits(first.dk.bytes(), second.dk.bytes(), TensorName::Dk)?;
-                same_bits(first.dv.bytes(), second.dv.bytes(), TensorName::Dv)?;
+                first.same_bits(&second)?;
             }
-            let add = |tensor, sum: &mut [f64], part: &Storage<T>| {
-                add_piece(self.problem, piece, tensor, sum, &part.to_dense());
+            let add = |tensor, sum: &mut [f64], part: &[f64]| {
+                if !part.is_empty() {
+                    add_piece(self.problem, piece, tensor, sum, part);
+                }
             };
-            add(TensorName::Dq, &mut sums.dq, &first.dq);
-            add(TensorName::Dk, &mut sums.dk, &first.dk);
-            add(TensorName::Dv, &mut sums.dv, &first.dv);
+            let gradients = first.gradients();
+            add(TensorName::Dq, &mut sums.dq, &gradients.dq);
+            add(TensorName::Dk, &mut sums.dk, &gradients.dk);
+            add(TensorName::Dv, &mut sums.dv, &gradients.dv);
+            add(TensorName::Dbias, &mut sums.dbias, &gradients.dbias);
+            add(TensorName::Dsinks, &mut sums.dsinks, &gradients.dsinks);
         }
         Ok(sums)
     }
@@ -218,11 +220,20 @@ impl<I: Implementation> Run<'_, I> {
             Err(failed) => found.push(failed),
         }
         match call.backward(implementation, layout) {
-            Ok(BackwardBuffers { dq, dk, dv }) => {
-                let gradient = |tensor, x: &Storage<T>| judged(tensor, x.to_dense(), of_truth(tensor));
-                let dq = gradient(TensorName::Dq, &dq);
-                let (dk, dv) = (gradient(TensorName::Dk, &dk), gradient(TensorName::Dv, &dv));
-                found.extend(compare::backward(problem, truth, &oracle::Gradients { dq, dk, dv }));
+            Ok(buffers) => {
+                let gradient = |tensor, x: Vec<f64>| match x.is_empty() {
+                    true => x, // there is none
+                    false => judged(tensor, x, of_truth(tensor)),
+                };
+                let oracle::Gradients { dq, dk, dv, dbias, dsinks } = buffers.gradients();
+                let gradients = oracle::Gradients {
+                    dq: gradient(TensorName::Dq, dq),
+                    dk: gradient(TensorName::Dk, dk),
+                    dv: gradient(TensorName::Dv, dv),
+                    dbias: gradient(TensorName::Dbias, dbias),
+                    dsinks: gradient(TensorName::Dsinks, dsinks),
+                };
+                found.extend(compare::backward(problem, truth, &gradients));
             }
             Err(failed) => found.push(failed),
         }
@@ -241,6 +252,7 @@ struct Call<T> {
     out: Storage<T>,
     lse: Vec<f32>,
     dlse: Option<Vec<f32>>,
+    scores: ScoreStorage,
 }
 
 struct ForwardBuffers<T> {
@@ -253,6 +265,8 @@ struct BackwardBuffers<T> {
     dq: Storage<T>,
     dk: Storage<T>,
     dv: Storage<T>,
+    dbias: Option<BiasStorage>,
+    dsinks: Option<Storage<f32>>,
 }
 
 impl<T: Element> Call<T> {
@@ -278,12 +292,13 @@ impl<T: Element> Call<T> {
             out: of_query(shape.out(), out),
             lse: as_f32(lse),
             dlse: values.dlse.as_deref().map(as_f32),
+            scores: ScoreStorage::of(&problem, layout, values),
             problem,
         }
     }
 
     fn inputs(&self) -> Inputs<'_, T> {
-        Inputs::new(self.q.tensor(), self.k.tensor(), self.v.tensor())
+        Inputs::new(self.q.tensor(), self.k.tensor(), self.v.tensor()).scores(self.scores.inputs())
     }
 
     fn forward(
@@ -314,14 +329,27 @@ impl<T: Element> Call<T> {
         let shape = self.problem.shape();
         let [mut dq, mut dk, mut dv] =
             [shape.q(), shape.k(), shape.v()].map(|shape| Storage::poisoned(shape, layout.strides(shape)));
+        let mut dbias = self
+            .problem
+            .bias()
+            .map(|bias| BiasStorage::poisoned(bias.dtype, bias.shape, layout.probs_strides(bias.shape)));
+        let of_sinks = shape.of(TensorName::Dsinks);
+        let mut dsinks =
+            self.problem.sinks().then(|| Storage::<f32>::poisoned(of_sinks, contiguous_strides(of_sinks)));
         let inputs = GradInputs::new(self.inputs(), self.out.tensor(), &self.lse, self.dout.tensor())
             .dlse(self.dlse.as_deref());
-        let mut gradients = Gradients::new(dq.tensor_mut(), dk.tensor_mut(), dv.tensor_mut());
+        let mut gradients = Gradients::new(dq.tensor_mut(), dk.tensor_mut(), dv.tensor_mut())
+            .dbias(dbias.as_mut().map(BiasStorage::tensor_mut))
+            .dsinks(dsinks.as_mut().map(|dsinks| dsinks.tensor_mut().data));
         implementation.backward(&self.problem, &inputs, &mut gradients).map_err(call_failed)?;
         written(&dq, TensorName::Dq)?;
         written(&dk, TensorName::Dk)?;
         written(&dv, TensorName::Dv)?;
-        Ok(BackwardBuffers { dq, dk, dv })
+        if let Some(dbias) = &dbias {
+            dbias.check_written().map_err(|finding| (Some(TensorName::Dbias), finding))?;
+        }
+        dsinks.iter().try_for_each(|dsinks| written(dsinks, TensorName::Dsinks))?;
+        Ok(BackwardBuffers { dq, dk, dv, dbias, dsinks })
     }
 }
 
@@ -329,6 +357,28 @@ impl<T: Element> ForwardBuffers<T> {
     fn results(&self) -> ForwardResults {
         let probs = self.probs.as_ref().map(Storage::to_dense).unwrap_or_default();
         ForwardResults { out: self.out.to_dense(), lse: self.lse.to_dense(), probs }
+    }
+}
+
+impl<T: Element> BackwardBuffers<T> {
+    fn gradients(&self) -> oracle::Gradients {
+        oracle::Gradients {
+            dq: self.dq.to_dense(),
+            dk: self.dk.to_dense(),
+            dv: self.dv.to_dense(),
+            dbias: self.dbias.as_ref().map(BiasStorage::to_dense).unwrap_or_default(),
+            dsinks: self.dsinks.as_ref().map(Storage::to_dense).unwrap_or_default(),
+        }
+    }
+
+    fn same_bits(&self, other: &Self) -> Result<(), Found> {
+        same_bits(self.dq.bytes(), other.dq.bytes(), TensorName::Dq)?;
+        same_bits(self.dk.bytes(), other.dk.bytes(), TensorName::Dk)?;
+        same_bits(self.dv.bytes(), other.dv.bytes(), TensorName::Dv)?;
+        let dbias = [self, other].map(|x| x.dbias.as_ref().map_or(&[][..], BiasStorage::bytes));
+        same_bits(dbias[0], dbias[1], TensorName::Dbias)?;
+        let dsinks = [self, other].map(|x| x.dsinks.as_ref().map_or(&[][..], Storage::bytes));
+        same_bits(dsinks[0], dsinks[1], TensorName::Dsinks)
     }
 }
 

@@ -1,7 +1,9 @@
 //! What the oracle says of a case.
 
 use super::inputs::{Values, as_f32};
+use super::layout::Layout;
 use super::reach::Reach;
+use super::scores::ScoreStorage;
 use super::storage::Storage;
 use crate::judge::{self, Backward};
 use crate::{Dtype, Element, Inputs, Problem, contiguous_strides, oracle};
@@ -42,7 +44,8 @@ impl Truth {
         let storage = |shape, dense| Storage::<T>::holding(shape, contiguous_strides(shape), dense);
         let (q, dout) = (storage(shape.q(), &values.q), storage(shape.out(), &values.dout));
         let (k, v) = (storage(shape.k(), &values.k), storage(shape.v(), &values.v));
-        let inputs = Inputs::new(q.tensor(), k.tensor(), v.tensor());
+        let scores = ScoreStorage::of(problem, Layout::Bshd, values);
+        let inputs = Inputs::new(q.tensor(), k.tensor(), v.tensor()).scores(scores.inputs());
         let dlse = values.dlse.as_deref().map(as_f32);
         let backward = Backward { dout: dout.tensor(), dlse: dlse.as_deref() };
         let results = judge::Truth::of(problem, &inputs, Some(backward)).expect("the suite's operands fit");

@@ -7,4 +7,5 @@ mod errors;
 mod generator;
 mod oracle;
 mod oracle_entries;
+mod scores;
 mod vectors;

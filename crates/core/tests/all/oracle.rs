@@ -1,7 +1,9 @@
 //! The oracle against what can be known without it: finite differences, closed forms, and its own rules for infinities.
 
-use signflash_core::suite::{Case, Values};
-use signflash_core::{Inputs, Problem, Shape, SignBit, TensorRef, oracle};
+use signflash_core::suite::{Case, Extent, Values};
+use signflash_core::{
+    BiasRef, Dtype, Inputs, Problem, ScoreInputs, Shape, SignBit, Slopes, TensorName, TensorRef, oracle,
+};
 
 /// f32 operands of which the oracle's results are wanted.
 #[derive(Clone)]
@@ -12,14 +14,28 @@ struct Operands {
     v: Vec<f32>,
     dout: Vec<f32>,
     dlse: Option<Vec<f32>>,
+    slopes: Vec<f32>,
+    bias: Vec<f32>,
+    mask: Vec<u8>,
+    sinks: Vec<f32>,
 }
 
 impl Operands {
     fn of(case: &Case) -> Self {
-        let Values { q, k, v, dout, dlse } = case.values();
-        let round = |x: Vec<f64>| x.into_iter().map(|x| x as f32).collect();
-        let (dout, dlse) = (round(dout), dlse.map(round));
-        Self { problem: case.problem(), q: round(q), k: round(k), v: round(v), dout, dlse }
+        let Values { q, k, v, dout, dlse, alibi_slopes, bias, mask, sinks } = case.values();
+        let round = |x: Vec<f64>| x.into_iter().map(|x| x as f32).collect::<Vec<_>>();
+        Self {
+            problem: case.problem(),
+            q: round(q),
+            k: round(k),
+            v: round(v),
+            dout: round(dout),
+            dlse: dlse.map(round),
+            slopes: round(alibi_slopes),
+            bias: round(bias),
+            mask: mask.into_iter().map(|x| x as u8).collect(),
+            sinks: round(sinks),
+        }
     }
 
     fn shape(&self) -> &Shape {
@@ -27,8 +43,17 @@ impl Operands {
     }
 
     fn inputs(&self) -> Inputs<'_, f32> {
-        let (q, k) = (self.shape().q(), self.shape().k());
-        Inputs::new(TensorRef::bshd(&self.q, q), TensorRef::bshd(&self.k, k), TensorRef::bshd(&self.v, k))
+        let (shape, declared) = (self.shape(), |tensor| self.problem.shape_of(tensor));
+        let slopes = TensorRef::bshd(&self.slopes, declared(TensorName::AlibiSlopes));
+        let bias = BiasRef::F32(TensorRef::bshd(&self.bias, declared(TensorName::Bias)));
+        let mask = TensorRef::bshd(&self.mask, declared(TensorName::Mask));
+        let scores = ScoreInputs::default()
+            .alibi_slopes(self.problem.alibi().map(|_| slopes))
+            .bias(self.problem.bias().map(|_| bias))
+            .mask(self.problem.mask().map(|_| mask))
+            .sinks(self.problem.sinks().then_some(&self.sinks[..]));
+        let [q, k] = [TensorRef::bshd(&self.q, shape.q()), TensorRef::bshd(&self.k, shape.k())];
+        Inputs::new(q, k, TensorRef::bshd(&self.v, shape.v())).scores(scores)
     }
 
     fn forward(&self) -> oracle::Forward {
@@ -75,12 +100,15 @@ type Of = fn(&mut Operands) -> &mut Vec<f32>;
 fn assert_gradients_are_the_differences(case: Case) {
     let operands = Operands::of(&case);
     let gradients = operands.backward();
-    let all: [(&str, &Vec<f64>, Of); 3] = [
-        ("dq", &gradients.dq, |x| &mut x.q),
-        ("dk", &gradients.dk, |x| &mut x.k),
-        ("dv", &gradients.dv, |x| &mut x.v),
-    ];
-    for (name, gradient, of) in all {
+    for (name, gradient) in gradients.tensors() {
+        let of: Of = match name {
+            TensorName::Dq => |x| &mut x.q,
+            TensorName::Dk => |x| &mut x.k,
+            TensorName::Dv => |x| &mut x.v,
+            TensorName::Dbias => |x| &mut x.bias,
+            _ => |x| &mut x.sinks,
+        };
+        assert_eq!(gradient.len(), of(&mut operands.clone()).len(), "{name}");
         for (n, (got, expected)) in gradient.iter().zip(differences(&operands, of)).enumerate() {
             let bound = 2e-5 * (1.0 + expected.abs());
             assert!((got - expected).abs() < bound, "{name}[{n}] is {got}, differences say {expected}");
@@ -114,6 +142,28 @@ fn gradients_are_finite_differences_of_windows_and_packed_sequences() {
     let packed = Case::new(1, 2).heads(4, 2).head_dim(3).packed(&[3, 0, 4], &[2, 3, 4]);
     assert_gradients_are_the_differences(packed.clone().dropout(0.3).dlse());
     assert_gradients_are_the_differences(packed.window(2, 0));
+}
+
+#[test]
+fn gradients_are_finite_differences_whatever_scores_are_made_of() {
+    const ALL: [Extent; 3] = [Extent::Each; 3];
+    const HEADS: [Extent; 3] = [Extent::One, Extent::Each, Extent::One];
+    let case = || Case::new(4, 6).batch(2).heads(4, 2).head_dim(3).dropout(0.3).dlse();
+    let all = [
+        case().head_dim_v(5),
+        case().softcap(0.7),
+        case().alibi(Slopes::PerSequence).causal(),
+        case().bias(Dtype::F32, ALL),
+        case().bias(Dtype::F32, HEADS).softcap(0.7),
+        case().mask(ALL),
+        case().mask([Extent::Each, Extent::One, Extent::One]).sinks(),
+        case().sinks().causal_from(-2),
+    ];
+    all.into_iter().for_each(assert_gradients_are_the_differences);
+    let packed = Case::new(1, 2).heads(2, 1).head_dim(3).packed(&[3, 0, 2], &[2, 3, 4]).dropout(0.3).dlse();
+    let packed = packed.head_dim_v(2).softcap(0.7).alibi(Slopes::PerSequence).sinks().mask(ALL).window(2, 1);
+    assert_gradients_are_the_differences(packed.clone().bias(Dtype::F32, ALL));
+    assert_gradients_are_the_differences(packed.bias(Dtype::F32, HEADS));
 }
 
 #[test]

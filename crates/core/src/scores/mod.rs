@@ -1,6 +1,15 @@
 //! What becomes of a product `<q, k>`: the one place that knows.
 
+mod declared;
+mod features;
+mod inputs;
+
 use crate::problem::Problem;
+pub use declared::{Bias, Slopes};
+pub(crate) use declared::{Scores, place_of_piece};
+pub use features::Feature;
+pub(crate) use inputs::check_dsinks;
+pub use inputs::{BiasMut, BiasRef, ScoreInputs};
 
 /// A score and its slope.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -12,10 +21,42 @@ pub(crate) struct Score {
 }
 
 impl Problem {
-    /// The score of a product, as the formulas say.
-    pub(crate) fn score(&self, product: f64) -> Score {
+    /// The score of a product, as the formulas say; `addend` is what ALiBi and a bias add.
+    pub(crate) fn score(&self, product: f64, addend: f64) -> Score {
         let scale = self.softmax_scale();
-        Score { value: scale * product, slope: scale }
+        let (value, slope) = match self.softcap() {
+            None => (scale * product, scale),
+            Some(cap) => {
+                let tanh = (scale * product / cap).tanh();
+                (cap * tanh, scale * (1.0 - tanh * tanh))
+            }
+        };
+        Score { value: value + addend, slope }
+    }
+
+    /// From where on scores saturate: they become `softcap * tanh(score / softcap)`, before anything is added.
+    pub const fn softcap(&self) -> Option<f64> {
+        self.scores.softcap
+    }
+
+    /// Which slopes ALiBi has, if it is used.
+    pub const fn alibi(&self) -> Option<Slopes> {
+        self.scores.alibi
+    }
+
+    /// The bias of scores, if there is one.
+    pub const fn bias(&self) -> Option<Bias> {
+        self.scores.bias
+    }
+
+    /// The shape of the mask, if there is one.
+    pub const fn mask(&self) -> Option<[usize; 4]> {
+        self.scores.mask
+    }
+
+    /// Whether every row has one more score, of a sink.
+    pub const fn sinks(&self) -> bool {
+        self.scores.sinks
     }
 
     /// `|softmax_scale| * log2(e)`: what engines multiply scores with, which then are exponents of 2. Never 0, so
