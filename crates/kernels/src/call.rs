@@ -1,5 +1,6 @@
 //! Calls: a problem and its tensors in a GPU's memory; and what a stream does for them.
 use crate::config::Config;
+use crate::scores::{DeviceScoreTensor, DeviceScores};
 use crate::tensor::{DeviceTensor, Order};
 use signflash_core::{Dtype, Problem, ProblemError};
 use signflash_ptx::{Arg, Half};
@@ -55,6 +56,8 @@ pub struct ForwardCall<'a> {
     /// sequences, the first 0, none smaller than the one before it, the last at most the rows of q, and of k. Kernels
     /// read them when they run. Whatever they are, nothing outside of the tensors is read or written.
     pub cu_seqlens: Option<[u64; 2]>,
+    /// What scores are made of besides q and k.
+    pub scores: DeviceScores,
     /// Of [`forward_workspace_bytes`](crate::forward_workspace_bytes), a multiple of 16 as its address; packed sequences
     /// need it.
     pub workspace: u64,
@@ -84,6 +87,7 @@ impl<'a> ForwardCall<'a> {
                 .map(|[_, _, rows, columns]| [rows, columns]),
             seed_and_offset_ptr: 0,
             cu_seqlens: None,
+            scores: DeviceScores::default(),
             workspace: 0,
         }
     }
@@ -115,6 +119,11 @@ impl<'a> ForwardCall<'a> {
     /// The same of packed sequences that begin where these numbers say: the addresses of cu_seqlens_q and cu_seqlens_k.
     pub fn with_cu_seqlens(self, cu_seqlens: [u64; 2]) -> Self {
         ForwardCall { cu_seqlens: Some(cu_seqlens), ..self }
+    }
+
+    /// The same with the operands of its scores.
+    pub fn with_scores(self, scores: DeviceScores) -> Self {
+        ForwardCall { scores, ..self }
     }
 
     /// The same with a workspace of [`forward_workspace_bytes`](crate::forward_workspace_bytes).
@@ -154,10 +163,16 @@ pub struct BackwardCall<'a> {
     pub seed_and_offset_ptr: u64,
     /// As in [`ForwardCall`].
     pub cu_seqlens: Option<[u64; 2]>,
+    /// As in [`ForwardCall`].
+    pub scores: DeviceScores,
+    /// The gradient of the bias, if it is asked for; written.
+    pub dbias: Option<DeviceScoreTensor>,
+    /// Address of the gradient of the sinks, f32 (num_heads), if it is asked for; written.
+    pub dsinks: Option<u64>,
 }
 
 impl<'a> BackwardCall<'a> {
-    /// The backward of a forward, whose results, random numbers and sequences it takes: dq, dk and dv from dout. What
+    /// The backward of a forward, whose results, random numbers, sequences and scores it takes: dq, dk and dv from dout. What
     /// else there is joins by the methods below.
     pub fn of(
         forward: &ForwardCall<'a>,
@@ -165,7 +180,8 @@ impl<'a> BackwardCall<'a> {
         [dq, dk, dv]: [DeviceTensor; 3],
         workspace: u64,
     ) -> Self {
-        let ForwardCall { problem, half, q, k, v, out, lse, seed_and_offset_ptr, cu_seqlens, .. } = *forward;
+        let ForwardCall { problem, half, q, k, v, out, lse, seed_and_offset_ptr, cu_seqlens, scores, .. } =
+            *forward;
         BackwardCall {
             problem,
             half,
@@ -183,6 +199,9 @@ impl<'a> BackwardCall<'a> {
             deterministic: false,
             seed_and_offset_ptr,
             cu_seqlens,
+            scores,
+            dbias: None,
+            dsinks: None,
         }
     }
 
@@ -195,6 +214,16 @@ impl<'a> BackwardCall<'a> {
     /// The same of a loss that depends on lse, too, if there is a gradient of it.
     pub fn with_dlse(self, dlse: Option<u64>) -> Self {
         BackwardCall { dlse, ..self }
+    }
+
+    /// The same that writes the gradient of the bias, too, if there is a place for it.
+    pub fn with_dbias(self, dbias: Option<DeviceScoreTensor>) -> Self {
+        BackwardCall { dbias, ..self }
+    }
+
+    /// The same that writes the gradient of the sinks, too, if there is a place for it.
+    pub fn with_dsinks(self, dsinks: Option<u64>) -> Self {
+        BackwardCall { dsinks, ..self }
     }
 
     /// The same with one order of additions, or with any.

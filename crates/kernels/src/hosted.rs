@@ -1,8 +1,12 @@
 //! Attention of tensors in the host's memory: what is uploaded, what is called with it, what is downloaded. Once for
 //! the interpreter and the driver.
 use crate::call::{BackwardCall, ForwardCall};
+use crate::scores::{DeviceScoreTensor, DeviceScores};
 use crate::tensor::{DeviceTensor, Order};
-use signflash_core::{Element, GradInputs, Gradients, Inputs, Outputs, Problem, TensorMut, TensorRef};
+use signflash_core::{
+    BiasMut, BiasRef, Element, GradInputs, Gradients, Inputs, Outputs, Problem, ScoreInputs, TensorMut,
+    TensorRef,
+};
 use signflash_ptx::Half;
 
 /// A GPU's memory, or what stands for it.
@@ -81,6 +85,98 @@ impl<B> Begins<B> {
     }
 }
 
+/// What scores are made of besides q and k, uploaded.
+#[derive(Debug)]
+struct HeldScores<B> {
+    /// Held, since kernels read them.
+    _buffers: Vec<B>,
+    scores: DeviceScores,
+}
+
+impl<B> HeldScores<B> {
+    fn upload<M: Memory<Buffer = B>>(memory: &mut M, inputs: &ScoreInputs<'_>) -> Result<Self, M::Error> {
+        let (mut buffers, mut scores) = (vec![], DeviceScores::default());
+        let mut up = |name, bytes: &[u8]| {
+            let buffer = memory.upload(name, bytes)?;
+            let address = memory.address(&buffer);
+            buffers.push(buffer);
+            Ok(address)
+        };
+        if let Some(slopes) = inputs.alibi_slopes {
+            scores.alibi_slopes = up("alibi_slopes", bytemuck::cast_slice(slopes.data))?;
+        }
+        if let Some(bias) = &inputs.bias {
+            let bytes: &[u8] = match bias {
+                BiasRef::F32(bias) => bytemuck::cast_slice(bias.data),
+                BiasRef::F16(bias) => bytemuck::cast_slice(bias.data),
+                BiasRef::Bf16(bias) => bytemuck::cast_slice(bias.data),
+            };
+            let [_, strides] = bias.layout();
+            scores.bias = Some(DeviceScoreTensor::of(up("bias", bytes)?, strides));
+        }
+        if let Some(mask) = &inputs.mask {
+            scores.mask = Some(DeviceScoreTensor::of(up("mask", mask.data)?, mask.strides));
+        }
+        if let Some(sinks) = inputs.sinks {
+            scores.sinks = up("sinks", bytemuck::cast_slice(sinks))?;
+        }
+        Ok(HeldScores { _buffers: buffers, scores })
+    }
+}
+
+/// The gradients of operands of scores that are asked for.
+#[derive(Debug)]
+struct HeldGradients<B> {
+    dbias: Option<(B, DeviceScoreTensor)>,
+    dsinks: Option<(B, u64)>,
+}
+
+impl<B> HeldGradients<B> {
+    /// dbias with its gaps.
+    fn upload<T, M: Memory<Buffer = B>>(memory: &mut M, to: &mut Gradients<'_, T>) -> Result<Self, M::Error> {
+        let dbias = match &mut to.dbias {
+            Some(dbias) => {
+                let [_, strides] = dbias.layout();
+                let buffer = memory.upload("dbias", bias_bytes(dbias))?;
+                let tensor = DeviceScoreTensor::of(memory.address(&buffer), strides);
+                Some((buffer, tensor))
+            }
+            None => None,
+        };
+        let dsinks = match &to.dsinks {
+            Some(dsinks) => {
+                let buffer = memory.reserve("dsinks", size_of_val(*dsinks))?;
+                let address = memory.address(&buffer);
+                Some((buffer, address))
+            }
+            None => None,
+        };
+        Ok(HeldGradients { dbias, dsinks })
+    }
+
+    fn download<T, M: Memory<Buffer = B>>(
+        &self,
+        memory: &M,
+        to: &mut Gradients<'_, T>,
+    ) -> Result<(), M::Error> {
+        if let (Some((from, _)), Some(dbias)) = (&self.dbias, &mut to.dbias) {
+            memory.download(from, bias_bytes(dbias))?;
+        }
+        if let (Some((from, _)), Some(dsinks)) = (&self.dsinks, &mut to.dsinks) {
+            memory.download(from, bytemuck::cast_slice_mut(dsinks))?;
+        }
+        Ok(())
+    }
+}
+
+fn bias_bytes<'a>(bias: &'a mut BiasMut<'_>) -> &'a mut [u8] {
+    match bias {
+        BiasMut::F32(bias) => bytemuck::cast_slice_mut(bias.data),
+        BiasMut::F16(bias) => bytemuck::cast_slice_mut(bias.data),
+        BiasMut::Bf16(bias) => bytemuck::cast_slice_mut(bias.data),
+    }
+}
+
 /// The tensors of a forward, uploaded: as large as the host's, which were checked, and each on its own.
 #[derive(Debug)]
 pub struct HostForward<'p, B> {
@@ -91,6 +187,7 @@ pub struct HostForward<'p, B> {
     lse: (B, u64),
     probs: Option<Held<B>>,
     begins: Option<Begins<B>>,
+    scores: HeldScores<B>,
 }
 
 impl<'p, B> HostForward<'p, B> {
@@ -105,14 +202,15 @@ impl<'p, B> HostForward<'p, B> {
         outputs: &Outputs<'_, T>,
     ) -> Result<Self, M::Error> {
         let mut up = |name, tensor: &_| Held::upload(memory, name, tensor, Order::RowsFirst);
-        let inputs = [up("q", &inputs.q)?, up("k", &inputs.k)?, up("v", &inputs.v)?];
+        let operands = [up("q", &inputs.q)?, up("k", &inputs.k)?, up("v", &inputs.v)?];
         let out = up("out", &outputs.out.as_ref())?;
         let lse = memory.reserve("lse", size_of_val(outputs.lse))?;
         let probs = outputs.probs.as_ref();
         let probs = probs.map(|probs| Held::upload(memory, "probs", &probs.as_ref(), Order::HeadsFirst));
         let (probs, lse_ptr) = (probs.transpose()?, memory.address(&lse));
         let begins = Begins::upload(memory, problem)?;
-        Ok(HostForward { problem, half, inputs, out, lse: (lse, lse_ptr), probs, begins })
+        let scores = HeldScores::upload(memory, &inputs.scores)?;
+        Ok(HostForward { problem, half, inputs: operands, out, lse: (lse, lse_ptr), probs, begins, scores })
     }
 
     /// The call with them, and with a workspace for it.
@@ -120,6 +218,7 @@ impl<'p, B> HostForward<'p, B> {
         let inputs = self.inputs.each_ref().map(|held| held.tensor);
         let call = ForwardCall::new(self.problem, self.half, inputs, self.out.tensor, self.lse.1);
         let call = call.with_probs(self.probs.as_ref().map(|held| held.tensor)).with_workspace(workspace);
+        let call = call.with_scores(self.scores.scores);
         match &self.begins {
             Some(begins) => call.with_cu_seqlens(begins.addresses),
             None => call,
@@ -156,6 +255,8 @@ pub struct HostBackward<'p, B> {
     dlse: Option<(B, u64)>,
     gradients: [Held<B>; 3],
     begins: Option<Begins<B>>,
+    scores: HeldScores<B>,
+    score_gradients: HeldGradients<B>,
 }
 
 impl<'p, B> HostBackward<'p, B> {
@@ -167,11 +268,13 @@ impl<'p, B> HostBackward<'p, B> {
         memory: &mut M,
         (problem, half): (&'p Problem, Half),
         inputs: &GradInputs<'_, T>,
-        gradients: &Gradients<'_, T>,
+        gradients: &mut Gradients<'_, T>,
     ) -> Result<Self, M::Error> {
         let mut up = |name, tensor: &_| Held::upload(memory, name, tensor, Order::RowsFirst);
         let operands = [up("q", &inputs.inputs.q)?, up("k", &inputs.inputs.k)?, up("v", &inputs.inputs.v)?];
         let (out, dout) = (up("out", &inputs.out)?, up("dout", &inputs.dout)?);
+        let score_gradients = HeldGradients::upload(memory, gradients)?;
+        let mut up = |name, tensor: &_| Held::upload(memory, name, tensor, Order::RowsFirst);
         let (dq, dk, dv) = (gradients.dq.as_ref(), gradients.dk.as_ref(), gradients.dv.as_ref());
         let gradients = [up("dq", &dq)?, up("dk", &dk)?, up("dv", &dv)?];
         let mut up_rows = |name, rows: &[f32]| {
@@ -182,19 +285,37 @@ impl<'p, B> HostBackward<'p, B> {
         let lse = up_rows("lse", inputs.lse)?;
         let dlse = inputs.dlse.map(|dlse| up_rows("dlse", dlse)).transpose()?;
         let begins = Begins::upload(memory, problem)?;
-        Ok(HostBackward { problem, half, inputs: operands, out, dout, lse, dlse, gradients, begins })
+        let scores = HeldScores::upload(memory, &inputs.inputs.scores)?;
+        Ok(HostBackward {
+            problem,
+            half,
+            inputs: operands,
+            out,
+            dout,
+            lse,
+            dlse,
+            gradients,
+            begins,
+            scores,
+            score_gradients,
+        })
     }
 
     /// The call with them, and with a workspace for it.
     pub fn call(&self, workspace: u64, deterministic: bool) -> BackwardCall<'p> {
         let inputs = self.inputs.each_ref().map(|held| held.tensor);
-        let mut forward = ForwardCall::new(self.problem, self.half, inputs, self.out.tensor, self.lse.1);
+        let mut forward = ForwardCall::new(self.problem, self.half, inputs, self.out.tensor, self.lse.1)
+            .with_scores(self.scores.scores);
         if let Some(begins) = &self.begins {
             forward = forward.with_cu_seqlens(begins.addresses);
         }
         let gradients = self.gradients.each_ref().map(|held| held.tensor);
         let call = BackwardCall::of(&forward, self.dout.tensor, gradients, workspace);
-        call.with_dlse(self.dlse.as_ref().map(|dlse| dlse.1)).with_deterministic(deterministic)
+        let HeldGradients { dbias, dsinks } = &self.score_gradients;
+        call.with_dlse(self.dlse.as_ref().map(|dlse| dlse.1))
+            .with_dbias(dbias.as_ref().map(|dbias| dbias.1))
+            .with_dsinks(dsinks.as_ref().map(|dsinks| dsinks.1))
+            .with_deterministic(deterministic)
     }
 
     /// Copies the gradients, when the call is done.
@@ -209,6 +330,7 @@ impl<'p, B> HostBackward<'p, B> {
         let [dq, dk, dv] = &self.gradients;
         dq.download(memory, &mut to.dq)?;
         dk.download(memory, &mut to.dk)?;
-        dv.download(memory, &mut to.dv)
+        dv.download(memory, &mut to.dv)?;
+        self.score_gradients.download(memory, to)
     }
 }

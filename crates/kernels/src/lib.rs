@@ -43,6 +43,7 @@ mod packed;
 mod parts;
 mod plan;
 mod rows;
+mod scores;
 mod sm80;
 mod sm90;
 mod tables;
@@ -61,6 +62,7 @@ pub use config::{
 pub use gpu::Gpu;
 pub use hosted::{HostBackward, HostForward, Memory};
 pub use interpreted::{InterpretError, Interpreted};
+pub use scores::{DeviceScoreTensor, DeviceScores};
 pub use signflash_ptx::{Arg, Half, Kernel, Target, TensorMap};
 pub use takes::NotHopper;
 pub use tensor::{DeviceTensor, Order};

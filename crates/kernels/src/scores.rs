@@ -1,0 +1,30 @@
+//! What scores are made of besides q and k, in device memory.
+
+/// The operands of a call's scores: those that its problem declares, and no others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceScores {
+    /// Address of the slopes of ALiBi, f32, dense: (num_heads), or (batch or sequences, num_heads); 0 for none.
+    pub alibi_slopes: u64,
+    /// The bias.
+    pub bias: Option<DeviceScoreTensor>,
+    /// The mask: bytes, of which 0 hides a key.
+    pub mask: Option<DeviceScoreTensor>,
+    /// Address of the sinks, f32 (num_heads); 0 for none.
+    pub sinks: u64,
+}
+
+/// A bias or a mask, or the gradient of a bias, of the shape and dtype that the problem says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceScoreTensor {
+    /// Address of its first element.
+    pub ptr: u64,
+    /// Elements from one (batch, head, query, key) to the next. Whatever there is one of may have any.
+    pub strides: [u64; 4],
+}
+
+impl DeviceScoreTensor {
+    /// A tensor at an address, of which the elements are so far apart.
+    pub fn of(ptr: u64, strides: [usize; 4]) -> Self {
+        DeviceScoreTensor { ptr, strides: strides.map(|stride| stride as u64) }
+    }
+}
