@@ -32,8 +32,3 @@ mod visible;
 
 pub use engine::CpuEngine;
 pub use isa::{Isa, IsaError};
-
-/// README's example, so that it compiles and runs.
-#[cfg(doctest)]
-#[doc = include_str!("../../../README.md")]
-struct Readme;
