@@ -152,7 +152,7 @@ fn zeros<T: Element>(shape: [usize; 4]) -> Vec<T> {
 
 /// A dense tensor that fills its slice: one that is longer was made for another shape.
 fn dense<T>(tensor: TensorName, data: &[T], shape: [usize; 4]) -> Result<TensorRef<'_, T>, ProblemError> {
-    if data.len() == shape.iter().product() {
+    if data.len() == shape.iter().product::<usize>() {
         return Ok(TensorRef::bshd(data, shape));
     }
     let (expected, got) = (shape.to_vec(), vec![data.len()]);
