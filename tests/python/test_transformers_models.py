@@ -155,6 +155,26 @@ def test_windows_and_chunks_are_eagers(package, kind):
     assert not torch.allclose(whole[0], results[1][0][0], atol=1e-3)
 
 
+def test_windows_to_both_sides_of_a_shortened_padded_sequence_are_eagers():
+    """Moonshine's streaming encoder has windows of its own, and a mask for what its convolutions leave of the sequence.
+    Its padded positions are zeros here, another number in eager attention, and read by nobody."""
+    names = "moonshine_streaming", "MoonshineStreamingConfig", "MoonshineStreamingModel"
+    sizes = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4)
+    sound, counts = torch.randn(2, 8000, generator=torch.Generator().manual_seed(3)), torch.ones(2, 8000, dtype=torch.long)
+    counts[1, 4000:] = 0
+    results, encoded = [], []
+    for implementation in ("eager", "signflash"):
+        encoder = dict(sizes, sliding_windows=((4, 3), (5, 0)))
+        made = make(*names, implementation, **sizes, vocab_size=60, encoder_config=encoder)
+        states = made.encoder(sound, attention_mask=counts)
+        assert states.attention_mask.sum(-1).tolist() == [25, 16]
+        encoded.append(states.last_hidden_state * states.attention_mask[..., None])
+        given = dict(input_values=sound, attention_mask=counts, decoder_input_ids=ids(6))
+        results.append(outputs_and_gradients(made, None, **given))
+    check_equal(results)
+    assert torch.allclose(*encoded, atol=2e-5, rtol=1e-4)
+
+
 PACKED = {k: LOCAL[k] for k in ("mistral", "qwen2", "gemma3", "llama4")}
 PACKED["llama"] = RIGHT["llama"]
 

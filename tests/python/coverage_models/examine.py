@@ -184,14 +184,15 @@ def run(model, inputs, train, backward=True, rows=None):
     model.zero_grad(set_to_none=True)
     torch.manual_seed(3)
     WATCH.reset()
-    out = floats(model(**inputs))
+    returned = model(**inputs)
+    out, counts = floats(returned), padding_of(returned, inputs)
     for k, keep in (rows or {}).items():
         out[k] = out[k] * keep.reshape(-1, *(1,) * (out[k].dim() - 1))
-    loss = loss_of(out, inputs)
+    loss = loss_of(out, counts)
     if backward and isinstance(loss, torch.Tensor):
         loss.backward()
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    return {k: counted(x.detach().float(), inputs) for k, x in out.items()}, gradients
+    return {k: counted(x.detach().float(), counts) for k, x in out.items()}, gradients
 
 
 def floats(out, path="", depth=0):
@@ -209,21 +210,27 @@ def floats(out, path="", depth=0):
     return found
 
 
-def counted(x, inputs):
+def padding_of(returned, inputs):
+    """The masks (batch, seqlen) that say which positions count. A model that shortens its sequence, as Moonshine's
+    streaming encoder does, returns one for what is left."""
+    found = [inputs.get("attention_mask"), inputs.get("decoder_attention_mask"), getattr(returned, "attention_mask", None)]
+    return [x for x in found if isinstance(x, torch.Tensor) and x.dim() == 2]
+
+
+def counted(x, counts):
     """Zero where a position is padding."""
-    for name in ("attention_mask", "decoder_attention_mask"):
-        mask = inputs.get(name)
-        if mask is not None and x.dim() >= 2 and x.shape[:2] == mask.shape:
+    for mask in counts:
+        if x.dim() >= 2 and x.shape[:2] == mask.shape:
             return x * mask.to(x.dtype).reshape(*mask.shape, *(1,) * (x.dim() - 2))
     return x
 
 
-def loss_of(out, inputs):
+def loss_of(out, counts):
     generator = torch.Generator().manual_seed(1)
     total = 0.0
     for x in out.values():
         if x.requires_grad:
-            x = counted(x.float(), inputs)
+            x = counted(x.float(), counts)
             x = torch.where(torch.isfinite(x), x, 0.0).clamp(-1e4, 1e4)
             total = total + (x * torch.randn(x.shape, generator=generator)).mean()
     return total
