@@ -7,6 +7,10 @@ Its imports find the folder `shim`. Run are the cases of the functions that are 
 caches and KV caches, which are the most of the file's half a million. N processes share them and the GPU; after S
 seconds no case is begun, and what was not run is counted. `--share` takes every N-th case from the I-th on. `--cpu`
 runs on the CPU instead, for days; `--longest 512` leaves out the cases that take longest, and a share may be small.
+
+A process takes no more than its part of the GPU's memory. A case that needs more is run again, alone, once the others
+are through. `--keep FOLDER` keeps outcomes, and `--after FILES` takes those of earlier runs: a run goes on where they end,
+and counts all of them.
 """
 
 import argparse
@@ -22,38 +26,29 @@ from pathlib import Path
 SHOWN = 20  # cases that failed, in words
 ENDED = (0, 1, 2, 5)  # pytest: all passed, a case failed, the time was over, an empty share
 SHIM = Path(__file__).resolve().parent / "shim"
+MEMORY = "out of memory"  # an outcome of the plugin `share`
+#: Of the seconds given, those after which processes begin no case: the rest is for what is run again.
+FIRST = 0.9
 
 
-def start(a, rest, job, folder):
-    """One process with its share; pytest's own words go to a file, as do outcomes, of this run alone."""
-    (folder / f"{job}.jsonl").unlink(missing_ok=True)
-    first, step = (int(x) for x in a.share.split("/"))
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        a.file,
-        "--rootdir",
-        str(Path(a.file).parent),
-        "-q",
-        "-p",
-        "no:cacheprovider",
-    ]
-    command += ["-p", "not_there_yet", "-p", "share", "--share", f"{first + step * job}/{step * a.jobs}"]
+def start(a, rest, name, folder, **options):
+    """One process; pytest's own words go to a file, as do outcomes, of this run alone."""
+    (folder / f"{name}.jsonl").unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", a.file, "--rootdir", str(Path(a.file).parent), "-q"]
+    command += ["-p", "no:cacheprovider", "-p", "not_there_yet", "-p", "share"]
     if a.cpu:
         command += ["-p", "on_cpu"]
-    command += ["--outcomes", str(folder / f"{job}.jsonl")]
-    if a.seconds is not None:
-        command += ["--until", str(time.time() + a.seconds)]
+    options["outcomes"] = folder / f"{name}.jsonl"
+    command += [f"--{key}={value}" for key, value in options.items() if value is not None]
     path = os.pathsep.join(filter(None, [str(SHIM), os.environ.get("PYTHONPATH")]))
-    with open(folder / f"{job}.log", "w", encoding="utf-8") as log:
+    with open(folder / f"{name}.log", "w", encoding="utf-8") as log:
         return subprocess.Popen(
             command + rest, env={**os.environ, "PYTHONPATH": path}, stdout=log, stderr=subprocess.STDOUT
         )
 
 
 def read(paths):
-    """The rows of all cases by name, and the outcomes by name."""
+    """The rows of all cases by name, and the outcomes by name, the last of each."""
     names, outcomes = {}, {}
     for path in paths:
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -64,14 +59,46 @@ def read(paths):
     return names, outcomes
 
 
+def named(outcomes, folder, name, wanted):
+    """A file with the names of the cases that came out so."""
+    path = folder / name
+    path.write_text(json.dumps([case for case, said in outcomes.items() if wanted(said["outcome"])]), encoding="utf-8")
+    return path
+
+
+def run(a, rest, folder):
+    """(names, outcomes, {process: its exit code}) of this run and of those that it goes on from."""
+    began = time.time()
+    until = [None, None] if a.seconds is None else [began + a.seconds * FIRST, began + a.seconds]
+    _, earlier = read(a.after)
+    done = named(earlier, folder, "done.json", lambda outcome: outcome != MEMORY)
+    first, step = (int(x) for x in a.share.split("/"))
+    processes = {}
+    for job in range(a.jobs):
+        share = f"{first + step * job}/{step * a.jobs}"
+        memory = 0.95 / a.jobs if a.jobs > 1 and not a.cpu else None
+        options = dict(share=share, until=until[0], done=done, memory=memory)
+        processes[str(job)] = start(a, rest, str(job), folder, **options)
+    codes = {name: process.wait() for name, process in processes.items()}
+    paths = [folder / f"{name}.jsonl" for name in codes]
+    # Cases of earlier runs that ended for lack of memory have come again among these.
+    again = named(read(paths)[1], folder, "again.json", lambda outcome: outcome == MEMORY)
+    if json.loads(again.read_text()):
+        codes["alone"] = start(a, rest, "alone", folder, only=again, until=until[1]).wait()
+        paths.append(folder / "alone.jsonl")
+    names, outcomes = read([*a.after, *paths])
+    return names, outcomes, codes
+
+
 def report(names, outcomes):
     rows = collections.defaultdict(collections.Counter)
     for name, row in names.items():
         came = outcomes[name]["outcome"] if name in outcomes else "not run"
         for key in (tuple(row), ("all", "", "")):
             rows[key][came] += 1
-    columns = ("passed", "failed", "skipped", "not run")
-    print("| test | window | dropout_p | cases | " + " | ".join(columns) + " |\n|---|---|---|" + "---:|" * (1 + len(columns)))
+    columns = ("passed", "failed", "skipped", MEMORY, "not run")
+    print("| test | window | dropout_p | cases | " + " | ".join(columns) + " |")
+    print("|---|---|---|" + "---:|" * (1 + len(columns)))
     for row, counts in sorted(rows.items(), key=lambda x: (x[0][0] == "all", x[0])):
         print(f"| {' | '.join(row)} | {sum(counts.values())} | " + " | ".join(str(counts[c]) for c in columns) + " |")
     failed = [said for said in outcomes.values() if said["outcome"] == "failed"]
@@ -89,21 +116,21 @@ def main() -> int:
     parser.add_argument("--share", default="0/1")
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--keep", help="a folder for each process's log and outcomes")
+    parser.add_argument("--after", type=Path, nargs="+", default=[], help="outcomes (*.jsonl) of earlier runs")
     a, rest = parser.parse_known_args()
     a.file = str(Path(a.file).resolve(strict=True))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(a.keep or temporary)
         folder.mkdir(parents=True, exist_ok=True)
         began = time.time()
-        codes = [process.wait() for process in [start(a, rest, job, folder) for job in range(a.jobs)]]
-        names, outcomes = read([folder / f"{job}.jsonl" for job in range(a.jobs)])
+        names, outcomes, codes = run(a, rest, folder)
         report(names, outcomes)
-        for job, code in enumerate(codes):
+        for name, code in codes.items():
             if code not in ENDED or not names:
-                print(f"process {job} ended with {code}:\n" + (folder / f"{job}.log").read_text()[-2000:])
-        print(f"{len(outcomes)} of {len(names)} cases in {time.time() - began:.0f} s, {a.jobs} processes")
-    failed = any(said["outcome"] == "failed" for said in outcomes.values())
-    return 1 if failed or not outcomes or any(code not in ENDED for code in codes) else 0
+                print(f"process {name} ended with {code}:\n" + (folder / f"{name}.log").read_text()[-2000:])
+        print(f"{len(outcomes)} of {len(names)} cases, this run {time.time() - began:.0f} s, {a.jobs} processes")
+    bad = any(said["outcome"] in ("failed", MEMORY) for said in outcomes.values())
+    return 1 if bad or not outcomes or any(code not in ENDED for code in codes.values()) else 0
 
 
 if __name__ == "__main__":

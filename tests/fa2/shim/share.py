@@ -1,12 +1,15 @@
 """A pytest plugin: the cases of what is there, one share of them, until a given time, and what came of each.
 
 Cases are ordered by the hash of their names, so that every share, and whatever a share gets done in its time, is drawn
-evenly from all.
+evenly from all. A case that ends for lack of memory is counted apart, and leaves none of its own behind.
 """
 
+import gc
 import hashlib
 import json
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +30,8 @@ FUNCTIONS = {
 }
 #: Of these parameters only what is there: no ALiBi, no softcap, no paged caches.
 THERE = {"alibi": [False], "softcap": [0.0], "paged_kv_block_size": [None]}
+#: Of an item, whether it ended for lack of memory.
+OUT_OF_MEMORY = pytest.StashKey()
 
 
 def pytest_addoption(parser):
@@ -34,6 +39,16 @@ def pytest_addoption(parser):
     parser.addoption("--until", type=float, help="a time of time.time(), after which no case is begun")
     parser.addoption("--longest", type=int, help="no case with a parameter above it: sequences, on a slow machine")
     parser.addoption("--outcomes", help="a file that gets a line of JSON for each case")
+    parser.addoption("--done", help="a file with a list of the names of cases that are counted and not run")
+    parser.addoption("--only", help="a file with a list of the names of the only cases")
+    parser.addoption("--memory", type=float, help="the part of the GPU's memory that this process may take")
+
+
+def pytest_configure(config):
+    if config.getoption("--memory") is not None:
+        import torch
+
+        torch.cuda.set_per_process_memory_fraction(config.getoption("--memory"))
 
 
 def pytest_pycollect_makeitem(collector, name, obj):
@@ -64,8 +79,18 @@ def pytest_collection_modifyitems(config, items):
     longest = config.getoption("--longest")
     if longest is not None:
         items[:] = [item for item in items if _largest(item) <= longest]
+    only = _names(config, "--only")
+    if only is not None:
+        items[:] = [item for item in items if item.name in only]
     items[:] = sorted(items, key=_order)[first::step]
     _say(config, collected=[[item.name, _row(item)] for item in items])
+    done = _names(config, "--done") or ()
+    items[:] = [item for item in items if item.name not in done]
+
+
+def _names(config, option):
+    path = config.getoption(option)
+    return None if path is None else set(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
 def _row(item):
@@ -87,8 +112,21 @@ def pytest_runtest_makereport(item, call):
     report = yield
     if report.when == "call" or not report.passed and not report.when == "teardown":
         text = "" if report.passed else str(call.excinfo.value)[:300]
-        _say(item.config, case=item.name, outcome=report.outcome, seconds=round(report.duration, 3), text=text)
+        outcome = "out of memory" if report.failed and "out of memory" in text else report.outcome
+        _say(item.config, case=item.name, outcome=outcome, seconds=round(report.duration, 3), text=text)
+        item.stash[OUT_OF_MEMORY] = outcome != report.outcome
     return report
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item):
+    """The next case gets the memory that a traceback holds."""
+    torch = sys.modules.get("torch")
+    if item.stash.get(OUT_OF_MEMORY, False) and torch is not None and torch.cuda.is_available():
+        for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+            sys.__dict__.pop(name, None)
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 @pytest.hookimpl(tryfirst=True)
