@@ -1,8 +1,8 @@
 //! The kernels of a call: chosen once, with the reason wherever they are not the GPU's own; `plan.rs` launches them.
 use crate::call::{BackwardCall, ForwardCall};
 use crate::config::{
-    Access, BandKind, Common, Config, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperCommon, HopperForm,
-    HopperKeysForm, KeysKernel, Layout, Operands, PortableForm, RowsCommon, Scores,
+    Access, BandKind, Common, Config, DeltaRows, DqKernel, DqSums, ForwardKernel, HeadDims, HopperCommon,
+    HopperForm, HopperKeysForm, KeysKernel, Layout, Operands, PortableForm, RowsCommon, Scores,
 };
 use crate::gpu::Gpu;
 use crate::tables::{hopper, portable};
@@ -75,6 +75,8 @@ impl<'a> ForwardChoice<'a> {
             Some(reason) => Err(reason.clone()),
             None => takes::probs(self.call.problem, probs),
         };
+        // They do not depend on v.
+        let common = common.without_v();
         let kernel = match taken {
             Ok(()) => ForwardKernel::Hopper(common.hopper(), hopper::probs(&common.hopper())),
             Err(_) => {
@@ -154,10 +156,9 @@ impl<'a> BackwardChoice<'a> {
         let own = allowed(gpu, kernels).and_then(|()| takes::backward(call));
         let (keys, dq) = match own {
             Ok(()) => {
-                let head_dim = hopper::keys_head_dim(common.operands.head_dim);
-                let operands = Operands { head_dim, ..common.operands };
-                let form = hopper::keys(head_dim, common.scores.dropout, deterministic);
-                own_kernels(HopperCommon { operands, scores: common.scores }, form)
+                let common = hopper::keys_common(&common);
+                let form = hopper::keys(common.operands.dims(), common.scores.dropout, deterministic);
+                own_kernels(common, form)
             }
             Err(_) => {
                 let asked = portable::Asked::of(problem, gpu);
@@ -167,7 +168,7 @@ impl<'a> BackwardChoice<'a> {
         BackwardChoice {
             call,
             gpu,
-            delta: (half, common.operands.layout, DeltaRows::of(common.rows())),
+            delta: (half, common.operands.layout, DeltaRows::of(common.rows_v())),
             keys,
             dq,
             workspace: Workspace::plan(problem, gpu, deterministic),
@@ -259,7 +260,7 @@ fn tiles(problem: &Problem) -> impl Iterator<Item = Config> + use<> {
 
 /// Hopper's pass over keys, and dq from its sums, whose rows are padded to whole boxes.
 fn own_kernels(common: HopperCommon, form: HopperKeysForm) -> (KeysKernel, DqKernel) {
-    let rows = RowsCommon { operands: common.operands, access: Access::Pieces };
+    let rows = RowsCommon { operands: common.operands.without_v(), access: Access::Pieces };
     (KeysKernel::Hopper(common, form), DqKernel::FromSums(rows, form.step, DqSums::Wide))
 }
 
@@ -295,13 +296,18 @@ fn allowed(gpu: Gpu, kernels: Kernels) -> Result<(), NotHopper> {
 
 /// What the kernels of a call share.
 fn common(problem: &Problem, half: Half, tensors: &[DeviceTensor]) -> Common {
-    let head_dim = problem.shape().head_dim as u32;
-    let padded = portable::padded(head_dim);
-    let in_pieces = head_dim.is_multiple_of(8) && tensors.iter().all(DeviceTensor::is_aligned);
+    let shape = problem.shape();
+    let [[.., head_dim], [.., head_dim_v]] =
+        [shape.q(), shape.v()].map(|sizes| sizes.map(|size| size as u32));
+    let real = HeadDims { q: head_dim, v: head_dim_v };
+    let padded = portable::padded(problem);
+    let in_pieces = real.map(|columns| columns.is_multiple_of(8)) == [true; 2]
+        && tensors.iter().all(DeviceTensor::is_aligned);
+    let head_dim_v = (head_dim != head_dim_v).then_some(padded.v);
     Common {
-        operands: Operands { half, head_dim: padded, layout: Layout::of(problem) },
+        operands: Operands { half, head_dim: padded.q, head_dim_v, layout: Layout::of(problem) },
         access: match in_pieces {
-            true if head_dim == padded => Access::Whole,
+            true if real == padded => Access::Whole,
             true => Access::Pieces,
             false => Access::Elements,
         },

@@ -119,6 +119,7 @@ pub(crate) fn heads_at_once(problem: &Problem, form: &HopperKeysForm, gpu: Gpu) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::HeadDims;
     use crate::tables::hopper;
     use signflash_core::{Shape, Window};
 
@@ -148,7 +149,11 @@ mod tests {
             let (batch, num_heads, head_dim) = (1, 8, 128);
             let shape = Shape::new(batch, seqlen, seqlen).heads(num_heads, 8).head_dim(head_dim);
             let problem = Problem::builder(shape).window(window.left, window.right).build().unwrap();
-            heads_at_once(&problem, &hopper::keys(128, false, deterministic), Gpu::HOPPER)
+            heads_at_once(
+                &problem,
+                &hopper::keys(HeadDims { q: 128, v: 128 }, false, deterministic),
+                Gpu::HOPPER,
+            )
         };
         assert_eq!(
             [2, 2048, 8192, 16384].map(|seqlen| at_once(seqlen, Window::CAUSAL, false)),

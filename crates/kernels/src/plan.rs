@@ -3,7 +3,9 @@
 use crate::arguments::{ScoreArgs, arguments, of_problem};
 use crate::call::{CallError, Task, TooManyBlocks, check_features};
 use crate::choose::{BackwardChoice, ForwardChoice};
-use crate::config::{Config, DqKernel, ForwardKernel, HopperForm, HopperKeysForm, KeysKernel, Layout};
+use crate::config::{
+    Common, Config, DqKernel, ForwardKernel, HopperForm, HopperKeysForm, KeysKernel, Layout,
+};
 use crate::geometry::{
     heads, heads_at_once, is_triangle, key_blocks, query_blocks, query_tiles, schedule, stat_rows,
 };
@@ -12,6 +14,7 @@ use crate::packed::PackedArgs;
 use crate::packed::lists::{Listed, Lists};
 use crate::packed::matrices::MatricesArgs;
 use crate::parts::args::ProblemArgs;
+use crate::parts::width::WidthArgs;
 use crate::rows::convert_dq::ConvertDqArgs;
 use crate::rows::delta::DeltaArgs;
 use crate::rows::statistics::STEP;
@@ -64,9 +67,9 @@ impl ForwardChoice<'_> {
         let (q, k, v, out, lse) = (self.call.q, self.call.k, self.call.v, self.call.out, self.call.lse);
         let config = Config::Forward(self.forward);
         match &self.forward {
-            ForwardKernel::Portable(_, form) => {
+            ForwardKernel::Portable(common, form) => {
                 let launch = plan.by_queries(config, form.rows());
-                plan.launch(launch, &|list| ForwardArgs { q, k, v, out, lse }.push(list))
+                plan.launch_with_widths(launch, common, &|list| ForwardArgs { q, k, v, out, lse }.push(list))
             }
             ForwardKernel::Hopper(common, form) => {
                 let (shape, layout) = (plan.problem.shape(), common.operands.layout);
@@ -181,7 +184,10 @@ impl BackwardChoice<'_> {
         let blocks = (heads(plan.problem) * stat_rows(plan.problem)).div_ceil(rows.per_block().into());
         let list = plan.list(Listed { rows: STEP, keys: false }, 1);
         let launch = Launch { config: Config::Delta(half, layout, rows), blocks, list };
-        plan.launch_on_rows(launch, &|list| args.push(list))
+        // Its rows are those of out and dout.
+        let [.., head_dim] = plan.problem.shape().out();
+        let problem = ProblemArgs { head_dim: head_dim as u32, ..plan.args };
+        plan.launch_on_rows(launch, problem, &|list| args.push(list))
     }
 
     fn keys_task(&self, plan: &mut Plan<'_>) -> Result<(), CallError> {
@@ -189,10 +195,10 @@ impl BackwardChoice<'_> {
         let (q, k, v, dout, dk, dv) = (call.q, call.k, call.v, call.dout, call.dk, call.dv);
         let (config, stats, dq_sums) = (Config::Keys(self.keys), call.workspace, self.dq_sums());
         match &self.keys {
-            KeysKernel::Portable(_, form, _) => {
+            KeysKernel::Portable(common, form, _) => {
                 let args = KeysArgs { q, k, v, dout, dk, dv, stats, dq_sums };
                 let launch = plan.by_keys(config, form.rows());
-                plan.launch(launch, &|list| args.push(list))
+                plan.launch_with_widths(launch, common, &|list| args.push(list))
             }
             KeysKernel::Hopper(_, form) => {
                 let args = self.own_keys_args(plan, form);
@@ -223,7 +229,7 @@ impl BackwardChoice<'_> {
     fn dq_task(&self, plan: &mut Plan<'_>) -> Result<(), CallError> {
         let (call, dq) = (self.call, self.call.dq);
         match &self.dq {
-            DqKernel::Queries(_, form) => {
+            DqKernel::Queries(common, form) => {
                 let args = QueriesArgs {
                     q: call.q,
                     k: call.k,
@@ -233,7 +239,7 @@ impl BackwardChoice<'_> {
                     stats: call.workspace,
                 };
                 let launch = plan.by_queries(Config::Dq(self.dq), form.rows());
-                plan.launch(launch, &|list| args.push(list))
+                plan.launch_with_widths(launch, common, &|list| args.push(list))
             }
             DqKernel::FromSums(_, step, _) => {
                 // Its tiles are the steps of the pass over keys.
@@ -241,7 +247,7 @@ impl BackwardChoice<'_> {
                 let args = ConvertDqArgs { dq, dq_sums: self.dq_sums(), ds_divisor: self.ds_divisor(plan) };
                 let list = plan.list(Listed { rows: *step, keys: false }, 1);
                 let launch = Launch { config: Config::Dq(self.dq), blocks, list };
-                plan.launch_on_rows(launch, &|list| args.push(list))
+                plan.launch_on_rows(launch, plan.args, &|list| args.push(list))
             }
         }
     }
@@ -276,9 +282,28 @@ impl<'a> Plan<'a> {
         self.push(launch.config, launch.blocks, args)
     }
 
+    /// The same that reads v, by the portable kernels, who check columns themselves.
+    fn launch_with_widths(
+        &mut self,
+        launch: Launch,
+        common: &Common,
+        own: &dyn Fn(&mut Vec<Arg>),
+    ) -> Result<(), CallError> {
+        let widths = WidthArgs::of(self.problem, common);
+        self.launch(launch, &|list| {
+            own(list);
+            widths.into_iter().for_each(|widths| widths.push(list));
+        })
+    }
+
     /// Work on rows, which knows no scores.
-    fn launch_on_rows(&mut self, launch: Launch, own: &dyn Fn(&mut Vec<Arg>)) -> Result<(), CallError> {
-        let args = arguments(self.args, launch.list, own, ScoreArgs::default());
+    fn launch_on_rows(
+        &mut self,
+        launch: Launch,
+        problem: ProblemArgs,
+        own: &dyn Fn(&mut Vec<Arg>),
+    ) -> Result<(), CallError> {
+        let args = arguments(problem, launch.list, own, ScoreArgs::default());
         self.push(launch.config, launch.blocks, args)
     }
 

@@ -118,9 +118,12 @@ fn starts_with_a_block_of_columns(problem: &Problem) -> Result<(), NotHopper> {
 
 /// Whether the copy engine takes tensors of these sizes.
 fn copy_engine(problem: &Problem, tensors: &[(&str, DeviceTensor, [usize; 4])]) -> Result<(), NotHopper> {
-    let head_dim = problem.shape().head_dim;
+    let ([.., head_dim], [.., head_dim_v]) = (problem.shape().q(), problem.shape().v());
     if !head_dim.is_multiple_of(8) {
         return refuse(format!("head_dim is {head_dim}, and rows are written in pieces of 8"));
+    }
+    if !head_dim_v.is_multiple_of(8) {
+        return refuse(format!("head_dim of v is {head_dim_v}, and rows are written in pieces of 8"));
     }
     for (name, tensor, [batch, seqlen, heads, _]) in tensors.iter().copied() {
         if !tensor.is_aligned() {

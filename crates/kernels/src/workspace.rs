@@ -49,13 +49,13 @@ impl Workspace {
     /// For whichever kernels the table may choose: how the tensors lie is not known yet.
     pub(crate) fn plan(problem: &Problem, gpu: Gpu, deterministic: bool) -> Self {
         let asked = portable::Asked::of(problem, gpu);
-        let portable::Asked { head_dim, dropout, .. } = asked;
-        let mut sums = if deterministic { 0 } else { sums_bytes(problem, head_dim, asked.keys().step) };
+        let portable::Asked { dims, dropout, .. } = asked;
+        let mut sums = if deterministic { 0 } else { sums_bytes(problem, dims.q, asked.keys().step) };
         let mut counters = 0;
         if gpu.is_hopper() {
-            let head_dim = hopper::keys_head_dim(head_dim);
-            let own = hopper::keys(head_dim, dropout, deterministic);
-            sums = sums.max(sums_bytes(problem, head_dim, own.step));
+            let dims = hopper::keys_dims(dims);
+            let own = hopper::keys(dims, dropout, deterministic);
+            sums = sums.max(sums_bytes(problem, dims.q, own.step));
             let per_step = u64::from(counters_bytes(&own));
             counters = if deterministic { steps(problem, own.step) * per_step } else { 0 };
         }

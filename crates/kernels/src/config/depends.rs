@@ -20,18 +20,29 @@ pub enum Layout {
 pub struct Operands {
     /// Format of q, k, v and the results.
     pub half: Half,
-    /// Columns a head in shared memory: head_dim, rounded up to a multiple of 16.
+    /// Columns of q and k a head in shared memory: head_dim, rounded up to a multiple of 16.
     pub head_dim: u32,
+    /// Likewise of v and out, if v has a head_dim of its own, whether that is rounded up to the same or not.
+    pub head_dim_v: Option<u32>,
     /// Where rows of a sequence are.
     pub layout: Layout,
+}
+
+/// Columns a head in shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct HeadDims {
+    /// Of q, k and their gradients.
+    pub(crate) q: u32,
+    /// Of v, out and theirs.
+    pub(crate) v: u32,
 }
 
 /// How portable kernels move rows of 16-bit numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
-    /// As [`Pieces`](Self::Pieces), and head_dim is what it is in shared memory: no column needs a check.
+    /// As [`Pieces`](Self::Pieces), and every head_dim is what it is in shared memory: no column needs a check.
     Whole,
-    /// 16 bytes at a time, asynchronously: every row starts at a multiple of 16 bytes, head_dim is a multiple of 8.
+    /// 16 bytes at a time, asynchronously: every row starts at a multiple of 16 bytes, every head_dim is a multiple of 8.
     Pieces,
     /// Element by element: any row.
     Elements,
@@ -60,7 +71,7 @@ pub struct Scores {
     pub negative_scale: bool,
 }
 
-/// What moving rows depends on: work that makes no scores.
+/// What moving rows of one width depends on, which is their operands' `head_dim`: work that makes no scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub struct RowsCommon {
@@ -135,28 +146,71 @@ impl BandKind {
     }
 }
 
-impl Common {
-    /// Of these, what moving rows depends on.
-    pub fn rows(&self) -> RowsCommon {
-        RowsCommon { operands: self.operands, access: self.access }
+impl Operands {
+    /// All columns.
+    pub(crate) fn dims(&self) -> HeadDims {
+        HeadDims { q: self.head_dim, v: self.head_dim_v.unwrap_or(self.head_dim) }
     }
 
-    /// Of these, what Hopper's own kernels depend on.
+    /// The same where nobody reads v.
+    pub(crate) fn without_v(self) -> Self {
+        Operands { head_dim_v: None, ..self }
+    }
+}
+
+impl HeadDims {
+    /// The larger.
+    pub(crate) fn max(self) -> u32 {
+        self.q.max(self.v)
+    }
+
+    /// Both.
+    pub(crate) fn sum(self) -> u32 {
+        self.q + self.v
+    }
+
+    /// Each changed alike.
+    pub(crate) fn map<T>(self, change: impl Fn(u32) -> T) -> [T; 2] {
+        [change(self.q), change(self.v)]
+    }
+}
+
+impl Common {
+    /// Of these, what moving rows of q and k depends on.
+    pub fn rows(&self) -> RowsCommon {
+        RowsCommon { operands: self.operands.without_v(), access: self.access }
+    }
+
+    /// The same of v and out.
+    pub fn rows_v(&self) -> RowsCommon {
+        let head_dim = self.operands.dims().v;
+        RowsCommon { operands: Operands { head_dim, ..self.operands.without_v() }, access: self.access }
+    }
+
+    /// The same where nobody reads v.
+    pub fn without_v(&self) -> Common {
+        Common { operands: self.operands.without_v(), ..*self }
+    }
+
+    /// Of these, what Hopper's own kernels depend on. How many columns are real is the copy engine's to know.
     pub fn hopper(&self) -> HopperCommon {
-        HopperCommon { operands: self.operands, scores: self.scores }
+        let Operands { head_dim, head_dim_v, .. } = self.operands;
+        let operands = Operands { head_dim_v: head_dim_v.filter(|of_v| *of_v != head_dim), ..self.operands };
+        HopperCommon { operands, scores: self.scores }
     }
 }
 
 impl HopperCommon {
-    /// Boxes of 64 columns that a row takes, as the copy engine moves them.
-    pub(crate) fn boxes(&self) -> u32 {
-        self.operands.head_dim.div_ceil(64)
+    /// Boxes of 64 columns that rows of q and k, and of v and out take, as the copy engine moves them.
+    pub(crate) fn boxes(&self) -> [u32; 2] {
+        self.operands.dims().map(|columns| columns.div_ceil(64))
     }
 }
 
 impl fmt::Display for Operands {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}_d{}", self.half.name(), self.layout, self.head_dim)
+        write!(f, "{}{}_d{}", self.half.name(), self.layout, self.head_dim)?;
+        self.head_dim_v.map_or(Ok(()), |head_dim_v| write!(f, "v{head_dim_v}"))
     }
 }
 

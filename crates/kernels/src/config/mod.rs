@@ -2,6 +2,7 @@
 mod depends;
 mod forms;
 
+pub(crate) use depends::HeadDims;
 pub use depends::{
     Access, BandKind, Common, DeltaRows, DqSums, HopperCommon, Layout, Operands, RowsCommon, Scores,
 };

@@ -11,4 +11,5 @@ pub(crate) mod scores;
 pub(crate) mod sequence;
 pub(crate) mod softmax;
 pub(crate) mod visibility;
+pub(crate) mod width;
 pub(crate) mod work;

@@ -19,6 +19,11 @@ impl<'k> Lanes<'k> {
         Lanes { down: warp.tile_lanes(layout, Order::Down), across: warp.tile_lanes(layout, Order::Across) }
     }
 
+    /// The layout of the tiles.
+    pub(crate) fn layout(&self) -> TileLayout {
+        self.down.layout()
+    }
+
     /// With the address of a tile of a-operands added, see [`TileLanes::from_origin`].
     #[track_caller]
     pub(crate) fn with_a_at(self, origin: SmemAddr<'k>) -> Self {

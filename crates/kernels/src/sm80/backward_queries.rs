@@ -13,10 +13,9 @@
 //!
 //! Grid: query tiles x heads x batches, along x. Block: 32 * warps threads.
 use super::query_block::QueryBlock;
-use crate::config::{Common, PortableForm};
+use crate::config::{Common, HeadDims, PortableForm};
 use crate::packed::PackedVals;
 use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, kernel_args};
-use crate::parts::copy::TileCopy;
 use crate::parts::dropout::{DropSigns, Philox, Stream};
 use crate::parts::epilogue::store_rows;
 use crate::parts::hiding::{SeenKeys, first_column, hide_keys};
@@ -24,6 +23,7 @@ use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
 use crate::parts::scores::score_gradient;
 use crate::parts::softmax::{THREAD_ROWS, scale_rows};
 use crate::parts::visibility::{BandVals, KeyTiles};
+use crate::parts::width::Widths;
 use crate::rows::head::QueryHeads;
 use crate::rows::statistics::StatRows;
 use signflash_ptx::{Acc, Builder, CopyRing, Cta, F32, Kernel, LaunchBounds, SmemAddr, TileLayout, U32, Val};
@@ -47,8 +47,8 @@ kernel_args! {
 }
 
 /// Bytes of shared memory that a block of a form asks for.
-pub(crate) fn smem_bytes(head_dim: u32, form: &PortableForm) -> u32 {
-    4 * head_dim * (form.rows() + form.slots * form.step)
+pub(crate) fn smem_bytes(dims: HeadDims, form: &PortableForm) -> u32 {
+    2 * dims.sum() * (form.rows() + form.slots * form.step)
 }
 
 /// The kernel of a configuration.
@@ -58,10 +58,11 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel
         let problem = ProblemVals::declare(cta);
         let packed = common.operands.layout.is_packed().then(|| PackedVals::declare(cta));
         let args = QueriesVals::declare(cta);
+        let widths = Widths::declare(cta, &problem, common);
         let band = BandVals::declare(cta, common.scores.band);
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let smem = Smem::plan(cta, common, form);
-        let block = QueryBlock::locate(cta, common, form, problem, packed.as_ref(), band);
+        let block = QueryBlock::locate(cta, common, form, (problem, widths), packed.as_ref(), band);
         Queries { block, args, dropout, smem }.run();
     })
 }
@@ -74,16 +75,18 @@ struct Smem<'k> {
     /// `form.step` rows of k, then as many of v.
     kv: CopyRing<'k>,
     layout: TileLayout,
+    layout_v: TileLayout,
 }
 
 impl<'k> Smem<'k> {
     fn plan(cta: Cta<'k>, common: &Common, form: &PortableForm) -> Self {
-        let layout = TileLayout::new(common.operands.head_dim);
+        let [layout, layout_v] = common.operands.dims().map(TileLayout::new);
         Smem {
             q: cta.smem("q", layout.bytes(form.rows()), 1024),
-            dout: cta.smem("dout", layout.bytes(form.rows()), 1024),
-            kv: cta.copy_ring("kv", form.slots, 2 * layout.bytes(form.step)),
+            dout: cta.smem("dout", layout_v.bytes(form.rows()), 1024),
+            kv: cta.copy_ring("kv", form.slots, layout.bytes(form.step) + layout_v.bytes(form.step)),
             layout,
+            layout_v,
         }
     }
 }
@@ -97,9 +100,8 @@ struct Queries<'a, 'k> {
 
 /// A warp's rows.
 struct Own<'a, 'k> {
-    lanes: &'a Lanes<'k>,
-    q: SmemAddr<'k>,
-    dout: SmemAddr<'k>,
+    q: Operand<'a, 'k>,
+    dout: Operand<'a, 'k>,
     first_row: Val<'k, U32>,
     /// For each tile of 16 rows and each of the thread's two in it: -lse in base 2, and delta.
     stats: Vec<[[Val<'k, F32>; 2]; THREAD_ROWS]>,
@@ -115,12 +117,14 @@ impl<'k> Queries<'_, 'k> {
         let first_row = self.block.first_row();
         let keys = self.block.sight().key_tiles(first_row, form.rows(), form.step);
         let kv = self.block.key_values(&self.smem.kv, [&self.args.k, &self.args.v], &keys);
-        let rows = [(self.smem.q, &self.args.q), (self.smem.dout, &self.args.dout)];
-        let queries = cta.copy_group(|| self.block.load(rows, first_row));
+        let Widths { q: of_q, v: of_v } = self.block.widths;
+        let rows = [(self.smem.q, &self.args.q, of_q), (self.smem.dout, &self.args.dout, of_v)];
+        let queries = cta.copy_group(|| self.block.load_queries(rows, first_row));
         kv.fill(keys.begin.unsigned());
 
         let lanes = Lanes::new(warp, self.smem.layout);
-        let own = self.own(&lanes, first_row);
+        let lanes_v = (self.smem.layout_v != self.smem.layout).then(|| Lanes::new(warp, self.smem.layout_v));
+        let own = self.own([&lanes, lanes_v.as_ref().unwrap_or(&lanes)], first_row);
         let mut dq: Vec<Acc<'k>> = (0..form.row_tiles).map(|_| warp.acc(common.operands.head_dim)).collect();
         dq.iter().for_each(Acc::clear);
         queries.wait(*cta);
@@ -156,31 +160,24 @@ impl<'k> Queries<'_, 'k> {
         let keep_scale = self.dropout.map_or(t.f32(1.0), |d| d.keep_scale);
         let factor = problem.scale * keep_scale;
         dq.iter().for_each(|dq| scale_rows(dq, [factor, factor]));
-        let target = self.block.queries_of(&self.args.dq, own.first_row);
-        store_rows(
-            warp,
-            &dq,
-            common.operands.half,
-            own.q,
-            &TileCopy::new(t, common.rows(), t.lane(), 32),
-            target,
-        );
+        let target = self.block.queries_of(&self.args.dq, of_q, own.first_row);
+        let copy = of_q.copy(t, t.lane(), 32);
+        store_rows(warp, &dq, common.operands.half, own.q.tile, &copy, target);
     }
 
-    fn own<'a>(&self, lanes: &'a Lanes<'k>, first_row: Val<'k, U32>) -> Own<'a, 'k> {
+    fn own<'a>(&self, [lanes, lanes_v]: [&'a Lanes<'k>; 2], first_row: Val<'k, U32>) -> Own<'a, 'k> {
         let QueryBlock { form, problem, work, .. } = &self.block;
         let (warp, t) = (self.block.cta.warps(), self.block.cta.threads());
         let row = warp.index() * (16 * form.row_tiles);
-        let own = |tile: SmemAddr<'k>| tile.plus(row * self.smem.layout.row_bytes());
+        let own = |tile: SmemAddr<'k>, layout: TileLayout| tile.plus(row * layout.row_bytes());
         let in_tile = |i: u32, h: u32| row + (t.lane() >> 2) + (16 * i + 8 * h);
         let stats = StatRows::of(QueryHeads::of(problem, work.sequence).nth(work.head));
         let stat = |i: u32, h: u32| stats.load(t, self.args.stats, work.block * form.rows() + in_tile(i, h));
         let sight = self.block.sight();
         let seen = |i: u32, h: u32| SeenKeys::of(&sight, first_row + in_tile(i, h));
         Own {
-            lanes,
-            q: own(self.smem.q),
-            dout: own(self.smem.dout),
+            q: Operand { lanes, tile: own(self.smem.q, self.smem.layout) },
+            dout: Operand { lanes: lanes_v, tile: own(self.smem.dout, self.smem.layout_v) },
             first_row: first_row + row,
             stats: (0..form.row_tiles).map(|i| [stat(i, 0), stat(i, 1)]).collect(),
             seen: (0..form.row_tiles).map(|i| [seen(i, 0), seen(i, 1)]).collect(),
@@ -199,9 +196,10 @@ impl<'k> Queries<'_, 'k> {
         keys: &KeyTiles<'k>,
     ) -> Vec<Vec<FragmentA<'k>>> {
         let (k, v) = (slot, slot.at(self.smem.layout.bytes(self.block.form.step)));
-        let s = self.product(own, own.q, k);
+        let dims = self.block.common.operands.dims();
+        let s = self.product(own.q, k, dims.q);
         s.iter().for_each(|s| self.block.stage().prepare(s));
-        let dp = self.product(own, own.dout, v);
+        let dp = self.product(own.dout, v, dims.v);
         for (i, (s, dp)) in s.iter().zip(&dp).enumerate() {
             self.gradients(own, i, s, dp, tile);
         }
@@ -209,22 +207,15 @@ impl<'k> Queries<'_, 'k> {
         dp.iter().map(|dp| pack(dp, self.block.common.operands.half, false)).collect()
     }
 
-    fn product(&self, own: &Own<'_, 'k>, rows: SmemAddr<'k>, columns: SmemAddr<'k>) -> Vec<Acc<'k>> {
+    /// rows * columns^T over so many columns of a head.
+    fn product(&self, rows: Operand<'_, 'k>, columns: SmemAddr<'k>, depth: u32) -> Vec<Acc<'k>> {
         let warp = self.block.cta.warps();
         let mut acc: Vec<Acc<'k>> =
             (0..self.block.form.row_tiles).map(|_| warp.acc(self.block.form.step)).collect();
         acc.iter().for_each(Acc::clear);
-        let (rows, columns) =
-            (Operand { lanes: own.lanes, tile: rows }, Operand { lanes: own.lanes, tile: columns });
+        let columns = Operand { lanes: rows.lanes, tile: columns };
         let a = |i: usize, k16: u32| rows.a(warp, 16 * i as u32, k16);
-        mma_abt(
-            warp,
-            &mut acc,
-            self.block.common.operands.head_dim,
-            self.block.common.operands.half,
-            a,
-            columns,
-        );
+        mma_abt(warp, &mut acc, depth, self.block.common.operands.half, a, columns);
         acc
     }
 

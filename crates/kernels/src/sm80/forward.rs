@@ -12,16 +12,16 @@
 //!
 //! Grid: query tiles x heads x batches, along x. Block: 32 * warps threads.
 use super::query_block::QueryBlock;
-use crate::config::{Common, PortableForm};
+use crate::config::{Common, HeadDims, PortableForm};
 use crate::packed::PackedVals;
 use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, kernel_args};
-use crate::parts::copy::TileCopy;
 use crate::parts::dropout::{PackedKeep, Philox, Stream};
 use crate::parts::epilogue::store_rows;
 use crate::parts::hiding::{SeenKeys, first_column, hide_keys};
 use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
 use crate::parts::softmax::{OnlineSoftmax, RowResult, THREAD_ROWS, scale_rows};
 use crate::parts::visibility::BandVals;
+use crate::parts::width::Widths;
 use crate::rows::head::QueryHeads;
 use crate::rows::lse::LseRows;
 use signflash_ptx::{
@@ -45,8 +45,8 @@ kernel_args! {
 }
 
 /// Bytes of shared memory that a block of a form asks for.
-pub(crate) fn smem_bytes(head_dim: u32, form: &PortableForm) -> u32 {
-    2 * head_dim * (form.rows() + 2 * form.slots * form.step)
+pub(crate) fn smem_bytes(dims: HeadDims, form: &PortableForm) -> u32 {
+    2 * (dims.max() * form.rows() + dims.sum() * form.slots * form.step)
 }
 
 /// The kernel of a configuration.
@@ -56,30 +56,35 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel
         let problem = ProblemVals::declare(cta);
         let packed = common.operands.layout.is_packed().then(|| PackedVals::declare(cta));
         let args = ForwardVals::declare(cta);
+        let widths = Widths::declare(cta, &problem, common);
         let band = BandVals::declare(cta, common.scores.band);
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let smem = Smem::plan(cta, common, form);
-        let block = QueryBlock::locate(cta, common, form, problem, packed.as_ref(), band);
+        let block = QueryBlock::locate(cta, common, form, (problem, widths), packed.as_ref(), band);
         Forward { block, args, smem }.run(dropout);
     })
 }
 
 /// Everything the block keeps in shared memory.
 struct Smem<'k> {
-    /// `form.rows()` rows; each warp reads its own, and leaves its output there in the end.
+    /// `form.rows()` rows; each warp reads its own, and in the end, when all have, leaves rows of output there.
     q: SmemAddr<'k>,
     /// `form.step` rows of k, then as many of v.
     kv: CopyRing<'k>,
     layout: TileLayout,
+    layout_v: TileLayout,
 }
 
 impl<'k> Smem<'k> {
     fn plan(cta: Cta<'k>, common: &Common, form: &PortableForm) -> Self {
-        let layout = TileLayout::new(common.operands.head_dim);
+        let [layout, layout_v] = common.operands.dims().map(TileLayout::new);
+        let bytes = |rows| [layout, layout_v].map(|layout| layout.bytes(rows));
+        let ([q, out], [k, v]) = (bytes(form.rows()), bytes(form.step));
         Smem {
-            q: cta.smem("q", layout.bytes(form.rows()), 1024),
-            kv: cta.copy_ring("kv", form.slots, 2 * layout.bytes(form.step)),
+            q: cta.smem("q", q.max(out), 1024),
+            kv: cta.copy_ring("kv", form.slots, k + v),
             layout,
+            layout_v,
         }
     }
 }
@@ -97,18 +102,20 @@ impl<'k> Forward<'_, 'k> {
         let first_row = self.block.first_row();
         let keys = self.block.sight().key_tiles(first_row, form.rows(), form.step);
         let kv = self.block.key_values(&self.smem.kv, [&self.args.k, &self.args.v], &keys);
-        let q = cta.copy_group(|| self.block.load([(self.smem.q, &self.args.q)], first_row));
+        let of_q = (self.smem.q, &self.args.q, self.block.widths.q);
+        let q = cta.copy_group(|| self.block.load_queries([of_q], first_row));
         kv.fill(keys.begin.unsigned());
 
         // This warp's rows and what they need throughout.
         let own_row = warp.index() * (16 * form.row_tiles);
         let own_q = self.smem.q.plus(own_row * self.smem.layout.row_bytes());
-        // q and v are read in the same order: one set of addresses serves both.
+        // q and v are read in the same order: one set of addresses serves both if they are equally wide.
         let lanes = Lanes::new(warp, self.smem.layout).with_a_at(own_q);
+        let lanes_v = (self.smem.layout_v != self.smem.layout).then(|| Lanes::new(warp, self.smem.layout_v));
         let rows = Rows16::new(self, first_row + own_row);
         let drops = dropout.as_ref().map(|args| Drops::new(self, args, first_row + own_row));
         let mut out: Vec<Acc<'k>> =
-            (0..form.row_tiles).map(|_| warp.acc(self.block.common.operands.head_dim)).collect();
+            (0..form.row_tiles).map(|_| warp.acc(self.block.common.operands.dims().v)).collect();
         out.iter().for_each(Acc::clear);
         q.wait(*cta);
         let q = QueryFragments::new(warp, self, &lanes, own_q.relative_to(own_q));
@@ -133,21 +140,22 @@ impl<'k> Forward<'_, 'k> {
                     }
                 }
                 let v_tile = slot.address().at(self.smem.layout.bytes(form.step));
+                let v = match &lanes_v {
+                    None => Operand { lanes: &lanes, tile: v_tile.relative_to(own_q) },
+                    Some(lanes) => Operand { lanes, tile: v_tile },
+                };
                 let a = |i: usize, k16: u32| p[i][k16 as usize];
-                mma_ab(
-                    warp,
-                    &mut out,
-                    form.step,
-                    self.block.common.operands.half,
-                    a,
-                    Operand { lanes: &lanes, tile: v_tile.relative_to(own_q) },
-                );
+                mma_ab(warp, &mut out, form.step, self.block.common.operands.half, a, v);
                 slot.release();
                 n.set(tile + 1);
             },
         );
-        self.smem.kv.take(*cta).release(); // the last fill: of nothing
-        self.finish(&rows, &out, own_q, first_row + own_row, dropout.map(|d| d.keep_scale));
+        self.smem.kv.take(*cta).release(); // the last fill: of nothing; and all warps have read their queries
+        let staging = match lanes_v {
+            None => own_q,
+            Some(_) => self.smem.q.plus(own_row * self.smem.layout_v.row_bytes()),
+        };
+        self.finish(&rows, &out, staging, first_row + own_row, dropout.map(|d| d.keep_scale));
     }
 
     /// s = q k^T of this warp's rows and a tile of keys.
@@ -188,15 +196,10 @@ impl<'k> Forward<'_, 'k> {
                 to.store(t, self.args.lse, row, lse);
             }
         }
-        let target = self.block.queries_of(&self.args.out, first_row);
-        store_rows(
-            warp,
-            out,
-            self.block.common.operands.half,
-            staging,
-            &TileCopy::new(t, self.block.common.rows(), t.lane(), 32),
-            target,
-        );
+        let width = self.block.widths.v;
+        let target = self.block.queries_of(&self.args.out, width, first_row);
+        let copy = width.copy(t, t.lane(), 32);
+        store_rows(warp, out, self.block.common.operands.half, staging, &copy, target);
     }
 }
 

@@ -5,7 +5,7 @@
 //! looking at probabilities, not for speed.
 //!
 //! Grid: query tiles x heads x batches, along x. Block: 32 * warps threads.
-use crate::config::{Common, PortableForm};
+use crate::config::{Common, HeadDims, PortableForm};
 use crate::packed::matrices::MatricesVals;
 use crate::parts::args::{DeviceTensor, DropoutVals, HeadRows, ProblemVals, kernel_args};
 use crate::parts::copy::{TileCopy, TileRows};
@@ -41,8 +41,8 @@ kernel_args! {
 
 /// Bytes of shared memory that a block of a form may take: as many as that of a forward, which is more than it asks
 /// for.
-pub(crate) fn smem_bytes(head_dim: u32, form: &PortableForm) -> u32 {
-    2 * head_dim * (form.rows() + 2 * form.slots * form.step)
+pub(crate) fn smem_bytes(dims: HeadDims, form: &PortableForm) -> u32 {
+    2 * dims.q * (form.rows() + 2 * form.slots * form.step)
 }
 
 /// The kernel of a configuration.

@@ -2,11 +2,12 @@
 use crate::config::{BandKind, Common, PortableForm};
 use crate::packed::PackedVals;
 use crate::parts::args::{HeadRows, ProblemVals, TensorVals};
-use crate::parts::copy::{TileCopy, TileRows};
+use crate::parts::copy::TileRows;
 use crate::parts::scores::ScoreStage;
 use crate::parts::visibility::{BandVals, KeyTiles, Sight};
+use crate::parts::width::{Width, Widths};
 use crate::parts::work::Work;
-use signflash_ptx::{CopyRing, Cta, SmemAddr, TileLayout, U32, Val};
+use signflash_ptx::{CopyRing, Cta, SmemAddr, U32, Val};
 
 /// Where a block's queries are, and how its threads bring tiles.
 pub(super) struct QueryBlock<'a, 'k> {
@@ -14,6 +15,7 @@ pub(super) struct QueryBlock<'a, 'k> {
     pub(super) common: &'a Common,
     pub(super) form: &'a PortableForm,
     pub(super) problem: ProblemVals<'k>,
+    pub(super) widths: Widths<'k>,
     band: Option<BandVals<'k>>,
     pub(super) work: Work<'k>,
 }
@@ -34,7 +36,7 @@ impl<'a, 'k> QueryBlock<'a, 'k> {
         cta: Cta<'k>,
         common: &'a Common,
         form: &'a PortableForm,
-        problem: ProblemVals<'k>,
+        (problem, widths): (ProblemVals<'k>, Widths<'k>),
         packed: Option<&PackedVals<'k>>,
         band: Option<BandVals<'k>>,
     ) -> Self {
@@ -49,7 +51,7 @@ impl<'a, 'k> QueryBlock<'a, 'k> {
                 if reversed { work.counted_from_the_last(work.sequence.seqlen_q, form.rows()) } else { work }
             }
         };
-        QueryBlock { cta, common, form, problem, band, work }
+        QueryBlock { cta, common, form, problem, widths, band, work }
     }
 
     /// Its first query; before the tensor's first, if a shard starts there.
@@ -66,32 +68,27 @@ impl<'a, 'k> QueryBlock<'a, 'k> {
         ScoreStage::new(&self.problem, self.common.scores)
     }
 
-    pub(super) fn layout(&self) -> TileLayout {
-        TileLayout::new(self.common.operands.head_dim)
-    }
-
-    /// All threads bring a tile.
-    fn copy(&self) -> TileCopy<'k> {
-        let t = self.cta.threads();
-        TileCopy::new(t, self.common.rows(), t.index(), self.form.threads())
-    }
-
     /// Queries of a tensor, from `first` on.
-    pub(super) fn queries_of(&self, tensor: &TensorVals<'k>, first: Val<'k, U32>) -> TileRows<'k> {
+    pub(super) fn queries_of(
+        &self,
+        tensor: &TensorVals<'k>,
+        width: Width<'k>,
+        first: Val<'k, U32>,
+    ) -> TileRows<'k> {
         let Work { sequence, head, .. } = self.work;
-        let rows = tensor.head(sequence.queries(), head);
-        TileRows { rows, first, seqlen: sequence.seqlen_q, head_dim: self.problem.head_dim }
+        width.tile(tensor.head(sequence.queries(), head), first, sequence.seqlen_q)
     }
 
     /// Starts to bring the block's rows of these tensors.
-    pub(super) fn load<const N: usize>(
+    pub(super) fn load_queries<const N: usize>(
         &self,
-        tensors: [(SmemAddr<'k>, &TensorVals<'k>); N],
+        tensors: [(SmemAddr<'k>, &TensorVals<'k>, Width<'k>); N],
         first: Val<'k, U32>,
     ) {
-        for (to, tensor) in tensors {
-            let rows = self.queries_of(tensor, first);
-            self.copy().load(to, rows, self.form.rows());
+        let t = self.cta.threads();
+        for (to, tensor, width) in tensors {
+            let rows = self.queries_of(tensor, width, first);
+            width.copy(t, t.index(), self.form.threads()).load(to, rows, self.form.rows());
         }
     }
 
@@ -121,11 +118,11 @@ impl<'k> KeyValues<'_, 'k> {
         ring.fill(block.cta, || {
             block.cta.when(tile.lt(*end), |_| {
                 let first = tile * step - block.problem.column_shift;
-                let (seqlen, head_dim) = (block.work.sequence.seqlen_k, block.problem.head_dim);
-                let copy = block.copy();
-                copy.load(slot, TileRows { rows: *k, first, seqlen, head_dim }, step);
-                let v = TileRows { rows: *v, first, seqlen, head_dim };
-                copy.load(slot.at(block.layout().bytes(step)), v, step);
+                let (seqlen, Widths { q: of_k, v: of_v }) = (block.work.sequence.seqlen_k, block.widths);
+                let t = block.cta.threads();
+                let [copy_k, copy_v] = block.widths.copies(t, t.index(), block.form.threads());
+                copy_k.load(slot, of_k.tile(*k, first, seqlen), step);
+                copy_v.load(slot.at(of_k.layout().bytes(step)), of_v.tile(*v, first, seqlen), step);
             });
         });
     }

@@ -77,7 +77,8 @@ impl<'a, 'k> Copies<'a, 'k> {
         let Work { sequence, head, .. } = tile.work;
         let at = sequence.queries().coordinates(tile.first_row + wg_number * WG_ROWS, head);
         self.q[wg_number as usize].fill_by(t, |filling| {
-            for i in 0..common.boxes() {
+            let [boxes, _] = common.boxes();
+            for i in 0..boxes {
                 filling.load(t, i * WG_ROWS * 128, args.q.at(64 * i, at));
             }
         });
@@ -85,27 +86,29 @@ impl<'a, 'k> Copies<'a, 'k> {
 
     fn keys(&mut self, t: Thread<'k>, tile: &Tile<'k>, step: Val<'k, U32>) {
         let Copies { block, k, .. } = self;
-        k.fill_by(t, |filling| block.copy_step(t, filling, block.args.k, tile, step));
+        let [boxes, _] = block.common.boxes();
+        k.fill_by(t, |filling| block.copy_step(t, filling, (block.args.k, boxes), tile, step));
     }
 
     fn values(&mut self, t: Thread<'k>, tile: &Tile<'k>, step: Val<'k, U32>) {
         let Copies { block, v, .. } = self;
-        v.fill_by(t, |filling| block.copy_step(t, filling, block.args.v, tile, step));
+        let [_, boxes] = block.common.boxes();
+        v.fill_by(t, |filling| block.copy_step(t, filling, (block.args.v, boxes), tile, step));
     }
 }
 
 impl<'k> Block<'_, 'k> {
-    /// The keys of one step, of either tensor.
+    /// The keys of one step, of either tensor, whose rows take so many boxes.
     fn copy_step(
         &self,
         t: Thread<'k>,
         filling: Filling<'k>,
-        tensor: Tensor<'k>,
+        (tensor, boxes): (Tensor<'k>, u32),
         tile: &Tile<'k>,
         step: Val<'k, U32>,
     ) {
         let first = step * self.form.step - self.problem.column_shift;
-        for i in 0..self.common.boxes() {
+        for i in 0..boxes {
             let from = tensor.at(64 * i, tile.work.sequence.keys().coordinates(first, tile.head_k));
             filling.load(t, i * self.form.step * 128, from);
         }

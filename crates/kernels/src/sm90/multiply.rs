@@ -78,7 +78,7 @@ impl<'k> Block<'_, 'k> {
         let (rows, columns) = (Rows::Registers(p), Columns::Plain(v));
         // With as many threads as dropout has, ptxas refuses instructions of 256 columns.
         let columns_at_once =
-            (self.common.scores.dropout && self.common.operands.head_dim > 192).then_some(128);
+            (self.common.scores.dropout && self.common.operands.dims().v > 192).then_some(128);
         Product {
             rows,
             columns,
@@ -162,7 +162,7 @@ impl<'a, 'k> Multiplier<'a, 'k> {
             flags: smem.flags.map(|rings| FlagReader::new(warp, rings, wg_number, form)),
             softmax: LateSoftmax::new(warp, block.stage(), common),
             s: wg.acc(form.step),
-            out: wg.acc(common.operands.head_dim),
+            out: wg.acc(common.operands.dims().v),
             p: (0..form.step / 16).map(|_| [zero(), zero(), zero(), zero()]).collect(),
             store: OutTile::new(smem, common, wg_number),
         };

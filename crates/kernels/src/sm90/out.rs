@@ -20,7 +20,7 @@ const FIRST_BARRIER: u32 = 8;
 impl<'k> OutTile<'k> {
     /// Of one warpgroup: its queries' place, or a place for itself.
     pub(crate) fn new(smem: &Pipeline<'k>, common: &HopperCommon, wg_number: Val<'k, U32>) -> Self {
-        let boxes = common.boxes();
+        let [_, boxes] = common.boxes();
         let at = match smem.out {
             Some(out) => out.plus(wg_number * (boxes * BOX_BYTES)),
             None => smem.q.nth(wg_number).data(),

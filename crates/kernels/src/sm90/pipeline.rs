@@ -27,16 +27,19 @@ pub(crate) const FLAG_BLOCK_BYTES: u32 = 16 * 32;
 impl<'k> Pipeline<'k> {
     pub(crate) fn plan(cta: Cta<'k>, common: &HopperCommon, form: &HopperForm) -> Self {
         let readers = 4 * form.warpgroups;
-        let tile = |rows: u32| rows * common.boxes() * 128;
+        let [q_and_k, v_and_out] = common.boxes();
+        let tile = |rows: u32, boxes: u32| rows * boxes * 128;
         let flags = || {
             let bytes = 4 * form.step / 32 * FLAG_BLOCK_BYTES;
             cta.stage_rings("flags", form.warpgroups, [form.flag_stages, bytes], 4, 4)
         };
+        let q = tile(WG_ROWS, q_and_k);
+        let q_place = if form.out_in_q { q.max(tile(WG_ROWS, v_and_out)) } else { q };
         Pipeline {
-            q: cta.bulk_rings("q", form.warpgroups, [1, tile(WG_ROWS)], 4),
-            k: cta.bulk_ring("k", form.stages, tile(form.step), readers),
-            v: cta.bulk_ring("v", form.stages, tile(form.step), readers),
-            out: (!form.out_in_q).then(|| cta.smem("out", tile(form.rows()), 1024)),
+            q: cta.bulk_rings("q", form.warpgroups, [1, q_place], 4).with_copies_of(q),
+            k: cta.bulk_ring("k", form.stages, tile(form.step, q_and_k), readers),
+            v: cta.bulk_ring("v", form.stages, tile(form.step, v_and_out), readers),
+            out: (!form.out_in_q).then(|| cta.smem("out", tile(form.rows(), v_and_out), 1024)),
             flags: common.scores.dropout.then(flags),
         }
     }
@@ -45,11 +48,13 @@ impl<'k> Pipeline<'k> {
 impl HopperForm {
     /// Shared memory that a block asks for, at most.
     pub(crate) fn smem_bytes(&self, common: &HopperCommon) -> u32 {
-        let tile = |rows: u32| rows * common.boxes() * 128;
-        let queries = tile(self.rows()) * if self.out_in_q { 1 } else { 2 };
+        let rows_bytes = common.boxes().map(|boxes| boxes * 128);
+        let [q, out] = rows_bytes.map(|bytes| bytes * self.rows());
+        let queries = if self.out_in_q { q.max(out) } else { q + out };
+        let keys = self.stages * self.step * rows_bytes.iter().sum::<u32>();
         let flags = self.warpgroups * self.flag_stages * 4 * self.step / 32 * FLAG_BLOCK_BYTES;
         let barriers = 1024;
-        queries + 2 * self.stages * tile(self.step) + barriers + if common.scores.dropout { flags } else { 0 }
+        queries + keys + barriers + if common.scores.dropout { flags } else { 0 }
     }
 }
 

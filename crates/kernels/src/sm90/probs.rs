@@ -73,7 +73,8 @@ struct Smem<'k> {
 
 impl<'k> Smem<'k> {
     fn plan(cta: Cta<'k>, common: &HopperCommon, form: &HopperForm) -> Self {
-        let tile = |rows: u32| rows * common.boxes() * 128;
+        let [boxes, _] = common.boxes();
+        let tile = |rows: u32| rows * boxes * 128;
         let flags = || {
             let bytes = 4 * form.step / 32 * FLAG_BLOCK_BYTES;
             cta.stage_rings("flags", form.warpgroups, [form.flag_stages, bytes], 4, 4)
@@ -154,7 +155,7 @@ impl<'k> Block<'_, 'k> {
     }
 
     fn copy(&self, t: Thread<'k>) {
-        let (form, boxes) = (self.form, self.common.boxes());
+        let (form, [boxes, _]) = (self.form, self.common.boxes());
         let mut q: Vec<_> = (0..form.warpgroups).map(|i| self.smem.q.nth(t.u32(i)).producer(t)).collect();
         let mut k = self.smem.k.producer(t);
         let (tiles, steps) = (self.tiles(), self.steps());

@@ -1,11 +1,12 @@
 //! Forms of Hopper's own kernels.
-use crate::config::{BandKind, HopperCommon, HopperForm, HopperKeysForm, Scores};
+use crate::config::{BandKind, Common, HeadDims, HopperCommon, HopperForm, HopperKeysForm, Operands, Scores};
 use crate::gpu::Gpu;
 
 /// A row of the forward's table.
 #[derive(Clone, Copy, Debug)]
 struct Row {
     head_dim: u32,
+    head_dim_v: u32,
     /// Only for this one.
     band: Option<BandKind>,
     dropout: bool,
@@ -17,6 +18,11 @@ struct Row {
 impl Row {
     const fn band(self, band: BandKind) -> Row {
         Row { band: Some(band), ..self }
+    }
+
+    /// For fewer columns of v than of q and k.
+    const fn v(self, head_dim_v: u32) -> Row {
+        Row { head_dim_v, ..self }
     }
 
     const fn up_to_keys(self, up_to_keys: usize) -> Row {
@@ -48,10 +54,11 @@ const fn row(head_dim: u32, [warpgroups, step, stages, registers]: [u32; 4]) -> 
     let (drawers, flag_stages, turns, early, out_in_q) = (0, 0, false, 0, false);
     let form =
         HopperForm { warpgroups, drawers, step, stages, flag_stages, registers, turns, early, out_in_q };
-    Row { head_dim, band: None, dropout: false, up_to_keys: usize::MAX, form }
+    Row { head_dim, head_dim_v: head_dim, band: None, dropout: false, up_to_keys: usize::MAX, form }
 }
 
-/// Head_dim up to, [warpgroups that multiply, keys a step, stages, registers]. With dropout steps are multiples of 32.
+/// Head_dim up to (the larger if v has one of its own), [warpgroups that multiply, keys a step, stages, registers]. With
+/// dropout steps are multiples of 32.
 const FORWARD: &[Row] = &[
     // Tiles of 192 rows are too few, and end too unevenly, for short causal problems.
     row(64, [2, 128, 2, 232]).turns().band(BandKind::Right).up_to_keys(2048),
@@ -61,6 +68,8 @@ const FORWARD: &[Row] = &[
     row(64, [2, 128, 3, 168]).early(4).drop(1, 4),
     row(128, [2, 128, 2, 232]).turns().early(4),
     row(128, [2, 128, 2, 200]).turns().early(4).drop(1, 2),
+    row(192, [2, 128, 2, 232]).v(128).turns().early(4).out_in_q(),
+    row(192, [2, 96, 2, 200]).v(128).turns().early(3).drop(1, 2),
     row(192, [2, 112, 2, 232]).turns().out_in_q(),
     row(192, [2, 64, 2, 216]).turns().out_in_q().drop(1, 3),
     row(256, [2, 80, 2, 232]).turns().out_in_q(),
@@ -69,9 +78,10 @@ const FORWARD: &[Row] = &[
 
 /// Of the forward, for so many keys; none if no row fits the GPU's shared memory.
 pub(crate) fn forward(common: &HopperCommon, seqlen_k: usize, gpu: Gpu) -> Option<HopperForm> {
-    let Scores { band, dropout, .. } = common.scores;
+    let (Scores { band, dropout, .. }, dims) = (common.scores, common.operands.dims());
     let fits = |row: &&Row| {
-        row.head_dim >= common.operands.head_dim
+        row.head_dim >= dims.q
+            && row.head_dim_v >= dims.v
             && row.dropout == dropout
             && row.up_to_keys >= seqlen_k
             && row.band.is_none_or(|of| of == band)
@@ -97,14 +107,23 @@ pub(crate) fn probs(common: &HopperCommon) -> HopperForm {
     }
 }
 
-/// Columns a head in the pass over keys, which moves whole boxes.
-pub(crate) fn keys_head_dim(head_dim: u32) -> u32 {
-    head_dim.next_multiple_of(64)
+/// Columns a head in the pass over keys, which moves whole boxes. Where v's take so many registers that two warpgroups
+/// share their keys, each has some columns of dq.
+pub(crate) fn keys_dims(padded: HeadDims) -> HeadDims {
+    let [q, v] = padded.map(|columns| columns.next_multiple_of(64));
+    HeadDims { q: if v > 128 { q.max(128) } else { q }, v }
 }
 
-/// Of the pass over keys, at a head_dim of whole boxes.
-pub(crate) fn keys(head_dim: u32, dropout: bool, ordered: bool) -> HopperKeysForm {
-    let (keys, step, ds_stages) = match head_dim {
+/// What its kernel has in common with others.
+pub(crate) fn keys_common(common: &Common) -> HopperCommon {
+    let HeadDims { q: head_dim, v } = keys_dims(common.operands.dims());
+    let operands = Operands { head_dim, head_dim_v: Some(v), ..common.operands };
+    Common { operands, ..*common }.hopper()
+}
+
+/// Of the pass over keys, at head_dims of whole boxes.
+pub(crate) fn keys(dims: HeadDims, dropout: bool, ordered: bool) -> HopperKeysForm {
+    let (keys, step, ds_stages) = match dims.max() {
         ..=64 => (128, 128, 2),
         65..=128 => (128, 64, 3),
         _ => (64, 64, 1),

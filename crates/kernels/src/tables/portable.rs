@@ -2,12 +2,12 @@
 //!
 //! Rows say what a block owns and what it walks over. The last row of each head_dim is one that fits the 99 KiB of the
 //! smallest GPUs.
-use crate::config::PortableForm;
+use crate::config::{HeadDims, PortableForm};
 use crate::gpu::Gpu;
 use crate::sm80;
 use signflash_core::Problem;
 
-/// A row of a table: for padded head_dims up to `head_dim`.
+/// A row of a table: for padded head_dims up to `head_dim`, the larger if v has one of its own.
 #[derive(Clone, Copy, Debug)]
 struct Row {
     head_dim: u32,
@@ -82,30 +82,32 @@ const KEYS: &[Row] = &[
     keys_row(256, [4, 1, 2, 32, 1, 1]).late_dq(),
 ];
 
-/// Above this head_dim two warps share the columns of dk and dv, so that it is padded to twice 16.
+/// If either head_dim is above this, two warps share the columns of dk and dv, so that both are padded to twice 16.
 const SPLIT_HEAD_DIM: u32 = 128;
 
 /// Columns a head in shared memory.
-pub(crate) fn padded(head_dim: u32) -> u32 {
-    head_dim.next_multiple_of(if head_dim > SPLIT_HEAD_DIM { 32 } else { 16 })
+pub(crate) fn padded(problem: &Problem) -> HeadDims {
+    let shape = problem.shape();
+    let [[.., q], [.., v]] = [shape.q(), shape.v()].map(|sizes| sizes.map(|size| size as u32));
+    let multiple = if q.max(v) > SPLIT_HEAD_DIM { 32 } else { 16 };
+    HeadDims { q: q.next_multiple_of(multiple), v: v.next_multiple_of(multiple) }
 }
 
-/// Bytes of shared memory that a block of a form asks for, at a padded head_dim.
-type SmemBytes = fn(u32, &PortableForm) -> u32;
+/// Bytes of shared memory that a block of a form asks for, at padded head_dims.
+type SmemBytes = fn(HeadDims, &PortableForm) -> u32;
 
 /// What a table is asked with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked {
     /// Padded.
-    pub(crate) head_dim: u32,
+    pub(crate) dims: HeadDims,
     pub(crate) dropout: bool,
     pub(crate) gpu: Gpu,
 }
 
 impl Asked {
     pub(crate) fn of(problem: &Problem, gpu: Gpu) -> Self {
-        let head_dim = padded(problem.shape().head_dim as u32);
-        Asked { head_dim, dropout: problem.keep_rule().is_some(), gpu }
+        Asked { dims: padded(problem), dropout: problem.keep_rule().is_some(), gpu }
     }
 
     /// Of the kernel of a forward.
@@ -115,8 +117,9 @@ impl Asked {
 
     /// Of the kernel that writes probs.
     pub(crate) fn probs(self) -> PortableForm {
-        // It is for looking: as many blocks a multiprocessor as there is room for, none asked for.
-        PortableForm { slots: 2, blocks_per_sm: 1, ..self.first(QUERIES, sm80::probs::smem_bytes) }
+        // It is for looking: as many blocks a multiprocessor as there is room for, none asked for. It reads no v.
+        let of_q = Asked { dims: HeadDims { v: self.dims.q, ..self.dims }, ..self };
+        PortableForm { slots: 2, blocks_per_sm: 1, ..of_q.first(QUERIES, sm80::probs::smem_bytes) }
     }
 
     /// Of the pass over keys.
@@ -130,12 +133,12 @@ impl Asked {
     }
 
     fn first(self, table: &[Row], smem_bytes: SmemBytes) -> PortableForm {
-        let Asked { head_dim, dropout, gpu } = self;
+        let Asked { dims, dropout, gpu } = self;
         let fits = |row: &&Row| {
-            row.head_dim >= head_dim
+            row.head_dim >= dims.max()
                 && row.dropout.is_none_or(|of| of == dropout)
-                && head_dim.is_multiple_of(16 * row.form.split)
-                && smem_bytes(head_dim, &row.form) <= gpu.smem_per_block_bytes
+                && dims.map(|columns| columns.is_multiple_of(16 * row.form.split)) == [true; 2]
+                && smem_bytes(dims, &row.form) <= gpu.smem_per_block_bytes
         };
         table.iter().find(fits).expect("the last row fits every GPU since Ampere").form
     }
@@ -168,8 +171,7 @@ mod tests {
         let mut seen = 0;
         for (config, (smem_bytes, common, form)) in all.filter_map(|config| Some((config, planned(&config)?)))
         {
-            let (asked, planned) =
-                (config.kernel().smem_bytes(), smem_bytes(common.operands.head_dim, &form));
+            let (asked, planned) = (config.kernel().smem_bytes(), smem_bytes(common.operands.dims(), &form));
             assert!(asked <= planned, "{config}: {asked}, {planned}");
             seen += 1;
         }

@@ -139,6 +139,11 @@ impl<'k> TileLanes<'k> {
         TileLanes { offsets, ..self }
     }
 
+    /// The tiles' layout.
+    pub fn layout(&self) -> TileLayout {
+        self.layout
+    }
+
     /// The order in which matrices come.
     pub fn order(&self) -> Order {
         self.order

@@ -32,13 +32,14 @@ pub(crate) use smem::smem_bytes;
 use crate::config::{Common, DqSums, PortableForm};
 use crate::packed::PackedVals;
 use crate::parts::args::{DeviceTensor, DropoutVals, HeadRows, ProblemVals, kernel_args};
-use crate::parts::copy::{TileCopy, TileRows};
+use crate::parts::copy::TileCopy;
 use crate::parts::cursor::Cursor;
 use crate::parts::epilogue::{stage_packed, store_rows};
 use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
 use crate::parts::scores::ScoreStage;
 use crate::parts::softmax::scale_rows;
 use crate::parts::visibility::{BandVals, Sight};
+use crate::parts::width::{Width, Widths};
 use crate::parts::work::Work;
 use crate::rows::head::QueryHeads;
 use crate::rows::statistics::StatRows;
@@ -76,6 +77,7 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm, sums: DqS
         let problem = ProblemVals::declare(cta);
         let packed = common.operands.layout.is_packed().then(|| PackedVals::declare(cta));
         let args = KeysVals::declare(cta);
+        let widths = Widths::declare(cta, &problem, common);
         let band = BandVals::declare(cta, common.scores.band);
         let dropout = common.scores.dropout.then(|| Dropout::new(cta.warps(), DropoutVals::declare(cta)));
         let smem = Smem::plan(cta, common, form, sums);
@@ -84,7 +86,7 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm, sums: DqS
             None => Work::locate(cta, &problem, problem.key_tiles(form.rows()), heads, false),
             Some(packed) => Work::listed(cta, &problem, packed, cta.index(), heads),
         };
-        Keys { cta, common, form, sums, problem, args, band, dropout, smem, work }.run();
+        Keys { cta, common, form, sums, problem, widths, args, band, dropout, smem, work }.run();
     })
 }
 
@@ -94,6 +96,7 @@ struct Keys<'a, 'k> {
     form: &'a PortableForm,
     sums: DqSums,
     problem: ProblemVals<'k>,
+    widths: Widths<'k>,
     args: KeysVals<'k>,
     band: Option<BandVals<'k>>,
     dropout: Option<Dropout<'k>>,
@@ -105,14 +108,14 @@ struct Keys<'a, 'k> {
 struct Own<'a, 'k> {
     lanes: &'a Lanes<'k>,
     ds_lanes: &'a Lanes<'k>,
-    /// The warp's part of the columns of a head.
-    columns: &'a Lanes<'k>,
+    /// The warp's part of the columns of q, and of dout.
+    columns: [&'a Lanes<'k>; 2],
     /// Which of the warps on the same keys it is, and which keys these are.
     part: Val<'k, U32>,
     team: Val<'k, U32>,
     /// The warp's rows of k and v.
-    k: SmemAddr<'k>,
-    v: SmemAddr<'k>,
+    k: Operand<'a, 'k>,
+    v: Operand<'a, 'k>,
     /// The first of its keys: of its tile, and of the thread.
     first_key: Val<'k, U32>,
     row: Val<'k, U32>,
@@ -133,27 +136,36 @@ impl<'k> Keys<'_, 'k> {
             split => (warp.index() / split, warp.index().modulo(split)),
         };
         let row = team * (16 * form.row_tiles);
-        let (lanes, ds_lanes) = (Lanes::new(warp, self.smem.layout), Lanes::new(warp, self.smem.ds_layout));
-        let pieces = self.columns() / 16;
-        let columns = (form.split > 1).then(|| Lanes::part(warp, self.smem.layout, part * pieces, pieces));
-        let own = |tile: SmemAddr<'k>| tile.plus(row * self.smem.layout.row_bytes());
+        let (layout, layout_v) = (self.smem.layout, self.smem.layout_v);
+        let (lanes, ds_lanes) = (Lanes::new(warp, layout), Lanes::new(warp, self.smem.ds_layout));
+        let lanes_v = (layout_v != layout).then(|| Lanes::new(warp, layout_v));
+        let lanes_v = lanes_v.as_ref().unwrap_or(&lanes);
+        let of_part =
+            |layout: TileLayout, columns: u32| Lanes::part(warp, layout, part * (columns / 16), columns / 16);
+        let [columns, columns_v] = self.columns();
+        let own_columns = (form.split > 1).then(|| of_part(layout, columns));
+        let own_columns_v = (form.split > 1 && layout_v != layout).then(|| of_part(layout_v, columns_v));
+        let own = |tile: SmemAddr<'k>, layout: TileLayout| tile.plus(row * layout.row_bytes());
         let own = Own {
             lanes: &lanes,
             ds_lanes: &ds_lanes,
-            columns: columns.as_ref().unwrap_or(&lanes),
+            columns: [
+                own_columns.as_ref().unwrap_or(&lanes),
+                own_columns_v.as_ref().or(own_columns.as_ref()).unwrap_or(lanes_v),
+            ],
             part,
             team,
-            k: own(self.smem.k),
-            v: own(self.smem.v),
+            k: Operand { lanes: &lanes, tile: own(self.smem.k, layout) },
+            v: Operand { lanes: lanes_v, tile: own(self.smem.v, layout_v) },
             first_key,
             row,
         };
-        let cleared = || -> Vec<Acc<'k>> {
-            let acc: Vec<_> = (0..form.row_tiles).map(|_| warp.acc(self.columns())).collect();
+        let cleared = |columns: u32| -> Vec<Acc<'k>> {
+            let acc: Vec<_> = (0..form.row_tiles).map(|_| warp.acc(columns)).collect();
             acc.iter().for_each(Acc::clear);
             acc
         };
-        let (mut dk, mut dv) = (cleared(), cleared());
+        let (mut dk, mut dv) = (cleared(columns), cleared(columns_v));
         kv.wait(*cta);
         let now = Cursor::new(t, problem, tiles);
         let behind = Behind::new(t);
@@ -184,8 +196,8 @@ impl<'k> Keys<'_, 'k> {
     }
 
     /// Columns of dk and dv that a warp sums up.
-    fn columns(&self) -> u32 {
-        self.common.operands.head_dim / self.form.split
+    fn columns(&self) -> [u32; 2] {
+        self.common.operands.dims().map(|columns| columns / self.form.split)
     }
 
     /// Queries of a step for which a warp makes s and dp.
@@ -201,39 +213,38 @@ impl<'k> Keys<'_, 'k> {
         ScoreStage::new(&self.problem, self.common.scores)
     }
 
-    fn tile_of(&self, rows: HeadRows<'k>, first: Val<'k, U32>, seqlen: Val<'k, U32>) -> TileRows<'k> {
-        TileRows { rows, first, seqlen, head_dim: self.problem.head_dim }
-    }
-
     fn load_keys(&self, first_key: Val<'k, U32>) {
         let t = self.cta.threads();
-        let copy = TileCopy::new(t, self.common.rows(), t.index(), self.form.threads());
+        let (Widths { q: of_k, v: of_v }, seqlen) = (self.widths, self.work.sequence.seqlen_k);
+        let [copy_k, copy_v] = self.widths.copies(t, t.index(), self.form.threads());
         let (k, v) = (self.args.k, self.args.v).map_heads(&self.work);
-        let tile = |rows| self.tile_of(rows, first_key, self.work.sequence.seqlen_k);
-        copy.load(self.smem.k, tile(k), self.form.rows());
-        copy.load(self.smem.v, tile(v), self.form.rows());
+        copy_k.load(self.smem.k, of_k.tile(k, first_key, seqlen), self.form.rows());
+        copy_v.load(self.smem.v, of_v.tile(v, first_key, seqlen), self.form.rows());
     }
 
     /// Starts to bring a step of queries, if there is one.
     fn fill(&self, at: &Cursor<'k>, real: Val<'k, Pred>) {
         let Keys { cta, form, problem, work, .. } = self;
         let (ring, step) = (&self.smem.queries, form.step);
+        let Widths { q: of_q, v: of_v } = self.widths;
         let slot = ring.next_fill();
         let (m, head) = (at.step.get(), work.head * problem.group_size + at.member.get());
         ring.fill(*cta, || {
             cta.when(real, |cta| {
                 let t = cta.threads();
-                let copy = TileCopy::new(t, self.common.rows(), t.index(), form.threads());
-                let tile = |rows| self.tile_of(rows, m * step - problem.row_shift, work.sequence.seqlen_q);
-                copy.load(slot, tile(self.args.q.head(work.sequence.queries(), head)), step);
-                let dout = slot.at(self.smem.layout.bytes(step));
-                copy.load(dout, tile(self.args.dout.head(work.sequence.queries(), head)), step);
+                let [copy_q, copy_v] = self.widths.copies(t, t.index(), form.threads());
+                let seqlen = work.sequence.seqlen_q;
+                let q = self.args.q.head(work.sequence.queries(), head);
+                copy_q.load(slot, of_q.tile(q, m * step - problem.row_shift, seqlen), step);
+                let dout = self.args.dout.head(work.sequence.queries(), head);
+                let place = slot.at(self.smem.layout.bytes(step));
+                copy_v.load(place, of_v.tile(dout, m * step - problem.row_shift, seqlen), step);
                 // Two queries' statistics are 16 bytes.
                 t.when(t.index().lt(step / 2), |t| {
                     let rows = StatRows::of(QueryHeads::of(problem, work.sequence).nth(head));
                     let from = rows.from(self.args.stats, m * step);
                     let own = t.index() * 16;
-                    let to = slot.at(2 * self.smem.layout.bytes(step)).plus(own);
+                    let to = slot.at(self.smem.rows_bytes(step)).plus(own);
                     t.copy_async(to, from.plus(own.widen()), t.index().lt(step));
                 });
             });
@@ -255,10 +266,11 @@ impl<'k> Keys<'_, 'k> {
         let head = self.work.head * self.problem.group_size + at.member.get();
 
         let flags = self.dropout.as_ref().map(|dropout| self.draw(dropout, own, m, head));
-        let s = self.product(own, own.k, q);
+        let (s_depth, dp_depth) = (common.operands.dims().q, common.operands.dims().v);
+        let s = self.product(own, own.k, q, s_depth);
         s.iter().for_each(|s| self.stage().prepare(s));
-        let dp = self.product(own, own.v, dout);
-        self.probabilities(own, &s, &dp, slot.at(2 * smem.layout.bytes(form.step)), flags.as_deref());
+        let dp = self.product(own, own.v, dout, dp_depth);
+        self.probabilities(own, &s, &dp, slot.at(smem.rows_bytes(form.step)), flags.as_deref());
         self.hide(own, m, &s, &dp);
 
         // The dropped p are negative: relu makes them 0.
@@ -274,8 +286,9 @@ impl<'k> Keys<'_, 'k> {
         if form.split > 1 {
             warp.sync_among(own.team + 1, 32 * form.split);
         }
-        self.sum(own, dv, &p, smem.p, dout);
-        self.sum(own, dk, &ds, ds_tile, q);
+        let [columns, columns_v] = own.columns;
+        self.sum(own, dv, &p, smem.p, Operand { lanes: columns_v, tile: dout });
+        self.sum(own, dk, &ds, ds_tile, Operand { lanes: columns, tile: q });
         let tile = QueryHeads::of(&self.problem, self.work.sequence).nth(head).first_dq_tile(form.step) + m;
         if self.is_late() {
             behind.tile.set(tile);
@@ -294,12 +307,13 @@ impl<'k> Keys<'_, 'k> {
         acc: &mut [Acc<'k>],
         words: &[Vec<FragmentA<'k>>],
         shared: Option<SmemAddr<'k>>,
-        queries: SmemAddr<'k>,
+        queries: Operand<'_, 'k>,
     ) {
-        let (warp, half, split) = (self.cta.warps(), self.common.operands.half, self.form.split);
+        let (warp, half) = (self.cta.warps(), self.common.operands.half);
+        let split = self.form.split;
         let of_part = |part: Val<'k, U32>| {
-            let first = part * self.smem.layout.bytes(self.queries());
-            Operand { lanes: own.columns, tile: if split == 1 { queries } else { queries.plus(first) } }
+            let first = part * queries.lanes.layout().bytes(self.queries());
+            if split == 1 { queries } else { Operand { tile: queries.tile.plus(first), ..queries } }
         };
         mma_ab(warp, acc, self.queries(), half, |i, k16| words[i][k16 as usize], of_part(own.part));
         for further in 1..split {
@@ -316,18 +330,23 @@ impl<'k> Keys<'_, 'k> {
     }
 
     /// This warp's rows of a tile in shared memory, times its part of a step of queries transposed.
-    fn product(&self, own: &Own<'_, 'k>, rows: SmemAddr<'k>, queries: SmemAddr<'k>) -> Vec<Acc<'k>> {
+    fn product(
+        &self,
+        own: &Own<'_, 'k>,
+        rows: Operand<'_, 'k>,
+        queries: SmemAddr<'k>,
+        depth: u32,
+    ) -> Vec<Acc<'k>> {
         let warp = self.cta.warps();
         let mut acc: Vec<Acc<'k>> = (0..self.form.row_tiles).map(|_| warp.acc(self.queries())).collect();
         acc.iter().for_each(Acc::clear);
         let queries = match self.form.split {
             1 => queries,
-            _ => queries.plus(own.part * self.smem.layout.bytes(self.queries())),
+            _ => queries.plus(own.part * rows.lanes.layout().bytes(self.queries())),
         };
-        let queries = Operand { lanes: own.lanes, tile: queries };
-        let rows = Operand { lanes: own.lanes, tile: rows };
+        let queries = Operand { lanes: rows.lanes, tile: queries };
         let a = |i: usize, k16: u32| rows.a(warp, 16 * i as u32, k16);
-        mma_abt(warp, &mut acc, self.common.operands.head_dim, self.common.operands.half, a, queries);
+        mma_abt(warp, &mut acc, depth, self.common.operands.half, a, queries);
         acc
     }
 
@@ -336,18 +355,26 @@ impl<'k> Keys<'_, 'k> {
         let (warp, t) = (self.cta.warps(), self.cta.threads());
         let keep_scale = self.dropout.as_ref().map_or(t.f32(1.0), |d| d.args.keep_scale);
         let (dk_rows, dv_rows) = (self.args.dk, self.args.dv).map_heads(&self.work);
-        let columns = self.columns();
-        let copy = TileCopy::new(t, self.common.rows(), t.lane(), 32);
-        let copy = copy.of_columns(t.lane(), 32, columns, own.part * columns);
-        // The warps on the same keys divide their rows of the tile among them.
-        let share = own.part * TileLayout::new(columns).bytes(16 * self.form.row_tiles);
-        let targets =
-            [(dk, dk_rows, own.k, self.problem.scale * keep_scale), (dv, dv_rows, own.v, keep_scale)];
-        for (acc, rows, staging, factor) in targets {
+        let ([columns, columns_v], Widths { q: of_k, v: of_v }) = (self.columns(), self.widths);
+        let way_k = self.way_out(own, of_k, columns);
+        let way_v = if of_v.rows == of_k.rows { way_k } else { self.way_out(own, of_v, columns_v) };
+        let targets = [
+            (dk, way_k, of_k, dk_rows, own.k.tile, self.problem.scale * keep_scale),
+            (dv, way_v, of_v, dv_rows, own.v.tile, keep_scale),
+        ];
+        for (acc, (copy, share), width, rows, staging, factor) in targets {
             acc.iter().for_each(|acc| scale_rows(acc, [factor, factor]));
-            let target = self.tile_of(rows, own.first_key + own.row, self.work.sequence.seqlen_k);
+            let target = width.tile(rows, own.first_key + own.row, self.work.sequence.seqlen_k);
             store_rows(warp, acc, self.common.operands.half, staging.plus(share), &copy, target);
         }
+    }
+
+    /// How so many columns of a warp's rows leave, and by way of which part of their tile, which the warps on the same
+    /// keys divide among them.
+    fn way_out(&self, own: &Own<'_, 'k>, width: Width<'k>, columns: u32) -> (TileCopy<'k>, Val<'k, U32>) {
+        let t = self.cta.threads();
+        let copy = width.copy(t, t.lane(), 32).of_columns(t.lane(), 32, columns, own.part * columns);
+        (copy, own.part * TileLayout::new(columns).bytes(16 * self.form.row_tiles))
     }
 }
 

@@ -104,7 +104,8 @@ fn adds_downwards(common: &HopperCommon, form: &HopperKeysForm) -> bool {
 
 /// The kernel of a configuration.
 pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperKeysForm) -> Kernel {
-    assert!(form.step.is_multiple_of(QUERIES) && common.operands.head_dim.is_multiple_of(64), "whole boxes");
+    let whole_boxes = common.operands.dims().map(|columns| columns.is_multiple_of(64));
+    assert!(form.step.is_multiple_of(QUERIES) && whole_boxes == [true; 2], "whole boxes");
     assert!(form.keys == 128 || form.shares_keys() && form.step == QUERIES, "{form:?}");
     let launch = LaunchBounds { block_threads: form.threads(), min_blocks_per_sm: 1 };
     Builder::build(name, launch, |cta| {
@@ -164,14 +165,19 @@ enum Between<'k> {
     Probs(BulkRing<'k>),
 }
 
-/// Bytes of 16-bit rows.
-fn rows_bytes(common: &HopperCommon, rows: u32) -> u32 {
-    2 * rows * common.operands.head_dim
+/// Bytes of so many rows of q or k, and of v or dout.
+fn rows_bytes(common: &HopperCommon, rows: u32) -> [u32; 2] {
+    common.operands.dims().map(|columns| 2 * rows * columns)
+}
+
+/// Bytes of k and v of a block.
+fn keys_bytes(common: &HopperCommon, form: &HopperKeysForm) -> u32 {
+    rows_bytes(common, form.keys).iter().sum()
 }
 
 /// Bytes of a step's q, dout and statistics, which the copy engine brings.
 fn queries_bytes(common: &HopperCommon, form: &HopperKeysForm) -> u32 {
-    2 * rows_bytes(common, form.step) + form.step * STAT_BYTES
+    rows_bytes(common, form.step).iter().sum::<u32>() + form.step * STAT_BYTES
 }
 
 impl<'k> Smem<'k> {
@@ -184,7 +190,7 @@ impl<'k> Smem<'k> {
         };
         let [ds_writers, ds_readers] = if shares { [4, multiplying_warps] } else { [multiplying_warps, 4] };
         Smem {
-            keys: cta.bulk_ring("keys", 1, 2 * rows_bytes(common, form.keys), multiplying_warps),
+            keys: cta.bulk_ring("keys", 1, keys_bytes(common, form), multiplying_warps),
             queries: cta
                 .bulk_ring_for_lanes(
                     "queries",
@@ -241,8 +247,8 @@ impl<'k> Block<'_, 'k> {
     }
 
     fn queries(&self, stage: &FullStage<'_, 'k>) -> Queries<'k> {
-        let step = self.form.step;
-        let [q, dout, stats] = [0, 1, 2].map(|i| stage.address().at(i * rows_bytes(self.common, step)));
+        let (step, [q_bytes, dout_bytes]) = (self.form.step, rows_bytes(self.common, self.form.step));
+        let [q, dout, stats] = [0, q_bytes, q_bytes + dout_bytes].map(|offset| stage.address().at(offset));
         Queries { q: BoxTile::new(q, step), dout: BoxTile::new(dout, step), stats }
     }
 

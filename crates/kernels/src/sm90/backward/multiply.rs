@@ -53,12 +53,22 @@ impl<'k> Block<'_, 'k> {
         own.finish(smem.keys.data());
     }
 
-    /// rows (64) * columns^T over head_dim.
-    pub(super) fn over_head_dim<'p>(&self, rows: BoxTile<'k>, columns: BoxTile<'k>) -> Product<'p, 'k> {
+    /// k q^T of 64 keys.
+    pub(super) fn scores<'p>(&self, k: BoxTile<'k>, q: BoxTile<'k>) -> Product<'p, 'k> {
+        self.over_columns(k, q, self.common.operands.dims().q)
+    }
+
+    /// v dout^T of 64 keys.
+    pub(super) fn gradients<'p>(&self, v: BoxTile<'k>, dout: BoxTile<'k>) -> Product<'p, 'k> {
+        self.over_columns(v, dout, self.common.operands.dims().v)
+    }
+
+    /// rows (64) * columns^T over so many columns of a head.
+    fn over_columns<'p>(&self, rows: BoxTile<'k>, columns: BoxTile<'k>, depth: u32) -> Product<'p, 'k> {
         Product {
             rows: Rows::Tile(rows),
             columns: Columns::OfRows(columns),
-            depth: self.common.operands.head_dim,
+            depth,
             half: self.common.operands.half,
             add: false,
             columns_at_once: None,
@@ -99,13 +109,14 @@ impl<'a, 'k> Keys<'a, 'k> {
         let (warp, t) = (wg.warps(), wg.threads());
         let tile = |at: SmemAddr<'k>| BoxTile::new(at, form.keys);
         let own_row = wg_number * WG_ROWS;
+        let ([k_bytes, _], dims) = (rows_bytes(common, form.keys), common.operands.dims());
         let own = Keys {
             block,
             wg,
             wg_number,
             own_wg_number: t.index() >> 7u32,
             k: tile(keys).from_row_of(own_row),
-            v: tile(keys.at(rows_bytes(common, form.keys))).from_row_of(own_row),
+            v: tile(keys.at(k_bytes)).from_row_of(own_row),
             k_of_all: tile(keys),
             queries: smem.queries.consumer(warp),
             flags: smem.flags.map(|ring| ring.consumer(warp)),
@@ -113,8 +124,8 @@ impl<'a, 'k> Keys<'a, 'k> {
             ds_of_all: smem.ds.consumer(warp),
             s: wg.acc(form.step),
             dp: wg.acc(form.step),
-            dk: wg.acc(common.operands.head_dim),
-            dv: wg.acc(common.operands.head_dim),
+            dk: wg.acc(dims.q),
+            dv: wg.acc(dims.v),
             p: operand(t, form.step),
             ds: operand(t, form.step),
         };
@@ -159,8 +170,8 @@ impl<'a, 'k> Keys<'a, 'k> {
         let (warp, common, form) = (wg.warps(), block.common, block.form);
         let stage = queries.wait(warp);
         let Queries { q, dout, stats } = block.queries(&stage);
-        let scores = wg.multiply(s, &block.over_head_dim(*k, q));
-        let gradients = wg.multiply(dp, &block.over_head_dim(*v, dout));
+        let scores = wg.multiply(s, &block.scores(*k, q));
+        let gradients = wg.multiply(dp, &block.gradients(*v, dout));
 
         // Whatever fits in registers is read now, while the products run.
         let few = form.step <= 64;
@@ -201,11 +212,13 @@ impl<'a, 'k> Keys<'a, 'k> {
         let Keys { block, wg, wg_number, own_wg_number, dk, dv, .. } = self;
         let common = block.common;
         let [dk_scale, dv_scale] = block.result_scales(wg.threads());
-        let own = *own_wg_number * rows_bytes(common, WG_ROWS);
-        let places = [keys.plus(own), keys.at(rows_bytes(common, block.form.keys)).plus(own)];
+        let ([k_bytes, _], [of_k, of_v]) = (rows_bytes(common, block.form.keys), rows_bytes(common, WG_ROWS));
+        let own_k = *own_wg_number * of_k;
+        let own_v = if of_v == of_k { own_k } else { *own_wg_number * of_v };
+        let (k_place, v_place) = (keys.plus(own_k), keys.at(k_bytes).plus(own_v));
         let results = [
-            KeyGradient { sum: dk, scale: dk_scale, place: places[0], to: block.args.dk },
-            KeyGradient { sum: dv, scale: dv_scale, place: places[1], to: block.args.dv },
+            KeyGradient { sum: dk, scale: dk_scale, place: k_place, to: block.args.dk },
+            KeyGradient { sum: dv, scale: dv_scale, place: v_place, to: block.args.dv },
         ];
         block.write(
             *wg,

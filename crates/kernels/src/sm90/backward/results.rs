@@ -6,7 +6,7 @@ use crate::sm90::forward::WG_ROWS;
 use crate::sm90::out::stage_words;
 use signflash_ptx::{Acc, F32, SmemAddr, Tensor, Thread, U32, Val, Warpgroup};
 
-/// dk or dv of 64 keys, and where it goes.
+/// dk or dv of 64 keys, whole boxes of columns, and where it goes.
 pub(super) struct KeyGradient<'s, 'k> {
     pub(super) sum: &'s Acc<'k>,
     pub(super) scale: Val<'k, F32>,
@@ -42,8 +42,8 @@ impl<'k> Block<'_, 'k> {
         wg.sync_among(barrier, 128);
         let at = self.work.sequence.keys().coordinates(first_key, self.work.head);
         t.when((t.index() & 127).eq(0), |t| {
-            for KeyGradient { place, to, .. } in results {
-                let boxes = 0..common.boxes();
+            for KeyGradient { sum, place, to, .. } in results {
+                let boxes = 0..sum.groups() as u32 / 8;
                 t.store_boxes(boxes.map(|i| (place.at(i * WG_ROWS * 128), to.at(64 * i, at))));
             }
             then(t);

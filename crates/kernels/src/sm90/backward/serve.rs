@@ -44,8 +44,9 @@ impl<'a, 'k> Copies<'a, 'k> {
         let mut keys = smem.keys.producer(warp.threads());
         warp.when(self.is_copier, |warp| {
             keys.fill_by_warp(warp, |t, filling| {
-                for (tensor, to) in [(args.k, 0), (args.v, rows_bytes(common, form.keys))] {
-                    for i in 0..common.boxes() {
+                let ([k_boxes, v_boxes], [k_bytes, _]) = (common.boxes(), rows_bytes(common, form.keys));
+                for (tensor, boxes, to) in [(args.k, k_boxes, 0), (args.v, v_boxes, k_bytes)] {
+                    for i in 0..boxes {
                         let rows = work.sequence.keys();
                         let from = tensor.at(64 * i, rows.coordinates(self.block.first_key(), work.head));
                         filling.load(t, to + i * form.keys * 128, from);
@@ -62,16 +63,17 @@ impl<'a, 'k> Copies<'a, 'k> {
         warp.when(*is_copier, |warp| {
             let head = block.head(at);
             let place = work.sequence.queries().coordinates(block.first_row(at), head);
-            let bytes = rows_bytes(common, form.step);
+            let ([q_boxes, dout_boxes], [q_bytes, dout_bytes]) =
+                (common.boxes(), rows_bytes(common, form.step));
             queries.fill_by_warp(warp, |t, filling| {
-                for (tensor, to) in [(args.q, 0), (args.dout, bytes)] {
-                    for i in 0..common.boxes() {
+                for (tensor, boxes, to) in [(args.q, q_boxes, 0), (args.dout, dout_boxes, q_bytes)] {
+                    for i in 0..boxes {
                         filling.load(t, to + i * form.step * 128, tensor.at(64 * i, place));
                     }
                 }
                 let rows = StatRows::of(QueryHeads::of(problem, work.sequence).nth(head));
                 let stats = rows.from(args.stats, at.step.get() * form.step);
-                filling.load_bytes(t, 2 * bytes, stats, form.step * STAT_BYTES);
+                filling.load_bytes(t, q_bytes + dout_bytes, stats, form.step * STAT_BYTES);
             });
         });
     }

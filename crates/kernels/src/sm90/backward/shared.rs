@@ -1,11 +1,11 @@
-//! The multiplying warpgroups with head_dim above 128, where dk and dv of 64 keys take all registers of one: both
-//! work on the same 64 keys.
+//! The multiplying warpgroups with a head_dim above 128, of q or of v, where dk and dv of 64 keys take all registers of one:
+//! both work on the same 64 keys.
 //!
 //! ```text
-//! probs     (warpgroup 0)  s = k q^T    p = exp2(s - lse), signed -> smem   dv += max(p, 0)^T dout   dq's first 128
+//! probs     (warpgroup 0)  s = k q^T    p = exp2(s - lse), signed -> smem   dv += max(p, 0)^T dout   dq's first columns
 //! gradients (warpgroup 1)  dp = v dout^T          ds from p and dp -> smem   dk += ds^T q            dq's others
 //! ```
-//! Each has one sum of 64 by head_dim, one product over head_dim, and a part of dq, so that they take equally long. p
+//! Each has one sum of 64 by a head_dim, one product over the other, and a part of dq, so that they take equally long. p
 //! goes from one's registers to the other's as it is, in f32: threads of the same number have the same places of
 //! their accumulators. `probs` computes its part of a step's dq only after the next step's p, so that it need not wait
 //! for ds; `gradients` computes its part at once. Both start dq's product before that of their own sum, and add dq to
@@ -30,8 +30,10 @@ use signflash_ptx::{
     Acc, BoxTile, BulkRing, BulkRingConsumer, BulkRingProducer, SmemAddr, U32, Val, Warp, Warpgroup,
 };
 
-/// Columns of dq that the first warpgroup makes.
-const FIRST_COLUMNS: u32 = 128;
+/// Columns of dq, which has so many, that the first warpgroup makes: half of them, in whole boxes.
+fn first_columns(head_dim: u32) -> u32 {
+    (head_dim / 2).next_multiple_of(64)
+}
 
 /// Bytes of p of 8 queries: four numbers of each thread.
 const P_GROUP_BYTES: u32 = 16 * 128;
@@ -84,7 +86,8 @@ impl<'k> Block<'_, 'k> {
         let ([dk_scale, dv_scale], k) = (self.result_scales(wg.threads()), self.smem.keys.data());
         let result = match number {
             0 => {
-                let v = k.at(rows_bytes(self.common, self.form.keys));
+                let [k_bytes, _] = rows_bytes(self.common, self.form.keys);
+                let v = k.at(k_bytes);
                 KeyGradient { sum, scale: dv_scale, place: v, to: self.args.dv }
             }
             _ => KeyGradient { sum, scale: dk_scale, place: k, to: self.args.dk },
@@ -100,18 +103,19 @@ impl<'a, 'k> Partner<'a, 'k> {
     fn new(block: &'a Block<'a, 'k>, wg: Warpgroup<'k>, number: u32, keys: SmemAddr<'k>) -> Self {
         let Block { smem, common, form, .. } = block;
         let (warp, t) = (wg.warps(), wg.threads());
-        let tile = |i: u32| BoxTile::new(keys.at(i * rows_bytes(common, form.keys)), form.keys);
+        let ([k_bytes, _], dims) = (rows_bytes(common, form.keys), common.operands.dims());
+        let tile = |offset: u32| BoxTile::new(keys.at(offset), form.keys);
+        let first = first_columns(dims.q);
         let partner = Partner {
             block,
             wg,
             k: tile(0),
-            own: tile(number),
+            own: tile([0, k_bytes][number as usize]),
             ds: smem.ds.consumer(warp),
             scores: wg.acc(form.step),
-            sum: wg.acc(common.operands.head_dim),
+            sum: wg.acc([dims.v, dims.q][number as usize]),
             operand: operand(t, form.step),
-            columns: [[0, FIRST_COLUMNS], [FIRST_COLUMNS, common.operands.head_dim - FIRST_COLUMNS]]
-                [number as usize],
+            columns: [[0, first], [first, dims.q - first]][number as usize],
             turn: Turn::new(t, block, number),
         };
         partner.sum.clear();
@@ -199,7 +203,7 @@ impl<'a, 'k> Probs<'a, 'k> {
         let (warp, t, common) = (wg.warps(), wg.threads(), block.common);
         let stage = queries.wait(warp);
         let Queries { q, dout, stats } = block.queries(&stage);
-        let product = wg.multiply(&mut partner.scores, &block.over_head_dim(partner.own, q));
+        let product = wg.multiply(&mut partner.scores, &block.scores(partner.own, q));
         let lse = OfQueries::new(t, stats, block.form.step as usize / 8, true);
         let drawn = flags.as_mut().map(|ring| ring.wait(warp));
         let own_flags = drawn.as_ref().map(|stage| block.own_flags(warp, stage, t.u32(0)));
@@ -254,7 +258,7 @@ impl<'a, 'k> Gradients<'a, 'k> {
         let (warp, t, common, form) = (wg.warps(), wg.threads(), block.common, block.form);
         let stage = queries.wait(warp);
         let Queries { q, dout, stats } = block.queries(&stage);
-        let product = wg.multiply(&mut partner.scores, &block.over_head_dim(partner.own, dout));
+        let product = wg.multiply(&mut partner.scores, &block.gradients(partner.own, dout));
         let delta =
             OfQueries::new(t, stats.at(statistics::DELTA), form.step as usize / 8, !common.scores.dropout);
         let probs = p.wait(warp);
