@@ -1,6 +1,6 @@
 //! Prints a kernel's PTX, for looking at what ptxas makes of it:
 //! `cargo run -p signflash-kernels --example print -- forward bf16 128 drop causal w4 r2 n64 s2 b2 reg`, or
-//! `hopper bf16 128 drop g2 n128 s2 r216`, or `hopperkeys bf16 128 drop k128 n64 s2 p3 f2 r232`.
+//! `hopper bf16 128 drop g2 n128 s2 r216`, or `hopperkeys bf16 192 v128 drop k64 n64 s2 p1 f2 r240`.
 use signflash_kernels::{
     Access, BandKind, Common, Config, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperForm, HopperKeysForm,
     KeysKernel, Layout, Operands, PortableForm, Scores,
@@ -17,6 +17,7 @@ fn main() {
         operands: Operands {
             half: if has("f16") { Half::F16 } else { Half::Bf16 },
             head_dim: words.iter().find_map(|w| w.parse().ok()).unwrap_or(128),
+            head_dim_v: words.iter().find_map(|w| w.strip_prefix('v')?.parse().ok()),
             layout: if has("packed") { Layout::Packed } else { Layout::Batch },
         },
         access: match (has("narrow"), has("ragged")) {

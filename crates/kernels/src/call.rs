@@ -2,7 +2,7 @@
 use crate::config::Config;
 use crate::scores::{DeviceScoreTensor, DeviceScores};
 use crate::tensor::{DeviceTensor, Order};
-use signflash_core::{Dtype, Problem, ProblemError};
+use signflash_core::{Dtype, Feature, Problem, ProblemError};
 use signflash_ptx::{Arg, Half};
 
 /// One thing that a stream does.
@@ -274,7 +274,7 @@ pub enum CallError {
 /// # Errors
 /// [`ProblemError::NotComputed`].
 pub fn check_features(problem: &Problem) -> Result<(), ProblemError> {
-    problem.check_features("the GPU's kernels", &[])
+    problem.check_features("the GPU's kernels", &[Feature::HeadDimV])
 }
 
 /// Whether a call says where its sequences begin, if and only if they are packed, and has room to list their tiles.

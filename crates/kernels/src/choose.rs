@@ -296,14 +296,10 @@ fn allowed(gpu: Gpu, kernels: Kernels) -> Result<(), NotHopper> {
 
 /// What the kernels of a call share.
 fn common(problem: &Problem, half: Half, tensors: &[DeviceTensor]) -> Common {
-    let shape = problem.shape();
-    let [[.., head_dim], [.., head_dim_v]] =
-        [shape.q(), shape.v()].map(|sizes| sizes.map(|size| size as u32));
-    let real = HeadDims { q: head_dim, v: head_dim_v };
-    let padded = portable::padded(problem);
+    let (real, padded) = (HeadDims::of(problem), portable::padded(problem));
     let in_pieces = real.map(|columns| columns.is_multiple_of(8)) == [true; 2]
         && tensors.iter().all(DeviceTensor::is_aligned);
-    let head_dim_v = (head_dim != head_dim_v).then_some(padded.v);
+    let head_dim_v = (real.q != real.v).then_some(padded.v);
     Common {
         operands: Operands { half, head_dim: padded.q, head_dim_v, layout: Layout::of(problem) },
         access: match in_pieces {

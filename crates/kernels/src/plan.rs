@@ -185,8 +185,7 @@ impl BackwardChoice<'_> {
         let list = plan.list(Listed { rows: STEP, keys: false }, 1);
         let launch = Launch { config: Config::Delta(half, layout, rows), blocks, list };
         // Its rows are those of out and dout.
-        let [.., head_dim] = plan.problem.shape().out();
-        let problem = ProblemArgs { head_dim: head_dim as u32, ..plan.args };
+        let problem = ProblemArgs { head_dim: plan.problem.shape().head_dim_v as u32, ..plan.args };
         plan.launch_on_rows(launch, problem, &|list| args.push(list))
     }
 

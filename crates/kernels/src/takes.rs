@@ -2,7 +2,7 @@
 use crate::call::{BackwardCall, ForwardCall};
 use crate::gpu::Gpu;
 use crate::tensor::DeviceTensor;
-use signflash_core::Problem;
+use signflash_core::{Problem, Shape};
 use signflash_ptx::TensorMap;
 use std::fmt;
 
@@ -118,7 +118,7 @@ fn starts_with_a_block_of_columns(problem: &Problem) -> Result<(), NotHopper> {
 
 /// Whether the copy engine takes tensors of these sizes.
 fn copy_engine(problem: &Problem, tensors: &[(&str, DeviceTensor, [usize; 4])]) -> Result<(), NotHopper> {
-    let ([.., head_dim], [.., head_dim_v]) = (problem.shape().q(), problem.shape().v());
+    let Shape { head_dim, head_dim_v, .. } = *problem.shape();
     if !head_dim.is_multiple_of(8) {
         return refuse(format!("head_dim is {head_dim}, and rows are written in pieces of 8"));
     }

@@ -10,6 +10,9 @@ use signflash_ptx::Half;
 /// Padded head_dims of one row of the tables each.
 const HEAD_DIMS: [usize; 7] = [32, 64, 80, 96, 128, 192, 256];
 
+/// Of q and k, and of v, where they differ: DeepSeek's first.
+const HEAD_DIM_PAIRS: [[usize; 2]; 4] = [[192, 128], [64, 128], [128, 64], [96, 64]];
+
 /// Lengths of keys on both sides of where a table's row ends.
 const LENGTHS: [usize; 2] = [1024, 8192];
 
@@ -18,8 +21,10 @@ const LENGTHS: [usize; 2] = [1024, 8192];
 pub struct Calls {
     /// Of all tensors.
     pub half: Half,
-    /// Of a head.
+    /// Of a head of q and k.
     pub head_dim: usize,
+    /// Of a head of v.
+    pub head_dim_v: usize,
     /// Which keys a query sees.
     pub band: BandKind,
     /// Whether probabilities are dropped.
@@ -36,7 +41,7 @@ impl Calls {
     /// Aligned ones of a head_dim, which see all keys and drop nothing.
     pub fn of(half: Half, head_dim: usize) -> Self {
         let (band, dropout, negative_scale, aligned, packed) = (BandKind::Full, false, false, true, false);
-        Calls { half, head_dim, band, dropout, negative_scale, aligned, packed }
+        Calls { half, head_dim, head_dim_v: head_dim, band, dropout, negative_scale, aligned, packed }
     }
 
     /// Every kernel that these calls come to on a GPU: of any length, deterministic or not, with probs, with Hopper's
@@ -60,9 +65,10 @@ impl Calls {
     }
 
     fn problem(&self, seqlen: usize) -> Problem {
-        let Calls { head_dim, band, .. } = *self;
+        let Calls { head_dim, head_dim_v, band, .. } = *self;
         let (batch, num_heads) = (1, 1);
-        let shape = Shape::new(batch, seqlen, seqlen).heads(num_heads, num_heads).head_dim(head_dim);
+        let shape = Shape::new(batch, seqlen, seqlen).heads(num_heads, num_heads);
+        let shape = shape.head_dim(head_dim).head_dim_v(head_dim_v);
         let dropout_p = if self.dropout { 0.1 } else { 0.0 };
         let dropout = Dropout::new(dropout_p, 1, 0).expect("a probability");
         let scale = if self.negative_scale { -1.0 } else { 1.0 };
@@ -89,7 +95,8 @@ impl Calls {
 }
 
 /// Every kernel of a GPU's tables for whole rows of 16 bytes, each head_dim, each kind of band, with dropout and without;
-/// and for head_dim 128 those that move single elements, and those of a negative scale; and of packed sequences some.
+/// and for head_dim 128 those that move single elements, and those of a negative scale; of packed sequences some; and of
+/// a head_dim of v that is not q's some.
 ///
 /// ```
 /// use signflash_kernels::{Gpu, variants};
@@ -108,7 +115,7 @@ pub fn variants(gpu: Gpu, half: Half) -> Vec<Config> {
         .collect();
     for band in [BandKind::Right, BandKind::Both] {
         let drops = of(128, (band, true));
-        all.push(Calls { head_dim: 120, ..drops });
+        all.push(Calls { head_dim: 120, head_dim_v: 120, ..drops });
         all.push(Calls { aligned: false, ..drops });
         all.push(Calls { negative_scale: true, ..drops });
     }
@@ -117,6 +124,10 @@ pub fn variants(gpu: Gpu, half: Half) -> Vec<Config> {
         [64, 128, 256].map(|head_dim| Calls { packed: true, ..of(head_dim, (BandKind::Right, true)) }),
     );
     all.extend([BandKind::Full, BandKind::Both].map(|band| Calls { packed: true, ..of(128, (band, false)) }));
+    for [head_dim, head_dim_v] in HEAD_DIM_PAIRS {
+        let of_pair = |flags| Calls { head_dim_v, ..of(head_dim, flags) };
+        all.extend([(BandKind::Full, false), (BandKind::Right, true), (BandKind::Both, true)].map(of_pair));
+    }
     let mut kernels: Vec<Config> = vec![];
     for config in all.into_iter().flat_map(|calls| calls.kernels(gpu)) {
         if !kernels.contains(&config) {

@@ -9,6 +9,10 @@ use std::collections::{HashMap, HashSet};
 /// statistics end.
 const HEAD_DIMS: [usize; 12] = [32, 40, 41, 64, 72, 80, 96, 120, 128, 136, 192, 256];
 
+/// Of q and of v: on both sides of where these end, and some that are padded to the same.
+const PAIRS: [(usize, usize); 9] =
+    [(192, 128), (136, 128), (128, 192), (64, 128), (120, 64), (40, 48), (40, 72), (41, 33), (64, 192)];
+
 /// Calls of every kind.
 fn calls(half: Half) -> Vec<Calls> {
     let mut all = vec![];
@@ -25,6 +29,11 @@ fn calls(half: Half) -> Vec<Calls> {
             let calls = Calls { band, dropout, negative_scale, aligned, ..Calls::of(half, head_dim) };
             all.extend([calls, Calls { packed: true, ..calls }]);
         }
+    }
+    for ((head_dim, head_dim_v), aligned) in PAIRS.into_iter().flat_map(|dims| [(dims, true), (dims, false)])
+    {
+        let calls = Calls { head_dim_v, aligned, dropout: true, ..Calls::of(half, head_dim) };
+        all.extend([calls, Calls { packed: true, ..calls }]);
     }
     all
 }

@@ -2,7 +2,7 @@
 //!
 //! A kernel's configuration holds the parts that it reads and no other, and its name is made of them: so a new kind
 //! of score multiplies the kernels that make scores, and no kernel is compiled twice.
-use signflash_core::{Problem, Window};
+use signflash_core::{Problem, Shape, Window};
 use signflash_ptx::Half;
 use std::fmt;
 
@@ -28,7 +28,7 @@ pub struct Operands {
     pub layout: Layout,
 }
 
-/// Columns a head in shared memory.
+/// Columns a head, real or in shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct HeadDims {
     /// Of q, k and their gradients.
@@ -159,6 +159,12 @@ impl Operands {
 }
 
 impl HeadDims {
+    /// As the tensors of a problem have them.
+    pub(crate) fn of(problem: &Problem) -> Self {
+        let Shape { head_dim, head_dim_v, .. } = *problem.shape();
+        HeadDims { q: head_dim as u32, v: head_dim_v as u32 }
+    }
+
     /// The larger.
     pub(crate) fn max(self) -> u32 {
         self.q.max(self.v)

@@ -16,8 +16,8 @@ kernel_args! {
 impl WidthArgs {
     /// For kernels of these operands.
     pub(crate) fn of(problem: &Problem, common: &Common) -> Option<Self> {
-        let [.., head_dim_v] = problem.shape().v();
-        common.operands.head_dim_v.map(|_| WidthArgs { head_dim_v: head_dim_v as u32 })
+        let head_dim_v = problem.shape().head_dim_v as u32;
+        common.operands.head_dim_v.map(|_| WidthArgs { head_dim_v })
     }
 }
 

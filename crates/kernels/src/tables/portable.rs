@@ -87,10 +87,10 @@ const SPLIT_HEAD_DIM: u32 = 128;
 
 /// Columns a head in shared memory.
 pub(crate) fn padded(problem: &Problem) -> HeadDims {
-    let shape = problem.shape();
-    let [[.., q], [.., v]] = [shape.q(), shape.v()].map(|sizes| sizes.map(|size| size as u32));
-    let multiple = if q.max(v) > SPLIT_HEAD_DIM { 32 } else { 16 };
-    HeadDims { q: q.next_multiple_of(multiple), v: v.next_multiple_of(multiple) }
+    let real = HeadDims::of(problem);
+    let multiple = if real.max() > SPLIT_HEAD_DIM { 32 } else { 16 };
+    let [q, v] = real.map(|columns| columns.next_multiple_of(multiple));
+    HeadDims { q, v }
 }
 
 /// Bytes of shared memory that a block of a form asks for, at padded head_dims.
