@@ -1,9 +1,10 @@
 //! Prints a kernel's PTX, for looking at what ptxas makes of it:
 //! `cargo run -p signflash-kernels --example print -- forward bf16 128 drop causal w4 r2 n64 s2 b2 reg`, or
-//! `hopper bf16 128 drop g2 n128 s2 r216`, or `hopperkeys bf16 192 v128 drop k64 n64 s2 p1 f2 r240`.
+//! `hopper bf16 128 drop g2 n128 s2 r216`, or `hopperkeys bf16 192 v128 drop k64 n64 s2 p1 f2 r240`. A bias is `bias=bf16`,
+//! `bias=f32` and so on, a mask `mask`, one for all queries `perkey`, read two at once `pairs`.
 use signflash_kernels::{
-    Access, BandKind, Common, Config, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperForm, HopperKeysForm,
-    KeysKernel, Layout, Operands, PortableForm, Scores,
+    Access, BandKind, Common, Config, DbiasKernel, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperForm,
+    HopperKeysForm, KeysKernel, Layout, Numbers, Operands, OverlayKind, Overlays, PortableForm, Scores,
 };
 use signflash_ptx::Half;
 
@@ -33,6 +34,7 @@ fn main() {
             },
             dropout: has("drop"),
             negative_scale: has("neg"),
+            overlays: overlays(&words),
         },
     };
     let tiles = PortableForm {
@@ -86,9 +88,23 @@ fn main() {
         Some("queries") => Config::Dq(DqKernel::Queries(common, tiles)),
         Some("convert") => Config::Dq(DqKernel::FromSums(common.rows(), tiles.step, sums)),
         Some("tiles") => Config::Tiles,
+        Some("padding") => Config::Padding,
+        Some("dbias") => Config::Dbias(DbiasKernel { common, form: tiles, pairs: has("pairs") }),
         Some("hopper") => Config::Forward(ForwardKernel::Hopper(common.hopper(), hopper)),
         Some("hopperkeys") => Config::Keys(KeysKernel::Hopper(common.hopper(), hopper_keys)),
         _ => Config::Forward(ForwardKernel::Portable(common, tiles)),
     };
     print!("{}", config.kernel().ptx());
+}
+
+/// What is added to scores.
+fn overlays(words: &[String]) -> Overlays {
+    let has = |word: &str| words.iter().any(|w| w == word);
+    let kind = |numbers| OverlayKind { numbers, per_key: has("perkey"), pairs: has("pairs") };
+    let bias = words.iter().find_map(|word| word.strip_prefix("bias=")).map(|numbers| match numbers {
+        "f32" => Numbers::F32,
+        "f16" => Numbers::F16,
+        _ => Numbers::Bf16,
+    });
+    Overlays { bias: bias.map(kind), mask: has("mask").then(|| kind(Numbers::Bytes)), padding: has("padded") }
 }

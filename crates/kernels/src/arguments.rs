@@ -3,6 +3,7 @@ use crate::config::BandKind;
 use crate::geometry::{column_shift, row_shift, stat_rows};
 use crate::packed::PackedArgs;
 use crate::parts::args::{DropoutArgs, ProblemArgs};
+use crate::parts::overlays::OverlayArgs;
 use crate::parts::visibility::{BandArgs, LeftArgs, RightArgs};
 use signflash_core::Problem;
 use signflash_ptx::Arg;
@@ -14,12 +15,14 @@ pub(crate) struct ScoreArgs {
     pub(crate) band: Option<BandArgs>,
     /// What is dropped, if anything is.
     pub(crate) dropout: Option<DropoutArgs>,
+    /// What is added to scores.
+    pub(crate) overlays: OverlayArgs,
 }
 
 impl ScoreArgs {
-    /// Of a problem.
-    pub(crate) fn of(problem: &Problem, seed_and_offset_ptr: u64) -> Self {
-        ScoreArgs { band: of_band(problem), dropout: of_dropout(problem, seed_and_offset_ptr) }
+    /// Of a problem, and of what is in device memory: a seed and an offset, and what is added to scores.
+    pub(crate) fn of(problem: &Problem, seed_and_offset_ptr: u64, overlays: OverlayArgs) -> Self {
+        ScoreArgs { band: of_band(problem), dropout: of_dropout(problem, seed_and_offset_ptr), overlays }
     }
 }
 
@@ -42,6 +45,7 @@ pub(crate) fn arguments(
     if let Some(dropout) = scores.dropout {
         dropout.push(&mut list);
     }
+    scores.overlays.push(&mut list);
     list
 }
 

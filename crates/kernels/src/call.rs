@@ -262,6 +262,14 @@ pub enum CallError {
         /// What came.
         got: u64,
     },
+    /// What the problem's scores are made of is not there.
+    #[error(
+        "the problem has a {tensor}, and the call has none; give its address with ForwardCall::with_scores"
+    )]
+    NoScores {
+        /// What.
+        tensor: &'static str,
+    },
     /// Nobody says how large probs of packed sequences are.
     #[error(
         "the call has probs of packed sequences, and nobody says how large; give rows and columns with ForwardCall::with_probs_sizes"
@@ -274,7 +282,8 @@ pub enum CallError {
 /// # Errors
 /// [`ProblemError::NotComputed`].
 pub fn check_features(problem: &Problem) -> Result<(), ProblemError> {
-    problem.check_features("the GPU's kernels", &[Feature::HeadDimV])
+    let computed = [Feature::HeadDimV, Feature::Bias, Feature::Mask];
+    problem.check_features("the GPU's kernels", &computed)
 }
 
 /// Whether a call says where its sequences begin, if and only if they are packed, and has room to list their tiles.
@@ -294,6 +303,15 @@ pub(crate) fn check_packed(
     match addresses.into_iter().find(is_wrong) {
         Some((argument, multiple, got)) => Err(CallError::Address { argument, multiple, got }),
         None => Ok(()),
+    }
+}
+
+/// Whether this is the address of a workspace.
+pub(crate) fn check_workspace(workspace: u64) -> Result<(), CallError> {
+    let multiple = 16;
+    match workspace != 0 && workspace.is_multiple_of(multiple) {
+        true => Ok(()),
+        false => Err(CallError::Address { argument: "workspace", multiple, got: workspace }),
     }
 }
 

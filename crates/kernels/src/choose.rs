@@ -1,10 +1,15 @@
 //! The kernels of a call: chosen once, with the reason wherever they are not the GPU's own; `plan.rs` launches them.
 use crate::call::{BackwardCall, ForwardCall};
 use crate::config::{
-    Access, BandKind, Common, Config, DeltaRows, DqKernel, DqSums, ForwardKernel, HeadDims, HopperCommon,
-    HopperForm, HopperKeysForm, KeysKernel, Layout, Operands, PortableForm, RowsCommon, Scores,
+    Access, BandKind, Common, Config, DbiasKernel, DeltaRows, DqKernel, DqSums, ForwardKernel, HeadDims,
+    HopperCommon, HopperForm, HopperKeysForm, KeysKernel, Layout, Operands, OverlayKind, Overlays,
+    PortableForm, RowsCommon, Scores,
 };
+use crate::geometry::column_shift;
 use crate::gpu::Gpu;
+use crate::overlays::numbers_of;
+use crate::padding;
+use crate::scores::{DeviceScoreTensor, DeviceScores};
 use crate::tables::{hopper, portable};
 use crate::takes::{self, NotHopper};
 use crate::tensor::DeviceTensor;
@@ -51,7 +56,7 @@ impl<'a> ForwardChoice<'a> {
     /// The tables' choice for a call on a GPU.
     pub fn of(call: &'a ForwardCall<'a>, gpu: Gpu, kernels: Kernels) -> Self {
         let ForwardCall { problem, half, q, k, v, out, .. } = *call;
-        let common = common(problem, half, &[q, k, v, out]);
+        let common = common(problem, half, &[q, k, v, out], &call.scores);
         let own = allowed(gpu, kernels).and_then(|()| takes::forward(call)).and_then(|()| {
             let form = hopper::forward(&common.hopper(), keys_of_a_sequence(problem), gpu);
             form.ok_or_else(|| NotHopper::Call("no form of its kernel fits the GPU's shared memory".into()))
@@ -110,7 +115,7 @@ impl<'a> ForwardChoice<'a> {
     /// The kernels in the order of their launches.
     pub fn kernels(&self) -> impl Iterator<Item = Config> {
         let scores = [Config::Forward(self.forward)].into_iter().chain(self.probs().map(Config::Probs));
-        tiles(self.call.problem).chain(scores)
+        before(self.call.problem).chain(scores)
     }
 
     /// The portable kernel in another form than the table's: to find better ones.
@@ -144,6 +149,8 @@ pub struct BackwardChoice<'a> {
     pub(crate) delta: (Half, Layout, DeltaRows),
     pub(crate) keys: KeysKernel,
     pub(crate) dq: DqKernel,
+    /// Who computes dbias, and where it goes, if it is asked for.
+    pub(crate) dbias: Option<(DbiasKernel, DeviceScoreTensor)>,
     pub(crate) workspace: Workspace,
     not_hopper: Option<NotHopper>,
 }
@@ -152,13 +159,13 @@ impl<'a> BackwardChoice<'a> {
     /// The tables' choice for a call on a GPU.
     pub fn of(call: &'a BackwardCall<'a>, gpu: Gpu, kernels: Kernels) -> Self {
         let BackwardCall { problem, half, q, k, v, out, dout, dq, dk, dv, deterministic, .. } = *call;
-        let common = common(problem, half, &[q, k, v, out, dout, dq, dk, dv]);
+        let common = common(problem, half, &[q, k, v, out, dout, dq, dk, dv], &call.scores);
         let own = allowed(gpu, kernels).and_then(|()| takes::backward(call));
         let (keys, dq) = match own {
             Ok(()) => {
                 let common = hopper::keys_common(&common);
                 let form = hopper::keys(common.operands.dims(), common.scores.dropout, deterministic);
-                own_kernels(common, form)
+                own_kernels(HopperCommon { scores: common.scores.by_keys(), ..common }, form)
             }
             Err(_) => {
                 let asked = portable::Asked::of(problem, gpu);
@@ -171,6 +178,7 @@ impl<'a> BackwardChoice<'a> {
             delta: (half, common.operands.layout, DeltaRows::of(common.rows_v())),
             keys,
             dq,
+            dbias: call.dbias.and_then(|dbias| Some((dbias_kernel(problem, common, dbias, gpu)?, dbias))),
             workspace: Workspace::plan(problem, gpu, deterministic),
             not_hopper: own.err(),
         }
@@ -192,6 +200,11 @@ impl<'a> BackwardChoice<'a> {
         self.dq
     }
 
+    /// Who computes dbias, if it is asked for.
+    pub fn dbias(&self) -> Option<DbiasKernel> {
+        self.dbias.map(|(kernel, _)| kernel)
+    }
+
     /// Why Hopper's own kernel does not compute it, if it does not.
     pub fn not_hopper(&self) -> Option<&NotHopper> {
         self.not_hopper.as_ref()
@@ -199,7 +212,10 @@ impl<'a> BackwardChoice<'a> {
 
     /// The kernels in the order of their launches.
     pub fn kernels(&self) -> impl Iterator<Item = Config> {
-        tiles(self.call.problem).chain([self.delta(), Config::Keys(self.keys), Config::Dq(self.dq)])
+        let dbias = self.dbias().map(Config::Dbias);
+        before(self.call.problem)
+            .chain([self.delta(), Config::Keys(self.keys), Config::Dq(self.dq)])
+            .chain(dbias)
     }
 
     /// The portable pass over keys in another form than the table's: to find better ones.
@@ -253,9 +269,9 @@ fn keys_of_a_sequence(problem: &Problem) -> usize {
     if problem.is_packed() { seqlen_k.div_ceil(problem.sequence_count().max(1)) } else { seqlen_k }
 }
 
-/// Who lists the tiles of packed sequences, before all others.
-fn tiles(problem: &Problem) -> impl Iterator<Item = Config> + use<> {
-    problem.is_packed().then_some(Config::Tiles).into_iter()
+/// Who comes before all others: who lists the tiles of packed sequences, and finds the keys that a mask leaves.
+fn before(problem: &Problem) -> impl Iterator<Item = Config> + use<> {
+    [problem.is_packed().then_some(Config::Tiles), padding::ranges(problem)].into_iter().flatten()
 }
 
 /// Hopper's pass over keys, and dq from its sums, whose rows are padded to whole boxes.
@@ -282,7 +298,20 @@ fn portable_kernels(
     };
     // Without sums there is nothing to add later.
     let form = PortableForm { late_dq: form.late_dq && sums != DqSums::None, ..form };
-    (KeysKernel::Portable(common, form, sums), dq)
+    (KeysKernel::Portable(Common { scores: common.scores.by_keys(), ..common }, form, sums), dq)
+}
+
+/// Who computes the gradient of a problem's bias, if it has one.
+fn dbias_kernel(
+    problem: &Problem,
+    common: Common,
+    dbias: DeviceScoreTensor,
+    gpu: Gpu,
+) -> Option<DbiasKernel> {
+    let bias = problem.bias()?;
+    let written = OverlayKind::of(numbers_of(bias.dtype), bias.shape, dbias, column_shift(problem));
+    let form = portable::Asked::of(problem, gpu).dbias();
+    Some(DbiasKernel { common, form, pairs: written.pairs && !written.per_key })
 }
 
 /// Whether Hopper's own kernels may be asked at all.
@@ -295,7 +324,7 @@ fn allowed(gpu: Gpu, kernels: Kernels) -> Result<(), NotHopper> {
 }
 
 /// What the kernels of a call share.
-fn common(problem: &Problem, half: Half, tensors: &[DeviceTensor]) -> Common {
+fn common(problem: &Problem, half: Half, tensors: &[DeviceTensor], scores: &DeviceScores) -> Common {
     let (real, padded) = (HeadDims::of(problem), portable::padded(problem));
     let in_pieces = real.map(|columns| columns.is_multiple_of(8)) == [true; 2]
         && tensors.iter().all(DeviceTensor::is_aligned);
@@ -310,7 +339,8 @@ fn common(problem: &Problem, half: Half, tensors: &[DeviceTensor]) -> Common {
         scores: Scores {
             band: BandKind::of(problem.sides()),
             dropout: problem.keep_rule().is_some(),
-            negative_scale: problem.negates(),
+            negative_scale: problem.negates() && problem.bias().is_none(),
+            overlays: Overlays::of(problem, scores),
         },
     }
 }

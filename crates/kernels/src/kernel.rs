@@ -1,6 +1,6 @@
 //! From a configuration to its kernel: the one place that knows all kernels.
 use crate::config::{Config, DqKernel, ForwardKernel, KeysKernel};
-use crate::{packed, rows, sm80, sm90};
+use crate::{packed, padding, rows, sm80, sm90};
 use signflash_ptx::Kernel;
 
 impl Config {
@@ -23,7 +23,9 @@ impl Config {
             Config::Dq(DqKernel::FromSums(rows, step, sums)) => {
                 rows::convert_dq::kernel(name, rows, *step, *sums)
             }
+            Config::Dbias(kernel) => sm80::dbias::kernel(name, kernel),
             Config::Tiles => packed::list::kernel(name),
+            Config::Padding => padding::kernel(name),
         }
     }
 }

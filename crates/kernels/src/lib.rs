@@ -39,7 +39,9 @@ mod gpu;
 mod hosted;
 mod interpreted;
 mod kernel;
+mod overlays;
 mod packed;
+mod padding;
 mod parts;
 mod plan;
 mod rows;
@@ -56,8 +58,9 @@ mod workspace;
 pub use call::{BackwardCall, CallError, ForwardCall, Task, TooManyBlocks, check_features, half_of};
 pub use choose::{BackwardChoice, ForwardChoice, Kernels, NotEnoughWorkspace};
 pub use config::{
-    Access, BandKind, Common, Config, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperCommon, HopperForm,
-    HopperKeysForm, KeysKernel, Layout, Operands, PortableForm, RowsCommon, Scores,
+    Access, BandKind, Common, Config, DbiasKernel, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperCommon,
+    HopperForm, HopperKeysForm, KeysKernel, Layout, Numbers, Operands, OverlayKind, Overlays, PortableForm,
+    RowsCommon, Scores,
 };
 pub use gpu::Gpu;
 pub use hosted::{HostBackward, HostForward, Memory};

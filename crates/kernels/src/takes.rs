@@ -101,8 +101,11 @@ fn refuse(reason: String) -> Result<(), NotHopper> {
 
 fn has_work(problem: &Problem) -> Result<(), NotHopper> {
     let shape = problem.shape();
+    let overlays = [("bias", problem.bias().map(|bias| bias.shape)), ("mask", problem.mask())];
+    let overlays = overlays.into_iter().filter_map(|(name, shape)| Some((name, shape?)));
     let empty = [("q", shape.q()), ("k", shape.k()), ("v", shape.v())]
         .into_iter()
+        .chain(overlays)
         .find(|(_, sizes)| sizes.contains(&0));
     empty.map_or(Ok(()), |(name, _)| Err(NotHopper::Empty(name)))
 }

@@ -12,6 +12,17 @@ pub enum Order {
     HeadsFirst,
 }
 
+/// A tensor that has a number for each query and key, as kernels are told of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct ScoreTensor {
+    pub(crate) ptr: u64,
+    /// Of (batch, head, query, key); 0 where there is one for all.
+    pub(crate) strides_bytes: [u64; 4],
+    /// Queries and keys that it has numbers for.
+    pub(crate) rows: u32,
+    pub(crate) columns: u32,
+}
+
 /// A tensor (batch, seqlen, heads, columns) in device memory, its last stride 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceTensor {

@@ -1,7 +1,8 @@
 //! Configurations in words, for whoever wants to know what a call runs on.
 use crate::config::{
-    Access, BandKind, Common, Config, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperCommon, HopperForm,
-    HopperKeysForm, KeysKernel, Layout, Operands, PortableForm, RowsCommon, Scores,
+    Access, BandKind, Common, Config, DbiasKernel, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperCommon,
+    HopperForm, HopperKeysForm, KeysKernel, Layout, Numbers, Operands, OverlayKind, Overlays, PortableForm,
+    RowsCommon, Scores,
 };
 use std::fmt;
 
@@ -40,6 +41,18 @@ impl fmt::Display for Words<'_> {
             Config::Delta(half, layout, rows) => {
                 let (half, layout) = (half.name(), of_layout(*layout));
                 write!(f, "Statistics of rows: {half}{layout}. {}", of_delta(rows))
+            }
+            Config::Dbias(DbiasKernel { common, form, pairs }) => {
+                let written = if *pairs { "two numbers" } else { "a number" };
+                write!(
+                    f,
+                    "dbias, {written} at once, by a pass over its tiles: {}. {}",
+                    of_common(common),
+                    of_form(form)
+                )
+            }
+            Config::Padding => {
+                f.write_str("Which keys a mask leaves of each sequence. A block takes a sequence")
             }
             Config::Tiles => f.write_str("Lists of the tiles of packed sequences. A warp takes a sequence"),
             Config::Keys(KeysKernel::Portable(common, form, sums)) => {
@@ -103,14 +116,32 @@ fn of_layout(layout: Layout) -> &'static str {
     }
 }
 
-fn of_scores(Scores { band, dropout, negative_scale }: &Scores) -> String {
+fn of_scores(Scores { band, dropout, negative_scale, overlays }: &Scores) -> String {
     let words = [
         (*band == BandKind::Right, ", causal"),
         (*band == BandKind::Both, ", a window"),
         (*dropout, ", dropout"),
         (*negative_scale, ", a negative softmax_scale"),
     ];
-    words.into_iter().filter(|(on, _)| *on).map(|(_, words)| words).collect()
+    let words: String = words.into_iter().filter(|(on, _)| *on).map(|(_, words)| words).collect();
+    words + &of_overlays(overlays)
+}
+
+fn of_overlays(Overlays { bias, mask, padding }: &Overlays) -> String {
+    let of = |what: &str, kind: &OverlayKind| {
+        let numbers = match kind.numbers {
+            Numbers::F32 => " of f32",
+            Numbers::F16 => " of f16",
+            Numbers::Bf16 => " of bf16",
+            Numbers::Bytes => "",
+        };
+        let per_key = if kind.per_key { ", the same for all queries" } else { "" };
+        let read = if kind.pairs { "read two at once" } else { "read one by one" };
+        format!(", {what}{numbers} ({read}{per_key})")
+    };
+    let words = [bias.as_ref().map(|kind| of("a bias", kind)), mask.as_ref().map(|kind| of("a mask", kind))];
+    let padding = padding.then(|| ", only keys that it leaves".to_string());
+    words.into_iter().chain([padding]).flatten().collect()
 }
 
 fn of_access(access: Access) -> &'static str {

@@ -4,14 +4,15 @@ use crate::geometry::{heads, packed_sequences, query_tiles, stat_rows};
 use crate::gpu::Gpu;
 use crate::packed::list::LISTS;
 use crate::packed::{RECORD_BYTES, most_tiles};
+use crate::padding::ranges_bytes;
 use crate::sm90::backward::counters_bytes;
 use crate::tables::{hopper, portable};
 use signflash_core::Problem;
 
 /// Bytes of device memory that a forward needs besides its tensors: none, unless sequences are packed, whose tiles are
-/// listed there.
+/// listed there, or a mask is the same for all queries, of which the keys that it leaves are.
 pub fn forward_workspace_bytes(problem: &Problem) -> u64 {
-    list_bytes(problem) // what writes probs has matrices instead
+    list_bytes(problem) + ranges_bytes(problem) // what writes probs of packed sequences has matrices instead of lists
 }
 
 /// Bytes of a list of packed sequences' tiles, of queries or of keys, whatever the form of the kernel that owns them.
@@ -37,6 +38,8 @@ pub fn backward_workspace_bytes(problem: &Problem, gpu: Gpu, deterministic: bool
 pub(crate) struct Workspace {
     /// Behind the statistics: lists of packed sequences' tiles.
     pub(crate) lists: u64,
+    /// Behind those: which keys a mask leaves.
+    pub(crate) ranges: u64,
     /// Behind those.
     pub(crate) dq_sums: u64,
     /// Where blocks that add in order count.
@@ -60,9 +63,10 @@ impl Workspace {
             counters = if deterministic { steps(problem, own.step) * per_step } else { 0 };
         }
         let lists = 8 * heads(problem) * stat_rows(problem);
-        let dq_sums = lists + LISTS as u64 * list_bytes(problem);
+        let ranges = lists + LISTS as u64 * list_bytes(problem);
+        let dq_sums = ranges + ranges_bytes(problem);
         let dq_counters = dq_sums + sums;
-        Workspace { lists, dq_sums, dq_counters, bytes: dq_counters + counters }
+        Workspace { lists, ranges, dq_sums, dq_counters, bytes: dq_counters + counters }
     }
 
     /// How many bytes these kernels would need beyond it.

@@ -2,6 +2,7 @@
 //!
 //! A kernel's configuration holds the parts that it reads and no other, and its name is made of them: so a new kind
 //! of score multiplies the kernels that make scores, and no kernel is compiled twice.
+use super::Overlays;
 use signflash_core::{Problem, Shape, Window};
 use signflash_ptx::Half;
 use std::fmt;
@@ -69,6 +70,8 @@ pub struct Scores {
     pub dropout: bool,
     /// Whether softmax_scale is negative: scores then change their sign.
     pub negative_scale: bool,
+    /// What is added to them.
+    pub overlays: Overlays,
 }
 
 /// What moving rows of one width depends on, which is their operands' `head_dim`: work that makes no scores.
@@ -143,6 +146,13 @@ impl BandKind {
             (None, Some(_)) => BandKind::Right,
             (Some(_), _) => BandKind::Both,
         }
+    }
+}
+
+impl Scores {
+    /// The same for kernels whose accumulators' rows are keys.
+    pub(crate) fn by_keys(self) -> Self {
+        Scores { overlays: self.overlays.by_keys(), ..self }
     }
 }
 
@@ -241,14 +251,15 @@ impl fmt::Display for Access {
 
 impl fmt::Display for Scores {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Scores { band, dropout, negative_scale } = *self;
+        let Scores { band, dropout, negative_scale, overlays } = *self;
         f.write_str(match band {
             BandKind::Full => "",
             BandKind::Right => "_causal",
             BandKind::Both => "_window",
         })?;
         let flags = [(dropout, "_drop"), (negative_scale, "_neg")];
-        flags.into_iter().filter(|(on, _)| *on).try_for_each(|(_, text)| f.write_str(text))
+        flags.into_iter().filter(|(on, _)| *on).try_for_each(|(_, text)| f.write_str(text))?;
+        write!(f, "{overlays}")
     }
 }
 

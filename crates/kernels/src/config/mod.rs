@@ -1,12 +1,14 @@
 //! Everything that is chosen while building a kernel. Two equal configurations are the same kernel.
 mod depends;
 mod forms;
+mod overlays;
 
 pub(crate) use depends::HeadDims;
 pub use depends::{
     Access, BandKind, Common, DeltaRows, DqSums, HopperCommon, Layout, Operands, RowsCommon, Scores,
 };
 pub use forms::{HopperForm, HopperKeysForm, PortableForm};
+pub use overlays::{Numbers, OverlayKind, Overlays};
 use signflash_ptx::Half;
 use std::fmt;
 
@@ -23,8 +25,12 @@ pub enum Config {
     Keys(KeysKernel),
     /// dq.
     Dq(DqKernel),
+    /// dbias, by blocks that own tiles of it and walk over the heads that share it.
+    Dbias(DbiasKernel),
     /// Lists of the tiles of packed sequences, by which the others' blocks find theirs.
     Tiles,
+    /// Which keys of each sequence a mask leaves, where it is the same for all queries.
+    Padding,
 }
 
 /// Who computes a forward, or probs: blocks that own queries and walk over keys.
@@ -53,6 +59,17 @@ pub enum DqKernel {
     Queries(Common, PortableForm),
     /// From the sums of the pass over keys, by blocks that own so many rows: a step of the pass that added them up.
     FromSums(RowsCommon, u32, DqSums),
+}
+
+/// Who computes the gradient of a bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DbiasKernel {
+    /// What it has in common with the others.
+    pub common: Common,
+    /// Its rows are queries, its steps the keys of a tile.
+    pub form: PortableForm,
+    /// Whether two numbers are written at once.
+    pub pairs: bool,
 }
 
 impl ForwardKernel {
@@ -85,7 +102,11 @@ impl fmt::Display for Config {
             Config::Dq(DqKernel::FromSums(rows, step, sums)) => {
                 write!(f, "sf_convert_dq_{rows}_n{step}{sums}")
             }
+            Config::Dbias(DbiasKernel { common, form, pairs }) => {
+                write!(f, "sf_dbias_{common}{form}{}", if *pairs { "_x2" } else { "" })
+            }
             Config::Tiles => f.write_str("sf_tiles"),
+            Config::Padding => f.write_str("sf_padding"),
         }
     }
 }

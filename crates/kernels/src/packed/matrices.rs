@@ -42,7 +42,14 @@ impl<'k> MatricesVals<'k> {
         }
     }
 
-    fn sequence(&self, t: Thread<'k>, problem: &ProblemVals<'k>, number: Val<'k, U32>) -> Sequence<'k> {
+    /// A sequence, packed.
+    #[track_caller]
+    pub(crate) fn sequence(
+        &self,
+        t: Thread<'k>,
+        problem: &ProblemVals<'k>,
+        number: Val<'k, U32>,
+    ) -> Sequence<'k> {
         let (total_q, total_k, sequences) = (problem.seqlen_q, problem.seqlen_k, self.sequences);
         let of = |cu_seqlens, total| Starts { cu_seqlens, total, sequences }.of(t, number);
         let (queries, keys) = (of(self.cu_seqlens_q, total_q), of(self.cu_seqlens_k, total_k));

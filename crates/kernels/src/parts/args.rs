@@ -1,6 +1,6 @@
 //! Kernel arguments, declared once: a host struct that makes [`Arg`]s and a device struct that reads them.
 use super::sequence::RowsOf;
-pub(crate) use crate::tensor::DeviceTensor;
+pub(crate) use crate::tensor::{DeviceTensor, ScoreTensor};
 use signflash_ptx::{Arg, Cta, F32, GlobalAddr, S32, Tensor, TensorMap, U32, U64, Val};
 
 /// How a field of this type is passed and read.
@@ -87,6 +87,38 @@ impl Passed for DeviceTensor {
     }
 }
 
+/// A [`ScoreTensor`] on the device; strides in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ScoreTensorVals<'k> {
+    pub(crate) ptr: Val<'k, U64>,
+    pub(crate) batch: Val<'k, U64>,
+    pub(crate) head: Val<'k, U64>,
+    pub(crate) row: Val<'k, U64>,
+    pub(crate) column: Val<'k, U64>,
+    pub(crate) rows: Val<'k, U32>,
+    pub(crate) columns: Val<'k, U32>,
+}
+
+impl Passed for ScoreTensor {
+    type Device<'k> = ScoreTensorVals<'k>;
+    fn push(self, args: &mut Vec<Arg>) {
+        args.push(Arg::U64(self.ptr));
+        args.extend(self.strides_bytes.map(Arg::U64));
+        args.extend([self.rows, self.columns].map(Arg::U32));
+    }
+    fn declare<'k>(cta: Cta<'k>, names: &[&'static str]) -> Self::Device<'k> {
+        ScoreTensorVals {
+            ptr: cta.param_u64(names[1]),
+            batch: cta.param_u64(names[2]),
+            head: cta.param_u64(names[4]),
+            row: cta.param_u64(names[3]),
+            column: cta.param_u64(names[5]),
+            rows: cta.param_u32(names[6]),
+            columns: cta.param_u32(names[7]),
+        }
+    }
+}
+
 impl<'k> TensorVals<'k> {
     /// A sequence's rows of one head.
     #[track_caller]
@@ -140,6 +172,9 @@ macro_rules! kernel_args {
                     concat!(stringify!($field), "_batch_bytes"),
                     concat!(stringify!($field), "_row_bytes"),
                     concat!(stringify!($field), "_head_bytes"),
+                    concat!(stringify!($field), "_column_bytes"),
+                    concat!(stringify!($field), "_rows"),
+                    concat!(stringify!($field), "_columns"),
                 ]);)*
                 $device { $($field),* }
             }

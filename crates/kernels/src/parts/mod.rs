@@ -6,6 +6,7 @@ pub(crate) mod cursor;
 pub(crate) mod dropout;
 pub(crate) mod epilogue;
 pub(crate) mod hiding;
+pub(crate) mod overlays;
 pub(crate) mod product;
 pub(crate) mod scores;
 pub(crate) mod sequence;

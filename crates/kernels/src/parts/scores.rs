@@ -13,32 +13,57 @@
 //! |---|---|---|
 //! | scaled | q k | softmax_scale in base 2 |
 //! | scaled by a negative number | -q k | its magnitude in base 2 |
+//! | with a bias | q k softmax_scale + bias | 1 in base 2 |
+//!
+//! Where a mask is 0 or a bias -inf, t is -inf, whatever the product.
 use super::args::ProblemVals;
+use super::overlays::{Overlay, OverlayOf};
 use crate::config::Scores;
-use signflash_ptx::{Acc, F32, Val, Var};
+use signflash_ptx::{Acc, F32, Thread, Val, Var};
+use std::f32::consts::LOG2_E;
 
 /// What becomes of scores in a kernel.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ScoreStage<'k> {
     negates: bool,
+    /// With a bias: softmax_scale.
+    scale: Option<Val<'k, F32>>,
     factor: Val<'k, F32>,
 }
 
 impl<'k> ScoreStage<'k> {
     /// Of a problem, of such scores.
-    pub(crate) fn new(problem: &ProblemVals<'k>, scores: Scores) -> Self {
-        ScoreStage { negates: scores.negative_scale, factor: problem.scale_log2 }
+    pub(crate) fn new(t: Thread<'k>, problem: &ProblemVals<'k>, scores: Scores) -> Self {
+        let has_bias = scores.overlays.bias.is_some();
+        let scale = has_bias.then_some(problem.scale);
+        let factor = if has_bias { t.f32(LOG2_E) } else { problem.scale_log2 };
+        ScoreStage { negates: scores.negative_scale, scale, factor }
     }
 
-    /// Products become t, in place.
+    /// Products become t, in place, with what was read to be added to them, if anything is.
     #[track_caller]
-    pub(crate) fn prepare(&self, s: &Acc<'k>) {
-        if self.negates {
-            for (group, register) in (0..s.groups()).flat_map(|group| (0..4).map(move |r| (group, r))) {
+    pub(crate) fn prepare(&self, s: &Acc<'k>, overlays: Option<&dyn OverlayOf<'k>>) {
+        for group in 0..s.groups() {
+            let overlays = overlays.map(|overlays| overlays.of(group));
+            for register in 0..4 {
                 let x = s.at(group, register);
-                x.set(-x.get());
+                if self.negates {
+                    x.set(-x.get());
+                }
+                if let Some(overlays) = &overlays {
+                    x.set(self.add(x.get(), &overlays[register]));
+                }
             }
         }
+    }
+
+    #[track_caller]
+    fn add(&self, x: Val<'k, F32>, Overlay { number, seen }: &Overlay<'k>) -> Val<'k, F32> {
+        let t = match number.zip(self.scale) {
+            Some((number, scale)) => x.mul_add(scale, number),
+            None => x,
+        };
+        seen.select::<F32>(t, f32::NEG_INFINITY)
     }
 
     /// The weight of t.

@@ -40,7 +40,8 @@ pub(crate) struct RowsOf<'k> {
 
 impl<'k> Sequence<'k> {
     /// The sequence of this number, of a batch.
-    fn nth(problem: &ProblemVals<'k>, number: Val<'k, U32>) -> Self {
+    #[track_caller]
+    pub(crate) fn nth(problem: &ProblemVals<'k>, number: Val<'k, U32>) -> Self {
         Sequence { number, seqlen_q: problem.seqlen_q, seqlen_k: problem.seqlen_k, packed: None }
     }
 

@@ -162,11 +162,22 @@ fn diagonal<'k>(sequence: Sequence<'k>, band: BandVals<'k>) -> Val<'k, U32> {
     }
 }
 
+/// The keys of a sequence that some query may see, whatever the band says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SeenRange<'k> {
+    /// The first, if it is not key 0.
+    pub(crate) begin: Option<Val<'k, U32>>,
+    /// Behind the last.
+    pub(crate) end: Val<'k, U32>,
+}
+
 /// What the queries of a sequence see.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sight<'k> {
     pub(super) t: Thread<'k>,
     pub(super) visibility: Visibility<Position<'k>>,
+    /// What else hides keys.
+    range: Option<SeenRange<'k>>,
     /// How many rows, and columns, the first tile starts before the tensor.
     shifts: [Val<'k, U32>; 2],
 }
@@ -188,7 +199,14 @@ impl<'k> Sight<'k> {
             keys: computed(sequence.seqlen_k),
         };
         let shifts = [problem.row_shift, problem.column_shift];
-        Sight { t, visibility, shifts }
+        Sight { t, visibility, range: None, shifts }
+    }
+
+    /// The same where keys outside of a range, if there is one, are not looked at.
+    pub(crate) fn within(self, range: Option<SeenRange<'k>>) -> Self {
+        let Some(SeenRange { end, .. }) = range else { return self };
+        let keys = Position::computed(self.t, end);
+        Sight { visibility: Visibility { keys, ..self.visibility }, range, ..self }
     }
 
     /// The keys that a query sees; those of rows before the first and behind the last are what they would be.
@@ -218,8 +236,11 @@ impl<'k> Sight<'k> {
         let Cover { some, all } = self.visibility.keys_of_all(first, last);
         let seen = some.end.unsigned();
         let end = (seen + shift + (columns - 1)) / columns;
+        let begin = self.tile_of(some.begin, shift, columns);
         KeyTiles {
-            begin: self.tile_of(some.begin, shift, columns),
+            begin: self
+                .first_key_tile(columns)
+                .map_or(begin, |first| begin.most(Position::computed(self.t, first))),
             end: seen.eq(0).select(0u32, end),
             all: Span { begin: self.shifted(all.begin, shift), end: all.end.unsigned() + shift },
             columns,
@@ -238,9 +259,25 @@ impl<'k> Sight<'k> {
         let seeing = some.end.unsigned();
         let end = (seeing + shift + (rows - 1)) / rows;
         let end = if has_left { seeing.eq(0).select(0u32, end) } else { end };
+        let end = match self.range {
+            Some(SeenRange { begin, end: range_end }) => {
+                let (first, behind) = (first.signed(), first.plus(first.constant(keys as i32)).signed());
+                let ends = !range_end.cast::<S32>().le(first);
+                let begins = begin.map(|begin| !behind.le(begin.cast::<S32>()));
+                begins.map_or(ends, |begins| begins & ends).select(end, 0u32)
+            }
+            None => end,
+        };
         let begin = self.tile_of(some.begin, shift, rows);
         let begin = if begin.is_first() { begin } else { begin.least(Position::computed(self.t, end)) };
         QueryTiles { begin: begin.unsigned(), end }
+    }
+
+    /// The first tile of `keys` keys that some query may see, if it is not tile 0.
+    #[track_caller]
+    pub(crate) fn first_key_tile(&self, keys: u32) -> Option<Val<'k, U32>> {
+        let begin = self.range.and_then(|range| range.begin)?;
+        Some((begin + self.shifts[1]) / keys)
     }
 
     /// Of the tiles of `keys` keys whose [`query_tiles`](Self::query_tiles) have the tile of queries that ends with

@@ -19,6 +19,7 @@ use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, kernel_args};
 use crate::parts::dropout::{DropSigns, Philox, Stream};
 use crate::parts::epilogue::store_rows;
 use crate::parts::hiding::{SeenKeys, first_column, hide_keys};
+use crate::parts::overlays::{ByQueries, OverlayVals};
 use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
 use crate::parts::scores::score_gradient;
 use crate::parts::softmax::{THREAD_ROWS, scale_rows};
@@ -61,8 +62,10 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel
         let widths = Widths::declare(cta, &problem, common);
         let band = BandVals::declare(cta, common.scores.band);
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
+        let overlays = OverlayVals::declare(cta, common.scores.overlays, common.operands.layout);
         let smem = Smem::plan(cta, common, form);
-        let block = QueryBlock::locate(cta, common, form, (problem, widths), packed.as_ref(), band);
+        let block =
+            QueryBlock::locate(cta, common, form, (problem, widths), packed.as_ref(), (band, overlays));
         Queries { block, args, dropout, smem }.run();
     })
 }
@@ -107,6 +110,7 @@ struct Own<'a, 'k> {
     stats: Vec<[[Val<'k, F32>; 2]; THREAD_ROWS]>,
     /// Likewise, which keys they see.
     seen: Vec<[SeenKeys<'k>; THREAD_ROWS]>,
+    overlays: Vec<Option<ByQueries<'k>>>,
     stream: Option<(Stream<'k>, DropSigns<'k>)>,
 }
 
@@ -181,6 +185,9 @@ impl<'k> Queries<'_, 'k> {
             first_row: first_row + row,
             stats: (0..form.row_tiles).map(|i| [stat(i, 0), stat(i, 1)]).collect(),
             seen: (0..form.row_tiles).map(|i| [seen(i, 0), seen(i, 1)]).collect(),
+            overlays: (0..form.row_tiles)
+                .map(|i| self.block.overlays_of(|| first_row + row + 16 * i))
+                .collect(),
             stream: self.dropout.as_ref().map(|args| {
                 (Philox::new(warp, args).stream(t, work.sequence, work.head), DropSigns::new(t, args))
             }),
@@ -198,7 +205,9 @@ impl<'k> Queries<'_, 'k> {
         let (k, v) = (slot, slot.at(self.smem.layout.bytes(self.block.form.step)));
         let dims = self.block.common.operands.dims();
         let s = self.product(own.q, k, dims.q);
-        s.iter().for_each(|s| self.block.stage().prepare(s));
+        for (s, overlays) in s.iter().zip(&own.overlays) {
+            self.block.prepare(s, overlays.as_ref(), tile);
+        }
         let dp = self.product(own.dout, v, dims.v);
         for (i, (s, dp)) in s.iter().zip(&dp).enumerate() {
             self.gradients(own, i, s, dp, tile);

@@ -18,6 +18,7 @@ use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, kernel_args};
 use crate::parts::dropout::{PackedKeep, Philox, Stream};
 use crate::parts::epilogue::store_rows;
 use crate::parts::hiding::{SeenKeys, first_column, hide_keys};
+use crate::parts::overlays::{ByQueries, OverlayVals};
 use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
 use crate::parts::softmax::{OnlineSoftmax, RowResult, THREAD_ROWS, scale_rows};
 use crate::parts::visibility::BandVals;
@@ -59,8 +60,10 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel
         let widths = Widths::declare(cta, &problem, common);
         let band = BandVals::declare(cta, common.scores.band);
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
+        let overlays = OverlayVals::declare(cta, common.scores.overlays, common.operands.layout);
         let smem = Smem::plan(cta, common, form);
-        let block = QueryBlock::locate(cta, common, form, (problem, widths), packed.as_ref(), band);
+        let block =
+            QueryBlock::locate(cta, common, form, (problem, widths), packed.as_ref(), (band, overlays));
         Forward { block, args, smem }.run(dropout);
     })
 }
@@ -128,6 +131,9 @@ impl<'k> Forward<'_, 'k> {
                 let slot = self.smem.kv.take(cta);
                 kv.fill(tile + 1);
                 let mut s = self.scores(warp, &q, Operand { lanes: &lanes, tile: slot.address() });
+                for (s, overlays) in s.iter().zip(&rows.overlays) {
+                    self.block.prepare(s, overlays.as_ref(), tile);
+                }
                 cta.when(keys.is_edge(tile), |_| {
                     rows.hide(&s, tile * form.step - problem.column_shift);
                 });
@@ -171,7 +177,6 @@ impl<'k> Forward<'_, 'k> {
             |i, k16| q.get(warp, i, k16),
             k,
         );
-        s.iter().for_each(|s| self.block.stage().prepare(s));
         s
     }
 
@@ -231,13 +236,16 @@ impl<'a, 'k> QueryFragments<'a, 'k> {
 struct Rows16<'a, 'k> {
     forward: &'a Forward<'a, 'k>,
     softmax: Vec<OnlineSoftmax<'k>>,
+    overlays: Vec<Option<ByQueries<'k>>>,
     first: Val<'k, U32>,
 }
 
 impl<'a, 'k> Rows16<'a, 'k> {
     fn new(forward: &'a Forward<'a, 'k>, first: Val<'k, U32>) -> Self {
         let softmax = |_| OnlineSoftmax::new(forward.block.cta.warps(), forward.block.stage());
-        Rows16 { forward, softmax: (0..forward.block.form.row_tiles).map(softmax).collect(), first }
+        let row_tiles = 0..forward.block.form.row_tiles;
+        let overlays = row_tiles.clone().map(|i| forward.block.overlays_of(|| first + 16 * i)).collect();
+        Rows16 { forward, softmax: row_tiles.map(softmax).collect(), overlays, first }
     }
 
     /// Few tiles need this: what rows see is derived anew, not kept in registers.

@@ -2,6 +2,7 @@
 
 pub(crate) mod backward_keys;
 pub(crate) mod backward_queries;
+pub(crate) mod dbias;
 pub(crate) mod forward;
 pub(crate) mod probs;
 mod query_block;

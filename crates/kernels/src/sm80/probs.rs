@@ -11,6 +11,7 @@ use crate::parts::args::{DeviceTensor, DropoutVals, HeadRows, ProblemVals, kerne
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::dropout::{DropSigns, Philox, Stream};
 use crate::parts::hiding::{SeenKeys, first_column};
+use crate::parts::overlays::{ByQueries, OverlayOf, OverlayVals};
 use crate::parts::product::{Lanes, Operand, mma_abt};
 use crate::parts::scores::ScoreStage;
 use crate::parts::softmax::{THREAD_ROWS, lse_of_p};
@@ -54,6 +55,7 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel
         let args = ProbsVals::declare(cta);
         let band = BandVals::declare(cta, common.scores.band);
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
+        let overlays = OverlayVals::declare(cta, common.scores.overlays, common.operands.layout);
         let layout = TileLayout::new(common.operands.head_dim);
         let q = cta.smem("q", layout.bytes(form.rows()), 1024);
         let k = cta.copy_ring("k", form.slots, layout.bytes(form.step));
@@ -61,7 +63,7 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel
             None => Work::locate(cta, &problem, problem.query_tiles(form.rows()), problem.num_heads, false),
             Some(matrices) => matrices.locate(cta, &problem, form.rows()),
         };
-        ProbsKernel { cta, common, form, problem, matrices, args, band, dropout, q, k, work }.run();
+        ProbsKernel { cta, common, form, problem, matrices, args, band, dropout, overlays, q, k, work }.run();
     })
 }
 
@@ -74,6 +76,7 @@ struct ProbsKernel<'a, 'k> {
     args: ProbsVals<'k>,
     band: Option<BandVals<'k>>,
     dropout: Option<DropoutVals<'k>>,
+    overlays: Option<OverlayVals<'k>>,
     q: SmemAddr<'k>,
     k: CopyRing<'k>,
     work: Work<'k>,
@@ -120,6 +123,13 @@ impl<'k> ProbsKernel<'_, 'k> {
             tile: self.q.plus(own_row * TileLayout::new(common.operands.head_dim).row_bytes()),
         };
         let own: Vec<_> = (0..form.row_tiles).map(|i| self.rows(first_row + own_row + 16 * i)).collect();
+        let overlays: Vec<_> = (0..form.row_tiles)
+            .map(|i| {
+                let overlays = self.overlays.as_ref()?;
+                let own = first_row + own_row + 16 * i + (t.lane() >> 2);
+                Some(ByQueries::new(warp, overlays, (work.sequence, work.head), [own, own + 8]))
+            })
+            .collect();
         let drawn = self.dropout.as_ref().map(|args| {
             (Philox::new(warp, args).stream(t, work.sequence, work.head), DropSigns::new(t, args), args)
         });
@@ -138,7 +148,10 @@ impl<'k> ProbsKernel<'_, 'k> {
                 mma_abt(warp, &mut s, common.operands.head_dim, common.operands.half, a, b);
                 k.release();
                 for (i, (s, own)) in s.iter().zip(&own).enumerate() {
-                    stage.prepare(s);
+                    let read = overlays[i]
+                        .as_ref()
+                        .map(|overlays| overlays.read(tile * form.step - problem.column_shift, form.step));
+                    stage.prepare(s, read.as_ref().map(|read| read as &dyn OverlayOf<'k>));
                     let row16 = (first_row + own_row + problem.row_shift) >> 4u32;
                     let flags = drawn.as_ref().map(|(stream, signs, args)| {
                         self.flags(
@@ -158,11 +171,13 @@ impl<'k> ProbsKernel<'_, 'k> {
     }
 
     fn sight(&self) -> Sight<'k> {
-        Sight::new(self.cta.threads(), &self.problem, self.work.sequence, self.band)
+        let t = self.cta.threads();
+        let range = self.overlays.as_ref().and_then(|overlays| overlays.range(t, self.work.sequence));
+        Sight::new(t, &self.problem, self.work.sequence, self.band).within(range)
     }
 
     fn stage(&self) -> ScoreStage<'k> {
-        ScoreStage::new(&self.problem, self.common.scores)
+        ScoreStage::new(self.cta.threads(), &self.problem, self.common.scores)
     }
 
     fn rows(&self, first: Val<'k, U32>) -> [Row<'k>; THREAD_ROWS] {
@@ -201,9 +216,10 @@ impl<'k> ProbsKernel<'_, 'k> {
     }
 
     /// Whether a row is a query that sees a key. Only a matrix of packed sequences has rows behind the last.
-    fn sees(&self, row: &Row<'k>, key: Val<'k, U32>) -> Val<'k, Pred> {
+    fn sees(&self, row: &Row<'k>, key: Val<'k, U32>, score: Val<'k, F32>) -> Val<'k, Pred> {
         let seen = row.seen.contains(key);
-        if self.matrices.is_some() { row.real & seen } else { seen }
+        let seen = if self.matrices.is_some() { row.real & seen } else { seen };
+        if self.overlays.is_some() { seen & !score.eq(f32::NEG_INFINITY) } else { seen }
     }
 
     fn write(
@@ -218,15 +234,16 @@ impl<'k> ProbsKernel<'_, 'k> {
         for (group, register) in (0..s.groups()).flat_map(|group| (0..4).map(move |r| (group, r))) {
             let row = &rows[register / 2];
             let key = first + (8 * group + register % 2) as u32;
-            let p = stage.weight(s.at(group, register).get(), -row.lse_log2);
-            let seen = self.sees(row, key);
+            let score = s.at(group, register).get();
+            let p = stage.weight(score, -row.lse_log2);
+            let seen = self.sees(row, key, score);
             let p = seen.select::<F32>(p, 0.0);
             let p = p.pack(p, self.common.operands.half, false);
             // The sign is set after rounding, which would lose a NaN's. Byte `register` of the flags is this entry's.
             let signed = flags.map(|flags| {
                 let flag = flags[group / 4][group % 4] >> (8 * register as u32);
                 let signed = p ^ (flag & 0x80u32) << 8u32;
-                self.sees(row, key).select::<B32>(signed, p)
+                self.sees(row, key, score).select::<B32>(signed, p)
             });
             let columns = self.matrices.as_ref().map_or(self.work.sequence.seqlen_k, |of| of.columns);
             t.when(row.written & key.lt(columns), |t| {

@@ -3,11 +3,12 @@ use crate::config::{BandKind, Common, PortableForm};
 use crate::packed::PackedVals;
 use crate::parts::args::{HeadRows, ProblemVals, TensorVals};
 use crate::parts::copy::TileRows;
+use crate::parts::overlays::{ByQueries, OverlayOf, OverlayVals};
 use crate::parts::scores::ScoreStage;
-use crate::parts::visibility::{BandVals, KeyTiles, Sight};
+use crate::parts::visibility::{BandVals, KeyTiles, SeenRange, Sight};
 use crate::parts::width::{Width, Widths};
 use crate::parts::work::Work;
-use signflash_ptx::{CopyRing, Cta, SmemAddr, U32, Val};
+use signflash_ptx::{Acc, CopyRing, Cta, SmemAddr, U32, Val};
 
 /// Where a block's queries are, and how its threads bring tiles.
 pub(super) struct QueryBlock<'a, 'k> {
@@ -17,7 +18,10 @@ pub(super) struct QueryBlock<'a, 'k> {
     pub(super) problem: ProblemVals<'k>,
     pub(super) widths: Widths<'k>,
     band: Option<BandVals<'k>>,
+    overlays: Option<OverlayVals<'k>>,
     pub(super) work: Work<'k>,
+    /// The keys that some query may see, if not all.
+    range: Option<SeenRange<'k>>,
 }
 
 /// Keys and values of a head, tile by tile.
@@ -38,7 +42,7 @@ impl<'a, 'k> QueryBlock<'a, 'k> {
         form: &'a PortableForm,
         (problem, widths): (ProblemVals<'k>, Widths<'k>),
         packed: Option<&PackedVals<'k>>,
-        band: Option<BandVals<'k>>,
+        (band, overlays): (Option<BandVals<'k>>, Option<OverlayVals<'k>>),
     ) -> Self {
         let reversed = common.scores.band != BandKind::Full;
         let work = match packed {
@@ -51,7 +55,8 @@ impl<'a, 'k> QueryBlock<'a, 'k> {
                 if reversed { work.counted_from_the_last(work.sequence.seqlen_q, form.rows()) } else { work }
             }
         };
-        QueryBlock { cta, common, form, problem, widths, band, work }
+        let range = overlays.as_ref().and_then(|overlays| overlays.range(cta.threads(), work.sequence));
+        QueryBlock { cta, common, form, problem, widths, band, overlays, work, range }
     }
 
     /// Its first query; before the tensor's first, if a shard starts there.
@@ -60,12 +65,31 @@ impl<'a, 'k> QueryBlock<'a, 'k> {
     }
 
     pub(super) fn sight(&self) -> Sight<'k> {
-        Sight::new(self.cta.threads(), &self.problem, self.work.sequence, self.band)
+        Sight::new(self.cta.threads(), &self.problem, self.work.sequence, self.band).within(self.range)
+    }
+
+    /// What is added to the scores of a lane's two of 16 queries, if anything is.
+    pub(super) fn overlays_of(&self, first: impl FnOnce() -> Val<'k, U32>) -> Option<ByQueries<'k>> {
+        let overlays = self.overlays.as_ref()?;
+        let Work { sequence, head, .. } = self.work;
+        let own = first() + (self.cta.threads().lane() >> 2);
+        Some(ByQueries::new(self.cta.warps(), overlays, (sequence, head), [own, own + 8]))
+    }
+
+    /// The first key of a tile; before the tensor's first, if a shard starts there.
+    pub(super) fn first_key(&self, tile: Val<'k, U32>) -> Val<'k, U32> {
+        tile * self.form.step - self.problem.column_shift
+    }
+
+    /// Products of 16 queries and a tile of keys become t, in place.
+    pub(super) fn prepare(&self, s: &Acc<'k>, overlays: Option<&ByQueries<'k>>, tile: Val<'k, U32>) {
+        let read = overlays.map(|overlays| overlays.read(self.first_key(tile), self.form.step));
+        self.stage().prepare(s, read.as_ref().map(|read| read as &dyn OverlayOf<'k>));
     }
 
     /// What becomes of scores.
     pub(super) fn stage(&self) -> ScoreStage<'k> {
-        ScoreStage::new(&self.problem, self.common.scores)
+        ScoreStage::new(self.cta.threads(), &self.problem, self.common.scores)
     }
 
     /// Queries of a tensor, from `first` on.

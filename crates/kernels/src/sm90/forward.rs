@@ -24,8 +24,9 @@ use super::schedule::{Schedule, Shares};
 use super::steps::Steps;
 use crate::config::{BandKind, HopperCommon, HopperForm};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
+use crate::parts::overlays::{ByQueries, OverlayVals};
 use crate::parts::scores::ScoreStage;
-use crate::parts::visibility::{BandVals, KeyTiles, Sight};
+use crate::parts::visibility::{BandVals, KeyTiles, SeenRange, Sight};
 use crate::parts::work::Work;
 use signflash_ptx::{Builder, Cta, Kernel, LaunchBounds, TensorMap, Thread, U32, Val, Warp, Warpgroup};
 
@@ -57,9 +58,10 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperForm) -> Ke
         let args = ForwardVals::declare(cta);
         let band = BandVals::declare(cta, common.scores.band);
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
+        let overlays = OverlayVals::declare(cta, common.scores.overlays, common.operands.layout);
         let smem = Pipeline::plan(cta, common, form);
         cta.sync(); // barriers are initialised
-        let block = Block { cta, common, form, problem, args, band, dropout, smem, shares };
+        let block = Block { cta, common, form, problem, args, band, dropout, overlays, smem, shares };
         by_role(cta, form, |wg| block.multiply(wg), |warp| block.draw(warp), |t| block.copy(t));
     })
 }
@@ -101,6 +103,7 @@ pub(super) struct Block<'a, 'k> {
     pub(super) args: ForwardVals<'k>,
     band: Option<BandVals<'k>>,
     pub(super) dropout: Option<DropoutVals<'k>>,
+    overlays: Option<OverlayVals<'k>>,
     pub(super) smem: Pipeline<'k>,
     shares: Shares<'k>,
 }
@@ -111,6 +114,8 @@ pub(super) struct Tile<'k> {
     pub(super) head_k: Val<'k, U32>,
     pub(super) first_row: Val<'k, U32>,
     pub(super) keys: KeyTiles<'k>,
+    /// The keys that some query may see, if not all.
+    range: Option<SeenRange<'k>>,
     pub(super) steps: Steps<'k>,
 }
 
@@ -120,23 +125,40 @@ impl<'k> Block<'_, 'k> {
         self.shares.schedule(self.cta, &self.problem, self.form.rows())
     }
 
-    /// What the queries of a tile's sequence see.
-    pub(super) fn sight(&self, work: &Work<'k>) -> Sight<'k> {
-        Sight::new(self.cta.threads(), &self.problem, work.sequence, self.band)
+    /// What the queries of a sequence see.
+    fn sight(&self, work: &Work<'k>, range: Option<SeenRange<'k>>) -> Sight<'k> {
+        Sight::new(self.cta.threads(), &self.problem, work.sequence, self.band).within(range)
+    }
+
+    /// What the queries of a tile see.
+    pub(super) fn sight_of(&self, tile: &Tile<'k>) -> Sight<'k> {
+        self.sight(&tile.work, tile.range)
+    }
+
+    /// What is added to the scores of a lane's two queries of a tile, if anything is.
+    pub(super) fn overlays_of(
+        &self,
+        warp: Warp<'k>,
+        tile: &Tile<'k>,
+        rows: impl FnOnce() -> [Val<'k, U32>; 2],
+    ) -> Option<ByQueries<'k>> {
+        let Work { sequence, head, .. } = tile.work;
+        Some(ByQueries::new(warp, self.overlays.as_ref()?, (sequence, head), rows()))
     }
 
     /// What becomes of scores.
     pub(super) fn stage(&self) -> ScoreStage<'k> {
-        ScoreStage::new(&self.problem, self.common.scores)
+        ScoreStage::new(self.cta.threads(), &self.problem, self.common.scores)
     }
 
     pub(super) fn tile(&self, work: Work<'k>) -> Tile<'k> {
         let (rows, step) = (self.form.rows(), self.form.step);
         // The shift is 0 as long as `takes::forward` refuses shards that start inside 16 rows.
         let first_row = work.block * rows - self.problem.row_shift;
-        let keys = self.sight(&work).key_tiles(first_row, rows, step);
+        let range = self.overlays.as_ref().and_then(|of| of.range(self.cta.threads(), work.sequence));
+        let keys = self.sight(&work, range).key_tiles(first_row, rows, step);
         let head_k = work.head / self.problem.group_size;
         let steps = Steps::of(&keys, self.common.scores.band == BandKind::Both);
-        Tile { work, head_k, first_row, keys, steps }
+        Tile { work, head_k, first_row, keys, range, steps }
     }
 }

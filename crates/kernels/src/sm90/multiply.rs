@@ -5,6 +5,7 @@ use super::out::OutTile;
 use super::softmax::{LateSoftmax, Selectors};
 use super::turns::Turns;
 use crate::parts::hiding::{SeenKeys, first_column, hide_keys};
+use crate::parts::overlays::{ByQueries, KeysRead, OverlayOf};
 use crate::parts::softmax::{RowResult, THREAD_ROWS, scale_rows};
 use crate::parts::work::Work;
 use crate::rows::head::QueryHeads;
@@ -25,6 +26,7 @@ struct At<'a, 'k> {
     tile: &'a Tile<'k>,
     first_row: Val<'k, U32>,
     q: BoxTile<'k>,
+    overlays: Option<ByQueries<'k>>,
 }
 
 /// What a warpgroup carries from step to step and from tile to tile.
@@ -89,15 +91,30 @@ impl<'k> Block<'_, 'k> {
         }
     }
 
-    /// Makes scores ready for the softmax: their sign, and what is hidden.
-    fn prepare(&self, warp: Warp<'k>, s: &Acc<'k>, at: &At<'_, 'k>, step: Val<'k, U32>) {
-        self.stage().prepare(s);
+    /// The first key of a step.
+    fn first_key(&self, step: Val<'k, U32>) -> Val<'k, U32> {
+        step * self.form.step - self.problem.column_shift
+    }
+
+    /// Starts to read what is added to a step's scores, if anything is.
+    fn read(&self, at: &At<'_, 'k>, step: Val<'k, U32>) -> Option<KeysRead<'k>> {
+        at.overlays.as_ref().map(|overlays| overlays.read(self.first_key(step), self.form.step))
+    }
+
+    /// Makes scores ready for the softmax: what they become, and what is hidden.
+    fn prepare(
+        &self,
+        warp: Warp<'k>,
+        s: &Acc<'k>,
+        read: Option<KeysRead<'k>>,
+        (at, step): (&At<'_, 'k>, Val<'k, U32>),
+    ) {
+        self.stage().prepare(s, read.as_ref().map(|read| read as &dyn OverlayOf<'k>));
         warp.when(at.tile.keys.is_edge(step), |warp| {
-            let sight = self.sight(&at.tile.work);
+            let sight = self.sight_of(at.tile);
             let seen: [_; THREAD_ROWS] =
                 std::array::from_fn(|lower| SeenKeys::of(&sight, own_row(warp, at.first_row, lower)));
-            let first_key = step * self.form.step - self.problem.column_shift;
-            hide_keys(s, &seen, first_key + first_column(warp.threads()), f32::NEG_INFINITY);
+            hide_keys(s, &seen, self.first_key(step) + first_column(warp.threads()), f32::NEG_INFINITY);
         });
     }
 }
@@ -175,7 +192,9 @@ impl<'a, 'k> Multiplier<'a, 'k> {
         let (wg, warp) = (rows.wg, rows.wg.warps());
         let q_stage = q.wait(warp);
         let first_row = tile.first_row + rows.wg_number * WG_ROWS;
-        let at = At { tile, first_row, q: BoxTile::new(q_stage.address(), WG_ROWS) };
+        let own = || [0, 1].map(|lower| own_row(warp, first_row, lower));
+        let overlays = rows.block.overlays_of(warp, tile, own);
+        let at = At { tile, first_row, q: BoxTile::new(q_stage.address(), WG_ROWS), overlays };
         rows.first(&at);
         let next = tile.steps.second.var();
         wg.while_(
@@ -197,9 +216,11 @@ impl<'k> OwnRows<'_, 'k> {
         let (warp, form) = (wg.warps(), block.form);
         out.clear();
         let k_stage = k.wait(warp);
-        block.scores(*wg, s, at.q, BoxTile::new(k_stage.address(), form.step)).wait();
+        let scores = block.scores(*wg, s, at.q, BoxTile::new(k_stage.address(), form.step));
+        let read = block.read(at, at.tile.steps.first);
+        scores.wait();
         k_stage.release_products(warp);
-        block.prepare(warp, s, at, at.tile.steps.first);
+        block.prepare(warp, s, read, (at, at.tile.steps.first));
         with_selectors(flags, warp, |selectors| softmax.first(s, p, selectors));
     }
 
@@ -213,9 +234,10 @@ impl<'k> OwnRows<'_, 'k> {
         let v_stage = v.wait(warp);
         let sums = wg.multiply(out, &block.sums(p, BoxTile::new(v_stage.address(), form.step)));
         turns.end(wg);
+        let read = block.read(at, step);
         scores.wait();
         k_stage.release_products(warp);
-        block.prepare(warp, s, at, step);
+        block.prepare(warp, s, read, (at, step));
         with_selectors(flags, warp, |selectors| {
             let mut progress = softmax.begin();
             let early = 0..form.early as usize;

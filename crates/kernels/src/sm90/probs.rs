@@ -17,6 +17,7 @@ use super::schedule::{Schedule, Shares};
 use crate::config::{HopperCommon, HopperForm};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
 use crate::parts::hiding::{SeenKeys, first_column, hide_packed};
+use crate::parts::overlays::{ByQueries, OverlayOf, OverlayVals};
 use crate::parts::scores::ScoreStage;
 use crate::parts::softmax::{THREAD_ROWS, lse_of_p};
 use crate::parts::visibility::{BandVals, Sight};
@@ -53,9 +54,10 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperForm) -> Ke
         let args = ProbsVals::declare(cta);
         let band = BandVals::declare(cta, common.scores.band);
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
+        let overlays = OverlayVals::declare(cta, common.scores.overlays, common.operands.layout);
         let smem = Smem::plan(cta, common, form);
         cta.sync(); // barriers are initialised
-        let block = Block { cta, common, form, problem, shares, args, band, dropout, smem };
+        let block = Block { cta, common, form, problem, shares, args, band, dropout, overlays, smem };
         by_role(cta, form, |wg| block.multiply(wg), |warp| block.draw(warp), |t| block.copy(t));
     })
 }
@@ -102,6 +104,7 @@ struct Block<'a, 'k> {
     args: ProbsVals<'k>,
     band: Option<BandVals<'k>>,
     dropout: Option<DropoutVals<'k>>,
+    overlays: Option<OverlayVals<'k>>,
     smem: Smem<'k>,
 }
 
@@ -110,6 +113,7 @@ struct OwnRows<'k> {
     /// -lse in base 2; -inf for rows without keys and beyond the end.
     shift: [Val<'k, F32>; THREAD_ROWS],
     seen: [SeenKeys<'k>; THREAD_ROWS],
+    overlays: Option<ByQueries<'k>>,
 }
 
 /// Named barriers from this one on keep a warpgroup's threads together.
@@ -130,7 +134,7 @@ impl<'k> Block<'_, 'k> {
     }
 
     fn stage(&self) -> ScoreStage<'k> {
-        ScoreStage::new(&self.problem, self.common.scores)
+        ScoreStage::new(self.cta.threads(), &self.problem, self.common.scores)
     }
 
     fn draw(&self, warp: Warp<'k>) {
@@ -213,7 +217,13 @@ impl<'k> Block<'_, 'k> {
                     |wg| {
                         let step = next.get();
                         let k_stage = k.wait(warp);
-                        self.scores(wg, &mut s, q_tile, BoxTile::new(k_stage.address(), form.step));
+                        self.scores(
+                            wg,
+                            &mut s,
+                            [q_tile, BoxTile::new(k_stage.address(), form.step)],
+                            &rows,
+                            step,
+                        );
                         k_stage.release_products(warp);
                         let words = flags.as_mut().map(|flags| flags.words(warp));
                         let p = self.probabilities(warp, &s, &rows, step, words.as_deref());
@@ -242,11 +252,21 @@ impl<'k> Block<'_, 'k> {
         t.when(stores, |t| t.wait_stored());
     }
 
-    fn scores(&self, wg: Warpgroup<'k>, s: &mut Acc<'k>, q: BoxTile<'k>, k: BoxTile<'k>) {
+    fn scores(
+        &self,
+        wg: Warpgroup<'k>,
+        s: &mut Acc<'k>,
+        [q, k]: [BoxTile<'k>; 2],
+        own: &OwnRows<'k>,
+        step: Val<'k, U32>,
+    ) {
         let (rows, columns) = (Rows::Tile(q), Columns::OfRows(k));
         let (depth, half) = (self.common.operands.head_dim, self.common.operands.half);
-        wg.multiply(s, &Product { rows, columns, depth, half, add: false, columns_at_once: None }).wait();
-        self.stage().prepare(s);
+        let product = Product { rows, columns, depth, half, add: false, columns_at_once: None };
+        let scores = wg.multiply(s, &product);
+        let read = own.overlays.as_ref().map(|own| own.read(step * self.form.step, self.form.step));
+        let s = scores.wait();
+        self.stage().prepare(s, read.as_ref().map(|read| read as &dyn OverlayOf<'k>));
     }
 
     fn own_rows(&self, warp: Warp<'k>, work: &Work<'k>, first_row: Val<'k, U32>) -> OwnRows<'k> {
@@ -262,9 +282,13 @@ impl<'k> Block<'_, 'k> {
             });
             -(lse.get() * LOG2_E)
         };
-        let sight = Sight::new(t, problem, work.sequence, self.band);
+        let range = self.overlays.as_ref().and_then(|overlays| overlays.range(t, work.sequence));
+        let sight = Sight::new(t, problem, work.sequence, self.band).within(range);
         let seen = |lower| SeenKeys::of(&sight, row(lower));
-        OwnRows { shift: from_fn(shift), seen: from_fn(seen) }
+        let overlays = self.overlays.as_ref();
+        let overlays =
+            overlays.map(|of| ByQueries::new(warp, of, (work.sequence, work.head), [row(0), row(1)]));
+        OwnRows { shift: from_fn(shift), seen: from_fn(seen), overlays }
     }
 
     /// For each 16 keys four packed pairs, with signs.
@@ -299,6 +323,11 @@ impl<'k> Block<'_, 'k> {
         warp.when(warp.any(hides), |_| {
             hide_packed(&p, |row, column| rows.seen[row].contains(first + column));
         });
+        if rows.overlays.is_some() {
+            let score =
+                |row: usize, column: u32| s.at(column as usize / 8, 2 * row + column as usize % 8).get();
+            hide_packed(&p, |row, column| !score(row, column).eq(f32::NEG_INFINITY));
+        }
         p.iter().map(|words| words.each_ref().map(Var::get)).collect()
     }
 }

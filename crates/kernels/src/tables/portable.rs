@@ -69,6 +69,19 @@ const QUERIES: &[Row] = &[
     row(256, [2, 1, 32, 1, 1]),
 ];
 
+/// The same columns: warps own queries of a tile of a bias, and a step has all of its keys.
+const DBIAS: &[Row] = &[
+    row(64, [8, 1, 64, 2, 2]),
+    row(64, [8, 1, 64, 1, 2]),
+    row(128, [8, 1, 64, 2, 1]),
+    row(128, [4, 1, 32, 2, 1]),
+    row(192, [4, 1, 64, 2, 1]),
+    row(192, [4, 1, 64, 1, 1]),
+    row(192, [4, 1, 32, 1, 1]),
+    row(256, [4, 1, 64, 1, 1]),
+    row(256, [2, 1, 32, 1, 1]),
+];
+
 /// Warps own keys, and walk over queries: [warps, 16-row tiles a warp, warps on the same keys, queries a step, slots,
 /// blocks an SM].
 const KEYS: &[Row] = &[
@@ -132,6 +145,11 @@ impl Asked {
         self.first(QUERIES, sm80::backward_queries::smem_bytes)
     }
 
+    /// Of the pass over tiles of a bias.
+    pub(crate) fn dbias(self) -> PortableForm {
+        self.first(DBIAS, sm80::dbias::smem_bytes)
+    }
+
     fn first(self, table: &[Row], smem_bytes: SmemBytes) -> PortableForm {
         let Asked { dims, dropout, gpu } = self;
         let fits = |row: &&Row| {
@@ -147,7 +165,7 @@ impl Asked {
 #[cfg(test)]
 mod tests {
     use super::SmemBytes;
-    use crate::config::{Common, Config, DqKernel, ForwardKernel, KeysKernel, PortableForm};
+    use crate::config::{Common, Config, DbiasKernel, DqKernel, ForwardKernel, KeysKernel, PortableForm};
     use crate::{Gpu, Half, sm80, variants};
 
     /// The formula of a portable kernel, and what it is of.
@@ -161,6 +179,7 @@ mod tests {
                 (sm80::backward_keys::smem_bytes, common, form)
             }
             Config::Dq(DqKernel::Queries(common, form)) => (sm80::backward_queries::smem_bytes, common, form),
+            Config::Dbias(DbiasKernel { common, form, .. }) => (sm80::dbias::smem_bytes, common, form),
             _ => return None,
         })
     }

@@ -116,6 +116,20 @@ impl<'k> Thread<'k> {
         Val::new(self.0, Src::Reg(reg))
     }
 
+    /// The same from global memory that nobody writes during the launch.
+    #[track_caller]
+    pub fn load_constant_half(self, from: GlobalAddr<'k>) -> Val<'k, B32> {
+        let [reg] = self.load_registers::<1>(from.address(), Unit::Half, true);
+        Val::new(self.0, Src::Reg(reg))
+    }
+
+    /// 8 bits, zeros above them, from global memory that nobody writes during the launch.
+    #[track_caller]
+    pub fn load_constant_byte(self, from: GlobalAddr<'k>) -> Val<'k, B32> {
+        let [reg] = self.load_registers::<1>(from.address(), Unit::Byte, true);
+        Val::new(self.0, Src::Reg(reg))
+    }
+
     /// 4, 8 or 16 bytes.
     #[track_caller]
     pub fn store<T: Ty, const N: usize>(self, to: impl Place<'k>, values: [Val<'k, T>; N]) {

@@ -51,6 +51,8 @@ impl Address {
 /// What one register of an access holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unit {
+    /// 8 bits, in the low byte of a register.
+    Byte,
     /// 16 bits, in the low half of a register.
     Half,
     /// 32 bits.
@@ -59,16 +61,21 @@ pub(crate) enum Unit {
 
 fn kind(unit: Unit, count: usize) -> &'static str {
     match (unit, count) {
+        (Unit::Byte, 1) => "u8",
         (Unit::Half, 1) => "u16",
         (Unit::Word, 1) => "b32",
         (Unit::Word, 2) => "v2.b32",
         (Unit::Word, 4) => "v4.b32",
-        _ => panic!("memory is accessed by a half, a word, two words or four"),
+        _ => panic!("memory is accessed by a byte, a half, a word, two words or four"),
     }
 }
 
 fn bytes_of(unit: Unit, count: usize) -> usize {
-    if unit == Unit::Half { 2 } else { 4 * count }
+    match unit {
+        Unit::Byte => 1,
+        Unit::Half => 2,
+        Unit::Word => 4 * count,
+    }
 }
 
 /// `ld`.
@@ -106,7 +113,7 @@ impl Instruction for Load {
                 Space::Shared => machine.load_shared(lane, shared[lane], &mut read[..len])?,
                 Space::Global => machine.load_global(global[lane], &mut read[..len])?,
             }
-            // A half leaves zeros behind it.
+            // A byte and a half leave zeros behind them.
             for (value, word) in values[..self.dst.len()].iter_mut().zip(read.chunks_exact(4)) {
                 value[lane] = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
             }

@@ -18,6 +18,7 @@ pub(super) fn probes() -> Vec<Probe> {
         shared_words::<4>(),
         global_half(),
         shared_half(),
+        constant_bytes_and_halves(),
         reduction::<1>(),
         reduction::<2>(),
         reduction::<4>(),
@@ -93,6 +94,22 @@ fn global_half() -> Probe {
         let (low, high) = (t.load_half(io.input.plus(own)), t.load_half(io.input.plus(own).at(2)));
         t.store_half(io.output.plus(own), high);
         t.store_half(io.output.plus(own).at(2), low);
+    })
+}
+
+/// The first byte, the second, and the other half of each word add up to something else.
+fn constant_bytes_and_halves() -> Probe {
+    let sums = |input: &[u32]| -> Vec<u32> {
+        let sum = |word: &u32| 3 * (word & 0xFF) + 5 * (word >> 8 & 0xFF) + (word >> 16);
+        input.iter().map(sum).collect()
+    };
+    Plan::new("ld.global.nc of bytes and a half", THREADS).build(sums, |cta, io| {
+        let t = cta.threads();
+        let own = own_bytes(cta, 4).widen();
+        let from = io.input.plus(own);
+        let bytes = [0, 1].map(|i| t.load_constant_byte(from.at(i)).cast::<U32>());
+        let half = t.load_constant_half(from.at(2)).cast::<U32>();
+        t.store(io.output.plus(own), [bytes[0] * 3 + bytes[1] * 5 + half]);
     })
 }
 

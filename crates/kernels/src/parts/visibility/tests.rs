@@ -58,7 +58,7 @@ fn kernel(left: bool, right: bool) -> Kernel {
             queries: computed(problem.seqlen_q),
             keys: computed(problem.seqlen_k),
         };
-        let sight = Sight { t, visibility, shifts: [problem.row_shift, problem.column_shift] };
+        let sight = Sight { t, visibility, range: None, shifts: [problem.row_shift, problem.column_shift] };
         let to = cta.index().widen().mul_add(4 * WORDS as u64, to);
         write_tile(cta, &sight, GlobalAddr::new(to));
     })

@@ -35,10 +35,11 @@ use crate::parts::args::{DeviceTensor, DropoutVals, HeadRows, ProblemVals, kerne
 use crate::parts::copy::TileCopy;
 use crate::parts::cursor::Cursor;
 use crate::parts::epilogue::{stage_packed, store_rows};
+use crate::parts::overlays::{ByKeys, OverlayVals};
 use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
 use crate::parts::scores::ScoreStage;
 use crate::parts::softmax::scale_rows;
-use crate::parts::visibility::{BandVals, Sight};
+use crate::parts::visibility::{BandVals, SeenRange, Sight};
 use crate::parts::width::{Width, Widths};
 use crate::parts::work::Work;
 use crate::rows::head::QueryHeads;
@@ -80,13 +81,16 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm, sums: DqS
         let widths = Widths::declare(cta, &problem, common);
         let band = BandVals::declare(cta, common.scores.band);
         let dropout = common.scores.dropout.then(|| Dropout::new(cta.warps(), DropoutVals::declare(cta)));
+        let overlays = OverlayVals::declare(cta, common.scores.overlays, common.operands.layout);
         let smem = Smem::plan(cta, common, form, sums);
         let heads = problem.num_heads_k;
         let work = match &packed {
             None => Work::locate(cta, &problem, problem.key_tiles(form.rows()), heads, false),
             Some(packed) => Work::listed(cta, &problem, packed, cta.index(), heads),
         };
-        Keys { cta, common, form, sums, problem, widths, args, band, dropout, smem, work }.run();
+        let range = overlays.as_ref().and_then(|overlays| overlays.range(cta.threads(), work.sequence));
+        Keys { cta, common, form, sums, problem, widths, args, band, dropout, overlays, smem, work, range }
+            .run();
     })
 }
 
@@ -100,8 +104,11 @@ struct Keys<'a, 'k> {
     args: KeysVals<'k>,
     band: Option<BandVals<'k>>,
     dropout: Option<Dropout<'k>>,
+    overlays: Option<OverlayVals<'k>>,
     smem: Smem<'k>,
     work: Work<'k>,
+    /// The keys that some query may see, if not all.
+    range: Option<SeenRange<'k>>,
 }
 
 /// What a warp has at hand in every step.
@@ -119,6 +126,8 @@ struct Own<'a, 'k> {
     /// The first of its keys: of its tile, and of the thread.
     first_key: Val<'k, U32>,
     row: Val<'k, U32>,
+    /// For each 16 of its keys what is added to scores, if anything is.
+    overlays: Vec<Option<ByKeys<'k>>>,
 }
 
 impl<'k> Keys<'_, 'k> {
@@ -159,6 +168,7 @@ impl<'k> Keys<'_, 'k> {
             v: Operand { lanes: lanes_v, tile: own(self.smem.v, layout_v) },
             first_key,
             row,
+            overlays: (0..form.row_tiles).map(|i| self.overlays_of(|| first_key + row + 16 * i)).collect(),
         };
         let cleared = |columns: u32| -> Vec<Acc<'k>> {
             let acc: Vec<_> = (0..form.row_tiles).map(|_| warp.acc(columns)).collect();
@@ -206,11 +216,11 @@ impl<'k> Keys<'_, 'k> {
     }
 
     fn sight(&self) -> Sight<'k> {
-        Sight::new(self.cta.threads(), &self.problem, self.work.sequence, self.band)
+        Sight::new(self.cta.threads(), &self.problem, self.work.sequence, self.band).within(self.range)
     }
 
     fn stage(&self) -> ScoreStage<'k> {
-        ScoreStage::new(&self.problem, self.common.scores)
+        ScoreStage::new(self.cta.threads(), &self.problem, self.common.scores)
     }
 
     fn load_keys(&self, first_key: Val<'k, U32>) {
@@ -268,7 +278,7 @@ impl<'k> Keys<'_, 'k> {
         let flags = self.dropout.as_ref().map(|dropout| self.draw(dropout, own, m, head));
         let (s_depth, dp_depth) = (common.operands.dims().q, common.operands.dims().v);
         let s = self.product(own, own.k, q, s_depth);
-        s.iter().for_each(|s| self.stage().prepare(s));
+        self.prepare(own, &s, m, head);
         let dp = self.product(own, own.v, dout, dp_depth);
         self.probabilities(own, &s, &dp, slot.at(smem.rows_bytes(form.step)), flags.as_deref());
         self.hide(own, m, &s, &dp);

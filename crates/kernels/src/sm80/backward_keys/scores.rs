@@ -3,6 +3,7 @@ use super::{Keys, Own};
 use crate::parts::args::DropoutVals;
 use crate::parts::dropout::{DropSigns, Philox};
 use crate::parts::hiding::{SeeingColumns, first_column, hide};
+use crate::parts::overlays::{ByKeys, OverlayOf};
 use crate::parts::scores::score_gradient;
 use crate::parts::softmax::THREAD_ROWS;
 use crate::rows::statistics::{self, STAT_BYTES};
@@ -25,6 +26,23 @@ impl<'k> Dropout<'k> {
 pub(super) type Flags<'k> = Vec<[Val<'k, B32>; 2]>;
 
 impl<'k> Keys<'_, 'k> {
+    /// What is added to the scores of 16 keys, if anything is.
+    pub(super) fn overlays_of(&self, first_key: impl FnOnce() -> Val<'k, U32>) -> Option<ByKeys<'k>> {
+        let overlays = self.overlays.as_ref()?;
+        Some(ByKeys::new(self.cta.warps(), overlays, self.work.sequence, first_key()))
+    }
+
+    /// Products of the warp's keys and its part of a step of a head's queries become t, in place.
+    pub(super) fn prepare(&self, own: &Own<'_, 'k>, s: &[Acc<'k>], m: Val<'k, U32>, head: Val<'k, U32>) {
+        for (s, overlays) in s.iter().zip(&own.overlays) {
+            let read = overlays.as_ref().map(|overlays| {
+                let first = m * self.form.step - self.problem.row_shift + own.part * self.queries();
+                overlays.read(head, first, self.queries())
+            });
+            self.stage().prepare(s, read.as_ref().map(|read| read as &dyn OverlayOf<'k>));
+        }
+    }
+
     /// s becomes p, its sign bit saying what is dropped; dp becomes ds.
     pub(super) fn probabilities(
         &self,

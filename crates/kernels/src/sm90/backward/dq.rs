@@ -137,7 +137,14 @@ impl<'k> Block<'_, 'k> {
             let last_query = (step.get() + 1) * self.form.step - self.problem.row_shift - 1;
             self.sight().last_key_tile(last_query, self.form.keys)
         });
-        first.map_or(self.work.block, |first| first - self.work.block)
+        match (first, self.range) {
+            (Some(first), _) => first - self.work.block,
+            (None, Some(_)) => {
+                let first = self.sight().first_key_tile(self.form.keys);
+                first.map_or(self.work.block, |first| self.work.block - first)
+            }
+            (None, None) => self.work.block,
+        }
     }
 
     /// Where the lane's sums of a step are: its offset among those of 64 queries, and their address.

@@ -44,7 +44,8 @@ use crate::config::{BandKind, HopperCommon, HopperKeysForm};
 use crate::packed::PackedVals;
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
 use crate::parts::cursor::Cursor;
-use crate::parts::visibility::{BandVals, Sight};
+use crate::parts::overlays::OverlayVals;
+use crate::parts::visibility::{BandVals, SeenRange, Sight};
 use crate::parts::work::Work;
 use crate::rows::statistics::STAT_BYTES;
 use signflash_ptx::{
@@ -114,6 +115,7 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperKeysForm) -
         let args = KeysVals::declare(cta);
         let band = BandVals::declare(cta, common.scores.band);
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
+        let overlays = OverlayVals::declare(cta, common.scores.overlays, common.operands.layout);
         let smem = Smem::plan(cta, common, form);
         let (heads, downwards) = (problem.num_heads_k, adds_downwards(common, form));
         let work = match &packed {
@@ -128,7 +130,8 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperKeysForm) -
             }
         };
         cta.sync(); // barriers are initialised
-        let block = Block { cta, common, form, problem, args, band, dropout, smem, work };
+        let range = overlays.as_ref().and_then(|overlays| overlays.range(cta.threads(), work.sequence));
+        let block = Block { cta, common, form, problem, args, band, dropout, overlays, smem, work, range };
         let (wg, index) = (cta.warpgroups(), cta.warpgroups().index());
         wg.when(index.lt(MULTIPLIERS), |wg| {
             wg.grow_registers(form.registers);
@@ -228,8 +231,11 @@ struct Block<'a, 'k> {
     args: KeysVals<'k>,
     band: Option<BandVals<'k>>,
     dropout: Option<DropoutVals<'k>>,
+    overlays: Option<OverlayVals<'k>>,
     smem: Smem<'k>,
     work: Work<'k>,
+    /// The keys that some query may see, if not all.
+    range: Option<SeenRange<'k>>,
 }
 
 impl<'k> Block<'_, 'k> {
@@ -238,7 +244,7 @@ impl<'k> Block<'_, 'k> {
     }
 
     fn sight(&self) -> Sight<'k> {
-        Sight::new(self.cta.threads(), &self.problem, self.work.sequence, self.band)
+        Sight::new(self.cta.threads(), &self.problem, self.work.sequence, self.band).within(self.range)
     }
 
     fn cursor(&self) -> Cursor<'k> {

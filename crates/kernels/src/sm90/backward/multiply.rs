@@ -4,6 +4,7 @@ use super::results::KeyGradient;
 use super::scores::OfQueries;
 use super::{Block, FIRST_BARRIER, KEYS_READ, MULTIPLIERS, Queries, rows_bytes};
 use crate::parts::cursor::Cursor;
+use crate::parts::overlays::{ByKeys, OverlayOf};
 use crate::parts::product::pack;
 use crate::rows::statistics;
 use crate::sm90::forward::WG_ROWS;
@@ -37,6 +38,7 @@ pub(super) struct Keys<'a, 'k> {
     dv: Acc<'k>,
     p: Operand<'k>,
     ds: Operand<'k>,
+    overlays: Option<ByKeys<'k>>,
 }
 
 impl<'k> Block<'_, 'k> {
@@ -128,6 +130,7 @@ impl<'a, 'k> Keys<'a, 'k> {
             dv: wg.acc(dims.v),
             p: operand(t, form.step),
             ds: operand(t, form.step),
+            overlays: block.overlays_of(warp, || t.index() >> 7u32),
         };
         own.dk.clear();
         own.dv.clear();
@@ -164,6 +167,7 @@ impl<'a, 'k> Keys<'a, 'k> {
             dv,
             p,
             ds,
+            overlays,
             ..
         } = self;
         let (block, wg, own_wg_number) = (*block, *wg, *own_wg_number);
@@ -180,8 +184,9 @@ impl<'a, 'k> Keys<'a, 'k> {
         let (lse, delta) = (of_queries(0, few), of_queries(statistics::DELTA, few && !common.scores.dropout));
         let flags = flags.as_mut().map(|ring| ring.wait(warp));
         let own_flags = flags.as_ref().map(|stage| block.own_flags(warp, stage, own_wg_number));
+        let read = block.read(overlays.as_ref(), at);
         let s = scores.wait();
-        block.stage().prepare(s);
+        block.stage().prepare(s, read.as_ref().map(|read| read as &dyn OverlayOf<'k>));
         block.probabilities(s, &lse, own_flags);
         flags.into_iter().for_each(|stage| stage.release(warp));
         block.pass_turn(wg, *wg_number, turn);

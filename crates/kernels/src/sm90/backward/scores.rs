@@ -3,6 +3,7 @@ use super::{Block, FLAG_BYTES};
 use crate::parts::cursor::Cursor;
 use crate::parts::dropout::DropSigns;
 use crate::parts::hiding::{SeeingColumns, first_column, hide};
+use crate::parts::overlays::{ByKeys, QueriesRead};
 use crate::parts::scores::{ScoreStage, doubled_score_gradient};
 use crate::parts::softmax::THREAD_ROWS;
 use crate::rows::statistics;
@@ -36,7 +37,24 @@ impl<'k> OfQueries<'k> {
 impl<'k> Block<'_, 'k> {
     /// What becomes of scores.
     pub(super) fn stage(&self) -> ScoreStage<'k> {
-        ScoreStage::new(&self.problem, self.common.scores)
+        ScoreStage::new(self.cta.threads(), &self.problem, self.common.scores)
+    }
+
+    /// What is added to the scores of a warp's 16 keys, of those that a warpgroup of this number works on, if anything
+    /// is.
+    pub(super) fn overlays_of(
+        &self,
+        warp: Warp<'k>,
+        wg_number: impl FnOnce() -> Val<'k, U32>,
+    ) -> Option<ByKeys<'k>> {
+        let overlays = self.overlays.as_ref()?;
+        let first = self.first_key() + wg_number() * WG_ROWS + (warp.threads().index() >> 5u32 & 3) * 16;
+        Some(ByKeys::new(warp, overlays, self.work.sequence, first))
+    }
+
+    /// Starts to read what is added to a step's scores, if anything is.
+    pub(super) fn read(&self, overlays: Option<&ByKeys<'k>>, at: &Cursor<'k>) -> Option<QueriesRead<'k>> {
+        overlays.map(|overlays| overlays.read(self.head(at), self.first_row(at), self.form.step))
     }
 
     /// Where the lane's flags of the warp's 16 keys and of a step of queries are.

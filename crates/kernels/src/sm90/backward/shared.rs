@@ -23,6 +23,7 @@ use super::results::KeyGradient;
 use super::scores::OfQueries;
 use super::{Between, Block, FIRST_BARRIER, KEYS_READ, MULTIPLIERS, Queries, rows_bytes};
 use crate::parts::cursor::Cursor;
+use crate::parts::overlays::{ByKeys, OverlayOf};
 use crate::parts::product::pack;
 use crate::rows::statistics;
 use crate::sm90::out::stage_words;
@@ -171,6 +172,7 @@ struct Probs<'a, 'k> {
     queries: BulkRingConsumer<'k>,
     flags: Option<BulkRingConsumer<'k>>,
     to_p: BulkRingProducer<'k>,
+    overlays: Option<ByKeys<'k>>,
 }
 
 impl<'a, 'k> Probs<'a, 'k> {
@@ -181,6 +183,7 @@ impl<'a, 'k> Probs<'a, 'k> {
             queries,
             flags: smem.flags.map(|ring| ring.consumer(warp)),
             to_p: p.producer(warp.threads()),
+            overlays: partner.block.overlays_of(warp, || warp.threads().u32(0)),
             partner,
         }
     }
@@ -198,7 +201,7 @@ impl<'a, 'k> Probs<'a, 'k> {
     }
 
     fn step(&mut self, at: &Cursor<'k>) {
-        let Probs { partner, queries, flags, to_p } = self;
+        let Probs { partner, queries, flags, to_p, overlays } = self;
         let (block, wg) = (partner.block, partner.wg);
         let (warp, t, common) = (wg.warps(), wg.threads(), block.common);
         let stage = queries.wait(warp);
@@ -207,8 +210,9 @@ impl<'a, 'k> Probs<'a, 'k> {
         let lse = OfQueries::new(t, stats, block.form.step as usize / 8, true);
         let drawn = flags.as_mut().map(|ring| ring.wait(warp));
         let own_flags = drawn.as_ref().map(|stage| block.own_flags(warp, stage, t.u32(0)));
+        let read = block.read(overlays.as_ref(), at);
         let s = product.wait();
-        block.stage().prepare(s);
+        block.stage().prepare(s, read.as_ref().map(|read| read as &dyn OverlayOf<'k>));
         block.probabilities(s, &lse, own_flags);
         drawn.into_iter().for_each(|stage| stage.release(warp));
         block.hide(warp, t.u32(0), at, &[s]);

@@ -1,7 +1,9 @@
 //! What the chosen kernels do on a GPU: launches with their arguments. The interpreter and the driver run the same
 //! plan.
+mod dbias;
+
 use crate::arguments::{ScoreArgs, arguments, of_problem};
-use crate::call::{CallError, Task, TooManyBlocks, check_features};
+use crate::call::{CallError, Task, TooManyBlocks, check_features, check_workspace};
 use crate::choose::{BackwardChoice, ForwardChoice};
 use crate::config::{
     Common, Config, DqKernel, ForwardKernel, HopperForm, HopperKeysForm, KeysKernel, Layout,
@@ -13,7 +15,9 @@ use crate::gpu::Gpu;
 use crate::packed::PackedArgs;
 use crate::packed::lists::{Listed, Lists};
 use crate::packed::matrices::MatricesArgs;
+use crate::padding;
 use crate::parts::args::ProblemArgs;
+use crate::parts::overlays::OverlayArgs;
 use crate::parts::width::WidthArgs;
 use crate::rows::convert_dq::ConvertDqArgs;
 use crate::rows::delta::DeltaArgs;
@@ -25,6 +29,7 @@ use crate::sm80::probs::ProbsArgs;
 use crate::sm90;
 use crate::sm90::forward::WG_ROWS;
 use crate::tensor::DeviceTensor;
+use crate::workspace::list_bytes;
 use signflash_core::Problem;
 use signflash_ptx::Arg;
 
@@ -54,8 +59,11 @@ impl ForwardChoice<'_> {
     pub fn tasks(&self) -> Result<Vec<Task>, CallError> {
         let call = self.call;
         check_features(call.problem)?;
-        let mut plan = Plan::new(call.problem, self.gpu, call.seed_and_offset_ptr);
+        let ranges = call.workspace + list_bytes(call.problem);
+        let overlays = OverlayArgs::of(call.problem, &call.scores, ranges)?;
+        let mut plan = Plan::new(call.problem, self.gpu, call.seed_and_offset_ptr, overlays);
         plan.lists = Lists::new(call.problem, call.cu_seqlens, (call.workspace, 0))?;
+        plan.ranges_task(call.workspace)?;
         self.forward_task(&mut plan)?;
         if let Some((kernel, probs)) = self.probs {
             self.probs_task(&mut plan, kernel, probs)?;
@@ -145,8 +153,10 @@ impl BackwardChoice<'_> {
     pub fn tasks(&self) -> Result<Vec<Task>, CallError> {
         let call = self.call;
         check_features(call.problem)?;
-        let mut plan = Plan::new(call.problem, self.gpu, call.seed_and_offset_ptr);
+        let overlays = OverlayArgs::of(call.problem, &call.scores, call.workspace + self.workspace.ranges)?;
+        let mut plan = Plan::new(call.problem, self.gpu, call.seed_and_offset_ptr, overlays);
         plan.lists = Lists::new(call.problem, call.cu_seqlens, (call.workspace, self.workspace.lists))?;
+        plan.ranges_task(call.workspace)?;
         self.delta_task(&mut plan)?;
         let (first, bytes) = (self.workspace.dq_sums, self.workspace.bytes);
         if matches!(self.dq, DqKernel::FromSums(..)) && bytes > first {
@@ -154,6 +164,7 @@ impl BackwardChoice<'_> {
         }
         self.keys_task(&mut plan)?;
         self.dq_task(&mut plan)?;
+        self.dbias_task(&mut plan)?;
         plan.finish()
     }
 
@@ -253,9 +264,20 @@ impl BackwardChoice<'_> {
 }
 
 impl<'a> Plan<'a> {
-    fn new(problem: &'a Problem, gpu: Gpu, seed_and_offset_ptr: u64) -> Self {
-        let (args, scores) = (of_problem(problem), ScoreArgs::of(problem, seed_and_offset_ptr));
+    fn new(problem: &'a Problem, gpu: Gpu, seed_and_offset_ptr: u64, overlays: OverlayArgs) -> Self {
+        let (args, scores) = (of_problem(problem), ScoreArgs::of(problem, seed_and_offset_ptr, overlays));
         Plan { problem, gpu, args, scores, lists: None, tasks: vec![] }
+    }
+
+    /// Finds the keys that a mask leaves, if it is the same for all queries. The address is that of the workspace.
+    fn ranges_task(&mut self, workspace: u64) -> Result<(), CallError> {
+        let OverlayArgs { mask, padding, .. } = self.scores.overlays;
+        let (Some(shape), Some(mask), Some(padding)) = (self.problem.mask(), mask, padding) else {
+            return Ok(());
+        };
+        check_workspace(workspace)?;
+        let (blocks, args) = padding::launch(shape, mask.mask, padding.ranges);
+        self.push(Config::Padding, blocks, args)
     }
 
     /// A kernel whose blocks own so many queries each.

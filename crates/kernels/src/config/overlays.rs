@@ -1,0 +1,88 @@
+//! What kernels depend on of the tensors that are added to scores.
+use std::fmt;
+
+/// The tensors that are added to scores, as far as there are any.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Overlays {
+    /// A bias.
+    pub bias: Option<OverlayKind>,
+    /// A mask of bytes: -inf is added where it is 0.
+    pub mask: Option<OverlayKind>,
+    /// Whether it is known of each sequence which of its keys the mask leaves: the first of them and the last.
+    pub padding: bool,
+}
+
+/// How a kernel reads a tensor that has a number for each query and key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OverlayKind {
+    /// What it consists of.
+    pub numbers: Numbers,
+    /// Whether the numbers of all queries are the same.
+    pub per_key: bool,
+    /// Whether the numbers of two neighbouring keys are read at once.
+    pub pairs: bool,
+}
+
+/// Formats of such numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Numbers {
+    F32,
+    F16,
+    Bf16,
+    /// Of a mask.
+    Bytes,
+}
+
+impl Overlays {
+    /// Whether there is none.
+    pub fn is_none(&self) -> bool {
+        self.bias.is_none() && self.mask.is_none()
+    }
+
+    /// The same for kernels whose accumulators' rows are keys.
+    pub(crate) fn by_keys(self) -> Self {
+        let by_keys = |kind: OverlayKind| OverlayKind { pairs: kind.is_transposed(), ..kind };
+        Overlays { bias: self.bias.map(by_keys), mask: self.mask.map(by_keys), ..self }
+    }
+}
+
+impl OverlayKind {
+    /// Whether two keys are read at once where accumulators' rows are keys: then their numbers are transposed between
+    /// lanes, which needs numbers of up to 16 bits.
+    pub(crate) fn is_transposed(self) -> bool {
+        self.pairs && !self.per_key && self.numbers != Numbers::F32
+    }
+}
+
+impl Numbers {
+    /// Bytes of one.
+    pub(crate) fn bytes(self) -> u32 {
+        match self {
+            Numbers::F32 => 4,
+            Numbers::F16 | Numbers::Bf16 => 2,
+            Numbers::Bytes => 1,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Numbers::F32 => "_f32",
+            Numbers::F16 => "_f16",
+            Numbers::Bf16 => "_bf16",
+            Numbers::Bytes => "",
+        }
+    }
+}
+
+impl fmt::Display for Overlays {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, kind) in [("bias", self.bias), ("mask", self.mask)] {
+            if let Some(OverlayKind { numbers, per_key, pairs }) = kind {
+                let (key, two) = (if per_key { "key" } else { "" }, if pairs { "x2" } else { "" });
+                write!(f, "_{key}{name}{}{two}", numbers.name())?;
+            }
+        }
+        f.write_str(if self.padding { "_padded" } else { "" })
+    }
+}

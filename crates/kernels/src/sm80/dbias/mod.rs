@@ -1,0 +1,264 @@
+//! The gradient of a bias: blocks own tiles of it and walk over the heads of the sequences that share it.
+//!
+//! ```text
+//! q, dout, k, v -> ring             a tile of queries and one of keys of a head; the next one's ahead of the products
+//! every warp, every step:
+//!   s = q k^T    dp = dout v^T    p = exp2(s - lse), its sign bit: dropped
+//!   dbias += |p| * (dp where kept - delta)
+//! ```
+//! s and dp are computed once more, so that dbias is summed up in registers, in one order, whatever is shared: between
+//! sequences, between heads, and if all queries have the same bias between tiles of queries, too.
+//!
+//! Grid: tiles of keys x tiles of queries x heads x batches of the bias, along x. Block: 32 * warps threads.
+mod results;
+mod walk;
+
+use crate::config::{Common, DbiasKernel, HeadDims, PortableForm};
+use crate::packed::matrices::MatricesVals;
+use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, ScoreTensor, kernel_args};
+use crate::parts::dropout::{DropSigns, Philox};
+use crate::parts::hiding::{SeenKeys, first_column, hide_keys};
+use crate::parts::overlays::{ByQueries, OverlayOf, OverlayVals};
+use crate::parts::product::{Lanes, Operand, mma_abt};
+use crate::parts::scores::{ScoreStage, score_gradient};
+use crate::parts::softmax::THREAD_ROWS;
+use crate::parts::visibility::BandVals;
+use crate::parts::width::Widths;
+use crate::rows::head::QueryHeads;
+use crate::rows::statistics::StatRows;
+use signflash_ptx::{
+    Acc, B32, Builder, CopyRing, Cta, F32, Kernel, LaunchBounds, SmemAddr, TileLayout, U32, Val,
+};
+use std::array::from_fn;
+use walk::{At, Own, Walk};
+
+kernel_args! {
+    /// Arguments of the pass over tiles of a bias.
+    DbiasArgs / DbiasVals {
+        /// Queries.
+        q: DeviceTensor,
+        /// Keys.
+        k: DeviceTensor,
+        /// Values.
+        v: DeviceTensor,
+        /// Gradient of the output.
+        dout: DeviceTensor,
+        /// Of `rows/statistics.rs`.
+        stats: u64,
+        /// Written.
+        dbias: ScoreTensor,
+        /// Sequences.
+        sequence_count: u32,
+        /// Of the bias: 1, or as many as there are sequences.
+        bias_batches: u32,
+        /// Of the bias: 1, or as many as there are heads.
+        bias_heads: u32,
+        /// What delta is multiplied by, so that it is divided by the keep scale.
+        delta_scale: f32,
+    }
+}
+
+/// Bytes of shared memory that a block of a form asks for, at most.
+pub(crate) fn smem_bytes(dims: HeadDims, form: &PortableForm) -> u32 {
+    form.slots * 2 * dims.sum() * (form.rows() + form.step) + 4 * form.warps * form.step
+}
+
+/// The kernel of a configuration.
+pub(crate) fn kernel(name: &str, DbiasKernel { common, form, pairs }: &DbiasKernel) -> Kernel {
+    let bounds = LaunchBounds { block_threads: form.threads(), min_blocks_per_sm: form.blocks_per_sm };
+    Builder::build(name, bounds, |cta| {
+        let problem = ProblemVals::declare(cta);
+        let packed = common.operands.layout.is_packed().then(|| MatricesVals::declare(cta));
+        let args = DbiasVals::declare(cta);
+        let widths = Widths::declare(cta, &problem, common);
+        let band = BandVals::declare(cta, common.scores.band);
+        let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
+        let overlays = OverlayVals::declare(cta, common.scores.overlays, common.operands.layout);
+        let overlays = overlays.expect("a bias");
+        let slot = 2 * common.operands.dims().sum() * (form.rows() + form.step);
+        let ring = cta.copy_ring("tiles", form.slots, slot);
+        let own = Own::locate(cta, common, form, &problem, &args);
+        let block =
+            Block { cta, common, form, problem, widths, packed, args, band, dropout, overlays, ring, own };
+        block.run(*pairs);
+    })
+}
+
+struct Block<'a, 'k> {
+    cta: Cta<'k>,
+    common: &'a Common,
+    form: &'a PortableForm,
+    problem: ProblemVals<'k>,
+    widths: Widths<'k>,
+    packed: Option<MatricesVals<'k>>,
+    args: DbiasVals<'k>,
+    band: Option<BandVals<'k>>,
+    dropout: Option<DropoutVals<'k>>,
+    overlays: OverlayVals<'k>,
+    /// `form.rows()` rows of q, `form.step` rows of k, as many rows of dout and of v.
+    ring: CopyRing<'k>,
+    own: Own<'k>,
+}
+
+/// What a warp has at hand in every step.
+struct WarpTools<'k> {
+    /// Its ways to read q and k, and dout and v, if these have other columns.
+    lanes: Lanes<'k>,
+    lanes_v: Option<Lanes<'k>>,
+    /// The first of its rows, in its block's tile.
+    row: Val<'k, U32>,
+    dropout: Option<(Philox<'k>, DropSigns<'k>)>,
+}
+
+/// Where a step's tiles are in shared memory.
+struct Tiles<'k> {
+    q: SmemAddr<'k>,
+    dout: SmemAddr<'k>,
+    k: SmemAddr<'k>,
+    v: SmemAddr<'k>,
+}
+
+impl<'k> Block<'_, 'k> {
+    fn run(&self, pairs: bool) {
+        let (cta, form) = (self.cta, self.form);
+        let (warp, t) = (cta.warps(), cta.threads());
+        let ahead = Walk::new(self);
+        self.fill(&ahead);
+        let tools = WarpTools {
+            lanes: Lanes::new(warp, self.widths.q.layout()),
+            lanes_v: self.common.operands.head_dim_v.map(|_| Lanes::new(warp, self.widths.v.layout())),
+            row: warp.index() * (16 * form.row_tiles),
+            dropout: self.dropout.as_ref().map(|args| (Philox::new(warp, args), DropSigns::new(t, args))),
+        };
+        let sums: Vec<Acc<'k>> = (0..form.row_tiles).map(|_| warp.acc(form.step)).collect();
+        sums.iter().for_each(Acc::clear);
+        let now = Walk::new(self);
+        cta.while_(
+            || now.more(self),
+            |cta| {
+                let slot = self.ring.take(cta);
+                ahead.advance(self);
+                if form.slots > 1 {
+                    self.fill(&ahead);
+                }
+                let at = now.at(self);
+                cta.when(at.seen, |_| self.step(&tools, slot.address(), &at, &sums));
+                slot.release();
+                if form.slots == 1 {
+                    cta.sync();
+                    self.fill(&ahead);
+                }
+                now.advance(self);
+            },
+        );
+        self.ring.take(cta).release(); // the last fill: of nothing
+        self.write(&tools, &sums, pairs);
+    }
+
+    fn tiles(&self, slot: SmemAddr<'k>) -> Tiles<'k> {
+        let (of_q, of_v, form) = (self.widths.q.layout(), self.widths.v.layout(), self.form);
+        let k = slot.at(of_q.bytes(form.rows()));
+        let dout = k.at(of_q.bytes(form.step));
+        Tiles { q: slot, k, dout, v: dout.at(of_v.bytes(form.rows())) }
+    }
+
+    /// Starts to bring a step's tiles, if there is one and anything of it is seen.
+    fn fill(&self, walk: &Walk<'k>) {
+        let Block { cta, args, form, .. } = self;
+        let slot = self.ring.next_fill();
+        self.ring.fill(*cta, || {
+            cta.when(walk.more(self), |cta| {
+                let at = walk.at(self);
+                cta.when(at.seen, |cta| {
+                    let t = cta.threads();
+                    let [copy, copy_v] = self.widths.copies(t, t.index(), form.threads());
+                    let (Tiles { q, dout, k, v }, Widths { q: of_q, v: of_v }) =
+                        (self.tiles(slot), self.widths);
+                    let (seqlen_q, seqlen_k) = (at.sequence.seqlen_q, at.sequence.seqlen_k);
+                    for (to, tensor, copy, width) in
+                        [(q, args.q, copy, of_q), (dout, args.dout, copy_v, of_v)]
+                    {
+                        let rows = tensor.head(at.sequence.queries(), at.head);
+                        copy.load(to, width.tile(rows, at.first_row, seqlen_q), form.rows());
+                    }
+                    for (to, tensor, copy, width) in [(k, args.k, copy, of_q), (v, args.v, copy_v, of_v)] {
+                        let rows = tensor.head(at.sequence.keys(), at.head / self.problem.group_size);
+                        copy.load(to, width.tile(rows, self.own.first_key, seqlen_k), form.step);
+                    }
+                });
+            });
+        });
+    }
+
+    fn step(&self, tools: &WarpTools<'k>, slot: SmemAddr<'k>, at: &At<'k>, sums: &[Acc<'k>]) {
+        let Tiles { q, dout, k, v } = self.tiles(slot);
+        let dims = self.common.operands.dims();
+        let lanes_v = tools.lanes_v.as_ref().unwrap_or(&tools.lanes);
+        let own = |tile: SmemAddr<'k>, layout: TileLayout| tile.plus(tools.row * layout.row_bytes());
+        let s = self.product(&tools.lanes, [own(q, self.widths.q.layout()), k], dims.q);
+        let dp = self.product(lanes_v, [own(dout, self.widths.v.layout()), v], dims.v);
+        for (i, (s, dp)) in (0..).zip(s.iter().zip(&dp)) {
+            self.gradients(tools, at, i, s, dp);
+            for (group, register) in (0..dp.groups()).flat_map(|group| (0..4).map(move |r| (group, r))) {
+                let sum = sums[i as usize].at(group, register);
+                sum.set(sum.get() + dp.at(group, register).get());
+            }
+        }
+    }
+
+    /// rows * columns^T.
+    fn product(&self, lanes: &Lanes<'k>, [rows, columns]: [SmemAddr<'k>; 2], depth: u32) -> Vec<Acc<'k>> {
+        let (warp, half) = (self.cta.warps(), self.common.operands.half);
+        let mut acc: Vec<Acc<'k>> = (0..self.form.row_tiles).map(|_| warp.acc(self.form.step)).collect();
+        acc.iter().for_each(Acc::clear);
+        let operand = |tile| Operand { lanes, tile };
+        let a = |i: usize, k16: u32| operand(rows).a(warp, 16 * i as u32, k16);
+        mma_abt(warp, &mut acc, depth, half, a, operand(columns));
+        acc
+    }
+
+    /// dp becomes the gradient of scores, for 16 rows.
+    fn gradients(&self, tools: &WarpTools<'k>, at: &At<'k>, i: u32, s: &Acc<'k>, dp: &Acc<'k>) {
+        let (warp, t) = (self.cta.warps(), self.cta.threads());
+        let in_tile = |h: usize| tools.row + (t.lane() >> 2) + (16 * i + 8 * h as u32);
+        let rows: [_; THREAD_ROWS] = from_fn(|h| at.first_row + in_tile(h));
+        let overlays = ByQueries::new(warp, &self.overlays, (at.sequence, at.head), rows);
+        let read = overlays.read(self.own.first_key, self.form.step);
+        let stage = ScoreStage::new(t, &self.problem, self.common.scores);
+        stage.prepare(s, Some(&read as &dyn OverlayOf<'k>));
+        let stats = StatRows::of(QueryHeads::of(&self.problem, at.sequence).nth(at.head));
+        let stats: [_; THREAD_ROWS] = from_fn(|h| {
+            let [lse, delta] = stats.load(t, self.args.stats, at.tile * self.form.rows() + in_tile(h));
+            [lse, delta * self.args.delta_scale]
+        });
+        for block in 0..s.groups().div_ceil(4) {
+            let flags = self.flags(tools, at, i, block as u32);
+            for (group, register) in (0..4).flat_map(|group| (0..4).map(move |r| (4 * block + group, r))) {
+                let [negative_lse, delta] = stats[register / 2];
+                let p = stage.weight(s.at(group, register).get(), negative_lse);
+                let p = flags.map_or(p, |flags| DropSigns::sign(p, flags[group % 4], register as u32));
+                score_gradient(&dp.at(group, register), p, delta, flags.is_some());
+            }
+        }
+        self.cta.when(at.is_edge, |cta| {
+            let t = cta.threads();
+            let seen = rows.map(|row| SeenKeys::of(&at.sight, row));
+            hide_keys(dp, &seen, self.own.first_key + first_column(t), 0.0);
+        });
+    }
+
+    /// The flags of 16 rows and 32 columns, if anything is dropped.
+    fn flags(&self, tools: &WarpTools<'k>, at: &At<'k>, i: u32, block: u32) -> Option<[Val<'k, B32>; 4]> {
+        assert!(self.form.step.is_multiple_of(32), "random words come for 32 columns at once");
+        let (args, (philox, signs)) = self.dropout.as_ref().zip(tools.dropout.as_ref())?;
+        let stream = philox.stream(self.cta.threads(), at.sequence, at.head);
+        let row16 = args.first_row16 + ((at.first_row + tools.row + self.problem.row_shift) >> 4u32) + i;
+        let column32 = args.first_column32 + self.own.key_tile * (self.form.step / 32) + block;
+        Some(stream.block(row16, column32).map(|word| signs.dropped(word)))
+    }
+
+    /// What sums are multiplied by.
+    fn factor(&self) -> Val<'k, F32> {
+        self.dropout.as_ref().map_or(self.cta.threads().f32(1.0), |args| args.keep_scale)
+    }
+}

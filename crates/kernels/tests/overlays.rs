@@ -1,0 +1,102 @@
+//! Biases and masks: of every kind, in every pass, on kernels of both generations, beside the oracle; by themselves, and
+//! with whatever else hides or drops.
+
+use signflash_core::suite::{Case, Extent, Implementation, RunError, run_case};
+use signflash_core::{Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem};
+use signflash_kernels::{Gpu, Interpreted};
+
+use Extent::{Each, One};
+
+/// The interpreter, for every case.
+struct On(Interpreted);
+
+impl Implementation for On {
+    fn name(&self) -> String {
+        format!("{:?}", self.0)
+    }
+
+    fn spreads_non_finite(&self) -> bool {
+        true
+    }
+
+    fn has_deterministic_backward(&self) -> bool {
+        self.0.deterministic
+    }
+
+    fn largest_lse_of_p(&self) -> Option<f64> {
+        Some(1_048_576.0)
+    }
+
+    fn forward<T: Element>(
+        &self,
+        problem: &Problem,
+        inputs: &Inputs<'_, T>,
+        outputs: &mut Outputs<'_, T>,
+    ) -> Result<(), RunError> {
+        Ok(self.0.forward(problem, inputs, outputs)?)
+    }
+
+    fn backward<T: Element>(
+        &self,
+        problem: &Problem,
+        inputs: &GradInputs<'_, T>,
+        gradients: &mut Gradients<'_, T>,
+    ) -> Result<(), RunError> {
+        Ok(self.0.backward(problem, inputs, gradients)?)
+    }
+}
+
+/// Runs a case in Hopper's own kernels, and in portable ones.
+fn check(name: &str, case: Case) {
+    let settings = [(Gpu::HOPPER, false), (Gpu::HOPPER, true), (Gpu::SMALL, true)];
+    for (seed, (gpu, deterministic)) in (0..).zip(settings) {
+        let report = run_case(name, &case, &On(Interpreted { gpu, seed, deterministic }));
+        assert_eq!((report.ran, report.failures.len()), (1, 0), "{report}");
+    }
+}
+
+fn case(seqlen_q: usize, seqlen_k: usize) -> Case {
+    Case::new(seqlen_q, seqlen_k).heads(2, 1).dtypes(&[Dtype::Bf16])
+}
+
+#[test]
+fn a_mask_for_each_query() {
+    check("mask", case(70, 98).mask([One, Each, Each]));
+}
+
+#[test]
+fn a_mask_of_an_odd_number_of_keys() {
+    check("odd mask", case(33, 131).mask([Each, One, Each]).dropout(0.2));
+}
+
+#[test]
+fn padding() {
+    check("padding", case(70, 200).mask([Each, One, One]).dropout(0.2));
+}
+
+#[test]
+fn causal_padding() {
+    check("causal padding", case(140, 140).mask([Each, One, One]).causal());
+}
+
+#[test]
+fn a_bias_for_each_query() {
+    check("bias", case(70, 98).bias(Dtype::Bf16, [One, Each, Each]));
+}
+
+#[test]
+fn a_bias_of_f32_for_all_heads_and_batches() {
+    check("f32 bias", case(70, 131).batch(2).bias(Dtype::F32, [One, One, Each]).dropout(0.2).dlse());
+}
+
+#[test]
+fn a_bias_for_all_queries() {
+    check("key bias", case(140, 70).batch(2).bias(Dtype::F16, [Each, One, One]).causal().dropout(0.2));
+}
+
+#[test]
+fn packed_sequences_with_a_bias_and_a_mask() {
+    let case = case(0, 0).packed(&[70, 0, 131], &[64, 5, 140]).dropout(0.2);
+    check("packed", case.clone().bias(Dtype::Bf16, [One, Each, Each]).mask([Each, One, One]));
+    check("packed, a bias for all queries", case.causal().bias(Dtype::F32, [One, One, One]));
+}
