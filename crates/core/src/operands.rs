@@ -4,7 +4,7 @@ use crate::Element;
 use crate::description::Description;
 use crate::error::{ProblemError, TensorName};
 use crate::problem::Problem;
-use crate::scores::{BiasMut, ScoreInputs, check_dsinks};
+use crate::scores::{BiasMut, ScoreInputs, check_gradients};
 use crate::tensor::{TensorMut, TensorRef};
 
 /// What the forward reads: q (batch, seqlen_q, num_heads, head_dim), k (batch, seqlen_k, num_heads_k, head_dim), v
@@ -242,8 +242,7 @@ impl<T: Element> Gradients<'_, T> {
         check_write(TensorName::Dq, &self.dq, shape.q())?;
         check_write(TensorName::Dk, &self.dk, shape.k())?;
         check_write(TensorName::Dv, &self.dv, shape.v())?;
-        self.dbias.as_ref().map_or(Ok(()), |dbias| dbias.check(problem))?;
-        check_dsinks(problem, self.dsinks.as_deref())
+        check_gradients(problem, self.dbias.as_ref(), self.dsinks.as_deref())
     }
 }
 

@@ -1,8 +1,8 @@
 //! The operands of scores besides q and k, judged by name against the problem that declares them.
 
+use super::ScoreDescription;
 use crate::description::Description;
 use crate::error::{ProblemError, TensorName};
-use crate::operands::check_read;
 use crate::problem::Problem;
 use crate::tensor::{TensorMut, TensorRef};
 use crate::{Dtype, Element};
@@ -132,13 +132,10 @@ impl BiasMut<'_> {
         of_bias!(BiasMut, self, x => *x.at_mut(index) = Element::from_f32(number));
     }
 
-    pub(crate) fn check(&self, problem: &Problem) -> Result<(), ProblemError> {
+    fn description(&self) -> (Description, usize) {
         let [shape, strides] = self.layout();
-        let description = Description { tensor: TensorName::Dbias, shape, strides };
-        let expected = declared(problem.bias(), TensorName::Dbias)?;
-        check_dtype(TensorName::Dbias, expected.dtype, self.dtype())?;
-        description.check_any_strides(expected.shape, of_bias!(BiasMut, self, x => x.data.len()))?;
-        description.check_no_overlap()
+        let storage = of_bias!(BiasMut, self, x => x.data.len());
+        (Description { tensor: TensorName::Dbias, shape, strides }, storage)
     }
 }
 
@@ -163,66 +160,38 @@ impl<'a> ScoreInputs<'a> {
         Self { sinks: sinks.into(), ..self }
     }
 
-    /// Judges that these are what the problem declares.
+    /// Judges that these are what the problem declares, and that their storage holds them.
     ///
     /// # Errors
     /// The first [`ProblemError`], naming the tensor.
     pub(crate) fn check(&self, problem: &Problem) -> Result<(), ProblemError> {
-        let given = |tensor, declared: bool, given: bool| match (declared, given) {
-            (true, false) => Err(ProblemError::ScoreMissing { tensor }),
-            (false, true) => Err(ProblemError::ScoreUndeclared { tensor }),
-            _ => Ok(()),
+        let of = |tensor, shape, strides| Description { tensor, shape, strides };
+        let slopes =
+            self.alibi_slopes.map(|x| (of(TensorName::AlibiSlopes, x.shape, x.strides), x.data.len()));
+        let mask = self.mask.map(|x| (of(TensorName::Mask, x.shape, x.strides), x.data.len()));
+        let bias = self.bias.as_ref().map(BiasRef::description);
+        let given = ScoreDescription {
+            alibi_slopes: slopes.map(|(slopes, _)| slopes),
+            bias: self.bias.map(|bias| (bias.dtype(), bias.description().0)),
+            mask: mask.map(|(mask, _)| mask),
+            sinks: self.sinks.map(<[f32]>::len),
         };
-        given(TensorName::AlibiSlopes, problem.alibi().is_some(), self.alibi_slopes.is_some())?;
-        given(TensorName::Bias, problem.bias().is_some(), self.bias.is_some())?;
-        given(TensorName::Mask, problem.mask().is_some(), self.mask.is_some())?;
-        given(TensorName::Sinks, problem.sinks(), self.sinks.is_some())?;
-        if let Some(slopes) = &self.alibi_slopes {
-            check_read(TensorName::AlibiSlopes, slopes, problem.shape_of(TensorName::AlibiSlopes))?;
-        }
-        if let Some(sinks) = self.sinks {
-            check_sinks(TensorName::Sinks, problem, sinks.len())?;
-        }
-        if let (Some(bias), Some(declared)) = (&self.bias, problem.bias()) {
-            check_dtype(TensorName::Bias, declared.dtype, bias.dtype())?;
-            let (description, storage) = bias.description();
-            description.check_any_strides(declared.shape, storage)?;
-        }
-        if let (Some(mask), Some(declared)) = (&self.mask, problem.mask()) {
-            let description =
-                Description { tensor: TensorName::Mask, shape: mask.shape, strides: mask.strides };
-            description.check_any_strides(declared, mask.data.len())?;
-        }
-        Ok(())
+        given.check(problem)?;
+        [slopes, bias, mask]
+            .into_iter()
+            .flatten()
+            .try_for_each(|(tensor, storage)| tensor.check_storage(storage))
     }
 }
 
-/// Judges dsinks, if it is asked for.
-pub(crate) fn check_dsinks(problem: &Problem, dsinks: Option<&[f32]>) -> Result<(), ProblemError> {
-    let Some(dsinks) = dsinks else { return Ok(()) };
-    if !problem.sinks() {
-        return Err(ProblemError::ScoreUndeclared { tensor: TensorName::Dsinks });
-    }
-    check_sinks(TensorName::Dsinks, problem, dsinks.len())
-}
-
-fn declared<T>(declared: Option<T>, tensor: TensorName) -> Result<T, ProblemError> {
-    declared.ok_or(ProblemError::ScoreUndeclared { tensor })
-}
-
-fn check_dtype(tensor: TensorName, expected: Dtype, got: Dtype) -> Result<(), ProblemError> {
-    if got == expected { Ok(()) } else { Err(ProblemError::ScoreDtype { tensor, expected, got }) }
-}
-
-fn check_sinks(tensor: TensorName, problem: &Problem, len: usize) -> Result<(), ProblemError> {
-    let expected = problem.shape().num_heads;
-    if len == expected {
-        return Ok(());
-    }
-    Err(ProblemError::Shape {
-        tensor,
-        expected: vec![expected],
-        got: vec![len],
-        meaning: "(num_heads), dense",
-    })
+/// Judges dbias and dsinks, if they are asked for.
+pub(crate) fn check_gradients(
+    problem: &Problem,
+    dbias: Option<&BiasMut<'_>>,
+    dsinks: Option<&[f32]>,
+) -> Result<(), ProblemError> {
+    let described = dbias.map(|dbias| (dbias.dtype(), dbias.description()));
+    let dsinks = dsinks.map(<[f32]>::len);
+    ScoreDescription::check_gradients(problem, described.map(|(dtype, (dbias, _))| (dtype, dbias)), dsinks)?;
+    described.map_or(Ok(()), |(_, (dbias, storage))| dbias.check_storage(storage))
 }

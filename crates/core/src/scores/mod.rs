@@ -1,14 +1,16 @@
 //! What becomes of a product `<q, k>`: the one place that knows.
 
 mod declared;
+mod described;
 mod features;
 mod inputs;
 
 use crate::problem::Problem;
 pub use declared::{Bias, Slopes};
 pub(crate) use declared::{Scores, place_of_piece};
+pub use described::ScoreDescription;
 pub use features::Feature;
-pub(crate) use inputs::check_dsinks;
+pub(crate) use inputs::check_gradients;
 pub use inputs::{BiasMut, BiasRef, ScoreInputs};
 
 /// A score and its slope.
