@@ -1,6 +1,6 @@
 //! What both passes know of a call, and how the rows of a sequence are cut into tiles.
 
-use crate::score_stage::ScoreStage;
+use crate::score_stage::{ScoreOperands, ScoreStage};
 use crate::sequence::{Sequence, Sequences};
 use crate::tile::Tile;
 use signflash_core::dropout::BLOCK_ROWS;
@@ -17,18 +17,26 @@ pub(crate) struct Call<'a> {
     pub(crate) sequences: Sequences<'a>,
     pub(crate) rule: Option<KeepRule>,
     pub(crate) stage: ScoreStage,
+    pub(crate) operands: ScoreOperands<'a>,
     pub(crate) keep_scale: f64,
     /// The inputs hold an infinity or a NaN: weights of zero must be kept away from them.
     pub(crate) careful: bool,
 }
 
 impl<'a> Call<'a> {
-    pub(crate) fn new(problem: &'a Problem, sequences: Sequences<'a>, careful: bool) -> Self {
+    /// `operands` were checked against the problem.
+    pub(crate) fn new(
+        problem: &'a Problem,
+        sequences: Sequences<'a>,
+        operands: ScoreOperands<'a>,
+        careful: bool,
+    ) -> Self {
         Self {
             problem,
             sequences,
             rule: problem.keep_rule(),
             stage: ScoreStage::of(problem),
+            operands,
             keep_scale: problem.keep_scale(),
             careful,
         }
@@ -39,9 +47,18 @@ impl<'a> Call<'a> {
         sequence.place.lse(self.problem.shape(), 0, head)
     }
 
+    /// What every row of a head has besides its scores, if there is a sink.
+    pub(crate) fn sink(&self, sequence: &Sequence, head: usize) -> Option<f64> {
+        // Rows behind the last packed sequence are nobody's.
+        self.operands
+            .sinks
+            .filter(|_| !self.problem.is_left_over(&sequence.place))
+            .map(|sinks| sinks[head].into())
+    }
+
     /// How many rows of a Philox block lie before row 0. Tiles begin at such a block, so the first one may begin with
     /// rows that do not exist.
-    fn row_phase(&self) -> usize {
+    pub(crate) fn row_phase(&self) -> usize {
         self.rule.map_or(0, |rule| rule.first_row() % BLOCK_ROWS)
     }
 

@@ -1,18 +1,22 @@
 //! The public face of the CPU kernels.
 
 use crate::backward::{Backward, TILE_ROWS};
-use crate::call::{BLOCK_KEYS, Call};
+use crate::call::Call;
+use crate::division::{chunk_keys, forward_tile_rows, sum_of_sequences};
 use crate::entry::kernels;
-use crate::finite::{all_finite, finite_where_seen};
+use crate::finite::{all_finite, finite_where_seen, has_nan_rows};
 use crate::forward::{Forward, Scores};
 use crate::isa::{Isa, IsaError};
 use crate::order::Order;
-use crate::passes::{Workers, references, run_backward, run_forward};
-use crate::raw::{RawGradInputs, RawGradients, RawInputs, RawOutputs, RawTensor};
+use crate::passes::{Workers, references, run_backward, run_bias, run_forward};
+use crate::raw::{RawBias, RawGradInputs, RawGradients, RawInputs, RawOutputs, RawTensor, of_bias};
 use crate::references::is_large;
-use crate::sequence::{Sequence, Sequences};
+use crate::score_stage::{ScoreOperands, TableMut};
+use crate::sinks::run_sinks;
 use crate::view::{FloatsMut, View, ViewMut};
-use signflash_core::{Element, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError, Shape};
+use signflash_core::{
+    Element, Feature, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError, Shape,
+};
 
 /// Attention on this machine's CPU.
 ///
@@ -49,6 +53,28 @@ impl Default for CpuEngine {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// What a backward reads.
+#[derive(Clone, Copy)]
+struct Read<'a> {
+    q: View<'a>,
+    k: View<'a>,
+    v: View<'a>,
+    out: View<'a>,
+    dout: View<'a>,
+    operands: ScoreOperands<'a>,
+    lse: &'a [f32],
+    dlse: Option<&'a [f32]>,
+}
+
+/// What a backward writes.
+struct Written<'a> {
+    dq: ViewMut<'a>,
+    dk: ViewMut<'a>,
+    dv: ViewMut<'a>,
+    dbias: Option<TableMut<'a>>,
+    dsinks: Option<FloatsMut<'a>>,
 }
 
 /// The default of [`CpuEngine::with_partial_bytes`].
@@ -96,8 +122,11 @@ impl CpuEngine {
     /// Computes `out`, `lse` and, where asked for, `probs`.
     ///
     /// Every entry of the outputs is written, and nothing else of their storage. A row that sees no key gets out = 0
-    /// and lse = -inf. Infinities and NaNs stay where they belong: a key that is not visible, dropped, or of weight
-    /// exactly 0 contributes nothing, whatever it holds.
+    /// and lse = -inf, or its sink. Infinities and NaNs stay where they belong: a key that is not visible, dropped, or of
+    /// weight exactly 0 contributes nothing, whatever it holds; nor does one that a mask or a bias of -inf hides.
+    ///
+    /// Everything that a [`Problem`] can say of its scores is computed. Where most of a block of keys is hidden by a mask
+    /// it takes the time of what is left.
     ///
     /// Scores, sums and `lse` are f32 for every dtype; relative errors against the f64 oracle are within the
     /// [contract's](signflash_core::judge): of ordinary numbers 1e-6 (f32), 4e-4 (f16), 3e-3 (bf16), lse 1e-6.
@@ -111,7 +140,6 @@ impl CpuEngine {
         inputs: &Inputs<'_, T>,
         outputs: &mut Outputs<'_, T>,
     ) -> Result<(), ProblemError> {
-        Self::check(problem)?;
         inputs.check(problem)?;
         outputs.check(problem)?;
         let outputs = RawOutputs::new(RawTensor::of_mut(&mut outputs.out), outputs.lse)
@@ -134,10 +162,9 @@ impl CpuEngine {
     pub unsafe fn forward_raw<T: Element>(
         &self,
         problem: &Problem,
-        inputs: &RawInputs<T>,
+        inputs: &RawInputs<'_, T>,
         outputs: RawOutputs<'_, T>,
     ) -> Result<(), ProblemError> {
-        Self::check(problem)?;
         inputs.check(problem)?;
         outputs.check(problem)?;
         // SAFETY: checked just now; the rest is the caller's promise.
@@ -150,16 +177,18 @@ impl CpuEngine {
     unsafe fn run_forward<T: Element>(
         &self,
         problem: &Problem,
-        inputs: RawInputs<T>,
+        inputs: RawInputs<'_, T>,
         outputs: RawOutputs<'_, T>,
     ) {
-        let RawInputs { q, k, v } = inputs;
+        let RawInputs { q, k, v, scores } = inputs;
         let RawOutputs { out, lse, probs } = outputs;
+        // SAFETY: the caller's promise, for as long as this call.
+        let operands = unsafe { ScoreOperands::new(scores) };
         // SAFETY: the caller's promise, for as long as this call.
         let (q, k, v) = unsafe { (View::new(q), View::new(k), View::new(v)) };
         // SAFETY: as above.
         let (out, probs) = unsafe { (ViewMut::new(out), probs.map(|probs| ViewMut::new(probs))) };
-        self.forward_of_views(problem, [q, k, v], out, FloatsMut::new(lse), probs);
+        self.forward_of_views(problem, [q, k, v], operands, out, FloatsMut::new(lse), probs);
     }
 
     /// The forward, for any dtype: compiled once, and not in every crate that calls it.
@@ -167,6 +196,7 @@ impl CpuEngine {
         &self,
         problem: &Problem,
         [q, k, v]: [View<'_>; 3],
+        operands: ScoreOperands<'_>,
         out: ViewMut<'_>,
         lse: FloatsMut<'_>,
         probs: Option<ViewMut<'_>>,
@@ -181,7 +211,7 @@ impl CpuEngine {
             let rows = sequence.place.seqlen_q.min(tile_rows);
             rows * sequence.keys_seen_by(rows)
         });
-        let call = Call::new(problem, order.of(problem), !all_finite(threads, &v));
+        let call = Call::new(problem, order.of(problem), operands, !all_finite(threads, &v));
         let scores = Scores { call, q, k, tile_rows };
         let kernels = kernels(self.isa, v.dtype, call.careful);
         run_forward(&Forward { scores, v, out, lse, probs }, Workers { kernels, threads });
@@ -199,6 +229,39 @@ impl CpuEngine {
     /// holds the dq of its query heads in f32, at most 16 MiB (see [`with_partial_bytes`](Self::with_partial_bytes));
     /// where they take more, dq is computed in a pass of its own, with 7 products in place of 5 and no such memory.
     ///
+    /// dbias, if asked for, takes two more products and 256 KiB a thread. All sums are added in one order, so that every
+    /// gradient is the same to the bit for any number of threads.
+    ///
+    /// ```
+    /// use signflash_core::{
+    ///     BiasMut, BiasRef, Dtype, GradInputs, Gradients, Inputs, Outputs, Problem, ScoreInputs, Shape, TensorMut, TensorRef,
+    /// };
+    /// use signflash_cpu::CpuEngine;
+    ///
+    /// // One query of two keys, of which a bias makes the second three times as heavy.
+    /// let shape = Shape::new(1, 1, 2).heads(1, 1).head_dim(1);
+    /// let of_bias = [1, 1, 1, 2];
+    /// let problem = Problem::builder(shape).bias(Dtype::F32, of_bias).build()?;
+    /// let (q, k, v, bias) = ([0.0f32], [0.0f32; 2], [4.0f32, 8.0], [0.0f32, f32::ln(3.0)]);
+    /// let scores = ScoreInputs::default().bias(BiasRef::F32(TensorRef::bshd(&bias, of_bias)));
+    /// let [k, v] = [TensorRef::bshd(&k, shape.k()), TensorRef::bshd(&v, shape.v())];
+    /// let inputs = Inputs::new(TensorRef::bshd(&q, shape.q()), k, v).scores(scores);
+    /// let (engine, mut out, mut lse) = (CpuEngine::new(), [0.0], [0.0]);
+    /// engine.forward(&problem, &inputs, &mut Outputs::new(TensorMut::bshd(&mut out, shape.out()), &mut lse))?;
+    ///
+    /// let (mut dq, mut dk, mut dv, mut dbias) = ([0.0], [0.0; 2], [0.0; 2], [0.0f32; 2]);
+    /// let mut gradients = Gradients::new(
+    ///     TensorMut::bshd(&mut dq, shape.q()),
+    ///     TensorMut::bshd(&mut dk, shape.k()),
+    ///     TensorMut::bshd(&mut dv, shape.v()),
+    /// )
+    /// .dbias(BiasMut::F32(TensorMut::bshd(&mut dbias, of_bias)));
+    /// let (out, dout) = (TensorRef::bshd(&out, shape.out()), TensorRef::bshd(&[1.0], shape.out()));
+    /// engine.backward(&problem, &GradInputs::new(inputs, out, &lse, dout), &mut gradients)?;
+    /// assert!((dbias[1] - 0.75 * (8.0 - 7.0)).abs() < 1e-6 && (dbias[0] + dbias[1]).abs() < 1e-6); // p (dp - delta)
+    /// # Ok::<(), signflash_core::ProblemError>(())
+    /// ```
+    ///
     /// # Errors
     /// A [`ProblemError`] naming the tensor that does not fit `problem`; the gradients are then untouched.
     pub fn backward<T: Element>(
@@ -207,15 +270,16 @@ impl CpuEngine {
         inputs: &GradInputs<'_, T>,
         gradients: &mut Gradients<'_, T>,
     ) -> Result<(), ProblemError> {
-        Self::check(problem)?;
         inputs.check(problem)?;
         gradients.check(problem)?;
         let GradInputs { inputs, out, lse, dout, dlse, .. } = inputs;
         let inputs = RawGradInputs::new(RawInputs::of(inputs), RawTensor::of(out), lse, RawTensor::of(dout))
             .dlse(*dlse);
-        let Gradients { dq, dk, dv, .. } = gradients;
+        let Gradients { dq, dk, dv, dbias, dsinks, .. } = gradients;
         let gradients =
-            RawGradients::new(RawTensor::of_mut(dq), RawTensor::of_mut(dk), RawTensor::of_mut(dv));
+            RawGradients::new(RawTensor::of_mut(dq), RawTensor::of_mut(dk), RawTensor::of_mut(dv))
+                .dbias(dbias.as_mut().map(RawBias::of_mut))
+                .dsinks(dsinks.as_deref_mut());
         // SAFETY: both borrow their tensors, whose storage the checks found long enough.
         unsafe { self.run_backward(problem, &inputs, gradients) };
         Ok(())
@@ -233,13 +297,12 @@ impl CpuEngine {
         &self,
         problem: &Problem,
         inputs: &RawGradInputs<'_, T>,
-        gradients: &RawGradients<T>,
+        gradients: RawGradients<'_, T>,
     ) -> Result<(), ProblemError> {
-        Self::check(problem)?;
         inputs.check(problem)?;
         gradients.check(problem)?;
         // SAFETY: checked just now; the rest is the caller's promise.
-        unsafe { self.run_backward(problem, inputs, *gradients) };
+        unsafe { self.run_backward(problem, inputs, gradients) };
         Ok(())
     }
 
@@ -249,40 +312,47 @@ impl CpuEngine {
         &self,
         problem: &Problem,
         inputs: &RawGradInputs<'_, T>,
-        gradients: RawGradients<T>,
+        gradients: RawGradients<'_, T>,
     ) {
-        let RawGradInputs { inputs: RawInputs { q, k, v }, out, dout, lse, dlse } = *inputs;
-        let RawGradients { dq, dk, dv } = gradients;
+        let RawGradInputs { inputs: RawInputs { q, k, v, scores }, out, dout, lse, dlse } = *inputs;
+        let RawGradients { dq, dk, dv, dbias, dsinks } = gradients;
+        // SAFETY: the caller's promise, for as long as this call.
+        let operands = unsafe { ScoreOperands::new(scores) };
         // SAFETY: the caller's promise, for as long as this call.
         let read = unsafe { [View::new(q), View::new(k), View::new(v), View::new(out), View::new(dout)] };
         // SAFETY: as above.
         let written = unsafe { [ViewMut::new(dq), ViewMut::new(dk), ViewMut::new(dv)] };
-        self.backward_of_views(problem, read, lse, dlse, written);
+        // SAFETY: as above.
+        let dbias = dbias.map(|dbias| unsafe { of_bias!(RawBias, dbias, x => TableMut::new(x)) });
+        let [q, k, v, out, dout] = read;
+        let read = Read { q, k, v, out, dout, operands, lse, dlse };
+        let [dq, dk, dv] = written;
+        self.backward_of_views(
+            problem,
+            read,
+            Written { dq, dk, dv, dbias, dsinks: dsinks.map(FloatsMut::new) },
+        );
     }
 
     /// The backward, for any dtype: compiled once, and not in every crate that calls it.
-    fn backward_of_views(
-        &self,
-        problem: &Problem,
-        read: [View<'_>; 5],
-        lse: &[f32],
-        dlse: Option<&[f32]>,
-        [dq, dk, dv]: [ViewMut<'_>; 3],
-    ) {
+    fn backward_of_views(&self, problem: &Problem, read: Read<'_>, written: Written<'_>) {
+        let Read { q, k, v, out, dout, operands, lse, dlse } = read;
+        let Written { dq, dk, dv, dbias, dsinks } = written;
         let shape = problem.shape();
-        if [shape.q(), shape.k(), shape.v()].iter().all(|shape| shape.contains(&0)) {
+        let is_empty = [shape.q(), shape.k(), shape.v()].iter().all(|shape| shape.contains(&0));
+        if is_empty && dbias.is_none() && dsinks.is_none() {
             return; // no gradient has an element, however many heads there are of nothing
         }
         let threads = self.threads_for(problem, 10.0);
-        let finite = read.iter().all(|x| all_finite(threads, x))
-            && dlse.is_none_or(|dlse| finite_where_seen(lse, dlse));
-        let [q, k, v, out, dout] = read;
+        let finite = [q, k, v, out, dout].iter().all(|x| all_finite(threads, x))
+            && dlse.is_none_or(|dlse| finite_where_seen(lse, dlse))
+            && !(problem.features().any(|feature| feature != Feature::HeadDimV) && has_nan_rows(lse));
         let chunk_keys = chunk_keys(problem);
         let order = Order::largest_first(problem, |sequence| {
             let keys = sequence.place.seqlen_k.min(chunk_keys);
             keys * sequence.queries_that_see(keys)
         });
-        let call = Call::new(problem, order.of(problem), !finite);
+        let call = Call::new(problem, order.of(problem), operands, !finite);
         let workers = Workers { kernels: kernels(self.isa, q.dtype, !finite), threads };
         let references = lse.iter().any(|&lse| is_large(lse)).then(|| {
             let call = Call { rule: None, ..call }; // what is dropped counts, too
@@ -290,66 +360,24 @@ impl CpuEngine {
         });
         let references = references.as_ref();
         let backward = Backward { call, q, k, v, out, dout, lse, references, dlse, dq, dk, dv, chunk_keys };
-        run_backward(&backward, workers, self.partial_bytes);
-    }
-
-    /// Refuses what it does not compute, of whatever tensors.
-    ///
-    /// # Errors
-    /// [`ProblemError::NotComputed`].
-    pub fn check(problem: &Problem) -> Result<(), ProblemError> {
-        problem.check_features("the CPU engine", &[])
+        if !is_empty {
+            run_backward(&backward, workers, self.partial_bytes);
+        }
+        if let Some(dbias) = dbias {
+            run_bias(&backward, &dbias, workers);
+        }
+        if let Some(dsinks) = dsinks {
+            run_sinks(&backward, &dsinks, threads);
+        }
     }
 
     /// Threads for a pass of so many operations per score and element of head_dim.
     fn threads_for(&self, problem: &Problem, flops: f64) -> usize {
-        let Shape { num_heads, head_dim, .. } = *problem.shape();
+        let Shape { num_heads, head_dim, head_dim_v, .. } = *problem.shape();
         let scores = sum_of_sequences(problem, |sequence| {
             sequence.place.seqlen_q as f64 * sequence.keys_seen_by(1) as f64
         });
-        let flops = scores * num_heads as f64 * head_dim as f64 * flops;
+        let flops = scores * num_heads as f64 * (head_dim + head_dim_v) as f64 / 2.0 * flops;
         if flops < SERIAL_FLOPS { 1 } else { self.threads() }
     }
-}
-
-/// The sum of something over all sequences.
-fn sum_of_sequences(problem: &Problem, of: impl Fn(&Sequence) -> f64) -> f64 {
-    let sequences = Sequences::of(problem);
-    match (problem.is_packed(), sequences.count()) {
-        (true, _) => sequences.iter().map(|sequence| of(&sequence)).sum(),
-        (false, 0) => 0.0,
-        (false, count) => count as f64 * of(&sequences.at(0)), // all are alike
-    }
-}
-
-/// The longest sequence's queries or keys, as `of` says.
-fn longest(problem: &Problem, of: impl Fn(&signflash_core::Sequence) -> usize) -> usize {
-    let sequences = problem.sequences().take(if problem.is_packed() { usize::MAX } else { 1 });
-    sequences.map(|sequence| of(&sequence)).max().unwrap_or(0)
-}
-
-/// Queries per unit: many, so that keys are read seldom; few, so that all threads have work. Results do not depend on
-/// it, because every row is computed alike in any tile.
-fn forward_tile_rows(problem: &Problem, threads: usize) -> usize {
-    let units = |rows: usize| {
-        let tiles = sum_of_sequences(problem, |sequence| sequence.place.seqlen_q.div_ceil(rows) as f64);
-        tiles * problem.shape().num_heads as f64
-    };
-    let longest = longest(problem, |sequence| sequence.seqlen_q);
-    let mut rows = 256;
-    while rows > 64 && (units(rows) < (4 * threads) as f64 || rows / 2 >= longest) {
-        rows /= 2;
-    }
-    rows
-}
-
-/// Keys per unit of the backward. Many, so that a tile of queries is prepared seldom and its share of dq seldom added
-/// (f32, head_dim 128, length 2048 on Zen 5: 69, 76, 83, 86 % of the peak with 128, 256, 512, 1024 keys); few enough
-/// that there are some 32 units to share. By the lengths alone, since dq is summed chunk by chunk.
-fn chunk_keys(problem: &Problem) -> usize {
-    let shape = problem.shape();
-    let most = (131_072 / shape.head_dim.next_multiple_of(32)).clamp(512, 1024) / BLOCK_KEYS * BLOCK_KEYS;
-    let chunks = sum_of_sequences(problem, |sequence| sequence.place.seqlen_k.div_ceil(most) as f64);
-    let keys = if chunks * (shape.num_heads_k as f64) < 32.0 { most / 2 } else { most };
-    keys.min(longest(problem, |sequence| sequence.seqlen_k).next_multiple_of(BLOCK_KEYS)).max(BLOCK_KEYS)
 }

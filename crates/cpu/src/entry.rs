@@ -1,17 +1,19 @@
 //! Where code enters an instruction set: the only functions with `#[target_feature]`. All kernels are inlined here.
 
+use crate::call::Call;
 use crate::isa::Isa;
+use crate::score_stage::TableMut;
 use crate::simd::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{avx2::Avx2, avx512::Avx512};
-use crate::{backward, forward, references};
+use crate::{backward, forward, references, score_stage};
 use signflash_core::Dtype;
 
 /// The kernels of one instruction set.
 ///
 /// # Safety of the functions
-/// The instruction set must be available; the rest as [`forward::tile`], [`forward::references`] and
-/// [`backward::unit`].
+/// The instruction set must be available; the rest as [`forward::tile`], [`forward::references`], [`backward::unit`] and
+/// [`backward::bias_unit`].
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
     pub(crate) forward_scratch: fn(&forward::Scores<'_>) -> forward::Scratch,
@@ -20,6 +22,12 @@ pub(crate) struct Kernels {
         unsafe fn(&forward::Scores<'_>, forward::Unit, &mut forward::Scratch, &references::Writer<'_>),
     pub(crate) backward_scratch: fn(&backward::Backward<'_>) -> backward::Scratch,
     pub(crate) backward: unsafe fn(&backward::Backward<'_>, backward::Unit<'_>, &mut backward::Scratch),
+    pub(crate) bias: unsafe fn(
+        &backward::Backward<'_>,
+        (&TableMut<'_>, &backward::BiasTiles),
+        backward::BiasUnit,
+        &mut backward::Scratch,
+    ),
 }
 
 macro_rules! kernels {
@@ -28,9 +36,19 @@ macro_rules! kernels {
             use super::*;
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn forward(call: &forward::Forward<'_>, unit: forward::Unit, scratch: &mut forward::Scratch) {
+            unsafe fn change(
+                call: &Call<'_>,
+                panel: &score_stage::Panel<'_>,
+                scratch: &mut score_stage::Scratch,
+            ) {
                 // SAFETY: this function's features are those that $simd needs; the rest is the caller's promise.
-                unsafe { forward::tile::<$simd, $mr>(call, unit, scratch) }
+                unsafe { call.stage.change::<$simd>(call, panel, scratch) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn forward(call: &forward::Forward<'_>, unit: forward::Unit, scratch: &mut forward::Scratch) {
+                // SAFETY: as above.
+                unsafe { forward::tile::<$simd, $mr>(call, unit, scratch, change) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -41,7 +59,7 @@ macro_rules! kernels {
                 to: &references::Writer<'_>,
             ) {
                 // SAFETY: as above.
-                unsafe { forward::references::<$simd, $mr>(scores, unit, scratch, to) }
+                unsafe { forward::references::<$simd, $mr>(scores, unit, scratch, to, change) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -51,7 +69,7 @@ macro_rules! kernels {
                 scratch: &mut backward::Scratch,
             ) {
                 // SAFETY: as above.
-                unsafe { backward::unit::<$simd>(call, unit, scratch, sweep) }
+                unsafe { backward::unit::<$simd>(call, unit, scratch, ENTRIES) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -66,12 +84,37 @@ macro_rules! kernels {
                 unsafe { work.sweep::<$simd, $mr>(scratch, keys, queries, wanted) }
             }
 
+            $(#[target_feature(enable = $features)])?
+            unsafe fn sweep_bias(
+                work: &backward::Work<'_>,
+                scratch: &mut backward::Scratch,
+                keys: backward::Keys,
+                queries: backward::Queries,
+            ) {
+                // SAFETY: as above.
+                unsafe { work.sweep_bias::<$simd, $mr>(scratch, keys, queries) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn bias(
+                call: &backward::Backward<'_>,
+                to: (&TableMut<'_>, &backward::BiasTiles),
+                unit: backward::BiasUnit,
+                scratch: &mut backward::Scratch,
+            ) {
+                // SAFETY: as above.
+                unsafe { backward::bias_unit::<$simd>(call, to, unit, scratch, ENTRIES) }
+            }
+
+            const ENTRIES: backward::Entries = backward::Entries { sweep, sweep_bias, change };
+
             pub(super) const KERNELS: Kernels = Kernels {
                 forward_scratch: forward::Scratch::new::<$simd>,
                 forward,
                 references,
                 backward_scratch: backward::Scratch::new::<$simd>,
                 backward,
+                bias,
             };
         }
     };

@@ -32,6 +32,11 @@ pub(crate) fn finite_where_seen(lse: &[f32], dlse: &[f32]) -> bool {
     lse.iter().zip(dlse).all(|(lse, dlse)| *lse == f32::NEG_INFINITY || dlse.is_finite())
 }
 
+/// Whether a row is of NaNs, which what is hidden from it and what it drops must be kept from.
+pub(crate) fn has_nan_rows(lse: &[f32]) -> bool {
+    lse.iter().any(|lse| lse.is_nan() || *lse == f32::INFINITY)
+}
+
 /// An exponent of all ones is an infinity or a NaN. Without early exit, so that it vectorises.
 fn row_is_finite(x: &View<'_>, index: [usize; 3]) -> bool {
     let (row, len) = (x.row(index), x.shape[3]);

@@ -1,6 +1,6 @@
 //! The passes, cut into units of work.
 
-use crate::backward::{self, Backward, GradientsOf, Share, TILE_ROWS};
+use crate::backward::{self, Backward, BiasTiles, GradientsOf, Share, TILE_ROWS};
 use crate::call::Call;
 use crate::chunks::{self, Chunk};
 use crate::entry::Kernels;
@@ -8,6 +8,7 @@ use crate::forward::{self, Forward, Scores};
 use crate::partial::Partials;
 use crate::references::References;
 use crate::schedule;
+use crate::score_stage::TableMut;
 use crate::turnstile::{TellsOfPanic, Turn};
 use crate::units::Units;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -162,6 +163,22 @@ fn run_two_passes(backward: &Backward<'_>, workers: Workers) {
             };
             // SAFETY: as in `run_chunks`; dq rows belong to the unit of their tile.
             unsafe { (kernels.backward)(backward, unit, scratch) }
+        },
+    );
+}
+
+/// dbias.
+pub(crate) fn run_bias(backward: &Backward<'_>, dbias: &TableMut<'_>, workers: Workers) {
+    let Workers { kernels, threads } = workers;
+    let tiles = BiasTiles::of(backward, dbias.shape);
+    schedule::run(
+        threads,
+        tiles.count(),
+        || (kernels.backward_scratch)(backward),
+        |scratch, unit| {
+            // SAFETY: the instruction set was seen available, the operands were checked, and `run` hands out a unit once:
+            // the elements of its tile are the unit's own.
+            unsafe { (kernels.bias)(backward, (dbias, &tiles), tiles.at(unit), scratch) }
         },
     );
 }

@@ -5,7 +5,7 @@
 //! scores that the backward will compute, and `p = 2^((q k - max) scale - log2 sum)`, which no rounding of lse
 //! enters. This is one more product, of the tiles that have such a row.
 
-use crate::call::Call;
+use crate::row_end::RowEnd;
 use crate::view::FloatsMut;
 use std::f64::consts::LOG2_E;
 
@@ -49,20 +49,20 @@ pub(crate) struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// Of the row whose maximal product `q k` and sum of `2^((q k - max) scale)` these are.
+    /// Of the row whose largest score this is, and which came to `end` relative to it.
     ///
     /// # Safety
     /// `row` must be one of lse's, and no other thread may be writing it.
-    pub(crate) unsafe fn write(&self, call: &Call<'_>, row: usize, max: f32, sum: f64) {
+    pub(crate) unsafe fn write(&self, row: usize, max: f32, end: RowEnd) {
         let lse = f64::from(self.lse[row]);
-        // A shard of keys may see none that this row does; its weights are 0 in any case.
-        let (base, shift) = if sum == 0.0 {
+        // A shard of keys may see none that this row does, or none beside which a sink leaves anything; weights are 0 in
+        // any case.
+        let (base, shift) = if end.total == 0.0 || end.total == f64::INFINITY {
             (0.0, -lse * LOG2_E)
         } else {
-            let own = call.stage.natural(max) + sum.ln();
             // The lse of more keys than these, of which they have a part. Closer than its rounding it says nothing.
-            let part = if (own - lse).abs() <= LSE_BOUND * lse.abs() { 0.0 } else { own - lse };
-            (max, part * LOG2_E - sum.log2())
+            let part = if (end.lse - lse).abs() <= LSE_BOUND * lse.abs() { 0.0 } else { end.lse - lse };
+            (max, part * LOG2_E - end.total.log2())
         };
         // SAFETY: the caller's promise; both have lse's length.
         unsafe {

@@ -73,7 +73,7 @@ fn operands_and_results_may_lie_interleaved_in_one_buffer() {
         let outputs = RawOutputs::new(out, &mut lse);
         engine().forward_raw(&problem, &inputs, outputs).unwrap();
         let inputs = RawGradInputs::new(inputs, out, &lse, dout);
-        engine().backward_raw(&problem, &inputs, &RawGradients::new(dq, dk, dv)).unwrap();
+        engine().backward_raw(&problem, &inputs, RawGradients::new(dq, dk, dv)).unwrap();
     }
     let of = |n: usize| -> Vec<f32> { buffer.chunks(row).skip(n).step_by(8).flatten().copied().collect() };
     assert_eq!([of(4), lse, of(5), of(6), of(7)], expected);

@@ -71,5 +71,5 @@ unsafe fn backward_of<T: Element>(
     let inputs = RawGradInputs::new(inputs, call.out.raw(), lse, call.dout.raw()).dlse(dlse);
     let gradients = RawGradients::new(call.dq.raw(), call.dk.raw(), call.dv.raw());
     // SAFETY: the tensors are there and nobody else writes them, by the caller's promise.
-    Ok(pool::run(|| unsafe { engine(threads).backward_raw(problem, &inputs, &gradients) })??)
+    Ok(pool::run(|| unsafe { engine(threads).backward_raw(problem, &inputs, gradients) })??)
 }

@@ -20,6 +20,7 @@
 //! to bf16 for the last three products.
 #![allow(unsafe_op_in_unsafe_fn)]
 
+mod bias;
 mod operands;
 mod results;
 mod sums;
@@ -30,12 +31,14 @@ use crate::call::{BLOCK_KEYS, Call};
 use crate::pack::{Dims, panel_width};
 use crate::philox::DropTile;
 use crate::references::References;
+use crate::score_stage::{self, Change};
 use crate::sequence::Sequence;
 use crate::simd::Simd;
 use crate::tile::Tile;
 use crate::turnstile::Turn;
 use crate::view::{FloatsMut, View, ViewMut};
 use crate::visible::{blocks, keys_of_tile};
+pub(crate) use bias::{BiasTiles, BiasUnit, bias_unit};
 use operands::Part;
 pub(crate) use operands::{Keys, Queries};
 use results::Place;
@@ -127,6 +130,12 @@ pub(crate) struct Scratch {
     delta: Buffer,
     /// Rows of f32 on their way in (dout, out) or out (dq).
     floats: Buffer,
+    /// Scores, where they are not products, and the slopes of softcap: `[key][lane of the panel]`.
+    scores: Buffer,
+    slopes: Buffer,
+    stage: score_stage::Scratch,
+    /// Sums of dbias: `[key of the chunk][query]`.
+    bias: Buffer,
     drop: Option<DropTile>,
 }
 
@@ -155,6 +164,10 @@ impl Scratch {
             base: Buffer::new(TILE_ROWS),
             delta: Buffer::new(TILE_ROWS),
             floats: Buffer::new(TILE_ROWS * qk_padded.max(v_padded)),
+            scores: Buffer::new(BLOCK_KEYS * panel_width::<S>()),
+            slopes: Buffer::new(BLOCK_KEYS * panel_width::<S>()),
+            stage: score_stage::Scratch::new::<S>(),
+            bias: Buffer::new(chunk * TILE_ROWS),
             drop: backward.call.rule.map(|rule| DropTile::new(&rule, TILE_ROWS, BLOCK_KEYS)),
         }
     }
@@ -170,20 +183,31 @@ pub(crate) struct Wanted {
 /// [`Work::sweep`], entered by itself: both kinds of units call it, and it is most of the code.
 pub(crate) type Sweep = unsafe fn(&Work<'_>, &mut Scratch, Keys, Queries, Wanted);
 
+/// [`Work::sweep_bias`], likewise.
+pub(crate) type SweepBias = unsafe fn(&Work<'_>, &mut Scratch, Keys, Queries);
+
+/// What is entered by itself, of one instruction set.
+#[derive(Clone, Copy)]
+pub(crate) struct Entries {
+    pub(crate) sweep: Sweep,
+    pub(crate) sweep_bias: SweepBias,
+    pub(crate) change: Change,
+}
+
 /// Computes one unit.
 ///
 /// # Safety
 /// As [`Simd`]; the operands were checked against the problem, `scratch` was made for `backward`, and no other thread
-/// has this unit. `sweep` is the instruction set's.
+/// has this unit. `entries` are the instruction set's.
 #[inline(always)]
 pub(crate) unsafe fn unit<S: Simd>(
     backward: &Backward<'_>,
     unit: Unit<'_>,
     scratch: &mut Scratch,
-    sweep: Sweep,
+    entries: Entries,
 ) {
     let Unit { sequence, gradients } = unit;
-    let work = Work { backward, sequence, dims: Dims::of::<S>(backward.call.problem.shape()), sweep };
+    let work = Work { backward, sequence, dims: Dims::of::<S>(backward.call.problem.shape()), entries };
     match gradients {
         GradientsOf::Chunk { head_k, chunk, dq } => {
             let keys = work.keys::<S>(scratch, head_k, chunk);
@@ -198,7 +222,7 @@ pub(crate) struct Work<'a> {
     backward: &'a Backward<'a>,
     sequence: Sequence,
     dims: Dims,
-    sweep: Sweep,
+    entries: Entries,
 }
 
 impl Work<'_> {
@@ -222,7 +246,13 @@ impl Work<'_> {
                 let step = member * tiles + (tiles - 1 - index);
                 if let Some(part) = keys.part_of(seen) {
                     let queries = self.queries::<S>(scratch, head, tile);
-                    (self.sweep)(self, scratch, keys, queries, Wanted { dkv: true, dq: dq.is_some() });
+                    (self.entries.sweep)(
+                        self,
+                        scratch,
+                        keys,
+                        queries,
+                        Wanted { dkv: true, dq: dq.is_some() },
+                    );
                     if let Some(Share { partial, turn }) = dq {
                         turn.wait(step);
                         self.add_dq::<S>(scratch, queries, Place { part, partial, member });
@@ -251,7 +281,7 @@ impl Work<'_> {
         let head_k = head / self.backward.call.problem.shape().group_size();
         for chunk in seen.start / chunk_keys..seen.end.div_ceil(chunk_keys) {
             let keys = self.keys::<S>(scratch, head_k, chunk);
-            (self.sweep)(self, scratch, keys, queries, Wanted { dkv: false, dq: true });
+            (self.entries.sweep)(self, scratch, keys, queries, Wanted { dkv: false, dq: true });
         }
         let part = Part { first: true, last: true };
         self.add_dq::<S>(scratch, queries, Place { part, partial: None, member: 0 });
@@ -272,9 +302,10 @@ impl Work<'_> {
         let seen = keys_of_tile(&self.sequence, &queries.tile).some;
         for first in blocks(keys.those_of(seen)) {
             let block = keys.block::<S>(first);
-            let Some(overlap) = self.weights::<S, MR>(scratch, block, queries) else { continue };
+            let at = first - keys.first;
+            let Some(overlap) = self.weights::<S, MR, false>(scratch, block, queries, at) else { continue };
             if wanted.dkv {
-                self.add_dkv::<S, MR>(scratch, queries, first - keys.first, overlap);
+                self.add_dkv::<S, MR>(scratch, queries, at, overlap);
             }
             if wanted.dq {
                 self.add_dq_block::<S, MR>(scratch, block, overlap);

@@ -32,11 +32,14 @@ use crate::call::{BLOCK_KEYS, Call};
 use crate::pack::{self, Dims, Rows, panel_width};
 use crate::philox::DropTile;
 use crate::references::{Writer, is_large};
+use crate::row_end::RowEnd;
+use crate::score_stage::{self, Change};
 use crate::sequence::Sequence;
 use crate::simd::Simd;
 use crate::tile::Tile;
 use crate::view::{FloatsMut, View, ViewMut};
 use crate::visible::{Visible, blocks, keys_of_tile, lanes_of, panels_that_see};
+use std::ops::Range;
 
 /// What scores depend on, and how their rows are cut into tiles.
 #[derive(Clone, Copy)]
@@ -83,6 +86,7 @@ pub(crate) struct Scratch {
     pairs: Buffer,
     row_max: Buffer,
     row_sum: Buffer,
+    stage: score_stage::Scratch,
     drop: Option<DropTile>,
 }
 
@@ -101,6 +105,7 @@ impl Scratch {
             pairs: Buffer::new(BLOCK_KEYS * width),
             row_max: Buffer::new(rows),
             row_sum: Buffer::new(rows),
+            stage: score_stage::Scratch::new::<S>(),
             drop: scores.call.rule.map(|rule| DropTile::new(&rule, rows, BLOCK_KEYS)),
         }
     }
@@ -113,6 +118,7 @@ struct Work<'a> {
     tile: Tile,
     head_k: usize,
     dims: Dims,
+    change: Change,
     /// From which magnitude on, in base 2, maxima are subtracted from scores before they are scaled.
     large: f32,
 }
@@ -125,18 +131,20 @@ const LARGE_LOG2: f32 = 4096.0;
 ///
 /// # Safety
 /// As [`Simd`]; the operands were checked against the problem, `scratch` was made for `forward`, and no other thread
-/// has this unit.
+/// has this unit. `change` is the instruction set's.
 #[inline(always)]
 pub(crate) unsafe fn tile<S: Simd, const MR: usize>(
     forward: &Forward<'_>,
     unit: Unit,
     scratch: &mut Scratch,
+    change: Change,
 ) {
-    let work = Work::new::<S>(&forward.scores, unit, LARGE_LOG2);
+    let work = Work::new::<S>(&forward.scores, unit, change, LARGE_LOG2);
     work.start::<S>(scratch);
     for first_key in work.blocks() {
         work.block::<S, MR>(scratch, &forward.v, first_key);
     }
+    work.end_rows::<S>(scratch, forward);
     if let Some(probs) = forward.probs {
         for first_key in (0..unit.sequence.place.seqlen_k).step_by(BLOCK_KEYS) {
             work.probs_block::<S, MR>(scratch, &probs, first_key);
@@ -155,8 +163,9 @@ pub(crate) unsafe fn references<S: Simd, const MR: usize>(
     unit: Unit,
     scratch: &mut Scratch,
     to: &Writer<'_>,
+    change: Change,
 ) {
-    let work = Work::new::<S>(scores, unit, 0.0); // always relative to the maximum itself
+    let work = Work::new::<S>(scores, unit, change, 0.0); // always relative to the maximum itself
     let first = scores.call.first_row(&unit.sequence, unit.head) + work.tile.first;
     let rows = first..first + work.tile.count;
     if !to.lse[rows.clone()].iter().any(|&lse| is_large(lse)) {
@@ -169,12 +178,13 @@ pub(crate) unsafe fn references<S: Simd, const MR: usize>(
     for (i, row) in rows.enumerate().filter(|(_, row)| is_large(to.lse[*row])) {
         let lane = work.tile.before + i;
         let (max, sum) = (*scratch.row_max.floats().add(lane), *scratch.row_sum.floats().add(lane));
-        to.write(&scores.call, row, max, sum.into());
+        let sink = scores.call.sink(&unit.sequence, unit.head);
+        to.write(row, max, RowEnd::of(scores.call.stage.natural(max), sum.into(), sink));
     }
 }
 
 impl<'a> Work<'a> {
-    fn new<S: Simd>(scores: &'a Scores<'a>, unit: Unit, large: f32) -> Self {
+    fn new<S: Simd>(scores: &'a Scores<'a>, unit: Unit, change: Change, large: f32) -> Self {
         let shape = scores.call.problem.shape();
         Work {
             scores,
@@ -182,6 +192,7 @@ impl<'a> Work<'a> {
             tile: scores.call.tile(&unit.sequence, unit.tile, scores.tile_rows, panel_width::<S>()),
             head_k: unit.head / shape.group_size(),
             dims: Dims::of::<S>(shape),
+            change,
             large,
         }
     }
@@ -197,7 +208,16 @@ impl<'a> Work<'a> {
 
     /// What a panel sees of a block.
     fn visible<S: Simd, const MR: usize>(&self, panel: usize, first_key: usize) -> Option<Visible> {
-        Visible::new::<S, MR>(&self.unit.sequence, &self.tile, panel * panel_width::<S>(), first_key)
+        let (first, width) = (panel * panel_width::<S>(), panel_width::<S>());
+        let visible = Visible::new::<S, MR>(&self.unit.sequence, &self.tile, first, first_key)?;
+        let keys = first_key + visible.keys.begin..first_key + visible.keys.end;
+        self.is_shown(first..first + width, keys).then_some(visible)
+    }
+
+    /// Whether a mask, if there is one, shows some of these keys to some of these lanes.
+    fn is_shown(&self, lanes: Range<usize>, keys: Range<usize>) -> bool {
+        let Unit { sequence, head, .. } = &self.unit;
+        self.scores.call.operands.show(sequence, *head, (&self.tile, lanes), keys)
     }
 
     /// Transposes q, clears the running state and the row part of the dropout mask.
@@ -237,6 +257,9 @@ impl<'a> Work<'a> {
     /// One block of keys against every panel of the tile.
     #[inline(always)]
     unsafe fn block<S: Simd, const MR: usize>(&self, scratch: &mut Scratch, v: &View<'_>, first_key: usize) {
+        if !self.is_shown(0..self.tile.rows, first_key..first_key + BLOCK_KEYS) {
+            return;
+        }
         let (k, count) = self.keys::<S>(scratch, first_key);
         let values = self.unit.sequence.keys(self.head_k, first_key, BLOCK_KEYS);
         let v = pack::rows::<S>(v, self.dims.v, values, &mut scratch.v_rows);
@@ -244,11 +267,15 @@ impl<'a> Work<'a> {
         self.draw::<S>(scratch, first_key, count);
         for panel in 0..self.panels::<S>() {
             let Some(visible) = self.visible::<S, MR>(panel, first_key) else { continue };
-            let block_max = self.scores::<S, MR>(scratch, k, panel, visible);
-            let rescale = if scratch.drop.is_some() {
-                self.weigh::<S, true>(scratch, panel, visible.keys, block_max)
-            } else {
-                self.weigh::<S, false>(scratch, panel, visible.keys, block_max)
+            let block_max = self.scores::<S, MR>(scratch, k, panel, first_key, visible);
+            // With pairs subnormals cost nothing.
+            let flush = !S::PAIRS && !self.scores.call.careful && !self.scores.call.stage.is_plain();
+            let keys = visible.keys;
+            let rescale = match (scratch.drop.is_some(), flush) {
+                (true, false) => self.weigh::<S, true, false>(scratch, panel, keys, block_max),
+                (false, false) => self.weigh::<S, false, false>(scratch, panel, keys, block_max),
+                (true, true) => self.weigh::<S, true, true>(scratch, panel, keys, block_max),
+                (false, true) => self.weigh::<S, false, true>(scratch, panel, keys, block_max),
             };
             self.accumulate::<S, MR>(scratch, v, panel, visible.keys, rescale);
         }
@@ -260,8 +287,8 @@ impl<'a> Work<'a> {
         let (k, _) = self.keys::<S>(scratch, first_key);
         for panel in 0..self.panels::<S>() {
             if let Some(visible) = self.visible::<S, MR>(panel, first_key) {
-                let block_max = self.scores::<S, MR>(scratch, k, panel, visible);
-                self.weigh::<S, false>(scratch, panel, visible.keys, block_max);
+                let block_max = self.scores::<S, MR>(scratch, k, panel, first_key, visible);
+                self.weigh::<S, false, false>(scratch, panel, visible.keys, block_max);
             }
         }
     }

@@ -1,9 +1,10 @@
 //! Gathering out, and writing it with lse.
 #![allow(unsafe_op_in_unsafe_fn)]
 
-use super::{Forward, Scratch, Work};
+use super::{Forward, Scratch, Unit, Work};
 use crate::gemm::{Left, NV, Right, Weight, product_of_weights};
 use crate::pack::{self, Rows, panel_width};
+use crate::row_end::RowEnd;
 use crate::simd::Simd;
 use crate::view::ViewMut;
 use signflash_core::Span;
@@ -37,19 +38,29 @@ impl Work<'_> {
         }
     }
 
-    /// Normalises and writes out and lse.
+    /// Writes lse, and adds to each row's sum what its sink weighs.
     #[inline(always)]
-    pub(super) unsafe fn finish<S: Simd>(&self, scratch: &mut Scratch, forward: &Forward<'_>) {
+    pub(super) unsafe fn end_rows<S: Simd>(&self, scratch: &mut Scratch, forward: &Forward<'_>) {
+        let Unit { sequence, head, .. } = self.unit;
         let call = &self.scores.call;
         let (row_max, row_sum) = (scratch.row_max.floats(), scratch.row_sum.floats());
-        let first_row = call.first_row(&self.unit.sequence, self.unit.head);
-        for lane in 0..self.tile.rows {
+        let (first_row, sink) = (call.first_row(&sequence, head), call.sink(&sequence, head));
+        for lane in (0..self.tile.rows).filter(|&lane| self.tile.is_real(lane)) {
             let (max, sum) = (*row_max.add(lane), f64::from(*row_sum.add(lane)));
-            if self.tile.is_real(lane) {
-                *forward.lse.at(first_row + self.tile.row_of(lane)) = call.stage.lse(max, sum, self.large);
-            }
+            let end = RowEnd::of(call.stage.reference(max, self.large), sum, sink);
+            *forward.lse.at(first_row + self.tile.row_of(lane)) = end.lse as f32;
+            *row_sum.add(lane) = end.total as f32;
+        }
+    }
+
+    /// Normalises and writes out.
+    #[inline(always)]
+    pub(super) unsafe fn finish<S: Simd>(&self, scratch: &mut Scratch, forward: &Forward<'_>) {
+        let row_sum = scratch.row_sum.floats();
+        for lane in 0..self.tile.rows {
+            let sum = f64::from(*row_sum.add(lane));
             // From here on the factor of the row; a row that saw no key has gathered 0 and stays 0.
-            *row_sum.add(lane) = if sum == 0.0 { 0.0 } else { (call.keep_scale / sum) as f32 };
+            *row_sum.add(lane) = if sum == 0.0 { 0.0 } else { (self.scores.call.keep_scale / sum) as f32 };
         }
         self.write_out::<S>(scratch, &forward.out);
     }

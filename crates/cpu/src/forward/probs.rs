@@ -4,6 +4,7 @@
 use super::{Scratch, Work};
 use crate::call::BLOCK_KEYS;
 use crate::pack::{self, panel_width};
+use crate::score_stage::HIDDEN;
 use crate::simd::Simd;
 use crate::view::ViewMut;
 use crate::visible::Visible;
@@ -40,7 +41,7 @@ impl Work<'_> {
             let (weights, width) = (scratch.weights.floats(), panel_width::<S>());
             match self.visible::<S, MR>(panel, first_key) {
                 Some(visible) => {
-                    self.scores::<S, MR>(scratch, k, panel, visible);
+                    self.scores::<S, MR>(scratch, k, panel, first_key, visible);
                     self.sign_encode::<S>(scratch, panel, visible);
                     let keys = visible.keys;
                     weights.write_bytes(0, keys.begin * width);
@@ -58,6 +59,7 @@ impl Work<'_> {
         let width = panel_width::<S>();
         let (factor, zero) = (self.scores.call.stage.factor::<S>(), S::splat(0.0));
         let weights = scratch.weights.floats();
+        let hides = self.scores.call.stage.hides();
         let bounds = visible.bounds::<S>(&self.unit.sequence, &self.tile);
         for n in 0..width / S::LANES {
             let lane = panel * width + n * S::LANES;
@@ -78,9 +80,13 @@ impl Work<'_> {
             for key in visible.keys.begin..visible.keys.end {
                 let at = weights.add(key * width + n * S::LANES);
                 // The NaN that arithmetic makes has its sign bit set; here that bit says what is dropped.
-                let mut p = S::abs(S::mul(factor.weight(S::load(at), shift), normalise));
+                let s = S::load(at);
+                let mut p = S::abs(S::mul(factor.weight(s, shift), normalise));
                 if let Some((bits, lane_shift)) = bits {
                     p = S::sign_where(p, bits.add(key), lane_shift);
+                }
+                if hides {
+                    p = S::where_less(s, S::splat(HIDDEN), zero, p);
                 }
                 S::store(at, bounds.hide(n, key, p, zero));
             }

@@ -4,6 +4,7 @@
 use super::{Scratch, Work};
 use crate::gemm::{Left, NV, Right};
 use crate::pack::{Rows, panel_width};
+use crate::score_stage::Panel;
 use crate::simd::Simd;
 use crate::visible::{Bounds, Visible};
 use signflash_core::Span;
@@ -16,6 +17,7 @@ impl Work<'_> {
         scratch: &mut Scratch,
         k: Rows,
         panel: usize,
+        first_key: usize,
         visible: Visible,
     ) -> [S::V; NV] {
         let (width, depth) = (panel_width::<S>(), self.dims.qk_padded / S::UNIT);
@@ -25,6 +27,17 @@ impl Work<'_> {
         let hidden = S::splat(f32::NEG_INFINITY);
         let bounds =
             if visible.hides { visible.bounds::<S>(&self.unit.sequence, &self.tile) } else { Bounds::none() };
+        if !stage.is_plain() {
+            for key in (visible.keys.begin..visible.keys.end).step_by(MR) {
+                let a = Left { p: k.p.add(key * k.ld), row: k.ld, step: 1 };
+                for (m, s) in stage.scores::<S, MR>(depth, a, q).into_iter().enumerate() {
+                    for (n, s) in s.into_iter().enumerate() {
+                        S::store(weights.add((key + m) * width + n * S::LANES), s);
+                    }
+                }
+            }
+            return self.change::<S>(scratch, panel, first_key, visible, &bounds);
+        }
         let mut max = [hidden; NV];
         for key in (visible.keys.begin..visible.keys.end).step_by(MR) {
             let a = Left { p: k.p.add(key * k.ld), row: k.ld, step: 1 };
@@ -42,6 +55,45 @@ impl Work<'_> {
                     max[n] = S::max(s, max[n]);
                     S::store(weights.add((key + m) * width + n * S::LANES), s);
                 }
+            }
+        }
+        max
+    }
+
+    /// Makes scores of a panel of products, in memory, -inf where invisible. Returns each lane's maximum.
+    #[inline(always)]
+    unsafe fn change<S: Simd>(
+        &self,
+        scratch: &mut Scratch,
+        panel: usize,
+        first_key: usize,
+        visible: Visible,
+        bounds: &Bounds<S>,
+    ) -> [S::V; NV] {
+        let width = panel_width::<S>();
+        let scores = scratch.weights.floats();
+        let place = Panel {
+            sequence: &self.unit.sequence,
+            head: self.unit.head,
+            tile: &self.tile,
+            lane: panel * width,
+            first_key,
+            keys: visible.keys,
+            scores,
+            slopes: std::ptr::null_mut(),
+        };
+        (self.change)(&self.scores.call, &place, &mut scratch.stage);
+        let hidden = S::splat(f32::NEG_INFINITY);
+        let mut max = [hidden; NV];
+        for key in visible.keys.begin..visible.keys.end {
+            for (n, max) in max.iter_mut().enumerate() {
+                let at = scores.add(key * width + n * S::LANES);
+                let mut s = S::load(at);
+                if visible.hides {
+                    s = bounds.hide(n, key, s, hidden);
+                    S::store(at, s);
+                }
+                *max = S::max(s, *max);
             }
         }
         max

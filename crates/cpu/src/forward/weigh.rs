@@ -9,18 +9,19 @@ use crate::simd::Simd;
 use signflash_core::Span;
 
 /// What turns the scores of one vector of rows into weights.
-struct Weigh<S: Simd> {
+struct Weigh<S: Simd, const FLUSH: bool> {
     factor: Factor<S>,
     shift: S::V,
     /// The dropped rows of each key, and the bit of the first lane.
     bits: Option<(*const u16, u32)>,
 }
 
-impl<S: Simd> Weigh<S> {
+impl<S: Simd, const FLUSH: bool> Weigh<S, FLUSH> {
     /// One key's weights; added to `sum` dropped or not.
     #[inline(always)]
     unsafe fn weight(&self, s: S::V, key: usize, sum: &mut S::V) -> S::V {
-        let p = self.factor.weight(s, self.shift);
+        let p =
+            if FLUSH { self.factor.weight_or_zero(s, self.shift) } else { self.factor.weight(s, self.shift) };
         *sum = S::add(*sum, p);
         match self.bits {
             // Dropped weights are negative; relu makes them 0 and keeps NaN.
@@ -34,7 +35,7 @@ impl Work<'_> {
     /// Turns one panel's scores into weights: moves the running maximum and sum, drops by sign and relu. Returns the
     /// factor of what was accumulated before.
     #[inline(always)]
-    pub(super) unsafe fn weigh<S: Simd, const DROP: bool>(
+    pub(super) unsafe fn weigh<S: Simd, const DROP: bool, const FLUSH: bool>(
         &self,
         scratch: &mut Scratch,
         panel: usize,
@@ -64,7 +65,7 @@ impl Work<'_> {
             let shift = S::sub(zero, max_log2);
             let bits = if DROP { scratch.drop.as_ref().map(|drop| drop.lanes(lane)) } else { None };
             let mut sum = zero;
-            let softmax = Weigh::<S> { factor, shift, bits };
+            let softmax = Weigh::<S, FLUSH> { factor, shift, bits };
             if S::PAIRS {
                 let pairs = scratch.pairs.words();
                 for key in (keys.begin..keys.end).step_by(2) {

@@ -6,6 +6,7 @@ use super::{avx2::Avx2, avx512::Avx512};
 use crate::isa::Isa;
 use crate::philox::RowPhilox;
 use crate::simd::portable::Portable;
+use crate::simd::tanh::Tanh;
 use half::{bf16, f16};
 use signflash_core::{Dropout, Problem, Shape};
 
@@ -34,6 +35,8 @@ macro_rules! on_every_isa {
 on_every_isa! {
     exp2_is_exact_at_zero_and_close_elsewhere => exp2_is_close;
     exp2_of_minus_infinity_is_zero_and_nan_stays => exp2_of_the_extremes;
+    tanh_and_its_slope_are_close_in_every_binade => tanh_is_close;
+    tanh_of_the_extremes_is_one_and_nan_stays => tanh_of_the_extremes;
     a_block_drops_as_the_rule_says => drop_block_is_the_rule_s;
     words_are_transposed => transpose_turns_rows_to_columns;
     every_f16_and_bf16_converts_both_ways => half_floats_round_trip;
@@ -73,6 +76,54 @@ fn exp2_of_the_extremes<S: Simd>() {
     for nan in [f32::NAN, -f32::NAN, f32::from_bits(0x7f80_0001), f32::from_bits(0xffff_ffff)] {
         assert!(exp2::<S>(nan).is_nan());
     }
+}
+
+/// tanh(x) and its slope.
+fn tanh<S: Simd>(x: f32) -> [f32; 2] {
+    // SAFETY: as in `map`.
+    [map::<S>(x, |x| unsafe { Tanh::<S>::of(x).value }), map::<S>(x, |x| unsafe { Tanh::<S>::of(x).slope })]
+}
+
+fn tanh_is_close<S: Simd>() {
+    let steps: u32 = if cfg!(miri) { 3 } else { 641 };
+    for exponent in 1..=254u32 {
+        for step in 0..steps {
+            let mantissa = (u64::from(step) * (1 << 23) / u64::from(steps)) as u32;
+            let x = f32::from_bits(exponent << 23 | mantissa);
+            let exact = f64::from(x);
+            // Without cancelling, which 1 - tanh^2 is full of.
+            let y = (-2.0 * exact).exp();
+            let [want, want_slope] = [exact.tanh(), 4.0 * y / (1.0 + y).powi(2)];
+            for sign in [1.0f32, -1.0] {
+                let [got, slope] = tanh::<S>(sign * x).map(f64::from);
+                assert!(
+                    (sign as f64 * got / want - 1.0).abs() < 3e-7,
+                    "tanh({}) is {want}, got {got}",
+                    sign * x
+                );
+                let far = 6e-7 + exact * f64::from(f32::EPSILON);
+                let near = (slope - want_slope).abs() <= far * want_slope + f64::from(f32::MIN_POSITIVE);
+                assert!(near, "slope of {} is {want_slope}, got {slope}", sign * x);
+            }
+        }
+    }
+}
+
+fn tanh_of_the_extremes<S: Simd>() {
+    assert_eq!(tanh::<S>(f32::INFINITY), [1.0, 0.0]);
+    assert_eq!(tanh::<S>(f32::NEG_INFINITY), [-1.0, 0.0]);
+    assert_eq!(tanh::<S>(0.0).map(f32::to_bits), [0.0f32, 1.0].map(f32::to_bits));
+    assert!([f32::NAN, -f32::NAN].iter().all(|nan| tanh::<S>(*nan).iter().all(|x| x.is_nan())));
+    // What a lane gets does not depend on the others: the small one is computed with a large one beside it.
+    let (mut lanes, mut alone) = ([0.1f32; 16], [0.1f32; 16]);
+    lanes[1] = 3.0;
+    // SAFETY: as in `map`.
+    unsafe {
+        let mixed = Tanh::<S>::of(S::load(lanes.as_ptr()));
+        S::store(lanes.as_mut_ptr(), mixed.value);
+        S::store(alone.as_mut_ptr(), Tanh::<S>::of(S::load(alone.as_ptr())).value);
+    }
+    assert_eq!(lanes[0].to_bits(), alone[0].to_bits());
 }
 
 fn drop_block_is_the_rule_s<S: Simd>() {

@@ -1,0 +1,177 @@
+//! What becomes of a product `q k`: the only room that knows of softmax_scale and of its sign, of softcap, ALiBi, biases
+//! and masks. Forward, probs and backward get their scores and their weights here, so that what happens to a score is
+//! written once.
+//!
+//! ```text
+//! score  = q k, of a q whose sign is turned if softmax_scale is negative      `pack_queries`, `scores`
+//! score  = what softcap, ALiBi, bias and mask make of it, if there are any    `panel.rs`
+//! weight = 2^(score factor + shift)                                           `Factor`
+//! ```
+//!
+//! factor is |softmax_scale| log2(e) where scores are products, cap log2(e) where they are hyperbolic tangents, and 1
+//! where something was added to them, which makes exponents of 2 of them before. shift is -max factor in the forward,
+//! where max is the running maximum of a row's scores, and -lse log2(e) in the backward.
+//!
+//! Products are scores as they are in most problems, and those are weighed in registers. Any others go through memory, a
+//! panel of queries and a block of keys at a time.
+#![allow(unsafe_op_in_unsafe_fn)]
+
+mod operands;
+mod panel;
+mod table;
+
+use crate::call::Call;
+use crate::gemm::{Left, NV, Right, product};
+use crate::pack::{self, Rows};
+use crate::simd::Simd;
+pub(crate) use operands::ScoreOperands;
+pub(crate) use panel::{Panel, Scratch};
+use signflash_core::Problem;
+use std::f64::consts::{LN_2, LOG2_E};
+pub(crate) use table::TableMut;
+
+/// [`ScoreStage::change`], entered by itself: forward, probs and backward call it.
+pub(crate) type Change = unsafe fn(&Call<'_>, &Panel<'_>, &mut Scratch);
+
+/// Scores below this are -inf: of keys that a bias or a mask hides.
+pub(crate) const HIDDEN: f32 = f32::MIN;
+
+/// The stage, for one problem.
+#[derive(Clone, Copy)]
+pub(crate) struct ScoreStage {
+    /// What a score is worth, as an exponent of e.
+    natural: f64,
+    /// The same, of 2.
+    factor: f32,
+    /// What a product, or what softcap made of it, is worth before anything is added.
+    unit: f32,
+    /// [`Problem::negates`].
+    negates: bool,
+    /// `|softmax_scale| / cap`, if there is a softcap.
+    inverse_cap: Option<f32>,
+    /// Whether scores are products.
+    is_plain: bool,
+    /// Whether a bias or a mask may hide keys.
+    hides: bool,
+}
+
+impl ScoreStage {
+    pub(crate) fn of(problem: &Problem) -> Self {
+        let scale = problem.softmax_scale().abs();
+        let (cap, hides) = (problem.softcap(), problem.bias().is_some() || problem.mask().is_some());
+        let adds = problem.bias().is_some() || problem.alibi().is_some();
+        let (natural, unit) = cap
+            .map_or((scale, problem.scale_log2()), |cap| (cap, (cap * LOG2_E).min(f32::MAX.into()) as f32));
+        // Never 0 and never infinite, so that no product makes a NaN of it.
+        let inverse = |cap: f64| (scale / cap).clamp(f32::MIN_POSITIVE.into(), f32::MAX.into()) as f32;
+        Self {
+            natural: if adds { LN_2 } else { natural },
+            factor: if adds { 1.0 } else { unit },
+            unit,
+            negates: problem.negates(),
+            inverse_cap: cap.map(inverse),
+            is_plain: cap.is_none() && !adds && !hides,
+            hides,
+        }
+    }
+
+    /// Whether products are scores as they are, and there is nothing to [`change`](Self::change).
+    pub(crate) fn is_plain(&self) -> bool {
+        self.is_plain
+    }
+
+    /// Whether scores of -inf are of keys that are hidden, which have no weight even in a row of NaNs.
+    pub(crate) fn hides(&self) -> bool {
+        self.hides
+    }
+
+    /// Whether scores have a slope, which ds is multiplied with.
+    pub(crate) fn has_slope(&self) -> bool {
+        self.inverse_cap.is_some()
+    }
+
+    /// Panels of q^T as [`scores`](Self::scores) wants them.
+    ///
+    /// # Safety
+    /// As [`pack::transpose_panels`].
+    #[inline(always)]
+    pub(crate) unsafe fn pack_queries<S: Simd>(&self, q: Rows, panels: usize, words: usize, dst: *mut u32) {
+        let flip = if self.negates { pack::sign_flip::<S>() } else { 0 };
+        pack::transpose_panels::<S>(q, panels, words, flip, dst);
+    }
+
+    /// The products of `MR` keys and a panel of queries, `depth` words each: their scores, where it
+    /// [is plain](Self::is_plain).
+    ///
+    /// # Safety
+    /// As [`product`].
+    #[inline(always)]
+    pub(crate) unsafe fn scores<S: Simd, const MR: usize>(
+        &self,
+        depth: usize,
+        k: Left,
+        q: Right,
+    ) -> [[S::V; NV]; MR] {
+        product::<S, MR, NV>(depth, k, q)
+    }
+
+    /// What makes weights of scores.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    #[inline(always)]
+    pub(crate) unsafe fn factor<S: Simd>(&self) -> Factor<S> {
+        Factor(S::splat(self.factor))
+    }
+
+    /// The exponent, in base e, of a score.
+    pub(crate) fn natural(&self, score: f32) -> f64 {
+        f64::from(score) * self.natural
+    }
+
+    /// What weights are relative to, as an exponent of e: `max`, a row's largest score, and its rounded exponent of 2
+    /// if that is below `large`.
+    pub(crate) fn reference(&self, max: f32, large: f32) -> f64 {
+        let max_log2 = max * self.factor;
+        if max_log2.abs() >= large { self.natural(max) } else { f64::from(max_log2) * LN_2 }
+    }
+}
+
+/// The exponent of 2 below which weights are 0 beside those of their row, whose sum is 1.
+const LEAST_LOG2: f32 = -100.0;
+
+/// The factor between scores and exponents of 2, in every lane.
+#[derive(Clone, Copy)]
+pub(crate) struct Factor<S: Simd>(S::V);
+
+impl<S: Simd> Factor<S> {
+    /// The exponent of 2 of a score.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    #[inline(always)]
+    pub(crate) unsafe fn exponent(self, score: S::V) -> S::V {
+        S::mul(score, self.0)
+    }
+
+    /// The weight of a score: its exponent and `shift` are added before either is rounded.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    #[inline(always)]
+    pub(crate) unsafe fn weight(self, score: S::V, shift: S::V) -> S::V {
+        S::exp2(S::fma(score, self.0, shift))
+    }
+
+    /// The same, but 0 where it is so small that what it is multiplied with would be subnormal, which takes processors a
+    /// hundred times as long. What is added to scores makes many such weights, as ALiBi does of distant keys; of products
+    /// alone they are few.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    #[inline(always)]
+    pub(crate) unsafe fn weight_or_zero(self, score: S::V, shift: S::V) -> S::V {
+        let exponent = S::fma(score, self.0, shift);
+        S::where_less(exponent, S::splat(LEAST_LOG2), S::splat(0.0), S::exp2(exponent))
+    }
+}
