@@ -24,7 +24,7 @@ pub struct Cuts {
     pub columns: Vec<usize>,
 }
 
-/// Changes the operands of a case, to put a NaN where it belongs.
+/// Changes the operands of a case, as to put a NaN where it belongs.
 pub type Adjust = fn(&Problem, &mut Values);
 
 /// A named case. Built up from the defaults of [`Case::new`].
@@ -52,6 +52,7 @@ pub struct Case {
     std: (f64, f64),
     dlse: bool,
     pub(super) adjust: Option<Adjust>,
+    arrange: Option<Adjust>,
     fill: Option<f64>,
     /// Products of q and k are near this power of two, and exact.
     pub(super) products_near: Option<super::binades::Products>,
@@ -79,6 +80,7 @@ impl Case {
             std: (1.0, 1.0),
             dlse: false,
             adjust: None,
+            arrange: None,
             fill: None,
             products_near: None,
             vector: None,
@@ -241,9 +243,14 @@ impl Case {
         Self { cuts, ..self }
     }
 
-    /// With operands of its own.
+    /// With operands of its own that some skip: NaNs and infinities.
     pub fn adjust(self, adjust: Adjust) -> Self {
         Self { adjust: Some(adjust), ..self }
+    }
+
+    /// With numbers of its own that everybody must take: of a mask, or -inf in a bias.
+    pub fn arrange(self, arrange: Adjust) -> Self {
+        Self { arrange: Some(arrange), ..self }
     }
 
     /// The whole problem.
@@ -300,8 +307,8 @@ impl Case {
         if let Some(products) = self.products_near {
             super::binades::place(&self.problem(), &mut values, products);
         }
-        if let Some(adjust) = self.adjust {
-            adjust(&self.problem(), &mut values);
+        for change in [self.arrange, self.adjust].into_iter().flatten() {
+            change(&self.problem(), &mut values);
         }
         values
     }

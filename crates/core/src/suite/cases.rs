@@ -1,100 +1,11 @@
-//! The cases, and the macro that makes a test of each.
+//! The cases.
 
 use super::adjust;
 use super::case::{Case, Cuts};
 use super::layout::Layout;
-use crate::{Dtype, Shard};
-
-/// Takes the list of cases; makes of it [`NAMES`], [`case`] and the macro [`test_implementation`].
-macro_rules! named_cases {
-    ($dollar:tt $($name:ident => $case:expr,)*) => {
-        /// The names of all cases.
-        pub const NAMES: &[&str] = &[$(stringify!($name)),*];
-
-        /// The case of a name.
-        ///
-        /// ```
-        /// use signflash_core::suite::{NAMES, case};
-        /// assert!(NAMES.iter().all(|name| case(name).is_some()));
-        /// ```
-        pub fn case(name: &str) -> Option<Case> {
-            match name {
-                $(stringify!($name) => Some($case),)*
-                _ => None,
-            }
-        }
-
-        /// Makes one `#[test]` of every case of the suite, run on the [`Implementation`] that the expression gives.
-        ///
-        /// ```
-        /// use signflash_core::suite::{Implementation, Reference, RunError};
-        /// use signflash_core::{Element, GradInputs, Gradients, Inputs, Outputs, Problem};
-        ///
-        /// struct Mine;
-        ///
-        /// impl Implementation for Mine {
-        ///     fn name(&self) -> String {
-        ///         "mine".to_string()
-        ///     }
-        ///     fn forward<T: Element>(
-        ///         &self,
-        ///         problem: &Problem,
-        ///         inputs: &Inputs<'_, T>,
-        ///         outputs: &mut Outputs<'_, T>,
-        ///     ) -> Result<(), RunError> {
-        ///         Reference.forward(problem, inputs, outputs) // yours here
-        ///     }
-        ///     fn backward<T: Element>(
-        ///         &self,
-        ///         problem: &Problem,
-        ///         inputs: &GradInputs<'_, T>,
-        ///         gradients: &mut Gradients<'_, T>,
-        ///     ) -> Result<(), RunError> {
-        ///         Reference.backward(problem, inputs, gradients)
-        ///     }
-        /// }
-        ///
-        /// mod mine {
-        ///     signflash_core::test_implementation!(super::Mine);
-        /// }
-        /// ```
-        ///
-        /// [`Implementation`]: crate::suite::Implementation
-        #[macro_export]
-        macro_rules! test_implementation {
-            ($dollar implementation:expr) => {
-                $(
-                    #[test]
-                    fn $name() {
-                        $crate::suite::check(stringify!($name), &$dollar implementation);
-                    }
-                )*
-
-                #[test]
-                fn the_backward_drops_what_the_forward_drops() {
-                    $crate::suite::check_backward_drops::<f32, _>(&$dollar implementation);
-                    $crate::suite::check_backward_drops::<$crate::f16, _>(&$dollar implementation);
-                    $crate::suite::check_backward_drops::<$crate::bf16, _>(&$dollar implementation);
-                }
-
-                #[test]
-                fn scores_of_every_binade_by_their_scale() {
-                    $crate::suite::check_binades($crate::suite::LargeBy::Scale, &$dollar implementation);
-                }
-
-                #[test]
-                fn scores_of_every_binade_by_their_operands() {
-                    $crate::suite::check_binades($crate::suite::LargeBy::Operands, &$dollar implementation);
-                }
-
-                #[test]
-                fn scores_of_any_size_of_one_query() {
-                    $crate::suite::check_binades($crate::suite::LargeBy::OneQuery, &$dollar implementation);
-                }
-            };
-        }
-    };
-}
+use super::named::named_cases;
+use super::scores::Extent::{Each, One};
+use crate::{Dtype, Shard, Slopes};
 
 named_cases! { $
     // Every head_dim, most of them no multiple of a vector.
@@ -331,6 +242,85 @@ named_cases! { $
         Cuts { heads: vec![2], ..Cuts::default() },
     ),
 
+    // What becomes of a score: each feature alone, with dropout and without.
+    softcap => Case::new(40, 70).head_dim(32).softcap(2.0).dropout(0.1),
+    softcap_without_dropout => Case::new(65, 70).softcap(30.0).causal(),
+    softcap_far_below_the_scores => Case::new(33, 70).head_dim(32).std(4.0, 4.0).softcap(1.5).dropout(0.1),
+    softcap_of_a_negative_scale => Case::new(20, 33).head_dim(32).softmax_scale(-0.3).softcap(2.0).dropout(0.1),
+    alibi => Case::new(40, 70).head_dim(32).heads(4, 2).alibi(Slopes::PerHead).dropout(0.1),
+    alibi_without_dropout => Case::new(65, 70).batch(2).alibi(Slopes::PerSequence).causal(),
+    alibi_before_the_first_key => Case::new(70, 40).head_dim(32).alibi(Slopes::PerHead).diagonal(-50).dropout(0.1),
+    bias => Case::new(40, 70).batch(2).head_dim(32).bias(Dtype::F32, [One, Each, Each]).dropout(0.1),
+    bias_without_dropout => Case::new(65, 70).bias(Dtype::Bf16, [Each; 3]).causal(),
+    bias_of_keys => Case::new(70, 70).batch(2).head_dim(32).bias(Dtype::F16, [Each, One, One]).dropout(0.1),
+    bias_of_everybody => Case::new(33, 90).batch(2).heads(4, 2).head_dim(32).bias(Dtype::F32, [One; 3]),
+    bias_of_all_heads => Case::new(70, 33).heads(4, 1).head_dim(32).bias(Dtype::F16, [Each, One, Each]).dropout(0.1),
+    bias_that_hides =>
+        Case::new(40, 70).head_dim(32).bias(Dtype::F32, [One, Each, Each]).dropout(0.3)
+            .arrange(adjust::minus_inf_in_a_bias),
+    mask => Case::new(40, 70).batch(2).head_dim(32).mask([Each; 3]).dropout(0.1),
+    mask_without_dropout => Case::new(65, 70).mask([One, One, Each]).causal(),
+    mask_of_padding =>
+        Case::new(40, 203).batch(2).head_dim(32).mask([Each, One, One]).dropout(0.1).arrange(adjust::padding),
+    mask_of_padding_without_dropout =>
+        Case::new(130, 150).batch(2).heads(1, 1).mask([Each, One, One]).arrange(adjust::padding),
+    mask_of_blocks => Case::new(150, 203).heads(1, 1).head_dim(32).mask([One, One, Each]).dropout(0.1).arrange(adjust::blocks),
+    mask_that_hides_everything_from_some_rows =>
+        Case::new(50, 70).head_dim(32).mask([One, Each, Each]).dropout(0.1).dlse().arrange(adjust::blind_rows),
+    mask_that_hides_everything =>
+        Case::new(17, 33).head_dim(32).mask([One; 3]).dropout(0.1).arrange(adjust::hide_everything),
+    sinks => Case::new(40, 70).head_dim(32).sinks().dropout(0.1).dlse(),
+    sinks_without_dropout => Case::new(65, 70).heads(4, 2).sinks().causal(),
+    sinks_of_rows_that_see_no_key => Case::new(70, 40).head_dim(32).sinks().causal().dropout(0.1).dlse(),
+    sinks_without_keys => Case::new(17, 0).head_dim(32).sinks().dropout(0.1),
+    head_dim_v => Case::new(40, 70).head_dim(96).head_dim_v(64).dropout(0.1),
+    head_dim_v_without_dropout => Case::new(65, 70).head_dim(192).head_dim_v(128).causal(),
+    head_dim_v_larger => Case::new(65, 70).heads(4, 2).head_dim(64).head_dim_v(128).causal().dropout(0.1),
+    head_dim_v_of_no_vector => Case::new(33, 50).head_dim(24).head_dim_v(7).dropout(0.1),
+
+    // Every pair of them, among them every other setting.
+    softcap_and_alibi => Case::new(40, 70).head_dim(32).softcap(2.0).alibi(Slopes::PerHead).causal().dropout(0.1),
+    softcap_and_bias =>
+        Case::new(50, 70).head_dim(32).softcap(2.0).bias(Dtype::F32, [One, Each, Each]).window(20, 5).dropout(0.1),
+    softcap_and_mask =>
+        Case::new(0, 0).head_dim(32).packed(&[20, 7, 40], &[33, 9, 40]).softcap(2.0).mask([Each, One, Each]).dropout(0.1),
+    softcap_and_sinks =>
+        Case::new(50, 70).head_dim(32).softcap(2.0).sinks().dropout(0.1)
+            .cut(Cuts { rows: vec![23], columns: vec![35], ..Cuts::default() }),
+    softcap_and_head_dim_v => Case::new(0, 3).head_dim(40).head_dim_v(24).packed(&[20, 33], &[20, 33]).softcap(5.0).causal(),
+    alibi_and_bias =>
+        Case::new(2, 0).head_dim(32).packed(&[20, 7, 40], &[33, 9, 40]).alibi(Slopes::PerSequence)
+            .bias(Dtype::F16, [Each, One, Each]).dropout(0.1),
+    alibi_and_mask =>
+        Case::new(50, 70).batch(2).head_dim(32).alibi(Slopes::PerHead).mask([Each, One, One]).dropout(0.1)
+            .cut(Cuts { batches: vec![1], rows: vec![23], columns: vec![35], ..Cuts::default() }),
+    alibi_and_sinks =>
+        Case::new(70, 50).heads(4, 2).head_dim(32).alibi(Slopes::PerHead).sinks().window(20, 0).dropout(0.1).dlse(),
+    alibi_and_head_dim_v => Case::new(40, 70).head_dim(64).head_dim_v(128).alibi(Slopes::PerHead).causal().dropout(0.1),
+    bias_and_mask =>
+        Case::new(40, 70).batch(2).head_dim(32).bias(Dtype::Bf16, [One, Each, Each]).mask([Each, One, One])
+            .dropout(0.1).arrange(adjust::padding),
+    bias_and_sinks =>
+        Case::new(50, 70).batch(2).heads(4, 2).head_dim(32).bias(Dtype::F32, [Each, Each, One]).sinks().causal()
+            .dropout(0.1).dlse().cut(Cuts { heads: vec![2], rows: vec![23], columns: vec![35], ..Cuts::default() }),
+    bias_and_head_dim_v =>
+        Case::new(0, 0).heads(4, 2).head_dim(32).head_dim_v(16).packed(&[20, 0, 33], &[20, 9, 17])
+            .bias(Dtype::F32, [One, Each, Each]).causal(),
+    mask_and_sinks =>
+        Case::new(50, 70).head_dim(32).mask([One, Each, Each]).sinks().dropout(0.1).dlse().arrange(adjust::blind_rows),
+    mask_and_head_dim_v =>
+        Case::new(40, 70).head_dim(40).head_dim_v(72).layout(Layout::Bhsd).mask([One, Each, Each]).window(30, 10)
+            .dropout(0.1),
+    sinks_and_head_dim_v =>
+        Case::new(1, 2).head_dim(32).head_dim_v(64).packed(&[20, 33], &[9, 40]).sinks().causal().dropout(0.1),
+    every_feature =>
+        Case::new(70, 90).batch(2).heads(4, 2).head_dim(40).head_dim_v(24).softcap(3.0).alibi(Slopes::PerSequence)
+            .bias(Dtype::F32, [One, Each, Each]).mask([Each, One, Each]).sinks().window(60, 30).dropout(0.2).dlse(),
+    features_of_a_shard =>
+        Case::new(50, 70).head_dim(32).alibi(Slopes::PerHead).bias(Dtype::F32, [One, Each, Each]).causal_from(7)
+            .dropout(0.3)
+            .shard(Shard { first_batch: 3, first_head: 2, first_row: 5, first_column: 13, num_heads_total: Some(7) }),
+
     // Large scores: weights underflow, dropped ones to -0.0.
     large_scores => Case::new(128, 203).std(5.0, 3.0).dropout(0.1),
     large_scores_causal => Case::new(203, 203).head_dim(128).std(5.0, 3.0).causal().dropout(0.1),
@@ -368,6 +358,18 @@ named_cases! { $
     minus_inf_scores => Case::new(50, 70).dropout(0.3).adjust(adjust::minus_inf_scores),
     minus_inf_scores_in_whole_rows => Case::new(40, 40).causal().dropout(0.3).adjust(adjust::minus_inf_rows),
     plus_inf_score => Case::new(40, 40).causal().dropout(0.3).adjust(adjust::plus_inf_score),
+
+    nan_in_one_entry_of_a_bias =>
+        Case::new(40, 50).head_dim(32).bias(Dtype::F32, [One, Each, Each]).mask([One, One, Each]).causal()
+            .dropout(0.3).adjust(adjust::nan_in_one_bias),
+    nan_and_inf_in_entries_of_a_bias_that_nobody_sees =>
+        Case::new(40, 50).head_dim(32).bias(Dtype::F32, [One, Each, Each]).mask([One, One, Each]).causal()
+            .dropout(0.3).adjust(adjust::nan_in_hidden_biases),
+    nan_in_keys_that_a_mask_hides =>
+        Case::new(40, 150).batch(2).head_dim(32).mask([Each, One, One]).dropout(0.3).adjust(adjust::nan_in_padding),
+    nan_in_keys_that_a_bias_hides =>
+        Case::new(40, 70).head_dim(32).softcap(2.0).bias(Dtype::F32, [One, One, One])
+            .adjust(adjust::nan_in_keys_of_minus_inf),
 
     // FlashAttention-2's inputs on an H200; what it made of them is compared in the core's own tests.
     vector_a => Case::vector("a_f16_d64_p10.safetensors", Dtype::F16),

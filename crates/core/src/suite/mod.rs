@@ -24,6 +24,7 @@ mod compare;
 mod implementation;
 mod inputs;
 mod layout;
+mod named;
 mod neighbours;
 mod part;
 mod reach;

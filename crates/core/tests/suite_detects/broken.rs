@@ -1,5 +1,6 @@
 //! An implementation that is broken in one way, or takes only some problems.
 
+use crate::scores::{Mistaken, dbias_of_one_batch};
 use signflash_core::suite::{Implementation, Reference, RunError};
 use signflash_core::{
     Dropout, Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Shard, TensorMut, TensorRef,
@@ -58,6 +59,18 @@ pub(crate) enum Fault {
     /// As if delta, of which it is part, were already divided by the keep scale.
     DlseTimesKeepScale,
     NanOfBlindDlse,
+    /// ds of a softcap as if scores grew with their products.
+    SlopeLeftOut,
+    SoftcapAfterTheBias,
+    BiasOfTheNextHead,
+    InvertsTheMask,
+    AlibiOneTooFar,
+    /// out has the sink in its sum, lse has not.
+    SinkNotInLse,
+    ScaleOfTheHeadDimOfV,
+    /// dbias of the last of the batches that share a bias.
+    DbiasOfOneBatch,
+    DsinksOfTheNextHead,
     Fails,
     /// No fault: it says so.
     TakesNoF32,
@@ -214,6 +227,9 @@ impl Implementation for Broken {
         if self.fault == Fault::DiagonalOfTheWhole {
             return sequence_by_sequence(problem, inputs, outputs);
         }
+        if let Some(mistaken) = Mistaken::by(self.fault, problem, inputs) {
+            return mistaken.forward(self.fault, problem, inputs, outputs);
+        }
         Reference.forward(&self.problem(problem), inputs, outputs)?;
         let out = &mut outputs.out;
         let blind = |i: usize| problem.visibility().keys_of(i as i64).is_empty();
@@ -295,6 +311,9 @@ impl Implementation for Broken {
         inputs: &GradInputs<'_, T>,
         gradients: &mut Gradients<'_, T>,
     ) -> Result<(), RunError> {
+        if let Some(mistaken) = Mistaken::by(self.fault, problem, &inputs.inputs) {
+            return mistaken.backward(self.fault, problem, inputs, gradients);
+        }
         let problem = self.problem(problem);
         let problem = match self.fault {
             Fault::GradientsWithoutDropout => {
@@ -333,6 +352,10 @@ impl Implementation for Broken {
                     let row = (b * shape.num_heads + h) * shape.seqlen_q + i;
                     T::from_f32(x.to_f32() + 0.0 * dlse[row]) // "its p is 0, it cannot matter"
                 });
+            }
+            Fault::DbiasOfOneBatch => dbias_of_one_batch(&problem, inputs, gradients)?,
+            Fault::DsinksOfTheNextHead => {
+                gradients.dsinks.as_mut().expect("the case has some").rotate_left(1)
             }
             Fault::ForgetsTheLastElement => {
                 let last = gradients.dk.shape.map(|size| size - 1);

@@ -1,6 +1,7 @@
 //! The suite fails for implementations that are broken in one way each.
 
 mod broken;
+mod scores;
 
 use broken::{Broken, Fault};
 use signflash_core::suite::{Finding, Reference, Report, case, check_backward_drops, run_case};
@@ -236,6 +237,43 @@ fn a_wrong_gradient_through_lse() {
     }
     let blind = "gradient_through_lse_of_rows_that_see_no_key";
     assert_detected(Fault::NanOfBlindDlse, blind, TensorName::Dq, SPECIAL);
+}
+
+#[test]
+fn a_slope_of_softcap_that_is_left_out() {
+    for name in ["softcap", "softcap_far_below_the_scores"] {
+        assert_detected(Fault::SlopeLeftOut, name, TensorName::Dq, ERROR);
+        assert_detected(Fault::SlopeLeftOut, name, TensorName::Dk, ERROR);
+    }
+}
+
+#[test]
+fn what_is_added_to_scores_in_the_wrong_place() {
+    assert_all_are_wrong(Fault::SoftcapAfterTheBias, "softcap_and_bias");
+    assert_all_are_wrong(Fault::BiasOfTheNextHead, "bias");
+    assert_all_are_wrong(Fault::AlibiOneTooFar, "alibi");
+    assert_all_are_wrong(Fault::InvertsTheMask, "mask_of_padding");
+    assert_all_are_wrong(Fault::InvertsTheMask, "mask");
+}
+
+#[test]
+fn a_sink_that_is_not_in_lse() {
+    for name in ["sinks", "sinks_of_rows_that_see_no_key", "mask_and_sinks"] {
+        assert_detected(Fault::SinkNotInLse, name, TensorName::Lse, |_| true);
+    }
+}
+
+#[test]
+fn the_head_dim_of_v_for_that_of_q() {
+    assert_all_are_wrong(Fault::ScaleOfTheHeadDimOfV, "head_dim_v");
+}
+
+#[test]
+fn wrong_gradients_of_what_scores_are_made_of() {
+    for name in ["bias", "bias_and_mask"] {
+        assert_detected(Fault::DbiasOfOneBatch, name, TensorName::Dbias, ERROR);
+    }
+    assert_detected(Fault::DsinksOfTheNextHead, "sinks", TensorName::Dsinks, ERROR);
 }
 
 #[test]
