@@ -1,5 +1,5 @@
 //! A line for each case of the suite, dtype and instruction set of this machine: the SHA-256 of the bits of all
-//! operands that the engine was given, and that of all out, lse, probs, dq, dk and dv that it wrote. Whether a change
+//! operands that the engine was given, and that of all out, lse, probs and gradients that it wrote. Whether a change
 //! is neutral is seen by comparing two lists: `cargo run -p signflash-cpu --example suite_bits > bits.txt`, before
 //! and after, on one machine. Words behind `--` choose the cases whose names contain one of them.
 //!
@@ -8,7 +8,9 @@
 
 use sha2::{Digest, Sha256};
 use signflash_core::suite::{self, Implementation, LargeBy, RunError};
-use signflash_core::{Element, GradInputs, Gradients, Inputs, Outputs, Problem, TensorRef, bf16, f16};
+use signflash_core::{
+    BiasMut, Element, GradInputs, Gradients, Inputs, Outputs, Problem, TensorRef, bf16, f16,
+};
 use signflash_cpu::{CpuEngine, Isa};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -129,6 +131,13 @@ impl Implementation for Recorder<'_> {
             for x in [&gradients.dq, &gradients.dk, &gradients.dv] {
                 hash(results, &x.as_ref(), Nan::Itself);
             }
+            match &gradients.dbias {
+                Some(BiasMut::F32(x)) => hash(results, &x.as_ref(), Nan::Itself),
+                Some(BiasMut::F16(x)) => hash(results, &x.as_ref(), Nan::Itself),
+                Some(BiasMut::Bf16(x)) => hash(results, &x.as_ref(), Nan::Itself),
+                None => {}
+            }
+            hash_row(results, gradients.dsinks.as_deref().unwrap_or_default(), Nan::Itself);
         });
         Ok(())
     }

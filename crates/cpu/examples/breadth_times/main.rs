@@ -1,9 +1,12 @@
-//! What windows and packed sequences cost on this machine's CPU: the time of a forward and of a backward, beside what the
-//! number of scores lets expect. `cargo run --release -p signflash-cpu --example breadth_times`, in a quiet minute; the
-//! words `f32` or `bf16` behind `--` choose a dtype.
+//! What windows, packed sequences and all that becomes of a score cost on this machine's CPU: the time of a forward and of
+//! a backward, beside what the number of scores lets expect. `cargo run --release -p signflash-cpu --example
+//! breadth_times`, in a quiet minute; words behind `--` choose: `f32` and `bf16` dtypes, `windows`, `packed` and `scores`
+//! tables.
 //!
 //! A window's cost should fall with the window. Packed sequences should cost what their own scores cost: the second table
 //! has the same sequences padded to the longest, too, as they are computed where nothing packs them.
+
+mod scores;
 
 use signflash_core::{
     Dropout, Element, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError, Shape, TensorMut,
@@ -26,10 +29,8 @@ struct Timed {
 impl Timed {
     fn of<T: Element>(engine: CpuEngine, problem: &Problem) -> Result<Self, ProblemError> {
         let shape = problem.shape();
-        let tensor = |shape: [usize; 4], step: usize| -> Vec<T> {
-            let len = shape.into_iter().product();
-            (0..len).map(|i: usize| T::from_f32((i.wrapping_mul(step) % 1009) as f32 / 504.0 - 1.0)).collect()
-        };
+        let tensor =
+            |shape: [usize; 4], step: usize| -> Vec<T> { numbers(shape.into_iter().product(), step) };
         let (q, k, v) = (tensor(shape.q(), 7919), tensor(shape.k(), 104_729), tensor(shape.v(), 1_299_709));
         let dout = tensor(shape.out(), 15_485_863);
         let (mut out, mut lse) = (tensor(shape.out(), 0), vec![0.0; shape.lse_len()]);
@@ -75,6 +76,11 @@ impl Timed {
     fn total(&self) -> f64 {
         (self.forward + self.backward).as_secs_f64()
     }
+}
+
+/// Numbers from -1 to 1, in an order that `step` makes.
+fn numbers<T: Element>(len: usize, step: usize) -> Vec<T> {
+    (0..len).map(|i: usize| T::from_f32((i.wrapping_mul(step) % 1009) as f32 / 504.0 - 1.0)).collect()
 }
 
 fn milliseconds(time: Duration) -> f64 {
@@ -154,16 +160,21 @@ fn packed<T: Element>(engine: CpuEngine) -> Result<(), ProblemError> {
 
 fn main() -> Result<(), ProblemError> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let asked = |word: &str| words.is_empty() || words.iter().any(|x| x == word);
+    let asked = |word: &str, of: &[&str]| {
+        let is_chosen = |x: &String| of.contains(&x.as_str());
+        !words.iter().any(is_chosen) || words.iter().any(|x| x == word)
+    };
+    let (dtypes, tables) = (["f32", "bf16"], ["windows", "packed", "scores"]);
     let engine = CpuEngine::new();
     println!("{} threads", engine.threads());
-    if asked("f32") {
-        windows::<f32>(engine)?;
-        packed::<f32>(engine)?;
-    }
-    if asked("bf16") {
-        windows::<bf16>(engine)?;
-        packed::<bf16>(engine)?;
+    type Table = fn(CpuEngine) -> Result<(), ProblemError>;
+    let of_f32: [Table; 3] = [windows::<f32>, packed::<f32>, scores::table::<f32>];
+    let of_bf16: [Table; 3] = [windows::<bf16>, packed::<bf16>, scores::table::<bf16>];
+    for (dtype, run) in dtypes.into_iter().zip([of_f32, of_bf16]).filter(|(dtype, _)| asked(dtype, &dtypes)) {
+        for (table, run) in tables.into_iter().zip(run).filter(|(table, _)| asked(table, &tables)) {
+            println!("\n# {table}, {dtype}");
+            run(engine)?;
+        }
     }
     Ok(())
 }
