@@ -2,11 +2,11 @@
 //! lengths:
 //! - Without a word every case but the five longest runs with Hopper's first schedule in f16 or in bf16, and if it is
 //!   not large also in one of three other settings (another schedule, other GPUs), which share the cases out among
-//!   themselves.
+//!   themselves. Of the sizes that scores may have, every eighth power of two.
 //! - `SIGNFLASH_TEST=full`, which `.ci/run` sets, runs those that are not large in all three, and in both formats
-//!   with the first schedule, of windows and packed sequences in either.
+//!   with the first schedule, of windows and packed sequences in either; of sizes of scores every fourth.
 //! - `SIGNFLASH_TEST=all` runs every case everywhere in both formats, which differ in single instructions that
-//!   `signflash-ptx` tests one by one.
+//!   `signflash-ptx` tests one by one, and every size.
 
 use signflash_core::suite::{Case, Implementation, RunError, run_case};
 use signflash_core::{
@@ -115,6 +115,14 @@ impl Implementation for On {
 
     fn spreads_non_finite(&self) -> bool {
         true
+    }
+
+    fn binades_apart(&self) -> usize {
+        match length() {
+            Length::Short => 8,
+            Length::Full => 4,
+            Length::All => 1,
+        }
     }
 
     fn forward<T: Element>(

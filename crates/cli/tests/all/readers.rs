@@ -37,6 +37,11 @@ static SEEDS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     seeds
 });
 
+/// Texts that match. The expression is read here; a bare string would be read again for each text.
+fn regex(pattern: &str) -> impl Strategy<Value = String> {
+    prop::string::string_regex(pattern).expect("a regular expression")
+}
+
 /// Reads with every reader; see [`survive`].
 fn survive(bytes: &[u8]) {
     for ask in [survive::safetensors, survive::npz, survive::npy] {
@@ -115,13 +120,13 @@ proptest! {
     }
 
     #[test]
-    fn random_headers_never_panic(header in "[\\{\\}\\[\\]\":,a-z_0-9F ]{0,200}", claimed in any::<u64>(), honest: bool) {
+    fn random_headers_never_panic(header in regex("[\\{\\}\\[\\]\":,a-z_0-9F ]{0,200}"), claimed in any::<u64>(), honest: bool) {
         let len = if honest { header.len() as u64 } else { claimed };
         survive(&[&len.to_le_bytes(), header.as_bytes()].concat());
     }
 
     #[test]
-    fn random_npy_headers_never_panic(text in "[\\{\\}\\(\\)':,<a-z_0-9TF ]{0,120}", version in 0u8..5) {
+    fn random_npy_headers_never_panic(text in regex("[\\{\\}\\(\\)':,<a-z_0-9TF ]{0,120}"), version in 0u8..5) {
         let mut bytes = b"\x93NUMPY".to_vec();
         bytes.extend([version, 0]);
         bytes.extend((text.len() as u16).to_le_bytes());
@@ -129,12 +134,17 @@ proptest! {
         bytes.extend(text.as_bytes());
         let _ = npy::read_header(&mut bytes.as_slice());
     }
+}
+
+proptest! {
+    // Each is two files of either format: a fifth as many take as long as one of the others.
+    #![proptest_config(ProptestConfig { cases: cases() / 5, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn both_formats_give_back_what_they_were_given(
         sizes in prop::array::uniform4(0usize..5),
         seed in any::<u64>(),
-        note in "\\PC{0,20}",
+        note in regex("\\PC{0,20}"),
     ) {
         let seed = seed.to_string();
         for archive in [input::<f32>(sizes, sizes, &[("seed", &seed), ("note", &note)]), input::<bf16>(sizes, sizes, &[])] {

@@ -17,7 +17,7 @@ const MEMORY: i32 = 4;
 fn too_small_an_address_space_is_one_line_whatever_the_command() {
     let dir = Dir::new();
     let (name, probs) = (dir.file("in.npz"), dir.file("probs.npz"));
-    write(&name, &input::<f32>([1, 4, 700, 64], [1, 2, 700, 64], &[("dropout_p", "0.1")]));
+    write(&name, &input::<f32>([1, 4, 700, 16], [1, 2, 700, 16], &[("dropout_p", "0.1")]));
     succeed(&["attend", &name, "--probs", "-o", &probs]);
     let before = dir.names().len();
     let (out, keep, picture) = (dir.file("out.npz"), dir.file("keep.npy"), dir.file("map.png"));

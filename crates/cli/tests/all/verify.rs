@@ -43,10 +43,13 @@ fn shape(seqlen_q: usize, seqlen_k: usize, head_dim: usize) -> Shape {
 
 const DTYPES: [&str; 3] = ["f32", "f16", "bf16"];
 
-/// Every instruction set says ok; otherwise what it said.
+/// Every instruction set says ok (the best and the plainest, without `SIGNFLASH_TEST=full`); otherwise what it said.
 fn complaints(dir: &Dir, what: &str, archive: &Archive) -> Vec<String> {
     write(dir.path("in.safetensors"), archive);
-    let isas = signflash_cpu::Isa::available();
+    let mut isas = signflash_cpu::Isa::available();
+    if !matches!(std::env::var("SIGNFLASH_TEST").as_deref(), Ok("full" | "all")) {
+        isas.retain(|isa| [signflash_cpu::Isa::Portable, signflash_cpu::Isa::best()].contains(isa));
+    }
     let said = isas.iter().map(|isa| {
         let ran = signflash(&["attend", &dir.file("in.safetensors"), "--verify", "--isa", isa.name()]);
         if ran.code == 0 { None } else { Some(format!("{what}, {isa}: {}{}", ran.stderr, ran.stdout)) }
@@ -95,12 +98,12 @@ fn numbers_of_other_kinds_verify() {
     let mut small = values(&shape(33, 65, 64), 1.0, 0.0);
     small.v.iter_mut().for_each(|x| *x *= 3e-39);
     let cases = [
-        ("v with mean 1", shape(64, 2048, 64), values(&shape(64, 2048, 64), 1.0, 1.0), &causal[..1]),
-        ("v with mean 1, 8192 keys", shape(8, 8192, 32), values(&shape(8, 8192, 32), 1.0, 1.0), &causal[..1]),
-        ("std 3", shape(256, 256, 64), values(&shape(256, 256, 64), 3.0, 0.0), causal),
-        ("std 8", shape(256, 256, 64), values(&shape(256, 256, 64), 8.0, 0.0), causal),
+        ("v with mean 1", shape(16, 2048, 64), values(&shape(16, 2048, 64), 1.0, 1.0), &causal[..1]),
+        ("v with mean 1, 8192 keys", shape(4, 8192, 32), values(&shape(4, 8192, 32), 1.0, 1.0), &causal[..1]),
+        ("std 3", shape(128, 128, 64), values(&shape(128, 128, 64), 3.0, 0.0), causal),
+        ("std 8", shape(128, 128, 64), values(&shape(128, 128, 64), 8.0, 0.0), causal),
         ("all 0.7", shape(33, 100, 128), equal(&shape(33, 100, 128), 0.7), causal),
-        ("all -0.7, head_dim 256", shape(65, 129, 256), equal(&shape(65, 129, 256), -0.7), &causal[..0]),
+        ("all -0.7, head_dim 256", shape(33, 129, 256), equal(&shape(33, 129, 256), -0.7), &causal[..0]),
         ("all 0.3, 15 keys", shape(64, 15, 64), equal(&shape(64, 15, 64), 0.3), &causal[..0]),
         ("1/15 alone", shape(1, 1, 1), one_v, &causal[..0]),
         ("1/15 everywhere", shape(64, 64, 64), equal(&shape(64, 64, 64), 1.0 / 15.0), &causal[..0]),
@@ -120,7 +123,7 @@ fn numbers_of_other_kinds_verify() {
 fn a_scale_of_1_percent_and_a_swapped_head_are_found() {
     let dir = Dir::new();
     for (dtype, std, mean) in [("f32", 1.0, 0.0), ("f16", 1.0, 0.0), ("bf16", 1.0, 0.0), ("f16", 3.0, 1.0)] {
-        let shape = shape(96, 512, 64);
+        let shape = shape(48, 256, 64);
         let mut input = of_dtype(dtype, &shape, &values(&shape, std, mean), &[("dropout_p", "0.1")]);
         write(dir.path("in.safetensors"), &input);
         succeed(&["attend", &dir.file("in.safetensors"), "-o", &dir.file("out.safetensors")]);

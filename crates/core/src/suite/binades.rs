@@ -98,14 +98,14 @@ pub(super) fn place(problem: &Problem, values: &mut Values, products: Products) 
 }
 
 /// Fails unless an implementation is right with scores of every binade of f32, or of every fourth where one query has
-/// them.
+/// them; of fewer where [it says so](Implementation::binades_apart). The largest is among them.
 ///
 /// # Panics
 /// With everything that is wrong.
 pub fn check_binades(by: LargeBy, implementation: &impl Implementation) {
     let mut all = Report::default();
-    let step = if by == LargeBy::OneQuery { 4 } else { 1 };
-    for binade in BINADES.step_by(step) {
+    let step = implementation.binades_apart().max(if by == LargeBy::OneQuery { 4 } else { 1 });
+    for binade in BINADES.rev().step_by(step) {
         let case = Case::scores_near(binade, by);
         let Report { ran, skipped, failures } =
             run_case(&format!("2^{binade} by {by:?}"), &case, implementation);

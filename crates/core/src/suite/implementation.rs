@@ -40,6 +40,12 @@ pub trait Implementation {
         None
     }
 
+    /// How far apart the sizes are that [scores of any size](super::check_binades) are tried at, in powers of two: 1,
+    /// or more where every call takes long.
+    fn binades_apart(&self) -> usize {
+        1
+    }
+
     /// Writes every element of `outputs`, and nothing else of their storage.
     ///
     /// # Errors
