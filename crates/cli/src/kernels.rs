@@ -30,13 +30,19 @@ pub fn run(args: &KernelsArgs, stdout: &mut dyn Write) -> Result<(), Error> {
         // As many keys as there may be: for fewer, causal forwards of a small head_dim have another form.
         let shape = Shape::new(1, 8192, 8192).heads(1, 1).head_dim(head_dim);
         let dropout = Dropout::new(args.dropout_p, 0, 0)?;
-        let problem = Problem::builder(shape).causal(args.causal).dropout(dropout).build()?;
+        let problem = Problem::builder(shape).causal(args.causal).dropout(dropout);
+        let problem = problem.window(args.window.left, args.window.right);
+        let problem = if args.packed { problem.packed_on_device(1) } else { problem }.build()?;
         let kernels = kernels(&problem, half, gpu);
         if let Some(pass) = args.ptx {
-            let (_, config) = kernels.iter().find(|(of, _)| *of == pass).expect("every pass has a kernel");
+            let (_, config) = kernels.iter().find(|(of, _)| *of == pass).ok_or_else(|| Error::Argument {
+                argument: "--ptx",
+                expected: "a pass of the table; add --packed for the one that lists tiles".into(),
+                got: pass.name().into(),
+            })?;
             return write!(stdout, "{}", config.kernel().ptx()).map_err(Error::Stdout);
         }
-        rows.extend(kernels.map(|(pass, config)| cells(head_dim, pass, &config)));
+        rows.extend(kernels.iter().map(|(pass, config)| cells(head_dim, *pass, config)));
         words += &in_words(head_dim, &problem, half, gpu, &kernels);
     }
     let header = ["head_dim", "pass", "kernel", "threads", "smem bytes", "PTX", "target"];
@@ -44,7 +50,7 @@ pub fn run(args: &KernelsArgs, stdout: &mut dyn Write) -> Result<(), Error> {
 }
 
 /// Every pass of a problem with dense tensors, and its kernel.
-fn kernels(problem: &Problem, half: Half, gpu: Gpu) -> [(KernelPass, Config); 11] {
+fn kernels(problem: &Problem, half: Half, gpu: Gpu) -> Vec<(KernelPass, Config)> {
     let probs = DeviceTensor::dense(0, problem.shape().probs(), Order::HeadsFirst);
     let forward = ForwardCall::of_dense(problem, half).with_probs(Some(probs));
     let adding = BackwardCall::of_dense(problem, half);
@@ -54,7 +60,8 @@ fn kernels(problem: &Problem, half: Half, gpu: Gpu) -> [(KernelPass, Config); 11
     let [best, best_ordered] = [&adding, &ordered].map(|call| BackwardChoice::of(call, gpu, Kernels::Best));
     let [portable, portable_ordered] =
         [&adding, &ordered].map(|call| BackwardChoice::of(call, gpu, Kernels::Portable));
-    [
+    let of_packed = problem.is_packed().then_some((KernelPass::Tiles, Config::Tiles));
+    let of_all = [
         (KernelPass::Forward, Config::Forward(own.forward())),
         (KernelPass::PortableForward, Config::Forward(of_forward(Kernels::Portable).forward())),
         (KernelPass::Probs, Config::Probs(own.probs().expect("they are asked for"))),
@@ -66,7 +73,8 @@ fn kernels(problem: &Problem, half: Half, gpu: Gpu) -> [(KernelPass, Config); 11
         (KernelPass::PortableConvertDq, Config::Dq(portable.dq())),
         (KernelPass::PortableKeysDeterministic, Config::Keys(portable_ordered.keys())),
         (KernelPass::PortableQueries, Config::Dq(portable_ordered.dq())),
-    ]
+    ];
+    of_packed.into_iter().chain(of_all).collect()
 }
 
 /// The kernels in words, and why they are not Hopper's own where they could be.

@@ -1,8 +1,9 @@
 //! `signflash kernels`.
 
 use super::engine::parse_dtype;
+use crate::settings::window;
 use clap::{Args, ValueEnum};
-use signflash_core::Dtype;
+use signflash_core::{Dtype, Window};
 
 pub(super) const LONG: &str = "\
 Show which kernels a GPU gets for a problem, or print one as PTX. No GPU is needed.
@@ -23,6 +24,15 @@ pub struct KernelsArgs {
     /// Whether later keys are hidden.
     #[arg(long)]
     pub causal: bool,
+    /// What a query sees of the keys around the one that it faces: -1 is no bound.
+    #[arg(
+        long, value_name = "LEFT,RIGHT", allow_hyphen_values = true, value_parser = window::parse,
+        default_value = "-1,-1"
+    )]
+    pub window: Window,
+    /// Whether sequences are packed, one behind the other, as a GPU's memory says (cu_seqlens_q, cu_seqlens_k).
+    #[arg(long)]
+    pub packed: bool,
     /// Probability of dropping, in [0, 1).
     #[arg(long, value_name = "P", default_value_t = 0.0)]
     pub dropout_p: f32,
@@ -48,6 +58,8 @@ pub enum GpuKind {
 /// The kernels of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum KernelPass {
+    /// Which tiles each block of the others computes, of packed sequences.
+    Tiles,
     /// out and lse.
     Forward,
     /// The same, for tensors that the GPU's own kernel does not take.
@@ -76,6 +88,7 @@ impl KernelPass {
     /// As `--ptx` takes it.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Tiles => "tiles",
             Self::Forward => "forward",
             Self::PortableForward => "portable-forward",
             Self::Probs => "probs",

@@ -1,6 +1,6 @@
 //! What concerns GPUs, on machines with and without one.
 
-use crate::common::{VECTORS, signflash, vector};
+use crate::common::{VECTORS, fail, signflash, vector};
 use signflash_cuda::Device;
 
 /// Whether this machine has one; said aloud if not, and a failure where `SIGNFLASH_REQUIRE_GPU=1`.
@@ -82,6 +82,31 @@ fn a_head_dim_that_hopper_does_not_take_is_told_why() {
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     let why = "The portable kernels compute everything: head_dim is 41, and rows are written in pieces of 8.";
     assert!(ran.stdout.contains(why), "{}", ran.stdout);
+}
+
+#[test]
+fn the_table_of_kernels_is_of_windows_and_packed_sequences_when_asked() {
+    let ran = signflash(&["kernels", "--head-dim", "128", "--window", "255,0", "--dropout-p", "0.1"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    for expected in
+        ["sf_fwd90_bf16_d128_window_drop_", "sf_bwd90_keys_bf16_d128_window_drop_", "window, dropout."]
+    {
+        assert!(ran.stdout.contains(expected), "{expected}: {}", ran.stdout);
+    }
+    assert!(!ran.stdout.contains("sf_tiles"), "{}", ran.stdout);
+    let alone = signflash(&["kernels", "--head-dim", "128"]);
+    let packed = signflash(&["kernels", "--head-dim", "128", "--packed"]);
+    assert_eq!(packed.code, 0, "{}", packed.stderr);
+    for expected in ["sf_tiles", "_packed", "  tiles: "] {
+        assert!(
+            packed.stdout.contains(expected) && !alone.stdout.contains(expected),
+            "{expected}: {}",
+            packed.stdout
+        );
+    }
+    let ran = signflash(&["kernels", "--head-dim", "128", "--packed", "--ptx", "tiles"]);
+    assert!(ran.stdout.starts_with("// signflash: sf_tiles"), "{}", ran.stdout);
+    fail(&["kernels", "--head-dim", "128", "--ptx", "tiles"], 2, &["--ptx", "--packed", "tiles"]);
 }
 
 #[test]
