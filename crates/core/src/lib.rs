@@ -45,7 +45,9 @@ mod window;
 
 pub use builder::{MAX_HEAD_DIM, ProblemBuilder};
 pub use description::Description;
-pub use dropout::{Dropout, DropoutGenerator, GeneratorState, KeepBlock, KeepRule, ScaleRule};
+pub use dropout::{
+    Dropout, DropoutGenerator, GeneratorState, KeepBlock, KeepRule, ScaleRule, SharedGenerator,
+};
 pub use dtype::{Dtype, Element};
 pub use error::{ProblemError, TensorName};
 pub use half::{bf16, f16};

@@ -33,8 +33,8 @@ pub use engine::Engine;
 pub use signflash_core::{
     Bounds, Dropout, DropoutGenerator, Dtype, Element, GeneratorState, GradInputs, Gradients, Inputs,
     KeepBlock, KeepRule, Outputs, Piece, Problem, ProblemBuilder, ProblemError, Probs, ScaleRule, Sequence,
-    Shape, Shard, SignBit, TensorMut, TensorName, TensorRef, Visibility, Window, bf16, dropout, f16, judge,
-    oracle, sign_bit,
+    Shape, Shard, SharedGenerator, SignBit, TensorMut, TensorName, TensorRef, Visibility, Window, bf16,
+    dropout, f16, judge, oracle, sign_bit,
 };
 pub use signflash_cpu::{CpuEngine, Isa, IsaError};
 #[cfg(feature = "cuda")]

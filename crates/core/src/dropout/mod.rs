@@ -16,8 +16,10 @@
 
 mod generator;
 pub mod philox;
+mod shared;
 
 pub use generator::{DropoutGenerator, GeneratorState};
+pub use shared::SharedGenerator;
 
 use crate::error::ProblemError;
 use crate::shape::{Shape, Shard};

@@ -1,0 +1,37 @@
+//! Exact attention with dropout for Burn: an operator with a backward of its own, in memory that grows with the length,
+//! not with its square. It runs on Burn's CPU back end, Flex, with and without `Autodiff`, in f32, f16 and bf16.
+//!
+//! What is dropped is drawn again by the backward; no mask is stored. Results are the contract's, as exact as those of
+//! [Signflash](https://docs.rs/signflash)'s CPU engine, which computes them.
+//!
+//! ```
+//! use burn::tensor::{Device, Distribution, Tensor};
+//! use signflash_burn::{Attention, Generator};
+//!
+//! let device = Device::flex().autodiff();
+//! let generator = Generator::new(42); // of a model: its layers share it
+//! let attention = Attention::new().causal(true).dropout(0.1, &generator);
+//!
+//! // (batch, num_heads, seqlen, head_dim), as Burn has it.
+//! let q = Tensor::<4>::random([2, 8, 100, 64], Distribution::Normal(0.0, 1.0), &device).require_grad();
+//! let out = attention.forward(q.clone(), q.clone(), q.clone());
+//! let gradients = out.powi_scalar(2).sum().backward();
+//! assert_eq!(q.grad(&gradients).unwrap().dims(), q.dims());
+//! ```
+//!
+//! [`Attention`] holds what does not change from call to call, [`MultiHeadAttention`] is Burn's layer of that name with
+//! dropout that costs no memory, [`attention`] takes a [`Problem`] of Signflash's, which can say all there is.
+//!
+//! As in Burn, what does not fit is a panic that says what was expected.
+
+mod attention;
+mod flex;
+mod multi_head;
+mod operator;
+
+pub use attention::{Attention, attention};
+pub use multi_head::MultiHeadAttention;
+#[doc(hidden)]
+pub use operator::{Backwards, Call, Forward, SignflashBackend};
+pub use signflash_core::SharedGenerator as Generator;
+pub use signflash_core::{Dropout, GeneratorState, Problem, ScaleRule, Shape, Shard};

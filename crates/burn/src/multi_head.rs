@@ -1,0 +1,99 @@
+//! Burn's layer, with our attention inside.
+
+use crate::attention::Attention;
+use burn::module::Module;
+use burn::nn::attention::MultiHeadAttention as BurnMultiHeadAttention;
+use burn::nn::{Dropout, Linear};
+use burn::tensor::Tensor;
+use signflash_core::SharedGenerator as Generator;
+
+/// `burn::nn::attention::MultiHeadAttention` with the same weights under the same names, so that records of one load into
+/// the other. Dropout acts on the probabilities, after the softmax, as Burn's does, and costs no memory; the weights of
+/// attention are not returned, since they do not exist.
+///
+/// ```
+/// use burn::nn::attention::MultiHeadAttentionConfig;
+/// use burn::tensor::{Device, Distribution, Tensor};
+/// use signflash_burn::{Generator, MultiHeadAttention};
+///
+/// let device = Device::flex().autodiff();
+/// let config = MultiHeadAttentionConfig::new(64, 4).with_dropout(0.1);
+/// let layer = MultiHeadAttention::from_burn(config.init(&device), &Generator::new(42)).causal(true);
+/// let x = Tensor::<3>::random([2, 10, 64], Distribution::Normal(0.0, 1.0), &device);
+/// assert_eq!(layer.forward(x).dims(), [2, 10, 64]);
+/// ```
+#[derive(Module, Debug)]
+pub struct MultiHeadAttention {
+    /// Projects the queries.
+    pub query: Linear,
+    /// Projects the keys.
+    pub key: Linear,
+    /// Projects the values.
+    pub value: Linear,
+    /// Projects what comes out.
+    pub output: Linear,
+    /// How much is dropped in training, and whether this layer takes part in it. Its own random numbers are not used.
+    pub dropout: Dropout,
+    /// The number of heads.
+    pub n_heads: usize,
+    #[module(skip)]
+    attention: Attention,
+    #[module(skip)]
+    generator: Generator,
+}
+
+impl MultiHeadAttention {
+    /// Burn's layer, its weights and its dropout; masks are handed out by `generator`.
+    ///
+    /// # Panics
+    /// If the layer has the quiet softmax, which is not computed here.
+    pub fn from_burn(layer: BurnMultiHeadAttention, generator: &Generator) -> Self {
+        assert!(
+            !layer.quiet_softmax,
+            "signflash: quiet_softmax must be false, got true; use Burn's own layer for it"
+        );
+        let BurnMultiHeadAttention { query, key, value, output, dropout, n_heads, .. } = layer;
+        let (attention, generator) = (Attention::new(), generator.clone());
+        Self { query, key, value, output, dropout, n_heads, attention, generator }
+    }
+
+    /// Whether a query sees only keys up to its own.
+    pub fn causal(self, causal: bool) -> Self {
+        Self { attention: self.attention.causal(causal), ..self }
+    }
+
+    /// How many keys a query sees before the one that it faces, and how many behind; `None` for all there are.
+    pub fn window(self, left: Option<usize>, right: Option<usize>) -> Self {
+        Self { attention: self.attention.window(left, right), ..self }
+    }
+
+    /// Self-attention of `x`, (batch, seqlen, d_model).
+    ///
+    /// # Panics
+    /// As [`Attention::forward`].
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        self.forward_cross(x.clone(), x.clone(), x)
+    }
+
+    /// Attention of the queries of `query`, (batch, seqlen_q, d_model), to the keys of `key` with the values of `value`,
+    /// both (batch, seqlen_k, d_model).
+    ///
+    /// # Panics
+    /// As [`Attention::forward`].
+    pub fn forward_cross(&self, query: Tensor<3>, key: Tensor<3>, value: Tensor<3>) -> Tensor<3> {
+        let heads = |x: Tensor<3>, linear: &Linear| {
+            let [batch, seqlen, _] = x.dims();
+            let x = linear.forward(x);
+            let width = x.dims()[2] / self.n_heads;
+            x.reshape([batch, seqlen, self.n_heads, width]).swap_dims(1, 2)
+        };
+        let (q, k, v) = (heads(query, &self.query), heads(key, &self.key), heads(value, &self.value));
+        let [batch, num_heads, seqlen, _] = q.dims();
+        let train =
+            self.dropout.training.is_enabled() && q.device().is_autodiff() && self.dropout.prob != 0.0;
+        let attention = self.attention.clone().dropout(self.dropout.prob as f32, &self.generator);
+        let out = attention.forward_if(q, k, v, train);
+        let width = num_heads * out.dims()[3];
+        self.output.forward(out.swap_dims(1, 2).reshape([batch, seqlen, width]))
+    }
+}

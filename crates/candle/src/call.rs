@@ -1,0 +1,123 @@
+//! Attention of candle's tensors as a problem of Signflash's says.
+
+use crate::layout::Layout;
+use crate::op::{Op, Shared};
+use candle_core::{D, Error, Result, Tensor, bail};
+use signflash_core::{Problem, Shape};
+use std::sync::Arc;
+
+/// The attention that `problem` describes: q is (batch, seqlen_q, num_heads, head_dim), k and v are (batch, seqlen_k,
+/// num_heads_k, head_dim), of one device and dtype, in the order of dimensions that `layout` says. Differentiable in q, k
+/// and v, as often as you like; a second derivative is refused.
+///
+/// ```
+/// use candle_core::{Device, Result, Tensor, Var};
+/// use signflash_candle::{Dropout, Layout, Problem, Shape, attention};
+///
+/// # fn main() -> Result<()> {
+/// let shape = Shape::new(1, 10, 12).heads(4, 2).head_dim(16);
+/// let dropout = Dropout::new(0.1, 42, 0).unwrap(); // probability, seed, offset
+/// let problem = Problem::builder(shape).dropout(dropout).build().unwrap();
+/// let q = Var::randn(0f32, 1.0, &shape.q(), &Device::Cpu)?;
+/// let k = Var::randn(0f32, 1.0, &shape.k(), &Device::Cpu)?;
+/// let out = attention(&problem, &q, &k, &k, Layout::Bshd)?;
+/// let gradients = out.sqr()?.sum_all()?.backward()?;
+/// assert_eq!(gradients.get(&k).unwrap().dims(), k.dims());
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// A tensor that does not fit the problem, by name; dtypes or devices that differ or that nothing here computes.
+pub fn attention(problem: &Problem, q: &Tensor, k: &Tensor, v: &Tensor, layout: Layout) -> Result<Tensor> {
+    Ok(run(Settings::new(problem, layout), [q, k, v])?.0)
+}
+
+/// The same, and lse, (batch, num_heads, seqlen_q), f32: the natural logarithm of each row's sum of exponentials. No
+/// gradient flows through lse.
+///
+/// # Errors
+/// As [`attention`].
+pub fn attention_with_lse(
+    problem: &Problem,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    layout: Layout,
+) -> Result<(Tensor, Tensor)> {
+    let (out, op) = run(Settings::new(problem, layout), [q, k, v])?;
+    Ok((out, op.lse(q.device())?))
+}
+
+/// The probabilities, (batch, num_heads, seqlen_q, seqlen_k), of q's dtype, negative where dropped (test the sign *bit*: a
+/// dropped probability may be -0.0). Not differentiable, and of memory that grows with the square of the length: to look at.
+///
+/// On a GPU tensors must not be packed.
+///
+/// # Errors
+/// As [`attention`].
+pub fn probs(problem: &Problem, q: &Tensor, k: &Tensor, v: &Tensor, layout: Layout) -> Result<Tensor> {
+    let settings = Settings { probs: true, ..Settings::new(problem, layout) };
+    let (_, op) = run(settings, [&q.detach(), &k.detach(), &v.detach()])?;
+    op.probs()
+}
+
+/// What a call computes, and how.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) problem: Problem,
+    pub(crate) layout: Layout,
+    /// Whether the backward has the same bits in every run on a GPU, too.
+    pub(crate) deterministic: bool,
+    pub(crate) probs: bool,
+}
+
+impl Settings {
+    pub(crate) fn new(problem: &Problem, layout: Layout) -> Self {
+        Self { problem: problem.clone(), layout, deterministic: false, probs: false }
+    }
+}
+
+/// Computes out, and what the backward keeps.
+pub(crate) fn run(settings: Settings, inputs: [&Tensor; 3]) -> Result<(Tensor, Arc<Op>)> {
+    let names = ["q", "k", "v"];
+    for (name, tensor) in names.iter().zip(inputs) {
+        if tensor.dtype() != inputs[0].dtype() {
+            let (expected, got) = (inputs[0].dtype(), tensor.dtype());
+            bail!("signflash: {name} must have q's dtype {expected:?}, got {got:?}; convert it with to_dtype")
+        }
+        if tensor.rank() != 4 {
+            let (words, got) = (settings.layout.words(), tensor.dims());
+            bail!("signflash: {name} must be {words}, got {got:?}")
+        }
+    }
+    let problem = &settings.problem;
+    if problem.alibi().is_some() || problem.bias().is_some() || problem.mask().is_some() || problem.sinks() {
+        bail!(
+            "signflash: the problem declares slopes, a bias, a mask or sinks, which signflash-candle takes no tensors for"
+        )
+    }
+    let [q, k, v] = inputs.map(dense_rows);
+    let op = Arc::new(Op::new(settings));
+    let out = q?.apply_op3(&k?, &v?, Shared(op.clone()))?;
+    Ok((out, op))
+}
+
+/// The tensor, copied if its rows are not dense.
+pub(crate) fn dense_rows(tensor: &Tensor) -> Result<Tensor> {
+    if tensor.stride().last() == Some(&1) { Ok(tensor.clone()) } else { tensor.contiguous() }
+}
+
+/// The sizes of a problem of these tensors.
+pub(crate) fn shape_of([q, k, v]: [&Tensor; 3], layout: Layout) -> Result<Shape> {
+    let sizes = |tensor: &Tensor| layout.read(tensor.layout()).map(|[sizes, _]| sizes);
+    let [batch, seqlen_q, num_heads, head_dim] = sizes(q)?;
+    let [_, seqlen_k, num_heads_k, _] = sizes(k)?;
+    let shape = Shape::new(batch, seqlen_q, seqlen_k).heads(num_heads, num_heads_k).head_dim(head_dim);
+    Ok(shape.head_dim_v(v.dim(D::Minus1)?))
+}
+
+/// An error of Signflash's as one of candle's.
+pub(crate) fn refused(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::wrap(error)
+}

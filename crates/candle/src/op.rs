@@ -1,0 +1,161 @@
+//! The operator that candle's graph holds.
+
+use crate::call::{Settings, dense_rows};
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp3, DType, Device, Layout, Result, Shape as Dims, Tensor, bail,
+};
+use half::{bf16, f16};
+use std::sync::{Arc, OnceLock};
+
+/// One call. candle has no place for what a forward leaves to its backward, so it lies here: the graph keeps the operator
+/// for as long as it can be differentiated, and nothing is recomputed.
+#[derive(Debug)]
+pub(crate) struct Op {
+    pub(crate) settings: Settings,
+    saved: OnceLock<Saved>,
+}
+
+/// What a forward computes besides out.
+#[derive(Debug)]
+pub(crate) struct Saved {
+    /// (batch, num_heads, seqlen_q), f32, dense.
+    pub(crate) lse: Lse,
+    /// (batch, num_heads, seqlen_q, seqlen_k), if it was asked for.
+    pub(crate) probs: Option<Tensor>,
+}
+
+/// lse, where the forward ran.
+#[derive(Debug)]
+pub(crate) enum Lse {
+    Cpu(Vec<f32>),
+    #[cfg(feature = "cuda")]
+    Cuda(Tensor),
+}
+
+impl Op {
+    pub(crate) fn new(settings: Settings) -> Self {
+        Self { settings, saved: OnceLock::new() }
+    }
+
+    /// lse as a tensor that no gradient flows through.
+    pub(crate) fn lse(&self, device: &Device) -> Result<Tensor> {
+        let shape = self.settings.problem.shape();
+        let dims = (shape.batch, shape.num_heads, shape.seqlen_q);
+        match &self.saved()?.lse {
+            Lse::Cpu(lse) => Tensor::from_slice(lse, dims, device),
+            #[cfg(feature = "cuda")]
+            Lse::Cuda(lse) => lse.reshape(dims),
+        }
+    }
+
+    pub(crate) fn probs(&self) -> Result<Tensor> {
+        match &self.saved()?.probs {
+            Some(probs) => Ok(probs.clone()),
+            None => bail!("signflash: the forward made no probs"),
+        }
+    }
+
+    pub(crate) fn saved(&self) -> Result<&Saved> {
+        match self.saved.get() {
+            Some(saved) => Ok(saved),
+            None => bail!("signflash: the backward came before the forward"),
+        }
+    }
+
+    pub(crate) fn save(&self, saved: Saved) -> Result<()> {
+        match self.saved.set(saved) {
+            Ok(()) => Ok(()),
+            Err(_) => bail!("signflash: the forward of one call ran twice"),
+        }
+    }
+
+    /// The sizes of out in the order of the caller's dimensions.
+    pub(crate) fn out_dims(&self) -> Dims {
+        Dims::from(self.settings.layout.swap(self.settings.problem.shape().out()).as_slice())
+    }
+}
+
+/// The dtypes that there are kernels for.
+pub(crate) fn unknown_dtype<T>(dtype: DType, device: &str, known: &str) -> Result<T> {
+    bail!("signflash: q, k and v must be {known} on {device}, got {dtype:?}; convert them with to_dtype")
+}
+
+/// The operator, shared with who asked for lse.
+pub(crate) struct Shared(pub(crate) Arc<Op>);
+
+impl CustomOp3 for Shared {
+    fn name(&self) -> &'static str {
+        "signflash-attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+        v: &CpuStorage,
+        v_layout: &Layout,
+    ) -> Result<(CpuStorage, Dims)> {
+        let tensors = [(q, q_layout), (k, k_layout), (v, v_layout)];
+        let out = match q {
+            CpuStorage::F32(_) => self.0.cpu_forward::<f32>(tensors),
+            CpuStorage::F16(_) => self.0.cpu_forward::<f16>(tensors),
+            CpuStorage::BF16(_) => self.0.cpu_forward::<bf16>(tensors),
+            other => {
+                unknown_dtype(candle_core::backend::BackendStorage::dtype(other), "a CPU", "f32, f16 or bf16")
+            }
+        }?;
+        Ok((out, self.0.out_dims()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        q: &CudaStorage,
+        q_layout: &Layout,
+        k: &CudaStorage,
+        k_layout: &Layout,
+        v: &CudaStorage,
+        v_layout: &Layout,
+    ) -> Result<(CudaStorage, Dims)> {
+        let out = self.0.cuda_forward([(q, q_layout), (k, k_layout), (v, v_layout)])?;
+        Ok((out, self.0.out_dims()))
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn cuda_fwd(
+        &self,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Dims)> {
+        bail!(
+            "signflash: tensors lie on a GPU, and signflash-candle was built without its feature cuda; turn it on"
+        )
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        out: &Tensor,
+        dout: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let dout = dense_rows(dout)?;
+        let tensors = [q, k, v, out, &dout];
+        let [dq, dk, dv] = match (q.device(), q.dtype()) {
+            #[cfg(feature = "cuda")]
+            (Device::Cuda(device), _) => self.0.cuda_backward(device, tensors)?,
+            (_, DType::F32) => self.0.cpu_backward::<f32>(tensors)?,
+            (_, DType::F16) => self.0.cpu_backward::<f16>(tensors)?,
+            (_, DType::BF16) => self.0.cpu_backward::<bf16>(tensors)?,
+            (_, other) => unknown_dtype(other, "a CPU", "f32, f16 or bf16")?,
+        };
+        Ok((Some(dq), Some(dk), Some(dv)))
+    }
+}

@@ -1,0 +1,198 @@
+//! The suite's named cases through candle: tensors of candle's with the cases' strides, gradients from candle's graph,
+//! judged by the f64 oracle.
+
+use candle_core::{Device, Result, Tensor, Var, WithDType};
+use signflash_candle::{Layout, attention, attention_with_lse, probs};
+use signflash_core::suite::{self, Implementation, RunError};
+use signflash_core::{
+    Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, TensorMut, TensorRef, bf16, f16,
+};
+use std::any::Any;
+
+/// Attention by candle's tensors, in the order of dimensions that is said.
+struct Candle(Layout);
+
+/// Does something with `T` where candle knows it, too.
+macro_rules! with_candles_dtype {
+    ($t:ty, $this:ident . $do:ident($($argument:expr),*)) => {
+        match <$t>::DTYPE {
+            Dtype::F32 => $this.$do::<$t, f32>($($argument),*),
+            Dtype::F16 => $this.$do::<$t, f16>($($argument),*),
+            Dtype::Bf16 => $this.$do::<$t, bf16>($($argument),*),
+        }
+    };
+}
+
+impl Implementation for Candle {
+    fn name(&self) -> String {
+        format!("candle, {:?}", self.0)
+    }
+
+    fn supports(&self, _: Dtype, problem: &Problem) -> std::result::Result<(), String> {
+        // What `attention` takes no tensor for.
+        let operands = problem.alibi().is_some() || problem.bias().is_some() || problem.mask().is_some();
+        if operands || problem.sinks() { Err("scores have operands of their own".into()) } else { Ok(()) }
+    }
+
+    fn forward<T: Element>(
+        &self,
+        problem: &Problem,
+        inputs: &Inputs<'_, T>,
+        outputs: &mut Outputs<'_, T>,
+    ) -> std::result::Result<(), RunError> {
+        Ok(with_candles_dtype!(T, self.forward_of(problem, inputs, outputs))?)
+    }
+
+    fn backward<T: Element>(
+        &self,
+        problem: &Problem,
+        inputs: &GradInputs<'_, T>,
+        gradients: &mut Gradients<'_, T>,
+    ) -> std::result::Result<(), RunError> {
+        Ok(with_candles_dtype!(T, self.backward_of(problem, inputs, gradients))?)
+    }
+}
+
+impl Candle {
+    fn forward_of<T: Element, C: WithDType>(
+        &self,
+        problem: &Problem,
+        inputs: &Inputs<'_, T>,
+        outputs: &mut Outputs<'_, T>,
+    ) -> Result<()> {
+        let [q, k, v] = [&inputs.q, &inputs.k, &inputs.v].map(|x| self.tensor::<T, C>(x));
+        let (q, k, v) = (q?, k?, v?);
+        let (out, lse) = attention_with_lse(problem, &q, &k, &v, self.0)?;
+        write::<T, C>(&self.ordered(&out)?, &mut outputs.out)?;
+        outputs.lse.copy_from_slice(&lse.flatten_all()?.to_vec1()?);
+        if let Some(written) = &mut outputs.probs {
+            write::<T, C>(&probs(problem, &q, &k, &v, self.0)?, written)?;
+        }
+        Ok(())
+    }
+
+    fn backward_of<T: Element, C: WithDType>(
+        &self,
+        problem: &Problem,
+        inputs: &GradInputs<'_, T>,
+        gradients: &mut Gradients<'_, T>,
+    ) -> Result<()> {
+        let [q, k, v] =
+            [&inputs.inputs.q, &inputs.inputs.k, &inputs.inputs.v].map(|x| self.tensor::<T, C>(x));
+        // Variables are dense: the graph's leaf is not the strided view, and what leads there is candle's.
+        let (q, k, v) = (Var::from_tensor(&q?)?, Var::from_tensor(&k?)?, Var::from_tensor(&v?)?);
+        let out = attention(problem, &q, &k, &v, self.0)?;
+        let dout = self.tensor::<T, C>(&inputs.dout)?;
+        let found = out.mul(&dout)?.sum_all()?.backward()?;
+        for (var, written) in [(q, &mut gradients.dq), (k, &mut gradients.dk), (v, &mut gradients.dv)] {
+            let gradient = found.get(&var).expect("every input has a gradient");
+            write::<T, C>(&self.ordered(gradient)?, written)?;
+        }
+        Ok(())
+    }
+
+    /// A tensor of candle's with the strides of ours: a buffer that is dense in the order of the strides, narrowed where
+    /// there are gaps, repeated where a stride is 0.
+    fn tensor<T: Element, C: WithDType>(&self, ours: &TensorRef<'_, T>) -> Result<Tensor> {
+        if ours.shape.contains(&0) {
+            return self.ordered(&Tensor::zeros(&ours.shape, C::DTYPE, &Device::Cpu)?);
+        }
+        let mut order = [0, 1, 2, 3];
+        order.sort_by_key(|&dim| std::cmp::Reverse(ours.strides[dim]));
+        let shared = |dim: usize| ours.strides[dim] == 0;
+        let stored: Vec<usize> = order.iter().copied().filter(|&dim| !shared(dim)).collect();
+        let extent = |n: usize| match n {
+            0 => ours.shape[stored[0]],
+            n => ours.strides[stored[n - 1]] / ours.strides[stored[n]],
+        };
+        let mut extents: Vec<usize> = (0..stored.len()).map(extent).collect();
+        let repeated = order.len() - stored.len();
+        extents.extend(std::iter::repeat_n(1, repeated));
+        let len: usize = extents.iter().product();
+        let mut data: Vec<C> = ours.data.iter().take(len).map(|&x| same::<T, C>(x)).collect();
+        data.resize(len, C::from_f64(f64::NAN));
+        let mut tensor = Tensor::from_vec(data, extents, &Device::Cpu)?;
+        for (n, &dim) in stored.iter().enumerate() {
+            tensor = tensor.narrow(n, 0, ours.shape[dim])?;
+        }
+        let place = |dim: usize| order.iter().position(|&at| at == dim).expect("each dimension has a place");
+        let tensor = tensor.permute([place(0), place(1), place(2), place(3)])?;
+        self.ordered(&tensor.broadcast_as(ours.shape.as_slice())?)
+    }
+
+    /// (batch, seqlen, heads, head_dim) as this order of dimensions, and the other way round.
+    fn ordered(&self, tensor: &Tensor) -> Result<Tensor> {
+        match self.0 {
+            Layout::Bshd => Ok(tensor.clone()),
+            Layout::Bhsd => tensor.transpose(1, 2),
+        }
+    }
+}
+
+/// The same number, of a type that is the same one.
+fn same<A: Any + Copy, B: Any + Copy>(number: A) -> B {
+    *(&number as &dyn Any).downcast_ref().expect("both are the type of one dtype")
+}
+
+fn write<T: Element, C: WithDType>(from: &Tensor, to: &mut TensorMut<'_, T>) -> Result<()> {
+    let [_, b, c, d] = to.shape;
+    for (n, x) in from.flatten_all()?.to_vec1::<C>()?.into_iter().enumerate() {
+        let index = [n / (b * c * d), n / (c * d) % b, n / d % c, n % d];
+        *to.at_mut(index) = same::<C, T>(x);
+    }
+    Ok(())
+}
+
+/// Cases that a graph of candle's has no place for: a gradient through lse, and pieces of the columns, whose backward is
+/// given the whole's out and lse.
+fn needs_more_than_a_graph(name: &str) -> bool {
+    name.contains("through_lse")
+        || name.starts_with("pieces") && (name.contains("columns") || name.contains("everything"))
+        || matches!(name, "nan_in_one_dlse" | "huge_scores_in_pieces")
+}
+
+/// Runs the cases whose names `which` chooses; of a feature that the engine does not have, none.
+fn run(implementation: &Candle, which: impl Fn(&str) -> bool) {
+    let (mut ran, mut failed) = (0, Vec::new());
+    for name in suite::NAMES.iter().filter(|name| !needs_more_than_a_graph(name) && which(name)) {
+        let case = suite::case(name).expect("a name of the list has a case");
+        let report = suite::run_case(name, &case, implementation);
+        ran += report.ran;
+        failed.extend(report.failures.iter().map(|failure| failure.to_string()));
+    }
+    assert!(failed.is_empty(), "{} of {ran} failed:\n{}", failed.len(), failed.join("\n"));
+    println!("{ran} runs of cases passed");
+    assert!(ran > 0);
+}
+
+#[test]
+fn cases_of_attention_and_dropout() {
+    run(&Candle(Layout::Bshd), |name| {
+        !is_long(name) && !name.starts_with("packed") && !name.starts_with("window")
+    });
+}
+
+#[test]
+fn cases_of_windows() {
+    run(&Candle(Layout::Bshd), |name| name.starts_with("window"));
+}
+
+#[test]
+fn cases_of_packed_sequences() {
+    run(&Candle(Layout::Bshd), |name| name.starts_with("packed"));
+}
+
+#[test]
+fn cases_with_heads_before_rows() {
+    run(&Candle(Layout::Bhsd), |name| name.starts_with("head_") || name.starts_with("layout"));
+}
+
+fn is_long(name: &str) -> bool {
+    name.contains("1024") || name.contains("long")
+}
+
+#[test]
+fn the_backward_drops_what_the_forward_drops() {
+    suite::check_backward_drops::<f32, _>(&Candle(Layout::Bshd));
+    suite::check_backward_drops::<bf16, _>(&Candle(Layout::Bshd));
+}
