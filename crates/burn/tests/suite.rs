@@ -63,6 +63,7 @@ fn dtype_of(dtype: Dtype) -> DType {
         Dtype::F32 => DType::F32,
         Dtype::F16 => DType::F16,
         Dtype::Bf16 => DType::BF16,
+        other => unreachable!("no case has {other:?}"),
     }
 }
 
@@ -92,9 +93,7 @@ fn tensor<T: Element>(ours: &TensorRef<'_, T>, device: &Device) -> Tensor<4> {
         Dtype::F16 => {
             TensorData::new(data.iter().map(|x| f16::from_f32(x.to_f32())).collect::<Vec<_>>(), extents)
         }
-        Dtype::Bf16 => {
-            TensorData::new(data.iter().map(|x| bf16::from_f32(x.to_f32())).collect::<Vec<_>>(), extents)
-        }
+        _ => TensorData::new(data.iter().map(|x| bf16::from_f32(x.to_f32())).collect::<Vec<_>>(), extents),
     };
     let mut tensor = Tensor::<4>::from_data(data, to);
     for (n, &dim) in stored.iter().enumerate() {

@@ -1,6 +1,6 @@
 //! Attention as a layer: what does not change from call to call.
 
-use crate::call::{Settings, refused, run, shape_of};
+use crate::call::{Settings, judge, refused, run, shape_of};
 use crate::layout::Layout;
 use candle_core::{Result, Tensor, bail};
 use signflash_core::{Dropout, Problem, ProblemBuilder, Shape, SharedGenerator as Generator};
@@ -135,6 +135,7 @@ impl Attention {
         cu_seqlens: Option<[&[u32]; 2]>,
         train: bool,
     ) -> Result<Tensor> {
+        judge(inputs, layout)?;
         let shape = shape_of(inputs, layout)?;
         let mut builder = self.builder(shape);
         let mut drawn_for = shape; // a packed batch draws as many masks as it has sequences

@@ -68,6 +68,7 @@ pub(crate) struct Settings {
     pub(crate) problem: Problem,
     pub(crate) layout: Layout,
     /// Whether the backward has the same bits in every run on a GPU, too.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))] // on a CPU it always has
     pub(crate) deterministic: bool,
     pub(crate) probs: bool,
 }
@@ -80,17 +81,7 @@ impl Settings {
 
 /// Computes out, and what the backward keeps.
 pub(crate) fn run(settings: Settings, inputs: [&Tensor; 3]) -> Result<(Tensor, Arc<Op>)> {
-    let names = ["q", "k", "v"];
-    for (name, tensor) in names.iter().zip(inputs) {
-        if tensor.dtype() != inputs[0].dtype() {
-            let (expected, got) = (inputs[0].dtype(), tensor.dtype());
-            bail!("signflash: {name} must have q's dtype {expected:?}, got {got:?}; convert it with to_dtype")
-        }
-        if tensor.rank() != 4 {
-            let (words, got) = (settings.layout.words(), tensor.dims());
-            bail!("signflash: {name} must be {words}, got {got:?}")
-        }
-    }
+    judge(inputs, settings.layout)?;
     let problem = &settings.problem;
     if problem.alibi().is_some() || problem.bias().is_some() || problem.mask().is_some() || problem.sinks() {
         bail!(
@@ -101,6 +92,20 @@ pub(crate) fn run(settings: Settings, inputs: [&Tensor; 3]) -> Result<(Tensor, A
     let op = Arc::new(Op::new(settings));
     let out = q?.apply_op3(&k?, &v?, Shared(op.clone()))?;
     Ok((out, op))
+}
+
+/// That the tensors have one dtype and four dimensions; their sizes are the problem's to judge.
+pub(crate) fn judge(inputs: [&Tensor; 3], layout: Layout) -> Result<()> {
+    for (name, tensor) in ["q", "k", "v"].iter().zip(inputs) {
+        if tensor.dtype() != inputs[0].dtype() {
+            let (expected, got) = (inputs[0].dtype(), tensor.dtype());
+            bail!("signflash: {name} must have q's dtype {expected:?}, got {got:?}; convert it with to_dtype")
+        }
+        if tensor.rank() != 4 {
+            bail!("signflash: {name} must be {}, got {:?}", layout.words(), tensor.dims())
+        }
+    }
+    Ok(())
 }
 
 /// The tensor, copied if its rows are not dense.

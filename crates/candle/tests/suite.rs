@@ -9,8 +9,16 @@ use signflash_core::{
 };
 use std::any::Any;
 
-/// Attention by candle's tensors, in the order of dimensions that is said.
-struct Candle(Layout);
+/// Attention by candle's tensors on a device, in the order of dimensions that is said.
+struct Candle {
+    device: Device,
+    layout: Layout,
+}
+
+/// On this machine's CPU.
+fn cpu(layout: Layout) -> Candle {
+    Candle { device: Device::Cpu, layout }
+}
 
 /// Does something with `T` where candle knows it, too.
 macro_rules! with_candles_dtype {
@@ -19,19 +27,35 @@ macro_rules! with_candles_dtype {
             Dtype::F32 => $this.$do::<$t, f32>($($argument),*),
             Dtype::F16 => $this.$do::<$t, f16>($($argument),*),
             Dtype::Bf16 => $this.$do::<$t, bf16>($($argument),*),
+            other => unreachable!("no case has {other:?}"),
         }
     };
 }
 
 impl Implementation for Candle {
     fn name(&self) -> String {
-        format!("candle, {:?}", self.0)
+        format!("candle, {:?}, {:?}", self.layout, self.device.location())
     }
 
-    fn supports(&self, _: Dtype, problem: &Problem) -> std::result::Result<(), String> {
+    fn supports(&self, dtype: Dtype, problem: &Problem) -> std::result::Result<(), String> {
+        if self.device.is_cuda() && dtype == Dtype::F32 {
+            return Err("the GPU's kernels are of 16-bit formats".into());
+        }
         // What `attention` takes no tensor for.
         let operands = problem.alibi().is_some() || problem.bias().is_some() || problem.mask().is_some();
         if operands || problem.sinks() { Err("scores have operands of their own".into()) } else { Ok(()) }
+    }
+
+    fn has_deterministic_backward(&self) -> bool {
+        self.device.is_cpu()
+    }
+
+    fn largest_lse_of_p(&self) -> Option<f64> {
+        self.device.is_cuda().then_some(1_048_576.0)
+    }
+
+    fn spreads_non_finite(&self) -> bool {
+        self.device.is_cuda()
     }
 
     fn forward<T: Element>(
@@ -62,11 +86,11 @@ impl Candle {
     ) -> Result<()> {
         let [q, k, v] = [&inputs.q, &inputs.k, &inputs.v].map(|x| self.tensor::<T, C>(x));
         let (q, k, v) = (q?, k?, v?);
-        let (out, lse) = attention_with_lse(problem, &q, &k, &v, self.0)?;
+        let (out, lse) = attention_with_lse(problem, &q, &k, &v, self.layout)?;
         write::<T, C>(&self.ordered(&out)?, &mut outputs.out)?;
         outputs.lse.copy_from_slice(&lse.flatten_all()?.to_vec1()?);
         if let Some(written) = &mut outputs.probs {
-            write::<T, C>(&probs(problem, &q, &k, &v, self.0)?, written)?;
+            write::<T, C>(&probs(problem, &q, &k, &v, self.layout)?, written)?;
         }
         Ok(())
     }
@@ -81,7 +105,7 @@ impl Candle {
             [&inputs.inputs.q, &inputs.inputs.k, &inputs.inputs.v].map(|x| self.tensor::<T, C>(x));
         // Variables are dense: the graph's leaf is not the strided view, and what leads there is candle's.
         let (q, k, v) = (Var::from_tensor(&q?)?, Var::from_tensor(&k?)?, Var::from_tensor(&v?)?);
-        let out = attention(problem, &q, &k, &v, self.0)?;
+        let out = attention(problem, &q, &k, &v, self.layout)?;
         let dout = self.tensor::<T, C>(&inputs.dout)?;
         let found = out.mul(&dout)?.sum_all()?.backward()?;
         for (var, written) in [(q, &mut gradients.dq), (k, &mut gradients.dk), (v, &mut gradients.dv)] {
@@ -95,7 +119,7 @@ impl Candle {
     /// there are gaps, repeated where a stride is 0.
     fn tensor<T: Element, C: WithDType>(&self, ours: &TensorRef<'_, T>) -> Result<Tensor> {
         if ours.shape.contains(&0) {
-            return self.ordered(&Tensor::zeros(&ours.shape, C::DTYPE, &Device::Cpu)?);
+            return self.ordered(&Tensor::zeros(&ours.shape, C::DTYPE, &self.device)?);
         }
         let mut order = [0, 1, 2, 3];
         order.sort_by_key(|&dim| std::cmp::Reverse(ours.strides[dim]));
@@ -111,7 +135,7 @@ impl Candle {
         let len: usize = extents.iter().product();
         let mut data: Vec<C> = ours.data.iter().take(len).map(|&x| same::<T, C>(x)).collect();
         data.resize(len, C::from_f64(f64::NAN));
-        let mut tensor = Tensor::from_vec(data, extents, &Device::Cpu)?;
+        let mut tensor = Tensor::from_vec(data, extents, &self.device)?;
         for (n, &dim) in stored.iter().enumerate() {
             tensor = tensor.narrow(n, 0, ours.shape[dim])?;
         }
@@ -122,7 +146,7 @@ impl Candle {
 
     /// (batch, seqlen, heads, head_dim) as this order of dimensions, and the other way round.
     fn ordered(&self, tensor: &Tensor) -> Result<Tensor> {
-        match self.0 {
+        match self.layout {
             Layout::Bshd => Ok(tensor.clone()),
             Layout::Bhsd => tensor.transpose(1, 2),
         }
@@ -167,24 +191,24 @@ fn run(implementation: &Candle, which: impl Fn(&str) -> bool) {
 
 #[test]
 fn cases_of_attention_and_dropout() {
-    run(&Candle(Layout::Bshd), |name| {
+    run(&cpu(Layout::Bshd), |name| {
         !is_long(name) && !name.starts_with("packed") && !name.starts_with("window")
     });
 }
 
 #[test]
 fn cases_of_windows() {
-    run(&Candle(Layout::Bshd), |name| name.starts_with("window"));
+    run(&cpu(Layout::Bshd), |name| name.starts_with("window"));
 }
 
 #[test]
 fn cases_of_packed_sequences() {
-    run(&Candle(Layout::Bshd), |name| name.starts_with("packed"));
+    run(&cpu(Layout::Bshd), |name| name.starts_with("packed"));
 }
 
 #[test]
 fn cases_with_heads_before_rows() {
-    run(&Candle(Layout::Bhsd), |name| name.starts_with("head_") || name.starts_with("layout"));
+    run(&cpu(Layout::Bhsd), |name| name.starts_with("head_") || name.starts_with("layout"));
 }
 
 fn is_long(name: &str) -> bool {
@@ -193,6 +217,87 @@ fn is_long(name: &str) -> bool {
 
 #[test]
 fn the_backward_drops_what_the_forward_drops() {
-    suite::check_backward_drops::<f32, _>(&Candle(Layout::Bshd));
-    suite::check_backward_drops::<bf16, _>(&Candle(Layout::Bshd));
+    suite::check_backward_drops::<f32, _>(&cpu(Layout::Bshd));
+    suite::check_backward_drops::<bf16, _>(&cpu(Layout::Bshd));
+}
+
+/// On GPU 0; without `SIGNFLASH_REQUIRE_GPU=1` a machine without one passes and says so.
+#[cfg(feature = "cuda")]
+mod gpu {
+    use super::*;
+
+    fn gpu(layout: Layout) -> Option<Candle> {
+        match Device::new_cuda(0) {
+            Ok(device) => Some(Candle { device, layout }),
+            Err(error) => {
+                assert!(
+                    std::env::var_os("SIGNFLASH_REQUIRE_GPU").is_none_or(|x| x != "1"),
+                    "no GPU: {error}"
+                );
+                println!("skipped: {error}");
+                None
+            }
+        }
+    }
+
+    /// Of packed sequences candle's GPU makes no probs, which every case asks for.
+    fn is_taken(name: &str) -> bool {
+        !name.starts_with("packed") && !name.contains("vector_p")
+    }
+
+    #[test]
+    fn cases_of_attention_dropout_and_windows() {
+        if let Some(gpu) = gpu(Layout::Bshd) {
+            run(&gpu, is_taken);
+        }
+    }
+
+    #[test]
+    fn cases_with_heads_before_rows() {
+        if let Some(gpu) = gpu(Layout::Bhsd) {
+            run(&gpu, |name| name.starts_with("head_") || name.starts_with("layout"));
+        }
+    }
+
+    #[test]
+    fn packed_sequences_are_each_alone() -> Result<()> {
+        let Some(Candle { device, .. }) = gpu(Layout::Bshd) else { return Ok(()) };
+        let q = Tensor::randn(0f32, 1.0, (300, 2, 64), &device)?.to_dtype(candle_core::DType::BF16)?;
+        let q = Var::from_tensor(&q)?;
+        let settings = signflash_candle::Attention::new().causal(true);
+        let cu_seqlens = [0, 100, 270, 300];
+        let packed = settings.forward_packed(&q, &q, &q, &cu_seqlens, &cu_seqlens, false)?;
+        let gradients = packed.sqr()?.sum_all()?.backward()?;
+        let packed_dq = gradients.get(&q).expect("a gradient");
+        let close = |a: &Tensor, b: &Tensor, bound: f64| -> Result<()> {
+            let [a, b] = [a, b].map(|x| x.to_dtype(candle_core::DType::F32));
+            let (a, b) = (a?, b?);
+            let norm = |x: &Tensor| x.sqr()?.sum_all()?.to_scalar::<f32>().map(f64::from);
+            assert!(norm(&(&a - &b)?)? < bound * bound * norm(&b)?);
+            Ok(())
+        };
+        for (begin, len) in [(0, 100), (100, 170), (270, 30)] {
+            let alone = Var::from_tensor(&q.narrow(0, begin, len)?.unsqueeze(0)?.contiguous()?)?;
+            let out = settings.forward(&alone, &alone, &alone, false)?;
+            let gradients = out.sqr()?.sum_all()?.backward()?;
+            close(&packed.narrow(0, begin, len)?, &out.squeeze(0)?, 4e-3)?;
+            let dq = gradients.get(&alone).expect("a gradient").squeeze(0)?;
+            close(&packed_dq.narrow(0, begin, len)?, &dq, 2e-2)?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn gradients_in_one_order_have_the_same_bits() -> Result<()> {
+        let Some(Candle { device, .. }) = gpu(Layout::Bshd) else { return Ok(()) };
+        let q = Tensor::randn(0f32, 1.0, (2, 777, 4, 64), &device)?.to_dtype(candle_core::DType::F16)?;
+        let q = Var::from_tensor(&q)?;
+        let settings = signflash_candle::Attention::new().causal(true).deterministic(true);
+        let settings = settings.dropout(0.1, &signflash_candle::Generator::new(3));
+        let out = settings.forward(&q, &q, &q, true)?.sqr()?.sum_all()?;
+        let [first, second] = [out.backward()?, out.backward()?]
+            .map(|found| found.get(&q).expect("a gradient").flatten_all().and_then(|x| x.to_vec1::<f16>()));
+        assert_eq!(first?, second?);
+        Ok(())
+    }
 }
