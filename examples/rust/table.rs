@@ -3,32 +3,32 @@
 use std::process::Command;
 
 /// What one run says of itself: `seconds` of the median step, and `mib` at the peak.
-pub struct Measured {
-    pub seconds: f64,
-    pub mib: f64,
+pub(crate) struct Measured {
+    pub(crate) seconds: f64,
+    pub(crate) mib: f64,
 }
 
 /// The most memory that this process has had, in MiB; of Linux.
 #[allow(dead_code)] // on GPUs it is theirs that counts
-pub fn peak_mib() -> f64 {
+pub(crate) fn peak_mib() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux says what a process has");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a line of the peak");
     line.trim().trim_end_matches(" kB").parse::<f64>().expect("a number of KiB") / 1024.0
 }
 
 /// The middle one of an odd number of times.
-pub fn median(mut seconds: Vec<f64>) -> f64 {
+pub(crate) fn median(mut seconds: Vec<f64>) -> f64 {
     seconds.sort_by(f64::total_cmp);
     seconds[seconds.len() / 2]
 }
 
 /// Says it so that [`table`] understands it.
-pub fn say(measured: Measured) {
+pub(crate) fn say(measured: Measured) {
     println!("measured {} {}", measured.seconds, measured.mib);
 }
 
 /// Runs this program with each kind and number of tokens, the kinds taking turns, and prints the table.
-pub fn table(kinds: [&str; 2], tokens: &[usize], options: &[String]) {
+pub(crate) fn table(kinds: [&str; 2], tokens: &[usize], options: &[String]) {
     println!(
         "| tokens | {0} s | {1} s | ratio | {0} MiB | {1} MiB |\n|---:|---:|---:|---:|---:|---:|",
         kinds[0], kinds[1]

@@ -4,15 +4,15 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 /// Characters as numbers.
-pub struct Text {
-    pub symbols: Vec<char>,
-    pub learn: Vec<u32>,
-    pub unseen: Vec<u32>,
+pub(crate) struct Text {
+    pub(crate) symbols: Vec<char>,
+    pub(crate) learn: Vec<u32>,
+    pub(crate) unseen: Vec<u32>,
 }
 
 impl Text {
     /// The files, or without any this repository's own pages; the last tenth is not learnt.
-    pub fn read(files: &[PathBuf]) -> std::io::Result<Self> {
+    pub(crate) fn read(files: &[PathBuf]) -> std::io::Result<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let mut files = files.to_vec();
         if files.is_empty() {
@@ -35,20 +35,20 @@ impl Text {
     }
 
     /// Numbers as characters.
-    pub fn write(&self, numbers: &[u32]) -> String {
+    pub(crate) fn write(&self, numbers: &[u32]) -> String {
         numbers.iter().map(|&number| self.symbols[number as usize]).collect()
     }
 }
 
 /// Rows of a batch, each `seqlen + 1` long: what is read, and shifted by one what is to be said. The same in every run.
-pub struct Batches(u64);
+pub(crate) struct Batches(u64);
 
 impl Batches {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub fn next(&mut self, data: &[u32], rows: usize, seqlen: usize) -> Vec<u32> {
+    pub(crate) fn next(&mut self, data: &[u32], rows: usize, seqlen: usize) -> Vec<u32> {
         let mut batch = Vec::with_capacity(rows * (seqlen + 1));
         for _ in 0..rows {
             self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -60,13 +60,13 @@ impl Batches {
 }
 
 /// The losses of one training.
-pub struct Curve {
-    pub name: String,
-    pub points: Vec<(usize, f32)>,
+pub(crate) struct Curve {
+    pub(crate) name: String,
+    pub(crate) points: Vec<(usize, f32)>,
 }
 
 /// Draws losses over steps as a picture of 720 x 400.
-pub fn draw(path: &Path, curves: &[Curve]) -> std::io::Result<()> {
+pub(crate) fn draw(path: &Path, curves: &[Curve]) -> std::io::Result<()> {
     let points = || curves.iter().flat_map(|curve| &curve.points);
     let last = points().map(|&(step, _)| step).max().unwrap_or(1).max(1) as f32;
     let top = points().map(|&(_, loss)| loss).fold(0.1, f32::max);

@@ -1,7 +1,7 @@
 //! A layer of Burn's, trained with attention dropout.
 
 use burn::nn::attention::MultiHeadAttentionConfig;
-use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
+use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Distribution, Tensor};
 use signflash_burn::{Generator, MultiHeadAttention};
 

@@ -9,7 +9,7 @@ mod model;
 #[path = "../../../examples/rust/table.rs"]
 mod table;
 
-use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
+use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use model::{Model, Sizes};
 use signflash_burn::Generator;

@@ -8,8 +8,8 @@ mod model;
 #[path = "../../../examples/rust/text.rs"]
 mod text;
 
-use burn::module::AutodiffModule as _;
-use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
+use burn::module::Module as _;
+use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use model::{Model, Sizes};
 use signflash_burn::Generator;

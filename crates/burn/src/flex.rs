@@ -2,7 +2,7 @@
 
 use crate::attention::or_panic;
 use crate::operator::{Backwards, Call, Forward, SignflashBackend};
-use burn::backend::{Flex, TensorMetadata as _, tensor::FloatTensor};
+use burn::backend::{Flex, tensor::FloatTensor};
 use burn::tensor::{DType, TensorData};
 use half::{bf16, f16};
 use signflash_core::{Element, GradInputs, Gradients, Inputs, Outputs, TensorMut, TensorRef};

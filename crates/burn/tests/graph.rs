@@ -15,7 +15,7 @@ fn difference<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> f32 {
 }
 
 fn numbers<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().into_vec().expect("numbers")
+    tensor.into_data().try_into_vec().expect("numbers")
 }
 
 #[test]

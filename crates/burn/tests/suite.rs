@@ -108,7 +108,7 @@ fn tensor<T: Element>(ours: &TensorRef<'_, T>, device: &Device) -> Tensor<4> {
 fn write<T: Element>(from: Tensor<4>, to: &mut TensorMut<'_, T>) {
     assert_eq!(from.dtype(), dtype_of(T::DTYPE), "results have the dtype of the operands");
     let [_, seqlen, heads, head_dim] = to.shape;
-    let numbers = from.swap_dims(1, 2).into_data().convert::<f32>().into_vec::<f32>().expect("numbers");
+    let numbers = from.swap_dims(1, 2).into_data().convert::<f32>().try_into_vec::<f32>().expect("numbers");
     for (n, x) in numbers.into_iter().enumerate() {
         let (rows, row) = (heads * head_dim, n / (heads * head_dim));
         let index = [row / seqlen, row % seqlen, n % rows / head_dim, n % head_dim];

@@ -12,13 +12,13 @@ use signflash_burn::{Generator, MultiHeadAttention};
 
 /// The sizes of a model.
 #[derive(Clone, Copy)]
-pub struct Sizes {
-    pub symbols: usize,
-    pub seqlen: usize,
-    pub width: usize,
-    pub heads: usize,
-    pub layers: usize,
-    pub dropout_p: f32,
+pub(crate) struct Sizes {
+    pub(crate) symbols: usize,
+    pub(crate) seqlen: usize,
+    pub(crate) width: usize,
+    pub(crate) heads: usize,
+    pub(crate) layers: usize,
+    pub(crate) dropout_p: f32,
 }
 
 #[derive(Module, Debug)]
@@ -65,7 +65,7 @@ impl Block {
 
 /// Says of each symbol which comes next.
 #[derive(Module, Debug)]
-pub struct Model {
+pub(crate) struct Model {
     symbol: Embedding,
     position: Embedding,
     blocks: Vec<Block>,
@@ -75,7 +75,7 @@ pub struct Model {
 
 impl Model {
     /// With our attention if there is a generator, else with Burn's.
-    pub fn new(sizes: &Sizes, generator: Option<&Generator>, device: &Device) -> Self {
+    pub(crate) fn new(sizes: &Sizes, generator: Option<&Generator>, device: &Device) -> Self {
         let Sizes { symbols, seqlen, width, layers, .. } = *sizes;
         Self {
             symbol: EmbeddingConfig::new(symbols, width).init(device),
@@ -87,7 +87,7 @@ impl Model {
     }
 
     /// (batch, seqlen) numbers of symbols; (batch, seqlen, symbols) logits.
-    pub fn forward(&self, x: Tensor<2, Int>) -> Tensor<3> {
+    pub(crate) fn forward(&self, x: Tensor<2, Int>) -> Tensor<3> {
         let [_, seqlen] = x.dims();
         let positions = Tensor::<1, Int>::arange(0..seqlen as i64, &x.device()).unsqueeze::<2>();
         let mut x = self.symbol.forward(x) + self.position.forward(positions);
@@ -98,7 +98,7 @@ impl Model {
     }
 
     /// The loss of rows of `seqlen + 1` symbols.
-    pub fn loss(&self, rows: Tensor<2, Int>) -> Tensor<1> {
+    pub(crate) fn loss(&self, rows: Tensor<2, Int>) -> Tensor<1> {
         let [batch, len] = rows.dims();
         let logits = self.forward(rows.clone().narrow(1, 0, len - 1));
         let next = rows.narrow(1, 1, len - 1).reshape([batch * (len - 1)]);

@@ -6,18 +6,18 @@ use signflash_candle::{Attention, Generator, MultiHeadAttention, MultiHeadConfig
 
 /// The sizes of a model.
 #[derive(Clone, Copy)]
-pub struct Sizes {
-    pub symbols: usize,
-    pub seqlen: usize,
-    pub width: usize,
-    pub heads: usize,
-    pub layers: usize,
-    pub dropout_p: f32,
+pub(crate) struct Sizes {
+    pub(crate) symbols: usize,
+    pub(crate) seqlen: usize,
+    pub(crate) width: usize,
+    pub(crate) heads: usize,
+    pub(crate) layers: usize,
+    pub(crate) dropout_p: f32,
 }
 
 /// Who computes attention.
 #[derive(Clone)]
-pub enum Kind {
+pub(crate) enum Kind {
     Ours(Generator),
     #[allow(dead_code)] // `train-text` is ours alone
     Candles,
@@ -97,7 +97,7 @@ impl Block {
 }
 
 /// Says of each symbol which comes next.
-pub struct Model {
+pub(crate) struct Model {
     symbol: Embedding,
     position: Tensor,
     blocks: Vec<Block>,
@@ -106,7 +106,7 @@ pub struct Model {
 }
 
 impl Model {
-    pub fn new(sizes: &Sizes, kind: &Kind, vb: VarBuilder<'_>) -> Result<Self> {
+    pub(crate) fn new(sizes: &Sizes, kind: &Kind, vb: VarBuilder<'_>) -> Result<Self> {
         let Sizes { symbols, seqlen, width, layers, .. } = *sizes;
         let block = |n| Block::new(sizes, kind, vb.pp(format!("block{n}")));
         Ok(Self {
@@ -123,7 +123,7 @@ impl Model {
     }
 
     /// (batch, seqlen) numbers of symbols; (batch, seqlen, symbols) logits.
-    pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+    pub(crate) fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let positions = self.position.narrow(0, 0, x.dim(1)?)?;
         let mut x = self.symbol.forward(x)?.broadcast_add(&positions)?;
         for block in &self.blocks {
@@ -133,7 +133,7 @@ impl Model {
     }
 
     /// The loss of rows of `seqlen + 1` symbols.
-    pub fn loss(&self, rows: &Tensor, train: bool) -> Result<Tensor> {
+    pub(crate) fn loss(&self, rows: &Tensor, train: bool) -> Result<Tensor> {
         let seqlen = rows.dim(1)? - 1;
         let logits = self.forward(&rows.narrow(1, 0, seqlen)?.contiguous()?, train)?;
         let next = rows.narrow(1, 1, seqlen)?.flatten_all()?;
