@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple, Optional
 
-from . import _native, _random
+from . import _joined, _native, _random
 from ._kinds import is_torch
 
 CPU = 1  # kDLCPU
@@ -51,11 +51,11 @@ def check(name: str, x, dims: int, meaning: str):
     return x
 
 
-def dense(x):
-    """With whole, positive strides and a last one of 1; a copy if it was not so."""
+def dense(x, any_strides=False):
+    """With whole, positive strides and, unless any will do, a last one of 1; a copy if it was not so."""
     size = x.itemsize
     fits = all(stride >= 0 and stride % size == 0 for stride in x.strides)
-    fits = fits and (x.shape[-1] <= 1 or x.strides[-1] == size) and x.dtype.isnative and x.flags.aligned
+    fits = fits and (any_strides or x.shape[-1] <= 1 or x.strides[-1] == size) and x.dtype.isnative and x.flags.aligned
     return x if fits else numpy().array(x, dtype=x.dtype.newbyteorder("="), order="C")
 
 
@@ -109,12 +109,61 @@ def lent_starts(found):
     return None if found is None else (lent(found[0]), lent(found[1]))
 
 
-def room_for_probs(q, k, found, settings):
+class Scores(NamedTuple):
+    """What joins, as the native half reads it; bias and mask have four dimensions."""
+
+    alibi_slopes: Any = None
+    bias: Any = None
+    mask: Any = None
+    sinks: Any = None
+
+
+def scores(given, q, k, found) -> Optional[Scores]:
+    """Of alibi_slopes, bias, mask and sinks as they were given; None if there are none of them."""
+    if given is None:
+        return None
+    if found is None:
+        sizes = _joined.Sizes(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+    else:
+        sizes = _joined.Sizes(len(found[0]) - 1, q.shape[1])
+    arrays = [None if x is None else to_numpy(name, x) for name, x in zip(_joined.NAMES, given)]
+    for name, x in zip(_joined.NAMES, arrays):
+        if x is not None:
+            _joined.check_dtype(name, x.dtype.name)
+    alibi_slopes, bias, mask, sinks = arrays
+    if alibi_slopes is not None:
+        _joined.check_slopes(alibi_slopes.shape, sizes)
+        alibi_slopes = dense(numpy().ascontiguousarray(alibi_slopes))
+    if sinks is not None:
+        _joined.check_sinks(sinks.shape, sizes)
+        sinks = dense(sinks.astype("float32"))
+    return Scores(alibi_slopes, entries("bias", bias, sizes), entries("mask", mask, sizes), sinks)
+
+
+def entries(name, x, sizes):
+    """A bias or a mask with four dimensions."""
+    if x is None:
+        return None
+    _joined.check_entries(name, x.shape, sizes)
+    x = x.reshape((1,) * (4 - x.ndim) + x.shape)
+    if sizes.seqlen_k is not None and x.shape[3] != sizes.seqlen_k:
+        x = numpy().broadcast_to(x, (*x.shape[:3], sizes.seqlen_k))
+    return dense(x, any_strides=True)
+
+
+def lent_scores(joined):
+    if joined is None:
+        return None
+    slopes, bias, mask, sinks = (None if x is None else lent(x) for x in joined)
+    return slopes, None if bias is None else (bias, joined.bias.dtype.name), mask, sinks
+
+
+def room_for_probs(q, k, v, found, settings):
     """(batch, num_heads, seqlen_q, seqlen_k); of packed sequences, as long as the longest are."""
     np = numpy()
     if found is None:
         return np.empty((q.shape[0], q.shape[2], q.shape[1], k.shape[1]), q.dtype)
-    shape = _native.packed_probs((-1, 0), q.shape, k.shape, lent_starts(found), settings)
+    shape = _native.packed_probs((-1, 0), (q.shape, k.shape, v.shape), lent_starts(found), settings)
     _expect(shape is not None)
     return np.zeros(shape, q.dtype)  # no kernel writes what is beyond a shorter sequence
 
@@ -127,7 +176,9 @@ def back(like: Any, x):
     return namespace.from_dlpack(x) if hasattr(namespace, "from_dlpack") else x
 
 
-def attention(given_q, k, v, settings, *, cu_seqlens, seed, offset, generator, rng_state, deterministic, return_probs):
+def attention(
+    given_q, k, v, settings, *, cu_seqlens, seed, offset, generator, rng_state, deterministic, return_probs, joined
+):
     """(out, lse, probs or None, (seed, offset)); the backward of the CPU is always deterministic."""
     np = numpy()
     if rng_state is not None:
@@ -143,16 +194,16 @@ def attention(given_q, k, v, settings, *, cu_seqlens, seed, offset, generator, r
         source = generator or _random.scoped() or _random.of_arrays()
         seed, offset = source.next(batch, num_heads)
     seed = seed or 0
-    out = np.empty(q.shape, q.dtype)
+    joined = scores(joined, q, k, found)
+    out = np.empty((*q.shape[:-1], v.shape[-1]), q.dtype)
     lse = np.empty((num_heads, seqlen_q) if is_packed else (batch, num_heads, seqlen_q), np.float32)
-    probs = room_for_probs(q, k, found, settings) if return_probs else None
+    probs = room_for_probs(q, k, v, found, settings) if return_probs else None
     computed = _native.forward(
         (-1, 0),
         q.dtype.name,
-        lent(q),
-        lent(k),
-        lent(v),
+        (lent(q), lent(k), lent(v)),
         lent_starts(found),
+        lent_scores(joined),
         written(out),
         lse.ctypes.data,
         None if probs is None else written(probs),
@@ -170,8 +221,8 @@ def _expect(computed: bool) -> None:
         raise RuntimeError("an array cannot be read where it lies; please report this")  # all were made dense before
 
 
-def backward(dout, given_q, k, v, out, lse, dlse, settings, state, cu_seqlens):
-    """(dq, dk, dv)."""
+def backward(dout, given_q, k, v, out, lse, dlse, settings, state, cu_seqlens, joined, wanted):
+    """(dq, dk, dv, dbias, dsinks); the last two are None unless they are wanted."""
     np = numpy()
     is_packed, found = cu_seqlens is not None, starts(cu_seqlens)
     q, k, v = operands(given_q, k, v, is_packed)
@@ -183,21 +234,30 @@ def backward(dout, given_q, k, v, out, lse, dlse, settings, state, cu_seqlens):
         read.append(dense(x))
     lse = rows("lse", lse, q)
     dlse = None if dlse is None else rows("dlse", dlse, q)
-    gradients = [np.empty(x.shape, x.dtype) for x in (q, k, v)]
+    given_bias = None if joined is None else joined[1]
+    joined = scores(joined, q, k, found)
+    likes = [q, k, v] + [x if wants else None for x, wants in zip((joined or Scores())[1::2], wanted)]
+    gradients = [None if x is None else np.empty(x.shape, x.dtype) for x in likes]
     computed = _native.backward(
         (-1, 0),
         q.dtype.name,
         tuple(lent(x) for x in read),
         (lent(lse), None if dlse is None else lent(dlse)),
         lent_starts(found),
-        tuple(written(x) for x in gradients),
+        lent_scores(joined),
+        (*(None if x is None else written(x) for x in gradients[:4]), None if gradients[4] is None else gradients[4].ctypes.data),
         0,
         False,
         (*state, 0),
         settings,
     )
     _expect(computed)
-    return tuple(back(given_q, x) for x in gradients)
+    if gradients[3] is not None:
+        shape = to_numpy("bias", given_bias).shape
+        if shape[-1:] != gradients[3].shape[-1:] and not is_packed:  # one column for all keys
+            gradients[3] = gradients[3].sum(-1, keepdims=True, dtype=np.float32).astype(gradients[3].dtype)
+        gradients[3] = gradients[3].reshape(shape)
+    return tuple(None if x is None else back(given_q, x) for x in gradients)
 
 
 def rows(name: str, x: Any, q):

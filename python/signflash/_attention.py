@@ -44,6 +44,11 @@ def attention(
     return_lse: bool = False,
     return_probs: bool = False,
     return_rng_state: bool = False,
+    softcap: Optional[float] = None,
+    alibi_slopes: Any = None,
+    bias: Any = None,
+    mask: Any = None,
+    sinks: Any = None,
 ) -> Any:
     """Exact attention with dropout on the probabilities; differentiable for PyTorch tensors.
 
@@ -51,7 +56,8 @@ def attention(
         q: (batch, seqlen_q, num_heads, head_dim), float16 or bfloat16; float32 on the CPU. head_dim is 1 to 256.
         k: (batch, seqlen_k, num_heads_k, head_dim). num_heads is a multiple of num_heads_k; query head h reads key head
             ``h // (num_heads // num_heads_k)``.
-        v: as k. Strides are free but for the last, which is made 1 by a copy if it is not.
+        v: (batch, seqlen_k, num_heads_k, head_dim_v), where head_dim_v is 1 to 256, too, and need not be head_dim. Strides
+            are free but for the last, which is made 1 by a copy if it is not.
         dropout_p: probability of dropping, in [0, 1). Pass 0.0 in evaluation. Dropout draws 8 bits an entry: the
             effective probability is a multiple of 1/256.
         causal: query i sees keys ``j <= i + seqlen_k - seqlen_q`` (bottom-right aligned).
@@ -61,7 +67,9 @@ def attention(
         cu_seqlens_q: for packed sequences, each of a length of its own: int32 (sequences + 1,) on q's device,
             contiguous; sequence b has the queries from ``cu_seqlens_q[b]`` to ``cu_seqlens_q[b + 1] - 1`` and the keys
             that cu_seqlens_k says, and attends to itself alone: causality, window and dropout mask are those of a call
-            of its own with ``shard=Shard(first_batch=b)``. q and out are then (total_q, num_heads, head_dim), k and v
+            of its own with ``shard=Shard(first_batch=b)``, and so are slopes, bias and mask: these are (sequences or 1,
+            num_heads or 1, 1 or at least the most queries of any, at least the most keys of any), and their entry (i, j)
+            is that of a sequence's own query i and key j. q and out are then (total_q, num_heads, head_dim), k and v
             (total_k, num_heads_k, head_dim), lse (num_heads, total_q), and probs (sequences, num_heads, the most
             queries of any, the most keys of any), 0 where a sequence is shorter. The numbers begin with 0, do not fall,
             and do not exceed the total, which is judged on the CPU only: a GPU's are read by its kernels, and nobody
@@ -79,6 +87,18 @@ def attention(
         deterministic: the backward gives the same bits in every run on a GPU too, which takes longer (on Hopper 7 to
             46 %, elsewhere a third); so it does under ``torch.use_deterministic_algorithms(True)``. The CPU's always
             does.
+        softcap: scores become ``softcap * tanh(score / softcap)`` before anything is added to them; None or 0.0 for none.
+        alibi_slopes: (num_heads) or (batch, num_heads) float32: a score loses ``slope * |i + seqlen_k - seqlen_q - j|``. It
+            has no gradient.
+        bias: added to the scores: (1 or batch, 1 or num_heads, 1 or seqlen_q, seqlen_k), or fewer of the last as PyTorch
+            broadcasts them; float32, float16 or bfloat16, whatever q's dtype is; any strides, which is to say that an
+            expanded one costs no memory. Where it is -inf a key is hidden. Differentiable, and only if it requires a
+            gradient is that computed: in its own shape and dtype, and the same bits in every run.
+        mask: bool, True where a query sees a key, of a bias's shapes and strides. A query that sees no key has out 0 and lse
+            -inf (or its sink). Tiles of which nothing is seen may be left out: a mask of keys alone, (batch, 1, 1,
+            seqlen_k), costs little.
+        sinks: (num_heads) float32, float16 or bfloat16: one more score of every row, without a value, in the denominator
+            only. It counts in lse, and is never dropped or hidden. Differentiable.
         return_lse: also return lse (batch, num_heads, seqlen_q) float32: the logarithm of the sum of the exponentials
             of each row's scores, dropped or not; -inf where a query sees no key. Differentiable, as out.
         return_probs: also return probs (batch, num_heads, seqlen_q, seqlen_k) in q's dtype: the normalised
@@ -88,7 +108,7 @@ def attention(
             graph is captured or under ``torch.compile``.
 
     Returns:
-        out (batch, seqlen_q, num_heads, head_dim), of q's dtype; with any of the ``return_`` arguments a tuple
+        out (batch, seqlen_q, num_heads, head_dim_v), of q's dtype; with any of the ``return_`` arguments a tuple
         (out, lse, probs, rng_state) of those asked for, in this order.
 
     Raises:
@@ -104,7 +124,7 @@ def attention(
     >>> (probability[0, 0, 0] > 0).tolist()  # the first of three queries sees three of five keys
     [True, True, True, False, False]
     """
-    settings = judged(dropout_p, softmax_scale, causal, window, scale_rule, shard)
+    settings = judged(dropout_p, softmax_scale, causal, window, scale_rule, softcap, shard)
     cu_seqlens = _pair(cu_seqlens_q, cu_seqlens_k)
     if seed is None:
         if offset is not None:
@@ -129,6 +149,7 @@ def attention(
         rng_state=rng_state,
         deterministic=bool(deterministic),
         return_probs=bool(return_probs),
+        joined=_joined(alibi_slopes, bias, mask, sinks),
     )
     if not (return_lse or return_probs or return_rng_state):
         return out
@@ -153,6 +174,13 @@ def _pair(cu_seqlens_q: Any, cu_seqlens_k: Any) -> Any:
             "are equally many"
         )
     return cu_seqlens_q, cu_seqlens_k
+
+
+def _joined(alibi_slopes: Any, bias: Any, mask: Any, sinks: Any) -> Any:
+    """The four, or None where there is none of them."""
+    if alibi_slopes is None and bias is None and mask is None and sinks is None:
+        return None
+    return alibi_slopes, bias, mask, sinks
 
 
 def _of_arrays(tensors, settings, **rest):
@@ -181,12 +209,21 @@ def attention_backward(
     scale_rule: str = "unbiased",
     shard: Optional[Sequence] = None,
     deterministic: bool = False,
+    softcap: Optional[float] = None,
+    alibi_slopes: Any = None,
+    bias: Any = None,
+    mask: Any = None,
+    sinks: Any = None,
+    return_dbias: bool = False,
+    return_dsinks: bool = False,
 ) -> Any:
     """(dq, dk, dv) from dout, the gradient of out, and the forward's inputs and results: where there is no autograd.
 
     Arguments are those of :func:`attention`; out and lse are what it returned, seed and offset what it drew
     (``return_rng_state``). dlse, the gradient of lse (batch, num_heads, seqlen_q) float32, is None if nothing depends
-    on lse. dq is (batch, seqlen_q, num_heads, head_dim), dk and dv (batch, seqlen_k, num_heads_k, head_dim).
+    on lse. dq is (batch, seqlen_q, num_heads, head_dim), dk (batch, seqlen_k, num_heads_k, head_dim), dv (batch, seqlen_k,
+    num_heads_k, head_dim_v). With return_dbias the result goes on with dbias, of bias's shape and dtype, and with
+    return_dsinks with dsinks (num_heads) float32.
 
     >>> import numpy, signflash
     >>> q = k = v = numpy.ones((1, 5, 2, 8), "float32")
@@ -195,13 +232,20 @@ def attention_backward(
     >>> [f"{x:.2f}" for x in dv[0, :, 0, 0]]  # earlier keys are seen by more queries
     ['2.28', '1.28', '0.78', '0.45', '0.20']
     """
-    settings = judged(dropout_p, softmax_scale, causal, window, scale_rule, shard)
-    cu_seqlens = _pair(cu_seqlens_q, cu_seqlens_k)
+    settings = judged(dropout_p, softmax_scale, causal, window, scale_rule, softcap, shard)
+    cu_seqlens, joined = _pair(cu_seqlens_q, cu_seqlens_k), _joined(alibi_slopes, bias, mask, sinks)
+    for name, x, wanted in (("bias", bias, return_dbias), ("sinks", sinks, return_dsinks)):
+        if wanted and x is None:
+            raise ValueError(f"return_d{name}=True without {name}; give the forward's {name}, or leave it out")
+    wanted = bool(return_dbias), bool(return_dsinks)
     if settings.dropout_p > 0.0 and seed is None:
         raise ValueError("seed must be the forward's where dropout_p > 0, got None; ask it for return_rng_state=True")
     state = check_u64("seed", 0 if seed is None else seed), check_u64("offset", offset)
+    given = (dout, q, k, v, out, lse, dlse, settings, state)
     if is_torch(q):
-        return torch_half().backward(dout, q, k, v, out, lse, dlse, settings, state, bool(deterministic), cu_seqlens)
-    from . import _arrays
+        found = torch_half().backward(*given, bool(deterministic), cu_seqlens, joined, wanted)
+    else:
+        from . import _arrays
 
-    return _arrays.backward(dout, q, k, v, out, lse, dlse, settings, state, cu_seqlens)
+        found = _arrays.backward(*given, cu_seqlens, joined, wanted)
+    return (*found[:3], *(x for x, wants in zip(found[3:], wanted) if wants))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from typing import NamedTuple, Optional, Sequence, Tuple
 
@@ -39,13 +40,15 @@ class Settings(NamedTuple):
     window_left: int = -1
     window_right: int = -1
     nominal: bool = False
+    #: Scores become ``softcap * tanh(score / softcap)``; 0 for none.
+    softcap: float = 0.0
     shard: Optional[Shard] = None  # stays the last
 
 
 #: The same as arguments of an operator of ``torch.library``, as :func:`to_operator` gives them.
 OPERATOR_ARGUMENTS = (
     "float dropout_p, float? softmax_scale, bool causal, SymInt window_left, SymInt window_right, bool nominal, "
-    "SymInt[] shard"
+    "float softcap, SymInt[] shard"
 )
 
 for _place, _names in (
@@ -78,7 +81,7 @@ def dropout_p_of(values: Sequence) -> float:
 UNBOUNDED = (-1, -1)
 
 
-def judged(dropout_p, softmax_scale, causal, window, scale_rule, shard) -> Settings:
+def judged(dropout_p, softmax_scale, causal, window, scale_rule, softcap, shard) -> Settings:
     """As :func:`signflash.attention` takes them."""
     return Settings(
         check_dropout_p(dropout_p),
@@ -86,6 +89,7 @@ def judged(dropout_p, softmax_scale, causal, window, scale_rule, shard) -> Setti
         bool(causal),
         *(window if type(window) is tuple and window == UNBOUNDED else check_window(window)),
         check_scale_rule(scale_rule),
+        check_softcap(softcap),
         check_shard(shard),
     )
 
@@ -109,6 +113,23 @@ def check_softmax_scale(softmax_scale) -> Optional[float]:
     except (TypeError, ValueError):
         kind = type(softmax_scale).__name__
         raise TypeError(f"softmax_scale must be a number or None, got {kind}; None is 1 / sqrt(head_dim)") from None
+
+
+#: The least and the largest number that a softcap can be: those of float32.
+_SOFTCAPS = (2.0**-126, (2.0 - 2.0**-23) * 2.0**127)
+
+
+def check_softcap(softcap) -> float:
+    """0 is none."""
+    if softcap is None or (type(softcap) is float and softcap == 0.0):
+        return 0.0
+    if isinstance(softcap, bool) or not isinstance(softcap, numbers.Real):
+        raise TypeError(f"softcap must be a positive float, or None or 0.0 for none, got {type(softcap).__name__}")
+    cap = float(softcap)
+    if cap == 0.0 or _SOFTCAPS[0] <= cap <= _SOFTCAPS[1]:
+        return cap
+    finite = ", finite as float32, too" if cap > 0.0 and math.isfinite(cap) else ""
+    raise ValueError(f"softcap must be positive and finite{finite}, got {cap}; None or 0.0 is none")
 
 
 def check_window(window) -> Tuple[int, int]:

@@ -9,7 +9,8 @@ Differences, all on purpose:
 - A window with a bound on the left alone has none on the right; FlashAttention-2's then ends seqlen_k keys behind the
   diagonal, which matters to queries that face what is before the first key.
 - ``max_seqlen_q`` and ``max_seqlen_k`` decide nothing: the numbers in cu_seqlens do.
-- What is not there yet raises NotImplementedError: softcap, ALiBi, paged KV (``block_table``) and KV caches.
+- softcap and dropout may be given together, which FlashAttention-2 refuses; v may have a head_dim of its own.
+- What is not there raises NotImplementedError: paged KV (``block_table``) and KV caches.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numbers
 from typing import Any, Optional, Tuple
 
 from ._attention import torch_half
-from ._settings import UNBOUNDED, Settings, check_dropout_p, check_softmax_scale, check_window
+from ._settings import UNBOUNDED, Settings, check_dropout_p, check_softcap, check_softmax_scale, check_window
 
 __all__ = [
     "flash_attn_func",
@@ -50,6 +51,9 @@ def flash_attn_func(
     ``causal`` is aligned to the bottom right. With ``window_size=(left, right)`` query i sees the keys from
     ``i + seqlen_k - seqlen_q - left`` to ``i + seqlen_k - seqlen_q + right``; -1 is no bound, and ``causal`` makes the
     right side 0.
+
+    With ``softcap`` scores become ``softcap * tanh(score / softcap)``; 0.0 is none. ``alibi_slopes``, (num_heads) or (batch,
+    num_heads) float32, then take ``slope * |i + seqlen_k - seqlen_q - j|`` from them, and get no gradient.
 
     Returns out (batch, seqlen_q, num_heads, head_dim); with ``return_attn_probs`` (out, softmax_lse, S_dmask):
     softmax_lse (batch, num_heads, seqlen_q) float32, +inf where a query sees no key, and S_dmask as this module says.
@@ -249,15 +253,6 @@ def _window(window_size: Any, seqlen_k: Optional[int]) -> Tuple[int, int]:
     return check_window((left, right))
 
 
-def _check_absent(softcap: Any, alibi_slopes: Any) -> None:
-    if type(softcap) is not float and not isinstance(softcap, numbers.Real):
-        raise TypeError(f"softcap must be a float, got {type(softcap).__name__}")
-    if softcap != 0.0:
-        raise NotImplementedError(f"softcap must be 0.0, got {softcap}: soft-capped scores are not there yet")
-    if alibi_slopes is not None:
-        raise NotImplementedError("alibi_slopes must be None: ALiBi is not there yet")
-
-
 def _check_packed(half, packing, x, dims):
     name, pieces = ("kv", 2) if packing == _KV_PACKED else ("qkv", 3)
     dims, meaning = dims[packing][-1]
@@ -284,7 +279,6 @@ def _run(packing, tensors, tail, lengths=None):
     half.checks.check_tensor("qkv" if packing == _QKV_PACKED else "q", tensors[0], *dims[packing][0])
     if packing != _PLAIN:
         _check_packed(half, packing, tensors[-1], dims)
-    _check_absent(softcap, alibi_slopes)
     cu_seqlens = seqlen_k = None
     if lengths is None:
         # The last of the tensors holds the values, whatever the packing; what is no tensor is refused below.
@@ -299,6 +293,7 @@ def _run(packing, tensors, tail, lengths=None):
         bool(causal),
         *_window(window_size, seqlen_k),
         nominal=True,
+        softcap=check_softcap(softcap),
     )
     out, lse, probs, _ = half.attention(
         tensors,
@@ -307,6 +302,7 @@ def _run(packing, tensors, tail, lengths=None):
         cu_seqlens=cu_seqlens,
         deterministic=bool(deterministic),
         return_probs=bool(return_attn_probs),
+        joined=None if alibi_slopes is None else (alibi_slopes, None, None, None),
     )
     if not return_attn_probs:
         return out

@@ -3,10 +3,10 @@
 
     python3 run.py flash-attention/tests/test_flash_attn.py [--jobs N] [--seconds S] [--share I/N] [options of pytest]
 
-Its imports find the folder `shim`. Run are the cases of the functions that are there: without ALiBi, softcap, paged
-caches and KV caches, which are the most of the file's half a million. N processes share them and the GPU; after S
-seconds no case is begun, and what was not run is counted. `--share` takes every N-th case from the I-th on. `--cpu`
-runs on the CPU instead, for days; `--longest 512` leaves out the cases that take longest, and a share may be small.
+Its imports find the folder `shim`. Run are all cases but those of caches of keys and values, paged or not, which are the
+most of the file's half a million. N processes share them and the GPU; after S seconds no case is begun, and what was
+not run is counted. `--share` takes every N-th case from the I-th on. `--cpu` runs on the CPU instead, for days;
+`--longest 512` leaves out the cases that take longest, and a share may be small.
 
 A process takes no more than its part of the GPU's memory. A case that needs more is run again, alone, once the others
 are through. `--keep FOLDER` keeps outcomes, and `--after FILES` takes those of earlier runs: a run goes on where they end,
@@ -35,7 +35,7 @@ def start(a, rest, name, folder, **options):
     """One process; pytest's own words go to a file, as do outcomes, of this run alone."""
     (folder / f"{name}.jsonl").unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", a.file, "--rootdir", str(Path(a.file).parent), "-q"]
-    command += ["-p", "no:cacheprovider", "-p", "not_there_yet", "-p", "share"]
+    command += ["-p", "no:cacheprovider", "-p", "share"]
     if a.cpu:
         command += ["-p", "on_cpu"]
     options["outcomes"] = folder / f"{name}.jsonl"
@@ -94,11 +94,11 @@ def report(names, outcomes):
     rows = collections.defaultdict(collections.Counter)
     for name, row in names.items():
         came = outcomes[name]["outcome"] if name in outcomes else "not run"
-        for key in (tuple(row), ("all", "", "")):
+        for key in (tuple(row), ("all",) + ("",) * (len(row) - 1)):
             rows[key][came] += 1
     columns = ("passed", "failed", "skipped", MEMORY, "not run")
-    print("| test | window | dropout_p | cases | " + " | ".join(columns) + " |")
-    print("|---|---|---|" + "---:|" * (1 + len(columns)))
+    print("| test | window | ALiBi | softcap | dropout_p | cases | " + " | ".join(columns) + " |")
+    print("|---|---|---|---|---|" + "---:|" * (1 + len(columns)))
     for row, counts in sorted(rows.items(), key=lambda x: (x[0][0] == "all", x[0])):
         print(f"| {' | '.join(row)} | {sum(counts.values())} | " + " | ".join(str(counts[c]) for c in columns) + " |")
     failed = [said for said in outcomes.values() if said["outcome"] == "failed"]

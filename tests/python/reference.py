@@ -59,7 +59,22 @@ def hidden(rows, columns, causal=False, window=(-1, -1)):
     return hidden
 
 
-def attention(q, k, v, *, keep=None, scale=1.0, causal=False, window=(-1, -1), softmax_scale=None):
+def attention(
+    q,
+    k,
+    v,
+    *,
+    keep=None,
+    scale=1.0,
+    causal=False,
+    window=(-1, -1),
+    softmax_scale=None,
+    softcap=None,
+    alibi_slopes=None,
+    bias=None,
+    mask=None,
+    sinks=None,
+):
     """(out, lse, probabilities) in float64; tensors (batch, seqlen, heads, head_dim), differentiable."""
     import torch
 
@@ -67,8 +82,23 @@ def attention(q, k, v, *, keep=None, scale=1.0, causal=False, window=(-1, -1), s
     group = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(group, 1) for x in (k, v))
     scores = q @ k.transpose(-1, -2) * (1 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale)
-    scores = scores.masked_fill(hidden(*scores.shape[-2:], causal, window).to(q.device), -math.inf)
-    lse = torch.logsumexp(scores, -1)
+    rows, columns = scores.shape[-2:]
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if alibi_slopes is not None:
+        distance = (torch.arange(rows)[:, None] + columns - rows - torch.arange(columns)).abs().to(q.device)
+        scores = scores - alibi_slopes.double()[..., None, None] * distance
+    seen = ~hidden(rows, columns, causal, window).to(q.device)
+    if bias is not None:
+        scores = scores + bias.double()
+        seen = seen & (bias != -math.inf)
+    if mask is not None:
+        seen = seen & mask
+    scores = scores.masked_fill(~seen, -math.inf)
+    logits = scores
+    if sinks is not None:
+        logits = torch.cat([scores, sinks.double()[:, None, None].expand(*scores.shape[:3], 1)], -1)
+    lse = torch.logsumexp(logits, -1)
     probs = torch.exp(scores - lse.masked_fill(torch.isinf(lse), 0)[..., None])
     kept = probs if keep is None else probs * torch.as_tensor(keep, device=q.device)
     return (kept @ v * scale).transpose(1, 2), lse, probs
@@ -78,19 +108,28 @@ def packed(q, k, v, lengths, *, keep=None, **settings):
     """(out, lse) of packed sequences, (total_q, heads, head_dim) and (heads, total_q): each by itself, zeros behind
     the last.
 
-    lengths are pairs (queries, keys); keep is (sequences, heads, the most queries, the most keys).
+    lengths are pairs (queries, keys); keep is (sequences, heads, the most queries, the most keys), bias and mask are alike
+    or 1 in any but the last, alibi_slopes (heads) or (sequences, heads).
     """
     import torch
+
+    def of_entries(x, b, of_q, of_k):
+        own = slice(b, b + 1) if x.shape[0] > 1 else slice(1)
+        return x[own, :, : of_q if x.shape[2] > 1 else 1, :of_k]
 
     outs, lses, first_q, first_k = [], [], 0, 0
     for b, (of_q, of_k) in enumerate(lengths):
         own = [q[first_q : first_q + of_q], *(x[first_k : first_k + of_k] for x in (k, v))]
         kept = None if keep is None else keep[b : b + 1, :, :of_q, :of_k]
-        out, lse, _ = attention(*(x[None] for x in own), keep=kept, **settings)
+        joined = {name: of_entries(settings[name], b, of_q, of_k) for name in ("bias", "mask") if name in settings}
+        slopes = settings.get("alibi_slopes")
+        if slopes is not None and slopes.dim() == 2:
+            joined["alibi_slopes"] = slopes[b]
+        out, lse, _ = attention(*(x[None] for x in own), keep=kept, **{**settings, **joined})
         outs.append(out[0])
         lses.append(lse[0])
         first_q, first_k = first_q + of_q, first_k + of_k
-    rest = q[first_q:].double() * 0
+    rest = q.new_zeros((q.shape[0] - first_q, q.shape[1], v.shape[-1]), dtype=torch.float64)
     outs.append(rest)
     lses.append(torch.full((q.shape[1], len(rest)), -math.inf, dtype=torch.float64, device=q.device))
     return torch.cat(outs), torch.cat(lses, 1)

@@ -33,13 +33,22 @@ def test_opcheck_finds_nothing(p, probs, device):
     whole = to_operator(Settings(p, causal=True))
     part = to_operator(Settings(p, causal=True, shard=signflash.Shard(first_batch=1)))
     state = torch.tensor([3, 64], dtype=torch.int64, device=device)
-    torch.library.opcheck(forward, (q, k, v, None, None, state, None, 0, True, probs, *whole))
-    torch.library.opcheck(forward, (q, k, v, None, None, None, 5, 7, True, probs, *part))
+    alone, nobody = (None,) * 6, (False, False)  # no cu_seqlens, and nothing that joins scores
+    torch.library.opcheck(forward, (q, k, v, *alone, state, None, 0, True, probs, *whole))
+    torch.library.opcheck(forward, (q, k, v, *alone, None, 5, 7, True, probs, *part))
     inputs = [x.detach() for x in (q, k, v)]
-    out, lse, _, state = forward(*inputs, None, None, state, None, 0, True, probs, *whole)
+    out, lse, _, state = forward(*inputs, *alone, state, None, 0, True, probs, *whole)
     backward = torch.ops.signflash.attention_backward.default
-    torch.library.opcheck(backward, (torch.ones_like(out), *inputs, out, lse, None, None, state, None, True, *whole))
-    torch.library.opcheck(backward, (torch.ones_like(out), *inputs, out, lse, None, None, state, torch.ones_like(lse), True, *part))
+    saved = (torch.ones_like(out), *inputs, out, lse)
+    torch.library.opcheck(backward, (*saved, *alone, state, None, *nobody, True, *whole))
+    torch.library.opcheck(backward, (*saved, *alone, state, torch.ones_like(lse), *nobody, True, *part))
+    heads, seqlen_q, seqlen_k = q.shape[2], q.shape[1], k.shape[1]
+    bias = torch.randn(1, heads, seqlen_q, seqlen_k, device=device).requires_grad_()
+    sinks = torch.randn(heads, device=device).requires_grad_()
+    joined = (torch.ones(heads, device=device), bias, torch.ones(1, 1, 1, seqlen_k, device=device) > 0, sinks)
+    torch.library.opcheck(forward, (q, k, v, None, None, *joined, None, 5, 7, True, probs, *part))
+    joined = [x.detach() for x in joined]
+    torch.library.opcheck(backward, (*saved, None, None, *joined, state, None, True, True, True, *part))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

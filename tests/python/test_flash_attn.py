@@ -92,20 +92,6 @@ def test_windows_that_are_no_windows_are_taken(device):
     assert torch.equal(signflash.flash_attn_func(q, k, v, window_size=(97, 97)), signflash.flash_attn_func(q, k, v))
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        dict(softcap=30.0),
-        dict(alibi_slopes=torch.ones(3)),
-    ],
-    ids=str,
-)
-def test_what_is_not_there_is_refused_and_not_ignored(arguments):
-    q, k, v = make("cpu").detach().unbind(2)
-    with pytest.raises(NotImplementedError, match=next(iter(arguments))):
-        signflash.flash_attn_func(q, k, v, **arguments)
-
-
 def test_the_kv_cache_is_not_there_and_says_so():
     with pytest.raises(NotImplementedError, match="flash_attn_with_kvcache"):
         signflash.flash_attn_with_kvcache(None, None, None)

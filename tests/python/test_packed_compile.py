@@ -25,14 +25,15 @@ def test_opcheck_finds_nothing(p, device):
     tensors = make(lengths, rest, torch.float16, device)
     cu_seqlens = starts(lengths, device)
     settings = to_operator(Settings(p, window_left=5, window_right=2))
+    joined, nobody = (None,) * 4, (False, False)  # nothing that joins scores
     forward = torch.ops.signflash.attention_forward.default
-    torch.library.opcheck(forward, (*tensors, *cu_seqlens, None, 5, 7, True, False, *settings))
+    torch.library.opcheck(forward, (*tensors, *cu_seqlens, *joined, None, 5, 7, True, False, *settings))
     q, k, v = (x.detach() for x in tensors)
-    out, lse, _, state = forward(q, k, v, *cu_seqlens, None, 5, 7, True, False, *settings)
+    out, lse, _, state = forward(q, k, v, *cu_seqlens, *joined, None, 5, 7, True, False, *settings)
     backward = torch.ops.signflash.attention_backward.default
-    given = (torch.ones_like(out), q, k, v, out, lse, *cu_seqlens, state)
-    torch.library.opcheck(backward, (*given, None, True, *settings))
-    torch.library.opcheck(backward, (*given, torch.ones_like(lse), True, *settings))
+    given = (torch.ones_like(out), q, k, v, out, lse, *cu_seqlens, *joined, state)
+    torch.library.opcheck(backward, (*given, None, *nobody, True, *settings))
+    torch.library.opcheck(backward, (*given, torch.ones_like(lse), *nobody, True, *settings))
 
 
 def test_compiled_without_a_graph_break(device):

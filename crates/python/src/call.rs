@@ -2,10 +2,11 @@
 
 use crate::error::CallError;
 use crate::foreign::ForeignTensor;
+use crate::joined::{Declared, ForeignBias, Joined};
 use crate::lengths::{CuSeqlens, Lengths};
 use crate::settings::{RandomState, Settings};
 use crate::{cpu, cuda};
-use signflash_core::{Dtype, Problem, ProblemError, Shape, TensorName};
+use signflash_core::{Description, Dtype, Problem, ProblemError, ScoreDescription, Shape, TensorName};
 
 /// Who computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,8 @@ pub struct Forward {
     pub v: ForeignTensor,
     /// Where packed sequences begin.
     pub cu_seqlens: Option<CuSeqlens>,
+    /// What scores are made of besides q and k.
+    pub joined: Joined,
     /// Written.
     pub out: ForeignTensor,
     /// Written.
@@ -55,6 +58,8 @@ pub struct Backward {
     pub v: ForeignTensor,
     /// Where packed sequences begin.
     pub cu_seqlens: Option<CuSeqlens>,
+    /// As the forward's.
+    pub joined: Joined,
     pub out: ForeignTensor,
     pub lse: u64,
     pub dout: ForeignTensor,
@@ -66,6 +71,10 @@ pub struct Backward {
     pub dk: ForeignTensor,
     /// Written.
     pub dv: ForeignTensor,
+    /// Written, if asked for: of the bias's dtype and shape.
+    pub dbias: Option<ForeignBias>,
+    /// (num_heads) f32, dense, written; 0 if it is not asked for.
+    pub dsinks: u64,
     pub state: RandomState,
     /// On a GPU, memory of [`workspace_bytes`]; 0 on the CPU.
     pub workspace: u64,
@@ -76,8 +85,10 @@ pub struct Backward {
 impl Forward {
     /// The problem, if all tensors fit it.
     pub(crate) fn problem(&self, settings: &Settings, lengths: &Lengths) -> Result<Problem, ProblemError> {
-        let problem = settings.problem(&self.state, &self.q, &self.k, lengths)?;
+        let inputs = [&self.q, &self.k, &self.v];
+        let problem = settings.problem(&self.state, inputs, lengths, &self.joined.declared())?;
         let shape = problem.shape();
+        self.joined.check(&problem)?;
         self.k.check(TensorName::K, shape.k(), self.dtype)?;
         self.v.check(TensorName::V, shape.v(), self.dtype)?;
         self.q.check(TensorName::Q, shape.q(), self.dtype)?;
@@ -97,8 +108,10 @@ impl Forward {
 impl Backward {
     /// The problem, if all tensors fit it.
     pub(crate) fn problem(&self, settings: &Settings, lengths: &Lengths) -> Result<Problem, ProblemError> {
-        let problem = settings.problem(&self.state, &self.q, &self.k, lengths)?;
+        let inputs = [&self.q, &self.k, &self.v];
+        let problem = settings.problem(&self.state, inputs, lengths, &self.joined.declared())?;
         let shape = problem.shape();
+        self.joined.check(&problem)?;
         let tensors = [
             (TensorName::Q, self.q),
             (TensorName::Out, self.out),
@@ -112,6 +125,11 @@ impl Backward {
         for (name, tensor) in tensors {
             tensor.check(name, shape.of(name), self.dtype)?;
         }
+        let describe = |ForeignBias { dtype, tensor: ForeignTensor { shape, strides, .. } }| {
+            (dtype, Description { tensor: TensorName::Dbias, shape, strides })
+        };
+        let dsinks = (self.dsinks != 0).then_some(shape.num_heads);
+        ScoreDescription::check_gradients(&problem, self.dbias.map(describe), dsinks)?;
         Ok(problem)
     }
 }
@@ -144,7 +162,7 @@ pub unsafe fn forward(place: Place, call: &Forward, settings: &Settings) -> Resu
     }
 }
 
-/// Computes dq, dk and dv.
+/// Computes dq, dk and dv, and where asked for dbias and dsinks.
 ///
 /// # Errors
 /// As [`forward`].
@@ -204,5 +222,5 @@ pub unsafe fn packed_probs(
     if let Lengths::OnDevice(sequences) = lengths {
         return Err(ProblemError::LengthsOnDevice { sequences }.into());
     }
-    Ok(settings.of_shape(&RandomState::default(), shape, &lengths)?.probs())
+    Ok(settings.of_shape(&RandomState::default(), shape, &lengths, &Declared::default())?.probs())
 }

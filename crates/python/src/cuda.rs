@@ -3,10 +3,11 @@
 use crate::call::{Backward, Forward};
 use crate::error::CallError;
 use crate::foreign::ForeignTensor;
+use crate::joined::Joined;
 use crate::lengths::CuSeqlens;
 use signflash_core::{Dtype, Problem};
 use signflash_cuda::{CudaEngine, Device, EngineError, Stream};
-use signflash_kernels::{BackwardCall, ForwardCall, Half, Order, half_of};
+use signflash_kernels::{BackwardCall, DeviceScoreTensor, DeviceScores, ForwardCall, Half, Order, half_of};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
@@ -32,6 +33,21 @@ fn begin<'a>(call: ForwardCall<'a>, cu_seqlens: Option<CuSeqlens>) -> ForwardCal
     cu_seqlens.map_or(call, |starts| call.with_cu_seqlens([starts.q.address, starts.k.address]))
 }
 
+fn entries(tensor: ForeignTensor) -> DeviceScoreTensor {
+    DeviceScoreTensor::of(tensor.address, tensor.strides)
+}
+
+fn scores(joined: &Joined) -> DeviceScores {
+    let Joined { alibi_slopes, bias, mask, sinks } = *joined;
+    let address = |tensor: Option<ForeignTensor>| tensor.map_or(0, |tensor| tensor.address);
+    DeviceScores {
+        alibi_slopes: address(alibi_slopes),
+        bias: bias.map(|bias| entries(bias.tensor)),
+        mask: mask.map(entries),
+        sinks: address(sinks),
+    }
+}
+
 /// # Safety
 /// As [`crate::call::forward`]; `stream` is a stream of this GPU's primary context.
 pub(crate) unsafe fn forward(
@@ -46,6 +62,7 @@ pub(crate) unsafe fn forward(
     let forward = ForwardCall::new(problem, half, inputs, call.out.on_gpu(Order::RowsFirst), call.lse)
         .with_probs(call.probs.map(|probs| probs.on_gpu(Order::HeadsFirst)))
         .with_seed_and_offset_ptr(call.state.address)
+        .with_scores(scores(&call.joined))
         .with_workspace(call.workspace);
     let forward = begin(forward, call.cu_seqlens);
     // Of packed sequences each has a matrix, and only the tensor says how large.
@@ -72,11 +89,14 @@ pub(crate) unsafe fn backward(
     let on_gpu = |tensor: &ForeignTensor| tensor.on_gpu(Order::RowsFirst);
     let inputs = [&call.q, &call.k, &call.v].map(on_gpu);
     let forward = ForwardCall::new(problem, half, inputs, on_gpu(&call.out), call.lse)
-        .with_seed_and_offset_ptr(call.state.address);
+        .with_seed_and_offset_ptr(call.state.address)
+        .with_scores(scores(&call.joined));
     let forward = begin(forward, call.cu_seqlens);
     let gradients = [&call.dq, &call.dk, &call.dv].map(on_gpu);
     let backward = BackwardCall::of(&forward, on_gpu(&call.dout), gradients, call.workspace)
         .with_dlse((call.dlse != 0).then_some(call.dlse))
+        .with_dbias(call.dbias.map(|dbias| entries(dbias.tensor)))
+        .with_dsinks((call.dsinks != 0).then_some(call.dsinks))
         .with_deterministic(call.deterministic);
     // SAFETY: as in `forward`.
     Ok(unsafe { engine.backward_on(&Stream::from_raw(engine.device(), stream), &backward) }?)

@@ -81,6 +81,7 @@ pub(crate) struct Kind {
 pub(crate) enum Elements {
     Float(Dtype),
     Int32,
+    Bool,
 }
 
 impl Kind {
@@ -156,6 +157,7 @@ fn kind(description: &Description) -> Option<Kind> {
         (2, 32, 1) => Elements::Float(Dtype::F32),
         (2, 16, 1) => Elements::Float(Dtype::F16),
         (4, 16, 1) => Elements::Float(Dtype::Bf16),
+        (6, 8, 1) => Elements::Bool,
         _ => return None,
     };
     let gpu = match description.device {

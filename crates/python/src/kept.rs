@@ -2,6 +2,7 @@
 
 use crate::error::CallError;
 use crate::foreign;
+use crate::joined::Declared;
 use crate::lengths::Lengths;
 use crate::pool;
 use crate::settings::{RandomState, Settings};
@@ -26,7 +27,7 @@ pub unsafe fn write(
 ) -> Result<(), CallError> {
     let [batch, num_heads, seqlen_q, seqlen_k] = shape;
     let whole = Shape::new(batch, seqlen_q, seqlen_k).heads(num_heads, num_heads).head_dim(1);
-    let problem = settings.of_shape(state, whole, &Lengths::Batch)?;
+    let problem = settings.of_shape(state, whole, &Lengths::Batch, &Declared::default())?;
     let bytes = shape.into_iter().fold(1, usize::saturating_mul);
     // SAFETY: the caller's promise.
     let entries = unsafe { foreign::bytes_mut(TensorName::Probs, to, bytes) }?;

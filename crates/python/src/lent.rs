@@ -1,9 +1,11 @@
 //! Tensors that Python lends: where they lie, judged in every call.
 
+use crate::arguments::dtype;
 use crate::call::Place;
 use crate::dims::Dims;
 use crate::exchange::{self, Elements, Kind};
 use crate::foreign::ForeignTensor;
+use crate::joined::{ForeignBias, Joined};
 use crate::lengths::{CuSeqlens, Starts};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -111,6 +113,32 @@ impl Lent {
         (dense && self.has_room(&dims, 4)).then_some(self.address)
     }
 
+    /// Entries of scores, (batch, num_heads, seqlen_q, seqlen_k) or 1 for any but the last, with any strides: aligned, and all
+    /// of it in its storage.
+    fn entries(&self, elements: Elements, element_bytes: usize, at: Place) -> Option<ForeignTensor> {
+        let dims = self.dims(4, elements, at)?;
+        let Dims { shape, strides, .. } = dims;
+        if shape.contains(&0) {
+            return Some(ForeignTensor { address: 0, shape, strides: contiguous_strides(shape) });
+        }
+        let readable = self.has_room(&dims, element_bytes);
+        readable.then_some(ForeignTensor { address: self.address, shape, strides })
+    }
+
+    /// f32 a head, or a head of each sequence, without gaps.
+    fn heads(&self, at: Place) -> Option<ForeignTensor> {
+        let elements = Elements::Float(Dtype::F32);
+        let dims = self.dims(1, elements, at).or_else(|| self.dims(2, elements, at))?;
+        let [_, _, sequences, heads] = dims.shape;
+        let strides = contiguous_strides([1, 1, sequences, heads]);
+        let dense = (2..4).all(|dim| dims.shape[dim] == 1 || dims.strides[dim] == strides[dim]);
+        if dims.shape.contains(&0) {
+            return Some(ForeignTensor { address: 0, shape: dims.shape, strides });
+        }
+        let readable = dense && self.has_room(&dims, 4);
+        readable.then_some(ForeignTensor { address: self.address, shape: dims.shape, strides })
+    }
+
     /// int32 without gaps, if that is what this is.
     pub(crate) fn starts(&self, at: Place) -> Option<Starts> {
         let dims = self.dims(1, Elements::Int32, at)?;
@@ -149,6 +177,48 @@ impl LentStarts {
     }
 }
 
+/// What scores are made of besides q and k: (alibi_slopes, (bias, its dtype), mask, sinks), each or `None`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LentScores {
+    alibi_slopes: Option<Lent>,
+    bias: Option<(Lent, Dtype)>,
+    mask: Option<Lent>,
+    sinks: Option<Lent>,
+}
+
+impl<'a, 'py> FromPyObject<'a, 'py> for LentScores {
+    type Error = PyErr;
+
+    fn extract(tuple: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        let (alibi_slopes, bias, mask, sinks) = tuple.extract()?;
+        let bias: Option<(Lent, String)> = bias;
+        let bias = bias.map(|(bias, name)| Ok::<_, PyErr>((bias, dtype(&name)?))).transpose()?;
+        Ok(Self { alibi_slopes, bias, mask, sinks })
+    }
+}
+
+impl LentScores {
+    /// All of them, if they can be read where they lie.
+    pub(crate) fn readable(&self, at: Place) -> Option<Joined> {
+        let Self { alibi_slopes, bias, mask, sinks } = self;
+        let bias = bias.as_ref().map(|(bias, dtype)| {
+            let tensor = bias.entries(Elements::Float(*dtype), dtype.size_bytes(), at)?;
+            Some(ForeignBias { dtype: *dtype, tensor })
+        });
+        Some(Joined {
+            alibi_slopes: each(alibi_slopes.map(|slopes| slopes.heads(at)))?,
+            bias: each(bias)?,
+            mask: each(mask.map(|mask| mask.entries(Elements::Bool, 1, at)))?,
+            sinks: each(sinks.map(|sinks| sinks.heads(at)))?,
+        })
+    }
+}
+
+/// What is there must be readable; what is not there need not be.
+fn each<T>(found: Option<Option<T>>) -> Option<Option<T>> {
+    found.map_or(Some(None), |found| found.map(Some))
+}
+
 /// A tensor that is written, and has just been allocated for it: (address, shape, strides), or an address alone of
 /// one that lies as the tensor that it belongs to.
 #[derive(Clone, Copy, Debug)]
@@ -185,7 +255,7 @@ impl Written {
     pub(crate) fn alone(self) -> PyResult<ForeignTensor> {
         match self {
             Self::Alike(_) => {
-                Err(PyValueError::new_err("probs must be (address, shape, strides), got an address"))
+                Err(PyValueError::new_err("a result must be (address, shape, strides), got an address"))
             }
             Self::Strided(tensor) => Ok(tensor),
         }

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`foreign`] | somebody else's tensor, judged against the problem |
 //! | [`settings`] | what is to be computed |
+//! | [`joined`] | what scores are made of besides q and k |
 //! | [`lengths`] | where packed sequences begin |
 //! | [`call`] | forward and backward, on the CPU or on a GPU |
 //! | [`error`] | why a call was not computed |
@@ -21,6 +22,7 @@
 pub mod call;
 pub mod error;
 pub mod foreign;
+pub mod joined;
 pub mod kept;
 pub mod lengths;
 pub mod settings;

@@ -6,14 +6,15 @@ use crate::call::{self, Backward, Forward, Place};
 use crate::dims::Sizes;
 use crate::ending::detached;
 use crate::error::CallError;
+use crate::joined::{Declared, ForeignBias, Joined};
 use crate::lengths::Lengths;
-use crate::lent::{Layout, Lent, LentStarts, Written};
+use crate::lent::{Layout, Lent, LentScores, LentStarts, Written};
 use crate::settings::{RandomState, Settings, shape_of};
 use crate::{ending, exchange, kept, logger, pool};
-use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyNotImplementedError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
-use signflash_core::{Problem, Shape};
+use signflash_core::{Problem, ProblemError, Shape, Slopes};
 use signflash_cuda::{Device, EngineError};
 
 fn raise(error: CallError) -> PyErr {
@@ -22,6 +23,11 @@ fn raise(error: CallError) -> PyErr {
         CallError::Threads(_) => return PyRuntimeError::new_err(error.to_string()),
         CallError::NegativeStart { .. } => return PyValueError::new_err(error.to_string()),
     };
+    if let EngineError::Problem(error @ ProblemError::NotComputed { .. })
+    | EngineError::Call(signflash_kernels::CallError::NotComputed(error)) = &error
+    {
+        return PyNotImplementedError::new_err(error.to_string());
+    }
     match error {
         EngineError::Problem(error) => PyValueError::new_err(error.to_string()),
         EngineError::Call(error) => PyValueError::new_err(error.to_string()),
@@ -30,7 +36,22 @@ fn raise(error: CallError) -> PyErr {
     }
 }
 
-/// out, lse and, if there is room for them, probs. False if a tensor cannot be read where it lies: then nothing was
+/// (the dimensions of alibi_slopes, (dtype and shape of bias), shape of mask, whether there are sinks).
+type DeclaredScores = (Option<usize>, Option<(String, Sizes)>, Option<Sizes>, bool);
+
+fn declared(scores: Option<DeclaredScores>) -> PyResult<Declared> {
+    let Some((slopes, bias, mask, sinks)) = scores else { return Ok(Declared::default()) };
+    let bias = bias.map(|(name, shape)| Ok::<_, PyErr>((dtype(&name)?, shape.0))).transpose()?;
+    let slopes_of = |dims| if dims == 1 { Slopes::PerHead } else { Slopes::PerSequence };
+    Ok(Declared { alibi: slopes.map(slopes_of), bias, mask: mask.map(|shape| shape.0), sinks })
+}
+
+/// What can be read where it lies; nothing if there is something that cannot.
+fn joined(scores: Option<LentScores>, at: Place) -> Option<Joined> {
+    scores.map_or(Some(Joined::default()), |scores| scores.readable(at))
+}
+
+/// out, lse and, if there is room for them, probs, of (q, k, v). False if a tensor cannot be read where it lies: then nothing was
 /// computed.
 #[pyfunction]
 #[pyo3(name = "forward")]
@@ -39,10 +60,9 @@ fn py_forward(
     py: Python<'_>,
     at: Place,
     dtype_name: &str,
-    q: Lent,
-    k: Lent,
-    v: Lent,
+    read: (Lent, Lent, Lent),
     cu_seqlens: Option<LentStarts>,
+    scores: Option<LentScores>,
     out: Written,
     lse: u64,
     probs: Option<Written>,
@@ -51,9 +71,10 @@ fn py_forward(
     settings: Settings,
 ) -> PyResult<bool> {
     let layout = Layout { dtype: dtype(dtype_name)?, at, is_packed: cu_seqlens.is_some() };
-    let (Some(q), Some(k), Some(v)) = (q.readable(layout), k.readable(layout), v.readable(layout)) else {
+    let [Some(q), Some(k), Some(v)] = <[Lent; 3]>::from(read).map(|tensor| tensor.readable(layout)) else {
         return Ok(false);
     };
+    let Some(joined) = joined(scores, at) else { return Ok(false) };
     let cu_seqlens = cu_seqlens.map(|starts| starts.readable(at));
     if cu_seqlens == Some(None) {
         return Ok(false);
@@ -61,7 +82,8 @@ fn py_forward(
     let out = out.beside(&q);
     let probs = probs.map(Written::alone).transpose()?;
     let cu_seqlens = cu_seqlens.flatten();
-    let call = Forward { dtype: layout.dtype, q, k, v, cu_seqlens, out, lse, probs, state, workspace };
+    let dtype = layout.dtype;
+    let call = Forward { dtype, q, k, v, cu_seqlens, joined, out, lse, probs, state, workspace };
     // SAFETY: the package's Python half gives live tensors, and has just allocated those that are written. That those
     // that are read lie in their storage `readable` has judged, and their dtype and place where they tell; where they
     // do not, Python has.
@@ -69,7 +91,8 @@ fn py_forward(
     Ok(true)
 }
 
-/// dq, dk and dv, of (q, k, v, out, dout) and of (lse, its gradient or `None`). False as in `forward`.
+/// dq, dk, dv and, if there is room for them, dbias and dsinks, of (q, k, v, out, dout) and of (lse, its gradient or
+/// `None`). False as in `forward`.
 #[pyfunction]
 #[pyo3(name = "backward")]
 #[allow(clippy::too_many_arguments)] // as above
@@ -80,7 +103,8 @@ fn py_backward(
     read: (Lent, Lent, Lent, Lent, Lent),
     rows: (Lent, Option<Lent>),
     cu_seqlens: Option<LentStarts>,
-    written: (Written, Written, Written),
+    scores: Option<LentScores>,
+    written: (Written, Written, Written, Option<Written>, Option<u64>),
     workspace: u64,
     deterministic: bool,
     state: RandomState,
@@ -101,14 +125,22 @@ fn py_backward(
     if cu_seqlens == Some(None) {
         return Ok(false);
     }
+    let Some(joined) = joined(scores, at) else { return Ok(false) };
     let (dtype, cu_seqlens) = (layout.dtype, cu_seqlens.flatten());
     let (dq, dk, dv) = (written.0.beside(&q), written.1.beside(&k), written.2.beside(&v));
+    let dbias = match (written.3.map(Written::alone).transpose()?, joined.bias) {
+        (Some(tensor), Some(bias)) => Some(ForeignBias { tensor, ..bias }),
+        (None, _) => None,
+        (Some(_), None) => return Err(PyValueError::new_err("dbias was asked for without a bias")),
+    };
+    let dsinks = written.4.unwrap_or(0);
     let call = Backward {
         dtype,
         q,
         k,
         v,
         cu_seqlens,
+        joined,
         out,
         lse,
         dout,
@@ -116,6 +148,8 @@ fn py_backward(
         dq,
         dk,
         dv,
+        dbias,
+        dsinks,
         state,
         workspace,
         deterministic,
@@ -130,21 +164,31 @@ fn py_backward(
 fn forward_workspace_bytes(
     py: Python<'_>,
     ordinal: u32,
-    q_shape: Sizes,
-    k_shape: Sizes,
+    shapes: (Sizes, Sizes, Sizes),
     sequences: usize,
+    scores: Option<DeclaredScores>,
     settings: Settings,
 ) -> PyResult<u64> {
-    let problem = on_device(&settings, q_shape, k_shape, Some(sequences))?;
+    let problem = on_device(&settings, shapes, Some(sequences), &declared(scores)?)?;
     let at = Place::Cuda { ordinal, stream: 0 };
     detached(py, || call::forward_workspace_bytes(at, &problem)).map_err(raise)
 }
 
 /// The problem of these shapes on a GPU, of so many packed sequences if they are.
-fn on_device(settings: &Settings, q: Sizes, k: Sizes, sequences: Option<usize>) -> PyResult<Problem> {
+fn on_device(
+    settings: &Settings,
+    shapes: (Sizes, Sizes, Sizes),
+    sequences: Option<usize>,
+    declared: &Declared,
+) -> PyResult<Problem> {
     let lengths = sequences.map_or(Lengths::Batch, Lengths::OnDevice);
-    let problem = settings.of_shape(&RandomState::default(), shape_of(q.0, k.0), &lengths);
+    let problem = settings.of_shape(&RandomState::default(), sizes(shapes), &lengths, declared);
     problem.map_err(|error| raise(error.into()))
+}
+
+/// The sizes of (q, k, v).
+fn sizes(shapes: (Sizes, Sizes, Sizes)) -> Shape {
+    shape_of(<[Sizes; 3]>::from(shapes).map(|sizes| sizes.0))
 }
 
 /// Bytes of scratch memory that a backward needs on a GPU.
@@ -152,13 +196,13 @@ fn on_device(settings: &Settings, q: Sizes, k: Sizes, sequences: Option<usize>) 
 fn workspace_bytes(
     py: Python<'_>,
     ordinal: u32,
-    q_shape: Sizes,
-    k_shape: Sizes,
+    shapes: (Sizes, Sizes, Sizes),
     sequences: Option<usize>,
+    scores: Option<DeclaredScores>,
     deterministic: bool,
     settings: Settings,
 ) -> PyResult<u64> {
-    let problem = on_device(&settings, q_shape, k_shape, sequences)?;
+    let problem = on_device(&settings, shapes, sequences, &declared(scores)?)?;
     let at = Place::Cuda { ordinal, stream: 0 };
     detached(py, || call::workspace_bytes(at, &problem, deterministic)).map_err(raise)
 }
@@ -169,13 +213,12 @@ fn workspace_bytes(
 fn packed_probs(
     py: Python<'_>,
     at: Place,
-    q_shape: Sizes,
-    k_shape: Sizes,
+    shapes: (Sizes, Sizes, Sizes),
     cu_seqlens: LentStarts,
     settings: Settings,
 ) -> PyResult<Option<[usize; 4]>> {
     let Some(cu_seqlens) = cu_seqlens.readable(at) else { return Ok(None) };
-    let shape = shape_of(q_shape.0, k_shape.0);
+    let shape = sizes(shapes);
     // SAFETY: as in `py_forward`.
     let found = detached(py, || unsafe { call::packed_probs(at, shape, &cu_seqlens, &settings) });
     found.map(Some).map_err(raise)
@@ -200,7 +243,7 @@ fn keep_scale(dropout_p: f64, nominal: bool) -> PyResult<f64> {
     let settings = Settings { dropout_p, nominal, ..Settings::default() };
     let shape = Shape::new(1, 1, 1).heads(1, 1).head_dim(1);
     let problem = settings
-        .of_shape(&RandomState::default(), shape, &Lengths::Batch)
+        .of_shape(&RandomState::default(), shape, &Lengths::Batch, &Declared::default())
         .map_err(|error| raise(error.into()))?;
     Ok(problem.keep_scale())
 }

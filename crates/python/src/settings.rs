@@ -1,6 +1,7 @@
 //! What is to be computed, as Python says it.
 
 use crate::foreign::ForeignTensor;
+use crate::joined::Declared;
 use crate::lengths::Lengths;
 use signflash_core::{Dropout, Problem, ProblemError, ScaleRule, Shape, Shard};
 
@@ -44,6 +45,8 @@ settings! {
     window_right: i64,
     /// `1 / (1 - p)` and not the unbiased scale.
     nominal: bool,
+    /// Scores become `softcap * tanh(score / softcap)`; 0 for none.
+    softcap: f64,
     /// Where this lies in a larger problem.
     shard: Shard,
 }
@@ -58,6 +61,7 @@ impl Default for Settings {
             window_left: -1,
             window_right: -1,
             nominal: false,
+            softcap: 0.0,
             shard: Shard::default(),
         }
     }
@@ -75,18 +79,19 @@ pub struct RandomState {
 }
 
 impl Settings {
-    /// The problem of q (batch, seqlen_q, num_heads, head_dim) and k (batch, seqlen_k, num_heads_k, head_dim).
+    /// The problem of q (batch, seqlen_q, num_heads, head_dim), k (batch, seqlen_k, num_heads_k, head_dim) and v (batch,
+    /// seqlen_k, num_heads_k, head_dim_v).
     ///
     /// # Errors
     /// A [`ProblemError`] naming the argument.
     pub fn problem(
         &self,
         state: &RandomState,
-        q: &ForeignTensor,
-        k: &ForeignTensor,
+        [q, k, v]: [&ForeignTensor; 3],
         lengths: &Lengths,
+        declared: &Declared,
     ) -> Result<Problem, ProblemError> {
-        self.of_shape(state, shape_of(q.shape, k.shape), lengths)
+        self.of_shape(state, shape_of([q.shape, k.shape, v.shape]), lengths, declared)
     }
 
     /// The problem of this shape: what each setting means.
@@ -98,20 +103,24 @@ impl Settings {
         state: &RandomState,
         shape: Shape,
         lengths: &Lengths,
+        declared: &Declared,
     ) -> Result<Problem, ProblemError> {
-        let Self { dropout_p, softmax_scale, causal, window_left, window_right, nominal, shard } = *self;
+        let Self { dropout_p, softmax_scale, causal, window_left, window_right, nominal, softcap, shard } =
+            *self;
         let rule = if nominal { ScaleRule::Nominal } else { ScaleRule::Unbiased };
         let dropout = Dropout::new(dropout_p as f32, state.seed, state.offset)?.with_scale_rule(rule);
         let [left, right] = [window_left, window_right].map(|side| usize::try_from(side).ok());
-        let builder = Problem::builder(shape).causal(causal).window(left, right);
-        let builder = lengths.of(builder.dropout(dropout).shard(shard));
+        let builder =
+            Problem::builder(shape).causal(causal).window(left, right).dropout(dropout).shard(shard);
+        let builder = declared.of(lengths.of(builder)).softcap((softcap != 0.0).then_some(softcap));
         softmax_scale.map_or(builder.clone(), |scale| builder.softmax_scale(scale)).build()
     }
 }
 
-/// The sizes that q and k of these shapes have.
-pub(crate) fn shape_of(q: [usize; 4], k: [usize; 4]) -> Shape {
+/// The sizes that q, k and v of these shapes have.
+pub(crate) fn shape_of([q, k, v]: [[usize; 4]; 3]) -> Shape {
     let [batch, seqlen_q, num_heads, head_dim] = q;
     let [_, seqlen_k, num_heads_k, _] = k;
-    Shape::new(batch, seqlen_q, seqlen_k).heads(num_heads, num_heads_k).head_dim(head_dim)
+    let shape = Shape::new(batch, seqlen_q, seqlen_k).heads(num_heads, num_heads_k);
+    shape.head_dim(head_dim).head_dim_v(v[3])
 }

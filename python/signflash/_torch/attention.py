@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.autograd import forward_ad
 
-from . import checks, function, native, random, replay, sequences
+from . import checks, function, native, random, replay, scores, sequences
 from .paths import HAS_OPERATORS, needs_operator, refuse_tangents, refuse_without_operators
 
 if HAS_OPERATORS:
@@ -26,12 +26,18 @@ def attention(
     rng_state=None,
     deterministic=False,
     return_probs=False,
+    joined=None,
 ):
-    """(out, lse, probs or None, state), everything but tensors judged before; state is (seed, offset) or a tensor."""
+    """(out, lse, probs or None, state), everything but tensors judged before; state is (seed, offset) or a tensor.
+
+    joined are alibi_slopes, bias, mask and sinks as they were given, or None for none of them.
+    """
     q, k, v = function.unpack(packing, tensors)
     if forward_ad._current_level >= 0:
         refuse_tangents((q, k, v))
     given = tensors if cu_seqlens is None else (*tensors, *cu_seqlens)
+    if joined is not None:
+        given = (*given, *scores.present(joined))
     if needs_operator(given if rng_state is None else (*given, rng_state)):
         refuse_tangents((q, k, v))
         if ops is None:
@@ -48,19 +54,25 @@ def attention(
                 rng_state=rng_state,
                 deterministic=deterministic,
                 return_probs=return_probs,
+                joined=joined,
             )
     if checks.autocast_dtype("cuda" if q.is_cuda else q.device.type) is not None:
         q, k, v = tensors = checks.autocast(q, k, v)
         packing = function.PLAIN
     checks.check_qkv(q, k, v, cu_seqlens)
+    if joined is not None:
+        joined = scores.judged(joined, q, k, cu_seqlens)
     state = _state(q, cu_seqlens, settings, seed, offset, generator, rng_state)
-    if torch.is_grad_enabled() and _any_requires_grad(tensors):
+    watched = tensors if joined is None else (*tensors, *scores.present(joined))
+    if torch.is_grad_enabled() and _any_requires_grad(watched):
         deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
         out, lse, probs = function.Attention.apply(
-            settings, state, return_probs, deterministic, packing, cu_seqlens, *tensors
+            settings, state, return_probs, deterministic, packing, cu_seqlens, *(joined or scores.NONE), *tensors
         )
     else:
-        out, lse, probs = native.forward(q, k, v, settings, state, return_probs, cu_seqlens=cu_seqlens)
+        out, lse, probs = native.forward(
+            q, k, v, settings, state, return_probs, cu_seqlens=cu_seqlens, scores=joined
+        )
     return out, lse, probs, state
 
 
@@ -84,8 +96,11 @@ def _any_requires_grad(tensors):
     return False
 
 
-def backward(dout, q, k, v, out, lse, dlse, settings, state, deterministic, cu_seqlens=None):
-    """(dq, dk, dv), for who keeps the forward's results without autograd."""
+def backward(
+    dout, q, k, v, out, lse, dlse, settings, state, deterministic, cu_seqlens=None, joined=None, wanted=(False, False)
+):
+    """(dq, dk, dv, dbias, dsinks), for who keeps the forward's results without autograd; the last two are None unless
+    they are wanted."""
     checks.check_kinds(q, k, v, cu_seqlens)
     for name, x in (("dout", dout), ("out", out)):
         checks.check_operand(name, x, cu_seqlens)
@@ -94,13 +109,18 @@ def backward(dout, q, k, v, out, lse, dlse, settings, state, deterministic, cu_s
     _check_rows("lse", lse, q, cu_seqlens)
     if dlse is not None:
         _check_rows("dlse", dlse, q, cu_seqlens)
-    tensors = (dout, q, k, v, out, lse) if dlse is None else (dout, q, k, v, out, lse, dlse)
+    given, joined = joined or scores.NONE, scores.judged(joined, q, k, cu_seqlens) or scores.NONE
+    rows = (lse,) if dlse is None else (lse, dlse)
+    tensors = (dout, q, k, v, out, *rows, *scores.present(joined))
     refuse_tangents(tensors)
-    call = function.Call(settings, deterministic, function.PLAIN, 3, state)
+    call = function.Call(settings, deterministic, function.PLAIN, 3, state, wanted)
     run = function.gradients
     if torch.is_grad_enabled() and _any_requires_grad(tensors):
         run = function.Gradients.apply  # what differentiates these gradients is refused, and not lost
-    return run(call, dout, dlse, cu_seqlens, q, k, v, out, lse)
+    *found, dbias, dsinks = run(call, dout, dlse, cu_seqlens, *joined, q, k, v, out, lse)
+    if dbias is not None:
+        dbias = dbias.sum_to_size(given[scores.BIAS].shape)  # of one column for all keys it is the sum
+    return (*found, dbias, dsinks)
 
 
 def _check_rows(name, x, q, cu_seqlens) -> None:

@@ -90,13 +90,15 @@ def check_shapes(q, k, v) -> None:
     *batch, _, num_heads, head_dim = q.shape
     *_, seqlen_k, num_heads_k, _ = k.shape
     meaning = QKV_DIMS if batch else PACKED_DIMS
-    for name, x in (("k", k), ("v", v)):
-        for dim, expected in enumerate((*batch, seqlen_k, num_heads_k, head_dim)):
+    expected = (*batch, seqlen_k, num_heads_k)
+    for name, x, sizes in (("k", k, (*expected, head_dim)), ("v", v, expected)):  # v has a head_dim of its own
+        for dim, size in enumerate(sizes):
             _check_value(
-                x.shape[dim] == expected, f"{name} has another size in dimension {dim} of {meaning} than q and k ask for"
+                x.shape[dim] == size, f"{name} has another size in dimension {dim} of {meaning} than q and k ask for"
             )
-    _check_value(head_dim >= 1, "head_dim must be from 1 to 256, got 0")
-    _check_value(head_dim <= 256, "head_dim must be from 1 to 256, got more")
+    for of, x in (("", head_dim), (" of v", v.shape[-1])):
+        _check_value(x >= 1, f"head_dim{of} must be from 1 to 256, got 0")
+        _check_value(x <= 256, f"head_dim{of} must be from 1 to 256, got more")
     _check_value(num_heads_k >= 1, "num_heads_k must be positive")
     _check_value(num_heads % num_heads_k == 0, "num_heads must be a positive multiple of num_heads_k")
 

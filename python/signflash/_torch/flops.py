@@ -26,19 +26,20 @@ def _has_numbers(x) -> bool:
     return not isinstance(x, FakeTensor) and not x.is_meta
 
 
-def _of_one_product(q, k, cu_seqlens_q, cu_seqlens_k) -> int:
-    num_heads, head_dim = q.shape[-2:]
-    return 2 * num_heads * head_dim * _pairs(q, k, cu_seqlens_q, cu_seqlens_k)
+def _of_products(q, k, v, with_q, with_v, cu_seqlens_q, cu_seqlens_k) -> int:
+    """Of so many that have the head_dim of q and k, and so many that have v's."""
+    head_dims = with_q * q.shape[-1] + with_v * v.shape[-1]
+    return 2 * q.shape[-2] * head_dims * _pairs(q, k, cu_seqlens_q, cu_seqlens_k)
 
 
 def forward(q, k, v, cu_seqlens_q=None, cu_seqlens_k=None, *args, **kwargs) -> int:
     """Two matrix products: scores, out."""
-    return 2 * _of_one_product(q, k, cu_seqlens_q, cu_seqlens_k)
+    return _of_products(q, k, v, 1, 1, cu_seqlens_q, cu_seqlens_k)
 
 
 def backward(dout, q, k, v, out, lse, cu_seqlens_q=None, cu_seqlens_k=None, *args, **kwargs) -> int:
-    """Five: the scores again, dp, dv, dq, dk."""
-    return 5 * _of_one_product(q, k, cu_seqlens_q, cu_seqlens_k)
+    """Five: the scores again, dq and dk; dp and dv."""
+    return _of_products(q, k, v, 3, 2, cu_seqlens_q, cu_seqlens_k)
 
 
 def register() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Tuple
 
 import torch
 from torch.autograd import forward_ad
 
 from . import native, replay
+from . import scores as of_scores
 from .paths import HAS_OPERATORS, hooks_on_saved_tensors, needs_operator, no_forward_mode, refuse_batches, refuse_tangents
 
 PLAIN, KV_PACKED, QKV_PACKED = 0, 1, 2
@@ -34,15 +35,24 @@ class Call(NamedTuple):
     inputs: int
     #: (seed, offset), or the tensor of both that the forward read.
     state: Any
+    #: Whether dbias is asked for, and dsinks.
+    wanted: Tuple[bool, bool] = (False, False)
+
+
+#: Arguments of :class:`Attention` before the scores' own tensors, how many these are, and two of them.
+BEFORE, SCORES, BIAS, SINKS = 6, of_scores.COUNT, of_scores.BIAS, of_scores.SINKS
 
 
 class Attention(torch.autograd.Function):
-    """(out, lse, probs) of (settings, state, return_probs, deterministic, packing, cu_seqlens, *tensors)."""
+    """(out, lse, probs) of (settings, state, return_probs, deterministic, packing, cu_seqlens, the four of Scores,
+    *tensors)."""
 
     @staticmethod
     def forward(ctx, settings, state, return_probs, deterministic, packing, cu_seqlens, *tensors):
+        joined, tensors = tensors[:SCORES], tensors[SCORES:]
         q, k, v = unpack(packing, tensors)
-        out, lse, probs = native.forward(q, k, v, settings, state, return_probs, cu_seqlens=cu_seqlens)
+        scores = of_scores.of_operator(joined)
+        out, lse, probs = native.forward(q, k, v, settings, state, return_probs, cu_seqlens=cu_seqlens, scores=scores)
         ctx.drawn, saved = None, ()
         if hooks_on_saved_tensors():
             drawn, ctx.drawn = replay.states_to_save(state, settings.dropout_p)
@@ -51,8 +61,8 @@ class Attention(torch.autograd.Function):
             saved = (state,)
         ctx.call = Call(settings, deterministic, packing, len(tensors), state if type(state) is tuple else None)
         # The tensors as they were given, not copies: a second derivative must find its way to them, to be refused.
-        ctx.is_packed = cu_seqlens is not None
-        ctx.save_for_backward(*(cu_seqlens or ()), *tensors, out, lse, *saved)
+        ctx.is_packed, ctx.has_scores = cu_seqlens is not None, scores is not None
+        ctx.save_for_backward(*(cu_seqlens or ()), *(scores or ()), *tensors, out, lse, *saved)
         if probs is not None:
             ctx.mark_non_differentiable(probs)
         ctx.set_materialize_grads(False)
@@ -62,10 +72,12 @@ class Attention(torch.autograd.Function):
     def backward(ctx, dout, dlse, _dprobs):
         call = ctx.call
         if dout is None and dlse is None:
-            return (None,) * (6 + call.inputs)
-        cu_seqlens, saved = None, ctx.saved_tensors
+            return (None,) * (BEFORE + SCORES + call.inputs)
+        cu_seqlens, joined, saved = None, of_scores.NONE, ctx.saved_tensors
         if ctx.is_packed:
             cu_seqlens, saved = saved[:2], saved[2:]
+        if ctx.has_scores:
+            joined, saved = saved[:SCORES], saved[SCORES:]
         if len(saved) > call.inputs + 2:
             *saved, state = saved
             if ctx.drawn is not None:
@@ -74,8 +86,11 @@ class Attention(torch.autograd.Function):
                 call = call._replace(state=state[:2])
         # Where a second derivative can be asked for, the gradients are results of a function that refuses it.
         run = Gradients.apply if torch.is_grad_enabled() else gradients
-        found = run(call, dout, dlse, cu_seqlens, *saved)
-        return (None,) * 6 + tuple([x if want else None for x, want in zip(found, ctx.needs_input_grad[6:])])
+        needed = ctx.needs_input_grad[BEFORE:]
+        call = call._replace(wanted=(needed[BIAS], needed[SINKS]))
+        *found, dbias, dsinks = run(call, dout, dlse, cu_seqlens, *joined, *saved)
+        found = tuple([x if want else None for x, want in zip(found, needed[SCORES:])])
+        return (*(None,) * BEFORE, None, dbias, None, dsinks, *found)
 
     @staticmethod
     def jvp(ctx, *_):
@@ -83,35 +98,27 @@ class Attention(torch.autograd.Function):
 
 
 def gradients(call, dout, dlse, cu_seqlens, *saved):
-    """The gradients of the tensors that were given, packed as they were."""
-    given = [x for x in (dout, dlse, *saved, *(cu_seqlens or ())) if x is not None]
+    """The gradients of the tensors that were given, packed as they were; then dbias and dsinks, or None.
+
+    saved are the four of Scores, the tensors, out and lse.
+    """
+    given = [x for x in (dout, dlse, *saved[SCORES:], *saved[:SCORES], *(cu_seqlens or ())) if x is not None]
     watched = needs_operator(given)
     if watched or forward_ad._current_level >= 0:
         refuse_tangents(given)
     refuse_batches((dout, dlse), watched)
     if watched:
         return _through_operator(call, dout, dlse, cu_seqlens, *saved)
+    scores, (*tensors, out, lse) = of_scores.of_operator(saved[:SCORES]), saved[SCORES:]
+    rest = dict(cu_seqlens=cu_seqlens, scores=scores, wanted=call.wanted)
+    settings = (call.settings, call.state, call.deterministic)
     if call.packing == PLAIN:
-        return native.backward(
-            dout, *saved, dlse, call.settings, call.state, call.deterministic, cu_seqlens=cu_seqlens
-        )
-    *tensors, out, lse = saved
+        return native.backward(dout, *tensors, out, lse, dlse, *settings, **rest)
     # A packed gradient is written in place, piece by piece: no copy puts it together.
     results = [native.empty(x) for x in tensors]
     into = unpack(call.packing, results)
-    native.backward(
-        dout,
-        *unpack(call.packing, tensors),
-        out,
-        lse,
-        dlse,
-        call.settings,
-        call.state,
-        call.deterministic,
-        into,
-        cu_seqlens,
-    )
-    return tuple(results)
+    found = native.backward(dout, *unpack(call.packing, tensors), out, lse, dlse, *settings, into, **rest)
+    return (*results, *found[3:])
 
 
 def _through_operator(call, dout, dlse, cu_seqlens, *saved):
@@ -120,13 +127,13 @@ def _through_operator(call, dout, dlse, cu_seqlens, *saved):
         raise NotImplementedError("a backward under a tracer, a mode or a transform needs PyTorch 2.4 or newer")
     from . import ops
 
-    *tensors, out, lse = saved
+    joined, (*tensors, out, lse) = saved[:SCORES], saved[SCORES:]
     q, k, v = unpack(call.packing, tensors)
-    found = ops.backward(dout, q, k, v, out, lse, dlse, call.settings, call.state, call.deterministic, cu_seqlens)
-    if call.packing == PLAIN:
-        return found
-    pieces = torch.stack(found[call.packing == KV_PACKED :], -3)
-    return (found[0], pieces) if call.packing == KV_PACKED else (pieces,)
+    *found, dbias, dsinks = ops.backward(dout, q, k, v, out, lse, dlse, call, cu_seqlens, joined)
+    if call.packing != PLAIN:
+        pieces = torch.stack(found[call.packing == KV_PACKED :], -3)
+        found = (found[0], pieces) if call.packing == KV_PACKED else (pieces,)
+    return (*found, dbias, dsinks)
 
 
 class Final(torch.autograd.Function):

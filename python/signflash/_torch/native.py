@@ -8,6 +8,8 @@ from .. import _native
 from .._settings import U64, Settings
 from . import sequences
 from .checks import DESCRIBED, NAMES, check_alike, check_backward, check_kinds
+from .scores import Scores
+from .scores import check_again as check_scores
 
 if hasattr(torch.Tensor, "untyped_storage"):
     _storage = torch.Tensor.untyped_storage
@@ -65,10 +67,10 @@ def _alike(x):
     return result, _written(result)
 
 
-def dense(x):
+def dense(x, any_strides=False):
     """x as kernels read it, which costs a copy if it does not lie so.
 
-    With a last stride of 1, without lazy negation, aligned, and all of it in memory.
+    With a last stride of 1 unless any will do, without lazy negation, aligned, and all of it in memory.
     """
     if x.layout is not torch.strided:
         raise TypeError(f"a tensor of shape {tuple(x.shape)} must be dense, got layout {x.layout}; use to_dense()")
@@ -84,14 +86,14 @@ def dense(x):
             f"a tensor of shape {tuple(x.shape)} reaches beyond its storage, which holds {room} elements: its memory was "
             "freed or shortened (untyped_storage().resize_, as FSDP does to parameters); call while it is there"
         )
-    if x.stride(-1) != 1 and x.shape[-1] != 1:
+    if not any_strides and x.stride(-1) != 1 and x.shape[-1] != 1:
         x = x.contiguous()
     # A view into bytes may begin between two elements; new memory does not.
     return x.clone(memory_format=torch.contiguous_format) if x.data_ptr() % x.element_size() else x
 
 
 def dense_rows(x):
-    """lse, its gradient, a state or cu_seqlens, the same but without gaps."""
+    """lse, its gradient, a state, cu_seqlens, slopes or sinks, the same but without gaps."""
     return dense(x if x.is_contiguous() else x.contiguous())
 
 
@@ -133,7 +135,53 @@ def _starts(cu_seqlens, told):
     return None if cu_seqlens is None else (told(cu_seqlens[0]), told(cu_seqlens[1]))
 
 
-def _probs(q, k, cu_seqlens, settings):
+def _of_scores(scores, told):
+    """What the native half has to know of the scores' own tensors."""
+    if scores is None:
+        return None
+    alibi_slopes, bias, mask, sinks = scores
+    return (
+        None if alibi_slopes is None else told(alibi_slopes),
+        None if bias is None else (told(bias), NAMES[bias.dtype]),
+        None if mask is None else told(mask),
+        None if sinks is None else told(sinks),
+    )
+
+
+def _declared(scores):
+    """Which of them there are, and of which shapes: what a plan depends on."""
+    if scores is None:
+        return None
+    alibi_slopes, bias, mask, sinks = scores
+    return (
+        None if alibi_slopes is None else alibi_slopes.dim(),
+        None if bias is None else (NAMES[bias.dtype], bias.shape),
+        None if mask is None else mask.shape,
+        sinks is not None,
+    )
+
+
+def _dense_scores(scores):
+    if scores is None:
+        return None
+    alibi_slopes, bias, mask, sinks = scores
+    return Scores(
+        None if alibi_slopes is None else dense_rows(alibi_slopes),
+        None if bias is None else dense(bias, any_strides=True),
+        None if mask is None else dense(mask, any_strides=True),
+        None if sinks is None else dense_rows(sinks),
+    )
+
+
+def _room_for_out(q, v):
+    """(out, what the native half has to know of it): as q, but for v's head_dim."""
+    if q.shape[-1] == v.shape[-1]:
+        return _alike(q)
+    out = q.new_empty((*q.shape[:-1], v.shape[-1]))
+    return out, _written(out)
+
+
+def _probs(q, k, v, cu_seqlens, scores, settings):
     """Room for probs (batch, num_heads, seqlen_q, seqlen_k); of packed sequences, as long as the longest are, for which
     a GPU is waited for.
     """
@@ -141,38 +189,66 @@ def _probs(q, k, cu_seqlens, settings):
         batch, seqlen_q, num_heads, _ = q.shape
         return q.new_empty((batch, num_heads, seqlen_q, k.shape[1]))
     known = [dense_rows(x).cpu() for x in cu_seqlens]
-    shape = _native.packed_probs((-1, 0), q.shape, k.shape, _starts(known, _told), settings)
+    shape = _native.packed_probs((-1, 0), (q.shape, k.shape, v.shape), _starts(known, _told), settings)
     return q.new_zeros(shape)  # no kernel writes what is beyond a shorter sequence
 
 
-def forward(q, k, v, settings: Settings, state=(0, 0), return_probs: bool = False, out=None, cu_seqlens=None):
+def forward(
+    q, k, v, settings: Settings, state=(0, 0), return_probs: bool = False, out=None, cu_seqlens=None, scores=None
+):
     """(out, lse, probs or None) of q (batch, seqlen_q, num_heads, head_dim), k and v, or of packed sequences."""
-    if k.dim() != q.dim():
+    if k.dim() != q.dim() or v.is_nested:
         check_kinds(q, k, v, cu_seqlens)
     at, dtype = _place(q), NAMES[q.dtype]
-    out, written = _alike(q) if out is None else (out, _written(out))
+    out, written = _room_for_out(q, v) if out is None else (out, _written(out))
     lse = q.new_empty(sequences.rows(q, cu_seqlens), dtype=torch.float32)
-    probs = _probs(q, k, cu_seqlens, settings) if return_probs else None
+    probs = _probs(q, k, v, cu_seqlens, scores, settings) if return_probs else None
     numbers, alive = _numbers(state)
     workspace, scratch = None, 0
     if cu_seqlens is not None and q.is_cuda:
         count = sequences.count(cu_seqlens)
-        size = _native.forward_workspace_bytes(q.get_device(), q.shape, k.shape, count, settings)
+        shapes = (q.shape, k.shape, v.shape)
+        size = _native.forward_workspace_bytes(q.get_device(), shapes, count, _declared(scores), settings)
         workspace = q.new_empty(size, dtype=torch.uint8)
         scratch = workspace.data_ptr()
     rest = (written, lse.data_ptr(), None if probs is None else _written(probs), scratch, numbers, settings)
-    if not _native.forward(at, dtype, _lent(q), _lent(k), _lent(v), _starts(cu_seqlens, _lent), *rest):
+    read = (_lent(q), _lent(k), _lent(v))
+    if not _native.forward(at, dtype, read, _starts(cu_seqlens, _lent), _of_scores(scores, _lent), *rest):
         check_kinds(q, k, v, cu_seqlens)
         q, k, v = (dense(x) for x in (q, k, v))
-        cu_seqlens = cu_seqlens and [dense_rows(x) for x in cu_seqlens]
-        _expect(_native.forward(at, dtype, _told(q), _told(k), _told(v), _starts(cu_seqlens, _told), *rest))
+        cu_seqlens, scores = cu_seqlens and [dense_rows(x) for x in cu_seqlens], _dense_scores(scores)
+        read = (_told(q), _told(k), _told(v))
+        _expect(_native.forward(at, dtype, read, _starts(cu_seqlens, _told), _of_scores(scores, _told), *rest))
     return out, lse, probs
 
 
+def _gradients_of_scores(scores, wanted):
+    """Room for (dbias, dsinks), where they are wanted, and what the native half has to know of it."""
+    if not any(wanted):
+        return (None, None), (None, None)
+    bias, sinks = scores.bias, scores.sinks
+    dbias = torch.empty(bias.shape, dtype=bias.dtype, device=bias.device) if wanted[0] else None
+    dsinks = torch.empty(sinks.shape, dtype=sinks.dtype, device=sinks.device) if wanted[1] else None
+    return (dbias, dsinks), (None if dbias is None else _written(dbias), None if dsinks is None else dsinks.data_ptr())
+
+
 def backward(
-    dout, q, k, v, out, lse, dlse, settings: Settings, state=(0, 0), deterministic=False, into=None, cu_seqlens=None
+    dout,
+    q,
+    k,
+    v,
+    out,
+    lse,
+    dlse,
+    settings: Settings,
+    state=(0, 0),
+    deterministic=False,
+    into=None,
+    cu_seqlens=None,
+    scores=None,
+    wanted=(False, False),
 ):
-    """(dq, dk, dv); written to ``into`` if given.
+    """(dq, dk, dv, dbias, dsinks); the first three written to ``into`` if given, the others None unless ``wanted``.
 
     None for dout or dlse is no gradient of it. What was saved is judged again: much may have happened since.
     """
@@ -180,6 +256,7 @@ def backward(
         dout = out.new_zeros(out.shape)
     if not DESCRIBED:
         check_alike(q, k, v, out, dout, lse, dlse, cu_seqlens)
+        check_scores(q, scores)
     if q.dtype not in NAMES or q.dim() != sequences.dims(cu_seqlens) or k.dim() != q.dim():
         check_backward(q, k, v, out, dout, lse, dlse, cu_seqlens)
     if into is None:
@@ -187,22 +264,27 @@ def backward(
         into, written = (dq, dk, dv), (written_q, written_k, written_v)
     else:
         written = tuple([_written(x) for x in into])
+    of_scores, written_scores = _gradients_of_scores(scores, wanted)
     numbers, alive = _numbers(state)
     workspace, scratch = None, 0
     if q.is_cuda:
         count = None if cu_seqlens is None else sequences.count(cu_seqlens)
-        size = _native.workspace_bytes(q.get_device(), q.shape, k.shape, count, deterministic, settings)
+        rest = (count, _declared(scores), deterministic, settings)
+        size = _native.workspace_bytes(q.get_device(), (q.shape, k.shape, v.shape), *rest)
         workspace = q.new_empty(size, dtype=torch.uint8)
         scratch = workspace.data_ptr()
     at, dtype = _place(q), NAMES[q.dtype]
-    rest = (written, scratch, deterministic, numbers, settings)
+    rest = ((*written, *written_scores), scratch, deterministic, numbers, settings)
     read = (_lent(q), _lent(k), _lent(v), _lent(out), _lent(dout))
     rows = (_lent(lse), None if dlse is None else _lent(dlse))
-    if not _native.backward(at, dtype, read, rows, _starts(cu_seqlens, _lent), *rest):
+    if not _native.backward(at, dtype, read, rows, _starts(cu_seqlens, _lent), _of_scores(scores, _lent), *rest):
         check_backward(q, k, v, out, dout, lse, dlse, cu_seqlens)
+        check_scores(q, scores)
+        scores = _dense_scores(scores)
         tensors = [dense(x) for x in (q, k, v, out, dout)]
         lse, dlse = dense_rows(lse), None if dlse is None else dense_rows(dlse)
         rows = (_told(lse), None if dlse is None else _told(dlse))
         starts = _starts(cu_seqlens and [dense_rows(x) for x in cu_seqlens], _told)
-        _expect(_native.backward(at, dtype, tuple([_told(x) for x in tensors]), rows, starts, *rest))
-    return tuple(into)
+        read = tuple([_told(x) for x in tensors])
+        _expect(_native.backward(at, dtype, read, rows, starts, _of_scores(scores, _told), *rest))
+    return (*into, *of_scores)

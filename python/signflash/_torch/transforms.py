@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from . import vmap
+from . import scores, vmap
 from .function import Final, no_derivative_of_probs
 from .paths import no_forward_mode
 
@@ -21,9 +21,9 @@ class Forward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        q, k, v, cu_seqlens_q, cu_seqlens_k, _, _, _, deterministic, _, *settings = inputs
+        read, (_, _, _, deterministic, _, *settings) = inputs[: scores.READ], inputs[scores.READ :]
         out, lse, probs, state = output
-        ctx.save_for_backward(q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, state)
+        ctx.save_for_backward(*read[:3], out, lse, *read[3:], state)
         ctx.rest, ctx.inputs = (deterministic, *settings), len(inputs)
         # A derivative of probs alone would else be zeros, without a word.
         ctx.mark_non_differentiable(state)
@@ -33,11 +33,12 @@ class Forward(torch.autograd.Function):
     def backward(ctx, dout, dlse, dprobs, _dstate):
         if dprobs is not None:
             raise no_derivative_of_probs()
-        q, k, v, out, lse, *cu_seqlens, state = ctx.saved_tensors
+        *read, state = ctx.saved_tensors
         if dout is None:
-            dout = torch.zeros_like(out)
-        found = Backward.apply(dout, q, k, v, out, lse, *cu_seqlens, state, dlse, *ctx.rest)
-        return (*found, *(None,) * (ctx.inputs - 3))
+            dout = torch.zeros_like(read[3])
+        wanted = scores.wanted_by(ctx.needs_input_grad)
+        found = Backward.apply(dout, *read, state, dlse, *wanted, *ctx.rest)
+        return scores.gradients_of_inputs(found, wanted, ctx.inputs)
 
     @staticmethod
     def jvp(ctx, *_):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from .._settings import dropout_p_of
+from . import scores
 from .paths import levels_of
 
 
@@ -93,50 +94,79 @@ def _refuse_packed(cu_seqlens) -> None:
         )
 
 
-def forward(info, in_dims, q, k, v, cu_seqlens_q, cu_seqlens_k, rng_state, seed, offset, *rest):
+def _joins_all(joined, in_dims) -> bool:
+    """Whether what scores are made of is the same for each piece, and for each sequence of one: then a call of all pieces
+    takes it as it is.
+    """
+    alibi_slopes, bias, mask, _ = joined
+    alike = alibi_slopes is None or alibi_slopes.dim() == 1
+    alike = alike and all([x is None or x.shape[0] == 1 for x in (bias, mask)])
+    return alike and all([dim is None for dim in in_dims])
+
+
+def _pieces_of(tensors, in_dims, size):
+    """The arguments of each piece, None where there is no tensor."""
+    return [[None] * size if x is None else _pieces(x, dim, size) for x, dim in zip(tensors, in_dims)]
+
+
+def forward(info, in_dims, q, k, v, cu_seqlens_q, cu_seqlens_k, *rest):
     _refuse_packed(cu_seqlens_q)
+    joined, (rng_state, seed, offset, *rest) = rest[: scores.COUNT], rest[scores.COUNT :]
     size, (_, return_probs, *settings) = info.batch_size, rest
-    dropout_p = dropout_p_of(settings)
+    dropout_p, of_state = dropout_p_of(settings), in_dims[scores.READ]
     tensors = list(zip((q, k, v), in_dims[:3]))
-    if dropout_p == 0.0 or size == 0:
+    if size == 0 or (dropout_p == 0.0 and _joins_all(joined, in_dims[5 : scores.READ])):
         folded = [_folded(x, dim, size) for x, dim in tensors]
-        out, lse, probs, state = _functions().Forward.apply(*folded, None, None, None, seed or 0, offset, *rest)
-        state, of_state = (state, None) if rng_state is None else (rng_state.clone(), in_dims[5])
+        joined = joined if size else scores.NONE
+        out, lse, probs, state = _functions().Forward.apply(*folded, None, None, *joined, None, seed or 0, offset, *rest)
+        state, of_state = (state, None) if rng_state is None else (rng_state.clone(), of_state)
         batch = _batch(q, in_dims[0])
         probs = _unfolded(probs, size, batch) if return_probs else probs
         of_probs = 0 if return_probs else None
         return (_unfolded(out, size, batch), _unfolded(lse, size, batch), probs, state), (0, 0, of_probs, of_state)
-    draws = seed is None and rng_state is None
+    draws = dropout_p > 0.0 and seed is None and rng_state is None
     if draws:
         _check_error_mode(info)
-    states = [None] * size if rng_state is None else _pieces(rng_state, in_dims[5], size)
+    states = [None] * size if rng_state is None else _pieces(rng_state, of_state, size)
+    read = (q, k, v, None, None, *joined)
     results = []
-    for piece, state in zip(zip(*(_pieces(x, dim, size) for x, dim in tensors)), states):
+    for piece, state in zip(zip(*_pieces_of(read, in_dims, size)), states):
         if draws and info.randomness == "same" and results:
             state = results[0][3]
-        results.append(_functions().Forward.apply(*piece, None, None, state, seed, offset, *rest))
+        results.append(_functions().Forward.apply(*piece, state, seed, offset, *rest))
     out, lse, probs, state = zip(*results)
     probs, of_probs = (torch.stack(probs), 0) if return_probs else (probs[0], None)
     return (torch.stack(out), torch.stack(lse), probs, torch.stack(state)), (0, 0, of_probs, 0)
 
 
-def backward(info, in_dims, dout, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, state, dlse, *rest):
+def backward(info, in_dims, dout, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, *rest):
     _refuse_packed(cu_seqlens_q)
-    size, (_, *settings) = info.batch_size, rest
-    dropout_p = dropout_p_of(settings)
+    joined, (state, dlse, *rest) = rest[: scores.COUNT], rest[scores.COUNT :]
+    size, (*wanted, _) = info.batch_size, rest[:3]
+    dropout_p = dropout_p_of(rest[3:])
+    of_joined, (of_state, of_dlse) = in_dims[8 : 8 + scores.COUNT], in_dims[8 + scores.COUNT :][:2]
+    dims = (0, 0, 0, *(0 if wants else None for wants in wanted))
     tensors = list(zip((dout, q, k, v, out, lse), in_dims[:6]))
-    if dropout_p == 0.0 or size == 0:
+    whole = dropout_p == 0.0 and not any(wanted) and _joins_all(joined, of_joined)
+    if size == 0 or whole:
         folded = [_folded(x, dim, size) for x, dim in tensors]
-        state = state if in_dims[8] is None else state.new_zeros(2)  # which nothing is drawn from
-        found = _functions().Backward.apply(*folded, None, None, state, _folded(dlse, in_dims[9], size), *rest)
+        state = state if of_state is None else state.new_zeros(2)  # which nothing is drawn from
+        given = (*folded, None, None, *(joined if size else scores.NONE), state, _folded(dlse, of_dlse, size))
+        *found, dbias, dsinks = _functions().Backward.apply(*given, False, False, *rest[2:])
         batch = _batch(q, in_dims[1])
-        return tuple(_unfolded(x, size, batch) for x in found), (0, 0, 0)
-    pieces = [_pieces(x, dim, size) for x, dim in tensors]
-    pieces += [[None] * size] * 2
-    pieces.append(_pieces(state, in_dims[8], size))
-    pieces.append([None] * size if dlse is None else _pieces(dlse, in_dims[9], size))
-    found = zip(*(_functions().Backward.apply(*piece, *rest) for piece in zip(*pieces)))
-    return tuple(torch.stack(x) for x in found), (0, 0, 0)
+        nothing = [
+            x.new_empty((0, *_shape(x, dim))) if wants else q.new_empty(0)
+            for x, dim, wants in zip((joined[scores.BIAS], joined[scores.SINKS]), of_joined[scores.BIAS :: 2], wanted)
+        ]
+        return (*(_unfolded(x, size, batch) for x in found), *nothing), dims
+    read = (dout, q, k, v, out, lse, None, None, *joined, state, dlse)
+    results = [_functions().Backward.apply(*piece, *rest) for piece in zip(*_pieces_of(read, in_dims, size))]
+    return tuple(x[0] if dim is None else torch.stack(x) for x, dim in zip(zip(*results), dims)), dims
+
+
+def _shape(x, dim):
+    """That of a piece."""
+    return x.shape if dim is None else x.movedim(dim, 0).shape[1:]
 
 
 def draw_state(info, in_dims, q):

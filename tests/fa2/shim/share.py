@@ -13,23 +13,9 @@ from pathlib import Path
 
 import pytest
 
-FUNCTIONS = {
-    "test_flash_attn_qkvpacked",
-    "test_flash_attn_varlen_qkvpacked",
-    "test_flash_attn_output",
-    "test_flash_attn_varlen_output",
-    "test_flash_attn_causal",
-    "test_flash_attn_varlen_causal",
-    "test_flash_attn_splitkv",
-    "test_flash_attn_race_condition",
-    "test_flash_attn_bwd_overflow",
-    "test_flash_attn_bwd_transpose",
-    "test_flash_attn_bwd_varlen_overflow",
-    "test_flash_attn_deterministic",
-    "test_flash_attn_varlen_deterministic",
-}
-#: Of these parameters only what is there: no ALiBi, no softcap, no paged caches.
-THERE = {"alibi": [False], "softcap": [0.0], "paged_kv_block_size": [None]}
+#: Caches of keys and values, which are for inference: tests whose names say so, and one parameter of others.
+CACHES = "kvcache"
+PARAMETERS = {"paged_kv_block_size": [None]}
 #: Of an item, whether it ended for lack of memory.
 OUT_OF_MEMORY = pytest.StashKey()
 
@@ -52,8 +38,8 @@ def pytest_configure(config):
 
 
 def pytest_pycollect_makeitem(collector, name, obj):
-    """Other tests are not even made: they have hundreds of thousands of cases."""
-    return [] if name.startswith("test_") and name not in FUNCTIONS else None
+    """The others are not even made: they have hundreds of thousands of cases."""
+    return [] if name.startswith("test_") and CACHES in name else None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -61,7 +47,7 @@ def pytest_generate_tests(metafunc):
     parametrize = metafunc.parametrize
 
     def of_what_is_there(names, values, *args, **kwargs):
-        return parametrize(names, THERE.get(names, values), *args, **kwargs)
+        return parametrize(names, PARAMETERS.get(names, values), *args, **kwargs)
 
     metafunc.parametrize = of_what_is_there
 
@@ -94,10 +80,10 @@ def _names(config, option):
 
 
 def _row(item):
-    """What a table says of a case: the test, whether its window is local, and dropout_p."""
+    """What a table says of a case: the test, whether its window is local, whether it has ALiBi, softcap and dropout_p."""
     parameters = item.callspec.params
-    window = {True: "yes", False: "no"}.get(parameters.get("local"), "")
-    return [item.originalname, window, str(parameters.get("dropout_p", ""))]
+    window, alibi = ({True: "yes", False: "no"}.get(parameters.get(name), "") for name in ("local", "alibi"))
+    return [item.originalname, window, alibi, *(str(parameters.get(name, "")) for name in ("softcap", "dropout_p"))]
 
 
 def _say(config, **what):
