@@ -27,8 +27,21 @@ def mask_of(function, seqlen_q=6, seqlen_k=6, q_offset=0, kv_offset=0, attention
 
 
 def seen(mask, seqlen_q=6, seqlen_k=6):
-    """bool (batch, seqlen_q, seqlen_k) of what attention sees by mask.of()."""
-    said, batch = mask.of(seqlen_q, seqlen_k), mask.shape[0]
+    """bool (batch, seqlen_q, seqlen_k) of what attention sees by mask.of(), which dense() must see, too."""
+    result = of_parts(mask, mask.of(seqlen_q, seqlen_k), seqlen_q, seqlen_k)
+    dense = of_parts(mask, mask.dense(seqlen_q, seqlen_k), seqlen_q, seqlen_k)
+    assert mask.dense(seqlen_q, seqlen_k).packed is None
+    if mask.pattern.sequences is None and mask.keys is None:
+        assert torch.equal(result, dense)
+    elif seqlen_q == seqlen_k and mask.keys is not None:
+        # What queries see that do not count, is nobody's.
+        counts = mask.keys[:, :, None]
+        assert torch.equal(result & counts, dense & counts)
+    return result
+
+
+def of_parts(mask, said, seqlen_q, seqlen_k):
+    batch = mask.shape[0]
     result = torch.zeros(batch, seqlen_q, seqlen_k, dtype=torch.bool)
     rows, columns = torch.arange(batch * seqlen_q), torch.arange(batch * said.seqlen_k)
     starts = (rows[::seqlen_q].tolist() + [len(rows)], columns[:: said.seqlen_k].tolist() + [len(columns)])
@@ -53,6 +66,8 @@ def seen(mask, seqlen_q=6, seqlen_k=6):
             keys = columns[k0:k1][sees]
             assert len(keys) == 0 or set(keys.div(said.seqlen_k, rounding_mode="floor").tolist()) == {row // seqlen_q}
             result[row // seqlen_q, row % seqlen_q, keys % said.seqlen_k] = True
+    if said.mask is not None:
+        result[..., : said.mask.shape[-1]] &= said.mask[:, 0]
     return result
 
 
@@ -122,21 +137,20 @@ def test_a_window_that_hides_nothing_is_none():
     if both is not None:
         assert mask_of(both(5)).of(6, 6)[:3] == mask_of(FULL).of(6, 6)[:3] == (None, None, 6)
         assert mask_of(both(4)).of(6, 6)[:3] == (4, 4, 6)
-    mask = mask_of(window(0))  # no error: a model may make it and use it nowhere
-    with pytest.raises(NotImplementedError, match="the model asks for a sliding window of 0"):
-        mask.of(6, 6)
+    assert torch.equal(seen(mask_of(window(0))), expected(window(0)))
 
 
-def test_padding_between_keys_is_computed_but_for_windows():
+def test_padding_between_keys_is_computed():
     holes = torch.tensor([[1, 1, 0, 1, 1, 0], [0, 1, 0, 0, 1, 1]]).bool()
     for function in (CAUSAL, FULL):
         mask = mask_of(function, attention_mask=holes)
         says = expected(function, attention_mask=holes)
         assert torch.equal(seen(mask) & holes[..., None], says & holes[..., None])
         assert function is CAUSAL or torch.equal(seen(mask), says)
-    window = mask_of(masking_utils.sliding_window_causal_mask_function(3), attention_mask=holes)
-    with pytest.raises(NotImplementedError, match="a window of 2 keys before and 0 behind a query of keys that do not count"):
-        window.of(6, 6)
+    window = masking_utils.sliding_window_causal_mask_function(3)
+    mask = mask_of(window, attention_mask=holes)
+    assert mask.of(6, 6).mask is not None  # gathering the keys would change distances
+    assert torch.equal(seen(mask) & holes[..., None], expected(window, attention_mask=holes) & holes[..., None])
 
 
 def test_a_batch_that_does_not_count_at_all_sees_nothing():
@@ -159,11 +173,10 @@ def test_composed_patterns_are_tried_out():
 
     for other, plain in ((nothing, CAUSAL), (everything, FULL)):
         assert torch.equal(seen(mask_of(masking_utils.or_masks(CAUSAL, other))), expected(plain))
-    with pytest.raises(NotImplementedError, match="only full and causal attention and windows of sequences"):
-        mask_of(masking_utils.or_masks(CAUSAL, block)).of(6, 6)
+    assert torch.equal(seen(mask_of(masking_utils.or_masks(CAUSAL, block))), expected(masking_utils.or_masks(CAUSAL, block)))
     # What queries see that do not count, is nobody's.
     padding = torch.tensor([[1, 1, 1, 0, 0, 0]] * 2)
-    assert mask_of(masking_utils.or_masks(CAUSAL, block), attention_mask=padding * 0 + 1).problem
+    assert mask_of(masking_utils.or_masks(CAUSAL, block), attention_mask=padding * 0 + 1).entries is not None
     tokens = torch.tensor([[0, 0, 0, 0, 1, 1]] * 2)
     assert mask_of(masking_utils.or_masks(CAUSAL, block), attention_mask=padding).of(6, 6).right == 0
 
@@ -199,8 +212,10 @@ def test_a_number_that_comes_again_is_not_the_same_sequence_in_one_piece():
     numbers = torch.tensor([[3, 3, 0, 0, 0, 7], [1, 1, 1, 1, 1, 1]])
     says = numbers[:, :, None] == numbers[:, None]
     assert torch.equal(seen(again(numbers)), says)
-    with pytest.raises(NotImplementedError, match="windows of sequences"):
-        again(torch.tensor([[3, 3, 0, 0, 0, 3], [1] * 6])).of(6, 6)
+    numbers = torch.tensor([[3, 3, 0, 0, 0, 3], [1] * 6])
+    mask = again(numbers)
+    assert mask.entries is not None and torch.equal(seen(mask), numbers[:, :, None] == numbers[:, None])
+    assert torch.equal(seen(mask[1:]), torch.ones(1, 6, 6, dtype=torch.bool))
 
 
 @pytest.mark.skipif(not hasattr(masking_utils, "packed_sequence_mask_function"), reason="knows no packed sequences")
@@ -212,7 +227,7 @@ def test_packed_sequences_are_seen_in_either_order(packing_first):
         parts = [masking_utils.packed_sequence_mask_function(sequences), CAUSAL]
         return masking_utils.and_masks(*(parts if packing_first else parts[::-1]))
 
-    assert mask_of(pattern(torch.zeros(2, 6, dtype=torch.long))).of(6, 6)[:] == (None, 0, 6, None)
+    assert mask_of(pattern(torch.zeros(2, 6, dtype=torch.long))).of(6, 6)[:4] == (None, 0, 6, None)
     numbers = torch.tensor([[0] * 6, [0, 0, 0, 0, 1, 1]])
     several = mask_of(pattern(numbers))
     assert torch.equal(seen(several), expected(pattern(numbers)))
@@ -274,12 +289,9 @@ def test_any_window_of_sequences_and_keys_that_count_is_seen(seed):
     got = mask_of(function, seqlen_q, seqlen_k, q_offset=first, attention_mask=keys)
     assert torch.equal(seen(got, seqlen_q, seqlen_k) & counts, says & counts)
     numbers = torch.zeros(2, 1, seqlen_q, seqlen_k).masked_fill(~says[:, None], -torch.inf)
-    try:
-        given = mask_of_numbers(numbers, seqlen_q, seqlen_k)
-    except NotImplementedError:
-        # Queries that nobody sees may see something of their own: nobody says that they are padding.
-        assert not counts.all()
-        return
+    given = mask_of_numbers(numbers, 2, seqlen_q, seqlen_k)
+    # Queries that nobody sees may see something of their own: nobody says that they are padding.
+    assert given.entries is None or not counts.all()
     assert torch.equal(seen(given, seqlen_q, seqlen_k) & counts, says & counts)
 
 
@@ -354,19 +366,40 @@ def test_numbers_that_say_what_padding_says_are_computed(device):
             out, _ = attention_forward(torch.nn.Module(), q, k, v, mask)
             scores = (q.float() @ k.float().mT * 0.25).masked_fill(hides.to(device), -torch.inf)
             assert torch.allclose(out.transpose(1, 2).float(), scores.softmax(-1) @ v.float(), atol=5e-3), name
-    for other in (causal.T.roll(1, 0) | causal, torch.eye(6).bool(), torch.ones(6, 6).tril(-1).bool().roll(3, 1)):
-        with pytest.raises(NotImplementedError, match="attention_mask must be None or"):
-            attention_forward(torch.nn.Module(), q, k, v, torch.zeros(2, 1, 6, 6).masked_fill(other, least).to(device))
-    bias = torch.zeros(2, 1, 6, 6)
-    for mask in (
-        bias + 0.5,
-        hidden["causal"],
-        bias.expand(2, 2, 6, 6),
-        bias.mul(0).requires_grad_(),
-        bias[:, 0],
-    ):
-        with pytest.raises(NotImplementedError, match="attention_mask must be None or"):
-            attention_forward(torch.nn.Module(), q, k, v, mask.to(device))
+
+
+def test_numbers_that_say_anything_else_are_computed_entry_by_entry(device):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 2, 6, 16, generator=generator).to(device, torch.float16) for _ in range(3))
+    position_bias = torch.randn(1, 2, 6, 6, generator=generator).to(device)
+    added = torch.randn(2, 1, 6, 6, generator=generator).to(device)
+    least = torch.finfo(torch.float32).min
+    causal = ~torch.ones(6, 6, dtype=torch.bool).tril().to(device)
+    hides = [causal.T.roll(1, 0) | causal, ~torch.eye(6, device=device).bool(), causal.roll(3, 1)]
+    several = torch.stack([causal, causal.T])[None]  # another for each head
+    masks = [(torch.zeros(2, 1, 6, 6, device=device).masked_fill(x, least), x) for x in hides]
+    masks += [(~x.expand(2, 1, 6, 6), x) for x in hides]  # bool is True where a query sees a key
+    masks += [(x.float() * least, x) for x in (several.expand(2, -1, -1, -1), hides[0].expand(1, 1, 6, 6))]
+    masks += [(~PADDING[1:, None, None].to(device) * least, ~PADDING[1:, None, None].to(device))]  # one row for all
+    masks += [(added, None), (added.masked_fill(causal, -torch.inf), causal)]
+    for mask, hides in masks:
+        for bias in (None, position_bias):
+            out, _ = attention_forward(torch.nn.Module(), q, k, v, mask, position_bias=bias)
+            scores = q.float() @ k.float().mT * 0.25
+            if hides is None or mask is masks[-1][0]:
+                scores = scores + added
+            if bias is not None:
+                scores = scores + bias
+            scores = scores if hides is None else scores.masked_fill(hides, -torch.inf)
+            assert torch.allclose(out.transpose(1, 2).float(), scores.softmax(-1).nan_to_num() @ v.float(), atol=5e-3)
+    learned = added.clone().requires_grad_()
+    attention_forward(torch.nn.Module(), q, k, v, learned)[0].float().square().sum().backward()
+    assert learned.grad.abs().sum() > 0
+    for mask in (added[:, 0], added[..., :5], added.expand(2, 1, 6, 6)[:, :, :3], added.repeat(2, 1, 1, 1)):
+        with pytest.raises(NotImplementedError, match="attention_mask must be"):
+            attention_forward(torch.nn.Module(), q, k, v, mask)
+    with pytest.raises(TypeError, match="attention_mask must be None.* got torch.int64"):
+        attention_forward(torch.nn.Module(), q, k, v, added.long())
 
 
 def test_without_a_mask_two_references_that_differ_are_not_chosen_between():

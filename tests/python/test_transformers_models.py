@@ -24,6 +24,10 @@ BART = dict(
     encoder_ffn_dim=96, decoder_ffn_dim=96, max_position_embeddings=64, pad_token_id=0,
 )  # fmt: skip
 QUIET = dict(dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
+T5 = dict(
+    d_model=64, d_kv=16, d_ff=96, num_layers=2, num_decoder_layers=2, num_heads=4, vocab_size=60, pad_token_id=0,
+    decoder_start_token_id=0, relative_attention_num_buckets=8, relative_attention_max_distance=8,
+)  # fmt: skip
 VISION = dict(
     hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, image_size=32, patch_size=8
 )
@@ -83,6 +87,24 @@ RIGHT = {
     "mistral": ("MistralConfig", "MistralModel", dict(DECODER, sliding_window=12)),
     # A mask of numbers that is padding.
     "layoutlm": ("LayoutLMConfig", "LayoutLMModel", ENCODER),
+    # Biases of positions, with gradients of their tables.
+    "t5": ("T5Config", "T5Model", T5),
+    "layoutlmv3": (
+        "LayoutLMv3Config",
+        "LayoutLMv3Model",
+        dict(ENCODER, input_size=32, coordinate_size=12, shape_size=8, rel_pos_bins=8, rel_2d_pos_bins=8, visual_embed=False),
+    ),
+    # Scores that saturate; sinks that learn.
+    "gemma2": (
+        "Gemma2Config",
+        "Gemma2Model",
+        dict(DECODER, attn_logit_softcapping=0.3, sliding_window=5, query_pre_attn_scalar=4, attention_dropout=0.0),
+    ),
+    "gpt_oss": (
+        "GptOssConfig",
+        "GptOssModel",
+        dict(DECODER, sliding_window=5, num_local_experts=2, num_experts_per_tok=1, attention_dropout=0.0),
+    ),
 }
 
 
@@ -357,6 +379,20 @@ def test_larger_head_dims_are_refused_and_a_longer_value_is_computed(device):
         attention_forward(torch.nn.Module(), *tensors(512, 512), None, is_causal=False)
 
 
+def test_relative_positions_of_sound_are_eagers():
+    names = "wav2vec2_conformer", "Wav2Vec2ConformerConfig", "Wav2Vec2ConformerModel"
+    sizes = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, vocab_size=60)
+    sizes.update(conv_dim=(16,), conv_stride=(64,), conv_kernel=(64,), num_feat_extract_layers=1, num_conv_pos_embedding_groups=4)
+    sizes.update(position_embeddings_type="relative", num_conv_pos_embeddings=8, feat_extract_norm="layer")
+    sound, counts = torch.randn(2, 1280, generator=torch.Generator().manual_seed(3)), torch.ones(2, 1280, dtype=torch.long)
+    counts[1, 640:] = 0
+    results = []
+    for implementation in ("eager", "signflash"):
+        made = make(*names, implementation, **sizes)
+        results.append(outputs_and_gradients(made, counts[:, ::64], input_values=sound, attention_mask=counts))
+    check_equal(results)
+
+
 def test_no_argument_that_models_hand_to_an_attention_function_is_unknown():
     """All are computed, refused, or known to change nothing. A short run would not show it: a model may choose keys."""
     import ast
@@ -404,7 +440,7 @@ def test_every_configuration_can_be_examined_by_the_script(tmp_path):
         "deberta:DebertaConfig": "refused",
         "resnet:ResNetConfig": "nothing",
         "modernbert:ModernBertConfig": "works",
-        "gpt_oss:GptOssConfig": "refused",
+        "gpt_oss:GptOssConfig": "works",
     }
     out = tmp_path / "results.jsonl"
     command = [sys.executable, str(Path(__file__).parent / "coverage_models"), "run", str(out), *expected]

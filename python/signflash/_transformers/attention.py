@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, Tuple
+from typing import Any, Optional
 
 import torch
 
@@ -15,12 +15,9 @@ from .packed import attention_of_sequences
 
 #: Arguments of an attention function that change what is computed, and that are not there.
 REFUSED = (
-    "softcap",
-    "s_aux",
     "sinks",
     "indices",
     "block_indices",
-    "position_bias",
     "cache",
     "head_mask",
     "score_mod",
@@ -45,6 +42,9 @@ def attention_forward(
     cu_seq_lens_k: Optional[torch.Tensor] = None,
     max_length_q: Any = None,
     max_length_k: Any = None,
+    position_bias: Optional[torch.Tensor] = None,
+    softcap: Optional[float] = None,
+    s_aux: Optional[torch.Tensor] = None,
     **kwargs: Any,
 ) -> Any:
     """(out (batch, seqlen, num_heads, head_dim), probabilities or None) of query (batch, num_heads, seqlen, head_dim).
@@ -52,19 +52,25 @@ def attention_forward(
     What is seen, causality, windows, sequences and keys that count, is what the mask says, as it is for Transformers'
     eager attention. Without a mask it is what the caller or the module says. cu_seq_lens_q and cu_seq_lens_k say where
     sequences begin in all rows of the batch, one behind the other; lengths follow from them, and max_length_q and
-    max_length_k decide nothing.
+    max_length_k decide nothing. position_bias (batch or 1, num_heads, seqlen_q or 1, seqlen_k) is added to scores, which
+    softcap has capped before; s_aux (num_heads) are sinks.
     """
     _check_arguments(kwargs)
     given = _given(cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
-    seen = _seen(module, query, key, attention_mask, is_causal, sliding_window, given)
+    has_bias = position_bias is not None
+    if has_bias and given is not None:
+        raise NotImplementedError(
+            f"position_bias was given together with cu_seq_lens_q and cu_seq_lens_k; give one of them, or {REMEDY}"
+        )
+    seen = _seen(module, query, key, attention_mask, is_causal, sliding_window, given, has_bias)
     query, key, value = _of_one_dtype(module, query, key, value)
-    value_dim = value.shape[-1]
+    _check_head_dims(query, value)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    query, key, value = _of_one_head_dim(query, key, value)
     if seen.seqlen_k < key.shape[2]:
         key, value = (x[:, :, : seen.seqlen_k] for x in (key, value))
     tensors = [x.transpose(1, 2) for x in (query, key, value)]
-    settings = dict(dropout_p=float(dropout), softmax_scale=scaling, causal=seen.right == 0)
+    settings = dict(dropout_p=float(dropout), softmax_scale=scaling, causal=seen.right == 0, softcap=softcap, sinks=s_aux)
+    settings.update(mask=seen.mask, bias=_bias(position_bias, seen))
     if seen.left is not None or seen.right:
         settings["window"] = tuple(-1 if x is None else x for x in (seen.left, seen.right))
     if seen.packed is not None:
@@ -73,7 +79,15 @@ def attention_forward(
         out, probs = attention(*tensors, **settings, return_probs=True)
     else:
         out, probs = attention(*tensors, **settings), None
-    return out[..., :value_dim], None if probs is None else probs.abs()
+    return out, None if probs is None else probs.abs()
+
+
+def _bias(position_bias: Optional[torch.Tensor], seen: Seen) -> Optional[torch.Tensor]:
+    """What is added to the scores of the keys that are seen."""
+    if position_bias is None:
+        return seen.bias
+    position_bias = position_bias[..., : seen.seqlen_k]
+    return position_bias if seen.bias is None else position_bias + seen.bias
 
 
 def _check_arguments(kwargs: dict) -> None:
@@ -107,11 +121,18 @@ def _seen(
     is_causal: Optional[bool],
     window: Optional[int],
     given: Optional[Packed],
+    has_bias: bool,
 ) -> Seen:
-    seqlen_q, seqlen_k = query.shape[2], key.shape[2]
+    (batch, _, seqlen_q), seqlen_k = query.shape[:3], key.shape[2]
     if mask is not None:
-        mask = mask if isinstance(mask, Mask) else mask_of_numbers(mask, seqlen_q, seqlen_k)
-        seen = mask.of(seqlen_q, seqlen_k) if given is None else mask.with_sequences(seqlen_q, seqlen_k, given)
+        mask = mask if isinstance(mask, Mask) else mask_of_numbers(mask, batch, seqlen_q, seqlen_k)
+        if given is not None:
+            seen = mask.with_sequences(seqlen_q, seqlen_k, given)
+        else:
+            # A bias knows places in the batch, not in sequences.
+            seen = mask.dense(seqlen_q, seqlen_k) if has_bias else mask.of(seqlen_q, seqlen_k)
+        if mask.entries is not None:
+            return seen  # entry by entry it says all that there is to say of a window
     else:
         # Where sequences are given there is one reference only, FlashAttention, which believes the module.
         right = 0 if _is_causal(module, is_causal, given is None and seqlen_q > 1) else None
@@ -140,17 +161,12 @@ def _is_causal(module: Any, is_causal: Optional[bool], ambiguous: bool) -> bool:
     return bool(stated)
 
 
-def _of_one_head_dim(query: Any, key: Any, value: Any) -> Tuple[Any, Any, Any]:
-    """Zeros behind the shorter ones change neither scores nor the other columns of the output."""
-    head_dim = max(query.shape[-1], value.shape[-1])
-    if head_dim > LARGEST_HEAD_DIM:
-        raise NotImplementedError(
-            f"the model asks for head_dim {head_dim}, which is above the largest, {LARGEST_HEAD_DIM}; {REMEDY}"
-        )
-    tensors = (query, key, value)
-    return tuple(
-        x if x.shape[-1] == head_dim else torch.nn.functional.pad(x, (0, head_dim - x.shape[-1])) for x in tensors
-    )
+def _check_head_dims(query: Any, value: Any) -> None:
+    for x in (query, value):
+        if x.shape[-1] > LARGEST_HEAD_DIM:
+            raise NotImplementedError(
+                f"the model asks for head_dim {x.shape[-1]}, which is above the largest, {LARGEST_HEAD_DIM}; {REMEDY}"
+            )
 
 
 def _of_one_dtype(module: Any, query: Any, key: Any, value: Any) -> Any:

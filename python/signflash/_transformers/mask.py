@@ -28,6 +28,9 @@ class Seen(NamedTuple):
     seqlen_k: int
     #: The sequences of a call that is more than one a row, or less.
     packed: Optional[layout.Packed] = None
+    #: What else is hidden, bool as :func:`signflash.attention` takes it, and what is added to scores.
+    mask: Optional[torch.Tensor] = None
+    bias: Optional[torch.Tensor] = None
 
 
 class Mask:
@@ -41,25 +44,28 @@ class Mask:
         pattern: what a query sees of its sequence, and the sequences (on the CPU).
         first: the key at the first query's own position.
         keys: bool (batch, as many keys as a query can see) on the CPU, which of them count, or None if all do.
-        problem: why this mask cannot be computed, or None. It is raised when the mask is used.
+        entries: what no pattern says, entry by entry: bool (batch or 1, 1 or num_heads, 1 or seqlen_q, seqlen_k or more),
+            True where a query sees a key; or what is added to scores, alike; or None.
         device: where attention is computed.
     """
 
-    def __init__(self, batch, seqlen_q, seqlen_k, pattern=None, *, first=0, keys=None, problem=None, device=None):
+    def __init__(
+        self, batch, seqlen_q, seqlen_k, pattern=None, *, first=0, keys=None, entries=None, device=None
+    ):
         self.batch, self.seqlen_q, self.seqlen_k = batch, seqlen_q, seqlen_k
         self.pattern = Pattern() if pattern is None else pattern
-        self.first, self.keys = first, keys
-        self.problem = problem
+        self.first, self.keys, self.entries = first, keys, entries
         self.device = device
         #: What was asked last, and the answer: all layers ask the same.
         self._known: Optional[Tuple[int, int, Seen]] = None
+        self._known_dense: Optional[Tuple[int, int, Seen]] = None
         #: Sequences that were given, and found to be this mask's.
         self._agreed: Optional[layout.Packed] = None
 
     def _with(self, **changes: Any) -> "Mask":
         """A copy in which some attributes are others."""
         copy = Mask.__new__(Mask)
-        copy.__dict__.update(self.__dict__, _known=None, _agreed=None, **changes)
+        copy.__dict__.update(self.__dict__, _known=None, _known_dense=None, _agreed=None, **changes)
         return copy
 
     def of(self, seqlen_q: int, seqlen_k: int) -> Seen:
@@ -73,6 +79,31 @@ class Mask:
             return known[2]
         return self._look(seqlen_q, seqlen_k)
 
+    def dense(self, seqlen_q: int, seqlen_k: int) -> Seen:
+        """The same with nothing packed: what sequences and keys that do not count hide is in the mask, so that each query
+        and key has its own place, as in a bias.
+        """
+        known = self._known_dense
+        if known is not None and known[0] == seqlen_q and known[1] == seqlen_k:
+            return known[2]
+        return self._look_dense(seqlen_q, seqlen_k)
+
+    @uncompiled
+    def _look_dense(self, seqlen_q: int, seqlen_k: int) -> Seen:
+        if self.entries is not None:
+            return self.of(seqlen_q, seqlen_k)
+        seen = self._bounds(seqlen_q, seqlen_k)
+        hides = None if self.keys is None else self.keys[:, None, None, : seen.seqlen_k]
+        if self.pattern.sequences is not None:
+            of_keys = self.pattern.sequences[:, : seen.seqlen_k]
+            of_queries = self.pattern.sequences[:, self.first : self.first + seqlen_q]
+            alike = of_queries[:, None, :, None] == of_keys[:, None, None]
+            hides = alike if hides is None else alike & hides
+        if hides is not None:
+            seen = seen._replace(mask=hides.to(self.device))
+        self._known_dense = seqlen_q, seqlen_k, seen
+        return seen
+
     def with_sequences(self, seqlen_q: int, seqlen_k: int, given: layout.Packed) -> Seen:
         """The same with sequences that the caller gives, and that this mask may know, too.
 
@@ -80,6 +111,11 @@ class Mask:
             NotImplementedError: also if it knows others, or keys that do not count.
         """
         seen = self.of(seqlen_q, seqlen_k)
+        if self.entries is not None:
+            raise NotImplementedError(
+                "cu_seq_lens_q and cu_seq_lens_k were given together with an attention_mask of single entries; give one of "
+                f"them, or {REMEDY}"
+            )
         if seen.packed is None:
             # They may go from one row into the next: what hides nothing in a row may hide something in them.
             return Seen(self.pattern.left, self.pattern.right, seqlen_k, given)
@@ -100,11 +136,21 @@ class Mask:
 
     @uncompiled
     def _look(self, seqlen_q: int, seqlen_k: int) -> Seen:
-        if self.problem is not None:
-            raise NotImplementedError(self.problem)
-        seen = self._packed(seqlen_q, self._bounds(seqlen_q, seqlen_k))
+        if self.entries is None:
+            seen = self._packed(seqlen_q, self._bounds(seqlen_q, seqlen_k))
+        else:
+            seen = self._of_entries(seqlen_q, seqlen_k)
         self._known = seqlen_q, seqlen_k, seen
         return seen
+
+    def _of_entries(self, seqlen_q: int, seqlen_k: int) -> Seen:
+        entries = self.entries[..., :seqlen_k]
+        if entries.shape[2] not in (1, seqlen_q) or entries.shape[3] != seqlen_k:
+            raise NotImplementedError(
+                f"attention_mask must be None or of ({seqlen_q}, {seqlen_k}) queries and keys, got shape {self.shape}; {REMEDY}"
+            )
+        kind = "mask" if entries.dtype is torch.bool else "bias"
+        return Seen(None, None, seqlen_k)._replace(**{kind: entries})
 
     def _bounds(self, seqlen_q: int, seqlen_k: int) -> Seen:
         """The window, where it hides something, and how many keys the last query can see."""
@@ -142,10 +188,7 @@ class Mask:
         try:
             packed = layout.packed(rows, bounded, seen.left is not None or bool(seen.right))
         except layout.Scattered:
-            raise NotImplementedError(
-                f"the model asks for {window_of(seen)} of keys that do not count with others between them (a 0 between 1s in "
-                f"attention_mask); pad on the left or on the right, or {REMEDY}"
-            ) from None
+            return self._look_dense(seqlen_q, seen.seqlen_k)
         return seen._replace(packed=packed if self.device is None else packed.to(self.device))
 
     # What says something about the mask and changes nothing.
@@ -165,7 +208,7 @@ class Mask:
         return self.shape if dim is None else self.shape[dim]
 
     def __repr__(self) -> str:
-        kind = "refused" if self.problem else window_of(self.pattern)
+        kind = window_of(self.pattern) if self.entries is None else "single entries"
         return f"<{ALIAS}'s attention mask: {kind}, {tuple(self.shape)}>"
 
     # What keeps the meaning.
@@ -176,7 +219,10 @@ class Mask:
             device = (
                 x.device if isinstance(x, torch.Tensor) else x if isinstance(x, (str, int, torch.device)) else device
             )
-        return self if device is None else self._with(device=torch.device(device))
+        if device is None:
+            return self
+        entries = None if self.entries is None else self.entries.to(device)
+        return self._with(device=torch.device(device), entries=entries)
 
     def contiguous(self, *args: Any, **kwargs: Any) -> "Mask":
         return self
@@ -200,12 +246,16 @@ class Mask:
             cut["keys"] = self.keys[b0:b1, :k1]
         if self.pattern.sequences is not None:
             cut["pattern"] = self.pattern._replace(sequences=self.pattern.sequences[b0:b1, :k1])
+        if self.entries is not None:
+            batch, _, queries, _ = self.entries.shape
+            rows = slice(b0, b1) if batch > 1 else slice(None)
+            cut["entries"] = self.entries[rows, :, slice(q0, q1) if queries > 1 else slice(None), :k1]
         return self._with(**cut)
 
     def repeat(self, *sizes: Any) -> torch.Tensor:
         """Numbers, bool with True for what is seen, as Transformers makes them for PyTorch: some pooling heads, which
         attend by themselves and never drop, ask for them like this."""
-        if any(x is not None for x in self.pattern) or self.problem is not None:
+        if any(x is not None for x in (*self.pattern, self.entries)):
             raise misused("Tensor.repeat")
         keys = torch.ones((self.batch, self.seqlen_k), dtype=torch.bool) if self.keys is None else self.keys
         return keys.to(self.device)[:, None, None].expand(self.shape).repeat(*sizes)

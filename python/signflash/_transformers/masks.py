@@ -7,8 +7,8 @@ from typing import Any, Optional
 
 import torch
 
-from .mask import REMEDY, Mask, uncompiled
-from .patterns import Positions, pattern_of
+from .mask import Mask, uncompiled
+from .patterns import Positions, pattern_of, values_of
 from .values import Unlike
 
 
@@ -27,8 +27,8 @@ def attention_mask_of(
 ) -> Mask:
     """The mask of q_length queries from position q_offset on and kv_length keys from kv_offset on.
 
-    attention_mask is (batch, seqlen), nonzero for what counts, or a mask of ours. Models make masks that no layer of
-    theirs uses: one that we cannot compute is refused where it is used.
+    attention_mask is (batch, seqlen), nonzero for what counts, or a mask of ours. What no pattern says is kept entry by
+    entry, which takes a byte for each query and key.
     """
     if isinstance(attention_mask, Mask):
         # generate() and composite models make masks in advance, and the model inside asks anew: what was made stands,
@@ -42,9 +42,8 @@ def attention_mask_of(
     settings = dict(first=first - kv_offset, device=device)
     try:
         pattern = pattern_of(mask_function, at, keys)
-    except Unlike as unlike:
-        problem = f"the model asks for {unlike}; only full and causal attention and windows of sequences are there, {REMEDY}"
-        return Mask(batch_size, q_length, kv_length, problem=problem, **settings)
+    except Unlike:
+        return Mask(batch_size, q_length, kv_length, entries=values_of(mask_function, at), **settings)
     mask = Mask(batch_size, q_length, kv_length, pattern, keys=keys, **settings)
     with contextlib.suppress(NotImplementedError):
         mask.of(q_length, kv_length)

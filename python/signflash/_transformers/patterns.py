@@ -160,14 +160,14 @@ def _tried_out(mask_function: Any, at: Positions, keys: Optional[torch.Tensor]) 
     steps = []
     for start in range(0, at.seqlen_q, rows):
         part = at._replace(first_query=at.first_query + start, seqlen_q=min(rows, at.seqlen_q - start))
-        steps.append(Summary.of(_values(mask_function, part)[:, 0]))
+        steps.append(Summary.of(values_of(mask_function, part)[:, 0]))
     found = pattern_of_values(Summary.together(steps), at.first, keys)
     if found is None:
         raise Unlike(_name(mask_function))
     return found
 
 
-def _values(mask_function: Any, at: Positions) -> torch.Tensor:
+def values_of(mask_function: Any, at: Positions) -> torch.Tensor:
     """bool (batch, 1, seqlen_q, seqlen_k), as Transformers makes it for PyTorch."""
     return masking_utils.sdpa_mask(
         batch_size=at.batch,
