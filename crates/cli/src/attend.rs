@@ -6,6 +6,7 @@ use crate::engine::Engine;
 use crate::errors::Error;
 use crate::files::{self, Archive, Data, FileElement, Format};
 use crate::input::{self, Operands};
+use crate::joined::JOINED;
 use crate::output::{self, Pending};
 use crate::packed::{self, CU_SEQLENS};
 use crate::settings::{self, Layout, Settings};
@@ -42,6 +43,7 @@ pub fn run(args: &AttendArgs, quiet: bool, stdout: &mut dyn Write) -> Result<(),
     let outputs = [("--output", output.as_ref()), ("--plot", picture.as_ref())];
     output::expect_distinct(&args.input, &outputs)?;
     let mut wanted = vec!["q", "k", "v", "dout", "dlse", CU_SEQLENS[0], CU_SEQLENS[1]];
+    wanted.extend(JOINED);
     if args.verify.is_some() {
         wanted.extend(REFERENCES);
         wanted.push(SIGNBIT);
@@ -172,6 +174,12 @@ fn summary<T: FileElement>(
             ("dv", TensorName::Dv, &grads.dv),
         ] {
             rows.push(row(name, &shape_of(tensor), data.iter().map(|x| x.to_f64())));
+        }
+        if let Some(dbias) = &grads.dbias {
+            rows.push(row("dbias", &shape_of(TensorName::Dbias), dbias.to_f64().into_iter()));
+        }
+        if let Some(dsinks) = &grads.dsinks {
+            rows.push(row("dsinks", &shape_of(TensorName::Dsinks), dsinks.iter().map(|&x| f64::from(x))));
         }
     }
     let mut text = format!("{}\n", table(&["tensor", "shape", "rms", "largest", "not finite"], rows, 2));

@@ -2,8 +2,9 @@
 
 use crate::engine::Engine;
 use crate::errors::Error;
-use crate::files::{FileElement, Tensor};
+use crate::files::{Data, FileElement, Tensor};
 use crate::input::Operands;
+use crate::joined;
 use crate::memory;
 use crate::progress::Progress;
 use crate::sequences;
@@ -31,6 +32,10 @@ pub struct Grads<T> {
     pub dq: Vec<T>,
     pub dk: Vec<T>,
     pub dv: Vec<T>,
+    /// In the bias's dtype, if there is one.
+    pub dbias: Option<Data>,
+    /// One number a head, if there are sinks.
+    pub dsinks: Option<Vec<f32>>,
 }
 
 /// An engine and how it is to be used.
@@ -92,6 +97,8 @@ impl Compute<'_> {
                     dq: vec![T::default(); len_q],
                     dk: vec![T::default(); len_k],
                     dv: vec![T::default(); len_v],
+                    dbias: joined::room_for_dbias(problem),
+                    dsinks: problem.sinks().then(|| vec![0.0; shape.num_heads]),
                 };
                 let out = layout.view(&out, shape.out());
                 engine.backward(
@@ -101,7 +108,9 @@ impl Compute<'_> {
                         layout.view_mut(&mut grads.dq, shape.q()),
                         layout.view_mut(&mut grads.dk, shape.k()),
                         layout.view_mut(&mut grads.dv, shape.v()),
-                    ),
+                    )
+                    .dbias(grads.dbias.as_mut().and_then(|dbias| joined::dbias(problem, dbias)))
+                    .dsinks(grads.dsinks.as_deref_mut()),
                 )?;
                 Some(grads)
             }
@@ -130,6 +139,8 @@ impl Compute<'_> {
             if seen.is_empty() {
                 continue;
             }
+            // Sinks go with the first keys.
+            let seen = if whole.sinks() { 0..seen.end } else { seen };
             let first =
                 (sequence.first_q + own.start - rows.start) * seqlen_k + sequence.first_k + seen.start;
             let piece = Piece { heads: head..head + 1, rows: own, columns: seen, ..Piece::of(&alone) };
@@ -154,11 +165,13 @@ pub fn len(shape: [usize; 4]) -> usize {
 impl<T: FileElement> Results<T> {
     /// Out of the tensors that [`into_tensors`](Self::into_tensors) made.
     pub fn from_tensors(mut tensors: BTreeMap<String, Tensor>) -> Self {
-        let lse = tensors.remove("lse").and_then(|lse| f32::take(lse.data).ok());
+        let floats = |tensor: Option<Tensor>| tensor.and_then(|tensor| f32::take(tensor.data).ok());
+        let (lse, dsinks) = (floats(tensors.remove("lse")), floats(tensors.remove("dsinks")));
+        let dbias = tensors.remove("dbias").map(|dbias| dbias.data);
         let mut take = |name| tensors.remove(name).and_then(|tensor| T::take(tensor.data).ok());
         let (out, probs) = (take("out"), take("probs"));
         let gradients = match (take("dq"), take("dk"), take("dv")) {
-            (Some(dq), Some(dk), Some(dv)) => Some(Grads { dq, dk, dv }),
+            (Some(dq), Some(dk), Some(dv)) => Some(Grads { dq, dk, dv, dbias, dsinks }),
             _ => None,
         };
         Self { out: out.unwrap_or_default(), lse: lse.unwrap_or_default(), probs, gradients }
@@ -172,7 +185,11 @@ impl<T: FileElement> Results<T> {
             ("lse".to_string(), tensor(TensorName::Lse, f32::wrap(self.lse))),
         ]);
         tensors.extend(self.probs.map(|probs| ("probs".into(), tensor(TensorName::Probs, T::wrap(probs)))));
-        if let Some(Grads { dq, dk, dv }) = self.gradients {
+        if let Some(Grads { dq, dk, dv, dbias, dsinks }) = self.gradients {
+            tensors.extend(dbias.map(|dbias| ("dbias".into(), tensor(TensorName::Dbias, dbias))));
+            tensors.extend(
+                dsinks.map(|dsinks| ("dsinks".into(), tensor(TensorName::Dsinks, f32::wrap(dsinks)))),
+            );
             for (name, like, data) in
                 [("dq", TensorName::Dq, dq), ("dk", TensorName::Dk, dk), ("dv", TensorName::Dv, dv)]
             {

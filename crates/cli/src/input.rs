@@ -2,6 +2,7 @@
 
 use crate::errors::Error;
 use crate::files::{Archive, Data, FileElement, Tensor, listing};
+use crate::joined::{self, Joined};
 use crate::packed;
 use crate::settings::{Layout, Settings};
 use signflash_core::{Inputs, Problem, Shape, TensorName, TensorRef};
@@ -16,6 +17,8 @@ pub struct Operands<T> {
     pub dout: Option<Vec<T>>,
     /// The gradient of lse, (batch, num_heads, seqlen_q) in either layout.
     pub dlse: Option<Vec<f32>>,
+    /// What scores are made of besides q and k.
+    pub joined: Joined,
 }
 
 impl<T: FileElement> Operands<T> {
@@ -31,7 +34,7 @@ impl<T: FileElement> Operands<T> {
         let (q, k, v, dout) = (take("q")?, take("k")?, take("v")?, take("dout")?);
         let (q, k, v) = (q.unwrap_or_default(), k.unwrap_or_default(), v.unwrap_or_default());
         let dlse = archive.tensors.remove("dlse").map(|dlse| rows("dlse", dlse.data)).transpose()?;
-        Ok(Self { q, k, v, dout, dlse })
+        Ok(Self { q, k, v, dout, dlse, joined: Joined::take(archive) })
     }
 
     /// As views of the problem's shapes.
@@ -42,6 +45,7 @@ impl<T: FileElement> Operands<T> {
             layout.view(&self.k, shape.k()),
             layout.view(&self.v, shape.v()),
         )
+        .scores(self.joined.scores(problem))
     }
 
     /// dout as a view, if there is one.
@@ -83,14 +87,18 @@ pub fn problem(archive: &Archive, settings: &Settings) -> Result<(Problem, Layou
     let expected_k = [batch, seqlen_k, num_heads_k, head_dim];
     let as_q = if packed.is_some() { "same head_dim as q" } else { "same batch and head_dim as q" };
     expect_shape(archive, "k", layout, expected_k, as_q)?;
-    expect_shape(archive, "v", layout, expected_k, "that of k")?;
-    expect_shape(archive, "dout", layout, q, "that of q")?;
+    let head_dim_v = dims(archive, "v", layout)?[3];
+    let expected_v = [batch, seqlen_k, num_heads_k, head_dim_v];
+    expect_shape(archive, "v", layout, expected_v, "that of k, with a head_dim of its own")?;
+    let expected_out = [batch, seqlen_q, num_heads, head_dim_v];
+    expect_shape(archive, "dout", layout, expected_out, "that of q, with v's head_dim")?;
     let shape = Shape::new(batch, seqlen_q, seqlen_k).heads(num_heads, num_heads_k).head_dim(head_dim);
-    let builder = settings.builder(shape)?;
+    let builder = joined::declare(archive, settings.builder(shape.head_dim_v(head_dim_v))?, num_heads)?;
     let problem = match &packed {
         None => builder.build()?,
         Some([q, k]) => builder.packed(q, k).build()?,
     };
+    joined::check_slopes(archive, &problem)?;
     expect_dlse(archive, &problem, layout)?;
     Ok((problem, layout))
 }
@@ -165,12 +173,14 @@ fn expect_shape(
 /// # Errors
 /// [`Error::TensorShape`].
 pub fn references(archive: &Archive, problem: &Problem, layout: Layout) -> Result<(), Error> {
-    let named: [(&'static str, TensorName); 6] = [
+    let named: [(&'static str, TensorName); 8] = [
         ("out", TensorName::Out),
         ("lse", TensorName::Lse),
         ("dq", TensorName::Dq),
         ("dk", TensorName::Dk),
         ("dv", TensorName::Dv),
+        ("dbias", TensorName::Dbias),
+        ("dsinks", TensorName::Dsinks),
         ("signbit", TensorName::Probs),
     ];
     for (tensor, like) in named {

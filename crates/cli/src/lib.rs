@@ -15,6 +15,7 @@ pub mod errors;
 pub mod files;
 pub mod info;
 pub mod input;
+pub mod joined;
 pub mod kernels;
 pub mod machine;
 pub mod memory;

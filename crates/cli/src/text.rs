@@ -1,7 +1,7 @@
 //! What comes from outside, in messages: short, on one line, and nothing that a terminal would obey.
 
 use crate::settings::window;
-use signflash_core::{Problem, Window};
+use signflash_core::{Feature, Problem, Window};
 use std::path::Path;
 
 /// Characters of a message.
@@ -31,7 +31,8 @@ pub fn shape(sizes: &[usize]) -> String {
     format!("[{}, ... ({} dimensions)]", first.join(", "), sizes.len())
 }
 
-/// What is seen of a problem's keys, where it is not all of them: packed sequences, causal or another window.
+/// What is seen of a problem's keys, where it is not all of them: packed sequences, causal or another window; and what else
+/// becomes of scores.
 pub fn seen(problem: &Problem) -> Vec<String> {
     let packed = problem.is_packed().then(|| match problem.sequence_count() {
         1 => "1 packed sequence".to_string(),
@@ -42,7 +43,12 @@ pub fn seen(problem: &Problem) -> Vec<String> {
         Window::CAUSAL => Some("causal".to_string()),
         other => Some(format!("window {}", window::write(other))),
     };
-    packed.into_iter().chain(window).collect()
+    let scores = problem.features().filter_map(|feature| match feature {
+        Feature::Softcap => problem.softcap().map(|cap| format!("softcap {cap}")),
+        Feature::HeadDimV => None, // the shapes say it
+        other => Some(other.to_string()),
+    });
+    packed.into_iter().chain(window).chain(scores).collect()
 }
 
 /// Beginning and end of what is longer than `max` characters.

@@ -50,6 +50,9 @@ impl Layout {
             (TensorName::Lse | TensorName::Dlse, Self::Thd) => vec![h, s],
             (TensorName::Lse | TensorName::Dlse, Self::Bhsd | Self::Bshd) => vec![b, h, s],
             (TensorName::Probs, _) => problem.probs().to_vec(),
+            // Of what the problem does not have it is nobody's shape.
+            (TensorName::Dbias, _) => problem.bias().map_or(vec![0], |bias| bias.shape.to_vec()),
+            (TensorName::Dsinks, _) => vec![h],
             _ => self.in_file(problem.shape().of(tensor)),
         }
     }
@@ -63,6 +66,8 @@ impl Layout {
                 "(sequences, heads, seqlen_q, seqlen_k), of the longest sequences"
             }
             (TensorName::Probs, _) => "(batch, heads, seqlen_q, seqlen_k), whatever the layout",
+            (TensorName::Dbias, _) => "that of bias",
+            (TensorName::Dsinks, _) => "(heads)",
             (_, Self::Bhsd) => {
                 "(batch, heads, seqlen, head_dim); if seqlen comes before heads, pass --layout bshd"
             }

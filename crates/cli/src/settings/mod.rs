@@ -14,7 +14,10 @@ use clap::Args;
 use declare::{Axis, Setting, flag, settings};
 use signflash_core::{Dropout, Problem, ProblemBuilder, ScaleRule, Shape, Window};
 use std::collections::BTreeMap;
-use values::{Shown, boolean, finite, layout, p, parse, parse_scale_rule, scale_rule, scale_rule_name};
+use values::{
+    Shown, Softcap, boolean, finite, layout, p, parse, parse_scale_rule, parse_softcap, scale_rule,
+    scale_rule_name, softcap,
+};
 
 settings! {
     /// Order of dimensions in the file: (batch, heads, seqlen, dim), (batch, seqlen, heads, dim), or of packed sequences
@@ -85,6 +88,16 @@ settings! {
         in files "unbiased or nominal", scale_rule, |settings, _| scale_rule_name(settings.scale_rule).to_string(),
         elsewhere [],
     }
+    /// Scores become X * tanh(score / X), before a bias is added; 0 is none [default: 0].
+    #[arg(long, value_name = "X", value_parser = parse_softcap)]
+    softcap: Softcap as Softcap {
+        in files "a positive number, or 0 for none", softcap, |settings, _| settings.softcap.text(),
+        elsewhere ["logitsoftcap", "logitssoftcap", "attnlogitsoftcapping", "softcapping", "logitcap", "attnlogitcap"],
+        in bench "softcap" {
+            /// Scores become X * tanh(score / X); 0 is none.
+            #[arg(long, value_name = "X", value_delimiter = ',', value_parser = parse_softcap, default_value = "0")]
+        }
+    }
     /// Factor of the scores [default: 1 / sqrt(head_dim)].
     #[arg(long, value_name = "X")]
     softmax_scale: f64 as Option<f64> {
@@ -125,10 +138,12 @@ impl Settings {
     /// # Errors
     /// [`Error::Problem`].
     pub fn builder(&self, shape: Shape) -> Result<ProblemBuilder, Error> {
-        let Self { window, causal, dropout_p, seed, offset, scale_rule, softmax_scale, layout: _ } = *self;
+        let Self { window, causal, dropout_p, seed, offset, scale_rule, softcap, softmax_scale, layout: _ } =
+            *self;
         let dropout = Dropout::new(dropout_p, seed, offset)?.with_scale_rule(scale_rule);
         let builder =
             Problem::builder(shape).window(window.left, window.right).causal(causal).dropout(dropout);
+        let builder = builder.softcap(softcap.0);
         Ok(match softmax_scale {
             Some(scale) => builder.softmax_scale(scale),
             None => builder,
@@ -199,6 +214,7 @@ mod tests {
             ("seed", "-1"),
             ("causal", "2"),
             ("window", "-2,0"),
+            ("softcap", "-30"),
         ] {
             let error = Settings::resolve(&Overrides::default(), &metadata(&[(key, value)])).unwrap_err();
             assert!(error.to_string().starts_with(&format!("metadata `{key}`: expected ")), "{error}");
@@ -215,6 +231,7 @@ mod tests {
             seed: Some(u64::MAX),
             offset: Some(1 << 40),
             scale_rule: Some(ScaleRule::Nominal),
+            softcap: Some(Softcap(Some(30.5))),
             softmax_scale: Some(0.1234567890123),
         };
         let settings = Settings::resolve(&overrides, &Metadata::new()).unwrap();

@@ -9,6 +9,7 @@
 use super::{Metadata, Overrides, SETTINGS, Setting, flag};
 use crate::errors::Error;
 use crate::files::{Archive, Format, listing, npz, printable};
+use crate::joined::JOINED;
 use crate::packed::CU_SEQLENS;
 use strsim::damerau_levenshtein;
 
@@ -19,7 +20,7 @@ const NOTES: [&str; 4] = ["note", "comment", "description", "source"];
 /// What libraries that write .safetensors put there.
 const FRAMEWORK: &str = "format";
 /// Tensors that some subcommand reads or writes.
-const TENSORS: [&str; 14] = [
+const TENSORS: [&str; 20] = [
     "q",
     "k",
     "v",
@@ -27,41 +28,40 @@ const TENSORS: [&str; 14] = [
     "dlse",
     CU_SEQLENS[0],
     CU_SEQLENS[1],
+    JOINED[0],
+    JOINED[1],
+    JOINED[2],
+    JOINED[3],
     "out",
     "lse",
     "dq",
     "dk",
     "dv",
+    "dbias",
+    "dsinks",
     "probs",
     "signbit",
 ];
 
 /// What changes the result and is not computed, as [`plain`] spells it.
-const NOT_COMPUTED: [&str; 24] = [
-    "softcap",
-    "logitsoftcap",
-    "logitssoftcap",
-    "attnlogitsoftcapping",
-    "softcapping",
-    "logitcap",
-    "attnlogitcap",
-    "alibi",
-    "alibislopes",
-    "bias",
-    "attnbias",
-    "attentionbias",
-    "positionbias",
-    "mask",
-    "attnmask",
-    "attentionmask",
-    "keypaddingmask",
-    "paddingmask",
-    "blockmask",
-    "sink",
-    "sinks",
-    "saux",
-    "sequsedk",
-    "blocktable",
+const NOT_COMPUTED: [&str; 2] = ["sequsedk", "blocktable"];
+/// What others call tensors of ours, or what says that there are some, as [`plain`] spells it; and our name.
+const JOINED_ELSEWHERE: [(&str, &str); 15] = [
+    ("alibi", "alibi_slopes"),
+    ("alibislopes", "alibi_slopes"),
+    ("bias", "bias"),
+    ("attnbias", "bias"),
+    ("attentionbias", "bias"),
+    ("positionbias", "bias"),
+    ("mask", "mask"),
+    ("attnmask", "mask"),
+    ("attentionmask", "mask"),
+    ("keypaddingmask", "mask"),
+    ("paddingmask", "mask"),
+    ("blockmask", "mask"),
+    ("sink", "sinks"),
+    ("sinks", "sinks"),
+    ("saux", "sinks"),
 ];
 
 /// What a name is to us.
@@ -72,6 +72,8 @@ enum Kind {
     NotComputed,
     /// A tensor of ours.
     CuSeqlens,
+    /// Another one, by this name.
+    Joined(&'static str),
     Foreign,
 }
 
@@ -87,7 +89,12 @@ pub(super) fn judge(archive: &Archive, format: Format, given: &Overrides) -> Res
             Kind::Like(setting)
                 if (setting.is_given)(given) || repeats(&archive.metadata, setting, value) => {}
             Kind::Like(setting) => return Err(mistaken(key, value, setting.name, &archive.metadata)),
-            Kind::NotComputed if is_neutral(value) => {}
+            Kind::NotComputed | Kind::Joined(_) if is_neutral(value) => {}
+            Kind::Joined(name) => {
+                let what =
+                    format!("metadata `{}` is {:?}, and no setting says that", printable(key), short(value));
+                return Err(refuse(what, &format!("store the tensor {name} beside q, or remove it")));
+            }
             Kind::NotComputed => {
                 let what =
                     format!("metadata `{}` is {:?}, which is not computed", printable(key), short(value));
@@ -131,6 +138,13 @@ fn tensor(name: &str) -> Result<(), Error> {
         return Err(refuse(
             what,
             "put it into the metadata (.npz: the entry `settings`, a JSON object), or rename it",
+        ));
+    }
+    if let Some(name) = joined_elsewhere(&word) {
+        let what = format!("tensor `{shown}` is no operand; expected `{name}`");
+        return Err(refuse(
+            what,
+            "rename it if it is that (a mask is not 0 where a key is seen), or remove it",
         ));
     }
     if NOT_COMPUTED.contains(&word.as_str()) {
@@ -181,6 +195,9 @@ fn kind_of(key: &str) -> Kind {
     if NOT_COMPUTED.contains(&word) {
         return Kind::NotComputed;
     }
+    if let Some(name) = joined_elsewhere(word) {
+        return Kind::Joined(name);
+    }
     if is_like_cu_seqlens(word) {
         return Kind::CuSeqlens;
     }
@@ -189,10 +206,18 @@ fn kind_of(key: &str) -> Kind {
         .or_else(|| SETTINGS.iter().find(|setting| setting.words.iter().any(|other| is_near(word, other))));
     match near {
         Some(setting) => Kind::Like(setting),
+        None if NOT_COMPUTED.iter().any(|other| is_near(word, other)) => Kind::NotComputed,
         // Short words have neighbours that mean something else: a task is no mask, and links are no sinks.
-        None if NOT_COMPUTED.iter().any(|other| other.len() > 5 && is_near(word, other)) => Kind::NotComputed,
-        None => Kind::Foreign,
+        None => {
+            let near = JOINED_ELSEWHERE.iter().find(|(other, _)| other.len() > 5 && is_near(word, other));
+            near.map_or(Kind::Foreign, |(_, name)| Kind::Joined(name))
+        }
     }
+}
+
+/// Our name of a tensor that others call by this word.
+fn joined_elsewhere(word: &str) -> Option<&'static str> {
+    JOINED_ELSEWHERE.iter().find(|(other, _)| *other == word).map(|(_, name)| *name)
 }
 
 /// The setting that another library calls by this word, or that is spelled like this by others.
@@ -284,6 +309,9 @@ mod tests {
                 ("drop_rate", "dropout_p"),
                 ("attn_drop", "dropout_p"),
                 ("Layout", "layout"),
+                ("logit_cap", "softcap"),
+                ("soft_cap", "softcap"),
+                ("attn_logit_softcapping", "softcap"),
             ] {
                 let said = refused(format, &[(key, "1")]);
                 assert!(said.contains(key) && said.contains(&format!("`{setting}`?")), "{key}: {said}");
@@ -295,13 +323,16 @@ mod tests {
     fn what_is_not_computed_is_refused_unless_it_is_switched_off() {
         for format in [Format::Npz, Format::Safetensors] {
             for (key, on, off) in [
-                ("softcap", "30.0", "0.0"),
-                ("soft_cap", "1", "0"),
-                ("logit_cap", "30", "0"),
+                ("block_table", "[[0]]", "None"),
+                ("sequsedk", "7", "0"),
                 ("attn_maks", "causal", "None"),
                 ("alibi", "true", "False"),
             ] {
-                assert!(refused(format, &[(key, on)]).contains("not computed"), "{key}");
+                let said = refused(format, &[(key, on)]);
+                assert!(
+                    said.contains("not computed") || said.contains("no setting says that"),
+                    "{key}: {said}"
+                );
                 assert_eq!(judged(format, &[(key, off)], &Overrides::default()), Ok(()), "{key}");
             }
         }
@@ -356,7 +387,7 @@ mod tests {
         };
         let note = note(&archive(&["q", "visible"]), Format::Safetensors);
         assert_eq!(note.unwrap(), "not used: metadata epsilon, source, step; tensors visible\n");
-        let refused = ["dropout_p", "is_causal", "attn_mask", "bias", "alibi_slopes", "cu_seqlens", "sinks"];
+        let refused = ["dropout_p", "is_causal", "attn_mask", "attn_bias", "alibi", "cu_seqlens", "s_aux"];
         for name in refused {
             assert!(
                 judge(&archive(&["q", name]), Format::Safetensors, &Overrides::default()).is_err(),

@@ -56,6 +56,36 @@ pub(super) const fn scale_rule_name(rule: ScaleRule) -> &'static str {
     }
 }
 
+/// By what scores are capped, if they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Softcap(pub Option<f64>);
+
+pub(super) fn softcap(text: &str) -> Option<Softcap> {
+    match text {
+        "none" | "None" | "null" => Some(Softcap(None)),
+        number => finite(number).filter(|&cap| cap >= 0.0).map(|cap| Softcap((cap != 0.0).then_some(cap))),
+    }
+}
+
+/// The same, as clap wants it.
+pub(super) fn parse_softcap(text: &str) -> Result<Softcap, String> {
+    softcap(text).ok_or_else(|| "expected a positive number, or 0 for none".to_string())
+}
+
+impl Shown for Softcap {
+    fn text(&self) -> String {
+        self.0.unwrap_or(0.0).to_string()
+    }
+
+    fn cell(&self) -> String {
+        self.0.map_or("no".to_string(), |cap| cap.to_string())
+    }
+
+    fn json(&self) -> Value {
+        json!(self.0.unwrap_or(0.0))
+    }
+}
+
 /// What bench varies, in its table and in JSON.
 pub(super) trait Shown {
     /// As the command line takes it.

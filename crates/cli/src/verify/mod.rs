@@ -24,12 +24,12 @@ use std::io::Write;
 use std::ops::Range;
 
 /// The tensors that a file may hold to be compared with.
-pub const REFERENCES: [&str; 5] = ["out", "lse", "dq", "dk", "dv"];
+pub const REFERENCES: [&str; 7] = ["out", "lse", "dq", "dk", "dv", "dbias", "dsinks"];
 /// What a file may say was dropped.
 pub const SIGNBIT: &str = "signbit";
 
 /// Those of them that there are only with a dout.
-const GRADIENTS: [&str; 3] = ["dq", "dk", "dv"];
+const GRADIENTS: [&str; 5] = ["dq", "dk", "dv", "dbias", "dsinks"];
 
 /// Whether `--verify=file` finds anything in the file that it can compare with.
 ///
@@ -41,7 +41,7 @@ pub fn expect_references(archive: &Archive) -> Result<(), Error> {
     match REFERENCES.iter().chain([&SIGNBIT]).any(|name| usable(name)) {
         true => Ok(()),
         false => Err(Error::MissingTensor {
-            tensor: "a result to compare with (out, lse, signbit or, beside dout, dq, dk, dv)",
+            tensor: "a result to compare with (out, lse, signbit or, beside dout, dq, dk, dv, dbias, dsinks)",
             present: listing(&archive.present),
             remedy: "--verify alone compares with the formulas in f64",
         }),
@@ -127,8 +127,10 @@ impl<T: FileElement> Verify<'_, T> {
         if self.with_f64 || far {
             distances = self.against_f64(&pairs, distances)?;
         }
+        let shared = self.shared_pairs()?;
+        let shared_distances = self.shared_distances(&shared)?;
         let mut report = Report::default();
-        for (pair, distances) in pairs.iter().zip(&distances) {
+        for (pair, distances) in pairs.iter().chain(&shared).zip(distances.iter().chain(&shared_distances)) {
             report.tensor(pair.name, distances, self.with_f64);
         }
         let mut lines = self.sign_bits(&mut report)?;
@@ -167,6 +169,52 @@ impl<T: FileElement> Verify<'_, T> {
             file: self.reference("lse", TensorName::Lse)?,
         });
         Ok(pairs)
+    }
+
+    /// The gradients that all heads and sequences have a part in: of a bias, of sinks.
+    fn shared_pairs(&self) -> Result<Vec<Pair<'_>>, Error> {
+        let Some(grads) = &self.results.gradients else { return Ok(Vec::new()) };
+        let dbias = grads.dbias.as_ref().map(|dbias| ("dbias", TensorName::Dbias, dbias.to_f64()));
+        let dsinks = grads.dsinks.as_ref().map(|dsinks| {
+            ("dsinks", TensorName::Dsinks, dsinks.iter().map(|&x| f64::from(x)).collect::<Vec<_>>())
+        });
+        let pair = |(name, tensor, ours): (&'static str, TensorName, Vec<f64>)| {
+            Ok(Pair {
+                name,
+                tensor,
+                strides: [0; 4], // their place is that of the truth
+                bound: Bounds::of(T::DTYPE).of_tensor(tensor),
+                len: ours.len(),
+                ours: Box::new(move |place| ours[place]),
+                file: self.reference(name, tensor)?,
+            })
+        };
+        dbias.into_iter().chain(dsinks).map(pair).collect()
+    }
+
+    /// Their distances. The formulas are those of the whole problem at once: what a head or a sequence adds is no part
+    /// of the result.
+    fn shared_distances(&self, pairs: &[Pair<'_>]) -> Result<Vec<Distances>, Error> {
+        let near: Vec<Distances> = pairs.iter().map(Pair::without_f64).collect();
+        let far = near.iter().any(|x| x.ours_to_file.is_some_and(|distance| !distance.is_right()));
+        if pairs.is_empty() || !(self.with_f64 || far) {
+            return Ok(near);
+        }
+        let inputs = self.operands.inputs(self.problem, self.layout);
+        let backward = self.operands.dout(self.problem, self.layout);
+        let backward = backward.map(|dout| Backward { dout, dlse: self.operands.dlse.as_deref() });
+        let truth = Truth::of(self.problem, &inputs, backward)?;
+        let of_pair = |(pair, near): (&Pair<'_>, &Distances)| {
+            let Some(expected) = truth.tensor(pair.tensor) else { return *near };
+            let file = pair.file.as_ref();
+            Distances {
+                ours_to_f64: expected.distance(&pair.ours),
+                file_to_f64: file.map(|file| expected.distance(|n| file[n])),
+                ours_to_file: file.map(|file| expected.distance_of_two(&pair.ours, |n| file[n])),
+                apart: [None; 2],
+            }
+        };
+        Ok(pairs.iter().zip(&near).map(of_pair).collect())
     }
 
     fn pair<'b>(&'b self, tensor: TensorName, name: &'static str, ours: &'b [T]) -> Result<Pair<'b>, Error> {

@@ -14,6 +14,7 @@ mod outputs;
 mod packed;
 mod plot;
 mod readers;
+mod scores;
 mod settings;
 mod starved;
 mod verify;

@@ -39,17 +39,23 @@ fn a_mistyped_setting_is_refused_and_its_name_suggested() {
 fn what_is_not_computed_is_refused() {
     let dir = Dir::new();
     for format in FORMATS {
-        for (key, value) in [("softcap", "30"), ("logits_soft_cap", "50.0"), ("alibi", "True")] {
+        for (key, value, said) in [
+            ("logits_soft_cap", "50.0", "did you mean `softcap`?"),
+            ("alibi", "True", "store the tensor alibi_slopes"),
+            ("block_table", "[0]", "not computed"),
+        ] {
             write(dir.path(format), &with(&[(key, value)]));
-            fail(&["attend", &dir.file(format)], 2, &[key, "not computed"]);
+            fail(&["attend", &dir.file(format)], 2, &[key, said]);
         }
         write(dir.path(format), &with(&[("alibi", "false"), ("softcap", "0.0")]));
         succeed(&["attend", &dir.file(format)]);
-        for name in ["bias", "attn_mask", "alibi_slopes", "sinks", "block_table"] {
+        for (name, said) in
+            [("attn_mask", "expected `mask`"), ("s_aux", "expected `sinks`"), ("block_table", "not computed")]
+        {
             let mut archive = with(&[]);
             archive.tensors.insert(name.into(), tensor::<f32>(&[2], 5));
             write(dir.path(format), &archive);
-            fail(&["attend", &dir.file(format)], 2, &[&format!("tensor `{name}`"), "not computed"]);
+            fail(&["attend", &dir.file(format)], 2, &[&format!("tensor `{name}`"), said]);
         }
         let mut archive = with(&[]);
         archive.tensors.insert("dropout_p".into(), tensor::<f32>(&[], 5));

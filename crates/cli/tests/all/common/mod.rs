@@ -102,7 +102,7 @@ pub fn fail(arguments: &[&str], code: i32, needles: &[&str]) -> Ran {
     ran
 }
 
-const ALL: [&str; 15] = [
+const ALL: [&str; 17] = [
     "q",
     "k",
     "v",
@@ -116,6 +116,8 @@ const ALL: [&str; 15] = [
     "dq",
     "dk",
     "dv",
+    "dbias",
+    "dsinks",
     "signbit",
     "settings",
 ];
