@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "python"
 
 
-@pytest.mark.parametrize("name", ["text.py", "bert.py"])
+@pytest.mark.parametrize("name", ["text.py", "bert.py", "scores.py"])
 def test_examples_run(name, tmp_path, device):
     if name == "bert.py":
         transformers = pytest.importorskip("transformers")

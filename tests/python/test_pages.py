@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def blocks():
-    for page in ("README.md", "docs/python.md", "docs/transformers.md"):
+    for page in ("README.md", "docs/python.md", "docs/scores.md", "docs/transformers.md"):
         for number, code in enumerate(re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.M | re.S)):
             yield pytest.param(code, id=f"{page}-{number}")
 
