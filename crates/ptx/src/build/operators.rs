@@ -129,6 +129,8 @@ methods! { S32:
     max(other: S32) -> S32 MAX_S;
     /// self * b + c with a whole product.
     mul_wide_add(b: S32, c: U64) -> U64 MAD_WIDE_S;
+    /// As a float.
+    to_f32() -> F32 S32_F32;
     /// self < other.
     lt(other: S32) -> Pred LT_S;
     /// self <= other.

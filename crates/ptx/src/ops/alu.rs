@@ -303,6 +303,8 @@ table! {
     RCP = "rcp.approx.ftz.f32", [F32] -> F32, |[a, ..]| canonical(flush(1.0 / flush(f(a)))), ulps 2;
     /// An integer as the nearest float.
     U32_F32 = "cvt.rn.f32.u32", [U32] -> F32, |[a, ..]| bits(a as f32);
+    /// A signed integer as the nearest float.
+    S32_F32 = "cvt.rn.f32.s32", [S32] -> F32, |[a, ..]| bits(a as i32 as f32);
     /// The f16 number in the low half.
     F16_F32 = "cvt.f32.f16", [B32] -> F32, |[a, ..]| canonical(Half::F16.to_f32(a as u16));
     /// Two floats as bf16: a in the high half, b in the low.

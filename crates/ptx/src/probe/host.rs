@@ -77,6 +77,7 @@ pub(super) fn evaluate(row: &Alu, x: [u64; 3]) -> u64 {
         "shr.u64" if b > 63 => 0,
         "shr.u64" => a / 2u64.pow(b as u32),
         "cvt.rn.f32.u32" => round(a as f64),
+        "cvt.rn.f32.s32" => round(signed[0] as f64),
         "set.le.u32.f16x2" => {
             let le = |i: u32| half_value(Half::F16, a >> i) <= half_value(Half::F16, b >> i);
             u64::from(le(0)) * 0xFFFF + u64::from(le(16)) * 0xFFFF_0000
