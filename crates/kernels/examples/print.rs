@@ -4,7 +4,8 @@
 //! `bias=f32` and so on, a mask `mask`, one for all queries `perkey`, read two at once `pairs`.
 use signflash_kernels::{
     Access, BandKind, Common, Config, DbiasKernel, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperForm,
-    HopperKeysForm, KeysKernel, Layout, Numbers, Operands, OverlayKind, Overlays, PortableForm, Scores,
+    HopperKeysForm, KeysKernel, Layout, Numbers, Operands, OverlayKind, Overlays, PortableForm, Product,
+    ScoreKind, Scores,
 };
 use signflash_ptx::Half;
 
@@ -33,7 +34,15 @@ fn main() {
                 (false, false) => BandKind::Full,
             },
             dropout: has("drop"),
-            negative_scale: has("neg"),
+            kind: ScoreKind {
+                product: match (has("neg"), has("softcap")) {
+                    (_, true) => Product::Capped,
+                    (true, false) => Product::Negated,
+                    (false, false) => Product::Scaled,
+                },
+                alibi: has("alibi"),
+            },
+            sinks: has("sinks"),
             overlays: overlays(&words),
         },
     };

@@ -1,11 +1,15 @@
 //! What every kernel is told about a problem.
+use crate::call::CallError;
 use crate::config::BandKind;
 use crate::geometry::{column_shift, row_shift, stat_rows};
 use crate::packed::PackedArgs;
 use crate::parts::args::{DropoutArgs, ProblemArgs};
 use crate::parts::overlays::OverlayArgs;
+use crate::parts::scores::{AlibiArgs, KindArgs, SoftcapArgs};
 use crate::parts::visibility::{BandArgs, LeftArgs, RightArgs};
-use signflash_core::Problem;
+use crate::rows::sinks::SinksArgs;
+use crate::scores::DeviceScores;
+use signflash_core::{Problem, Slopes};
 use signflash_ptx::Arg;
 
 /// What kernels that make scores are told besides.
@@ -13,6 +17,10 @@ use signflash_ptx::Arg;
 pub(crate) struct ScoreArgs {
     /// What queries see, unless they see everything.
     pub(crate) band: Option<BandArgs>,
+    /// What products become.
+    pub(crate) kind: KindArgs,
+    /// One more score of each row, for who makes lse.
+    pub(crate) sinks: Option<SinksArgs>,
     /// What is dropped, if anything is.
     pub(crate) dropout: Option<DropoutArgs>,
     /// What is added to scores.
@@ -20,9 +28,24 @@ pub(crate) struct ScoreArgs {
 }
 
 impl ScoreArgs {
-    /// Of a problem, and of what is in device memory: a seed and an offset, and what is added to scores.
-    pub(crate) fn of(problem: &Problem, seed_and_offset_ptr: u64, overlays: OverlayArgs) -> Self {
-        ScoreArgs { band: of_band(problem), dropout: of_dropout(problem, seed_and_offset_ptr), overlays }
+    /// Of a problem, for who reads lse; and of what is in device memory: operands of scores, a seed and an offset, and
+    /// ranges of keys that a mask leaves.
+    ///
+    /// # Errors
+    /// A [`CallError`].
+    pub(crate) fn of(
+        problem: &Problem,
+        scores: &DeviceScores,
+        [seed_and_offset_ptr, ranges]: [u64; 2],
+    ) -> Result<Self, CallError> {
+        scores.check(problem)?;
+        Ok(ScoreArgs {
+            band: of_band(problem),
+            kind: of_kind(problem, scores),
+            sinks: None,
+            dropout: of_dropout(problem, seed_and_offset_ptr),
+            overlays: OverlayArgs::of(problem, scores, ranges)?,
+        })
     }
 }
 
@@ -41,6 +64,10 @@ pub(crate) fn arguments(
     own(&mut list);
     if let Some(band) = scores.band {
         band.push(&mut list);
+    }
+    scores.kind.push(&mut list);
+    if let Some(sinks) = scores.sinks {
+        sinks.push(&mut list);
     }
     if let Some(dropout) = scores.dropout {
         dropout.push(&mut list);
@@ -65,6 +92,20 @@ fn of_band(problem: &Problem) -> Option<BandArgs> {
     let left = first.map(|first| LeftArgs { before: last - first });
     let hides = BandKind::of(sides) != BandKind::Full;
     hides.then_some(BandArgs { right: RightArgs { diagonal: last }, left })
+}
+
+/// What products become.
+fn of_kind(problem: &Problem, scores: &DeviceScores) -> KindArgs {
+    let num_heads = problem.shape().num_heads as u32;
+    KindArgs {
+        softcap: SoftcapArgs::of(problem),
+        alibi: problem.alibi().map(|slopes| AlibiArgs {
+            alibi_slopes: scores.alibi_slopes,
+            slopes_per_sequence: if slopes == Slopes::PerSequence { num_heads } else { 0 },
+            // Positions are numbers of 32 bits (`check_diagonal` in core's problem.rs).
+            facing: if problem.is_packed() { 0 } else { problem.diagonal() as i32 },
+        }),
+    }
 }
 
 /// Sizes, scale, and where tiles begin.

@@ -264,9 +264,17 @@ pub enum CallError {
     },
     /// What the problem's scores are made of is not there.
     #[error(
-        "the problem has a {tensor}, and the call has none; give its address with ForwardCall::with_scores"
+        "the problem has {tensor}, and the call has none; give its address with ForwardCall::with_scores"
     )]
     NoScores {
+        /// What.
+        tensor: &'static str,
+    },
+    /// There is something of scores that the problem knows nothing of.
+    #[error(
+        "the call has {tensor}, and the problem has none; declare it with ProblemBuilder, or leave it out"
+    )]
+    ScoresNotDeclared {
         /// What.
         tensor: &'static str,
     },
@@ -282,8 +290,25 @@ pub enum CallError {
 /// # Errors
 /// [`ProblemError::NotComputed`].
 pub fn check_features(problem: &Problem) -> Result<(), ProblemError> {
-    let computed = [Feature::HeadDimV, Feature::Bias, Feature::Mask];
+    let computed =
+        [Feature::HeadDimV, Feature::Softcap, Feature::Alibi, Feature::Bias, Feature::Mask, Feature::Sinks];
     problem.check_features("the GPU's kernels", &computed)
+}
+
+impl BackwardCall<'_> {
+    /// Whether gradients are asked for of what scores are made of, and of nothing else.
+    pub(crate) fn check_score_gradients(&self) -> Result<(), CallError> {
+        if self.dbias.is_some() && self.problem.bias().is_none() {
+            return Err(CallError::ScoresNotDeclared { tensor: "dbias" });
+        }
+        match self.dsinks {
+            Some(_) if !self.problem.sinks() => Err(CallError::ScoresNotDeclared { tensor: "dsinks" }),
+            Some(got) if got == 0 || !got.is_multiple_of(4) => {
+                Err(CallError::Address { argument: "dsinks", multiple: 4, got })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Whether a call says where its sequences begin, if and only if they are packed, and has room to list their tiles.

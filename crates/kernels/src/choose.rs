@@ -3,7 +3,7 @@ use crate::call::{BackwardCall, ForwardCall};
 use crate::config::{
     Access, BandKind, Common, Config, DbiasKernel, DeltaRows, DqKernel, DqSums, ForwardKernel, HeadDims,
     HopperCommon, HopperForm, HopperKeysForm, KeysKernel, Layout, Operands, OverlayKind, Overlays,
-    PortableForm, RowsCommon, Scores,
+    PortableForm, RowsCommon, ScoreKind, Scores,
 };
 use crate::geometry::column_shift;
 use crate::gpu::Gpu;
@@ -70,7 +70,7 @@ impl<'a> ForwardChoice<'a> {
         let mut choice =
             ForwardChoice { call, gpu, forward, probs: None, not_hopper, probs_not_hopper: None };
         if let Some(probs) = call.probs {
-            choice.choose_probs(common, probs);
+            choice.choose_probs(common.with_lse(), probs);
         }
         choice
     }
@@ -159,7 +159,7 @@ impl<'a> BackwardChoice<'a> {
     /// The tables' choice for a call on a GPU.
     pub fn of(call: &'a BackwardCall<'a>, gpu: Gpu, kernels: Kernels) -> Self {
         let BackwardCall { problem, half, q, k, v, out, dout, dq, dk, dv, deterministic, .. } = *call;
-        let common = common(problem, half, &[q, k, v, out, dout, dq, dk, dv], &call.scores);
+        let common = common(problem, half, &[q, k, v, out, dout, dq, dk, dv], &call.scores).with_lse();
         let own = allowed(gpu, kernels).and_then(|()| takes::backward(call));
         let (keys, dq) = match own {
             Ok(()) => {
@@ -213,8 +213,11 @@ impl<'a> BackwardChoice<'a> {
     /// The kernels in the order of their launches.
     pub fn kernels(&self) -> impl Iterator<Item = Config> {
         let dbias = self.dbias().map(Config::Dbias);
+        let dsinks = self.call.dsinks.map(|_| Config::Dsinks);
         before(self.call.problem)
-            .chain([self.delta(), Config::Keys(self.keys), Config::Dq(self.dq)])
+            .chain([self.delta()])
+            .chain(dsinks)
+            .chain([Config::Keys(self.keys), Config::Dq(self.dq)])
             .chain(dbias)
     }
 
@@ -339,8 +342,9 @@ fn common(problem: &Problem, half: Half, tensors: &[DeviceTensor], scores: &Devi
         scores: Scores {
             band: BandKind::of(problem.sides()),
             dropout: problem.keep_rule().is_some(),
-            negative_scale: problem.negates() && problem.bias().is_none(),
+            kind: ScoreKind::of(problem),
             overlays: Overlays::of(problem, scores),
+            sinks: problem.sinks(),
         },
     }
 }

@@ -103,7 +103,11 @@ impl<B> HeldScores<B> {
             Ok(address)
         };
         if let Some(slopes) = inputs.alibi_slopes {
-            scores.alibi_slopes = up("alibi_slopes", bytemuck::cast_slice(slopes.data))?;
+            let [_, _, sequences, heads] = slopes.shape;
+            let places =
+                (0..sequences).flat_map(|sequence| (0..heads).map(move |head| [0, 0, sequence, head]));
+            let dense: Vec<f32> = places.map(|place| slopes.at(place)).collect();
+            scores.alibi_slopes = up("alibi_slopes", bytemuck::cast_slice(&dense))?;
         }
         if let Some(bias) = &inputs.bias {
             let bytes: &[u8] = match bias {

@@ -1,4 +1,6 @@
 //! What scores are made of besides q and k, in device memory.
+use crate::call::CallError;
+use signflash_core::Problem;
 
 /// The operands of a call's scores: those that its problem declares, and no others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,6 +22,30 @@ pub struct DeviceScoreTensor {
     pub ptr: u64,
     /// Elements from one (batch, head, query, key) to the next. Whatever there is one of may have any.
     pub strides: [u64; 4],
+}
+
+impl DeviceScores {
+    /// Whether these are what a problem declares, no less and no more.
+    pub(crate) fn check(&self, problem: &Problem) -> Result<(), CallError> {
+        let given = [
+            ("alibi_slopes", problem.alibi().is_some(), self.alibi_slopes != 0),
+            ("bias", problem.bias().is_some(), self.bias.is_some()),
+            ("mask", problem.mask().is_some(), self.mask.is_some()),
+            ("sinks", problem.sinks(), self.sinks != 0),
+        ];
+        for (tensor, declared, given) in given {
+            match (declared, given) {
+                (true, false) => return Err(CallError::NoScores { tensor }),
+                (false, true) => return Err(CallError::ScoresNotDeclared { tensor }),
+                _ => (),
+            }
+        }
+        let floats = [("alibi_slopes", self.alibi_slopes), ("sinks", self.sinks)];
+        match floats.into_iter().find(|(_, got)| !got.is_multiple_of(4)) {
+            Some((argument, got)) => Err(CallError::Address { argument, multiple: 4, got }),
+            None => Ok(()),
+        }
+    }
 }
 
 impl DeviceScoreTensor {

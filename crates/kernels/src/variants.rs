@@ -1,10 +1,10 @@
 //! The kernels that calls can come to, for tables and tests.
 use crate::call::{BackwardCall, ForwardCall};
 use crate::choose::{BackwardChoice, ForwardChoice, Kernels};
-use crate::config::{BandKind, Config};
+use crate::config::{BandKind, Config, Product, ScoreKind};
 use crate::gpu::Gpu;
 use crate::tensor::{DeviceTensor, Order};
-use signflash_core::{Dropout, Problem, Shape};
+use signflash_core::{Dropout, Problem, Shape, Slopes};
 use signflash_ptx::Half;
 
 /// Padded head_dims of one row of the tables each.
@@ -29,8 +29,10 @@ pub struct Calls {
     pub band: BandKind,
     /// Whether probabilities are dropped.
     pub dropout: bool,
-    /// Whether softmax_scale is negative.
-    pub negative_scale: bool,
+    /// What becomes of a product of q and k.
+    pub kind: ScoreKind,
+    /// Whether rows have sinks.
+    pub sinks: bool,
     /// Whether every row of every tensor starts at a multiple of 16 bytes, as far as head_dim allows.
     pub aligned: bool,
     /// Whether sequences are packed.
@@ -38,10 +40,19 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// Aligned ones of a head_dim, which see all keys and drop nothing.
+    /// Aligned ones of a head_dim, which see all keys, drop nothing, and have nothing but scaled products for scores.
     pub fn of(half: Half, head_dim: usize) -> Self {
-        let (band, dropout, negative_scale, aligned, packed) = (BandKind::Full, false, false, true, false);
-        Calls { half, head_dim, head_dim_v: head_dim, band, dropout, negative_scale, aligned, packed }
+        Calls {
+            half,
+            head_dim,
+            head_dim_v: head_dim,
+            band: BandKind::Full,
+            dropout: false,
+            kind: ScoreKind::SCALED,
+            sinks: false,
+            aligned: true,
+            packed: false,
+        }
     }
 
     /// Every kernel that these calls come to on a GPU: of any length, deterministic or not, with probs, with Hopper's
@@ -57,6 +68,7 @@ impl Calls {
                     let gradients = [forward.q, forward.k, forward.v];
                     let call = BackwardCall::of(&forward, forward.out, gradients, 0);
                     let call = call.with_deterministic(deterministic);
+                    let call = call.with_dsinks(self.sinks.then_some(4));
                     all.extend(BackwardChoice::of(&call, gpu, kernels).kernels());
                 }
             }
@@ -71,8 +83,11 @@ impl Calls {
         let shape = shape.head_dim(head_dim).head_dim_v(head_dim_v);
         let dropout_p = if self.dropout { 0.1 } else { 0.0 };
         let dropout = Dropout::new(dropout_p, 1, 0).expect("a probability");
-        let scale = if self.negative_scale { -1.0 } else { 1.0 };
+        let ScoreKind { product, alibi } = self.kind;
+        let scale = if product == Product::Negated { -1.0 } else { 1.0 };
         let problem = Problem::builder(shape).dropout(dropout).softmax_scale(scale);
+        let problem = problem.softcap((product == Product::Capped).then_some(30.0));
+        let problem = problem.alibi(alibi.then_some(Slopes::PerHead)).sinks(self.sinks);
         let problem = match band {
             BandKind::Full => problem,
             BandKind::Right => problem.causal(true),
@@ -117,7 +132,8 @@ pub fn variants(gpu: Gpu, half: Half) -> Vec<Config> {
         let drops = of(128, (band, true));
         all.push(Calls { head_dim: 120, head_dim_v: 120, ..drops });
         all.push(Calls { aligned: false, ..drops });
-        all.push(Calls { negative_scale: true, ..drops });
+        let negated = ScoreKind { product: Product::Negated, ..ScoreKind::SCALED };
+        all.push(Calls { kind: negated, ..drops });
     }
     // Where packed sequences lie, all of them ask in the same way.
     all.extend(
@@ -128,6 +144,7 @@ pub fn variants(gpu: Gpu, half: Half) -> Vec<Config> {
         let of_pair = |flags| Calls { head_dim_v, ..of(head_dim, flags) };
         all.extend([(BandKind::Full, false), (BandKind::Right, true), (BandKind::Both, true)].map(of_pair));
     }
+    all.extend(of_scores(half));
     let mut kernels: Vec<Config> = vec![];
     for config in all.into_iter().flat_map(|calls| calls.kernels(gpu)) {
         if !kernels.contains(&config) {
@@ -135,4 +152,31 @@ pub fn variants(gpu: Gpu, half: Half) -> Vec<Config> {
         }
     }
     kernels
+}
+
+/// Calls of the other kinds of scores: those of each head_dim that has kernels of its own form, each kind with dropout and
+/// without, and each with each band.
+fn of_scores(half: Half) -> Vec<Calls> {
+    use BandKind::{Both, Full, Right};
+    let kind = |product, alibi| ScoreKind { product, alibi };
+    let kinds = [
+        (kind(Product::Capped, false), [(Full, false), (Right, true), (Both, false)]),
+        (kind(Product::Scaled, true), [(Full, true), (Right, false), (Both, true)]),
+        (kind(Product::Capped, true), [(Full, false), (Right, true), (Both, true)]),
+    ];
+    let of_head_dim = |head_dim| {
+        kinds.into_iter().enumerate().flat_map(move |(number, (kind, settings))| {
+            settings.into_iter().map(move |(band, dropout)| Calls {
+                band,
+                dropout,
+                kind,
+                sinks: number == 0 && band == Right,
+                packed: number == 2 && band == Right,
+                ..Calls::of(half, head_dim)
+            })
+        })
+    };
+    let mut all: Vec<Calls> = [64, 128, 256].into_iter().flat_map(of_head_dim).collect();
+    all.extend([64, 128].map(|head_dim| Calls { sinks: true, ..Calls::of(half, head_dim) }));
+    all
 }

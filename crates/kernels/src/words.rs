@@ -2,7 +2,7 @@
 use crate::config::{
     Access, BandKind, Common, Config, DbiasKernel, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperCommon,
     HopperForm, HopperKeysForm, KeysKernel, Layout, Numbers, Operands, OverlayKind, Overlays, PortableForm,
-    RowsCommon, Scores,
+    Product, RowsCommon, Scores,
 };
 use std::fmt;
 
@@ -54,6 +54,7 @@ impl fmt::Display for Words<'_> {
             Config::Padding => {
                 f.write_str("Which keys a mask leaves of each sequence. A block takes a sequence")
             }
+            Config::Dsinks => f.write_str("Gradients of sinks. A block takes a head"),
             Config::Tiles => f.write_str("Lists of the tiles of packed sequences. A warp takes a sequence"),
             Config::Keys(KeysKernel::Portable(common, form, sums)) => {
                 let what = match sums {
@@ -116,12 +117,15 @@ fn of_layout(layout: Layout) -> &'static str {
     }
 }
 
-fn of_scores(Scores { band, dropout, negative_scale, overlays }: &Scores) -> String {
+fn of_scores(Scores { band, dropout, kind, overlays, sinks }: &Scores) -> String {
     let words = [
         (*band == BandKind::Right, ", causal"),
         (*band == BandKind::Both, ", a window"),
         (*dropout, ", dropout"),
-        (*negative_scale, ", a negative softmax_scale"),
+        (kind.product == Product::Negated, ", a negative softmax_scale"),
+        (kind.product == Product::Capped, ", a softcap"),
+        (kind.alibi, ", ALiBi"),
+        (*sinks, ", sinks"),
     ];
     let words: String = words.into_iter().filter(|(on, _)| *on).map(|(_, words)| words).collect();
     words + &of_overlays(overlays)

@@ -2,7 +2,7 @@
 //! twice, and no name prints two texts, of which the cache would keep the wrong one.
 
 use sha2::{Digest, Sha256};
-use signflash_kernels::{BandKind, Calls, Config, Gpu, Half};
+use signflash_kernels::{BandKind, Calls, Config, Gpu, Half, Product, ScoreKind};
 use std::collections::{HashMap, HashSet};
 
 /// Multiples of 16, of 8 and of neither, on both sides of where the tables' rows, boxes of 64 columns, and lanes of
@@ -17,16 +17,17 @@ const PAIRS: [(usize, usize); 9] =
 fn calls(half: Half) -> Vec<Calls> {
     let mut all = vec![];
     for (head_dim, aligned) in HEAD_DIMS.into_iter().flat_map(|d| [(d, true), (d, false)]) {
+        let kind = |product, alibi| ScoreKind { product, alibi };
         let settings = [
-            (BandKind::Full, false, false),
-            (BandKind::Right, false, false),
-            (BandKind::Both, false, false),
-            (BandKind::Full, true, false),
-            (BandKind::Right, true, true),
-            (BandKind::Both, true, true),
+            (BandKind::Full, false, ScoreKind::SCALED, false),
+            (BandKind::Right, false, ScoreKind::SCALED, true),
+            (BandKind::Both, false, kind(Product::Capped, false), false),
+            (BandKind::Full, true, kind(Product::Scaled, true), false),
+            (BandKind::Right, true, kind(Product::Negated, false), false),
+            (BandKind::Both, true, kind(Product::Capped, true), true),
         ];
-        for (band, dropout, negative_scale) in settings {
-            let calls = Calls { band, dropout, negative_scale, aligned, ..Calls::of(half, head_dim) };
+        for (band, dropout, kind, sinks) in settings {
+            let calls = Calls { band, dropout, kind, sinks, aligned, ..Calls::of(half, head_dim) };
             all.extend([calls, Calls { packed: true, ..calls }]);
         }
     }

@@ -68,10 +68,32 @@ pub struct Scores {
     pub band: BandKind,
     /// Whether probabilities are dropped.
     pub dropout: bool,
-    /// Whether softmax_scale is negative: scores then change their sign.
-    pub negative_scale: bool,
+    /// What products become.
+    pub kind: ScoreKind,
     /// What is added to them.
     pub overlays: Overlays,
+    /// Whether each row has one more score, a sink. Only the forward is told: others know it by lse.
+    pub sinks: bool,
+}
+
+/// What becomes of a product of a query and a key before it is weighed, but for a bias and a mask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ScoreKind {
+    /// What it becomes by itself.
+    pub product: Product,
+    /// Whether a slope times the distance from the diagonal is taken from it then.
+    pub alibi: bool,
+}
+
+/// What becomes of a product by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Product {
+    /// It is scaled. If something is added then, softmax_scale may have either sign.
+    Scaled,
+    /// It changes its sign, and is scaled: softmax_scale is negative.
+    Negated,
+    /// It is scaled, and bent by a softcap.
+    Capped,
 }
 
 /// What moving rows of one width depends on, which is their operands' `head_dim`: work that makes no scores.
@@ -154,6 +176,11 @@ impl Scores {
     pub(crate) fn by_keys(self) -> Self {
         Scores { overlays: self.overlays.by_keys(), ..self }
     }
+
+    /// Whether something is added to scores.
+    pub(crate) fn adds(&self) -> bool {
+        self.kind.alibi || self.overlays.bias.is_some()
+    }
 }
 
 impl Operands {
@@ -191,7 +218,29 @@ impl HeadDims {
     }
 }
 
+impl ScoreKind {
+    /// Of products that are scaled, and nothing else.
+    pub const SCALED: Self = ScoreKind { product: Product::Scaled, alibi: false };
+
+    /// Of a problem.
+    pub fn of(problem: &Problem) -> Self {
+        let alibi = problem.alibi().is_some();
+        let adds = alibi || problem.bias().is_some();
+        let product = match (problem.softcap(), problem.negates() && !adds) {
+            (Some(_), _) => Product::Capped,
+            (None, true) => Product::Negated,
+            (None, false) => Product::Scaled,
+        };
+        ScoreKind { product, alibi }
+    }
+}
+
 impl Common {
+    /// The same for a kernel that reads lse.
+    pub fn with_lse(self) -> Self {
+        Common { scores: Scores { sinks: false, ..self.scores }, ..self }
+    }
+
     /// Of these, what moving rows of q and k depends on.
     pub fn rows(&self) -> RowsCommon {
         RowsCommon { operands: self.operands.without_v(), access: self.access }
@@ -251,13 +300,19 @@ impl fmt::Display for Access {
 
 impl fmt::Display for Scores {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Scores { band, dropout, negative_scale, overlays } = *self;
+        let Scores { band, dropout, kind, overlays, sinks } = *self;
         f.write_str(match band {
             BandKind::Full => "",
             BandKind::Right => "_causal",
             BandKind::Both => "_window",
         })?;
-        let flags = [(dropout, "_drop"), (negative_scale, "_neg")];
+        let flags = [
+            (dropout, "_drop"),
+            (kind.product == Product::Negated, "_neg"),
+            (kind.product == Product::Capped, "_softcap"),
+            (kind.alibi, "_alibi"),
+            (sinks, "_sinks"),
+        ];
         flags.into_iter().filter(|(on, _)| *on).try_for_each(|(_, text)| f.write_str(text))?;
         write!(f, "{overlays}")
     }

@@ -5,7 +5,8 @@ mod overlays;
 
 pub(crate) use depends::HeadDims;
 pub use depends::{
-    Access, BandKind, Common, DeltaRows, DqSums, HopperCommon, Layout, Operands, RowsCommon, Scores,
+    Access, BandKind, Common, DeltaRows, DqSums, HopperCommon, Layout, Operands, Product, RowsCommon,
+    ScoreKind, Scores,
 };
 pub use forms::{HopperForm, HopperKeysForm, PortableForm};
 pub use overlays::{Numbers, OverlayKind, Overlays};
@@ -21,6 +22,8 @@ pub enum Config {
     Probs(ForwardKernel),
     /// delta, and lse in base 2.
     Delta(Half, Layout, DeltaRows),
+    /// Gradients of sinks.
+    Dsinks,
     /// dk and dv, and dq in pieces, by blocks that own keys.
     Keys(KeysKernel),
     /// dq.
@@ -105,6 +108,7 @@ impl fmt::Display for Config {
             Config::Dbias(DbiasKernel { common, form, pairs }) => {
                 write!(f, "sf_dbias_{common}{form}{}", if *pairs { "_x2" } else { "" })
             }
+            Config::Dsinks => f.write_str("sf_dsinks"),
             Config::Tiles => f.write_str("sf_tiles"),
             Config::Padding => f.write_str("sf_padding"),
         }

@@ -2,6 +2,7 @@
 use super::scores::ScoreStage;
 use signflash_ptx::{Acc, F32, Pred, Thread, Val, Var, Warp};
 use std::array::from_fn;
+use std::f32::consts::{LN_2, LOG2_E};
 
 /// Rows of a 16-row accumulator that one thread holds parts of: g and g + 8.
 pub(crate) const THREAD_ROWS: usize = 2;
@@ -141,31 +142,57 @@ impl<'k> OnlineSoftmax<'k> {
 
     /// The rows' sums and logarithms.
     #[track_caller]
-    pub(crate) fn finish(&self) -> RowResult<'k> {
-        RowResult::of(self.warp, self.stage, &self.max, &self.sum)
+    pub(crate) fn finish(&self, sink: Option<Val<'k, F32>>) -> RowResult<'k> {
+        RowResult::of((self.warp, self.stage), &self.max, &self.sum, sink)
     }
 }
 
 impl<'k> RowResult<'k> {
-    /// Of a thread's running maxima and sums, those of its own columns.
+    /// Of a thread's running maxima and sums, those of its own columns; and of one more score, if rows have one.
     #[track_caller]
     pub(crate) fn of(
-        warp: Warp<'k>,
-        stage: ScoreStage<'k>,
+        (warp, stage): (Warp<'k>, ScoreStage<'k>),
         max: &[Var<'k, F32>; THREAD_ROWS],
         sum: &[Var<'k, F32>; THREAD_ROWS],
+        sink: Option<Val<'k, F32>>,
     ) -> Self {
         let t = warp.threads();
         let sum: [_; THREAD_ROWS] = from_fn(|row| over_row(warp, sum[row].get(), |a, b| a + b));
+        if let Some(sink) = sink {
+            return Self::with_sink((t, stage), max, sum, sink);
+        }
         RowResult {
             inverse: sum.map(|sum| sum.eq(0.0).select(t.f32(0.0), sum.rcp())),
             lse: from_fn(|row| {
                 // The scale in base 2 would make infinities of the largest scores.
-                let (ln_2, scale) = (std::f32::consts::LN_2, stage.factor() * std::f32::consts::LN_2);
+                let (ln_2, scale) = (LN_2, stage.factor() * LN_2);
                 let lse = max[row].get().mul_add(scale, sum[row].lg2() * ln_2);
                 sum[row].eq(0.0).select(t.f32(f32::NEG_INFINITY), lse)
             }),
         }
+    }
+}
+
+impl<'k> RowResult<'k> {
+    /// The sink counts as a score that has no value. It may be larger than all others, which then are relative to it; and
+    /// it alone makes the lse of a row without keys.
+    #[track_caller]
+    fn with_sink(
+        (t, stage): (Thread<'k>, ScoreStage<'k>),
+        max: &[Var<'k, F32>; THREAD_ROWS],
+        sum: [Val<'k, F32>; THREAD_ROWS],
+        sink: Val<'k, F32>,
+    ) -> Self {
+        let rows: [_; THREAD_ROWS] = from_fn(|row| {
+            let own = max[row].get() * (stage.factor() * LN_2);
+            let top = finite(t, own.max(sink));
+            let [of_keys, of_sink] = [own, sink].map(|x| ((x - top) * LOG2_E).ex2());
+            let total = sum[row].mul_add(of_keys, of_sink);
+            let none = total.eq(0.0);
+            let inverse = none.select(t.f32(0.0), of_keys * total.rcp());
+            (inverse, none.select(t.f32(f32::NEG_INFINITY), total.lg2().mul_add(LN_2, top)))
+        });
+        RowResult { inverse: rows.map(|row| row.0), lse: rows.map(|row| row.1) }
     }
 }
 

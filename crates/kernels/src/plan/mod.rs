@@ -21,6 +21,8 @@ use crate::parts::overlays::OverlayArgs;
 use crate::parts::width::WidthArgs;
 use crate::rows::convert_dq::ConvertDqArgs;
 use crate::rows::delta::DeltaArgs;
+use crate::rows::dsinks::{DsinksArgs, UNIT};
+use crate::rows::sinks::SinksArgs;
 use crate::rows::statistics::STEP;
 use crate::sm80::backward_keys::KeysArgs;
 use crate::sm80::backward_queries::QueriesArgs;
@@ -60,11 +62,14 @@ impl ForwardChoice<'_> {
         let call = self.call;
         check_features(call.problem)?;
         let ranges = call.workspace + list_bytes(call.problem);
-        let overlays = OverlayArgs::of(call.problem, &call.scores, ranges)?;
-        let mut plan = Plan::new(call.problem, self.gpu, call.seed_and_offset_ptr, overlays);
+        let scores = ScoreArgs::of(call.problem, &call.scores, [call.seed_and_offset_ptr, ranges])?;
+        let mut plan = Plan::new(call.problem, self.gpu, scores);
         plan.lists = Lists::new(call.problem, call.cu_seqlens, (call.workspace, 0))?;
         plan.ranges_task(call.workspace)?;
+        let with_lse = plan.scores;
+        plan.scores.sinks = call.problem.sinks().then_some(SinksArgs { sinks: call.scores.sinks });
         self.forward_task(&mut plan)?;
+        plan.scores = with_lse;
         if let Some((kernel, probs)) = self.probs {
             self.probs_task(&mut plan, kernel, probs)?;
         }
@@ -153,11 +158,18 @@ impl BackwardChoice<'_> {
     pub fn tasks(&self) -> Result<Vec<Task>, CallError> {
         let call = self.call;
         check_features(call.problem)?;
-        let overlays = OverlayArgs::of(call.problem, &call.scores, call.workspace + self.workspace.ranges)?;
-        let mut plan = Plan::new(call.problem, self.gpu, call.seed_and_offset_ptr, overlays);
+        call.check_score_gradients()?;
+        let ranges = call.workspace + self.workspace.ranges;
+        let scores = ScoreArgs::of(call.problem, &call.scores, [call.seed_and_offset_ptr, ranges])?;
+        let mut plan = Plan::new(call.problem, self.gpu, scores);
         plan.lists = Lists::new(call.problem, call.cu_seqlens, (call.workspace, self.workspace.lists))?;
         plan.ranges_task(call.workspace)?;
+        if call.dsinks.is_some() && call.problem.is_packed() {
+            // Between packed sequences there are rows that nobody owns.
+            plan.tasks.push(Task::Zero { ptr: call.workspace, bytes: self.workspace.lists });
+        }
         self.delta_task(&mut plan)?;
+        self.dsinks_task(&mut plan)?;
         let (first, bytes) = (self.workspace.dq_sums, self.workspace.bytes);
         if matches!(self.dq, DqKernel::FromSums(..)) && bytes > first {
             plan.tasks.push(Task::Zero { ptr: call.workspace + first, bytes: bytes - first });
@@ -198,6 +210,23 @@ impl BackwardChoice<'_> {
         // Its rows are those of out and dout.
         let problem = ProblemArgs { head_dim: plan.problem.shape().head_dim_v as u32, ..plan.args };
         plan.launch_on_rows(launch, problem, &|list| args.push(list))
+    }
+
+    /// Gradients of the sinks, if they are asked for.
+    fn dsinks_task(&self, plan: &mut Plan<'_>) -> Result<(), CallError> {
+        let (call, Some(dsinks)) = (self.call, self.call.dsinks) else { return Ok(()) };
+        let units_per_sequence = stat_rows(plan.problem) / u64::from(UNIT);
+        let args = DsinksArgs {
+            sinks: call.scores.sinks,
+            dsinks,
+            stats: call.workspace,
+            units: (plan.problem.shape().batch as u64 * units_per_sequence) as u32,
+            units_per_sequence: units_per_sequence as u32,
+            ds_divisor: self.ds_divisor(plan),
+        };
+        let blocks = plan.problem.shape().num_heads as u64;
+        let launch = Launch { config: Config::Dsinks, blocks, list: None };
+        plan.launch_on_rows(launch, plan.args, &|list| args.push(list))
     }
 
     fn keys_task(&self, plan: &mut Plan<'_>) -> Result<(), CallError> {
@@ -264,9 +293,8 @@ impl BackwardChoice<'_> {
 }
 
 impl<'a> Plan<'a> {
-    fn new(problem: &'a Problem, gpu: Gpu, seed_and_offset_ptr: u64, overlays: OverlayArgs) -> Self {
-        let (args, scores) = (of_problem(problem), ScoreArgs::of(problem, seed_and_offset_ptr, overlays));
-        Plan { problem, gpu, args, scores, lists: None, tasks: vec![] }
+    fn new(problem: &'a Problem, gpu: Gpu, scores: ScoreArgs) -> Self {
+        Plan { problem, gpu, args: of_problem(problem), scores, lists: None, tasks: vec![] }
     }
 
     /// Finds the keys that a mask leaves, if it is the same for all queries. The address is that of the workspace.

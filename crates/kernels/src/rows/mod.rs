@@ -3,6 +3,8 @@
 pub(crate) mod convert_dq;
 pub(crate) mod delta;
 pub(crate) mod dq_sums;
+pub(crate) mod dsinks;
 pub(crate) mod head;
 pub(crate) mod lse;
+pub(crate) mod sinks;
 pub(crate) mod statistics;

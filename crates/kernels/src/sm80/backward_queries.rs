@@ -19,11 +19,11 @@ use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, kernel_args};
 use crate::parts::dropout::{DropSigns, Philox, Stream};
 use crate::parts::epilogue::store_rows;
 use crate::parts::hiding::{SeenKeys, first_column, hide_keys};
-use crate::parts::overlays::{ByQueries, OverlayVals};
+use crate::parts::overlays::{ByQueries, OverlayVals, dynamic};
 use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
-use crate::parts::scores::score_gradient;
+use crate::parts::scores::{HeadScores, ScoreVals, Weights, score_gradient};
 use crate::parts::softmax::{THREAD_ROWS, scale_rows};
-use crate::parts::visibility::{BandVals, KeyTiles};
+use crate::parts::visibility::KeyTiles;
 use crate::parts::width::Widths;
 use crate::rows::head::QueryHeads;
 use crate::rows::statistics::StatRows;
@@ -60,12 +60,12 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel
         let packed = common.operands.layout.is_packed().then(|| PackedVals::declare(cta));
         let args = QueriesVals::declare(cta);
         let widths = Widths::declare(cta, &problem, common);
-        let band = BandVals::declare(cta, common.scores.band);
+        let scores = ScoreVals::declare(cta, &common.scores);
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let overlays = OverlayVals::declare(cta, common.scores.overlays, common.operands.layout);
         let smem = Smem::plan(cta, common, form);
         let block =
-            QueryBlock::locate(cta, common, form, (problem, widths), packed.as_ref(), (band, overlays));
+            QueryBlock::locate(cta, common, form, (problem, widths), packed.as_ref(), (scores, overlays));
         Queries { block, args, dropout, smem }.run();
     })
 }
@@ -112,6 +112,7 @@ struct Own<'a, 'k> {
     seen: Vec<[SeenKeys<'k>; THREAD_ROWS]>,
     overlays: Vec<Option<ByQueries<'k>>>,
     stream: Option<(Stream<'k>, DropSigns<'k>)>,
+    scores: HeadScores<'k>,
 }
 
 impl<'k> Queries<'_, 'k> {
@@ -191,6 +192,7 @@ impl<'k> Queries<'_, 'k> {
             stream: self.dropout.as_ref().map(|args| {
                 (Philox::new(warp, args).stream(t, work.sequence, work.head), DropSigns::new(t, args))
             }),
+            scores: self.block.head_scores(),
         }
     }
 
@@ -205,12 +207,16 @@ impl<'k> Queries<'_, 'k> {
         let (k, v) = (slot, slot.at(self.smem.layout.bytes(self.block.form.step)));
         let dims = self.block.common.operands.dims();
         let s = self.product(own.q, k, dims.q);
-        for (s, overlays) in s.iter().zip(&own.overlays) {
-            self.block.prepare(s, overlays.as_ref(), tile);
+        let read: Vec<_> =
+            own.overlays.iter().map(|overlays| self.block.read(overlays.as_ref(), tile)).collect();
+        let mut weights: Vec<Weights<'_, 'k>> = vec![];
+        for ((i, s), read) in (0..).zip(&s).zip(&read) {
+            let (warp, place) = (self.block.cta.warps(), || self.block.place(own.first_row + 16 * i, tile));
+            weights.push(own.scores.prepare_for_gradients(warp, s, place, dynamic(read)));
         }
         let dp = self.product(own.dout, v, dims.v);
         for (i, (s, dp)) in s.iter().zip(&dp).enumerate() {
-            self.gradients(own, i, s, dp, tile);
+            self.gradients(own, i, (s, &weights[i]), dp, tile);
         }
         self.block.cta.when(keys.is_edge(tile), |_| self.zero_hidden(own, &dp, tile));
         dp.iter().map(|dp| pack(dp, self.block.common.operands.half, false)).collect()
@@ -229,7 +235,14 @@ impl<'k> Queries<'_, 'k> {
     }
 
     /// dp becomes ds, for 16 rows.
-    fn gradients(&self, own: &Own<'_, 'k>, i: usize, s: &Acc<'k>, dp: &Acc<'k>, tile: Val<'k, U32>) {
+    fn gradients(
+        &self,
+        own: &Own<'_, 'k>,
+        i: usize,
+        (s, weights): (&Acc<'k>, &Weights<'_, 'k>),
+        dp: &Acc<'k>,
+        tile: Val<'k, U32>,
+    ) {
         let row16 = self.dropout.map(|args| {
             args.first_row16 + ((own.first_row + self.block.problem.row_shift) >> 4u32) + i as u32
         });
@@ -243,11 +256,16 @@ impl<'k> Queries<'_, 'k> {
                     let column32 = args.first_column32 + tile * (self.block.form.step / 32) + block as u32;
                     stream.block(row16, column32).map(|word| signs.dropped(word))
                 });
-            for (group, register) in (0..4).flat_map(|group| (0..4).map(move |r| (4 * block + group, r))) {
-                let [negative_lse, delta] = own.stats[i][register / 2];
-                let p = self.block.stage().weight(s.at(group, register).get(), negative_lse);
-                let p = flags.map_or(p, |flags| DropSigns::sign(p, flags[group % 4], register as u32));
-                score_gradient(&dp.at(group, register), p, delta, flags.is_some());
+            for group in (0..4).map(|group| 4 * block + group) {
+                let weights = weights.of_group(group);
+                for register in 0..4 {
+                    let [negative_lse, delta] = own.stats[i][register / 2];
+                    let prepared = s.at(group, register).get();
+                    let p = weights.of(register, prepared, negative_lse);
+                    let p = flags.map_or(p, |flags| DropSigns::sign(p, flags[group % 4], register as u32));
+                    let p = weights.bent(p, prepared);
+                    score_gradient(&dp.at(group, register), p, delta, flags.is_some());
+                }
             }
         }
     }

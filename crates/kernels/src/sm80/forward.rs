@@ -18,13 +18,15 @@ use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, kernel_args};
 use crate::parts::dropout::{PackedKeep, Philox, Stream};
 use crate::parts::epilogue::store_rows;
 use crate::parts::hiding::{SeenKeys, first_column, hide_keys};
-use crate::parts::overlays::{ByQueries, OverlayVals};
+use crate::parts::overlays::{ByQueries, OverlayVals, dynamic};
 use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
+use crate::parts::scores::{HeadScores, ScoreVals};
 use crate::parts::softmax::{OnlineSoftmax, RowResult, THREAD_ROWS, scale_rows};
-use crate::parts::visibility::BandVals;
 use crate::parts::width::Widths;
+use crate::parts::work::Work;
 use crate::rows::head::QueryHeads;
 use crate::rows::lse::LseRows;
+use crate::rows::sinks::SinksVals;
 use signflash_ptx::{
     Acc, B32, Builder, CopyRing, Cta, F32, Kernel, LaunchBounds, SmemAddr, TileLayout, U32, Val, Warp,
 };
@@ -58,13 +60,14 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel
         let packed = common.operands.layout.is_packed().then(|| PackedVals::declare(cta));
         let args = ForwardVals::declare(cta);
         let widths = Widths::declare(cta, &problem, common);
-        let band = BandVals::declare(cta, common.scores.band);
+        let scores = ScoreVals::declare(cta, &common.scores);
+        let sinks = common.scores.sinks.then(|| SinksVals::declare(cta));
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let overlays = OverlayVals::declare(cta, common.scores.overlays, common.operands.layout);
         let smem = Smem::plan(cta, common, form);
         let block =
-            QueryBlock::locate(cta, common, form, (problem, widths), packed.as_ref(), (band, overlays));
-        Forward { block, args, smem }.run(dropout);
+            QueryBlock::locate(cta, common, form, (problem, widths), packed.as_ref(), (scores, overlays));
+        Forward { block, args, sinks, smem }.run(dropout);
     })
 }
 
@@ -95,6 +98,7 @@ impl<'k> Smem<'k> {
 struct Forward<'a, 'k> {
     block: QueryBlock<'a, 'k>,
     args: ForwardVals<'k>,
+    sinks: Option<SinksVals<'k>>,
     smem: Smem<'k>,
 }
 
@@ -130,10 +134,8 @@ impl<'k> Forward<'_, 'k> {
                 let tile = n.get();
                 let slot = self.smem.kv.take(cta);
                 kv.fill(tile + 1);
-                let mut s = self.scores(warp, &q, Operand { lanes: &lanes, tile: slot.address() });
-                for (s, overlays) in s.iter().zip(&rows.overlays) {
-                    self.block.prepare(s, overlays.as_ref(), tile);
-                }
+                let mut s = self.products(warp, &q, Operand { lanes: &lanes, tile: slot.address() });
+                rows.prepare(&s, tile);
                 cta.when(keys.is_edge(tile), |_| {
                     rows.hide(&s, tile * form.step - problem.column_shift);
                 });
@@ -165,7 +167,7 @@ impl<'k> Forward<'_, 'k> {
     }
 
     /// s = q k^T of this warp's rows and a tile of keys.
-    fn scores(&self, warp: Warp<'k>, q: &QueryFragments<'_, 'k>, k: Operand<'_, 'k>) -> Vec<Acc<'k>> {
+    fn products(&self, warp: Warp<'k>, q: &QueryFragments<'_, 'k>, k: Operand<'_, 'k>) -> Vec<Acc<'k>> {
         let mut s: Vec<Acc<'k>> =
             (0..self.block.form.row_tiles).map(|_| warp.acc(self.block.form.step)).collect();
         s.iter().for_each(Acc::clear);
@@ -190,8 +192,10 @@ impl<'k> Forward<'_, 'k> {
         keep_scale: Option<Val<'k, F32>>,
     ) {
         let (warp, t) = (self.block.cta.warps(), self.block.cta.threads());
+        let Work { sequence, head, .. } = self.block.work;
+        let sink = self.sinks.map(|sinks| sinks.of_head(t, sequence, head));
         for (i, out) in out.iter().enumerate() {
-            let RowResult { inverse, lse } = rows.softmax[i].finish();
+            let RowResult { inverse, lse } = rows.softmax[i].finish(sink);
             scale_rows(out, inverse.map(|inverse| keep_scale.map_or(inverse, |scale| inverse * scale)));
             let to = LseRows::of(
                 QueryHeads::of(&self.block.problem, self.block.work.sequence).nth(self.block.work.head),
@@ -237,6 +241,7 @@ struct Rows16<'a, 'k> {
     forward: &'a Forward<'a, 'k>,
     softmax: Vec<OnlineSoftmax<'k>>,
     overlays: Vec<Option<ByQueries<'k>>>,
+    scores: HeadScores<'k>,
     first: Val<'k, U32>,
 }
 
@@ -245,7 +250,18 @@ impl<'a, 'k> Rows16<'a, 'k> {
         let softmax = |_| OnlineSoftmax::new(forward.block.cta.warps(), forward.block.stage());
         let row_tiles = 0..forward.block.form.row_tiles;
         let overlays = row_tiles.clone().map(|i| forward.block.overlays_of(|| first + 16 * i)).collect();
-        Rows16 { forward, softmax: row_tiles.map(softmax).collect(), overlays, first }
+        let scores = forward.block.head_scores();
+        Rows16 { forward, softmax: row_tiles.map(softmax).collect(), overlays, scores, first }
+    }
+
+    /// Products become scores.
+    fn prepare(&self, s: &[Acc<'k>], tile: Val<'k, U32>) {
+        let block = &self.forward.block;
+        for ((i, s), overlays) in (0..).zip(s).zip(&self.overlays) {
+            let read = block.read(overlays.as_ref(), tile);
+            let place = || block.place(self.first + 16 * i, tile);
+            self.scores.prepare(block.cta.warps(), s, place, dynamic(&read));
+        }
     }
 
     /// Few tiles need this: what rows see is derived anew, not kept in registers.

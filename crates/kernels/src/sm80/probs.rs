@@ -11,11 +11,11 @@ use crate::parts::args::{DeviceTensor, DropoutVals, HeadRows, ProblemVals, kerne
 use crate::parts::copy::{TileCopy, TileRows};
 use crate::parts::dropout::{DropSigns, Philox, Stream};
 use crate::parts::hiding::{SeenKeys, first_column};
-use crate::parts::overlays::{ByQueries, OverlayOf, OverlayVals};
+use crate::parts::overlays::{ByQueries, OverlayVals, dynamic};
 use crate::parts::product::{Lanes, Operand, mma_abt};
-use crate::parts::scores::ScoreStage;
+use crate::parts::scores::{Place, RowsAre, ScoreStage, ScoreVals};
 use crate::parts::softmax::{THREAD_ROWS, lse_of_p};
-use crate::parts::visibility::{BandVals, Sight};
+use crate::parts::visibility::Sight;
 use crate::parts::work::Work;
 use crate::rows::head::QueryHeads;
 use crate::rows::lse::LseRows;
@@ -53,7 +53,7 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel
         let problem = ProblemVals::declare(cta);
         let matrices = common.operands.layout.is_packed().then(|| MatricesVals::declare(cta));
         let args = ProbsVals::declare(cta);
-        let band = BandVals::declare(cta, common.scores.band);
+        let scores = ScoreVals::declare(cta, &common.scores);
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let overlays = OverlayVals::declare(cta, common.scores.overlays, common.operands.layout);
         let layout = TileLayout::new(common.operands.head_dim);
@@ -63,7 +63,8 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm) -> Kernel
             None => Work::locate(cta, &problem, problem.query_tiles(form.rows()), problem.num_heads, false),
             Some(matrices) => matrices.locate(cta, &problem, form.rows()),
         };
-        ProbsKernel { cta, common, form, problem, matrices, args, band, dropout, overlays, q, k, work }.run();
+        ProbsKernel { cta, common, form, problem, matrices, args, scores, dropout, overlays, q, k, work }
+            .run();
     })
 }
 
@@ -74,7 +75,7 @@ struct ProbsKernel<'a, 'k> {
     problem: ProblemVals<'k>,
     matrices: Option<MatricesVals<'k>>,
     args: ProbsVals<'k>,
-    band: Option<BandVals<'k>>,
+    scores: ScoreVals<'k>,
     dropout: Option<DropoutVals<'k>>,
     overlays: Option<OverlayVals<'k>>,
     q: SmemAddr<'k>,
@@ -97,7 +98,8 @@ struct Row<'k> {
 impl<'k> ProbsKernel<'_, 'k> {
     fn run(&self) {
         let ProbsKernel { cta, common, form, problem, work, .. } = self;
-        let (warp, t, stage) = (cta.warps(), cta.threads(), self.stage());
+        let (warp, t) = (cta.warps(), cta.threads());
+        let scores = self.stage().of_head(t, work.sequence, || work.head);
         let first_row = work.block * form.rows() - problem.row_shift;
         let rows =
             |rows: HeadRows<'k>, first, seqlen| TileRows { rows, first, seqlen, head_dim: problem.head_dim };
@@ -151,7 +153,12 @@ impl<'k> ProbsKernel<'_, 'k> {
                     let read = overlays[i]
                         .as_ref()
                         .map(|overlays| overlays.read(tile * form.step - problem.column_shift, form.step));
-                    stage.prepare(s, read.as_ref().map(|read| read as &dyn OverlayOf<'k>));
+                    let place = || Place {
+                        rows_are: RowsAre::Queries,
+                        row: first_row + own_row + 16 * i as u32 + (t.lane() >> 2),
+                        column: tile * form.step - problem.column_shift + first_column(t),
+                    };
+                    scores.prepare(warp, s, place, dynamic(&read));
                     let row16 = (first_row + own_row + problem.row_shift) >> 4u32;
                     let flags = drawn.as_ref().map(|(stream, signs, args)| {
                         self.flags(
@@ -173,11 +180,11 @@ impl<'k> ProbsKernel<'_, 'k> {
     fn sight(&self) -> Sight<'k> {
         let t = self.cta.threads();
         let range = self.overlays.as_ref().and_then(|overlays| overlays.range(t, self.work.sequence));
-        Sight::new(t, &self.problem, self.work.sequence, self.band).within(range)
+        Sight::new(t, &self.problem, self.work.sequence, self.scores.band).within(range)
     }
 
     fn stage(&self) -> ScoreStage<'k> {
-        ScoreStage::new(self.cta.threads(), &self.problem, self.common.scores)
+        ScoreStage::new(self.cta.threads(), &self.problem, self.scores, self.common.scores)
     }
 
     fn rows(&self, first: Val<'k, U32>) -> [Row<'k>; THREAD_ROWS] {

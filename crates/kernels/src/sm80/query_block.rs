@@ -3,12 +3,13 @@ use crate::config::{BandKind, Common, PortableForm};
 use crate::packed::PackedVals;
 use crate::parts::args::{HeadRows, ProblemVals, TensorVals};
 use crate::parts::copy::TileRows;
-use crate::parts::overlays::{ByQueries, OverlayOf, OverlayVals};
-use crate::parts::scores::ScoreStage;
-use crate::parts::visibility::{BandVals, KeyTiles, SeenRange, Sight};
+use crate::parts::hiding::first_column;
+use crate::parts::overlays::{ByQueries, KeysRead, OverlayVals};
+use crate::parts::scores::{HeadScores, Place, RowsAre, ScoreStage, ScoreVals};
+use crate::parts::visibility::{KeyTiles, SeenRange, Sight};
 use crate::parts::width::{Width, Widths};
 use crate::parts::work::Work;
-use signflash_ptx::{Acc, CopyRing, Cta, SmemAddr, U32, Val};
+use signflash_ptx::{CopyRing, Cta, SmemAddr, U32, Val};
 
 /// Where a block's queries are, and how its threads bring tiles.
 pub(super) struct QueryBlock<'a, 'k> {
@@ -17,7 +18,7 @@ pub(super) struct QueryBlock<'a, 'k> {
     pub(super) form: &'a PortableForm,
     pub(super) problem: ProblemVals<'k>,
     pub(super) widths: Widths<'k>,
-    band: Option<BandVals<'k>>,
+    scores: ScoreVals<'k>,
     overlays: Option<OverlayVals<'k>>,
     pub(super) work: Work<'k>,
     /// The keys that some query may see, if not all.
@@ -42,7 +43,7 @@ impl<'a, 'k> QueryBlock<'a, 'k> {
         form: &'a PortableForm,
         (problem, widths): (ProblemVals<'k>, Widths<'k>),
         packed: Option<&PackedVals<'k>>,
-        (band, overlays): (Option<BandVals<'k>>, Option<OverlayVals<'k>>),
+        (scores, overlays): (ScoreVals<'k>, Option<OverlayVals<'k>>),
     ) -> Self {
         let reversed = common.scores.band != BandKind::Full;
         let work = match packed {
@@ -56,7 +57,7 @@ impl<'a, 'k> QueryBlock<'a, 'k> {
             }
         };
         let range = overlays.as_ref().and_then(|overlays| overlays.range(cta.threads(), work.sequence));
-        QueryBlock { cta, common, form, problem, widths, band, overlays, work, range }
+        QueryBlock { cta, common, form, problem, widths, scores, overlays, work, range }
     }
 
     /// Its first query; before the tensor's first, if a shard starts there.
@@ -65,7 +66,7 @@ impl<'a, 'k> QueryBlock<'a, 'k> {
     }
 
     pub(super) fn sight(&self) -> Sight<'k> {
-        Sight::new(self.cta.threads(), &self.problem, self.work.sequence, self.band).within(self.range)
+        Sight::new(self.cta.threads(), &self.problem, self.work.sequence, self.scores.band).within(self.range)
     }
 
     /// What is added to the scores of a lane's two of 16 queries, if anything is.
@@ -81,15 +82,28 @@ impl<'a, 'k> QueryBlock<'a, 'k> {
         tile * self.form.step - self.problem.column_shift
     }
 
-    /// Products of 16 queries and a tile of keys become t, in place.
-    pub(super) fn prepare(&self, s: &Acc<'k>, overlays: Option<&ByQueries<'k>>, tile: Val<'k, U32>) {
-        let read = overlays.map(|overlays| overlays.read(self.first_key(tile), self.form.step));
-        self.stage().prepare(s, read.as_ref().map(|read| read as &dyn OverlayOf<'k>));
+    /// What is added to the scores of 16 queries and a tile of keys, if anything is.
+    pub(super) fn read(&self, overlays: Option<&ByQueries<'k>>, tile: Val<'k, U32>) -> Option<KeysRead<'k>> {
+        overlays.map(|overlays| overlays.read(self.first_key(tile), self.form.step))
+    }
+
+    /// Where a thread's part of the scores of 16 queries and a tile of keys lies.
+    #[track_caller]
+    pub(super) fn place(&self, first_row: Val<'k, U32>, tile: Val<'k, U32>) -> Place<'k> {
+        let t = self.cta.threads();
+        let (row, column) = (first_row + (t.lane() >> 2), self.first_key(tile) + first_column(t));
+        Place { rows_are: RowsAre::Queries, row, column }
+    }
+
+    /// What becomes of the scores of the block's head.
+    pub(super) fn head_scores(&self) -> HeadScores<'k> {
+        let Work { sequence, head, .. } = self.work;
+        self.stage().of_head(self.cta.threads(), sequence, || head)
     }
 
     /// What becomes of scores.
     pub(super) fn stage(&self) -> ScoreStage<'k> {
-        ScoreStage::new(self.cta.threads(), &self.problem, self.common.scores)
+        ScoreStage::new(self.cta.threads(), &self.problem, self.scores, self.common.scores)
     }
 
     /// Queries of a tensor, from `first` on.

@@ -25,9 +25,10 @@ use super::steps::Steps;
 use crate::config::{BandKind, HopperCommon, HopperForm};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
 use crate::parts::overlays::{ByQueries, OverlayVals};
-use crate::parts::scores::ScoreStage;
-use crate::parts::visibility::{BandVals, KeyTiles, SeenRange, Sight};
+use crate::parts::scores::{ScoreStage, ScoreVals};
+use crate::parts::visibility::{KeyTiles, SeenRange, Sight};
 use crate::parts::work::Work;
+use crate::rows::sinks::SinksVals;
 use signflash_ptx::{Builder, Cta, Kernel, LaunchBounds, TensorMap, Thread, U32, Val, Warp, Warpgroup};
 
 kernel_args! {
@@ -56,12 +57,14 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperForm) -> Ke
         let problem = ProblemVals::declare(cta);
         let shares = Shares::declare(cta, common.operands.layout);
         let args = ForwardVals::declare(cta);
-        let band = BandVals::declare(cta, common.scores.band);
+        let scores = ScoreVals::declare(cta, &common.scores);
+        let sinks = common.scores.sinks.then(|| SinksVals::declare(cta));
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let overlays = OverlayVals::declare(cta, common.scores.overlays, common.operands.layout);
         let smem = Pipeline::plan(cta, common, form);
         cta.sync(); // barriers are initialised
-        let block = Block { cta, common, form, problem, args, band, dropout, overlays, smem, shares };
+        let block =
+            Block { cta, common, form, problem, args, scores, sinks, dropout, overlays, smem, shares };
         by_role(cta, form, |wg| block.multiply(wg), |warp| block.draw(warp), |t| block.copy(t));
     })
 }
@@ -101,7 +104,8 @@ pub(super) struct Block<'a, 'k> {
     pub(super) form: &'a HopperForm,
     pub(super) problem: ProblemVals<'k>,
     pub(super) args: ForwardVals<'k>,
-    band: Option<BandVals<'k>>,
+    scores: ScoreVals<'k>,
+    pub(super) sinks: Option<SinksVals<'k>>,
     pub(super) dropout: Option<DropoutVals<'k>>,
     overlays: Option<OverlayVals<'k>>,
     pub(super) smem: Pipeline<'k>,
@@ -127,7 +131,7 @@ impl<'k> Block<'_, 'k> {
 
     /// What the queries of a sequence see.
     fn sight(&self, work: &Work<'k>, range: Option<SeenRange<'k>>) -> Sight<'k> {
-        Sight::new(self.cta.threads(), &self.problem, work.sequence, self.band).within(range)
+        Sight::new(self.cta.threads(), &self.problem, work.sequence, self.scores.band).within(range)
     }
 
     /// What the queries of a tile see.
@@ -148,7 +152,7 @@ impl<'k> Block<'_, 'k> {
 
     /// What becomes of scores.
     pub(super) fn stage(&self) -> ScoreStage<'k> {
-        ScoreStage::new(self.cta.threads(), &self.problem, self.common.scores)
+        ScoreStage::new(self.cta.threads(), &self.problem, self.scores, self.common.scores)
     }
 
     pub(super) fn tile(&self, work: Work<'k>) -> Tile<'k> {

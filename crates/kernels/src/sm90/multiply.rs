@@ -5,14 +5,15 @@ use super::out::OutTile;
 use super::softmax::{LateSoftmax, Selectors};
 use super::turns::Turns;
 use crate::parts::hiding::{SeenKeys, first_column, hide_keys};
-use crate::parts::overlays::{ByQueries, KeysRead, OverlayOf};
+use crate::parts::overlays::{ByQueries, KeysRead, dynamic};
+use crate::parts::scores::{HeadScores, Place, RowsAre};
 use crate::parts::softmax::{RowResult, THREAD_ROWS, scale_rows};
 use crate::parts::work::Work;
 use crate::rows::head::QueryHeads;
 use crate::rows::lse::LseRows;
 use signflash_ptx::{
-    Acc, B32, BoxTile, BulkRingConsumer, Columns, FullStage, PendingProduct, Product, Rows, U32, Val, Var,
-    Warp, Warpgroup,
+    Acc, B32, BoxTile, BulkRingConsumer, Columns, F32, FullStage, PendingProduct, Product, Rows, U32, Val,
+    Var, Warp, Warpgroup,
 };
 
 /// A warpgroup that multiplies.
@@ -27,6 +28,9 @@ struct At<'a, 'k> {
     first_row: Val<'k, U32>,
     q: BoxTile<'k>,
     overlays: Option<ByQueries<'k>>,
+    scores: HeadScores<'k>,
+    /// One more score of each row, if rows have one.
+    sink: Option<Val<'k, F32>>,
 }
 
 /// What a warpgroup carries from step to step and from tile to tile.
@@ -109,7 +113,12 @@ impl<'k> Block<'_, 'k> {
         read: Option<KeysRead<'k>>,
         (at, step): (&At<'_, 'k>, Val<'k, U32>),
     ) {
-        self.stage().prepare(s, read.as_ref().map(|read| read as &dyn OverlayOf<'k>));
+        let place = || Place {
+            rows_are: RowsAre::Queries,
+            row: own_row(warp, at.first_row, 0),
+            column: self.first_key(step) + first_column(warp.threads()),
+        };
+        at.scores.prepare(warp, s, place, dynamic(&read));
         warp.when(at.tile.keys.is_edge(step), |warp| {
             let sight = self.sight_of(at.tile);
             let seen: [_; THREAD_ROWS] =
@@ -194,7 +203,11 @@ impl<'a, 'k> Multiplier<'a, 'k> {
         let first_row = tile.first_row + rows.wg_number * WG_ROWS;
         let own = || [0, 1].map(|lower| own_row(warp, first_row, lower));
         let overlays = rows.block.overlays_of(warp, tile, own);
-        let at = At { tile, first_row, q: BoxTile::new(q_stage.address(), WG_ROWS), overlays };
+        let (Work { sequence, head, .. }, t) = (tile.work, wg.threads());
+        let scores = rows.block.stage().of_head(t, sequence, || head);
+        let sink = rows.block.sinks.map(|sinks| sinks.of_head(t, sequence, head));
+        let q_tile = BoxTile::new(q_stage.address(), WG_ROWS);
+        let at = At { tile, first_row, q: q_tile, overlays, scores, sink };
         rows.first(&at);
         let next = tile.steps.second.var();
         wg.while_(
@@ -265,7 +278,7 @@ impl<'k> OwnRows<'_, 'k> {
             let out = sums.wait();
             v_stage.release_products(warp);
             store.meet(wg); // the four warps' products have read the queries
-            block.finish(wg, softmax.finish(), out, store, at);
+            block.finish(wg, softmax.finish(at.sink), out, store, at);
             // The next queries come when the storing warp lets go, too.
             store.wait_stored(wg);
             q_stage.release(warp);
@@ -274,7 +287,7 @@ impl<'k> OwnRows<'_, 'k> {
             let out = sums.wait();
             v_stage.release_products(warp);
             store.wait(wg);
-            block.finish(wg, softmax.finish(), out, store, at);
+            block.finish(wg, softmax.finish(at.sink), out, store, at);
         }
     }
 }

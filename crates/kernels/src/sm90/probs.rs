@@ -17,10 +17,10 @@ use super::schedule::{Schedule, Shares};
 use crate::config::{HopperCommon, HopperForm};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
 use crate::parts::hiding::{SeenKeys, first_column, hide_packed};
-use crate::parts::overlays::{ByQueries, OverlayOf, OverlayVals};
-use crate::parts::scores::ScoreStage;
+use crate::parts::overlays::{ByQueries, OverlayVals, dynamic};
+use crate::parts::scores::{HeadScores, Place, RowsAre, ScoreStage, ScoreVals};
 use crate::parts::softmax::{THREAD_ROWS, lse_of_p};
-use crate::parts::visibility::{BandVals, Sight};
+use crate::parts::visibility::Sight;
 use crate::parts::work::Work;
 use crate::rows::head::QueryHeads;
 use crate::rows::lse::LseRows;
@@ -52,12 +52,12 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperForm) -> Ke
         let problem = ProblemVals::declare(cta);
         let shares = Shares::declare(cta, common.operands.layout);
         let args = ProbsVals::declare(cta);
-        let band = BandVals::declare(cta, common.scores.band);
+        let scores = ScoreVals::declare(cta, &common.scores);
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let overlays = OverlayVals::declare(cta, common.scores.overlays, common.operands.layout);
         let smem = Smem::plan(cta, common, form);
         cta.sync(); // barriers are initialised
-        let block = Block { cta, common, form, problem, shares, args, band, dropout, overlays, smem };
+        let block = Block { cta, common, form, problem, shares, args, scores, dropout, overlays, smem };
         by_role(cta, form, |wg| block.multiply(wg), |warp| block.draw(warp), |t| block.copy(t));
     })
 }
@@ -102,7 +102,7 @@ struct Block<'a, 'k> {
     problem: ProblemVals<'k>,
     shares: Shares<'k>,
     args: ProbsVals<'k>,
-    band: Option<BandVals<'k>>,
+    scores: ScoreVals<'k>,
     dropout: Option<DropoutVals<'k>>,
     overlays: Option<OverlayVals<'k>>,
     smem: Smem<'k>,
@@ -110,10 +110,13 @@ struct Block<'a, 'k> {
 
 /// A thread's two rows.
 struct OwnRows<'k> {
+    /// The first of them.
+    first: Val<'k, U32>,
     /// -lse in base 2; -inf for rows without keys and beyond the end.
     shift: [Val<'k, F32>; THREAD_ROWS],
     seen: [SeenKeys<'k>; THREAD_ROWS],
     overlays: Option<ByQueries<'k>>,
+    scores: HeadScores<'k>,
 }
 
 /// Named barriers from this one on keep a warpgroup's threads together.
@@ -134,7 +137,7 @@ impl<'k> Block<'_, 'k> {
     }
 
     fn stage(&self) -> ScoreStage<'k> {
-        ScoreStage::new(self.cta.threads(), &self.problem, self.common.scores)
+        ScoreStage::new(self.cta.threads(), &self.problem, self.scores, self.common.scores)
     }
 
     fn draw(&self, warp: Warp<'k>) {
@@ -265,8 +268,13 @@ impl<'k> Block<'_, 'k> {
         let product = Product { rows, columns, depth, half, add: false, columns_at_once: None };
         let scores = wg.multiply(s, &product);
         let read = own.overlays.as_ref().map(|own| own.read(step * self.form.step, self.form.step));
-        let s = scores.wait();
-        self.stage().prepare(s, read.as_ref().map(|read| read as &dyn OverlayOf<'k>));
+        let (s, warp) = (scores.wait(), wg.warps());
+        let place = || Place {
+            rows_are: RowsAre::Queries,
+            row: own.first,
+            column: step * self.form.step + first_column(warp.threads()),
+        };
+        own.scores.prepare(warp, s, place, dynamic(&read));
     }
 
     fn own_rows(&self, warp: Warp<'k>, work: &Work<'k>, first_row: Val<'k, U32>) -> OwnRows<'k> {
@@ -283,12 +291,13 @@ impl<'k> Block<'_, 'k> {
             -(lse.get() * LOG2_E)
         };
         let range = self.overlays.as_ref().and_then(|overlays| overlays.range(t, work.sequence));
-        let sight = Sight::new(t, problem, work.sequence, self.band).within(range);
+        let sight = Sight::new(t, problem, work.sequence, self.scores.band).within(range);
         let seen = |lower| SeenKeys::of(&sight, row(lower));
         let overlays = self.overlays.as_ref();
         let overlays =
             overlays.map(|of| ByQueries::new(warp, of, (work.sequence, work.head), [row(0), row(1)]));
-        OwnRows { shift: from_fn(shift), seen: from_fn(seen), overlays }
+        let scores = self.stage().of_head(t, work.sequence, || work.head);
+        OwnRows { first, shift: from_fn(shift), seen: from_fn(seen), overlays, scores }
     }
 
     /// For each 16 keys four packed pairs, with signs.

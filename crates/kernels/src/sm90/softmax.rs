@@ -263,10 +263,10 @@ impl<'k> LateSoftmax<'k> {
 
     /// The rows' sums and logarithms.
     #[track_caller]
-    pub(crate) fn finish(&self) -> RowResult<'k> {
+    pub(crate) fn finish(&self, sink: Option<Val<'k, F32>>) -> RowResult<'k> {
         if let Some(lift) = self.lift {
             self.sum.iter().for_each(|sum| sum.set(sum.get() * (-lift).exp2()));
         }
-        RowResult::of(self.warp, self.stage, &self.max, &self.sum)
+        RowResult::of((self.warp, self.stage), &self.max, &self.sum, sink)
     }
 }

@@ -163,6 +163,11 @@ pub(crate) trait OverlayOf<'k> {
     fn of(&self, group: usize) -> [Overlay<'k>; 4];
 }
 
+/// What was read, if anything was, of whichever orientation.
+pub(crate) fn dynamic<'a, 'k, T: OverlayOf<'k>>(read: &'a Option<T>) -> Option<&'a dyn OverlayOf<'k>> {
+    read.as_ref().map(|read| read as &dyn OverlayOf<'k>)
+}
+
 impl<'k> Overlay<'k> {
     /// Of a bias and of what a mask says, one of which there is.
     #[track_caller]

@@ -37,9 +37,9 @@ use crate::parts::cursor::Cursor;
 use crate::parts::epilogue::{stage_packed, store_rows};
 use crate::parts::overlays::{ByKeys, OverlayVals};
 use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
-use crate::parts::scores::ScoreStage;
+use crate::parts::scores::{ScoreStage, ScoreVals};
 use crate::parts::softmax::scale_rows;
-use crate::parts::visibility::{BandVals, SeenRange, Sight};
+use crate::parts::visibility::{SeenRange, Sight};
 use crate::parts::width::{Width, Widths};
 use crate::parts::work::Work;
 use crate::rows::head::QueryHeads;
@@ -79,7 +79,7 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm, sums: DqS
         let packed = common.operands.layout.is_packed().then(|| PackedVals::declare(cta));
         let args = KeysVals::declare(cta);
         let widths = Widths::declare(cta, &problem, common);
-        let band = BandVals::declare(cta, common.scores.band);
+        let scores = ScoreVals::declare(cta, &common.scores);
         let dropout = common.scores.dropout.then(|| Dropout::new(cta.warps(), DropoutVals::declare(cta)));
         let overlays = OverlayVals::declare(cta, common.scores.overlays, common.operands.layout);
         let smem = Smem::plan(cta, common, form, sums);
@@ -89,7 +89,7 @@ pub(crate) fn kernel(name: &str, common: &Common, form: &PortableForm, sums: DqS
             Some(packed) => Work::listed(cta, &problem, packed, cta.index(), heads),
         };
         let range = overlays.as_ref().and_then(|overlays| overlays.range(cta.threads(), work.sequence));
-        Keys { cta, common, form, sums, problem, widths, args, band, dropout, overlays, smem, work, range }
+        Keys { cta, common, form, sums, problem, widths, args, scores, dropout, overlays, smem, work, range }
             .run();
     })
 }
@@ -102,7 +102,7 @@ struct Keys<'a, 'k> {
     problem: ProblemVals<'k>,
     widths: Widths<'k>,
     args: KeysVals<'k>,
-    band: Option<BandVals<'k>>,
+    scores: ScoreVals<'k>,
     dropout: Option<Dropout<'k>>,
     overlays: Option<OverlayVals<'k>>,
     smem: Smem<'k>,
@@ -216,11 +216,11 @@ impl<'k> Keys<'_, 'k> {
     }
 
     fn sight(&self) -> Sight<'k> {
-        Sight::new(self.cta.threads(), &self.problem, self.work.sequence, self.band).within(self.range)
+        Sight::new(self.cta.threads(), &self.problem, self.work.sequence, self.scores.band).within(self.range)
     }
 
     fn stage(&self) -> ScoreStage<'k> {
-        ScoreStage::new(self.cta.threads(), &self.problem, self.common.scores)
+        ScoreStage::new(self.cta.threads(), &self.problem, self.scores, self.common.scores)
     }
 
     fn load_keys(&self, first_key: Val<'k, U32>) {
@@ -278,9 +278,11 @@ impl<'k> Keys<'_, 'k> {
         let flags = self.dropout.as_ref().map(|dropout| self.draw(dropout, own, m, head));
         let (s_depth, dp_depth) = (common.operands.dims().q, common.operands.dims().v);
         let s = self.product(own, own.k, q, s_depth);
-        self.prepare(own, &s, m, head);
+        let read = self.read(own, m, head);
+        let weights = self.weights(own, m, head, (&s, &read));
         let dp = self.product(own, own.v, dout, dp_depth);
-        self.probabilities(own, &s, &dp, slot.at(smem.rows_bytes(form.step)), flags.as_deref());
+        let stats = slot.at(smem.rows_bytes(form.step));
+        self.probabilities(own, (&s, &weights), &dp, stats, flags.as_deref());
         self.hide(own, m, &s, &dp);
 
         // The dropped p are negative: relu makes them 0.

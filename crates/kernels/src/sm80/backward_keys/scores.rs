@@ -3,8 +3,8 @@ use super::{Keys, Own};
 use crate::parts::args::DropoutVals;
 use crate::parts::dropout::{DropSigns, Philox};
 use crate::parts::hiding::{SeeingColumns, first_column, hide};
-use crate::parts::overlays::{ByKeys, OverlayOf};
-use crate::parts::scores::score_gradient;
+use crate::parts::overlays::{ByKeys, QueriesRead, dynamic};
+use crate::parts::scores::{Place, RowsAre, Weights, score_gradient};
 use crate::parts::softmax::THREAD_ROWS;
 use crate::rows::statistics::{self, STAT_BYTES};
 use signflash_ptx::{Acc, B32, SmemAddr, U32, Val, Warp};
@@ -32,41 +32,70 @@ impl<'k> Keys<'_, 'k> {
         Some(ByKeys::new(self.cta.warps(), overlays, self.work.sequence, first_key()))
     }
 
-    /// Products of the warp's keys and its part of a step of a head's queries become t, in place.
-    pub(super) fn prepare(&self, own: &Own<'_, 'k>, s: &[Acc<'k>], m: Val<'k, U32>, head: Val<'k, U32>) {
-        for (s, overlays) in s.iter().zip(&own.overlays) {
-            let read = overlays.as_ref().map(|overlays| {
-                let first = m * self.form.step - self.problem.row_shift + own.part * self.queries();
-                overlays.read(head, first, self.queries())
-            });
-            self.stage().prepare(s, read.as_ref().map(|read| read as &dyn OverlayOf<'k>));
-        }
+    /// The first query of a warp's part of a step.
+    fn first_query(&self, own: &Own<'_, 'k>, m: Val<'k, U32>) -> Val<'k, U32> {
+        m * self.form.step - self.problem.row_shift + own.part * self.queries()
+    }
+
+    /// What is added to the scores of the warp's keys and its part of a step of a head's queries, if anything is.
+    pub(super) fn read(
+        &self,
+        own: &Own<'_, 'k>,
+        m: Val<'k, U32>,
+        head: Val<'k, U32>,
+    ) -> Vec<Option<QueriesRead<'k>>> {
+        let read = |overlays: &ByKeys<'k>| overlays.read(head, self.first_query(own, m), self.queries());
+        own.overlays.iter().map(|overlays| overlays.as_ref().map(read)).collect()
+    }
+
+    /// Products of these become what weights are made of.
+    pub(super) fn weights<'a>(
+        &self,
+        own: &Own<'_, 'k>,
+        m: Val<'k, U32>,
+        head: Val<'k, U32>,
+        (s, read): (&[Acc<'k>], &'a [Option<QueriesRead<'k>>]),
+    ) -> Vec<Weights<'a, 'k>> {
+        let (warp, t) = (self.cta.warps(), self.cta.threads());
+        let scores = self.stage().of_head(t, self.work.sequence, || head);
+        let prepare = |((i, s), read): ((u32, &Acc<'k>), &'a Option<QueriesRead<'k>>)| {
+            let place = || Place {
+                rows_are: RowsAre::Keys,
+                row: own.first_key + own.row + (t.lane() >> 2) + 16 * i,
+                column: self.first_query(own, m) + first_column(t),
+            };
+            scores.prepare_for_gradients(warp, s, place, dynamic(read))
+        };
+        (0..).zip(s).zip(read).map(prepare).collect()
     }
 
     /// s becomes p, its sign bit saying what is dropped; dp becomes ds.
     pub(super) fn probabilities(
         &self,
         own: &Own<'_, 'k>,
-        s: &[Acc<'k>],
+        (s, weights): (&[Acc<'k>], &[Weights<'_, 'k>]),
         dp: &[Acc<'k>],
         stats: SmemAddr<'k>,
         flags: Option<&[Flags<'k>]>,
     ) {
-        let (t, stage) = (self.cta.threads(), self.stage());
+        let t = self.cta.threads();
         for group in 0..s[0].groups() {
             let first = stats.plus(own.part * (self.queries() * STAT_BYTES));
             let of = |first| statistics::of_columns(t, first, group as u32);
             let (negative_lse, delta) = (of(first), of(first.at(statistics::DELTA)));
             for (i, s) in s.iter().enumerate() {
+                let weights = weights[i].of_group(group);
                 for register in 0..4 {
                     let (h, x) = (register / 2, register % 2);
                     let cell = s.at(group, register);
-                    let p = stage.weight(cell.get(), negative_lse[x]);
+                    let prepared = cell.get();
+                    let p = weights.of(register, prepared, negative_lse[x]);
                     let p = match flags {
                         Some(flags) => DropSigns::sign(p, flags[i][group / 2][h], (2 * x + group % 2) as u32),
                         None => p,
                     };
                     cell.set(p);
+                    let p = weights.bent(p, prepared);
                     score_gradient(&dp[i].at(group, register), p, delta[x], flags.is_some());
                 }
             }

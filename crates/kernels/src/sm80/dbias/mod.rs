@@ -20,9 +20,8 @@ use crate::parts::dropout::{DropSigns, Philox};
 use crate::parts::hiding::{SeenKeys, first_column, hide_keys};
 use crate::parts::overlays::{ByQueries, OverlayOf, OverlayVals};
 use crate::parts::product::{Lanes, Operand, mma_abt};
-use crate::parts::scores::{ScoreStage, score_gradient};
+use crate::parts::scores::{Place, RowsAre, ScoreStage, ScoreVals, score_gradient};
 use crate::parts::softmax::THREAD_ROWS;
-use crate::parts::visibility::BandVals;
 use crate::parts::width::Widths;
 use crate::rows::head::QueryHeads;
 use crate::rows::statistics::StatRows;
@@ -71,7 +70,7 @@ pub(crate) fn kernel(name: &str, DbiasKernel { common, form, pairs }: &DbiasKern
         let packed = common.operands.layout.is_packed().then(|| MatricesVals::declare(cta));
         let args = DbiasVals::declare(cta);
         let widths = Widths::declare(cta, &problem, common);
-        let band = BandVals::declare(cta, common.scores.band);
+        let scores = ScoreVals::declare(cta, &common.scores);
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let overlays = OverlayVals::declare(cta, common.scores.overlays, common.operands.layout);
         let overlays = overlays.expect("a bias");
@@ -79,7 +78,7 @@ pub(crate) fn kernel(name: &str, DbiasKernel { common, form, pairs }: &DbiasKern
         let ring = cta.copy_ring("tiles", form.slots, slot);
         let own = Own::locate(cta, common, form, &problem, &args);
         let block =
-            Block { cta, common, form, problem, widths, packed, args, band, dropout, overlays, ring, own };
+            Block { cta, common, form, problem, widths, packed, args, scores, dropout, overlays, ring, own };
         block.run(*pairs);
     })
 }
@@ -92,7 +91,7 @@ struct Block<'a, 'k> {
     widths: Widths<'k>,
     packed: Option<MatricesVals<'k>>,
     args: DbiasVals<'k>,
-    band: Option<BandVals<'k>>,
+    scores: ScoreVals<'k>,
     dropout: Option<DropoutVals<'k>>,
     overlays: OverlayVals<'k>,
     /// `form.rows()` rows of q, `form.step` rows of k, as many rows of dout and of v.
@@ -224,8 +223,14 @@ impl<'k> Block<'_, 'k> {
         let rows: [_; THREAD_ROWS] = from_fn(|h| at.first_row + in_tile(h));
         let overlays = ByQueries::new(warp, &self.overlays, (at.sequence, at.head), rows);
         let read = overlays.read(self.own.first_key, self.form.step);
-        let stage = ScoreStage::new(t, &self.problem, self.common.scores);
-        stage.prepare(s, Some(&read as &dyn OverlayOf<'k>));
+        let stage = ScoreStage::new(t, &self.problem, self.scores, self.common.scores);
+        let place = || Place {
+            rows_are: RowsAre::Queries,
+            row: rows[0],
+            column: self.own.first_key + first_column(t),
+        };
+        let scores = stage.of_head(t, at.sequence, || at.head);
+        scores.prepare(warp, s, place, Some(&read as &dyn OverlayOf<'k>));
         let stats = StatRows::of(QueryHeads::of(&self.problem, at.sequence).nth(at.head));
         let stats: [_; THREAD_ROWS] = from_fn(|h| {
             let [lse, delta] = stats.load(t, self.args.stats, at.tile * self.form.rows() + in_tile(h));

@@ -105,7 +105,7 @@ impl<'k> Walk<'k> {
         let (t, sequence, tile) = (cta.threads(), self.sequence(block), self.tile.get());
         let first_row = tile * form.rows() - problem.row_shift;
         let range = block.overlays.range(t, sequence);
-        let sight = Sight::new(t, problem, sequence, block.band).within(range);
+        let sight = Sight::new(t, problem, sequence, block.scores.band).within(range);
         let keys = sight.key_tiles(first_row, form.rows(), form.step);
         let is_row = !sequence.seqlen_q.cast::<S32>().le(first_row.cast::<S32>());
         let begin = keys.begin;

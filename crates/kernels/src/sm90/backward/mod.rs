@@ -45,7 +45,8 @@ use crate::packed::PackedVals;
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
 use crate::parts::cursor::Cursor;
 use crate::parts::overlays::OverlayVals;
-use crate::parts::visibility::{BandVals, SeenRange, Sight};
+use crate::parts::scores::ScoreVals;
+use crate::parts::visibility::{SeenRange, Sight};
 use crate::parts::work::Work;
 use crate::rows::statistics::STAT_BYTES;
 use signflash_ptx::{
@@ -113,7 +114,7 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperKeysForm) -
         let problem = ProblemVals::declare(cta);
         let packed = common.operands.layout.is_packed().then(|| PackedVals::declare(cta));
         let args = KeysVals::declare(cta);
-        let band = BandVals::declare(cta, common.scores.band);
+        let scores = ScoreVals::declare(cta, &common.scores);
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let overlays = OverlayVals::declare(cta, common.scores.overlays, common.operands.layout);
         let smem = Smem::plan(cta, common, form);
@@ -131,7 +132,7 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperKeysForm) -
         };
         cta.sync(); // barriers are initialised
         let range = overlays.as_ref().and_then(|overlays| overlays.range(cta.threads(), work.sequence));
-        let block = Block { cta, common, form, problem, args, band, dropout, overlays, smem, work, range };
+        let block = Block { cta, common, form, problem, args, scores, dropout, overlays, smem, work, range };
         let (wg, index) = (cta.warpgroups(), cta.warpgroups().index());
         wg.when(index.lt(MULTIPLIERS), |wg| {
             wg.grow_registers(form.registers);
@@ -229,7 +230,7 @@ struct Block<'a, 'k> {
     form: &'a HopperKeysForm,
     problem: ProblemVals<'k>,
     args: KeysVals<'k>,
-    band: Option<BandVals<'k>>,
+    scores: ScoreVals<'k>,
     dropout: Option<DropoutVals<'k>>,
     overlays: Option<OverlayVals<'k>>,
     smem: Smem<'k>,
@@ -244,7 +245,7 @@ impl<'k> Block<'_, 'k> {
     }
 
     fn sight(&self) -> Sight<'k> {
-        Sight::new(self.cta.threads(), &self.problem, self.work.sequence, self.band).within(self.range)
+        Sight::new(self.cta.threads(), &self.problem, self.work.sequence, self.scores.band).within(self.range)
     }
 
     fn cursor(&self) -> Cursor<'k> {

@@ -4,7 +4,7 @@ use super::results::KeyGradient;
 use super::scores::OfQueries;
 use super::{Block, FIRST_BARRIER, KEYS_READ, MULTIPLIERS, Queries, rows_bytes};
 use crate::parts::cursor::Cursor;
-use crate::parts::overlays::{ByKeys, OverlayOf};
+use crate::parts::overlays::{ByKeys, dynamic};
 use crate::parts::product::pack;
 use crate::rows::statistics;
 use crate::sm90::forward::WG_ROWS;
@@ -185,17 +185,22 @@ impl<'a, 'k> Keys<'a, 'k> {
         let flags = flags.as_mut().map(|ring| ring.wait(warp));
         let own_flags = flags.as_ref().map(|stage| block.own_flags(warp, stage, own_wg_number));
         let read = block.read(overlays.as_ref(), at);
+        let of_head = block.head_scores(wg.threads(), at);
         let s = scores.wait();
-        block.stage().prepare(s, read.as_ref().map(|read| read as &dyn OverlayOf<'k>));
-        block.probabilities(s, &lse, own_flags);
+        let place = || block.place(wg.threads(), own_wg_number, at);
+        let weights = of_head.prepare_for_gradients(warp, s, place, dynamic(&read));
+        block.probabilities((s, &weights), &lse, own_flags, p);
         flags.into_iter().for_each(|stage| stage.release(warp));
         block.pass_turn(wg, *wg_number, turn);
         let dp = gradients.wait();
         block.score_gradients(|group| [0, 1, 2, 3].map(|i| s.at(group, i).get()), dp, &delta);
-        block.hide(warp, own_wg_number, at, &[s, dp]);
-
-        // The dropped p are negative: relu makes them 0.
-        set(p, &pack(s, common.operands.half, common.scores.dropout));
+        if weights.are_bent() {
+            block.hide(warp, own_wg_number, at, &[dp], Some(p));
+        } else {
+            block.hide(warp, own_wg_number, at, &[s, dp], None);
+            // The dropped p are negative: relu makes them 0.
+            set(p, &pack(s, common.operands.half, common.scores.dropout));
+        }
         let values = wg.multiply(dv, &block.over_queries(p, dout));
         let words = pack(dp, common.operands.half, false);
         set(ds, &words);

@@ -1,10 +1,11 @@
 //! From scores to their gradients, in a multiplying warpgroup's registers. Accumulators' rows are keys.
+use super::multiply::Operand;
 use super::{Block, FLAG_BYTES};
 use crate::parts::cursor::Cursor;
 use crate::parts::dropout::DropSigns;
-use crate::parts::hiding::{SeeingColumns, first_column, hide};
+use crate::parts::hiding::{SeeingColumns, first_column, hide, hide_packed};
 use crate::parts::overlays::{ByKeys, QueriesRead};
-use crate::parts::scores::{ScoreStage, doubled_score_gradient};
+use crate::parts::scores::{HeadScores, Place, RowsAre, ScoreStage, Weights, doubled_score_gradient};
 use crate::parts::softmax::THREAD_ROWS;
 use crate::rows::statistics;
 use crate::sm90::forward::WG_ROWS;
@@ -34,10 +35,16 @@ impl<'k> OfQueries<'k> {
     }
 }
 
+/// The first of a thread's two keys, of the warpgroup's 64.
+#[track_caller]
+fn own_key<'k>(t: Thread<'k>, first_key: Val<'k, U32>, wg_number: Val<'k, U32>) -> Val<'k, U32> {
+    first_key + wg_number * WG_ROWS + (t.index() >> 5u32 & 3) * 16 + (t.lane() >> 2)
+}
+
 impl<'k> Block<'_, 'k> {
     /// What becomes of scores.
     pub(super) fn stage(&self) -> ScoreStage<'k> {
-        ScoreStage::new(self.cta.threads(), &self.problem, self.common.scores)
+        ScoreStage::new(self.cta.threads(), &self.problem, self.scores, self.common.scores)
     }
 
     /// What is added to the scores of a warp's 16 keys, of those that a warpgroup of this number works on, if anything
@@ -68,9 +75,31 @@ impl<'k> Block<'_, 'k> {
         stage.address().plus(own * (self.form.step / 8 * FLAG_BYTES) + warp.threads().lane() * 4)
     }
 
-    /// s becomes p, its sign saying what is dropped.
-    pub(super) fn probabilities(&self, s: &Acc<'k>, lse: &OfQueries<'k>, flags: Option<SmemAddr<'k>>) {
-        for k16 in 0..s.groups() / 2 {
+    /// What becomes of the scores of a step.
+    pub(super) fn head_scores(&self, t: Thread<'k>, at: &Cursor<'k>) -> HeadScores<'k> {
+        self.stage().of_head(t, self.work.sequence, || self.head(at))
+    }
+
+    /// Where a thread's part of the scores of a step and of 64 keys lies.
+    pub(super) fn place(&self, t: Thread<'k>, wg_number: Val<'k, U32>, at: &Cursor<'k>) -> Place<'k> {
+        Place {
+            rows_are: RowsAre::Keys,
+            row: own_key(t, self.first_key(), wg_number),
+            column: self.first_row(at) + first_column(t),
+        }
+    }
+
+    /// s becomes p, its sign saying what is dropped. If scores are bent it becomes what p is for their gradients, and p
+    /// without what is dropped goes to `packed` at once, for which there are registers by then.
+    pub(super) fn probabilities(
+        &self,
+        (s, weights): (&Acc<'k>, &Weights<'_, 'k>),
+        lse: &OfQueries<'k>,
+        flags: Option<SmemAddr<'k>>,
+        packed: &Operand<'k>,
+    ) {
+        let (half, dropout) = (self.common.operands.half, self.common.scores.dropout);
+        for (k16, packed) in packed.iter().enumerate() {
             let dropped = flags.map(|flags| {
                 [0, 1].map(|h| {
                     let place = (h * (self.form.step / 16) + k16 as u32) * FLAG_BYTES;
@@ -78,28 +107,47 @@ impl<'k> Block<'_, 'k> {
                     word
                 })
             });
+            let mut probabilities = vec![];
             for (group, right) in [(2 * k16, 0), (2 * k16 + 1, 1)] {
-                let lse = lse.get(group);
+                let (lse, weights) = (lse.get(group), weights.of_group(group));
                 for (h, x) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
                     let cell = s.at(group, 2 * h + x);
-                    let p = self.stage().weight(cell.get(), lse[x]);
-                    cell.set(dropped.map_or(p, |words| DropSigns::sign(p, words[h], 2 * x as u32 + right)));
+                    let prepared = cell.get();
+                    let p = weights.of(2 * h + x, prepared, lse[x]);
+                    let p = dropped.map_or(p, |words| DropSigns::sign(p, words[h], 2 * x as u32 + right));
+                    cell.set(weights.bent(p, prepared));
+                    probabilities.push(p);
                 }
+            }
+            if weights.are_bent() {
+                // Neighbours of a row: an operand's words are in the order of the accumulator.
+                let pairs = packed.iter().zip(probabilities.chunks(2));
+                pairs.for_each(|(word, pair)| word.set(pair[0].pack(pair[1], half, dropout)));
             }
         }
     }
 
-    /// Zeroes what is hidden of a step, of 64 keys.
-    pub(super) fn hide(&self, warp: Warp<'k>, wg_number: Val<'k, U32>, at: &Cursor<'k>, accs: &[&Acc<'k>]) {
+    /// Zeroes what is hidden of a step, of 64 keys; also of what is packed already.
+    pub(super) fn hide(
+        &self,
+        warp: Warp<'k>,
+        wg_number: Val<'k, U32>,
+        at: &Cursor<'k>,
+        accs: &[&Acc<'k>],
+        packed: Option<&Operand<'k>>,
+    ) {
         let (sight, first_row, first_key) = (self.sight(), self.first_row(at), self.first_key());
         let hides = sight.hides_some_of([first_row, first_key], [self.form.step, self.form.keys]);
         warp.when(warp.any(hides), |warp| {
             let t = warp.threads();
-            let own_key = first_key + wg_number * WG_ROWS + (t.index() >> 5u32 & 3) * 16 + (t.lane() >> 2);
+            let own_key = own_key(t, first_key, wg_number);
             let seeing: [_; THREAD_ROWS] = std::array::from_fn(|lower| {
                 SeeingColumns::of(&sight, own_key + 8 * lower as u32, first_row + first_column(t))
             });
             hide(accs, 0.0, |row, column| seeing[row].contains(column));
+            if let Some(packed) = packed {
+                hide_packed(packed, |row, column| seeing[row].contains(column));
+            }
         });
     }
 

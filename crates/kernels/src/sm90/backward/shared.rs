@@ -23,7 +23,7 @@ use super::results::KeyGradient;
 use super::scores::OfQueries;
 use super::{Between, Block, FIRST_BARRIER, KEYS_READ, MULTIPLIERS, Queries, rows_bytes};
 use crate::parts::cursor::Cursor;
-use crate::parts::overlays::{ByKeys, OverlayOf};
+use crate::parts::overlays::{ByKeys, dynamic};
 use crate::parts::product::pack;
 use crate::rows::statistics;
 use crate::sm90::out::stage_words;
@@ -211,18 +211,22 @@ impl<'a, 'k> Probs<'a, 'k> {
         let drawn = flags.as_mut().map(|ring| ring.wait(warp));
         let own_flags = drawn.as_ref().map(|stage| block.own_flags(warp, stage, t.u32(0)));
         let read = block.read(overlays.as_ref(), at);
+        let of_head = block.head_scores(t, at);
         let s = product.wait();
-        block.stage().prepare(s, read.as_ref().map(|read| read as &dyn OverlayOf<'k>));
-        block.probabilities(s, &lse, own_flags);
+        let place = || block.place(t, t.u32(0), at);
+        let weights = of_head.prepare_for_gradients(warp, s, place, dynamic(&read));
+        block.probabilities((s, &weights), &lse, own_flags, &partner.operand);
         drawn.into_iter().for_each(|stage| stage.release(warp));
-        block.hide(warp, t.u32(0), at, &[s]);
+        block.hide(warp, t.u32(0), at, &[s], weights.are_bent().then_some(&partner.operand));
         BulkRingProducer::fill_with_stores(&mut [to_p], warp, |stages| {
             for group in 0..s.groups() {
                 t.store(own_p(warp, stages[0], group as u32), [0, 1, 2, 3].map(|i| s.at(group, i).get()));
             }
         });
-        // The dropped p are negative: relu makes them 0.
-        set(&partner.operand, &pack(s, common.operands.half, common.scores.dropout));
+        if !weights.are_bent() {
+            // The dropped p are negative: relu makes them 0.
+            set(&partner.operand, &pack(s, common.operands.half, common.scores.dropout));
+        }
         // Nothing may be under way where ways part.
         let late = partner.turn.any();
         wg.when(late, |_| partner.dq_and_sum(Some(dout)));
@@ -269,7 +273,7 @@ impl<'a, 'k> Gradients<'a, 'k> {
         let dp = product.wait();
         block.score_gradients(|group| t.load(own_p(warp, probs.address(), group as u32)), dp, &delta);
         probs.release(warp);
-        block.hide(warp, t.u32(0), at, &[dp]);
+        block.hide(warp, t.u32(0), at, &[dp], None);
         let words = pack(dp, common.operands.half, false);
         set(&partner.operand, &words);
         BulkRingProducer::fill_with_stores(&mut [to_ds], warp, |stages| {

@@ -1,0 +1,120 @@
+//! What becomes of scores, on the GPU's kernels in the interpreter: against the oracle, by cases that are small and take
+//! every way through the stage of scores.
+
+use signflash_core::suite::{Case, Implementation, RunError, run_case};
+use signflash_core::{Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Slopes};
+use signflash_kernels::{Gpu, Interpreted, check_features};
+
+/// The interpreter, for any case.
+struct On(Interpreted);
+
+impl Implementation for On {
+    fn name(&self) -> String {
+        format!("{:?}", self.0)
+    }
+
+    fn supports(&self, _: Dtype, problem: &Problem) -> Result<(), String> {
+        check_features(problem).map_err(|refused| refused.to_string())
+    }
+
+    fn has_deterministic_backward(&self) -> bool {
+        self.0.deterministic
+    }
+
+    fn largest_lse_of_p(&self) -> Option<f64> {
+        Some(1_048_576.0)
+    }
+
+    fn spreads_non_finite(&self) -> bool {
+        true
+    }
+
+    fn forward<T: Element>(
+        &self,
+        problem: &Problem,
+        inputs: &Inputs<'_, T>,
+        outputs: &mut Outputs<'_, T>,
+    ) -> Result<(), RunError> {
+        Ok(self.0.forward(problem, inputs, outputs)?)
+    }
+
+    fn backward<T: Element>(
+        &self,
+        problem: &Problem,
+        inputs: &GradInputs<'_, T>,
+        gradients: &mut Gradients<'_, T>,
+    ) -> Result<(), RunError> {
+        Ok(self.0.backward(problem, inputs, gradients)?)
+    }
+}
+
+fn case(queries: usize, keys: usize) -> Case {
+    Case::new(queries, keys).heads(2, 1).head_dim(64).dtypes(&[Dtype::Bf16])
+}
+
+/// Runs cases on a GPU's kernels.
+fn check(gpu: Gpu, deterministic: bool, cases: &[(&str, Case)]) {
+    let on = On(Interpreted { gpu, seed: 0, deterministic });
+    for (name, case) in cases {
+        let report = run_case(name, case, &on);
+        assert_eq!((report.ran, report.failures.len()), (1, 0), "{name}: {report}");
+    }
+}
+
+/// Scores that a cap of 2 bends, and those that one of 30 hardly does; two heads whose slopes are large.
+fn each_alone() -> Vec<(&'static str, Case)> {
+    vec![
+        ("small softcap", case(70, 150).softcap(1.5).dropout(0.2)),
+        ("large softcap", case(70, 150).softcap(30.0).causal()),
+        ("alibi", case(150, 150).alibi(Slopes::PerHead)),
+        ("alibi of each sequence", case(40, 200).batch(2).alibi(Slopes::PerSequence).causal().dropout(0.2)),
+        ("sinks", case(70, 40).sinks().causal().dropout(0.2)),
+    ]
+}
+
+/// In pairs, with windows, negative scales and packed sequences.
+fn together() -> Vec<(&'static str, Case)> {
+    vec![
+        ("softcap and alibi", case(100, 140).softcap(4.0).alibi(Slopes::PerHead).window(50, 3).dropout(0.2)),
+        ("softcap and sinks", case(100, 60).softcap(1.5).sinks().causal()),
+        ("alibi and sinks, negative", case(60, 100).alibi(Slopes::PerHead).sinks().softmax_scale(-0.2)),
+        (
+            "packed",
+            case(9, 3)
+                .packed(&[30, 0, 65, 20], &[50, 20, 40, 0])
+                .softcap(4.0)
+                .alibi(Slopes::PerSequence)
+                .sinks(),
+        ),
+    ]
+}
+
+#[test]
+fn hopper_s_kernels_make_each_kind_of_score() {
+    check(Gpu::HOPPER, false, &each_alone());
+}
+
+#[test]
+fn hopper_s_kernels_make_kinds_of_scores_together() {
+    check(Gpu::HOPPER, true, &together());
+}
+
+#[test]
+fn portable_kernels_make_each_kind_of_score() {
+    check(Gpu::AMPERE, false, &each_alone());
+}
+
+#[test]
+fn portable_kernels_make_kinds_of_scores_together() {
+    check(Gpu::SMALL, true, &together());
+}
+
+#[test]
+fn shared_keys_of_large_heads_make_bent_scores() {
+    let large = |case: Case| case.heads(1, 1).head_dim(160);
+    let cases = [
+        ("softcap", large(case(40, 70)).softcap(1.5).causal().dropout(0.2)),
+        ("both", large(case(70, 40)).softcap(4.0).alibi(Slopes::PerHead)),
+    ];
+    check(Gpu::HOPPER, false, &cases);
+}
