@@ -1,7 +1,7 @@
 //! What becomes of scores, on the GPU's kernels in the interpreter: against the oracle, by cases that are small and take
 //! every way through the stage of scores.
 
-use signflash_core::suite::{Case, Implementation, RunError, run_case};
+use signflash_core::suite::{Case, Extent, Implementation, RunError, run_case};
 use signflash_core::{Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Slopes};
 use signflash_kernels::{Gpu, Interpreted, check_features};
 
@@ -72,6 +72,26 @@ fn each_alone() -> Vec<(&'static str, Case)> {
     ]
 }
 
+/// Beside what is added, and hidden, by tensors.
+fn with_tensors() -> Vec<(&'static str, Case)> {
+    let (each, one) = ([Extent::One, Extent::Each, Extent::Each], [Extent::Each, Extent::One, Extent::Each]);
+    vec![
+        ("softcap and bias", case(40, 70).softcap(1.5).bias(Dtype::Bf16, each).dropout(0.2)),
+        ("softcap and mask", case(70, 40).softcap(1.5).mask(one).causal()),
+        (
+            "all",
+            case(40, 70)
+                .softcap(4.0)
+                .alibi(Slopes::PerHead)
+                .bias(Dtype::F32, each)
+                .mask(one)
+                .sinks()
+                .dropout(0.2),
+        ),
+        ("alibi and bias", case(70, 60).alibi(Slopes::PerHead).bias(Dtype::Bf16, each).softmax_scale(-0.2)),
+    ]
+}
+
 /// In pairs, with windows, negative scales and packed sequences.
 fn together() -> Vec<(&'static str, Case)> {
     vec![
@@ -117,4 +137,14 @@ fn shared_keys_of_large_heads_make_bent_scores() {
         ("both", large(case(70, 40)).softcap(4.0).alibi(Slopes::PerHead)),
     ];
     check(Gpu::HOPPER, false, &cases);
+}
+
+#[test]
+fn hopper_s_kernels_add_tensors_to_each_kind_of_score() {
+    check(Gpu::HOPPER, false, &with_tensors());
+}
+
+#[test]
+fn portable_kernels_add_tensors_to_each_kind_of_score() {
+    check(Gpu::SMALL, true, &with_tensors());
 }
