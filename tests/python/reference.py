@@ -129,7 +129,7 @@ def packed(q, k, v, lengths, *, keep=None, **settings):
         outs.append(out[0])
         lses.append(lse[0])
         first_q, first_k = first_q + of_q, first_k + of_k
-    rest = q.new_zeros((q.shape[0] - first_q, q.shape[1], v.shape[-1]), dtype=torch.float64)
+    rest = (q[first_q:].double() * 0).sum(-1, keepdim=True).expand(-1, -1, v.shape[-1])
     outs.append(rest)
     lses.append(torch.full((q.shape[1], len(rest)), -math.inf, dtype=torch.float64, device=q.device))
     return torch.cat(outs), torch.cat(lses, 1)
