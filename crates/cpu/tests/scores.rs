@@ -2,7 +2,7 @@
 
 use signflash_core::{
     BiasMut, BiasRef, Dropout, Element, GradInputs, Gradients, Inputs, Outputs, Problem, ScoreInputs, Shape,
-    TensorMut, TensorRef, bf16, f16,
+    TensorMut, TensorRef, bf16, f16, oracle,
 };
 use signflash_cpu::{CpuEngine, Isa};
 use std::time::{Duration, Instant};
@@ -183,4 +183,50 @@ fn time(shown: usize) -> Duration {
 fn keys_that_a_mask_hides_cost_no_time() {
     let is_shorter = |_| time(128) * 2 < time(1024);
     assert!((0..5).any(is_shorter), "an eighth of the keys takes more than half of the time");
+}
+
+/// Some libraries take the smallest number for -inf. It hides a key beside others, and of nothing but such keys a row sees
+/// all alike.
+#[test]
+fn a_bias_of_the_smallest_number_is_a_number() {
+    let shape = Shape::new(1, 3, 20).heads(1, 1).head_dim(8);
+    let of_bias = [1, 1, 3, 20];
+    let smallest = |n: usize| n < 20 || n < 40 && !n.is_multiple_of(3);
+    let bias: Vec<f32> = (0..60).map(|n| if smallest(n) { f32::MIN } else { 0.5 }).collect();
+    let problem = Problem::builder(shape).bias(f32::DTYPE, of_bias).build().unwrap();
+    let (q, kv) = (numbers::<f32>(shape.q(), 7919), numbers::<f32>(shape.k(), 104_729));
+    let (q, kv) = (TensorRef::bshd(&q, shape.q()), TensorRef::bshd(&kv, shape.k()));
+    let bias = ScoreInputs::default().bias(BiasRef::F32(TensorRef::bshd(&bias, of_bias)));
+    let inputs = Inputs::new(q, kv, kv).scores(bias);
+    let of_truth = oracle::forward(&problem, &inputs).unwrap();
+    let expected = oracle::backward(&problem, &inputs, &q, None, &of_truth).unwrap();
+    for isa in Isa::available() {
+        let engine = CpuEngine::new().with_isa(isa).unwrap();
+        let (mut out, mut lse) = (numbers::<f32>(shape.out(), 0), vec![0.0; 3]);
+        engine
+            .forward(&problem, &inputs, &mut Outputs::new(TensorMut::bshd(&mut out, shape.out()), &mut lse))
+            .unwrap();
+        let [mut dq, mut dk, mut dv] =
+            [shape.q(), shape.k(), shape.v()].map(|shape| numbers::<f32>(shape, 0));
+        let mut gradients = Gradients::new(
+            TensorMut::bshd(&mut dq, shape.q()),
+            TensorMut::bshd(&mut dk, shape.k()),
+            TensorMut::bshd(&mut dv, shape.v()),
+        );
+        let out_read = TensorRef::bshd(&out, shape.out());
+        engine.backward(&problem, &GradInputs::new(inputs, out_read, &lse, q), &mut gradients).unwrap();
+        let pairs = [
+            ("out", &out, &of_truth.out),
+            ("lse", &lse, &of_truth.lse),
+            ("dq", &dq, &expected.dq),
+            ("dk", &dk, &expected.dk),
+            ("dv", &dv, &expected.dv),
+        ];
+        for (name, got, expected) in pairs {
+            for (got, expected) in got.iter().zip(expected) {
+                let near = (f64::from(*got) - expected).abs() <= 1e-5 * expected.abs().max(1.0);
+                assert!(near, "{isa} {name}: {got}, not {expected}");
+            }
+        }
+    }
 }

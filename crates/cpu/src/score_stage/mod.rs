@@ -8,8 +8,9 @@
 //! weight = 2^(score factor + shift)                                           `Factor`
 //! ```
 //!
-//! factor is |softmax_scale| log2(e) where scores are products, cap log2(e) where they are hyperbolic tangents, and 1
-//! where something was added to them, which makes exponents of 2 of them before. shift is -max factor in the forward,
+//! factor is |softmax_scale| log2(e) where scores are products, cap log2(e) where they are hyperbolic tangents, and log2(e)
+//! where something was added to them, which makes exponents of e of them first: those of 2 of the smallest numbers, which
+//! some take for -inf in a bias, would be beyond f32. shift is -max factor in the forward,
 //! where max is the running maximum of a row's scores, and -lse log2(e) in the backward.
 //!
 //! Products are scores as they are in most problems, and those are weighed in registers. Any others go through memory, a
@@ -60,14 +61,14 @@ impl ScoreStage {
         let scale = problem.softmax_scale().abs();
         let (cap, hides) = (problem.softcap(), problem.bias().is_some() || problem.mask().is_some());
         let adds = problem.bias().is_some() || problem.alibi().is_some();
-        let (natural, unit) = cap
+        let (natural, factor) = cap
             .map_or((scale, problem.scale_log2()), |cap| (cap, (cap * LOG2_E).min(f32::MAX.into()) as f32));
         // Never 0 and never infinite, so that no product makes a NaN of it.
         let inverse = |cap: f64| (scale / cap).clamp(f32::MIN_POSITIVE.into(), f32::MAX.into()) as f32;
         Self {
-            natural: if adds { LN_2 } else { natural },
-            factor: if adds { 1.0 } else { unit },
-            unit,
+            natural: if adds { 1.0 } else { natural },
+            factor: if adds { LOG2_E as f32 } else { factor },
+            unit: (natural as f32).max(f32::MIN_POSITIVE),
             negates: problem.negates(),
             inverse_cap: cap.map(inverse),
             is_plain: cap.is_none() && !adds && !hides,

@@ -3,13 +3,12 @@
 //!
 //! ```text
 //! t  = tanh(s |scale| / cap)                                            `cap`; its slope is kept for ds
-//! t  = t unit - slope log2(e) |i + diagonal - j|                        `alibi`
-//! t  = t unit + bias log2(e)             -inf where the bias is         `bias`
+//! t  = t unit - slope |i + diagonal - j|                                `alibi`
+//! t  = t unit + bias                     -inf where the bias is         `bias`
 //! t  = -inf where the mask is 0                                         `mask`
 //! ```
 //!
-//! unit is what makes an exponent of 2 of what came before: |scale| log2(e), cap log2(e) under a softcap, 1 once something
-//! was added.
+//! unit is what makes an exponent of e of what came before: |scale|, cap under a softcap, 1 once something was added.
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use super::table::Numbers;
@@ -23,7 +22,6 @@ use crate::simd::Simd;
 use crate::simd::tanh::Tanh;
 use crate::tile::Tile;
 use signflash_core::Span;
-use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
 /// Where a panel lies, and its scores: `[key of the block][lane]`.
@@ -123,7 +121,7 @@ unsafe fn alibi<S: Simd>(panel: &Panel<'_>, unit: f32, slope: f32) {
     let faces = row + panel.sequence.visibility.diagonal - first_key as i64;
     let faces: [f32; 64] = std::array::from_fn(|lane| (faces + lane as i64) as f32);
     let faces: [S::V; NV] = std::array::from_fn(|n| S::load(faces.as_ptr().add(n * S::LANES)));
-    let (unit, slope) = (S::splat(unit), S::splat(-slope * LOG2_E));
+    let (unit, slope) = (S::splat(unit), S::splat(-slope));
     panel.each::<S>(|key, n, t| {
         let distance = S::abs(S::sub(faces[n], S::splat(key as f32)));
         S::fma(distance, slope, S::mul(t, unit))
@@ -132,10 +130,10 @@ unsafe fn alibi<S: Simd>(panel: &Panel<'_>, unit: f32, slope: f32) {
 
 #[inline(always)]
 unsafe fn bias<S: Simd>(panel: &Panel<'_>, unit: f32, numbers: Numbers) {
-    let (unit, log2_e) = (S::splat(unit), S::splat(LOG2_E));
+    let unit = S::splat(unit);
     let (hidden, least) = (S::splat(f32::NEG_INFINITY), S::splat(HIDDEN));
     // A bias of -inf hides whatever the score is, NaN or not.
-    let add = |t, bias| S::where_less(bias, least, hidden, S::fma(bias, log2_e, S::mul(t, unit)));
+    let add = |t, bias| S::where_less(bias, least, hidden, S::fma(t, unit, bias));
     match numbers {
         Numbers::OfKeys(p) => panel.each::<S>(|key, _, t| add(t, S::splat(*p.add(key)))),
         Numbers::OfScores(p) => {
