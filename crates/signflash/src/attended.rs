@@ -2,7 +2,8 @@
 
 use crate::engine::Engine;
 use signflash_core::{
-    Element, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError, TensorMut, TensorName, TensorRef,
+    BiasMut, Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError, TensorMut,
+    TensorName, TensorRef, bf16, f16,
 };
 use signflash_cpu::CpuEngine;
 
@@ -41,7 +42,8 @@ pub fn attention<'a, T: Element>(
     attention_with(CpuEngine::new(), problem, inputs)
 }
 
-/// Attention by an engine of your choice, of tensors with any strides whose last is 1.
+/// Attention by an engine of your choice, of tensors with any strides whose last is 1, and of what else scores are made
+/// of ([`Inputs::scores`](signflash_core::Inputs::scores)).
 ///
 /// ```
 /// use signflash::prelude::*;
@@ -86,7 +88,8 @@ pub struct Attended<'a, T, E = CpuEngine> {
     inputs: Inputs<'a, T>,
 }
 
-/// Gradients, dense: dq (batch, seqlen_q, num_heads, head_dim), dk and dv (batch, seqlen_k, num_heads_k, head_dim).
+/// Gradients, dense: dq (batch, seqlen_q, num_heads, head_dim), dk (batch, seqlen_k, num_heads_k, head_dim), dv (batch,
+/// seqlen_k, num_heads_k, head_dim_v).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 #[allow(missing_docs)]
@@ -94,6 +97,46 @@ pub struct Grads<T> {
     pub dq: Vec<T>,
     pub dk: Vec<T>,
     pub dv: Vec<T>,
+    /// Of the bias, in its shape and dtype, if it was asked for.
+    pub dbias: Option<BiasGrad>,
+    /// Of the sinks, (num_heads), if it was asked for.
+    pub dsinks: Option<Vec<f32>>,
+}
+
+/// The gradient of a bias, dense, in the bias's dtype.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub enum BiasGrad {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    Bf16(Vec<bf16>),
+}
+
+/// What a backward has to do with besides q, k, v and out; the default is nothing.
+///
+/// ```
+/// use signflash::prelude::*;
+/// use signflash::{BackwardWith, BiasGrad, BiasRef, Dtype, ScoreInputs};
+///
+/// let shape = Shape::new(1, 2, 3).heads(1, 1).head_dim(8);
+/// let problem = Problem::builder(shape).bias(Dtype::F32, [1, 1, 2, 3]).build()?;
+/// let (q, k, bias) = (vec![0.1f32; 16], vec![0.2f32; 24], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+/// let (q, k) = (TensorRef::bshd(&q, shape.q()), TensorRef::bshd(&k, shape.k()));
+/// let bias = BiasRef::F32(TensorRef::bshd(&bias, [1, 1, 2, 3]));
+/// let inputs = Inputs::new(q, k, k).scores(ScoreInputs::default().bias(bias));
+/// let attended = attention_with(CpuEngine::new(), &problem, inputs)?;
+/// let gradients = attended.backward_with(&[1.0; 16], BackwardWith { dbias: true, ..Default::default() })?;
+/// assert!(matches!(gradients.dbias, Some(BiasGrad::F32(dbias)) if dbias.len() == 6));
+/// # Ok::<(), ProblemError>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BackwardWith<'a> {
+    /// The gradient of lse, (batch, num_heads, seqlen_q), dense, if the loss depends on it.
+    pub dlse: Option<&'a [f32]>,
+    /// Whether to compute the gradient of the bias, which is as large as the bias.
+    pub dbias: bool,
+    /// Whether to compute the gradient of the sinks.
+    pub dsinks: bool,
 }
 
 impl<T: Element, E: Engine> Attended<'_, T, E> {
@@ -103,15 +146,31 @@ impl<T: Element, E: Engine> Attended<'_, T, E> {
     /// # Errors
     /// A [`ProblemError`] if `dout` has another size, or the engine's.
     pub fn backward(&self, dout: &[T]) -> Result<Grads<T>, E::Error> {
-        self.backward_of(dout, None)
+        self.backward_with(dout, BackwardWith::default())
     }
 
-    /// The same if the loss depends on `lse`, too: `dlse` is its gradient, (batch, num_heads, seqlen_q), dense.
+    /// The same if the loss depends on `lse`, or with the gradients of what else scores are made of.
     ///
     /// # Errors
-    /// As [`backward`](Self::backward).
-    pub fn backward_with_dlse(&self, dout: &[T], dlse: &[f32]) -> Result<Grads<T>, E::Error> {
-        self.backward_of(dout, Some(dlse))
+    /// As [`backward`](Self::backward), and if there is no such bias, or no sinks.
+    pub fn backward_with(&self, dout: &[T], with: BackwardWith<'_>) -> Result<Grads<T>, E::Error> {
+        let (problem, shape) = (self.problem, self.problem.shape());
+        let out = TensorRef::bshd(&self.out, shape.out());
+        let dout = dense(TensorName::Dout, dout, shape.out())?;
+        let inputs = GradInputs::new(self.inputs, out, &self.lse, dout).dlse(with.dlse);
+        let (mut dq, mut dk, mut dv) = (zeros(shape.q()), zeros(shape.k()), zeros(shape.v()));
+        let mut dbias = if with.dbias { Some(bias_zeros(problem)?) } else { None };
+        let mut dsinks = with.dsinks.then(|| vec![0.0; shape.num_heads]);
+        let bias_shape = problem.bias().map_or([0; 4], |bias| bias.shape);
+        let mut gradients = Gradients::new(
+            TensorMut::bshd(&mut dq, shape.q()),
+            TensorMut::bshd(&mut dk, shape.k()),
+            TensorMut::bshd(&mut dv, shape.v()),
+        )
+        .dbias(dbias.as_mut().map(|dbias| dbias.tensor(bias_shape)))
+        .dsinks(dsinks.as_deref_mut());
+        self.engine.backward(problem, &inputs, &mut gradients)?;
+        Ok(Grads { dq, dk, dv, dbias, dsinks })
     }
 
     /// The probabilities, (batch, num_heads, seqlen_q, seqlen_k), dense, negative where dropped; read them with
@@ -129,20 +188,25 @@ impl<T: Element, E: Engine> Attended<'_, T, E> {
         self.engine.forward(self.problem, &self.inputs, &mut outputs)?;
         Ok(probs)
     }
+}
 
-    fn backward_of(&self, dout: &[T], dlse: Option<&[f32]>) -> Result<Grads<T>, E::Error> {
-        let shape = self.problem.shape();
-        let out = TensorRef::bshd(&self.out, shape.out());
-        let dout = dense(TensorName::Dout, dout, shape.out())?;
-        let inputs = GradInputs::new(self.inputs, out, &self.lse, dout).dlse(dlse);
-        let (mut dq, mut dk, mut dv) = (zeros(shape.q()), zeros(shape.k()), zeros(shape.v()));
-        let mut gradients = Gradients::new(
-            TensorMut::bshd(&mut dq, shape.q()),
-            TensorMut::bshd(&mut dk, shape.k()),
-            TensorMut::bshd(&mut dv, shape.v()),
-        );
-        self.engine.backward(self.problem, &inputs, &mut gradients)?;
-        Ok(Grads { dq, dk, dv })
+/// Room for the gradient of the bias that the problem declares.
+fn bias_zeros(problem: &Problem) -> Result<BiasGrad, ProblemError> {
+    let bias = problem.bias().ok_or(ProblemError::ScoreUndeclared { tensor: TensorName::Dbias })?;
+    Ok(match bias.dtype {
+        Dtype::F16 => BiasGrad::F16(zeros(bias.shape)),
+        Dtype::Bf16 => BiasGrad::Bf16(zeros(bias.shape)),
+        _ => BiasGrad::F32(zeros(bias.shape)),
+    })
+}
+
+impl BiasGrad {
+    fn tensor(&mut self, shape: [usize; 4]) -> BiasMut<'_> {
+        match self {
+            Self::F32(data) => BiasMut::F32(TensorMut::bshd(data, shape)),
+            Self::F16(data) => BiasMut::F16(TensorMut::bshd(data, shape)),
+            Self::Bf16(data) => BiasMut::Bf16(TensorMut::bshd(data, shape)),
+        }
     }
 }
 

@@ -28,13 +28,13 @@
 mod attended;
 mod engine;
 
-pub use attended::{Attended, Grads, attention, attention_with};
+pub use attended::{Attended, BackwardWith, BiasGrad, Grads, attention, attention_with};
 pub use engine::Engine;
 pub use signflash_core::{
-    Bounds, Dropout, DropoutGenerator, Dtype, Element, GeneratorState, GradInputs, Gradients, Inputs,
-    KeepBlock, KeepRule, Outputs, Piece, Problem, ProblemBuilder, ProblemError, Probs, ScaleRule, Sequence,
-    Shape, Shard, SharedGenerator, SignBit, TensorMut, TensorName, TensorRef, Visibility, Window, bf16,
-    dropout, f16, judge, oracle, sign_bit,
+    Bias, BiasMut, BiasRef, Bounds, Dropout, DropoutGenerator, Dtype, Element, GeneratorState, GradInputs,
+    Gradients, Inputs, KeepBlock, KeepRule, Outputs, Piece, Problem, ProblemBuilder, ProblemError, Probs,
+    ScaleRule, ScoreInputs, Sequence, Shape, Shard, SharedGenerator, SignBit, Slopes, TensorMut, TensorName,
+    TensorRef, Visibility, Window, bf16, dropout, f16, judge, oracle, sign_bit,
 };
 pub use signflash_cpu::{CpuEngine, Isa, IsaError};
 #[cfg(feature = "cuda")]

@@ -1,7 +1,7 @@
 //! That the functions give what the engine gives.
 
 use signflash::prelude::*;
-use signflash::{GradInputs, Gradients, Outputs};
+use signflash::{BackwardWith, GradInputs, Gradients, Outputs};
 
 fn numbers(count: usize, step: f32) -> Vec<f32> {
     (0..count).map(|i| (i as f32 * step).sin()).collect()
@@ -21,8 +21,10 @@ fn results_are_the_engines_to_the_bit() {
         .map(|(shape, step)| numbers(shape.iter().product(), step));
     let (dout, dlse) = (numbers(q.len(), 0.9), numbers(shape.lse_len(), 0.5));
     let attended = attention(&problem, &q, &k, &v).unwrap();
-    let (plain, through_lse) =
-        (attended.backward(&dout).unwrap(), attended.backward_with_dlse(&dout, &dlse).unwrap());
+    let (plain, through_lse) = (
+        attended.backward(&dout).unwrap(),
+        attended.backward_with(&dout, BackwardWith { dlse: Some(&dlse), ..Default::default() }).unwrap(),
+    );
 
     let inputs = Inputs::new(
         TensorRef::bshd(&q, shape.q()),
@@ -64,5 +66,17 @@ fn a_slice_of_another_length_is_refused_by_name() {
     assert_eq!(refused, expected);
     let attended = attention(&problem, &q, &k, &k).unwrap();
     assert!(attended.backward(&q[1..]).unwrap_err().to_string().starts_with("dout has shape [4223]"));
-    assert!(attended.backward_with_dlse(&q, &[]).unwrap_err().to_string().starts_with("dlse has shape [0]"));
+    let refused = |with| attended.backward_with(&q, with).unwrap_err().to_string();
+    let without_rows = BackwardWith { dlse: Some(&[]), ..Default::default() };
+    assert!(refused(without_rows).starts_with("dlse has shape [0]"));
+    for with in [
+        BackwardWith { dbias: true, ..Default::default() },
+        BackwardWith { dsinks: true, ..Default::default() },
+    ] {
+        let words = refused(with);
+        assert!(
+            words.starts_with("dbias") || words.starts_with("dsinks") || words.contains("declare"),
+            "{words}"
+        );
+    }
 }
