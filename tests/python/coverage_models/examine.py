@@ -11,6 +11,7 @@ Verdicts:
     not run   could not be made or run with eager attention
 """
 
+import contextlib
 import os
 import time
 import traceback
@@ -19,6 +20,7 @@ import torch
 from configurations import dropouts, model_classes, set_dropouts
 from inputs import Inputs
 from shrinking import WAYS, arguments
+from transformers import PreTrainedModel
 from watch import Watch
 
 WORST = ("not run", "nothing", "works", "refused", "unused", "partly", "crash", "wrong")
@@ -184,8 +186,9 @@ def run(model, inputs, train, backward=True, rows=None):
     model.zero_grad(set_to_none=True)
     torch.manual_seed(3)
     WATCH.reset()
-    returned = model(**inputs)
-    out, counts = floats(returned), padding_of(returned, inputs)
+    with returned_by_parts(model) as parts:
+        returned = model(**inputs)
+    out, counts = floats(returned), padding_of((*parts, returned), inputs)
     for k, keep in (rows or {}).items():
         out[k] = out[k] * keep.reshape(-1, *(1,) * (out[k].dim() - 1))
     loss = loss_of(out, counts)
@@ -210,10 +213,24 @@ def floats(out, path="", depth=0):
     return found
 
 
+@contextlib.contextmanager
+def returned_by_parts(model):
+    """A list that gets what each of the models inside a model returns."""
+    returned = []
+    parts = [x for x in model.modules() if isinstance(x, PreTrainedModel) and x is not model]
+    hooks = [x.register_forward_hook(lambda _, __, out: returned.append(out)) for x in parts]
+    try:
+        yield returned
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def padding_of(returned, inputs):
-    """The masks (batch, seqlen) that say which positions count. A model that shortens its sequence, as Moonshine's
-    streaming encoder does, returns one for what is left."""
-    found = [inputs.get("attention_mask"), inputs.get("decoder_attention_mask"), getattr(returned, "attention_mask", None)]
+    """The masks (batch, seqlen) that say which positions count. A model, or a part of one, that shortens its sequence, as
+    the encoders of Moonshine and Canary do, returns one for what is left."""
+    found = [inputs.get("attention_mask"), inputs.get("decoder_attention_mask")]
+    found += [getattr(x, "attention_mask", None) for x in returned]
     return [x for x in found if isinstance(x, torch.Tensor) and x.dim() == 2]
 
 
