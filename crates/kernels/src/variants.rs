@@ -139,7 +139,8 @@ pub fn variants(gpu: Gpu, half: Half) -> Vec<Config> {
     all.extend(
         [64, 128, 256].map(|head_dim| Calls { packed: true, ..of(head_dim, (BandKind::Right, true)) }),
     );
-    all.extend([BandKind::Full, BandKind::Both].map(|band| Calls { packed: true, ..of(128, (band, false)) }));
+    let bands = [(BandKind::Full, false), (BandKind::Both, false), (BandKind::Both, true)];
+    all.extend(bands.map(|flags| Calls { packed: true, ..of(128, flags) }));
     for [head_dim, head_dim_v] in HEAD_DIM_PAIRS {
         let of_pair = |flags| Calls { head_dim_v, ..of(head_dim, flags) };
         all.extend([(BandKind::Full, false), (BandKind::Right, true), (BandKind::Both, true)].map(of_pair));

@@ -1,14 +1,17 @@
 //! Hopper's forward, the pass that writes probs and the backward's pass over keys with every mistake that their
 //! instructions know of, one at a time: waits, arrivals, barriers and fences dropped, counts off by one, parities
 //! flipped. The interpreter reports each under some schedule, or it is listed here with the reason why nothing can go
-//! wrong. `cargo test` alone tries one mistake in eight; with `SIGNFLASH_TEST=full`, as in `.ci/run`, each is tried.
+//! wrong, or why the interpreter cannot see it. `cargo test` alone tries one mistake in eight; with `SIGNFLASH_TEST=full`, as in `.ci/run`, each is tried. Of
+//! packed sequences and of additions in one order in a window it is one in 32, one in eight, and with `SIGNFLASH_TEST=all`
+//! each.
 
 use signflash_core::{Dropout, Problem, Shape, bf16};
 use signflash_kernels::{
     BackwardCall, BackwardChoice, Config, DeviceTensor, ForwardCall, ForwardChoice, ForwardKernel, Gpu, Half,
     HopperForm, HopperKeysForm, Kernels, KeysKernel, Order, Task, backward_workspace_bytes,
+    forward_workspace_bytes,
 };
-use signflash_ptx::{Arg, Global, Kernel, Launch, Rule};
+use signflash_ptx::{Arg, Global, Kernel, Launch, Pointer, Rule};
 
 const QUERIES: usize = 200;
 const SCHEDULES: u64 = 4;
@@ -40,12 +43,25 @@ const STEPS: HopperKeysForm = HopperKeysForm {
 /// Of warpgroups that share keys.
 const SHARED: HopperKeysForm = HopperKeysForm { keys: 64, ds_stages: 1, registers: 240, ..STEPS };
 
+/// Additions in one order, as many queries a step as the table has: there is a flag for each.
+const ORDERED: HopperKeysForm = HopperKeysForm { step: 128, ordered: true, ..STEPS };
+
+/// Where packed sequences begin, of queries and of keys: one ends inside of a tile, one has no keys, and for the backward
+/// each has one tile of keys.
+const CU_SEQLENS: [[u32; 5]; 2] = [[0, 130, 135, 140, 200], [0, 70, 100, 100, 136]];
+
 /// A kernel, and what is launched before and after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pass {
     Forward(HopperForm),
     Probs,
     Backward(HopperKeysForm),
+    /// The forward of packed sequences.
+    PackedForward,
+    /// Their backward.
+    PackedBackward,
+    /// A deterministic backward in a window, in which tiles of keys take turns.
+    OrderedWindow,
 }
 
 /// What the mistake's text contains, the file of the instruction, how many such, and why nothing can go wrong.
@@ -55,9 +71,14 @@ const FENCES: &str = "the next covers it; on the barriers of the last completes 
 
 const LANES: &str = "every lane arrives for itself, and the warp meets again before one speaks for it";
 
+const AT_ONCE: &str =
+    "not seen: the interpreter adds when it is told to, and a GPU some time before it is waited for";
+
+const IN_ORDER: &str = "not seen: of the second step's blocks these schedules happen to keep the order";
+
 const ONCE: &str = "k and v come once: nobody waits for their place";
 
-const NOT_NEEDED: [&[NotNeeded]; 4] = [
+const NOT_NEEDED: [&[NotNeeded]; 6] = [
     &[
         ("bar.warp.sync", "flags.rs", 1, LANES),
         ("fence.mbarrier_init", "", 8, FENCES),
@@ -96,25 +117,86 @@ const NOT_NEEDED: [&[NotNeeded]; 4] = [
         ("wgmma.fence", "shared.rs", 5, "a step's cover each other"),
         ("mbarrier.arrive", "shared.rs", 1, "the last ds: its place is not filled again"),
     ],
+    &[
+        ("fence.mbarrier_init", "", 8, FENCES),
+        (", 256 dropped", "multiply.rs", 1, "a turn: for speed alone"),
+        ("wgmma.fence", "multiply.rs", 2, "a step's two cover each other but where keys are hidden"),
+        ("try_wait", "multiply.rs", 1, "it waits twice, to hold the order"),
+        ("try_wait", "load.rs", 1, "the first keys' place is free when the queries' is"),
+    ],
+    &[
+        ("of an arrival", "mbarrier.rs", 2, ONCE),
+        ("try_wait", "serve.rs", 1, ONCE),
+        ("mbarrier.arrive", "mbarrier.rs", 1, ONCE),
+        ("bar.warp.sync", "multiply.rs", 3, LANES),
+        ("bar.warp.sync", "serve.rs", 2, "lane 0 has waited itself"),
+        ("fence.mbarrier_init", "", 9, FENCES),
+        ("wgmma.fence", "multiply.rs", 1, "a step's cover each other"),
+        ("wgmma.fence", "dq.rs", 4, "a step's other products come between"),
+        ("wgmma.commit_group", "multiply.rs", 1, "the next takes it along"),
+        ("wgmma.wait_group.sync.aligned 1", "multiply.rs", 2, "the next waits for all"),
+        ("mbarrier.arrive", "dq.rs", 1, "the last ds: its place is not filled again"),
+        ("cp.async.bulk.commit_group", "results.rs", 1, "the next takes it along"),
+        ("cp.async.bulk.commit_group", "dq.rs", 2, AT_ONCE),
+        ("cp.async.bulk.wait_group 0", "dq.rs", 3, AT_ONCE),
+        ("ld.acquire", "dq.rs", 1, IN_ORDER),
+    ],
 ];
 
 impl Pass {
-    /// Which of the launches it is.
-    fn position(self) -> usize {
-        if matches!(self, Pass::Forward(_)) { 0 } else { 1 }
+    /// Whether this is the launch of the pass.
+    fn is(self, config: &Config) -> bool {
+        match self {
+            Pass::Forward(_) | Pass::PackedForward => matches!(config, Config::Forward(_)),
+            Pass::Probs => matches!(config, Config::Probs(_)),
+            Pass::Backward(_) | Pass::PackedBackward | Pass::OrderedWindow => {
+                matches!(config, Config::Keys(_))
+            }
+        }
     }
 
-    /// Several tiles for a block of the forward; one tile of keys, for the queries of two heads, for one of the
-    /// backward.
+    /// The form of a backward.
+    fn keys_form(self) -> Option<HopperKeysForm> {
+        match self {
+            Pass::Backward(form) => Some(form),
+            Pass::PackedBackward => Some(STEPS),
+            Pass::OrderedWindow => Some(ORDERED),
+            Pass::Forward(_) | Pass::Probs | Pass::PackedForward => None,
+        }
+    }
+
+    fn is_packed(self) -> bool {
+        matches!(self, Pass::PackedForward | Pass::PackedBackward)
+    }
+
+    /// Several tiles for a block of the forward; for one of the backward one tile of keys, for the queries of two heads.
+    /// Where there is an order four, of which a query sees three or all: of two the sum is the same in either order.
     fn problem(self) -> Problem {
-        let (num_heads, num_heads_k, seqlen_k) =
-            if matches!(self, Pass::Backward(_)) { (2, 1, 100) } else { (4, 2, 336) };
-        let head_dim = match self {
-            Pass::Backward(form) if form.shares_keys() => 192,
-            _ => 64,
+        let (num_heads, num_heads_k) = if self.keys_form().is_some() { (2, 1) } else { (4, 2) };
+        let seqlen_k = match self {
+            Pass::Forward(_) | Pass::Probs => 336,
+            Pass::Backward(_) => 100,
+            Pass::PackedForward | Pass::PackedBackward => CU_SEQLENS[1][4] as usize,
+            Pass::OrderedWindow => 400,
         };
+        let head_dim = if self.keys_form().is_some_and(|form| form.shares_keys()) { 192 } else { 64 };
         let shape = Shape::new(1, QUERIES, seqlen_k).heads(num_heads, num_heads_k).head_dim(head_dim);
-        Problem::builder(shape).dropout(Dropout::new(0.2, 1, 0).unwrap()).build().unwrap()
+        let problem = Problem::builder(shape).dropout(Dropout::new(0.2, 1, 0).unwrap());
+        let problem = match self {
+            Pass::PackedForward | Pass::PackedBackward => problem.packed(&CU_SEQLENS[0], &CU_SEQLENS[1]),
+            Pass::OrderedWindow => problem.window(Some(330), Some(20)),
+            _ => problem,
+        };
+        problem.build().unwrap()
+    }
+
+    /// Of how many mistakes one is tried.
+    fn one_in(self) -> usize {
+        match (self, std::env::var("SIGNFLASH_TEST").as_deref()) {
+            (_, Ok("all")) | (Pass::Forward(_) | Pass::Probs | Pass::Backward(_), Ok("full")) => 1,
+            (_, Ok("full")) | (Pass::Forward(_) | Pass::Probs | Pass::Backward(_), _) => 8,
+            _ => 32,
+        }
     }
 
     fn not_needed(self) -> &'static [NotNeeded] {
@@ -122,7 +204,9 @@ impl Pass {
             Pass::Forward(_) => NOT_NEEDED[0],
             Pass::Probs => NOT_NEEDED[1],
             Pass::Backward(form) if form.shares_keys() => NOT_NEEDED[3],
-            Pass::Backward(_) => NOT_NEEDED[2],
+            Pass::Backward(_) | Pass::PackedBackward => NOT_NEEDED[2],
+            Pass::PackedForward => NOT_NEEDED[4],
+            Pass::OrderedWindow => NOT_NEEDED[5],
         }
     }
 }
@@ -134,12 +218,14 @@ struct Launched {
     args: Vec<Arg>,
 }
 
-/// The launches of a pass, with memory made for them. One block of the forward does all tiles.
-fn launches(pass: Pass) -> (Global, Vec<Launched>) {
+/// The launches of a pass, with memory made for them, and where the backward's workspace lies in it. One block of the
+/// forward does all tiles.
+fn launches(pass: Pass) -> (Global, Vec<Launched>, Pointer) {
     let (problem, mut memory) = (&pass.problem(), Global::default());
     let shape = *problem.shape();
     let mut tensor = |name: &str, sizes: [usize; 4]| {
-        let numbers = (0..sizes.iter().product()).map(|n: usize| bf16::from_f32((n % 7) as f32 / 8.0));
+        let numbers = (0..sizes.iter().product())
+            .map(|n: usize| bf16::from_f32((n * 7919 % 1009) as f32 / 504.0 - 1.0));
         let bytes: Vec<u8> = numbers.flat_map(|x| x.to_le_bytes()).collect();
         DeviceTensor::dense(memory.upload(name, &bytes).0, sizes, Order::RowsFirst)
     };
@@ -148,16 +234,29 @@ fn launches(pass: Pass) -> (Global, Vec<Launched>) {
     let [dk, dv] = ["dk", "dv"].map(|name| tensor(name, shape.k()));
     let lse = memory.upload("lse", &vec![0; 4 * shape.lse_len()]).0;
     let gpu = Gpu { sm_count: 1, ..Gpu::HOPPER };
-    let forward = ForwardCall::new(problem, Half::Bf16, inputs, out, lse);
-    let tasks = match pass {
-        Pass::Backward(form) => {
-            let space = backward_workspace_bytes(problem, gpu, false) as usize;
-            let workspace = memory.reserve("workspace", space).0;
-            let call = BackwardCall::of(&forward, dout, [dq, dk, dv], workspace);
+    let mut forward = ForwardCall::new(problem, Half::Bf16, inputs, out, lse);
+    if pass.is_packed() {
+        let [of_q, of_k] = CU_SEQLENS.map(|numbers| {
+            let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+            memory.upload("cu_seqlens", &bytes).0
+        });
+        let space = forward_workspace_bytes(problem) as usize;
+        forward = forward.with_cu_seqlens([of_q, of_k]).with_workspace(memory.reserve("workspace", space).0);
+    }
+    let mut sums = Pointer(0);
+    let tasks = match (pass, pass.keys_form()) {
+        (_, Some(form)) => {
+            let space = backward_workspace_bytes(problem, gpu, form.ordered) as usize;
+            sums = memory.reserve("workspace", space);
+            let call = BackwardCall::of(&forward, dout, [dq, dk, dv], sums.0);
+            let call = call.with_deterministic(form.ordered);
             let choice = BackwardChoice::of(&call, gpu, Kernels::Best);
             choice.with_hopper_form(form).unwrap().tasks()
         }
-        _ => {
+        (Pass::PackedForward, None) => {
+            ForwardChoice::of(&forward, gpu, Kernels::Best).with_hopper_form(FORM).unwrap().tasks()
+        }
+        (_, None) => {
             let ptr = memory.reserve("probs", 2 * shape.num_heads * shape.seqlen_q * shape.seqlen_k).0;
             let probs = DeviceTensor::dense(ptr, shape.probs(), Order::HeadsFirst);
             let call = forward.with_probs(Some(probs));
@@ -173,25 +272,36 @@ fn launches(pass: Pass) -> (Global, Vec<Launched>) {
         }
     });
     let launched = launched.collect();
-    (memory, launched)
+    (memory, launched, sums)
 }
 
-/// The rule that the kernels break under a schedule, that of the pass changed.
-fn run(pass: Pass, change: impl Fn(Kernel) -> Kernel, seed: u64) -> Option<(Rule, String)> {
-    let (mut memory, launches) = launches(pass);
-    launches.into_iter().enumerate().find_map(|(i, Launched { config, grid, args })| {
-        let kernel = if i == pass.position() { change(config.kernel()) } else { config.kernel() };
-        let trap = kernel.interpret(&Launch { grid, args: &args, seed }, &mut memory).err()?;
-        Some((trap.fault.rule, trap.to_string()))
-    })
+/// The kernel of a pass.
+fn config(pass: Pass) -> Config {
+    let launched = launches(pass).1;
+    launched.into_iter().find(|launched| pass.is(&launched.config)).expect("a launch of the pass").config
+}
+
+/// The bytes of the workspace, where sums of dq are, or the rule that the kernels break under a schedule, that of the pass changed.
+fn run(pass: Pass, change: impl Fn(Kernel) -> Kernel, seed: u64) -> Result<Vec<u8>, (Rule, String)> {
+    let (mut memory, launches, sums) = launches(pass);
+    for Launched { config, grid, args } in launches {
+        let kernel = if pass.is(&config) { change(config.kernel()) } else { config.kernel() };
+        kernel
+            .interpret(&Launch { grid, args: &args, seed }, &mut memory)
+            .map_err(|trap| (trap.fault.rule, trap.to_string()))?;
+    }
+    Ok(if pass.keys_form().is_some() { memory.bytes(sums).to_vec() } else { vec![] })
 }
 
 #[test]
 fn the_kernels_are_right_as_they_are() {
-    let kernel = |pass: Pass| launches(pass).1.swap_remove(pass.position()).config;
-    assert!(matches!(kernel(Pass::Forward(FORM)), Config::Forward(ForwardKernel::Hopper(..))));
-    assert!(matches!(kernel(Pass::Probs), Config::Probs(ForwardKernel::Hopper(..))));
-    assert!(matches!(kernel(Pass::Backward(STEPS)), Config::Keys(KeysKernel::Hopper(..))));
+    for pass in [Pass::Forward(FORM), Pass::PackedForward] {
+        assert!(matches!(config(pass), Config::Forward(ForwardKernel::Hopper(..))));
+    }
+    assert!(matches!(config(Pass::Probs), Config::Probs(ForwardKernel::Hopper(..))));
+    for pass in [Pass::Backward(STEPS), Pass::PackedBackward, Pass::OrderedWindow] {
+        assert!(matches!(config(pass), Config::Keys(KeysKernel::Hopper(..))));
+    }
     let forwards = [
         FORM,
         HopperForm { out_in_q: true, turns: false, early: 0, drawers: 1, ..FORM },
@@ -204,19 +314,18 @@ fn the_kernels_are_right_as_they_are() {
         HopperKeysForm { stages: 3, ds_stages: 3, flag_stages: 1, ..STEPS },
     ];
     let passes = forwards.map(Pass::Forward).into_iter().chain(backwards.map(Pass::Backward));
+    let passes = passes.chain([Pass::PackedForward, Pass::PackedBackward, Pass::OrderedWindow]);
     for (pass, seed) in passes.flat_map(|pass| [0, 1, 2].map(|seed| (pass, seed))) {
-        assert_eq!(run(pass, |kernel| kernel, seed), None, "{pass:?}");
+        let ran = run(pass, |kernel| kernel, seed);
+        assert!(ran.is_ok(), "{pass:?}: {ran:?}");
     }
-}
-
-/// Of how many mistakes one is tried: with `SIGNFLASH_TEST=full`, as in `.ci/run`, each.
-fn one_in() -> usize {
-    if matches!(std::env::var("SIGNFLASH_TEST").as_deref(), Ok("full" | "all")) { 1 } else { 8 }
 }
 
 /// Mistakes in a kernel that nobody notices, but for those that are listed.
 fn unnoticed(pass: Pass) -> Vec<String> {
-    let mutations = || launches(pass).1.swap_remove(pass.position()).config.kernel().mutations();
+    let mutations = || config(pass).kernel().mutations();
+    // Of additions in one order the bits are known.
+    let right = (pass == Pass::OrderedWindow).then(|| run(pass, |kernel| kernel, 0).unwrap());
     let count = mutations().len();
     assert!(count > 40, "only {count} mistakes");
     let seeded = |number: usize| {
@@ -225,14 +334,18 @@ fn unnoticed(pass: Pass) -> Vec<String> {
             let mutation = kernel.mutations().swap_remove(number);
             kernel.mutate(mutation)
         };
-        let caught = (0..SCHEDULES).find_map(|seed| run(pass, change, seed));
-        caught.is_none().then_some(mutation)
+        let is_noticed = |ran: Result<Vec<u8>, _>| match &right {
+            Some(right) => ran.as_ref() != Ok(right),
+            None => ran.is_err(),
+        };
+        let caught = (0..SCHEDULES).any(|seed| is_noticed(run(pass, change, seed)));
+        (!caught).then_some(mutation)
     };
-    let mut unnoticed: Vec<String> = (0..count).step_by(one_in()).filter_map(seeded).collect();
+    let mut unnoticed: Vec<String> = (0..count).step_by(pass.one_in()).filter_map(seeded).collect();
     for (text, file, count, why) in pass.not_needed() {
         let (listed, others): (Vec<String>, _) =
             unnoticed.into_iter().partition(|mistake| mistake.contains(text) && mistake.contains(file));
-        let as_listed = if one_in() == 1 { listed.len() == *count } else { listed.len() <= *count };
+        let as_listed = if pass.one_in() == 1 { listed.len() == *count } else { listed.len() <= *count };
         assert!(as_listed, "{text} in {file} ({why}), {count} of them: {listed:#?}");
         unnoticed = others;
     }
@@ -257,4 +370,19 @@ fn every_mistake_in_the_backward_that_matters_is_noticed() {
 #[test]
 fn every_mistake_where_warpgroups_share_keys_that_matters_is_noticed() {
     assert_eq!(unnoticed(Pass::Backward(SHARED)), Vec::<String>::new());
+}
+
+#[test]
+fn every_mistake_in_the_forward_of_packed_sequences_that_matters_is_noticed() {
+    assert_eq!(unnoticed(Pass::PackedForward), Vec::<String>::new());
+}
+
+#[test]
+fn every_mistake_in_the_backward_of_packed_sequences_that_matters_is_noticed() {
+    assert_eq!(unnoticed(Pass::PackedBackward), Vec::<String>::new());
+}
+
+#[test]
+fn every_mistake_in_additions_in_one_order_in_a_window_that_matters_is_noticed() {
+    assert_eq!(unnoticed(Pass::OrderedWindow), Vec::<String>::new());
 }

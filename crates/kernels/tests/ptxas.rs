@@ -2,7 +2,7 @@
 //! Hopper's own none. Without ptxas the test passes and says so; `SIGNFLASH_REQUIRE_PTXAS=1` makes that a failure.
 //!
 //! ptxas takes a second a kernel, so that `cargo test` asks about those of three head_dims that hold most: causal
-//! and windows, with dropout. With `SIGNFLASH_TEST=all` every kernel of [`variants`] is tried, which takes minutes: for whoever
+//! and windows, with dropout; about windows of packed sequences with `SIGNFLASH_TEST=full`, as in `.ci/run`, in bf16. With `SIGNFLASH_TEST=all` every kernel of [`variants`] is tried, which takes minutes: for whoever
 //! changes kernels.
 
 use signflash_kernels::{Config, Gpu, Half, variants};
@@ -31,27 +31,41 @@ fn ptxas() -> Option<Ptxas> {
     found
 }
 
+/// How many are tried.
+#[derive(Clone, Copy, PartialEq)]
+enum Tried {
+    Few,
+    PackedWindowsToo,
+    All,
+}
+
 /// Whether a kernel is tried where not all are.
-fn is_representative(name: &str) -> bool {
+fn is_representative(name: &str, tried: Tried) -> bool {
     // Windows hold two numbers more than causality, whatever the head_dim.
-    let of_window = name.contains("_window_drop_") && name.contains("_d128_");
-    let holds_most = (name.contains("_causal_drop_") || of_window) && !name.contains("_neg");
+    let is_packed_window = name.contains("_window_") && name.contains("_packed");
+    let is_tried_too = tried == Tried::PackedWindowsToo && name.contains("_bf16_");
+    let of_window =
+        name.contains("_window_drop_") && name.contains("_d128_") && (!is_packed_window || is_tried_too);
+    // What becomes of a score is the same instructions for every head_dim and format.
+    let is_plain = !["_softcap", "_alibi", "_bias", "_mask", "_sinks"].iter().any(|kind| name.contains(kind));
+    let is_of_one = is_plain || (name.contains("_d128_") && name.contains("_bf16_"));
+    let holds_most = is_of_one && (name.contains("_causal_drop_") || of_window) && !name.contains("_neg");
     let of_scores = ["_d64_", "_d128_", "_d256_"].iter().any(|head_dim| name.contains(head_dim));
     // Work on rows knows neither windows nor dropout, and what lists tiles is one kernel.
     let of_rows = name == "sf_tiles"
-        || name.starts_with("sf_delta_")
+        || ["sf_delta_", "sf_dsinks"].iter().any(|kind| name.starts_with(kind))
         || (name.starts_with("sf_convert_dq_") && of_scores);
     of_rows || (holds_most && of_scores)
 }
 
 /// Kernels by name, each with the GPUs' target or a later one that it needs.
-fn kernels(full: bool) -> BTreeMap<String, (Config, Target)> {
+fn kernels(tried: Tried) -> BTreeMap<String, (Config, Target)> {
     let gpus = [(Gpu::HOPPER, Target::Sm90), (Gpu::AMPERE, Target::Sm80), (Gpu::SMALL, Target::Sm80)];
     let mut all = BTreeMap::new();
     for (gpu, target) in gpus {
         for config in [Half::Bf16, Half::F16].into_iter().flat_map(|half| variants(gpu, half)) {
             let name = config.to_string();
-            if full || is_representative(&name) {
+            if tried == Tried::All || is_representative(&name, tried) {
                 all.entry(format!("{target}: {name}")).or_insert((config, target));
             }
         }
@@ -78,7 +92,11 @@ fn judge(ptxas: &Ptxas, config: &Config, least: Target) -> Option<String> {
 #[test]
 fn kernels_are_accepted_and_keep_their_registers() {
     let Some(ptxas) = ptxas() else { return };
-    let tried = kernels(std::env::var("SIGNFLASH_TEST").as_deref() == Ok("all"));
+    let tried = kernels(match std::env::var("SIGNFLASH_TEST").as_deref() {
+        Ok("all") => Tried::All,
+        Ok("full") => Tried::PackedWindowsToo,
+        _ => Tried::Few,
+    });
     let (next, failures) = (Mutex::new(tried.values()), Mutex::new(vec![]));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
@@ -97,8 +115,10 @@ fn kernels_are_accepted_and_keep_their_registers() {
 
 #[test]
 fn those_that_are_tried_are_of_every_kind_target_and_format() {
-    let (few, all) = (kernels(false), kernels(true));
+    let (few, all) = (kernels(Tried::Few), kernels(Tried::All));
     assert!(few.len() * 3 < all.len(), "{} of {}", few.len(), all.len());
+    let more = kernels(Tried::PackedWindowsToo);
+    assert!(few.len() + 6 <= more.len() && more.len() <= few.len() + 16, "{} and {}", few.len(), more.len());
     let kind = |(name, (config, least)): (&String, &(Config, Target))| {
         let kernel = name.split("_bf16").next().and_then(|name| name.split("_f16").next());
         let half = if name.contains("_bf16_") { Half::Bf16 } else { Half::F16 };
