@@ -12,7 +12,7 @@ import torch
 from signflash import flash_attn_with_kvcache  # noqa: F401
 
 
-def _unnormalised(probs, lse, q, k, window):
+def _unnormalised(probs, lse, q, k, window, softcap, slopes):
     """Of q (batch, seqlen_q, num_heads, head_dim), k (batch, seqlen_k, num_heads_k, head_dim)."""
     q, k = (x.detach().float().transpose(1, 2) for x in (q, k))
     scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(-1, -2) / math.sqrt(q.shape[-1])
@@ -21,6 +21,10 @@ def _unnormalised(probs, lse, q, k, window):
         return probs.float()
     away = torch.arange(columns, device=q.device) - torch.arange(rows, device=q.device)[:, None] - (columns - rows)
     left, right = (columns + rows if x < 0 else x for x in window)
+    if softcap > 0.0:
+        scores = softcap * torch.tanh(scores / softcap)
+    if slopes is not None:
+        scores = scores - slopes[..., None, None] * away.abs()
     scores = scores.masked_fill((away < -left) | (away > right), -math.inf)
     factor = torch.exp(lse - scores.amax(-1))
     # A row that sees nothing has no largest score.
@@ -28,12 +32,13 @@ def _unnormalised(probs, lse, q, k, window):
     return probs.float() * factor[..., None]
 
 
-def _unnormalised_packed(probs, lse, q, k, window, cu_seqlens_q, cu_seqlens_k):
+def _unnormalised_packed(probs, lse, q, k, window, softcap, slopes, cu_seqlens_q, cu_seqlens_k):
     """Of packed sequences; probs are (sequences, num_heads, the most queries, the most keys)."""
     found, starts = probs.float(), list(zip(cu_seqlens_q.tolist(), cu_seqlens_k.tolist()))
     for i, ((q0, k0), (q1, k1)) in enumerate(zip(starts, starts[1:])):
         piece = found[i : i + 1, :, : q1 - q0, : k1 - k0]
-        piece.copy_(_unnormalised(piece, lse[None, :, q0:q1], q[None, q0:q1], k[None, k0:k1], window))
+        own = slopes if slopes is None or slopes.dim() == 1 else slopes[i : i + 1]
+        piece.copy_(_unnormalised(piece, lse[None, :, q0:q1], q[None, q0:q1], k[None, k0:k1], window, softcap, own))
     return found
 
 
@@ -74,11 +79,11 @@ def _wrap(function, unpack, packed=0):
             return results
         out, lse, probs = results
         q, k = unpack(args)
-        window = _window(**kwargs)
+        scores = (_window(**kwargs), kwargs.get("softcap", 0.0), kwargs.get("alibi_slopes"))
         if not packed:
-            return out, lse, _OnceUsed(lambda: _unnormalised(probs, lse, q, k, window))
+            return out, lse, _OnceUsed(lambda: _unnormalised(probs, lse, q, k, *scores))
         starts = [x for x in args if isinstance(x, torch.Tensor) and x.dim() == 1][:packed]
-        return out, lse, _OnceUsed(lambda: _unnormalised_packed(probs, lse, q, k, window, starts[0], starts[-1]))
+        return out, lse, _OnceUsed(lambda: _unnormalised_packed(probs, lse, q, k, *scores, starts[0], starts[-1]))
 
     return call
 
