@@ -164,7 +164,8 @@ impl<'a> BackwardChoice<'a> {
         let (keys, dq) = match own {
             Ok(()) => {
                 let common = hopper::keys_common(&common);
-                let form = hopper::keys(common.operands.dims(), common.scores.dropout, deterministic);
+                let Scores { kind, dropout, .. } = common.scores;
+                let form = hopper::keys(common.operands.dims(), kind.product, dropout, deterministic);
                 own_kernels(HopperCommon { scores: common.scores.by_keys(), ..common }, form)
             }
             Err(_) => {

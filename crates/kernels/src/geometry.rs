@@ -119,7 +119,7 @@ pub(crate) fn heads_at_once(problem: &Problem, form: &HopperKeysForm, gpu: Gpu) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::HeadDims;
+    use crate::config::{HeadDims, Product};
     use crate::tables::hopper;
     use signflash_core::{Shape, Window};
 
@@ -151,7 +151,7 @@ mod tests {
             let problem = Problem::builder(shape).window(window.left, window.right).build().unwrap();
             heads_at_once(
                 &problem,
-                &hopper::keys(HeadDims { q: 128, v: 128 }, false, deterministic),
+                &hopper::keys(HeadDims { q: 128, v: 128 }, Product::Scaled, false, deterministic),
                 Gpu::HOPPER,
             )
         };

@@ -1,5 +1,5 @@
 //! A call's memory besides its tensors.
-use crate::config::{DqKernel, KeysKernel};
+use crate::config::{DqKernel, KeysKernel, ScoreKind};
 use crate::geometry::{heads, packed_sequences, query_tiles, stat_rows};
 use crate::gpu::Gpu;
 use crate::packed::list::LISTS;
@@ -57,7 +57,7 @@ impl Workspace {
         let mut counters = 0;
         if gpu.is_hopper() {
             let dims = hopper::keys_dims(dims);
-            let own = hopper::keys(dims, dropout, deterministic);
+            let own = hopper::keys(dims, ScoreKind::of(problem).product, dropout, deterministic);
             sums = sums.max(sums_bytes(problem, dims.q, own.step));
             let per_step = u64::from(counters_bytes(&own));
             counters = if deterministic { steps(problem, own.step) * per_step } else { 0 };

@@ -114,6 +114,14 @@ fn hopper_s_kernels_make_each_kind_of_score() {
     check(Gpu::HOPPER, false, &each_alone());
 }
 
+/// Of three steps of keys, that of the diagonal is each in turn the first. Slopes are so large that a step's largest score
+/// is far from the next one's.
+#[test]
+fn hopper_s_forward_begins_at_the_diagonal() {
+    let of = |diagonal| case(300, 300).heads(1, 1).alibi(Slopes::PerHead).diagonal(diagonal);
+    check(Gpu::HOPPER, false, &[("middle", of(0)), ("before", of(-400).dropout(0.1))]);
+}
+
 #[test]
 fn hopper_s_kernels_make_kinds_of_scores_together() {
     check(Gpu::HOPPER, true, &together());

@@ -219,6 +219,11 @@ impl HeadDims {
 }
 
 impl ScoreKind {
+    /// Whether products are bent.
+    pub(crate) fn is_capped(self) -> bool {
+        self.product == Product::Capped
+    }
+
     /// Of products that are scaled, and nothing else.
     pub const SCALED: Self = ScoreKind { product: Product::Scaled, alibi: false };
 

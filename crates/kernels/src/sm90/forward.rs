@@ -29,7 +29,7 @@ use crate::parts::scores::{ScoreStage, ScoreVals};
 use crate::parts::visibility::{KeyTiles, SeenRange, Sight};
 use crate::parts::work::Work;
 use crate::rows::sinks::SinksVals;
-use signflash_ptx::{Builder, Cta, Kernel, LaunchBounds, TensorMap, Thread, U32, Val, Warp, Warpgroup};
+use signflash_ptx::{Builder, Cta, Kernel, LaunchBounds, S32, TensorMap, Thread, U32, Val, Warp, Warpgroup};
 
 kernel_args! {
     /// Arguments of the forward, in the order of the kernel's parameters.
@@ -162,7 +162,15 @@ impl<'k> Block<'_, 'k> {
         let range = self.overlays.as_ref().and_then(|of| of.range(self.cta.threads(), work.sequence));
         let keys = self.sight(&work, range).key_tiles(first_row, rows, step);
         let head_k = work.head / self.problem.group_size;
-        let steps = Steps::of(&keys, self.common.scores.band == BandKind::Both);
+        let steps = match self.stage().facing(work.sequence) {
+            None => Steps::of(&keys, self.common.scores.band == BandKind::Both),
+            Some(facing) => {
+                // The tile of the key that the last query faces.
+                let last = (first_row + rows).min(work.sequence.seqlen_q) - 1;
+                let key = last.cast::<S32>() + facing + self.problem.column_shift.cast::<S32>();
+                Steps::around(&keys, (key.max(0).cast::<U32>() / step).cast())
+            }
+        };
         Tile { work, head_k, first_row, keys, range, steps }
     }
 }

@@ -1,5 +1,7 @@
 //! Forms of Hopper's own kernels.
-use crate::config::{BandKind, Common, HeadDims, HopperCommon, HopperForm, HopperKeysForm, Operands, Scores};
+use crate::config::{
+    BandKind, Common, HeadDims, HopperCommon, HopperForm, HopperKeysForm, Operands, Product, Scores,
+};
 use crate::gpu::Gpu;
 
 /// A row of the forward's table.
@@ -122,10 +124,11 @@ pub(crate) fn keys_common(common: &Common) -> HopperCommon {
 }
 
 /// Of the pass over keys, at head_dims of whole boxes.
-pub(crate) fn keys(dims: HeadDims, dropout: bool, ordered: bool) -> HopperKeysForm {
+pub(crate) fn keys(dims: HeadDims, product: Product, dropout: bool, ordered: bool) -> HopperKeysForm {
     let (keys, step, ds_stages) = match dims.max() {
-        ..=64 => (128, 128, 2),
-        65..=128 => (128, 64, 3),
+        // Of capped scores p is packed while dp is there, for which 128 queries leave no registers.
+        ..=64 if product != Product::Capped => (128, 128, 2),
+        ..=128 => (128, 64, 3),
         _ => (64, 64, 1),
     };
     let flag_stages = if dropout { 2 } else { 0 };

@@ -38,6 +38,17 @@ pub(super) struct AlibiAt<'k> {
     first: [Val<'k, F32>; 2],
 }
 
+impl<'k> AlibiVals<'k> {
+    /// The key of a sequence that its query 0 faces.
+    #[track_caller]
+    pub(super) fn facing_of(&self, sequence: Sequence<'k>) -> Val<'k, S32> {
+        match sequence.packed {
+            None => self.facing,
+            Some(_) => (sequence.seqlen_k - sequence.seqlen_q).cast::<S32>() + self.facing,
+        }
+    }
+}
+
 impl<'k> Alibi<'k> {
     #[track_caller]
     pub(super) fn of_head(
@@ -50,13 +61,12 @@ impl<'k> Alibi<'k> {
         let from = GlobalAddr::new(place.widen().mul_add(4u64, args.alibi_slopes));
         let load = |t: Thread<'k>| -t.load_constant::<F32, 1>(from)[0];
         let Some(begins) = sequence.packed else {
-            return Alibi { slope: load(t), facing: args.facing };
+            return Alibi { slope: load(t), facing: args.facing_of(sequence) };
         };
         // What is left over behind the last sequence has a number, but no slopes.
         let slope = t.f32(0.0).var();
         t.when(sequence.number.lt(begins.count - 1), |t| slope.set(load(t)));
-        let facing = (sequence.seqlen_k - sequence.seqlen_q).cast::<S32>() + args.facing;
-        Alibi { slope: slope.get(), facing }
+        Alibi { slope: slope.get(), facing: args.facing_of(sequence) }
     }
 
     #[track_caller]

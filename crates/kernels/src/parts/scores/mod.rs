@@ -36,7 +36,7 @@ use super::visibility::BandVals;
 use crate::config::{Product, ScoreKind, Scores};
 use alibi::Alibi;
 use gradients::Later;
-use signflash_ptx::{Acc, Arg, Cta, F32, Thread, U32, Val, Var, Warp};
+use signflash_ptx::{Acc, Arg, Cta, F32, S32, Thread, U32, Val, Var, Warp};
 use std::f32::consts::LOG2_E;
 
 /// What kernels are told of a kind of scores.
@@ -136,6 +136,12 @@ impl<'k> ScoreStage<'k> {
             (false, None) => problem.scale_log2,
         };
         ScoreStage { scores, kind, scale, factor }
+    }
+
+    /// The key that query 0 of a sequence faces, if scores depend on how far keys are from there.
+    #[track_caller]
+    pub(crate) fn facing(&self, sequence: Sequence<'k>) -> Option<Val<'k, S32>> {
+        self.kind.alibi.map(|alibi| alibi.facing_of(sequence))
     }
 
     /// Of one query head, whose number is asked for only where heads differ.

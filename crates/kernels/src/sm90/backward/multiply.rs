@@ -3,6 +3,7 @@ use super::dq::Turn;
 use super::results::KeyGradient;
 use super::scores::OfQueries;
 use super::{Block, FIRST_BARRIER, KEYS_READ, MULTIPLIERS, Queries, rows_bytes};
+use crate::config::Scores;
 use crate::parts::cursor::Cursor;
 use crate::parts::overlays::{ByKeys, dynamic};
 use crate::parts::product::pack;
@@ -181,7 +182,9 @@ impl<'a, 'k> Keys<'a, 'k> {
         let few = form.step <= 64;
         let of_queries =
             |offset, early| OfQueries::new(wg.threads(), stats.at(offset), form.step as usize / 8, early);
-        let (lse, delta) = (of_queries(0, few), of_queries(statistics::DELTA, few && !common.scores.dropout));
+        let Scores { dropout, kind, .. } = common.scores;
+        let lse = of_queries(0, few && !(kind.is_capped() && (dropout || common.scores.adds())));
+        let delta = of_queries(statistics::DELTA, few && !dropout);
         let flags = flags.as_mut().map(|ring| ring.wait(warp));
         let own_flags = flags.as_ref().map(|stage| block.own_flags(warp, stage, own_wg_number));
         let read = block.read(overlays.as_ref(), at);
