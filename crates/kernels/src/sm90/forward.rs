@@ -22,7 +22,7 @@
 use super::pipeline::Pipeline;
 use super::schedule::{Schedule, Shares};
 use super::steps::Steps;
-use crate::config::{BandKind, HopperCommon, HopperForm};
+use crate::config::{BandKind, HopperCommon, HopperForm, Scores};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
 use crate::parts::overlays::{ByQueries, OverlayVals};
 use crate::parts::scores::{ScoreStage, ScoreVals};
@@ -162,8 +162,10 @@ impl<'k> Block<'_, 'k> {
         let range = self.overlays.as_ref().and_then(|of| of.range(self.cta.threads(), work.sequence));
         let keys = self.sight(&work, range).key_tiles(first_row, rows, step);
         let head_k = work.head / self.problem.group_size;
-        let steps = match self.stage().facing(work.sequence) {
-            None => Steps::of(&keys, self.common.scores.band == BandKind::Both),
+        let Scores { band, kind, .. } = self.common.scores;
+        let facing = || self.stage().facing(work.sequence);
+        let steps = match (band == BandKind::Full).then(facing).flatten() {
+            None => Steps::of(&keys, kind.alibi || band == BandKind::Both),
             Some(facing) => {
                 // The tile of the key that the last query faces.
                 let last = (first_row + rows).min(work.sequence.seqlen_q) - 1;

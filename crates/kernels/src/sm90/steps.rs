@@ -5,9 +5,9 @@
 //! tiles, as it does in causal windows of sequences of one length, all rows see keys of the last step. So windows are gone
 //! through downwards.
 //!
-//! With ALiBi scores fall with the distance from the diagonal, by more than 2^8 a step where slopes are large, and who goes
-//! through them upwards does each step twice, too. So they are gone through from the diagonal's step downwards, and then
-//! from the one behind it upwards.
+//! With ALiBi scores fall with the distance from the diagonal, by more than 2^8 a step where slopes are large, and who comes
+//! nearer with each step does each twice, too. So they are gone through downwards from the last one that is seen, or, where
+//! all are, from the diagonal's: first downwards, then from the one behind it upwards.
 use crate::parts::visibility::KeyTiles;
 use signflash_core::Number;
 use signflash_ptx::{Pred, S32, U32, Val};

@@ -132,6 +132,6 @@ pub(crate) fn keys(dims: HeadDims, product: Product, dropout: bool, ordered: boo
         _ => (64, 64, 1),
     };
     let flag_stages = if dropout { 2 } else { 0 };
-    let registers = if dropout && keys > 64 { 232 } else { 240 };
+    let registers = if dropout && keys > 64 && product != Product::Capped { 232 } else { 240 };
     HopperKeysForm { keys, step, stages: 2, ds_stages, flag_stages, registers, ordered }
 }
