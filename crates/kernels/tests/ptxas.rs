@@ -16,7 +16,7 @@ use std::sync::Mutex;
 fn most_spilled_bytes(target: Target) -> u32 {
     match target {
         Target::Sm80 => 72,
-        Target::Sm90 => 32,
+        Target::Sm90 => 40,
         Target::Sm90a => 0,
     }
 }
