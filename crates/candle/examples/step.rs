@@ -23,10 +23,11 @@ fn main() -> Result<()> {
         arguments.iter().map(|argument| argument.parse().expect("a number of tokens")).collect()
     };
     match arguments.first().map(String::as_str) {
-        Some(kind @ ("ours" | "candle")) => measure(kind, tokens(&arguments[1..])[0], &options),
-        Some(_) => Ok(table::table(["ours", "candle"], &tokens(&arguments), &options)),
-        None => Ok(table::table(["ours", "candle"], &[512, 2048, 8192], &options)),
+        Some(kind @ ("ours" | "candle")) => return measure(kind, tokens(&arguments[1..])[0], &options),
+        Some(_) => table::table(["ours", "candle"], &tokens(&arguments), &options),
+        None => table::table(["ours", "candle"], &[512, 2048, 8192], &options),
     }
+    Ok(())
 }
 
 fn measure(kind: &str, seqlen: usize, options: &[String]) -> Result<()> {
