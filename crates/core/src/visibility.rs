@@ -131,7 +131,8 @@ impl<N: Number> Visibility<N> {
         Span {
             begin: self.left.map_or(zero, |left| facing.minus(left).most(zero)),
             end: self.right.map_or(self.keys, |right| {
-                facing.plus(right).plus(query.constant(1)).most(zero).least(self.keys)
+                // The least first: a GPU has an instruction for a sum, another's least and zero's most, in this order.
+                facing.plus(right).plus(query.constant(1)).least(self.keys).most(zero)
             }),
         }
     }
