@@ -45,11 +45,15 @@ fn chosen(device: &str) -> Result<String, Error> {
     Ok(kernels_of(engine.gpu())?)
 }
 
+/// Of q and k, and of v.
+const HEAD_DIMS: [[usize; 2]; 6] = [[64, 64], [96, 96], [128, 128], [192, 128], [192, 192], [256, 256]];
+
 /// In words, which kernels calls of a GPU get, and why.
 fn kernels_of(gpu: Gpu) -> Result<String, ProblemError> {
     let mut rows = vec![];
-    for (head_dim, dropout_p) in [64, 96, 128, 192, 256].into_iter().flat_map(|d| [(d, 0.0), (d, 0.1)]) {
-        let shape = Shape::new(1, 8192, 8192).heads(1, 1).head_dim(head_dim);
+    for (dims, dropout_p) in HEAD_DIMS.into_iter().flat_map(|dims| [(dims, 0.0), (dims, 0.1)]) {
+        let [head_dim, head_dim_v] = dims;
+        let shape = Shape::new(1, 8192, 8192).heads(1, 1).head_dim(head_dim).head_dim_v(head_dim_v);
         let problem = Problem::builder(shape).dropout(Dropout::new(dropout_p, 0, 0)?).build()?;
         let (forward, backward) =
             (ForwardCall::of_dense(&problem, Half::Bf16), BackwardCall::of_dense(&problem, Half::Bf16));
@@ -61,7 +65,7 @@ fn kernels_of(gpu: Gpu) -> Result<String, ProblemError> {
     }
     let why = if gpu.is_hopper() {
         "Hopper's own kernels (sf_fwd90, sf_bwd90) compute forwards and backwards. The portable ones \
-         (sf_fwd, sf_bwd) take over, and the log says so once for each reason, if head_dim is no multiple of 8, if \
+         (sf_fwd, sf_bwd) take over, and the log says so once for each reason, if a head_dim is no multiple of 8, if \
          tensors are empty, if rows do not all start at multiples of 16 bytes, or if a shard starts inside a block of \
          16 rows (backwards and probs: 32 columns) of the dropout mask; of probs also if seqlen_k is no multiple of 8."
             .to_string()
@@ -109,7 +113,8 @@ mod tests {
             "sf_fwd90_bf16_d128_drop_",
             "out and lse by Hopper's own kernel: bf16, head_dim 128, dropout. 2 warpgroups of a block multiply 64 queries",
             "dk, dv and sums of dq by Hopper's own kernel: bf16, head_dim 256. 2 warpgroups of a block share 64 keys",
-            "if head_dim is no multiple of 8",
+            "out and lse by Hopper's own kernel: bf16, head_dim 192 and 128 of v. 2 warpgroups of a block multiply",
+            "if a head_dim is no multiple of 8",
         ] {
             assert!(said.contains(expected), "{expected}: {said}");
         }

@@ -29,6 +29,7 @@ pub fn run(args: &KernelsArgs, stdout: &mut dyn Write) -> Result<(), Error> {
     for &head_dim in &args.head_dim {
         // As many keys as there may be: for fewer, causal forwards of a small head_dim have another form.
         let shape = Shape::new(1, 8192, 8192).heads(1, 1).head_dim(head_dim);
+        let shape = args.head_dim_v.map_or(shape, |head_dim_v| shape.head_dim_v(head_dim_v));
         let dropout = Dropout::new(args.dropout_p, 0, 0)?;
         let problem = Problem::builder(shape).causal(args.causal).dropout(dropout);
         let problem = problem.window(args.window.left, args.window.right);
@@ -42,8 +43,9 @@ pub fn run(args: &KernelsArgs, stdout: &mut dyn Write) -> Result<(), Error> {
             })?;
             return write!(stdout, "{}", config.kernel().ptx()).map_err(Error::Stdout);
         }
-        rows.extend(kernels.iter().map(|(pass, config)| cells(head_dim, *pass, config)));
-        words += &in_words(head_dim, &problem, half, gpu, &kernels);
+        let dims = args.head_dim_v.map_or(head_dim.to_string(), |of_v| format!("{head_dim}, {of_v} of v"));
+        rows.extend(kernels.iter().map(|(pass, config)| cells(&dims, *pass, config)));
+        words += &in_words(&dims, &problem, half, gpu, &kernels);
     }
     let header = ["head_dim", "pass", "kernel", "threads", "smem bytes", "PTX", "target"];
     writeln!(stdout, "{gpu}\n{}\n{words}", table(&header, rows, 3)).map_err(Error::Stdout)
@@ -78,13 +80,7 @@ fn kernels(problem: &Problem, half: Half, gpu: Gpu) -> Vec<(KernelPass, Config)>
 }
 
 /// The kernels in words, and why they are not Hopper's own where they could be.
-fn in_words(
-    head_dim: usize,
-    problem: &Problem,
-    half: Half,
-    gpu: Gpu,
-    kernels: &[(KernelPass, Config)],
-) -> String {
+fn in_words(dims: &str, problem: &Problem, half: Half, gpu: Gpu, kernels: &[(KernelPass, Config)]) -> String {
     let line = |(pass, config): &(KernelPass, Config)| format!("  {}: {}.\n", pass.name(), config.words());
     let lines: String = kernels.iter().map(line).collect();
     let call = ForwardCall::of_dense(problem, half);
@@ -92,14 +88,14 @@ fn in_words(
     let why = choice
         .not_hopper()
         .map_or(String::new(), |reason| format!("  The portable kernels compute everything: {reason}.\n"));
-    format!("head_dim {head_dim}\n{lines}{why}")
+    format!("head_dim {dims}\n{lines}{why}")
 }
 
-fn cells(head_dim: usize, pass: KernelPass, config: &Config) -> Vec<String> {
+fn cells(dims: &str, pass: KernelPass, config: &Config) -> Vec<String> {
     let kernel = config.kernel();
     let needs = kernel.needs();
     vec![
-        head_dim.to_string(),
+        dims.to_string(),
         pass.name().to_string(),
         config.to_string(),
         kernel.block_threads().to_string(),

@@ -1,8 +1,8 @@
 //! Times kernels in other forms than the tables', for `crates/kernels/src/tables`. 16384 tokens and
 //! heads * head_dim = 2048 in all, bf16, median of 20.
 //!
-//! A line of standard input is a trial: `forward 128 2048 drop causal w4 r2 n64 s2 b2 reg`: pass, head_dim, seqlen,
-//! flags (`l1024` with `causal`: a window of so many keys before), tiles as their name spells them; `forward 128 2048 drop g2 d1 n128 s2 f3 r208 e4 noturns outq`: the same of
+//! A line of standard input is a trial: `forward 128 2048 drop causal w4 r2 n64 s2 b2 reg`: pass, head_dim (`192v128`: of q
+//! and of v), seqlen, flags (`l1024` with `causal`: a window of so many keys before), tiles as their name spells them; `forward 128 2048 drop g2 d1 n128 s2 f3 r208 e4 noturns outq`: the same of
 //! Hopper's kernel, `backward 128 2048 drop k128 n64 s2 p3 f2 r232` of its backward's. Without tiles it is the
 //! tables' choice, of the portable kernels with `portable`.
 //!
@@ -51,6 +51,7 @@ struct Trial {
     backward: bool,
     deterministic: bool,
     head_dim: usize,
+    head_dim_v: usize,
     seqlen: usize,
     causal: bool,
     /// Keys before the one that a query faces.
@@ -103,10 +104,12 @@ impl Trial {
         let [pass, head_dim, seqlen, ..] = words[..] else {
             return Err("a trial is PASS HEAD_DIM SEQLEN".into());
         };
+        let (head_dim, head_dim_v) = head_dim.split_once('v').unwrap_or((head_dim, head_dim));
         Ok(Trial {
             backward: pass == "backward",
             deterministic: has("det"),
             head_dim: head_dim.parse()?,
+            head_dim_v: head_dim_v.parse()?,
             seqlen: seqlen.parse()?,
             causal: has("causal"),
             left: number('l').map(|left| left as usize),
@@ -118,19 +121,27 @@ impl Trial {
         })
     }
 
+    /// So many that no tensor is wider than [`WIDTH`].
+    fn heads(&self) -> usize {
+        WIDTH / self.head_dim.max(self.head_dim_v)
+    }
+
     fn problem(&self) -> Result<Problem, Failure> {
-        let heads = WIDTH / self.head_dim;
         let shape = Shape::new(TOKENS / self.seqlen, self.seqlen, self.seqlen)
-            .heads(heads, heads)
-            .head_dim(self.head_dim);
+            .heads(self.heads(), self.heads())
+            .head_dim(self.head_dim)
+            .head_dim_v(self.head_dim_v);
         let problem = Problem::builder(shape).window(self.left, None).causal(self.causal);
         let dropout = Dropout::new(if self.dropout { 0.1 } else { 0.0 }, 42, 0)?;
         Ok(problem.dropout(dropout).build()?)
     }
 
     fn flops(&self) -> f64 {
-        let forward = 4.0 * (TOKENS * WIDTH * self.seqlen) as f64;
-        let causal = forward * if self.backward { 2.5 } else { 1.0 } / if self.causal { 2.0 } else { 1.0 };
+        // Products over columns of q and k, and over those of v; a backward's are s, dq and dk, and dp and dv.
+        let [of_q, of_v] = if self.backward { [3, 2] } else { [1, 1] };
+        let columns = self.heads() * (of_q * self.head_dim + of_v * self.head_dim_v);
+        let all = 2.0 * (TOKENS * self.seqlen * columns) as f64;
+        let causal = all / if self.causal { 2.0 } else { 1.0 };
         // Of the triangle, what is further left than the window is missing: a smaller one. (The whole of another
         // window is not asked for.)
         let hidden = self.left.map_or(0.0, |left| 1.0 - (left + 1) as f64 / self.seqlen as f64);
@@ -203,9 +214,12 @@ impl Bench {
     /// What is run; for a backward the forward has been run before.
     fn tasks(&self, trial: &Trial, problem: &Problem) -> Result<Vec<Task>, Failure> {
         let tensor =
-            |buffer: &DeviceBuffer| DeviceTensor::dense(buffer.ptr(), problem.shape().q(), Order::RowsFirst);
-        let [q, k, v, dout] = self.inputs.each_ref().map(tensor);
-        let [out, dq, dk, dv] = self.outputs.each_ref().map(tensor);
+            |buffer: &DeviceBuffer, sizes| DeviceTensor::dense(buffer.ptr(), sizes, Order::RowsFirst);
+        let (of_q, of_v) = (problem.shape().q(), problem.shape().out());
+        let [q, k, v, dout] = &self.inputs;
+        let [q, k, v, dout] = [tensor(q, of_q), tensor(k, of_q), tensor(v, of_v), tensor(dout, of_v)];
+        let [out, dq, dk, dv] = &self.outputs;
+        let [out, dq, dk, dv] = [tensor(out, of_v), tensor(dq, of_q), tensor(dk, of_q), tensor(dv, of_v)];
         let gpu = self.engine.gpu();
         let kernels = if trial.portable { Kernels::Portable } else { Kernels::Best };
         let forward = ForwardCall::new(problem, Half::Bf16, [q, k, v], out, self.lse.ptr());
@@ -281,7 +295,15 @@ fn search(bench: &Bench, head_dim: u32) -> Result<(), Failure> {
         for form in candidates(head_dim, dropout) {
             let rate = |seqlen: usize| {
                 let (head_dim, hopper) = (head_dim as usize, Some(form));
-                bench.time(&Trial { head_dim, seqlen, causal, dropout, hopper, ..Trial::default() })
+                bench.time(&Trial {
+                    head_dim,
+                    head_dim_v: head_dim,
+                    seqlen,
+                    causal,
+                    dropout,
+                    hopper,
+                    ..Trial::default()
+                })
             };
             // What does not fit or does not compile is no candidate.
             let rates: Result<Vec<_>, _> = SEARCH_LENGTHS.into_iter().map(rate).collect();

@@ -15,9 +15,12 @@ compute a problem, why. docs/gpu.md, docs/hopper.md and docs/hopper-backward.md 
 /// Arguments of `kernels`.
 #[derive(Args, Debug)]
 pub struct KernelsArgs {
-    /// Sizes of a head.
+    /// Sizes of a head of q and k, and of v unless --head-dim-v says another.
     #[arg(long, value_delimiter = ',', default_values_t = [64, 128])]
     pub head_dim: Vec<usize>,
+    /// Size of a head of v, if it is not that of q and k.
+    #[arg(long)]
+    pub head_dim_v: Option<usize>,
     /// f16 or bf16.
     #[arg(long, default_value = "bf16", value_parser = parse_dtype)]
     pub dtype: Dtype,

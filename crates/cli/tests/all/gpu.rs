@@ -110,6 +110,23 @@ fn the_table_of_kernels_is_of_windows_and_packed_sequences_when_asked() {
 }
 
 #[test]
+fn a_head_dim_of_v_is_in_the_table_of_kernels() {
+    let ran = signflash(&["kernels", "--head-dim", "192", "--head-dim-v", "128"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    for expected in [
+        "sf_fwd90_bf16_d192v128_",
+        "sf_probs90_bf16_d192_",
+        "head_dim 192, 128 of v\n  forward: out and lse by Hopper's own kernel: bf16, head_dim 192 and 128 of v.",
+    ] {
+        assert!(ran.stdout.contains(expected), "{expected}: {}", ran.stdout);
+    }
+    let odd = signflash(&["kernels", "--head-dim", "64", "--head-dim-v", "33"]);
+    let why =
+        "The portable kernels compute everything: head_dim of v is 33, and rows are written in pieces of 8.";
+    assert!(odd.stdout.contains(why), "{}", odd.stdout);
+}
+
+#[test]
 fn a_kernel_is_printed_as_ptx() {
     let ran = signflash(&["kernels", "--head-dim", "128", "--ptx", "forward"]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
