@@ -100,6 +100,7 @@ impl Trial {
             flag_stages: or('f', 0),
             registers: or('r', 232),
             ordered: has("det"),
+            persistent: false,
         });
         let [pass, head_dim, seqlen, ..] = words[..] else {
             return Err("a trial is PASS HEAD_DIM SEQLEN".into());

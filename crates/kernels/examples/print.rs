@@ -82,6 +82,7 @@ fn main() {
         flag_stages: number('f', 0),
         registers: number('r', 232),
         ordered: has("det"),
+        persistent: has("tiles"),
     };
     let config = match words.first().map(String::as_str) {
         Some("probs") => Config::Probs(ForwardKernel::Portable(common, tiles)),
@@ -96,7 +97,7 @@ fn main() {
         Some("keys") => Config::Keys(KeysKernel::Portable(common, tiles, sums)),
         Some("queries") => Config::Dq(DqKernel::Queries(common, tiles)),
         Some("convert") => Config::Dq(DqKernel::FromSums(common.rows(), tiles.step, sums)),
-        Some("tiles") => Config::Tiles,
+        Some("lists") => Config::Tiles,
         Some("padding") => Config::Padding,
         Some("dbias") => Config::Dbias(DbiasKernel { common, form: tiles, pairs: has("pairs") }),
         Some("hopper") => Config::Forward(ForwardKernel::Hopper(common.hopper(), hopper)),

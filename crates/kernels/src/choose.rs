@@ -164,8 +164,9 @@ impl<'a> BackwardChoice<'a> {
         let (keys, dq) = match own {
             Ok(()) => {
                 let common = hopper::keys_common(&common);
-                let Scores { kind, dropout, .. } = common.scores;
-                let form = hopper::keys(common.operands.dims(), kind.product, dropout, deterministic);
+                let (Scores { kind, dropout, .. }, walk) = (common.scores, hopper::Walk::of(problem));
+                let dims = common.operands.dims();
+                let form = hopper::keys(dims, kind.product, (dropout, deterministic), walk);
                 own_kernels(HopperCommon { scores: common.scores.by_keys(), ..common }, form)
             }
             Err(_) => {

@@ -151,7 +151,12 @@ mod tests {
             let problem = Problem::builder(shape).window(window.left, window.right).build().unwrap();
             heads_at_once(
                 &problem,
-                &hopper::keys(HeadDims { q: 128, v: 128 }, Product::Scaled, false, deterministic),
+                &hopper::keys(
+                    HeadDims { q: 128, v: 128 },
+                    Product::Scaled,
+                    (false, deterministic),
+                    hopper::Walk::Long,
+                ),
                 Gpu::HOPPER,
             )
         };

@@ -13,8 +13,8 @@ const HEAD_DIMS: [usize; 7] = [32, 64, 80, 96, 128, 192, 256];
 /// Of q and k, and of v, where they differ: DeepSeek's first.
 const HEAD_DIM_PAIRS: [[usize; 2]; 4] = [[192, 128], [64, 128], [128, 64], [96, 64]];
 
-/// Lengths of keys on both sides of where a table's row ends.
-const LENGTHS: [usize; 2] = [1024, 8192];
+/// Lengths of keys on both sides of where a table's row ends, and of queries that see a key.
+const LENGTHS: [usize; 3] = [256, 2048, 8192];
 
 /// A kind of calls, of which all get the same kernels but for their lengths.
 #[derive(Clone, Copy, Debug)]

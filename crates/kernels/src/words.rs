@@ -197,7 +197,7 @@ fn of_hopper_form(form: &HopperForm) -> String {
 }
 
 fn of_keys_form(form: &HopperKeysForm) -> String {
-    let HopperKeysForm { keys, step, stages, ds_stages, flag_stages, registers, ordered } = *form;
+    let HopperKeysForm { keys, step, stages, ds_stages, flag_stages, registers, ordered, persistent } = *form;
     let how = if form.shares_keys() { "share" } else { "own half each of" };
     let owns =
         format!("2 warpgroups of a block {how} {keys} keys with {registers} registers a thread, 1 serves");
@@ -206,6 +206,7 @@ fn of_keys_form(form: &HopperKeysForm) -> String {
         (true, format!(", {ds_stages} of ds")),
         (flag_stages > 0, format!(", {flag_stages} of flags")),
         (ordered, "; blocks add to dq in the order of their keys".into()),
+        (persistent, "; a block a multiprocessor takes tile after tile".into()),
     ];
     owns + &said(more)
 }

@@ -1,11 +1,11 @@
 //! A call's memory besides its tensors.
-use crate::config::{DqKernel, KeysKernel, ScoreKind};
+use crate::config::{DqKernel, HopperKeysForm, KeysKernel, ScoreKind};
 use crate::geometry::{heads, packed_sequences, query_tiles, stat_rows};
 use crate::gpu::Gpu;
 use crate::packed::list::LISTS;
 use crate::packed::{RECORD_BYTES, most_tiles};
 use crate::padding::ranges_bytes;
-use crate::sm90::backward::counters_bytes;
+use crate::sm90::backward::{NEXT_TILE_BYTES, counters_bytes};
 use crate::tables::{hopper, portable};
 use signflash_core::Problem;
 
@@ -42,7 +42,7 @@ pub(crate) struct Workspace {
     pub(crate) ranges: u64,
     /// Behind those.
     pub(crate) dq_sums: u64,
-    /// Where blocks that add in order count.
+    /// Where blocks that add in order count, or those that take several tiles.
     pub(crate) dq_counters: u64,
     /// Of all.
     pub(crate) bytes: u64,
@@ -57,10 +57,10 @@ impl Workspace {
         let mut counters = 0;
         if gpu.is_hopper() {
             let dims = hopper::keys_dims(dims);
-            let own = hopper::keys(dims, ScoreKind::of(problem).product, dropout, deterministic);
+            let (product, walk) = (ScoreKind::of(problem).product, hopper::Walk::of(problem));
+            let own = hopper::keys(dims, product, (dropout, deterministic), walk);
             sums = sums.max(sums_bytes(problem, dims.q, own.step));
-            let per_step = u64::from(counters_bytes(&own));
-            counters = if deterministic { steps(problem, own.step) * per_step } else { 0 };
+            counters = own_counters_bytes(problem, &own);
         }
         let lists = 8 * heads(problem) * stat_rows(problem);
         let ranges = lists + LISTS as u64 * list_bytes(problem);
@@ -76,13 +76,20 @@ impl Workspace {
             DqKernel::Queries(..) => 0,
         };
         let counters = match keys {
-            KeysKernel::Hopper(_, form) if form.ordered => {
-                steps(problem, form.step) * u64::from(counters_bytes(form))
-            }
-            _ => 0,
+            KeysKernel::Hopper(_, form) => own_counters_bytes(problem, form),
+            KeysKernel::Portable(..) => 0,
         };
         let room = [self.dq_counters - self.dq_sums, self.bytes - self.dq_counters];
         sums.saturating_sub(room[0]) + counters.saturating_sub(room[1])
+    }
+}
+
+/// Of the counters of Hopper's pass over keys.
+fn own_counters_bytes(problem: &Problem, form: &HopperKeysForm) -> u64 {
+    match (form.ordered, form.persistent) {
+        (true, _) => steps(problem, form.step) * u64::from(counters_bytes(form)),
+        (false, true) => NEXT_TILE_BYTES,
+        (false, false) => 0,
     }
 }
 

@@ -38,6 +38,7 @@ const STEPS: HopperKeysForm = HopperKeysForm {
     flag_stages: 2,
     registers: 232,
     ordered: false,
+    persistent: false,
 };
 
 /// Of warpgroups that share keys.

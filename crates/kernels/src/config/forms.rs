@@ -101,6 +101,8 @@ pub struct HopperKeysForm {
     pub registers: u32,
     /// Whether blocks add to dq in the order of their keys.
     pub ordered: bool,
+    /// Whether there are as many blocks as multiprocessors, which take tile after tile.
+    pub persistent: bool,
 }
 
 impl HopperKeysForm {
@@ -146,8 +148,10 @@ impl fmt::Display for HopperForm {
 
 impl fmt::Display for HopperKeysForm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let HopperKeysForm { keys, step, stages, ds_stages, flag_stages, registers, ordered } = self;
+        let HopperKeysForm { keys, step, stages, ds_stages, flag_stages, registers, ordered, persistent } =
+            self;
         write!(f, "_k{keys}n{step}s{stages}p{ds_stages}f{flag_stages}r{registers}")?;
-        f.write_str(if *ordered { "o" } else { "" })
+        f.write_str(if *ordered { "o" } else { "" })?;
+        f.write_str(if *persistent { "t" } else { "" })
     }
 }

@@ -37,6 +37,23 @@ impl<'k> Cursor<'k> {
         self.member.set(self.member.get() + wraps.select(1u32, 0u32));
     }
 
+    /// Goes on as long as there is a tile of which this holds.
+    #[track_caller]
+    pub(crate) fn walk_while(
+        &self,
+        wg: Warpgroup<'k>,
+        holds: impl FnOnce() -> Val<'k, Pred>,
+        body: impl FnOnce(),
+    ) {
+        wg.while_(
+            || self.more() & holds(),
+            |_| {
+                body();
+                self.advance();
+            },
+        );
+    }
+
     /// Goes all the way.
     #[track_caller]
     pub(crate) fn walk(&self, wg: Warpgroup<'k>, body: impl FnOnce()) {

@@ -54,6 +54,13 @@ impl<'k> SeenKeys<'k> {
     }
 }
 
+/// A side of what is seen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Side {
+    Behind,
+    Before,
+}
+
 /// The columns of an accumulator that see one of a thread's rows, if rows are keys.
 ///
 /// Queries before the tensor's first and behind its last are not asked for: the probabilities that statistics give
@@ -107,6 +114,27 @@ pub(crate) fn hide_keys<'k>(
     value: f32,
 ) {
     hide(&[acc], value, |row, column| seen[row].contains(first + column));
+}
+
+/// The same on one side alone: few tiles of a window have hidden keys on both, and a comparison with a number that is
+/// known takes one instruction.
+#[track_caller]
+pub(crate) fn hide_keys_on<'k>(
+    side: Side,
+    acc: &Acc<'k>,
+    seen: &[SeenKeys<'k>; THREAD_ROWS],
+    first: Val<'k, U32>,
+    value: f32,
+) {
+    let first = first.cast::<S32>();
+    let ends = seen.each_ref().map(|seen| match side {
+        Side::Behind => seen.end.cast::<S32>() - first,
+        Side::Before => seen.begin.signed() - first,
+    });
+    hide(&[acc], value, |row, column| {
+        let reached = ends[row].le(column as i32);
+        if side == Side::Before { reached } else { !reached }
+    });
 }
 
 /// The same of packed pairs, for each 16 columns four; what is hidden becomes +0, whatever sign it had.

@@ -333,8 +333,15 @@ impl<'k> KeyTiles<'k> {
     /// Whether some column of a tile is hidden from some query: before or behind what it sees.
     #[track_caller]
     pub(crate) fn is_edge(&self, tile: Val<'k, U32>) -> Val<'k, Pred> {
+        let [behind, before] = self.edges(tile);
+        behind | before
+    }
+
+    /// The same of what lies behind, and of what lies before.
+    #[track_caller]
+    pub(crate) fn edges(&self, tile: Val<'k, U32>) -> [Val<'k, Pred>; 2] {
         let first = tile * self.columns;
-        self.all.end.lt(first + self.columns) | first.lt(self.all.begin)
+        [self.all.end.lt(first + self.columns), first.lt(self.all.begin)]
     }
 }
 

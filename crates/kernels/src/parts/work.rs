@@ -17,6 +17,24 @@ pub(crate) struct Work<'k> {
     pub(crate) block: Val<'k, U32>,
 }
 
+/// A tile's number among those of all heads of all sequences.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Units<'k> {
+    pub(crate) index: Val<'k, U32>,
+    /// Heads of all sequences, and tiles of each.
+    pub(crate) rows: Val<'k, U32>,
+    pub(crate) blocks: Val<'k, U32>,
+}
+
+impl<'k> Units<'k> {
+    /// Where the grid has a block for each.
+    #[track_caller]
+    pub(crate) fn of_grid(cta: Cta<'k>, blocks: Val<'k, U32>) -> Self {
+        let (index, rows) = (cta.index(), cta.count() / blocks);
+        Units { index, rows, blocks }
+    }
+}
+
 impl<'k> Work<'k> {
     /// The `blocks` tiles of a head follow each other in the grid, then heads, then batches. With `reversed` the last
     /// tile comes first: where attention is causal it has the most to do.
@@ -40,14 +58,13 @@ impl<'k> Work<'k> {
     /// `reversed` so many last ones first.
     #[track_caller]
     pub(crate) fn alternate(
-        cta: Cta<'k>,
+        units: Units<'k>,
         problem: &ProblemVals<'k>,
-        blocks: Val<'k, U32>,
         heads: Val<'k, U32>,
         at_once: Val<'k, U32>,
         reversed: bool,
     ) -> Self {
-        let (index, rows) = (cta.index(), cta.count() / blocks);
+        let Units { index, rows, blocks } = units;
         let first = index / (blocks * at_once) * at_once;
         let (width, within) = ((rows - first).min(at_once), index - first * blocks);
         let block = within / width;

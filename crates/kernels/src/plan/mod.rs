@@ -1,5 +1,6 @@
 //! What the chosen kernels do on a GPU: launches with their arguments. The interpreter and the driver run the same
 //! plan.
+mod clear;
 mod dbias;
 
 use crate::arguments::{ScoreArgs, arguments, of_problem};
@@ -170,10 +171,7 @@ impl BackwardChoice<'_> {
         }
         self.delta_task(&mut plan)?;
         self.dsinks_task(&mut plan)?;
-        let (first, bytes) = (self.workspace.dq_sums, self.workspace.bytes);
-        if matches!(self.dq, DqKernel::FromSums(..)) && bytes > first {
-            plan.tasks.push(Task::Zero { ptr: call.workspace + first, bytes: bytes - first });
-        }
+        self.zero_task(&mut plan);
         self.keys_task(&mut plan)?;
         self.dq_task(&mut plan)?;
         self.dbias_task(&mut plan)?;
@@ -182,6 +180,10 @@ impl BackwardChoice<'_> {
 
     fn dq_sums(&self) -> u64 {
         self.call.workspace + self.workspace.dq_sums
+    }
+
+    fn counters(&self) -> u64 {
+        self.call.workspace + self.workspace.dq_counters
     }
 
     /// What delta and so ds are divided by, and sums of dq multiplied with: once, rather than every dp.
@@ -204,12 +206,17 @@ impl BackwardChoice<'_> {
             ds_divisor: self.ds_divisor(plan),
         };
         let (half, layout, rows) = self.delta;
-        let blocks = (heads(plan.problem) * stat_rows(plan.problem)).div_ceil(rows.per_block().into());
+        let clear = self.clear(plan);
+        let per_block = if clear.is_some() { rows.packed_per_block() } else { rows.per_block() };
+        let blocks = (heads(plan.problem) * stat_rows(plan.problem)).div_ceil(per_block.into());
         let list = plan.list(Listed { rows: STEP, keys: false }, 1);
         let launch = Launch { config: Config::Delta(half, layout, rows), blocks, list };
         // Its rows are those of out and dout.
         let problem = ProblemArgs { head_dim: plan.problem.shape().head_dim_v as u32, ..plan.args };
-        plan.launch_on_rows(launch, problem, &|list| args.push(list))
+        plan.launch_on_rows(launch, problem, &|list| {
+            clear.into_iter().for_each(|clear| clear.push(list));
+            args.push(list);
+        })
     }
 
     /// Gradients of the sinks, if they are asked for.
@@ -242,7 +249,17 @@ impl BackwardChoice<'_> {
             KeysKernel::Hopper(_, form) => {
                 let args = self.own_keys_args(plan, form);
                 let launch = plan.by_keys(config, form.keys);
-                plan.launch(launch, &|list| args.push(list))
+                if !form.persistent {
+                    return plan.launch(launch, &|list| args.push(list));
+                }
+                let units = i32::try_from(launch.blocks);
+                let units = units.map_err(|_| TooManyBlocks { blocks: launch.blocks })? as u32;
+                let blocks = launch.blocks.min(plan.gpu.sm_count.into());
+                let tiles = sm90::backward::TilesArgs { units, begun: self.counters() };
+                plan.launch(Launch { blocks, ..launch }, &|list| {
+                    tiles.push(list);
+                    args.push(list);
+                })
             }
         }
     }
@@ -260,7 +277,7 @@ impl BackwardChoice<'_> {
             dv: call.dv.map(shape.v(), WG_ROWS, layout),
             stats: call.workspace,
             dq_sums: self.dq_sums(),
-            dq_counters: call.workspace + self.workspace.dq_counters,
+            dq_counters: self.counters(),
             heads_at_once: heads_at_once(problem, form, plan.gpu),
         }
     }

@@ -7,19 +7,22 @@
 //!
 //! Memory-bound: two rows in, eight bytes out. A lane takes 8 columns, so that a warp takes as many rows as fit; where
 //! single elements are read, one row.
-use super::head::{QueryHead, QueryHeads};
+use super::head::QueryHead;
 use super::lse::LseRows;
-use super::statistics::{self, StatRows};
+use super::packed_delta::{ClearVals, several_rows};
+use super::statistics;
 use crate::config::{Access, DeltaRows, Layout, RowsCommon};
 use crate::packed::PackedVals;
 use crate::parts::args::{DeviceTensor, ProblemVals, kernel_args};
 use crate::parts::sequence::Sequence;
 use crate::parts::softmax::lse_of_p;
-use crate::parts::work::Work;
-use signflash_ptx::{B32, Builder, Cta, F32, GlobalAddr, Half, Kernel, LaunchBounds, Thread, U32, Val, Var};
+use signflash_ptx::{
+    B32, Builder, Cta, F32, GlobalAddr, Half, Kernel, LaunchBounds, Thread, U32, Val, Var, Warp,
+};
 use std::f32::consts::LOG2_E;
 
-const WARPS: u32 = 8;
+/// Of a block.
+pub(super) const WARPS: u32 = 8;
 /// Columns of a lane where rows are read in pieces of 16 bytes.
 const LANE_COLUMNS: u32 = 8;
 
@@ -36,7 +39,7 @@ impl DeltaRows {
     }
 
     /// Lanes that share a row: a power of two.
-    fn lanes(self) -> u32 {
+    pub(super) fn lanes(self) -> u32 {
         match self {
             DeltaRows::Wide { lanes } => lanes,
             DeltaRows::Narrow { .. } => 32,
@@ -72,42 +75,51 @@ pub(crate) fn kernel(name: &str, (half, layout): (Half, Layout), rows: DeltaRows
     Builder::build(name, LaunchBounds { block_threads: 32 * WARPS, min_blocks_per_sm: 1 }, |cta| {
         let problem = ProblemVals::declare(cta);
         let packed = layout.is_packed().then(|| PackedVals::declare(cta));
-        let args = DeltaVals::declare(cta);
-        let (warp, t) = (cta.warps(), cta.threads());
-        let lanes = rows.lanes();
-        let lane = t.lane() & (lanes - 1);
-        let Own { head_of, head, row, index } = match &packed {
-            None => Own::of_batch(cta, rows, problem),
-            Some(packed) => Own::listed(cta, rows, problem, packed),
-        };
-        let sequence = head_of.sequence;
-
-        let delta = t.f32(0.0).var();
-        let lse = t.f32(f32::INFINITY).var();
-        let dlse = t.f32(0.0).var();
-        t.when(row.lt(sequence.seqlen_q), |t| {
-            let both = [args.out, args.dout].map(|tensor| tensor.head(sequence.queries(), head).row(row));
-            dot(t, (half, rows), lane, problem.head_dim, both, &delta);
-            let place = LseRows::of(head_of).place(row);
-            let [own] = t.load::<F32, 1>(place.of(args.lse));
-            let blind = own.eq(f32::NEG_INFINITY);
-            lse.set(lse_of_p(t, own));
-            t.when(args.dlse.ne(0u64), |t| {
-                let [own] = t.load::<F32, 1>(place.of(args.dlse));
-                dlse.set(blind.select(t.f32(0.0), own));
-            });
-        });
-        let halves = [16, 8, 4, 2, 1].into_iter().filter(|bit| *bit < lanes);
-        let delta = halves.fold(delta.get(), |sum, bit| sum + warp.shuffle_xor(sum, bit));
-        let to = match index {
-            Some(index) => statistics::of_row(args.stats, index.widen()),
-            None => StatRows::of(head_of).place(args.stats, row),
-        };
-        t.when(lane.eq(0), |t| {
-            t.store(to, [-(lse.get() * LOG2_E)]);
-            t.store(to.at(statistics::DELTA.into()), [(delta - dlse.get()) * args.ds_divisor.rcp()]);
-        });
+        match &packed {
+            None => one_row(cta, (half, rows), problem, DeltaVals::declare(cta)),
+            Some(packed) => {
+                let args = (ClearVals::declare(cta), DeltaVals::declare(cta));
+                several_rows(cta, (half, rows), problem, packed, args);
+            }
+        }
     })
+}
+
+/// Statistics of a row, of equally long sequences.
+fn one_row<'k>(cta: Cta<'k>, (half, rows): (Half, DeltaRows), problem: ProblemVals<'k>, args: DeltaVals<'k>) {
+    let (warp, t) = (cta.warps(), cta.threads());
+    let lanes = rows.lanes();
+    let lane = t.lane() & (lanes - 1);
+    let Own { head_of, head, row, index } = Own::of_batch(cta, rows, problem);
+    let sequence = head_of.sequence;
+
+    let delta = t.f32(0.0).var();
+    let lse = t.f32(f32::INFINITY).var();
+    let dlse = t.f32(0.0).var();
+    t.when(row.lt(sequence.seqlen_q), |t| {
+        let both = [args.out, args.dout].map(|tensor| tensor.head(sequence.queries(), head).row(row));
+        dot(t, (half, rows), lane, problem.head_dim, &[(both, &delta)]);
+        let place = LseRows::of(head_of).place(row);
+        let [own] = t.load::<F32, 1>(place.of(args.lse));
+        let blind = own.eq(f32::NEG_INFINITY);
+        lse.set(lse_of_p(t, own));
+        t.when(args.dlse.ne(0u64), |t| {
+            let [own] = t.load::<F32, 1>(place.of(args.dlse));
+            dlse.set(blind.select(t.f32(0.0), own));
+        });
+    });
+    let delta = over_lanes(warp, lanes, delta.get());
+    let to = statistics::of_row(args.stats, index.widen());
+    t.when(lane.eq(0), |t| {
+        t.store(to, [-(lse.get() * LOG2_E)]);
+        t.store(to.at(statistics::DELTA.into()), [(delta - dlse.get()) * args.ds_divisor.rcp()]);
+    });
+}
+
+/// The sum of a row's lanes.
+pub(super) fn over_lanes<'k>(warp: Warp<'k>, lanes: u32, sum: Val<'k, F32>) -> Val<'k, F32> {
+    let halves = [16, 8, 4, 2, 1].into_iter().filter(|bit| *bit < lanes);
+    halves.fold(sum, |sum, bit| sum + warp.shuffle_xor(sum, bit))
 }
 
 /// The row of a lane.
@@ -116,8 +128,8 @@ struct Own<'k> {
     /// The head's number in its sequence.
     head: Val<'k, U32>,
     row: Val<'k, U32>,
-    /// The row's number among those of all statistics, if that is where it came from.
-    index: Option<Val<'k, U32>>,
+    /// The row's number among those of all statistics.
+    index: Val<'k, U32>,
 }
 
 impl<'k> Own<'k> {
@@ -126,31 +138,20 @@ impl<'k> Own<'k> {
         let number = index / problem.stat_rows;
         let row = index - number * problem.stat_rows - problem.row_shift;
         let (sequence, head) = Sequence::of_head(&problem, number, problem.num_heads);
-        Own { head_of: QueryHead { number, sequence, problem }, head, row, index: Some(index) }
-    }
-
-    /// Several blocks share a tile of [`statistics::STEP`] rows.
-    fn listed(cta: Cta<'k>, rows: DeltaRows, problem: ProblemVals<'k>, packed: &PackedVals<'k>) -> Self {
-        let blocks = statistics::STEP / rows.per_block();
-        let unit = cta.index() / blocks;
-        let Work { sequence, head, block } = Work::listed(cta, &problem, packed, unit, problem.num_heads);
-        let part = cta.index() - unit * blocks;
-        let first = block * statistics::STEP + part * rows.per_block();
-        let row = first + cta.threads().index() / rows.lanes();
-        Own { head_of: QueryHeads::of(&problem, sequence).nth(head), head, row, index: None }
+        Own { head_of: QueryHead { number, sequence, problem }, head, row, index }
     }
 }
 
-/// Adds the products of the lane's columns to `sum`, as far as they are real.
-fn dot<'k>(
+/// Adds the products of the lane's columns of rows of out and dout to a sum for each, as far as they are real. What is
+/// read of all rows is asked for before the first is used.
+pub(super) fn dot<'k>(
     t: Thread<'k>,
     (half, read): (Half, DeltaRows),
     lane: Val<'k, U32>,
     head_dim: Val<'k, U32>,
-    rows: [GlobalAddr<'k>; 2],
-    sum: &Var<'k, F32>,
+    rows: &[([GlobalAddr<'k>; 2], &Var<'k, F32>)],
 ) {
-    let add = |x: Val<'k, B32>, y: Val<'k, B32>| {
+    let add = |sum: &Var<'k, F32>, x: Val<'k, B32>, y: Val<'k, B32>| {
         sum.set(x.half_to_f32(half).mul_add(y.half_to_f32(half), sum.get()));
     };
     match read {
@@ -158,18 +159,25 @@ fn dot<'k>(
         DeltaRows::Wide { .. } => {
             let first = lane * LANE_COLUMNS;
             t.when(first.lt(head_dim), |t| {
-                let [out, dout] = rows.map(|row| t.load_constant::<B32, 4>(row.plus((first * 2).widen())));
-                for (x, y) in out.into_iter().zip(dout) {
-                    add(x, y);
-                    add(x >> 16u32, y >> 16u32);
+                let pieces = rows.iter().map(|(both, sum)| {
+                    let pieces = both.map(|row| t.load_constant::<B32, 4>(row.plus((first * 2).widen())));
+                    (pieces, sum)
+                });
+                for ([out, dout], sum) in pieces.collect::<Vec<_>>() {
+                    for (x, y) in out.into_iter().zip(dout) {
+                        add(sum, x, y);
+                        add(sum, x >> 16u32, y >> 16u32);
+                    }
                 }
             });
         }
         DeltaRows::Narrow { columns } => {
             for column in (0..columns).map(|i| lane + 32 * i) {
                 t.when(column.lt(head_dim), |t| {
-                    let [x, y] = rows.map(|row| t.load_half(row.plus((column * 2).widen())));
-                    add(x, y);
+                    for (both, sum) in rows {
+                        let [x, y] = both.map(|row| t.load_half(row.plus((column * 2).widen())));
+                        add(sum, x, y);
+                    }
                 });
             }
         }

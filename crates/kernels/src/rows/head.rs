@@ -5,7 +5,7 @@
 use super::statistics;
 use crate::parts::args::ProblemVals;
 use crate::parts::sequence::{Begins, Sequence};
-use signflash_ptx::{U32, U64, Val};
+use signflash_ptx::{Operand, U32, U64, Val};
 
 /// The query heads of a sequence.
 #[derive(Clone, Copy, Debug)]
@@ -57,11 +57,19 @@ impl<'k> QueryHead<'k> {
     pub(super) fn first_tile(&self, rows: u32) -> Val<'k, U32> {
         match self.sequence.packed {
             None => self.number * self.problem.query_tiles(rows),
-            Some(begins) => {
-                let tiles = begins.total_q / rows + begins.count;
-                self.number.mul_add(tiles, self.tiles_before(begins, rows))
-            }
+            Some(begins) => self.first_packed_tile(begins, rows),
         }
+    }
+
+    /// The same of packed sequences, whose rows a tile may be known on the GPU alone.
+    #[track_caller]
+    pub(super) fn first_packed_tile(
+        &self,
+        begins: Begins<'k>,
+        rows: impl Operand<'k, U32> + Copy,
+    ) -> Val<'k, U32> {
+        let tiles = begins.total_q / rows + begins.count;
+        self.number.mul_add(tiles, self.tiles_before(begins, rows))
     }
 
     /// The number of its first row among those of all heads' statistics.
@@ -76,7 +84,7 @@ impl<'k> QueryHead<'k> {
     /// Tiles before those of a packed sequence: whole tiles of all rows before it, and one for each sequence, since each
     /// may begin another. (FlashAttention-2's padded offsets.)
     #[track_caller]
-    fn tiles_before(&self, begins: Begins<'k>, rows: u32) -> Val<'k, U32> {
+    fn tiles_before(&self, begins: Begins<'k>, rows: impl Operand<'k, U32>) -> Val<'k, U32> {
         begins.first_q / rows + self.sequence.number
     }
 }

@@ -6,5 +6,6 @@ pub(crate) mod dq_sums;
 pub(crate) mod dsinks;
 pub(crate) mod head;
 pub(crate) mod lse;
+pub(crate) mod packed_delta;
 pub(crate) mod sinks;
 pub(crate) mod statistics;

@@ -4,7 +4,8 @@ use super::forward::{Block, Tile, WG_ROWS};
 use super::out::OutTile;
 use super::softmax::{LateSoftmax, Selectors};
 use super::turns::Turns;
-use crate::parts::hiding::{SeenKeys, first_column, hide_keys};
+use crate::config::BandKind;
+use crate::parts::hiding::{SeenKeys, Side, first_column, hide_keys, hide_keys_on};
 use crate::parts::overlays::{ByQueries, KeysRead, dynamic};
 use crate::parts::scores::{HeadScores, Place, RowsAre};
 use crate::parts::softmax::{RowResult, THREAD_ROWS, scale_rows};
@@ -119,12 +120,26 @@ impl<'k> Block<'_, 'k> {
             column: self.first_key(step) + first_column(warp.threads()),
         };
         at.scores.prepare(warp, s, place, dynamic(&read));
-        warp.when(at.tile.keys.is_edge(step), |warp| {
+        let hidden = f32::NEG_INFINITY;
+        let seen = |warp| {
             let sight = self.sight_of(at.tile);
             let seen: [_; THREAD_ROWS] =
                 std::array::from_fn(|lower| SeenKeys::of(&sight, own_row(warp, at.first_row, lower)));
-            hide_keys(s, &seen, self.first_key(step) + first_column(warp.threads()), f32::NEG_INFINITY);
-        });
+            (seen, self.first_key(step) + first_column(warp.threads()))
+        };
+        if self.common.scores.band != BandKind::Both {
+            warp.when(at.tile.keys.is_edge(step), |warp| {
+                let (seen, first) = seen(warp);
+                hide_keys(s, &seen, first, hidden);
+            });
+            return;
+        }
+        for (side, is_edge) in [Side::Behind, Side::Before].into_iter().zip(at.tile.keys.edges(step)) {
+            warp.when(is_edge, |warp| {
+                let (seen, first) = seen(warp);
+                hide_keys_on(side, s, &seen, first, hidden);
+            });
+        }
     }
 }
 

@@ -3,6 +3,7 @@ use crate::config::{
     BandKind, Common, HeadDims, HopperCommon, HopperForm, HopperKeysForm, Operands, Product, Scores,
 };
 use crate::gpu::Gpu;
+use signflash_core::Problem;
 
 /// A row of the forward's table.
 #[derive(Clone, Copy, Debug)]
@@ -123,9 +124,55 @@ pub(crate) fn keys_common(common: &Common) -> HopperCommon {
     Common { operands, ..*common }.hopper()
 }
 
+/// How many queries a key is seen by: what a block of the pass over keys walks over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Walk {
+    Long,
+    /// So few, or of packed sequences so uneven, that blocks should take several tiles.
+    Short,
+    /// So few that longer steps would be of hidden queries for the most part.
+    VeryShort,
+}
+
+/// The most of each, as measured (`docs/hopper-backward.md`).
+const SHORT: usize = 1024;
+const VERY_SHORT: usize = 320;
+
+impl Walk {
+    /// In a problem whose scores are products alone: as many as its window has, and no more than a packed sequence, of
+    /// whose lengths nothing is known but their sum, has on average.
+    pub(crate) fn of(problem: &Problem) -> Self {
+        // What becomes of a score takes registers, of which several tiles need some: ptxas spills.
+        let plain = problem.bias().is_none()
+            && problem.mask().is_none()
+            && problem.alibi().is_none()
+            && problem.softcap().is_none();
+        if !plain {
+            return Walk::Long;
+        }
+        let sides = problem.sides();
+        let window =
+            sides.left.zip(sides.right).map(|(left, right)| left.saturating_add(right).saturating_add(1));
+        let average = || problem.shape().seqlen_q.div_ceil(problem.sequence_count().max(1));
+        let sequence = problem.is_packed().then(average);
+        match window.into_iter().chain(sequence).min() {
+            Some(..=VERY_SHORT) => Walk::VeryShort,
+            Some(..=SHORT) => Walk::Short,
+            _ if problem.is_packed() => Walk::Short,
+            _ => Walk::Long,
+        }
+    }
+}
+
 /// Of the pass over keys, at head_dims of whole boxes.
-pub(crate) fn keys(dims: HeadDims, product: Product, dropout: bool, ordered: bool) -> HopperKeysForm {
+pub(crate) fn keys(
+    dims: HeadDims,
+    product: Product,
+    (dropout, ordered): (bool, bool),
+    walk: Walk,
+) -> HopperKeysForm {
     let (keys, step, ds_stages) = match dims.max() {
+        ..=64 if walk == Walk::VeryShort && !ordered => (128, 64, 3),
         // Of capped scores p is packed while dp is there, for which 128 queries leave no registers.
         ..=64 if product != Product::Capped => (128, 128, 2),
         ..=128 => (128, 64, 3),
@@ -133,5 +180,6 @@ pub(crate) fn keys(dims: HeadDims, product: Product, dropout: bool, ordered: boo
     };
     let flag_stages = if dropout { 2 } else { 0 };
     let registers = if dropout && keys > 64 && product != Product::Capped { 232 } else { 240 };
-    HopperKeysForm { keys, step, stages: 2, ds_stages, flag_stages, registers, ordered }
+    let persistent = walk != Walk::Long && !ordered && keys > 64;
+    HopperKeysForm { keys, step, stages: 2, ds_stages, flag_stages, registers, ordered, persistent }
 }

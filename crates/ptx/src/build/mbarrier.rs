@@ -95,8 +95,10 @@ impl<'k> Cta<'k> {
         by_lane: ByLane,
     ) -> BulkRing<'k> {
         assert!(stage_bytes.is_multiple_of(16), "a stage has whole pieces of 16 bytes");
+        // A tile that products read starts where its pattern of banks does; less than one is none.
+        let align = if stage_bytes < 1024 { 16 } else { 1024 };
         BulkRing {
-            data: self.smem(name, count * stages * stage_bytes, 1024),
+            data: self.smem(name, count * stages * stage_bytes, align),
             full: self.mbarriers(&format!("{name}_full"), count * stages, fulls),
             empty: self.mbarriers(&format!("{name}_empty"), count * stages, empties),
             stages,

@@ -2,7 +2,7 @@
 use super::scope::Thread;
 use super::value::{Operand, Val};
 use crate::ops::atomic::AddFloats;
-use crate::ops::counter::{CounterAdvance, CounterWait};
+use crate::ops::counter::{CounterAdvance, CounterTake, CounterWait};
 use crate::ops::cp_async::CopyAsync;
 use crate::ops::memory::{Address, Load, Space, Store, Unit};
 use crate::types::{B32, F32, Reg, Src, Ty, U32, U64, Width};
@@ -165,6 +165,14 @@ impl<'k> Thread<'k> {
     pub fn wait_counter(self, counter: GlobalAddr<'k>, at_least: Val<'k, U32>) {
         let number = self.0.register(Width::Pred).index; // any number that is used once
         self.0.emit(CounterWait { counter: counter.address(), at_least: at_least.src, number });
+    }
+
+    /// Counts one more in global memory (u32), and says how many there were before: a number that no other thread gets.
+    #[track_caller]
+    pub fn take_number(self, counter: GlobalAddr<'k>) -> Val<'k, U32> {
+        let dst = self.0.register(Width::W32);
+        self.0.emit(CounterTake { dst, counter: counter.address() });
+        Val::new(self.0, Src::Reg(dst))
     }
 
     /// Starts to copy 16 bytes, or to write zeros where `real` is false; nothing is read there. The data may be

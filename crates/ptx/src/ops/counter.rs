@@ -4,7 +4,7 @@ use crate::interp::{Fault, Machine};
 use crate::mutation::Mistake;
 use crate::ops::memory::Address;
 use crate::target::Needs;
-use crate::types::{Src, U32};
+use crate::types::{Reg, Src, U32};
 
 /// `red.release.gpu.global.add.u32` of 1: what this thread wrote before is there for who sees the count.
 #[derive(Debug)]
@@ -72,6 +72,30 @@ impl Instruction for CounterWait {
                 return Ok(Flow::Await(format!("a counter that is {count} to be {}", at_least[lane])));
             }
         }
+        Ok(Flow::Next)
+    }
+}
+
+/// `atom.relaxed.gpu.global.add.u32` of 1: what the counter was before, which no other thread gets.
+#[derive(Debug)]
+pub(crate) struct CounterTake {
+    pub(crate) dst: Reg,
+    pub(crate) counter: Address,
+}
+
+impl Instruction for CounterTake {
+    fn print(&self, ptx: &mut Printer) {
+        ptx.line(format_args!("atom.relaxed.gpu.global.add.u32 {}, {}, 1", self.dst, self.counter.text()));
+    }
+
+    fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
+        let addresses = self.counter.read_global(machine)?;
+        let mut taken = [0; 32];
+        for lane in machine.warp.lanes() {
+            taken[lane] = machine.global.count(addresses[lane])?;
+            machine.global.advance(addresses[lane])?;
+        }
+        machine.write32(self.dst, &taken);
         Ok(Flow::Next)
     }
 }

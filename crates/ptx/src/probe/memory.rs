@@ -24,7 +24,23 @@ pub(super) fn probes() -> Vec<Probe> {
         reduction::<4>(),
         special_registers(),
         in_order(),
+        taken_numbers(),
     ]
+}
+
+/// Threads of three blocks take numbers, and each adds 1 where its number says; before those places, how many were
+/// taken.
+fn taken_numbers() -> Probe {
+    let threads = 3 * THREADS;
+    let ones = move |_: &[u32]| -> Vec<u32> {
+        [threads].into_iter().chain((0..threads).map(|_| 1f32.to_bits())).collect()
+    };
+    let plan = Plan::new("numbers from a counter", THREADS).grid(3).sizes(1, threads as usize + 1);
+    plan.build(ones, |cta, io| {
+        let t = cta.threads();
+        let number = t.take_number(io.output);
+        t.add_floats(io.output.at(4).plus((number * 4).widen()), [t.f32(1.0)]);
+    })
 }
 
 /// Blocks add numbers whose sum in f32 is 1 in their order, and 0 in most others; behind it, how many have.

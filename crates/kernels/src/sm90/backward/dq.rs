@@ -21,6 +21,8 @@ pub(super) struct Turn<'k> {
     step: Option<Var<'k, U32>>,
     /// Its counters among those of a step.
     counters: u32,
+    /// How many phases of `dq_left` had passed before the first turn, if some can have.
+    passed: Option<Val<'k, U32>>,
 }
 
 /// No step's number.
@@ -42,11 +44,11 @@ fn adder<'k>(t: Thread<'k>) -> Val<'k, U32> {
 
 impl<'k> Turn<'k> {
     /// Of a warpgroup that adds all columns, or, if two share them, the part of this number.
-    pub(super) fn new(t: Thread<'k>, block: &Block<'_, 'k>, part: u32) -> Self {
+    pub(super) fn new(t: Thread<'k>, block: &Block<'_, 'k>, part: u32, passed: Option<Val<'k, U32>>) -> Self {
         let untold = block.form.ordered.then(|| t.u32(NONE).var());
         let step = adds_downwards(block.common, block.form).then(|| t.u32(0).var());
         let counters = part * GROUP_COUNTERS_BYTES;
-        Turn { done: t.u32(0).var(), tile: t.u32(0).var(), untold, step, counters }
+        Turn { done: t.u32(0).var(), tile: t.u32(0).var(), untold, step, counters, passed }
     }
 
     /// Whether there is a step whose ds has been made.
@@ -63,6 +65,25 @@ impl<'k> Turn<'k> {
             step.set(at.step.get());
         }
         self.done.set(self.done.get() + 1);
+    }
+
+    /// The turns of a tile are over, and what the last one staged has been read, as lanes 0 know: the next tile's first
+    /// may stage. How many phases of `dq_left` have passed now.
+    pub(super) fn close(
+        &self,
+        block: &Block<'_, 'k>,
+        wg: Warpgroup<'k>,
+        wg_number: Val<'k, U32>,
+    ) -> Val<'k, U32> {
+        let (turns, passed) = (self.done.get(), self.passed.expect("of several tiles"));
+        self.done.set(turns + 1);
+        block.pass_turn(wg, wg_number, self);
+        passed + turns
+    }
+
+    /// The parity of the phase of `dq_left` that the turn after so many waits for. A fresh barrier is past parity 1.
+    fn parity(&self, done: Val<'k, U32>) -> Val<'k, U32> {
+        self.passed.map_or(done, |passed| done + passed) & 1
     }
 }
 
@@ -81,7 +102,7 @@ impl<'k> Block<'_, 'k> {
     }
 
     /// Where a turn's dq is put to be added, and the barrier that says when it has left.
-    fn staging(&self) -> (SmemAddr<'k>, Mbarrier<'k>) {
+    pub(super) fn staging(&self) -> (SmemAddr<'k>, Mbarrier<'k>) {
         match self.smem.between {
             Between::Turns { dq, dq_left } => (dq, dq_left),
             Between::Probs(_) => unreachable!("those who share keys add from registers"),
@@ -179,8 +200,9 @@ impl<'k> Block<'_, 'k> {
 impl<'k> Keys<'_, 'k> {
     /// dq of the last step whose ds has been made, if it is this warpgroup's turn.
     pub(super) fn take_turn(&mut self, turn: &Turn<'k>) {
-        let Keys { block, wg, ds_of_all, k_of_all, wg_number, .. } = self;
-        let (block, wg, k, done) = (*block, *wg, *k_of_all, turn.done.get());
+        let Keys { block, wg, rings, own, wg_number, .. } = self;
+        let (block, wg, k, done) = (*block, *wg, own.k_of_all, turn.done.get());
+        let ds_of_all = &mut rings.ds_of_all;
         let (warp, t) = (wg.warps(), wg.threads());
         let (any, mine) = (turn.any(), ((done ^ *wg_number) & 1).eq(0));
         wg.when(any & !mine, |_| ds_of_all.skip());
@@ -196,8 +218,8 @@ impl<'k> Keys<'_, 'k> {
             block.tell(wg, turn);
             block.wait_turn(wg, turn);
             let sums = block.sums(wg, turn.tile.get());
-            // The other's turn before this one is passed. A fresh barrier is past parity 1.
-            block.staging().1.wait(t, done & 1);
+            // The other's turn before this one is passed.
+            block.staging().1.wait(t, turn.parity(done));
             let (last, mut stage) = (pending.len() - 1, Some(stage));
             for (part, pending) in pending.into_iter().enumerate() {
                 let dq = pending.wait();

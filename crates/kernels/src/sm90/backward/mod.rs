@@ -30,15 +30,17 @@
 //! the other warpgroup was made a step ago, so that the two need not keep in step: one's exponentials run during the
 //! other's products. `docs/hopper-backward.md` has what else was tried.
 //!
-//! Grid: key tiles x key heads x batches.
+//! Grid: key tiles x key heads x batches. Or as many blocks as multiprocessors, which take tile after tile (tiles.rs).
 mod dq;
 mod multiply;
 mod results;
 mod scores;
 mod serve;
 mod shared;
+mod tiles;
 
 pub(crate) use dq::counters_bytes;
+pub(crate) use tiles::{NEXT_TILE_BYTES, TilesArgs};
 
 use crate::config::{BandKind, HopperCommon, HopperKeysForm};
 use crate::packed::PackedVals;
@@ -46,12 +48,15 @@ use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
 use crate::parts::cursor::Cursor;
 use crate::parts::overlays::OverlayVals;
 use crate::parts::scores::ScoreVals;
-use crate::parts::visibility::{SeenRange, Sight};
-use crate::parts::work::Work;
+use crate::parts::visibility::{QueryTiles, SeenRange, Sight};
+use crate::parts::work::{Units, Work};
 use crate::rows::statistics::STAT_BYTES;
+use crate::sm90::forward::WG_ROWS;
 use signflash_ptx::{
-    BoxTile, Builder, BulkRing, Cta, FullStage, Kernel, LaunchBounds, Mbarrier, SmemAddr, TensorMap, U32, Val,
+    BoxTile, Builder, BulkRing, Cta, FullStage, Kernel, LaunchBounds, Mbarrier, Pred, SmemAddr, TensorMap,
+    U32, Val, Warpgroup,
 };
+use tiles::{Tiles, TilesVals};
 
 kernel_args! {
     /// Arguments of the pass over keys.
@@ -113,42 +118,94 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperKeysForm) -
     Builder::build(name, launch, |cta| {
         let problem = ProblemVals::declare(cta);
         let packed = common.operands.layout.is_packed().then(|| PackedVals::declare(cta));
+        let several = form.persistent.then(|| TilesVals::declare(cta));
         let args = KeysVals::declare(cta);
         let scores = ScoreVals::declare(cta, &common.scores);
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let overlays = OverlayVals::declare(cta, common.scores.overlays, common.operands.layout);
         let smem = Smem::plan(cta, common, form);
-        let (heads, downwards) = (problem.num_heads_k, adds_downwards(common, form));
-        let work = match &packed {
-            None => {
-                let tiles = problem.key_tiles(form.keys);
-                Work::alternate(cta, &problem, tiles, heads, args.heads_at_once, downwards)
-            }
-            Some(packed) => {
-                let work = Work::listed(cta, &problem, packed, cta.index(), heads);
-                // A sequence's tiles follow each other in the list, so the last of them starts first.
-                if downwards { work.counted_from_the_last(work.sequence.seqlen_k, form.keys) } else { work }
-            }
+        let block = |work| {
+            let Work { sequence, .. } = work;
+            let range = overlays.as_ref().and_then(|overlays| overlays.range(cta.threads(), sequence));
+            Block { cta, common, form, problem, args, scores, dropout, overlays, smem, work, range }
         };
-        cta.sync(); // barriers are initialised
-        let range = overlays.as_ref().and_then(|overlays| overlays.range(cta.threads(), work.sequence));
-        let block = Block { cta, common, form, problem, args, scores, dropout, overlays, smem, work, range };
-        let (wg, index) = (cta.warpgroups(), cta.warpgroups().index());
-        wg.when(index.lt(MULTIPLIERS), |wg| {
-            wg.grow_registers(form.registers);
-            match form.shares_keys() {
-                true => block.multiply_shared(wg, index),
-                false => block.multiply(wg, index),
+        match several {
+            Some(args_of_tiles) => {
+                let numbers = tiles::numbers(cta);
+                cta.sync(); // barriers are initialised
+                let heads_at_once = args.heads_at_once;
+                let args = args_of_tiles;
+                let block = &block;
+                let tiles =
+                    Tiles { cta, form, problem, packed, args, heads_at_once, dropout, smem, numbers, block };
+                by_role(
+                    cta,
+                    form,
+                    |wg, wg_number| tiles::multiply(&tiles, wg, wg_number),
+                    |wg| serve::serve_tiles(&tiles, wg),
+                );
             }
-        });
-        wg.when(index.eq(MULTIPLIERS), |wg| {
-            wg.shrink_registers(form.serving_registers());
-            block.serve(wg);
-        });
+            None => {
+                let work = one_tile(cta, &problem, packed.as_ref(), &args, (common, form));
+                cta.sync(); // barriers are initialised
+                let block = block(work);
+                by_role(
+                    cta,
+                    form,
+                    |wg, wg_number| match form.shares_keys() {
+                        true => block.multiply_shared(wg, wg_number),
+                        false => block.multiply(wg, wg_number),
+                    },
+                    |wg| block.serve(wg),
+                );
+            }
+        }
     })
 }
 
+/// The tile of keys of a block that has one.
+fn one_tile<'k>(
+    cta: Cta<'k>,
+    problem: &ProblemVals<'k>,
+    packed: Option<&PackedVals<'k>>,
+    args: &KeysVals<'k>,
+    (common, form): (&HopperCommon, &HopperKeysForm),
+) -> Work<'k> {
+    let (heads, downwards) = (problem.num_heads_k, adds_downwards(common, form));
+    match packed {
+        None => {
+            let tiles = problem.key_tiles(form.keys);
+            let units = Units::of_grid(cta, tiles);
+            Work::alternate(units, problem, heads, args.heads_at_once, downwards)
+        }
+        Some(packed) => {
+            let work = Work::listed(cta, problem, packed, cta.index(), heads);
+            // A sequence's tiles follow each other in the list, so the last of them starts first.
+            if downwards { work.counted_from_the_last(work.sequence.seqlen_k, form.keys) } else { work }
+        }
+    }
+}
+
+/// Gives each warpgroup its role, and its registers.
+fn by_role<'k>(
+    cta: Cta<'k>,
+    form: &HopperKeysForm,
+    multiply: impl FnOnce(Warpgroup<'k>, Val<'k, U32>),
+    serve: impl FnOnce(Warpgroup<'k>),
+) {
+    let (wg, index) = (cta.warpgroups(), cta.warpgroups().index());
+    wg.when(index.lt(MULTIPLIERS), |wg| {
+        wg.grow_registers(form.registers);
+        multiply(wg, index);
+    });
+    wg.when(index.eq(MULTIPLIERS), |wg| {
+        wg.shrink_registers(form.serving_registers());
+        serve(wg);
+    });
+}
+
 /// Shared memory of a block. Tiles lie as the copy engine leaves them: boxes of 64 columns behind each other.
+#[derive(Clone, Copy)]
 struct Smem<'k> {
     /// k, and behind it v; in the end dk and dv on their way out.
     keys: BulkRing<'k>,
@@ -162,6 +219,7 @@ struct Smem<'k> {
 }
 
 /// What the multiplying warpgroups have between them.
+#[derive(Clone, Copy)]
 enum Between<'k> {
     /// Keys of their own. dq of a step in f32, as accumulators lie, and whether it has left.
     Turns { dq: SmemAddr<'k>, dq_left: Mbarrier<'k> },
@@ -223,6 +281,20 @@ struct Queries<'k> {
     stats: SmemAddr<'k>,
 }
 
+/// The queries that see some of a few keys.
+struct Seers<'k> {
+    steps: QueryTiles<'k>,
+    /// Whether these are keys at all, and not behind the last.
+    are_keys: Val<'k, Pred>,
+}
+
+impl<'k> Seers<'k> {
+    /// Whether some of a step do.
+    fn see(&self, step: Val<'k, U32>) -> Val<'k, Pred> {
+        self.are_keys & !step.lt(self.steps.begin) & step.lt(self.steps.end)
+    }
+}
+
 /// What every role of a block knows.
 struct Block<'a, 'k> {
     cta: Cta<'k>,
@@ -251,6 +323,13 @@ impl<'k> Block<'_, 'k> {
     fn cursor(&self) -> Cursor<'k> {
         let tiles = self.sight().query_tiles(self.first_key(), self.form.keys, self.form.step);
         Cursor::new(self.cta.threads(), &self.problem, tiles)
+    }
+
+    /// The queries that see keys of one of the multiplying warpgroups.
+    fn seers(&self, wg_number: Val<'k, U32>) -> Seers<'k> {
+        let first_key = self.first_key() + wg_number * WG_ROWS;
+        let steps = self.sight().query_tiles(first_key, WG_ROWS, self.form.step);
+        Seers { steps, are_keys: first_key.lt(self.work.sequence.seqlen_k) }
     }
 
     fn queries(&self, stage: &FullStage<'_, 'k>) -> Queries<'k> {

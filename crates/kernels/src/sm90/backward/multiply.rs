@@ -2,7 +2,7 @@
 use super::dq::Turn;
 use super::results::KeyGradient;
 use super::scores::OfQueries;
-use super::{Block, FIRST_BARRIER, KEYS_READ, MULTIPLIERS, Queries, rows_bytes};
+use super::{Block, FIRST_BARRIER, KEYS_READ, MULTIPLIERS, Queries, Smem, rows_bytes};
 use crate::config::Scores;
 use crate::parts::cursor::Cursor;
 use crate::parts::overlays::{ByKeys, dynamic};
@@ -23,16 +23,8 @@ pub(super) struct Keys<'a, 'k> {
     pub(super) block: &'a Block<'a, 'k>,
     pub(super) wg: Warpgroup<'k>,
     pub(super) wg_number: Val<'k, U32>,
-    /// The same, known to each thread by itself: where threads need it, no lane has to ask another.
-    own_wg_number: Val<'k, U32>,
-    /// Its rows of k and v.
-    k: BoxTile<'k>,
-    v: BoxTile<'k>,
-    pub(super) k_of_all: BoxTile<'k>,
-    queries: BulkRingConsumer<'k>,
-    flags: Option<BulkRingConsumer<'k>>,
-    to_ds: BulkRingProducer<'k>,
-    pub(super) ds_of_all: BulkRingConsumer<'k>,
+    pub(super) own: OwnKeys<'k>,
+    pub(super) rings: &'a mut Rings<'k>,
     s: Acc<'k>,
     dp: Acc<'k>,
     dk: Acc<'k>,
@@ -42,18 +34,71 @@ pub(super) struct Keys<'a, 'k> {
     overlays: Option<ByKeys<'k>>,
 }
 
+/// Its rows of k and v.
+pub(super) struct OwnKeys<'k> {
+    /// Its number, known to each thread by itself: where threads need it, no lane has to ask another.
+    wg_number: Val<'k, U32>,
+    k: BoxTile<'k>,
+    v: BoxTile<'k>,
+    pub(super) k_of_all: BoxTile<'k>,
+}
+
+/// Where it is in the rings, from step to step and from tile to tile.
+pub(super) struct Rings<'k> {
+    queries: BulkRingConsumer<'k>,
+    flags: Option<BulkRingConsumer<'k>>,
+    to_ds: BulkRingProducer<'k>,
+    pub(super) ds_of_all: BulkRingConsumer<'k>,
+}
+
+impl<'k> Rings<'k> {
+    pub(super) fn new(wg: Warpgroup<'k>, smem: &Smem<'k>) -> Self {
+        let warp = wg.warps();
+        Rings {
+            queries: smem.queries.consumer(warp),
+            flags: smem.flags.map(|ring| ring.consumer(warp)),
+            to_ds: smem.ds.producer(wg.threads()),
+            ds_of_all: smem.ds.consumer(warp),
+        }
+    }
+}
+
+impl<'k> OwnKeys<'k> {
+    /// With k and v of a tile at this address.
+    pub(super) fn new(
+        block: &Block<'_, 'k>,
+        wg: Warpgroup<'k>,
+        wg_number: Val<'k, U32>,
+        keys: SmemAddr<'k>,
+    ) -> Self {
+        let Block { common, form, .. } = block;
+        let tile = |at: SmemAddr<'k>| BoxTile::new(at, form.keys);
+        let own_row = wg_number * WG_ROWS;
+        let [k_bytes, _] = rows_bytes(common, form.keys);
+        OwnKeys {
+            wg_number: wg.threads().index() >> 7u32,
+            k: tile(keys).from_row_of(own_row),
+            v: tile(keys.at(k_bytes)).from_row_of(own_row),
+            k_of_all: tile(keys),
+        }
+    }
+}
+
 impl<'k> Block<'_, 'k> {
     /// All that a multiplying warpgroup does.
     pub(super) fn multiply(&self, wg: Warpgroup<'k>, wg_number: Val<'k, U32>) {
         let (warp, smem) = (wg.warps(), &self.smem);
         let mut keys = smem.keys.consumer(warp);
         let stage = keys.wait(warp);
-        let mut own = Keys::new(self, wg, wg_number, stage.address());
-        own.walk();
+        let own = OwnKeys::new(self, wg, wg_number, stage.address());
+        let mut rings = Rings::new(wg, smem);
+        let mut own = Keys::new(self, wg, wg_number, own, &mut rings);
+        own.walk(None);
         // Everybody has read k, whose place dk takes.
         stage.release(warp);
         wg.sync_among(KEYS_READ, 128 * MULTIPLIERS);
-        own.finish(smem.keys.data());
+        let (k, [k_bytes, _]) = (smem.keys.data(), rows_bytes(self.common, self.form.keys));
+        own.finish([k, k.at(k_bytes)]);
     }
 
     /// k q^T of 64 keys.
@@ -95,6 +140,25 @@ impl<'k> Block<'_, 'k> {
     }
 }
 
+impl<'k> Block<'_, 'k> {
+    /// ds of a step and of a warpgroup's keys, for all to read.
+    fn put_ds(
+        &self,
+        wg: Warpgroup<'k>,
+        to: &mut BulkRingProducer<'k>,
+        wg_number: Val<'k, U32>,
+        words: &[[Val<'k, B32>; 4]],
+    ) {
+        BulkRingProducer::fill_with_stores(&mut [to], wg.warps(), |stages| {
+            let own = stages[0].plus(wg_number * (WG_ROWS * 128));
+            for (i, words) in (0..).zip(words.chunks(4)) {
+                stage_words(wg, words, own.at(i * self.form.keys * 128));
+            }
+            wg.threads().fence_proxy_async();
+        });
+    }
+}
+
 /// For so many columns.
 pub(super) fn operand<'k>(t: Thread<'k>, columns: u32) -> Operand<'k> {
     (0..columns / 16).map(|_| [(); 4].map(|()| t.u32(0).cast::<B32>().var())).collect()
@@ -106,72 +170,92 @@ pub(super) fn set<'k>(operand: &[[Var<'k, B32>; 4]], words: &[[Val<'k, B32>; 4]]
 }
 
 impl<'a, 'k> Keys<'a, 'k> {
-    /// With k and v at this address.
-    fn new(block: &'a Block<'a, 'k>, wg: Warpgroup<'k>, wg_number: Val<'k, U32>, keys: SmemAddr<'k>) -> Self {
-        let Block { smem, common, form, .. } = block;
-        let (warp, t) = (wg.warps(), wg.threads());
-        let tile = |at: SmemAddr<'k>| BoxTile::new(at, form.keys);
-        let own_row = wg_number * WG_ROWS;
-        let ([k_bytes, _], dims) = (rows_bytes(common, form.keys), common.operands.dims());
+    /// Before the first step of a tile.
+    pub(super) fn new(
+        block: &'a Block<'a, 'k>,
+        wg: Warpgroup<'k>,
+        wg_number: Val<'k, U32>,
+        own: OwnKeys<'k>,
+        rings: &'a mut Rings<'k>,
+    ) -> Self {
+        let Block { common, form, .. } = block;
+        let (t, dims) = (wg.threads(), common.operands.dims());
         let own = Keys {
             block,
             wg,
             wg_number,
-            own_wg_number: t.index() >> 7u32,
-            k: tile(keys).from_row_of(own_row),
-            v: tile(keys.at(k_bytes)).from_row_of(own_row),
-            k_of_all: tile(keys),
-            queries: smem.queries.consumer(warp),
-            flags: smem.flags.map(|ring| ring.consumer(warp)),
-            to_ds: smem.ds.producer(t),
-            ds_of_all: smem.ds.consumer(warp),
+            own,
+            rings,
             s: wg.acc(form.step),
             dp: wg.acc(form.step),
             dk: wg.acc(dims.q),
             dv: wg.acc(dims.v),
             p: operand(t, form.step),
             ds: operand(t, form.step),
-            overlays: block.overlays_of(warp, || t.index() >> 7u32),
+            overlays: block.overlays_of(wg.warps(), || t.index() >> 7u32),
         };
         own.dk.clear();
         own.dv.clear();
         own
     }
 
-    fn walk(&mut self) {
+    /// Through the queries that see some of the tile's keys. `passed` says how many phases of `dq_left` have passed
+    /// before, if some can have.
+    pub(super) fn walk(&mut self, passed: Option<Val<'k, U32>>) -> Turn<'k> {
         let (block, wg, wg_number) = (self.block, self.wg, self.wg_number);
-        let (at, turn) = (block.cursor(), Turn::new(wg.threads(), block, 0));
-        at.walk(wg, || {
-            self.step(&at, &turn);
-            self.take_turn(&turn);
+        let (at, turn) = (block.cursor(), Turn::new(wg.threads(), block, 0, passed));
+        let end = |own: &mut Self| {
+            own.take_turn(&turn);
             turn.advance(block, &at);
-        });
+        };
+        if block.form.persistent {
+            let seers = block.seers(wg_number);
+            let seen = || seers.see(at.step.get());
+            // A loop of each: ways that part within one cost the steps that are multiplied time.
+            wg.while_(
+                || at.more(),
+                |wg| {
+                    at.walk_while(
+                        wg,
+                        || !seen(),
+                        || {
+                            self.pass_over(&turn);
+                            end(self);
+                        },
+                    );
+                    at.walk_while(wg, seen, || {
+                        self.step(&at, &turn);
+                        end(self);
+                    });
+                },
+            );
+        } else {
+            at.walk(wg, || {
+                self.step(&at, &turn);
+                end(self);
+            });
+        }
         block.pass_turn(wg, wg_number, &turn);
         self.take_turn(&turn);
         block.tell(wg, &turn);
+        turn
+    }
+
+    /// A step of queries of which none sees a key of its own: the other warpgroup's dq needs ds of all keys.
+    fn pass_over(&mut self, turn: &Turn<'k>) {
+        let Keys { block, wg, wg_number, own, rings, .. } = self;
+        let (warp, t, form) = (wg.warps(), wg.threads(), block.form);
+        rings.queries.wait(warp).release(warp);
+        rings.flags.iter_mut().for_each(|ring| ring.wait(warp).release(warp));
+        block.pass_turn(*wg, *wg_number, turn);
+        let zero = t.u32(0).cast::<B32>().var().get(); // in a register
+        block.put_ds(*wg, &mut rings.to_ds, own.wg_number, &vec![[zero; 4]; form.step as usize / 16]);
     }
 
     fn step(&mut self, at: &Cursor<'k>, turn: &Turn<'k>) {
-        let Keys {
-            block,
-            wg,
-            wg_number,
-            own_wg_number,
-            k,
-            v,
-            queries,
-            flags,
-            to_ds,
-            s,
-            dp,
-            dk,
-            dv,
-            p,
-            ds,
-            overlays,
-            ..
-        } = self;
-        let (block, wg, own_wg_number) = (*block, *wg, *own_wg_number);
+        let Keys { block, wg, wg_number, own, rings, s, dp, dk, dv, p, ds, overlays } = self;
+        let (Rings { queries, flags, to_ds, .. }, OwnKeys { k, v, .. }) = (&mut **rings, &*own);
+        let (block, wg, own_wg_number) = (*block, *wg, own.wg_number);
         let (warp, common, form) = (wg.warps(), block.common, block.form);
         let stage = queries.wait(warp);
         let Queries { q, dout, stats } = block.queries(&stage);
@@ -207,28 +291,22 @@ impl<'a, 'k> Keys<'a, 'k> {
         let values = wg.multiply(dv, &block.over_queries(p, dout));
         let words = pack(dp, common.operands.half, false);
         set(ds, &words);
-        BulkRingProducer::fill_with_stores(&mut [to_ds], warp, |stages| {
-            let own = stages[0].plus(own_wg_number * (WG_ROWS * 128));
-            for (i, words) in (0..).zip(words.chunks(4)) {
-                stage_words(wg, words, own.at(i * form.keys * 128));
-            }
-            wg.threads().fence_proxy_async();
-        });
+        block.put_ds(wg, to_ds, own_wg_number, &words);
         let keys = wg.multiply(dk, &block.over_queries(ds, q));
         values.wait();
         keys.wait();
         stage.release(warp);
     }
 
-    /// Scales and writes dk and dv; `keys` is where k was, and v behind it.
-    fn finish(&self, keys: SmemAddr<'k>) {
-        let Keys { block, wg, wg_number, own_wg_number, dk, dv, .. } = self;
+    /// Scales and writes dk and dv, by way of these places, each of all keys.
+    pub(super) fn finish(&self, [dk_place, dv_place]: [SmemAddr<'k>; 2]) {
+        let Keys { block, wg, wg_number, own, dk, dv, .. } = self;
         let common = block.common;
         let [dk_scale, dv_scale] = block.result_scales(wg.threads());
-        let ([k_bytes, _], [of_k, of_v]) = (rows_bytes(common, block.form.keys), rows_bytes(common, WG_ROWS));
-        let own_k = *own_wg_number * of_k;
-        let own_v = if of_v == of_k { own_k } else { *own_wg_number * of_v };
-        let (k_place, v_place) = (keys.plus(own_k), keys.at(k_bytes).plus(own_v));
+        let ([of_k, of_v], own) = (rows_bytes(common, WG_ROWS), own.wg_number);
+        let own_k = own * of_k;
+        let own_v = if of_v == of_k { own_k } else { own * of_v };
+        let (k_place, v_place) = (dk_place.plus(own_k), dv_place.plus(own_v));
         let results = [
             KeyGradient { sum: dk, scale: dk_scale, place: k_place, to: block.args.dk },
             KeyGradient { sum: dv, scale: dv_scale, place: v_place, to: block.args.dv },
@@ -240,8 +318,12 @@ impl<'a, 'k> Keys<'a, 'k> {
             &results,
             |_| (),
         );
-        // Also what the warp's lane 0 has added last.
-        let t = wg.threads();
+        self.wait_stored();
+    }
+
+    /// Waits until what lanes 0 store and add has been read.
+    pub(super) fn wait_stored(&self) {
+        let t = self.wg.threads();
         t.when(t.lane().eq(0), |t| t.wait_stored());
     }
 }

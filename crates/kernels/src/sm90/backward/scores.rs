@@ -137,7 +137,12 @@ impl<'k> Block<'_, 'k> {
         packed: Option<&Operand<'k>>,
     ) {
         let (sight, first_row, first_key) = (self.sight(), self.first_row(at), self.first_key());
-        let hides = sight.hides_some_of([first_row, first_key], [self.form.step, self.form.keys]);
+        // Of all keys, or of the warpgroup's own.
+        let (of, keys) = match self.form.persistent {
+            false => (first_key, self.form.keys),
+            true => (first_key + wg_number * WG_ROWS, WG_ROWS),
+        };
+        let hides = sight.hides_some_of([first_row, of], [self.form.step, keys]);
         warp.when(warp.any(hides), |warp| {
             let t = warp.threads();
             let own_key = own_key(t, first_key, wg_number);

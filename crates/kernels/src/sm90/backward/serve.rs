@@ -1,5 +1,7 @@
 //! The serving warpgroup: copies for the multiplying ones, and flags.
-use super::{Block, FLAG_BYTES, QUERIES, rows_bytes};
+use super::tiles::Tiles;
+use super::{Block, FLAG_BYTES, QUERIES, Smem, rows_bytes};
+use crate::config::HopperKeysForm;
 use crate::parts::args::DropoutVals;
 use crate::parts::cursor::Cursor;
 use crate::parts::dropout::{DropSigns, Philox, StreamColumn};
@@ -11,44 +13,71 @@ impl<'k> Block<'_, 'k> {
     /// All that the serving warpgroup does.
     pub(super) fn serve(&self, wg: Warpgroup<'k>) {
         let warp = wg.warps();
-        let mut copies = Copies::new(self, warp);
-        copies.keys(warp);
-        let mut draws = self.dropout.as_ref().map(|args| Draws::new(self, warp, args));
+        let mut copies = Copies::new(&self.smem, warp);
+        copies.keys(self, warp);
+        let mut draws = self.dropout.as_ref().map(|args| Draws::new(self.form, &self.smem, warp, args));
+        let columns = draws.as_ref().map(|draws| draws.columns(self));
         let at = self.cursor();
         at.walk(wg, || {
-            copies.next(warp, &at);
-            if let Some(draws) = &mut draws {
-                draws.next(warp, &at);
+            copies.next(self, warp, &at);
+            if let (Some(draws), Some(columns)) = (&mut draws, columns) {
+                draws.next(self, warp, &at, columns);
             }
         });
     }
 }
 
-/// What the first warp copies. All its lanes wait and count, so that what they count is the same for all of them, which
-/// saves registers; lane 0 copies.
-struct Copies<'a, 'k> {
-    block: &'a Block<'a, 'k>,
-    is_copier: Val<'k, Pred>,
-    queries: BulkRingProducer<'k>,
+/// The same of a block that takes several tiles: it is at the next tile while the last one's results leave.
+pub(super) fn serve_tiles<'k>(tiles: &Tiles<'_, 'k>, wg: Warpgroup<'k>) {
+    let (warp, t) = (wg.warps(), wg.threads());
+    let mut copies = Copies::new(&tiles.smem, warp);
+    let mut draws = tiles.dropout.as_ref().map(|args| Draws::new(tiles.form, &tiles.smem, warp, args));
+    let mut numbers = tiles.numbers.producer(t);
+    tiles.walk(wg, |block| {
+        let columns = draws.as_ref().map(|draws| draws.columns(&block));
+        let (at, due) = (block.cursor(), t.u32(1).var());
+        let mut keys = |copies: &mut Copies<'k>| {
+            copies.keys(&block, warp);
+            warp.when(copies.is_copier, |warp| tiles.announce(warp, &mut numbers));
+        };
+        at.walk(wg, || {
+            copies.next(&block, warp, &at);
+            warp.when(due.get().eq(1), |_| keys(&mut copies));
+            due.set(t.u32(0));
+            if let (Some(draws), Some(columns)) = (&mut draws, columns) {
+                draws.next(&block, warp, &at, columns);
+            }
+        });
+        // Keys that nobody sees.
+        warp.when(due.get().eq(1), |_| keys(&mut copies));
+    });
 }
 
-impl<'a, 'k> Copies<'a, 'k> {
-    fn new(block: &'a Block<'a, 'k>, warp: Warp<'k>) -> Self {
-        let queries = block.smem.queries.producer(warp.threads());
-        Copies { block, is_copier: (warp.index() & 3).eq(0), queries }
+/// What the first warp copies. All its lanes wait and count, so that what they count is the same for all of them, which
+/// saves registers; lane 0 copies.
+struct Copies<'k> {
+    is_copier: Val<'k, Pred>,
+    queries: BulkRingProducer<'k>,
+    keys: BulkRingProducer<'k>,
+}
+
+impl<'k> Copies<'k> {
+    fn new(smem: &Smem<'k>, warp: Warp<'k>) -> Self {
+        let queries = smem.queries.producer(warp.threads());
+        Copies { queries, is_copier: (warp.index() & 3).eq(0), keys: smem.keys.producer(warp.threads()) }
     }
 
     /// The block's keys and values.
-    fn keys(&self, warp: Warp<'k>) {
-        let Block { args, work, smem, common, form, .. } = self.block;
-        let mut keys = smem.keys.producer(warp.threads());
-        warp.when(self.is_copier, |warp| {
+    fn keys(&mut self, block: &Block<'_, 'k>, warp: Warp<'k>) {
+        let Block { args, work, common, form, .. } = block;
+        let Copies { is_copier, keys, .. } = self;
+        warp.when(*is_copier, |warp| {
             keys.fill_by_warp(warp, |t, filling| {
                 let ([k_boxes, v_boxes], [k_bytes, _]) = (common.boxes(), rows_bytes(common, form.keys));
                 for (tensor, boxes, to) in [(args.k, k_boxes, 0), (args.v, v_boxes, k_bytes)] {
                     for i in 0..boxes {
                         let rows = work.sequence.keys();
-                        let from = tensor.at(64 * i, rows.coordinates(self.block.first_key(), work.head));
+                        let from = tensor.at(64 * i, rows.coordinates(block.first_key(), work.head));
                         filling.load(t, to + i * form.keys * 128, from);
                     }
                 }
@@ -57,8 +86,8 @@ impl<'a, 'k> Copies<'a, 'k> {
     }
 
     /// A step's queries.
-    fn next(&mut self, warp: Warp<'k>, at: &Cursor<'k>) {
-        let Copies { block, is_copier, queries } = self;
+    fn next(&mut self, block: &Block<'_, 'k>, warp: Warp<'k>, at: &Cursor<'k>) {
+        let Copies { is_copier, queries, .. } = self;
         let Block { args, problem, work, common, form, .. } = block;
         warp.when(*is_copier, |warp| {
             let head = block.head(at);
@@ -80,36 +109,39 @@ impl<'a, 'k> Copies<'a, 'k> {
 }
 
 /// Flags: warp w draws what queries 16 w.. of each 64 drop, of all keys.
-struct Draws<'a, 'k> {
-    block: &'a Block<'a, 'k>,
+struct Draws<'k> {
     philox: Philox<'k>,
     signs: DropSigns<'k>,
     ring: BulkRingProducer<'k>,
     /// The place of the lane's first words in a stage.
     own: Val<'k, U32>,
-    /// The warp's first row, and the block's first column.
+    /// The warp's first row, and the problem's first column.
     row16: Val<'k, U32>,
     column32: Val<'k, U32>,
 }
 
-impl<'a, 'k> Draws<'a, 'k> {
-    fn new(block: &'a Block<'a, 'k>, warp: Warp<'k>, args: &DropoutVals<'k>) -> Self {
+impl<'k> Draws<'k> {
+    fn new(form: &HopperKeysForm, smem: &Smem<'k>, warp: Warp<'k>, args: &DropoutVals<'k>) -> Self {
         let t = warp.threads();
         let number = warp.index() & 3;
         Draws {
-            block,
             philox: Philox::new(warp, args),
             signs: DropSigns::new(t, args),
-            ring: block.smem.flags.expect("planned with dropout").producer(t),
-            own: ((t.lane() >> 3u32) * (block.form.step / 16) + number) * FLAG_BYTES + (t.lane() & 7) * 16,
+            ring: smem.flags.expect("planned with dropout").producer(t),
+            own: ((t.lane() >> 3u32) * (form.step / 16) + number) * FLAG_BYTES + (t.lane() & 7) * 16,
             row16: args.first_row16 + number,
-            column32: args.first_column32 + block.work.block * (block.form.keys / 32),
+            column32: args.first_column32,
         }
     }
 
+    /// The block's first columns.
+    fn columns(&self, block: &Block<'_, 'k>) -> Val<'k, U32> {
+        self.column32 + block.work.block * (block.form.keys / 32)
+    }
+
     /// A step's, as soon as there is room for them.
-    fn next(&mut self, warp: Warp<'k>, at: &Cursor<'k>) {
-        let Draws { block, philox, signs, ring, own, row16, column32 } = self;
+    fn next(&mut self, block: &Block<'_, 'k>, warp: Warp<'k>, at: &Cursor<'k>, column32: Val<'k, U32>) {
+        let Draws { philox, signs, ring, own, row16, .. } = self;
         let (t, step) = (warp.threads(), block.form.step);
         let stream = philox.stream(t, block.work.sequence, block.head(at));
         let first16 = *row16 + at.step.get() * (step / 16);
@@ -118,7 +150,7 @@ impl<'a, 'k> Draws<'a, 'k> {
             for part in 0..step / QUERIES {
                 let row = stream.row(first16 + QUERIES / 16 * part);
                 for column in 0..block.form.keys / 32 {
-                    let bytes = philox.block(&row, &StreamColumn::new(stream.lane(), *column32 + column));
+                    let bytes = philox.block(&row, &StreamColumn::new(stream.lane(), column32 + column));
                     let flags = bytes.map(|bytes| signs.pairs(bytes));
                     let place = 4 * (column * (step / 16) + part) * FLAG_BYTES;
                     warp.store_matrices_at(to.at(place), true, flags);

@@ -117,7 +117,7 @@ impl<'a, 'k> Partner<'a, 'k> {
             sum: wg.acc([dims.v, dims.q][number as usize]),
             operand: operand(t, form.step),
             columns: [[0, first], [first, dims.q - first]][number as usize],
-            turn: Turn::new(t, block, number),
+            turn: Turn::new(t, block, number, None),
         };
         partner.sum.clear();
         partner
