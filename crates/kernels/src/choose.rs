@@ -164,9 +164,10 @@ impl<'a> BackwardChoice<'a> {
         let (keys, dq) = match own {
             Ok(()) => {
                 let common = hopper::keys_common(&common);
-                let (Scores { kind, dropout, .. }, walk) = (common.scores, hopper::Walk::of(problem));
-                let dims = common.operands.dims();
-                let form = hopper::keys(dims, kind.product, (dropout, deterministic), walk);
+                let (Scores { kind, dropout, overlays, .. }, walk) =
+                    (common.scores, hopper::Walk::of(problem));
+                let (dims, own) = (common.operands.dims(), (kind.product, overlays.are_by_query()));
+                let form = hopper::keys(dims, own, (dropout, deterministic), walk);
                 own_kernels(HopperCommon { scores: common.scores.by_keys(), ..common }, form)
             }
             Err(_) => {

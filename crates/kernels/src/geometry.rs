@@ -2,6 +2,7 @@
 use crate::call::TooManyBlocks;
 use crate::config::{BandKind, HopperKeysForm};
 use crate::gpu::Gpu;
+use crate::overlays::are_by_query;
 use crate::packed::most_tiles;
 use crate::sm90::ScheduleArgs;
 use signflash_core::{Problem, Span};
@@ -106,6 +107,10 @@ pub(crate) fn heads_at_once(problem: &Problem, form: &HopperKeysForm, gpu: Gpu) 
     // A power of two, of which whole groups are left more often.
     let blocks = |count: u32| 1 << (count / tiles).max(1).ilog2();
     let window = BandKind::of(problem.sides()) == BandKind::Both;
+    if are_by_query(problem) && problem.shape().batch > 1 {
+        // All sequences' blocks that may read the same part of a bias run at once, so that memory is read once for them.
+        return (problem.shape().batch * if form.ordered { 4 } else { 1 }) as u32;
+    }
     match (form.ordered, is_triangle(problem)) {
         // A block comes a step's time behind the next one: the fewer of a head run at once, the less they wait.
         (true, _) if window => 32,
@@ -153,7 +158,7 @@ mod tests {
                 &problem,
                 &hopper::keys(
                     HeadDims { q: 128, v: 128 },
-                    Product::Scaled,
+                    (Product::Scaled, false),
                     (false, deterministic),
                     hopper::Walk::Long,
                 ),

@@ -24,6 +24,12 @@ impl Overlays {
     }
 }
 
+/// Whether a problem's bias or mask has other numbers for each query.
+pub(crate) fn are_by_query(problem: &Problem) -> bool {
+    let shapes = [problem.bias().map(|bias| bias.shape), problem.mask()];
+    shapes.into_iter().flatten().any(|shape| shape[2] != 1)
+}
+
 impl OverlayKind {
     /// Of a tensor of this shape, in tiles that start so many columns before its first.
     pub(crate) fn of(numbers: Numbers, shape: [usize; 4], tensor: DeviceScoreTensor, shift: u32) -> Self {

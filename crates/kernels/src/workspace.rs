@@ -2,6 +2,7 @@
 use crate::config::{DqKernel, HopperKeysForm, KeysKernel, ScoreKind};
 use crate::geometry::{heads, packed_sequences, query_tiles, stat_rows};
 use crate::gpu::Gpu;
+use crate::overlays::are_by_query;
 use crate::packed::list::LISTS;
 use crate::packed::{RECORD_BYTES, most_tiles};
 use crate::padding::ranges_bytes;
@@ -57,8 +58,9 @@ impl Workspace {
         let mut counters = 0;
         if gpu.is_hopper() {
             let dims = hopper::keys_dims(dims);
-            let (product, walk) = (ScoreKind::of(problem).product, hopper::Walk::of(problem));
-            let own = hopper::keys(dims, product, (dropout, deterministic), walk);
+            let (own, walk) =
+                ((ScoreKind::of(problem).product, are_by_query(problem)), hopper::Walk::of(problem));
+            let own = hopper::keys(dims, own, (dropout, deterministic), walk);
             sums = sums.max(sums_bytes(problem, dims.q, own.step));
             counters = own_counters_bytes(problem, &own);
         }

@@ -90,13 +90,24 @@ fn a_bias_of_f32_for_all_heads_and_batches() {
 }
 
 #[test]
+fn a_bias_of_heads_of_128_columns_for_all_batches() {
+    check("128 columns", case(70, 98).batch(3).head_dim(128).bias(Dtype::F16, [One, Each, Each]));
+}
+
+#[test]
+fn a_bias_and_a_mask_of_heads_of_another_width_for_v() {
+    let case = case(40, 70).head_dim(192).head_dim_v(128).dropout(0.2);
+    check("192 and 128 columns", case.bias(Dtype::Bf16, [Each, Each, Each]).mask([One, One, Each]));
+}
+
+#[test]
 fn a_bias_for_all_queries() {
     check("key bias", case(140, 70).batch(2).bias(Dtype::F16, [Each, One, One]).causal().dropout(0.2));
 }
 
 #[test]
 fn packed_sequences_with_a_bias_and_a_mask() {
-    let case = case(0, 0).packed(&[70, 0, 131], &[64, 5, 140]).dropout(0.2);
+    let case = case(0, 0).packed(&[20, 0, 67], &[34, 5, 70]).dropout(0.2);
     check("packed", case.clone().bias(Dtype::Bf16, [One, Each, Each]).mask([Each, One, One]));
     check("packed, a bias for all queries", case.causal().bias(Dtype::F32, [One, One, One]));
 }

@@ -40,6 +40,20 @@ impl Overlays {
         self.bias.is_none() && self.mask.is_none()
     }
 
+    /// Registers that a thread reads for each 8 columns of an accumulator whose rows are queries, where it has 4 scores.
+    pub(crate) fn registers(&self) -> u32 {
+        let of = |kind: OverlayKind| {
+            let two = if kind.pairs && kind.numbers != Numbers::F32 { 1 } else { 2 };
+            if kind.per_key { two } else { 2 * two }
+        };
+        [self.bias, self.mask].into_iter().flatten().map(of).sum()
+    }
+
+    /// Whether some are other numbers for each query.
+    pub(crate) fn are_by_query(&self) -> bool {
+        [self.bias, self.mask].into_iter().flatten().any(|kind| !kind.per_key)
+    }
+
     /// The same for kernels whose accumulators' rows are keys.
     pub(crate) fn by_keys(self) -> Self {
         let by_keys = |kind: OverlayKind| OverlayKind { pairs: kind.is_transposed(), ..kind };

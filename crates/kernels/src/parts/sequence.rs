@@ -56,6 +56,18 @@ impl<'k> Sequence<'k> {
         (Self::nth(problem, batch), number - batch * heads)
     }
 
+    /// The same where the number counts over all heads of a batch, `sequences` each: what is read of a bias for a head's
+    /// queries and keys may be the same for all sequences.
+    #[track_caller]
+    pub(crate) fn of_shared_head(
+        problem: &ProblemVals<'k>,
+        number: Val<'k, U32>,
+        sequences: Val<'k, U32>,
+    ) -> (Self, Val<'k, U32>) {
+        let head = number / sequences;
+        (Self::nth(problem, number - head * sequences), head)
+    }
+
     /// Its rows in q and whatever lies like q.
     pub(crate) fn queries(&self) -> RowsOf<'k> {
         let packed = self.packed.map(|begins| begins.first_q);

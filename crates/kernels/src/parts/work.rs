@@ -17,6 +17,15 @@ pub(crate) struct Work<'k> {
     pub(crate) block: Val<'k, U32>,
 }
 
+/// In which order blocks take heads and tiles of a grid.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Order {
+    /// The last tile of a head first.
+    pub(crate) reversed: bool,
+    /// A head of all sequences, then the next head; else all heads of a sequence first.
+    pub(crate) heads_first: bool,
+}
+
 /// A tile's number among those of all heads of all sequences.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Units<'k> {
@@ -62,7 +71,7 @@ impl<'k> Work<'k> {
         problem: &ProblemVals<'k>,
         heads: Val<'k, U32>,
         at_once: Val<'k, U32>,
-        reversed: bool,
+        Order { reversed, heads_first }: Order,
     ) -> Self {
         let Units { index, rows, blocks } = units;
         let first = index / (blocks * at_once) * at_once;
@@ -70,7 +79,10 @@ impl<'k> Work<'k> {
         let block = within / width;
         let row = first + within - block * width;
         let block = if reversed { blocks - 1 - block } else { block };
-        let (sequence, head) = Sequence::of_head(problem, row, heads);
+        let (sequence, head) = match heads_first {
+            false => Sequence::of_head(problem, row, heads),
+            true => Sequence::of_shared_head(problem, row, rows / heads),
+        };
         Work { sequence, head, block }
     }
 

@@ -126,7 +126,7 @@ pub(super) struct Tile<'k> {
 impl<'k> Block<'_, 'k> {
     /// The block's tiles, for one role.
     pub(super) fn tiles(&self) -> Schedule<'k> {
-        self.shares.schedule(self.cta, &self.problem, self.form.rows())
+        self.shares.schedule(self.cta, &self.problem, (self.form.rows(), self.common.scores))
     }
 
     /// What the queries of a sequence see.

@@ -124,7 +124,7 @@ const FIRST_BARRIER: u32 = 8;
 
 impl<'k> Block<'_, 'k> {
     fn tiles(&self) -> Schedule<'k> {
-        self.shares.schedule(self.cta, &self.problem, self.form.rows())
+        self.shares.schedule(self.cta, &self.problem, (self.form.rows(), self.common.scores))
     }
 
     /// Tiles start with the tensor: shards that do not are the portable kernel's.

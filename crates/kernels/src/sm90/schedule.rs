@@ -6,7 +6,7 @@
 //! first over all heads balances as well, but reads keys and values from memory again and again: `docs/hopper.md` has
 //! times of both.) FlashAttention-3 draws tiles from a counter in memory instead, which needs one, and a launch
 //! to reset it.
-use crate::config::Layout;
+use crate::config::{Layout, Scores};
 use crate::packed::PackedVals;
 use crate::parts::args::{ProblemVals, kernel_args};
 use crate::parts::sequence::Sequence;
@@ -53,11 +53,20 @@ impl<'k> Shares<'k> {
         }
     }
 
-    /// A block's way through its share.
+    /// A block's way through its share. Where scores have a bias or a mask that has other numbers for each query, those
+    /// of a tile may be the same for all sequences, whose tiles then run at once, so that memory is read once for them.
     #[track_caller]
-    pub(crate) fn schedule(self, cta: Cta<'k>, problem: &ProblemVals<'k>, rows: u32) -> Schedule<'k> {
+    pub(crate) fn schedule(
+        self,
+        cta: Cta<'k>,
+        problem: &ProblemVals<'k>,
+        (rows, scores): (u32, Scores),
+    ) -> Schedule<'k> {
         match self {
-            Shares::Even(args) => Schedule::Even(Even::new(cta, args, problem, rows)),
+            Shares::Even(args) => {
+                let tiles_first = scores.overlays.are_by_query();
+                Schedule::Even(Even::new(cta, args, problem, (rows, tiles_first)))
+            }
             Shares::Listed(packed) => Schedule::Listed(Listed::new(cta, packed, problem, rows)),
         }
     }
@@ -99,6 +108,8 @@ pub(crate) struct Even<'k> {
     /// Tiles of one head.
     tiles: Val<'k, U32>,
     problem: ProblemVals<'k>,
+    /// If a tile of all sequences comes before the next tile: how many there are.
+    batches: Option<Val<'k, U32>>,
     blocks: Val<'k, U32>,
     unit: Var<'k, U32>,
     /// 1 for the second of a pair.
@@ -107,8 +118,14 @@ pub(crate) struct Even<'k> {
 
 impl<'k> Even<'k> {
     #[track_caller]
-    fn new(cta: Cta<'k>, args: ScheduleVals<'k>, problem: &ProblemVals<'k>, rows: u32) -> Self {
+    fn new(
+        cta: Cta<'k>,
+        args: ScheduleVals<'k>,
+        problem: &ProblemVals<'k>,
+        (rows, tiles_first): (u32, bool),
+    ) -> Self {
         Even {
+            batches: tiles_first.then(|| args.units / args.units_per_head / problem.num_heads),
             args,
             tiles: problem.query_tiles(rows),
             problem: *problem,
@@ -126,14 +143,25 @@ impl<'k> Even<'k> {
     #[track_caller]
     fn take(&self) -> Work<'k> {
         let (unit, second) = (self.unit.get(), self.second.get().ne(0));
-        let pair = unit / self.args.units_per_head;
-        let short = unit - pair * self.args.units_per_head;
+        // A head's units, of one sequence or of all.
+        let (heads_unit, batch) = match self.batches {
+            None => (unit, None),
+            Some(batches) => {
+                let heads_unit = unit / batches;
+                (heads_unit, Some(unit - heads_unit * batches))
+            }
+        };
+        let number = heads_unit / self.args.units_per_head;
+        let short = heads_unit - number * self.args.units_per_head;
         let long = self.tiles - 1 - short;
         let two = self.args.units_per_head.lt(self.tiles) & short.lt(long);
         let stays = two & !second;
         self.second.set(stays.select(1u32, 0u32));
         self.unit.set(stays.select(unit, unit + self.blocks));
-        let (sequence, head) = Sequence::of_head(&self.problem, pair, self.problem.num_heads);
+        let (sequence, head) = match batch {
+            None => Sequence::of_head(&self.problem, number, self.problem.num_heads),
+            Some(batch) => (Sequence::nth(&self.problem, batch), number),
+        };
         Work { sequence, head, block: second.select(short, long) }
     }
 }

@@ -13,6 +13,8 @@ struct Row {
     /// Only for this one.
     band: Option<BandKind>,
     dropout: bool,
+    /// For biases and masks of which a step reads no more registers for each 8 columns.
+    overlay_registers: u32,
     /// For no more keys than these.
     up_to_keys: usize,
     form: HopperForm,
@@ -26,6 +28,11 @@ impl Row {
     /// For fewer columns of v than of q and k.
     const fn v(self, head_dim_v: u32) -> Row {
         Row { head_dim_v, ..self }
+    }
+
+    /// Also with a bias or a mask. What is read of it takes registers while a product is under way.
+    const fn overlays(self, registers: u32) -> Row {
+        Row { overlay_registers: registers, ..self }
     }
 
     const fn up_to_keys(self, up_to_keys: usize) -> Row {
@@ -57,7 +64,15 @@ const fn row(head_dim: u32, [warpgroups, step, stages, registers]: [u32; 4]) -> 
     let (drawers, flag_stages, turns, early, out_in_q) = (0, 0, false, 0, false);
     let form =
         HopperForm { warpgroups, drawers, step, stages, flag_stages, registers, turns, early, out_in_q };
-    Row { head_dim, head_dim_v: head_dim, band: None, dropout: false, up_to_keys: usize::MAX, form }
+    Row {
+        head_dim,
+        head_dim_v: head_dim,
+        band: None,
+        dropout: false,
+        overlay_registers: 0,
+        up_to_keys: usize::MAX,
+        form,
+    }
 }
 
 /// Head_dim up to (the larger if v has one of its own), [warpgroups that multiply, keys a step, stages, registers]. With
@@ -77,6 +92,13 @@ const FORWARD: &[Row] = &[
     row(192, [2, 64, 2, 216]).turns().out_in_q().drop(1, 3),
     row(256, [2, 80, 2, 232]).turns().out_in_q(),
     row(256, [2, 64, 2, 216]).turns().out_in_q().drop(1, 3),
+    row(64, [2, 128, 2, 232]).turns().overlays(2),
+    row(64, [2, 96, 3, 200]).turns().drop(1, 4).overlays(2),
+    row(128, [2, 96, 2, 232]).turns().overlays(2),
+    row(128, [2, 64, 3, 232]).turns().overlays(8),
+    row(128, [2, 64, 3, 200]).turns().drop(1, 4).overlays(8),
+    row(256, [2, 64, 2, 232]).turns().out_in_q().overlays(8),
+    row(256, [2, 32, 2, 216]).turns().out_in_q().drop(1, 3).overlays(8),
 ];
 
 /// Of the forward, for so many keys; none if no row fits the GPU's shared memory.
@@ -86,6 +108,7 @@ pub(crate) fn forward(common: &HopperCommon, seqlen_k: usize, gpu: Gpu) -> Optio
         row.head_dim >= dims.q
             && row.head_dim_v >= dims.v
             && row.dropout == dropout
+            && row.overlay_registers >= common.scores.overlays.registers()
             && row.up_to_keys >= seqlen_k
             && row.band.is_none_or(|of| of == band)
             && row.form.smem_bytes(common) <= gpu.smem_per_block_bytes
@@ -165,16 +188,17 @@ impl Walk {
 }
 
 /// Of the pass over keys, at head_dims of whole boxes.
+/// `by_query`: with a bias or a mask that has other numbers for each query, which take registers.
 pub(crate) fn keys(
     dims: HeadDims,
-    product: Product,
+    (product, by_query): (Product, bool),
     (dropout, ordered): (bool, bool),
     walk: Walk,
 ) -> HopperKeysForm {
     let (keys, step, ds_stages) = match dims.max() {
         ..=64 if walk == Walk::VeryShort && !ordered => (128, 64, 3),
         // Of capped scores p is packed while dp is there, for which 128 queries leave no registers.
-        ..=64 if product != Product::Capped => (128, 128, 2),
+        ..=64 if product != Product::Capped && !by_query => (128, 128, 2),
         ..=128 => (128, 64, 3),
         _ => (64, 64, 1),
     };

@@ -49,7 +49,7 @@ use crate::parts::cursor::Cursor;
 use crate::parts::overlays::OverlayVals;
 use crate::parts::scores::ScoreVals;
 use crate::parts::visibility::{QueryTiles, SeenRange, Sight};
-use crate::parts::work::{Units, Work};
+use crate::parts::work::{Order, Units, Work};
 use crate::rows::statistics::STAT_BYTES;
 use crate::sm90::forward::WG_ROWS;
 use signflash_ptx::{
@@ -176,7 +176,9 @@ fn one_tile<'k>(
         None => {
             let tiles = problem.key_tiles(form.keys);
             let units = Units::of_grid(cta, tiles);
-            Work::alternate(units, problem, heads, args.heads_at_once, downwards)
+            let heads_first = common.scores.overlays.are_by_query();
+            let order = Order { reversed: downwards, heads_first };
+            Work::alternate(units, problem, heads, args.heads_at_once, order)
         }
         Some(packed) => {
             let work = Work::listed(cta, problem, packed, cta.index(), heads);

@@ -263,7 +263,7 @@ impl<'a, 'k> Keys<'a, 'k> {
         let gradients = wg.multiply(dp, &block.gradients(*v, dout));
 
         // Whatever fits in registers is read now, while the products run.
-        let few = form.step <= 64;
+        let few = form.step <= 64 && overlays.is_none();
         let of_queries =
             |offset, early| OfQueries::new(wg.threads(), stats.at(offset), form.step as usize / 8, early);
         let Scores { dropout, kind, .. } = common.scores;

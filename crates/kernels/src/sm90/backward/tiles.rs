@@ -13,7 +13,7 @@ use super::{Block, KEYS_READ, MULTIPLIERS, Smem, rows_bytes};
 use crate::config::HopperKeysForm;
 use crate::packed::PackedVals;
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
-use crate::parts::work::{Units, Work};
+use crate::parts::work::{Order, Units, Work};
 use signflash_ptx::{
     BulkRing, BulkRingProducer, Cta, GlobalAddr, SmemAddr, Thread, U32, Val, Warp, Warpgroup,
 };
@@ -86,7 +86,8 @@ impl<'a, 'k> Tiles<'a, 'k> {
             None => {
                 let tiles = problem.key_tiles(self.form.keys);
                 let units = Units { index: unit, rows: self.args.units / tiles, blocks: tiles };
-                Work::alternate(units, problem, heads, self.heads_at_once, false)
+                let order = Order { reversed: false, heads_first: false };
+                Work::alternate(units, problem, heads, self.heads_at_once, order)
             }
             Some(packed) => {
                 let index = unit / heads;
