@@ -49,9 +49,11 @@ fn run(gpu: Gpu, change: impl Fn([u64; 3], &mut [Arg])) -> Ran {
     let dense = |at, [_, heads, rows, keys]: [usize; 4]| {
         DeviceScoreTensor::of(at, [heads * rows * keys, rows * keys, keys, 1])
     };
-    let mut scores = DeviceScores::default();
-    scores.bias = Some(dense(bias.0, BIAS));
-    scores.mask = Some(dense(mask.0, MASK));
+    let scores = DeviceScores {
+        bias: Some(dense(bias.0, BIAS)),
+        mask: Some(dense(mask.0, MASK)),
+        ..DeviceScores::default()
+    };
     let [(_, (_, out)), (_, (_, dq)), (_, (_, dk)), (_, (_, dv))] = made;
     let forward = ForwardCall::new(&problem, Half::Bf16, [q, k, v], out, lse)
         .with_scores(scores)

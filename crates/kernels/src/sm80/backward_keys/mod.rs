@@ -31,7 +31,7 @@ pub(crate) use smem::smem_bytes;
 
 use crate::config::{Common, DqSums, PortableForm};
 use crate::packed::PackedVals;
-use crate::parts::args::{DeviceTensor, DropoutVals, HeadRows, ProblemVals, kernel_args};
+use crate::parts::args::{DeviceTensor, DropoutVals, HeadRows, ProblemVals, TensorVals, kernel_args};
 use crate::parts::copy::TileCopy;
 use crate::parts::cursor::Cursor;
 use crate::parts::epilogue::{stage_packed, store_rows};
@@ -227,7 +227,7 @@ impl<'k> Keys<'_, 'k> {
         let t = self.cta.threads();
         let (Widths { q: of_k, v: of_v }, seqlen) = (self.widths, self.work.sequence.seqlen_k);
         let [copy_k, copy_v] = self.widths.copies(t, t.index(), self.form.threads());
-        let (k, v) = (self.args.k, self.args.v).map_heads(&self.work);
+        let [k, v] = [self.args.k, self.args.v].map(|tensor| self.key_rows(tensor));
         copy_k.load(self.smem.k, of_k.tile(k, first_key, seqlen), self.form.rows());
         copy_v.load(self.smem.v, of_v.tile(v, first_key, seqlen), self.form.rows());
     }
@@ -366,7 +366,7 @@ impl<'k> Keys<'_, 'k> {
     fn finish(&self, own: &Own<'_, 'k>, dk: &[Acc<'k>], dv: &[Acc<'k>]) {
         let (warp, t) = (self.cta.warps(), self.cta.threads());
         let keep_scale = self.dropout.as_ref().map_or(t.f32(1.0), |d| d.args.keep_scale);
-        let (dk_rows, dv_rows) = (self.args.dk, self.args.dv).map_heads(&self.work);
+        let [dk_rows, dv_rows] = [self.args.dk, self.args.dv].map(|tensor| self.key_rows(tensor));
         let ([columns, columns_v], Widths { q: of_k, v: of_v }) = (self.columns(), self.widths);
         let way_k = self.way_out(own, of_k, columns);
         let way_v = if of_v.rows == of_k.rows { way_k } else { self.way_out(own, of_v, columns_v) };
@@ -388,15 +388,9 @@ impl<'k> Keys<'_, 'k> {
         let copy = width.copy(t, t.lane(), 32).of_columns(t.lane(), 32, columns, own.part * columns);
         (copy, own.part * TileLayout::new(columns).bytes(16 * self.form.row_tiles))
     }
-}
 
-/// Key heads of two tensors.
-trait MapHeads<'k> {
-    fn map_heads(self, work: &Work<'k>) -> (HeadRows<'k>, HeadRows<'k>);
-}
-
-impl<'k> MapHeads<'k> for (crate::parts::args::TensorVals<'k>, crate::parts::args::TensorVals<'k>) {
-    fn map_heads(self, work: &Work<'k>) -> (HeadRows<'k>, HeadRows<'k>) {
-        (self.0.head(work.sequence.keys(), work.head), self.1.head(work.sequence.keys(), work.head))
+    /// The rows of a tensor of k's or v's kind.
+    fn key_rows(&self, tensor: TensorVals<'k>) -> HeadRows<'k> {
+        tensor.head(self.work.sequence.keys(), self.work.head)
     }
 }
