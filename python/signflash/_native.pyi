@@ -43,10 +43,19 @@ def backward(
     settings: Settings,
 ) -> bool: ...
 def forward_workspace_bytes(
-    ordinal: int, q_shape: _Sizes, k_shape: _Sizes, sequences: int, settings: Settings
+    ordinal: int,
+    shapes: Tuple[_Sizes, _Sizes, _Sizes],
+    sequences: Optional[int],
+    scores: Optional[tuple],
+    settings: Settings,
 ) -> int: ...
 def workspace_bytes(
-    ordinal: int, q_shape: _Sizes, k_shape: _Sizes, sequences: Optional[int], deterministic: bool, settings: Settings
+    ordinal: int,
+    shapes: Tuple[_Sizes, _Sizes, _Sizes],
+    sequences: Optional[int],
+    scores: Optional[tuple],
+    deterministic: bool,
+    settings: Settings,
 ) -> int: ...
 def packed_probs(
     at: _Place, q_shape: _Sizes, k_shape: _Sizes, cu_seqlens: _Starts, settings: Settings

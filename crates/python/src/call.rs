@@ -44,7 +44,7 @@ pub struct Forward {
     /// Written, if asked for.
     pub probs: Option<ForeignTensor>,
     pub state: RandomState,
-    /// On a GPU, memory of [`forward_workspace_bytes`], which packed sequences need; else 0.
+    /// On a GPU, memory of [`forward_workspace_bytes`], which packed sequences and masks need; else 0.
     pub workspace: u64,
 }
 
@@ -181,7 +181,8 @@ pub unsafe fn backward(place: Place, call: &Backward, settings: &Settings) -> Re
     }
 }
 
-/// Bytes of [`Forward::workspace`]: 0 on the CPU, and where sequences are not packed.
+/// Bytes of [`Forward::workspace`]: 0 on the CPU, and where sequences are not packed and no mask hides the same keys from
+/// all queries.
 ///
 /// # Errors
 /// That there is no such GPU.

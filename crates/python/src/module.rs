@@ -159,17 +159,17 @@ fn py_backward(
     Ok(true)
 }
 
-/// Bytes of scratch memory that a forward of packed sequences needs on a GPU.
+/// Bytes of scratch memory that a forward needs on a GPU: of packed sequences, or with a mask.
 #[pyfunction]
 fn forward_workspace_bytes(
     py: Python<'_>,
     ordinal: u32,
     shapes: (Sizes, Sizes, Sizes),
-    sequences: usize,
+    sequences: Option<usize>,
     scores: Option<DeclaredScores>,
     settings: Settings,
 ) -> PyResult<u64> {
-    let problem = on_device(&settings, shapes, Some(sequences), &declared(scores)?)?;
+    let problem = on_device(&settings, shapes, sequences, &declared(scores)?)?;
     let at = Place::Cuda { ordinal, stream: 0 };
     detached(py, || call::forward_workspace_bytes(at, &problem)).map_err(raise)
 }

@@ -205,8 +205,9 @@ def forward(
     probs = _probs(q, k, v, cu_seqlens, scores, settings) if return_probs else None
     numbers, alive = _numbers(state)
     workspace, scratch = None, 0
-    if cu_seqlens is not None and q.is_cuda:
-        count = sequences.count(cu_seqlens)
+    # Tiles of packed sequences are listed there, and the keys that a mask leaves to all queries.
+    if q.is_cuda and (cu_seqlens is not None or (scores is not None and scores.mask is not None)):
+        count = None if cu_seqlens is None else sequences.count(cu_seqlens)
         shapes = (q.shape, k.shape, v.shape)
         size = _native.forward_workspace_bytes(q.get_device(), shapes, count, _declared(scores), settings)
         workspace = q.new_empty(size, dtype=torch.uint8)
