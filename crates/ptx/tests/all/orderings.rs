@@ -136,8 +136,8 @@ fn other_ring(read_waited: bool) -> Kernel {
                 let (mut from_a, mut from_b) = (a.consumer(w), b.consumer(w));
                 let stage_b = from_b.wait(w);
                 let at = stage_b.address().plus(t.lane() * 4);
-                // Ring a's stage is 1024 bytes in front of ring b's.
-                let at = if read_waited { at } else { at.plus(t.u32(0) - 1024) };
+                // Ring a's stage, of 128 bytes, and its two barriers are in front of ring b's.
+                let at = if read_waited { at } else { at.plus(t.u32(0) - (128 + 16)) };
                 t.load::<U32, 1>(at);
                 stage_b.release(w);
                 from_a.wait(w).release(w);
