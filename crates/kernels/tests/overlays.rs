@@ -1,50 +1,14 @@
 //! Biases and masks: of every kind, in every pass, on kernels of both generations, beside the oracle; by themselves, and
 //! with whatever else hides or drops.
 
-use signflash_core::suite::{Case, Extent, Implementation, RunError, run_case};
-use signflash_core::{Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem};
+mod common;
+
+use common::On;
+use signflash_core::Dtype;
+use signflash_core::suite::{Case, Extent, run_case};
 use signflash_kernels::{Gpu, Interpreted};
 
 use Extent::{Each, One};
-
-/// The interpreter, for every case.
-struct On(Interpreted);
-
-impl Implementation for On {
-    fn name(&self) -> String {
-        format!("{:?}", self.0)
-    }
-
-    fn spreads_non_finite(&self) -> bool {
-        true
-    }
-
-    fn has_deterministic_backward(&self) -> bool {
-        self.0.deterministic
-    }
-
-    fn largest_lse_of_p(&self) -> Option<f64> {
-        Some(1_048_576.0)
-    }
-
-    fn forward<T: Element>(
-        &self,
-        problem: &Problem,
-        inputs: &Inputs<'_, T>,
-        outputs: &mut Outputs<'_, T>,
-    ) -> Result<(), RunError> {
-        Ok(self.0.forward(problem, inputs, outputs)?)
-    }
-
-    fn backward<T: Element>(
-        &self,
-        problem: &Problem,
-        inputs: &GradInputs<'_, T>,
-        gradients: &mut Gradients<'_, T>,
-    ) -> Result<(), RunError> {
-        Ok(self.0.backward(problem, inputs, gradients)?)
-    }
-}
 
 /// Runs a case in Hopper's own kernels, and in portable ones.
 fn check(name: &str, case: Case) {

@@ -1,52 +1,12 @@
 //! What becomes of scores, on the GPU's kernels in the interpreter: against the oracle, by cases that are small and take
 //! every way through the stage of scores.
 
-use signflash_core::suite::{Case, Extent, Implementation, RunError, run_case};
-use signflash_core::{Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Slopes};
-use signflash_kernels::{Gpu, Interpreted, check_features};
+mod common;
 
-/// The interpreter, for any case.
-struct On(Interpreted);
-
-impl Implementation for On {
-    fn name(&self) -> String {
-        format!("{:?}", self.0)
-    }
-
-    fn supports(&self, _: Dtype, problem: &Problem) -> Result<(), String> {
-        check_features(problem).map_err(|refused| refused.to_string())
-    }
-
-    fn has_deterministic_backward(&self) -> bool {
-        self.0.deterministic
-    }
-
-    fn largest_lse_of_p(&self) -> Option<f64> {
-        Some(1_048_576.0)
-    }
-
-    fn spreads_non_finite(&self) -> bool {
-        true
-    }
-
-    fn forward<T: Element>(
-        &self,
-        problem: &Problem,
-        inputs: &Inputs<'_, T>,
-        outputs: &mut Outputs<'_, T>,
-    ) -> Result<(), RunError> {
-        Ok(self.0.forward(problem, inputs, outputs)?)
-    }
-
-    fn backward<T: Element>(
-        &self,
-        problem: &Problem,
-        inputs: &GradInputs<'_, T>,
-        gradients: &mut Gradients<'_, T>,
-    ) -> Result<(), RunError> {
-        Ok(self.0.backward(problem, inputs, gradients)?)
-    }
-}
+use common::On;
+use signflash_core::suite::{Case, Extent, run_case};
+use signflash_core::{Dtype, Slopes};
+use signflash_kernels::{Gpu, Interpreted};
 
 fn case(queries: usize, keys: usize) -> Case {
     Case::new(queries, keys).heads(2, 1).head_dim(64).dtypes(&[Dtype::Bf16])
