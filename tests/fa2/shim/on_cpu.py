@@ -16,7 +16,7 @@ class OnCpu(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(hookwrapper=True)  # the form that pytest 7 knows, too
 def pytest_pyfunc_call(pyfuncitem):
     with OnCpu():
-        return (yield)
+        yield

@@ -100,15 +100,14 @@ def _say(config, **what):
             file.write(json.dumps(what) + "\n")
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(hookwrapper=True)  # the form that pytest 7 knows, too
 def pytest_runtest_makereport(item, call):
-    report = yield
+    report = (yield).get_result()
     if report.when == "call" or not report.passed and not report.when == "teardown":
         text = "" if report.passed else str(call.excinfo.value)[:300]
         outcome = "out of memory" if report.failed and "out of memory" in text else report.outcome
         _say(item.config, case=item.name, outcome=outcome, seconds=round(report.duration, 3), text=text)
         item.stash[OUT_OF_MEMORY] = outcome != report.outcome
-    return report
 
 
 @pytest.hookimpl(trylast=True)
