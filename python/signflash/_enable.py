@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
-from typing import Optional, Tuple
+from typing import Any, Callable, Iterator, Optional, Tuple
 
 
 def enable(*, pytorch: Optional[bool] = None, transformers: Optional[bool] = None) -> Tuple[str, ...]:
-    """Registers this package where the ecosystem has a place for it; returns where.
+    """Registers this package where the ecosystem has a place for it, for this process; returns where.
 
     Args:
-        pytorch: be the flash implementation of ``F.scaled_dot_product_attention`` on CUDA, with dropout, for this
-            process (``torch.nn.attention.register_flash_attention_impl``, PyTorch 2.10 or newer; PyTorch still chooses
-            between flash and its other backends). None: where PyTorch offers it.
+        pytorch: compute ``F.scaled_dot_product_attention`` with dropout, forward and backward, and with it everything in
+            ``torch.nn`` and elsewhere that calls it: on CPUs and NVIDIA GPUs, with masks, under autocast, activation
+            checkpoints and torch.compile (docs/pytorch.md says what is taken, and :func:`explain` tells of each call).
+            What is not taken, and whatever does not drop, goes to PyTorch as if we were not there. None: if PyTorch is
+            installed.
         transformers: be known to Hugging Face Transformers as ``attn_implementation="signflash"``. From then on models
             that are made with it, and would not use it in all of their attention, are refused. None: if it is
             installed.
+
+    What torch.compile made before is compiled anew when it is called next.
 
     Raises:
         RuntimeError: what was asked for with True is not to be had.
     """
     done = []
     if pytorch is not False:
-        if _has_registry():
-            import torch.nn.attention as registry
+        if importlib.util.find_spec("torch") is not None:
+            from ._sdpa import switch
 
-            from ._torch import sdpa
-
-            registry.register_flash_attention_impl(sdpa.NAME, register_fn=sdpa.register)
-            registry.activate_flash_attention_impl(sdpa.NAME)
+            switch.enable()
             done.append("pytorch")
         elif pytorch:
-            raise RuntimeError(
-                "pytorch=True, but this PyTorch has no torch.nn.attention.register_flash_attention_impl; update it, or call "
-                "signflash.attention"
-            )
+            raise RuntimeError("pytorch=True, but there is no PyTorch; install torch, or call signflash.attention on arrays")
     if transformers is not False:
         if importlib.util.find_spec("transformers") is not None and _has_interfaces():
             from . import _transformers
@@ -51,22 +50,39 @@ def enable(*, pytorch: Optional[bool] = None, transformers: Optional[bool] = Non
 
 
 def disable() -> None:
-    """Brings PyTorch's own flash implementation back. The name in Transformers stays: nobody uses it unasked."""
-    if _has_registry():
-        import torch.nn.attention as registry
+    """Gives PyTorch its own attention back. The name in Transformers stays: nobody uses it unasked.
 
-        if registry.current_flash_attention_impl() == "signflash":
-            registry.restore_flash_attention_impl()
+    Raises:
+        RuntimeError: a block of :func:`enabled` runs.
+    """
+    if importlib.util.find_spec("torch") is not None:
+        from ._sdpa import switch
+
+        switch.disable()
 
 
-def _has_registry() -> bool:
+@contextlib.contextmanager
+def enabled() -> Iterator[None]:
+    """``enable(pytorch=True)`` for a block, forward and backward; blocks nest, and an exception ends one, too.
+
+    It holds for the whole process: other threads that call attention while a block runs get ours, and it ends with the
+    last of the blocks. The first block to begin and the last to end switch, and what torch.compile made is then compiled
+    anew: a loop over compiled steps belongs inside of one block.
+
+    >>> import torch, signflash
+    >>> layer = torch.nn.TransformerEncoderLayer(32, 4, batch_first=True)  # its dropout is 0.1
+    >>> with signflash.enabled():
+    ...     layer(torch.ones(1, 5, 32)).sum().backward()
+    """
     if importlib.util.find_spec("torch") is None:
-        return False
+        raise RuntimeError("signflash.enabled() needs PyTorch; install torch, or call signflash.attention on arrays")
+    from ._sdpa import switch
+
+    switch.enter()
     try:
-        from torch.nn.attention import activate_flash_attention_impl, register_flash_attention_impl  # noqa: F401
-    except ImportError:
-        return False
-    return True
+        yield
+    finally:
+        switch.leave()
 
 
 def _has_interfaces() -> bool:

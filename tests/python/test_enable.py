@@ -36,7 +36,7 @@ def test_enabling_is_known_to_pytorch_and_can_be_undone():
 @pytest.mark.parametrize("p", [0.0, 0.2])
 @pytest.mark.parametrize("layout", ["bhsd", "bshd", "last stride not 1"])
 def test_the_functions_that_pytorch_calls_are_attention(p, layout, device):
-    from signflash._torch import sdpa
+    from signflash._sdpa import flash as sdpa
 
     q, k, v = (x.detach() for x in make(device))
     if layout == "bshd":

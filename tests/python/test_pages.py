@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def blocks():
-    for page in ("README.md", "docs/python.md", "docs/scores.md", "docs/transformers.md"):
+    for page in ("README.md", "docs/python.md", "docs/pytorch.md", "docs/scores.md", "docs/transformers.md"):
         for number, code in enumerate(re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.M | re.S)):
             yield pytest.param(code, id=f"{page}-{number}")
 
@@ -31,9 +31,8 @@ def names_for(code):
         q, k, v, dout = np.random.default_rng(0).standard_normal((4, 1, 16, 2, 8), "f4")
         return dict(signflash=signflash, q=q, k=k, v=v, dout=dout)
     if "scaled_dot_product_attention" in code:
-        registry = pytest.importorskip("torch.nn.attention")
-        if not hasattr(registry, "register_flash_attention_impl"):
-            pytest.skip("this PyTorch has no registry of flash implementations")
+        if not hasattr(torch.nn.functional, "scaled_dot_product_attention"):
+            pytest.skip("this PyTorch has no F.scaled_dot_product_attention")
         q, k, v = torch.randn(3, 1, 2, 16, 8)
         return dict(signflash=signflash, torch=torch, q=q, k=k, v=v)
     return {}

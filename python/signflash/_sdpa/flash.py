@@ -11,7 +11,8 @@ import warnings
 import torch
 
 from .._settings import Settings, signed
-from . import checks, native, random
+from .._torch import checks, native, random
+from . import rings
 
 NAME = "signflash"
 
@@ -36,6 +37,29 @@ def register() -> Handle:
     return Handle(library)
 
 
+def activate() -> None:
+    """Becomes PyTorch's, where it has a place for it (2.10 and newer)."""
+    registry = _registry()
+    if registry is not None:
+        registry.register_flash_attention_impl(NAME, register_fn=register)
+        registry.activate_flash_attention_impl(NAME)
+
+
+def restore() -> None:
+    registry = _registry()
+    if registry is not None and registry.current_flash_attention_impl() == NAME:
+        registry.restore_flash_attention_impl()
+
+
+def _registry():
+    try:
+        import torch.nn.attention as registry
+        from torch.nn.attention import activate_flash_attention_impl, register_flash_attention_impl  # noqa: F401
+    except ImportError:
+        return None
+    return registry
+
+
 def _like(x):
     """An empty (batch, heads, seqlen, head_dim) as PyTorch's tracing predicts it, and one for a kernel to write."""
     result = torch.empty_like(x)
@@ -52,6 +76,8 @@ def forward(query, key, value, dropout_p=0.0, is_causal=False, return_debug_mask
     """(output, logsumexp, None, None, max_q, max_k, rng_state, unused, debug_attn_mask); the last are our probs."""
     q, k, v = _rows_first(query, key, value)
     checks.check_qkv(q, k, v)
+    if dropout_p > 0.0:
+        rings.refuse_in_a_ring()
     seed, offset, state = (0, 0, None) if dropout_p == 0.0 else random.draw_now(q)
     settings = Settings(dropout_p, scale, bool(is_causal), nominal=True)
     out, written = _like(query)

@@ -1,0 +1,95 @@
+"""What an ``attn_mask`` says: nothing, causal, padding, which keys a query sees, or numbers that are added to scores.
+
+PyTorch hands masks on as numbers: 0 where a key is seen and -inf where it is not, made anew in every call from a mask
+of booleans. On the CPU they are read, which takes little beside attention itself, so that tiles are skipped of which
+nothing is seen; on a GPU that would wait for it, and numbers are added as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+
+from .._torch import paths
+from .known import Known
+
+
+class Seen(NamedTuple):
+    """What a call sees, in the words of :func:`signflash.attention`; causal is from the top left corner on."""
+
+    causal: bool = False
+    mask: Any = None
+    bias: Any = None
+
+
+ALL = Seen()
+CAUSAL = Seen(causal=True)
+#: A query sees no key, and PyTorch's result of that is NaN, which is not ours.
+HIDES_A_ROW = Seen()
+
+#: Of how many entries a first look at numbers takes every n-th: most biases are told by it.
+_FEW = 256
+
+
+def look(attn_mask, seqlen_q, seqlen_k) -> Seen:
+    """What it says of so many queries and keys."""
+    if attn_mask.requires_grad or attn_mask.device.type != "cpu" or paths.needs_operator((attn_mask,)):
+        return Seen(mask=attn_mask) if attn_mask.dtype is torch.bool else Seen(bias=attn_mask)
+    return _known(attn_mask.detach(), seqlen_q, seqlen_k)
+
+
+def _read(attn_mask, seqlen_q, seqlen_k) -> Seen:
+    x = _distinct(attn_mask)
+    if x.dtype is torch.bool:
+        seen = x
+    elif _hides_alone(x.flatten()[:: max(x.numel() // _FEW, 1)]) and _hides_alone(x):
+        seen = x == 0
+    else:
+        return Seen(bias=attn_mask)
+    if bool(seen.all()):
+        return ALL
+    if hidden_rows_are_nan() and not bool(seen.any(-1).all()):
+        return HIDES_A_ROW
+    return _of_rows(seen, seqlen_q, seqlen_k) or Seen(mask=seen)
+
+
+#: A model has one mask, whose views all layers use.
+_known = Known(_read)
+
+
+def _distinct(x):
+    """Without entries that expanding repeats."""
+    for dim, stride in enumerate(x.stride()):
+        if stride == 0 and x.shape[dim] > 1:
+            x = x.narrow(dim, 0, 1)
+    return x
+
+
+def _hides_alone(x) -> bool:
+    """Whether these are 0 and -inf."""
+    return bool(((x == 0) | (x == float("-inf"))).all())
+
+
+def _of_rows(seen, seqlen_q, seqlen_k):
+    """A mask of keys alone, or what it and causal attention say together; None of any other."""
+    if seen.dim() < 2 or seen.shape[-2] == 1:
+        return None
+    first, keys = seen[..., :1, :], seen[..., -1:, :]
+    if torch.equal(first, keys):
+        return Seen(mask=keys) if bool((seen == keys).all()) else None
+    if seen.shape[-1] != seqlen_k:
+        return None
+    triangle = torch.ones(seqlen_q, seqlen_k, dtype=torch.bool).tril()
+    if not torch.equal(seen, triangle & keys):
+        return None
+    return CAUSAL if bool(keys[..., :seqlen_q].all()) else Seen(causal=True, mask=keys)
+
+
+@functools.lru_cache(None)
+def hidden_rows_are_nan() -> bool:
+    """Whether PyTorch's result of a query that sees no key is NaN, as it was before 2.5, and not 0."""
+    x = torch.zeros(1, 1, 1, 1)
+    out, _ = torch.ops.aten._scaled_dot_product_attention_math.default.decompose(x, x, x, x + float("-inf"))
+    return bool(out.isnan().any())

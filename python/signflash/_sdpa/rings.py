@@ -1,0 +1,37 @@
+"""PyTorch's ``context_parallel``, which dropout must not meet: its ring gives the backward of every step the random state
+that its first step drew, so that gradients are of other dropout masks than the output. (Seen with PyTorch 2.15.)
+"""
+
+from __future__ import annotations
+
+import sys
+
+_MODULES = (
+    "torch.distributed.tensor.experimental._context_parallel._attention",
+    "torch.distributed.tensor.experimental._attention",
+    "torch.distributed._tensor.experimental.attention",
+)
+
+
+def refuse(call) -> None:
+    """Raises for a call with dropout, if such a ring makes it."""
+    if call.dropout_p > 0.0:
+        refuse_in_a_ring()
+
+
+def refuse_in_a_ring() -> None:
+    if not any([name in sys.modules for name in _MODULES]):
+        return
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "_templated_ring_attention":
+            raise no_dropout()
+        frame = frame.f_back
+
+
+def no_dropout() -> NotImplementedError:
+    return NotImplementedError(
+        "dropout_p must be 0 under PyTorch's context_parallel while signflash is enabled: its ring hands every step of the "
+        "backward the random state of the forward's first step, and gradients would be wrong; use signflash.distributed, "
+        "or dropout_p=0"
+    )
