@@ -177,7 +177,7 @@ def back(like: Any, x):
 
 
 def attention(
-    given_q, k, v, settings, *, cu_seqlens, seed, offset, generator, rng_state, deterministic, return_probs, joined
+    given_q, k, v, settings, *, cu_seqlens, seed, offset, generator, rng_state, deterministic, return_probs, joined, wide
 ):
     """(out, lse, probs or None, (seed, offset)); the backward of the CPU is always deterministic."""
     np = numpy()
@@ -195,12 +195,12 @@ def attention(
         seed, offset = source.next(batch, num_heads)
     seed = seed or 0
     joined = scores(joined, q, k, found)
-    out = np.empty((*q.shape[:-1], v.shape[-1]), q.dtype)
+    out = np.empty((*q.shape[:-1], v.shape[-1]), "float32" if wide else q.dtype)
     lse = np.empty((num_heads, seqlen_q) if is_packed else (batch, num_heads, seqlen_q), np.float32)
     probs = room_for_probs(q, k, v, found, settings) if return_probs else None
     computed = _native.forward(
         (-1, 0),
-        q.dtype.name,
+        (q.dtype.name, out.dtype.name),
         (lent(q), lent(k), lent(v)),
         lent_starts(found),
         lent_scores(joined),
@@ -221,7 +221,7 @@ def _expect(computed: bool) -> None:
         raise RuntimeError("an array cannot be read where it lies; please report this")  # all were made dense before
 
 
-def backward(dout, given_q, k, v, out, lse, dlse, settings, state, cu_seqlens, joined, wanted):
+def backward(dout, given_q, k, v, out, lse, dlse, settings, state, cu_seqlens, joined, wanted, wide):
     """(dq, dk, dv, dbias, dsinks); the last two are None unless they are wanted."""
     np = numpy()
     is_packed, found = cu_seqlens is not None, starts(cu_seqlens)
@@ -237,10 +237,12 @@ def backward(dout, given_q, k, v, out, lse, dlse, settings, state, cu_seqlens, j
     given_bias = None if joined is None else joined[1]
     joined = scores(joined, q, k, found)
     likes = [q, k, v] + [x if wants else None for x, wants in zip((joined or Scores())[1::2], wanted)]
-    gradients = [None if x is None else np.empty(x.shape, x.dtype) for x in likes]
+    dtypes = ["float32"] * 3 if wide else [q.dtype] * 3
+    dtypes += [None if x is None else x.dtype for x in likes[3:]]
+    gradients = [None if x is None else np.empty(x.shape, dtype) for x, dtype in zip(likes, dtypes)]
     computed = _native.backward(
         (-1, 0),
-        q.dtype.name,
+        (q.dtype.name, gradients[0].dtype.name),
         tuple(lent(x) for x in read),
         (lent(lse), None if dlse is None else lent(dlse)),
         lent_starts(found),

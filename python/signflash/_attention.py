@@ -49,6 +49,8 @@ def attention(
     bias: Any = None,
     mask: Any = None,
     sinks: Any = None,
+    diagonal: Optional[int] = None,
+    out_dtype: Any = None,
 ) -> Any:
     """Exact attention with dropout on the probabilities; differentiable for PyTorch tensors.
 
@@ -99,6 +101,12 @@ def attention(
             seqlen_k), costs little.
         sinks: (num_heads) float32, float16 or bfloat16: one more score of every row, without a value, in the denominator
             only. It counts in lse, and is never dropped or hidden. Differentiable.
+        diagonal: the key that the first query faces, counted from the first key, of any sign: causality, window and ALiBi
+            are told from there. None is ``seqlen_k - seqlen_q``, which lets the last query face the last key. A piece of a
+            larger problem whose first query is ``r`` and first key ``c`` there has the whole's diagonal plus ``r - c``. Not
+            for packed sequences.
+        out_dtype: float32 (of PyTorch, NumPy, or the word), for an out that is not rounded to q's dtype: a partial result,
+            of some of the keys, which is added to others first. On the CPU, and not recorded by autograd.
         return_lse: also return lse (batch, num_heads, seqlen_q) float32: the logarithm of the sum of the exponentials
             of each row's scores, dropped or not; -inf where a query sees no key. Differentiable, as out.
         return_probs: also return probs (batch, num_heads, seqlen_q, seqlen_k) in q's dtype: the normalised
@@ -108,7 +116,7 @@ def attention(
             graph is captured or under ``torch.compile``.
 
     Returns:
-        out (batch, seqlen_q, num_heads, head_dim_v), of q's dtype; with any of the ``return_`` arguments a tuple
+        out (batch, seqlen_q, num_heads, head_dim_v), of q's dtype or out_dtype; with any of the ``return_`` arguments a tuple
         (out, lse, probs, rng_state) of those asked for, in this order.
 
     Raises:
@@ -124,8 +132,9 @@ def attention(
     >>> (probability[0, 0, 0] > 0).tolist()  # the first of three queries sees three of five keys
     [True, True, True, False, False]
     """
-    settings = judged(dropout_p, softmax_scale, causal, window, scale_rule, softcap, shard)
+    settings = judged(dropout_p, softmax_scale, causal, window, scale_rule, softcap, diagonal, shard)
     cu_seqlens = _pair(cu_seqlens_q, cu_seqlens_k)
+    wide = out_dtype is not None and _is_wide("out_dtype", out_dtype, q, return_probs)
     if seed is None:
         if offset is not None:
             raise ValueError(f"offset was given as {offset} without seed; give both, or neither")
@@ -150,6 +159,7 @@ def attention(
         deterministic=bool(deterministic),
         return_probs=bool(return_probs),
         joined=_joined(alibi_slopes, bias, mask, sinks),
+        wide=wide,
     )
     if not (return_lse or return_probs or return_rng_state):
         return out
@@ -161,6 +171,18 @@ def attention(
     if return_rng_state:
         results.append(state)
     return tuple(results)
+
+
+def _is_wide(argument: str, dtype: Any, q: Any, return_probs: bool = False) -> bool:
+    """Whether results are float32 beside a q that is not."""
+    name, own = (str(getattr(x, "name", x)).replace("torch.", "") for x in (dtype, getattr(q, "dtype", None)))
+    if isinstance(dtype, type):
+        name = dtype.__name__
+    if name not in ("float32", own):
+        raise TypeError(f"{argument} must be float32, or None for q's dtype, got {dtype!r}")
+    if name != own and return_probs:
+        raise ValueError(f"return_probs was given together with {argument}; probs have q's dtype: ask for them in another call")
+    return name != own
 
 
 def _pair(cu_seqlens_q: Any, cu_seqlens_k: Any) -> Any:
@@ -216,13 +238,16 @@ def attention_backward(
     sinks: Any = None,
     return_dbias: bool = False,
     return_dsinks: bool = False,
+    diagonal: Optional[int] = None,
+    grad_dtype: Any = None,
 ) -> Any:
     """(dq, dk, dv) from dout, the gradient of out, and the forward's inputs and results: where there is no autograd.
 
     Arguments are those of :func:`attention`; out and lse are what it returned, seed and offset what it drew
     (``return_rng_state``). dlse, the gradient of lse (batch, num_heads, seqlen_q) float32, is None if nothing depends
     on lse. dq is (batch, seqlen_q, num_heads, head_dim), dk (batch, seqlen_k, num_heads_k, head_dim), dv (batch, seqlen_k,
-    num_heads_k, head_dim_v). With return_dbias the result goes on with dbias, of bias's shape and dtype, and with
+    num_heads_k, head_dim_v); they are of q's dtype, or not rounded where grad_dtype is float32 (on the CPU): partial
+    gradients, which are added to others first. With return_dbias the result goes on with dbias, of bias's shape and dtype, and with
     return_dsinks with dsinks (num_heads) float32.
 
     >>> import numpy, signflash
@@ -232,7 +257,8 @@ def attention_backward(
     >>> [f"{x:.2f}" for x in dv[0, :, 0, 0]]  # earlier keys are seen by more queries
     ['2.28', '1.28', '0.78', '0.45', '0.20']
     """
-    settings = judged(dropout_p, softmax_scale, causal, window, scale_rule, softcap, shard)
+    settings = judged(dropout_p, softmax_scale, causal, window, scale_rule, softcap, diagonal, shard)
+    wide = grad_dtype is not None and _is_wide("grad_dtype", grad_dtype, q)
     cu_seqlens, joined = _pair(cu_seqlens_q, cu_seqlens_k), _joined(alibi_slopes, bias, mask, sinks)
     for name, x, wanted in (("bias", bias, return_dbias), ("sinks", sinks, return_dsinks)):
         if wanted and x is None:
@@ -243,9 +269,9 @@ def attention_backward(
     state = check_u64("seed", 0 if seed is None else seed), check_u64("offset", offset)
     given = (dout, q, k, v, out, lse, dlse, settings, state)
     if is_torch(q):
-        found = torch_half().backward(*given, bool(deterministic), cu_seqlens, joined, wanted)
+        found = torch_half().backward(*given, bool(deterministic), cu_seqlens, joined, wanted, wide)
     else:
         from . import _arrays
 
-        found = _arrays.backward(*given, cu_seqlens, joined, wanted)
+        found = _arrays.backward(*given, cu_seqlens, joined, wanted, wide)
     return (*found[:3], *(x for x, wants in zip(found[3:], wanted) if wants))

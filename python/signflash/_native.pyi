@@ -14,11 +14,12 @@ _Lent = Union[Tuple[int, Tuple[int, ...], Tuple[int, ...], int, int], Tuple[Any,
 _Starts = Tuple[_Lent, _Lent]
 _Place = Tuple[int, int]
 _State = Tuple[int, int, int]
+_Dtypes = Union[str, Tuple[str, str]]  # of operands and results, if these differ
 
 def exchange(cls: type, table: Any) -> bool: ...
 def forward(
     at: _Place,
-    dtype_name: str,
+    dtypes: _Dtypes,
     q: _Lent,
     k: _Lent,
     v: _Lent,
@@ -32,7 +33,7 @@ def forward(
 ) -> bool: ...
 def backward(
     at: _Place,
-    dtype_name: str,
+    dtypes: _Dtypes,
     read: Tuple[_Lent, _Lent, _Lent, _Lent, _Lent],
     rows: Tuple[_Lent, Optional[_Lent]],
     cu_seqlens: Optional[_Starts],

@@ -42,13 +42,15 @@ class Settings(NamedTuple):
     nominal: bool = False
     #: Scores become ``softcap * tanh(score / softcap)``; 0 for none.
     softcap: float = 0.0
+    #: The key that the first query faces; None is seqlen_k - seqlen_q.
+    diagonal: Optional[int] = None
     shard: Optional[Shard] = None  # stays the last
 
 
 #: The same as arguments of an operator of ``torch.library``, as :func:`to_operator` gives them.
 OPERATOR_ARGUMENTS = (
     "float dropout_p, float? softmax_scale, bool causal, SymInt window_left, SymInt window_right, bool nominal, "
-    "float softcap, SymInt[] shard"
+    "float softcap, SymInt? diagonal, SymInt[] shard"
 )
 
 for _place, _names in (
@@ -81,7 +83,7 @@ def dropout_p_of(values: Sequence) -> float:
 UNBOUNDED = (-1, -1)
 
 
-def judged(dropout_p, softmax_scale, causal, window, scale_rule, softcap, shard) -> Settings:
+def judged(dropout_p, softmax_scale, causal, window, scale_rule, softcap, diagonal, shard) -> Settings:
     """As :func:`signflash.attention` takes them."""
     return Settings(
         check_dropout_p(dropout_p),
@@ -90,6 +92,7 @@ def judged(dropout_p, softmax_scale, causal, window, scale_rule, softcap, shard)
         *(window if type(window) is tuple and window == UNBOUNDED else check_window(window)),
         check_scale_rule(scale_rule),
         check_softcap(softcap),
+        None if diagonal is None else check_diagonal(diagonal),
         check_shard(shard),
     )
 
@@ -130,6 +133,14 @@ def check_softcap(softcap) -> float:
         return cap
     finite = ", finite as float32, too" if cap > 0.0 and math.isfinite(cap) else ""
     raise ValueError(f"softcap must be positive and finite{finite}, got {cap}; None or 0.0 is none")
+
+
+def check_diagonal(diagonal) -> int:
+    if isinstance(diagonal, bool) or not isinstance(diagonal, numbers.Integral):
+        raise TypeError(f"diagonal must be an int or None, got {type(diagonal).__name__}; None is seqlen_k - seqlen_q")
+    if not -I64_MAX <= diagonal <= I64_MAX:
+        raise ValueError(f"diagonal must fit into 64 bits, got {diagonal}; beyond seqlen_k every query sees all keys")
+    return int(diagonal)
 
 
 def check_window(window) -> Tuple[int, int]:

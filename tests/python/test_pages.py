@@ -13,13 +13,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def blocks():
-    for page in ("README.md", "docs/python.md", "docs/pytorch.md", "docs/scores.md", "docs/transformers.md"):
+    pages = ("README.md", *(f"docs/{x}.md" for x in ("python", "pytorch", "scores", "transformers", "distributed")))
+    for page in pages:
         for number, code in enumerate(re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.M | re.S)):
             yield pytest.param(code, id=f"{page}-{number}")
 
 
 def names_for(code):
     """What a page takes for granted: arrays, tensors, or a model's configuration."""
+    if "distributed" in code and not has_processes():
+        pytest.skip("signflash.distributed needs PyTorch 2.2 with gloo")
     if "AutoModel" in code:
         transformers = pytest.importorskip("transformers")
         if not hasattr(transformers, "AttentionMaskInterface"):
@@ -36,6 +39,12 @@ def names_for(code):
         q, k, v = torch.randn(3, 1, 2, 16, 8)
         return dict(signflash=signflash, torch=torch, q=q, k=k, v=v)
     return {}
+
+
+def has_processes():
+    distributed = torch.distributed
+    is_new = tuple(int(x) for x in torch.__version__.split(".")[:2]) >= (2, 2)
+    return is_new and distributed.is_available() and distributed.is_gloo_available()
 
 
 @pytest.mark.parametrize("code", list(blocks()))

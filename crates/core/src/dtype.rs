@@ -51,7 +51,16 @@ impl fmt::Display for Dtype {
 /// assert!(f16::from_f32(-1e-30).is_sign_negative()); // underflows to -0.0, not to 0.0
 /// ```
 pub trait Element:
-    sealed::Sealed + SignBit + bytemuck::Pod + Default + Send + Sync + fmt::Debug + PartialEq + 'static
+    sealed::Sealed
+    + ResultOf<Self>
+    + SignBit
+    + bytemuck::Pod
+    + Default
+    + Send
+    + Sync
+    + fmt::Debug
+    + PartialEq
+    + 'static
 {
     /// Which type this is.
     const DTYPE: Dtype;
@@ -64,6 +73,23 @@ pub trait Element:
         f64::from(self.to_f32())
     }
 }
+
+/// What results of operands of type `T` can be stored as: `T`, or f32, in which they are computed. f32 is for partial
+/// results, which somebody adds to others before rounding.
+///
+/// ```
+/// use signflash_core::{ResultOf, bf16};
+/// fn stores<T, R: ResultOf<T>>() {}
+/// stores::<bf16, bf16>();
+/// stores::<bf16, f32>();
+/// ```
+pub trait ResultOf<T>: sealed::Sealed {}
+
+impl ResultOf<f32> for f32 {}
+impl ResultOf<f16> for f16 {}
+impl ResultOf<bf16> for bf16 {}
+impl ResultOf<f16> for f32 {}
+impl ResultOf<bf16> for f32 {}
 
 mod sealed {
     pub trait Sealed {}

@@ -48,7 +48,7 @@ pub use description::Description;
 pub use dropout::{
     Dropout, DropoutGenerator, GeneratorState, KeepBlock, KeepRule, ScaleRule, SharedGenerator,
 };
-pub use dtype::{Dtype, Element};
+pub use dtype::{Dtype, Element, ResultOf};
 pub use error::{ProblemError, TensorName};
 pub use half::{bf16, f16};
 pub use judge::Bounds;

@@ -15,7 +15,7 @@ use crate::score_stage::{ScoreOperands, TableMut};
 use crate::sinks::run_sinks;
 use crate::view::{FloatsMut, View, ViewMut};
 use signflash_core::{
-    Element, Feature, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError, Shape,
+    Element, Feature, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError, ResultOf, Shape,
 };
 
 /// Attention on this machine's CPU.
@@ -132,13 +132,16 @@ impl CpuEngine {
     /// [contract's](signflash_core::judge): of ordinary numbers 1e-6 (f32), 4e-4 (f16), 3e-3 (bf16), lse 1e-6.
     /// `probs` costs another pass over the scores.
     ///
+    /// Outputs of 16-bit inputs may be f32: what would have been rounded, not rounded. That is for partial results, of some
+    /// of the keys, which are rounded when all have been added.
+    ///
     /// # Errors
     /// A [`ProblemError`] naming the tensor that does not fit `problem`; the outputs are then untouched.
-    pub fn forward<T: Element>(
+    pub fn forward<T: Element, R: Element + ResultOf<T>>(
         &self,
         problem: &Problem,
         inputs: &Inputs<'_, T>,
-        outputs: &mut Outputs<'_, T>,
+        outputs: &mut Outputs<'_, R>,
     ) -> Result<(), ProblemError> {
         inputs.check(problem)?;
         outputs.check(problem)?;
@@ -159,11 +162,11 @@ impl CpuEngine {
     /// Every element of the tensors must be there during the call. Nobody may write those of `inputs` or use those of
     /// `outputs` meanwhile, and no element may belong to two tensors of which one is written. What lies between
     /// elements does not matter.
-    pub unsafe fn forward_raw<T: Element>(
+    pub unsafe fn forward_raw<T: Element, R: Element + ResultOf<T>>(
         &self,
         problem: &Problem,
         inputs: &RawInputs<'_, T>,
-        outputs: RawOutputs<'_, T>,
+        outputs: RawOutputs<'_, R>,
     ) -> Result<(), ProblemError> {
         inputs.check(problem)?;
         outputs.check(problem)?;
@@ -174,11 +177,11 @@ impl CpuEngine {
 
     /// # Safety
     /// As [`forward_raw`](Self::forward_raw), and the tensors were checked.
-    unsafe fn run_forward<T: Element>(
+    unsafe fn run_forward<T: Element, R: Element>(
         &self,
         problem: &Problem,
         inputs: RawInputs<'_, T>,
-        outputs: RawOutputs<'_, T>,
+        outputs: RawOutputs<'_, R>,
     ) {
         let RawInputs { q, k, v, scores } = inputs;
         let RawOutputs { out, lse, probs } = outputs;
@@ -230,7 +233,8 @@ impl CpuEngine {
     /// where they take more, dq is computed in a pass of its own, with 7 products in place of 5 and no such memory.
     ///
     /// dbias, if asked for, takes two more products and 256 KiB a thread. All sums are added in one order, so that every
-    /// gradient is the same to the bit for any number of threads.
+    /// gradient is the same to the bit for any number of threads. dq, dk and dv of 16-bit inputs may be f32, as the
+    /// [forward](Self::forward)'s outputs.
     ///
     /// ```
     /// use signflash_core::{
@@ -264,11 +268,11 @@ impl CpuEngine {
     ///
     /// # Errors
     /// A [`ProblemError`] naming the tensor that does not fit `problem`; the gradients are then untouched.
-    pub fn backward<T: Element>(
+    pub fn backward<T: Element, R: Element + ResultOf<T>>(
         &self,
         problem: &Problem,
         inputs: &GradInputs<'_, T>,
-        gradients: &mut Gradients<'_, T>,
+        gradients: &mut Gradients<'_, R>,
     ) -> Result<(), ProblemError> {
         inputs.check(problem)?;
         gradients.check(problem)?;
@@ -293,11 +297,11 @@ impl CpuEngine {
     ///
     /// # Safety
     /// As [`forward_raw`](Self::forward_raw).
-    pub unsafe fn backward_raw<T: Element>(
+    pub unsafe fn backward_raw<T: Element, R: Element + ResultOf<T>>(
         &self,
         problem: &Problem,
         inputs: &RawGradInputs<'_, T>,
-        gradients: RawGradients<'_, T>,
+        gradients: RawGradients<'_, R>,
     ) -> Result<(), ProblemError> {
         inputs.check(problem)?;
         gradients.check(problem)?;
@@ -308,11 +312,11 @@ impl CpuEngine {
 
     /// # Safety
     /// As [`backward_raw`](Self::backward_raw), and the tensors were checked.
-    unsafe fn run_backward<T: Element>(
+    unsafe fn run_backward<T: Element, R: Element>(
         &self,
         problem: &Problem,
         inputs: &RawGradInputs<'_, T>,
-        gradients: RawGradients<'_, T>,
+        gradients: RawGradients<'_, R>,
     ) {
         let RawGradInputs { inputs: RawInputs { q, k, v, scores }, out, dout, lse, dlse } = *inputs;
         let RawGradients { dq, dk, dv, dbias, dsinks } = gradients;

@@ -2,8 +2,8 @@
 
 use signflash_core::suite::{Case, Extent, Implementation, Layout, RunError, Values};
 use signflash_core::{
-    BiasMut, BiasRef, Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, ScoreInputs, Slopes,
-    TensorMut, TensorName, TensorRef, bf16, f16,
+    BiasMut, BiasRef, Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, ResultOf, ScoreInputs,
+    Slopes, TensorMut, TensorName, TensorRef, bf16, f16,
 };
 use signflash_cpu::{CpuEngine, Isa, IsaError};
 
@@ -89,13 +89,18 @@ type Bits = Vec<(&'static str, Vec<u8>)>;
 
 /// Forward with probs, then backward from its results.
 fn run<T: Element>(engine: CpuEngine, case: &Case) -> Bits {
-    run_on::<T>(engine, &case.problem(), &case.values())
+    run_on::<T, T>(engine, &case.problem(), &case.values())
 }
 
-fn run_on<T: Element>(engine: CpuEngine, problem: &Problem, values: &Values) -> Bits {
+/// The same with results of type `R`; the backward reads an out that was rounded in any case.
+fn run_on<T: Element, R: Element + ResultOf<T>>(
+    engine: CpuEngine,
+    problem: &Problem,
+    values: &Values,
+) -> Bits {
     let shape = problem.shape();
     let rounded = |x: &[f64]| x.iter().map(|&x| T::from_f32(x as f32)).collect::<Vec<_>>();
-    let zeros = |shape: [usize; 4]| vec![T::default(); shape.into_iter().product()];
+    let zeros = |shape: [usize; 4]| vec![R::default(); shape.into_iter().product()];
     let Values { q, k, v, dout, dlse, .. } = values;
     let (q, k, v, dout) = (rounded(q), rounded(k), rounded(v), rounded(dout));
     let dlse: Option<Vec<f32>> = dlse.as_ref().map(|x| x.iter().map(|&x| x as f32).collect());
@@ -119,10 +124,11 @@ fn run_on<T: Element>(engine: CpuEngine, problem: &Problem, values: &Values) -> 
     let mut outputs = Outputs::new(TensorMut::bshd(&mut out, shape.out()), &mut lse)
         .probs(TensorMut::bshd(&mut probs, problem.probs()));
     engine.forward(problem, &inputs, &mut outputs).expect("the operands fit");
+    let of_forward: Vec<T> = out.iter().map(|&x| T::from_f32(x.to_f32())).collect();
     let (mut dq, mut dk, mut dv) = (zeros(shape.q()), zeros(shape.k()), zeros(shape.v()));
     let grad_inputs = GradInputs::new(
         inputs,
-        TensorRef::bshd(&out, shape.out()),
+        TensorRef::bshd(&of_forward, shape.out()),
         &lse,
         TensorRef::bshd(&dout, shape.out()),
     )
@@ -136,7 +142,7 @@ fn run_on<T: Element>(engine: CpuEngine, problem: &Problem, values: &Values) -> 
     .dbias(problem.bias().map(|bias| BiasMut::F32(TensorMut::bshd(&mut dbias, bias.shape))))
     .dsinks(problem.sinks().then_some(&mut dsinks[..]));
     engine.backward(problem, &grad_inputs, &mut gradients).expect("the operands fit");
-    let bytes = |x: &[T]| bytemuck::cast_slice(x).to_vec();
+    let bytes = |x: &[R]| bytemuck::cast_slice(x).to_vec();
     let others = [("lse", &lse), ("dbias", &dbias), ("dsinks", &dsinks)];
     let others = others.map(|(name, x)| (name, bytemuck::cast_slice(x).to_vec()));
     let results = [("out", &out), ("probs", &probs), ("dq", &dq), ("dk", &dk), ("dv", &dv)];
@@ -220,8 +226,8 @@ fn packed_is_a_batch<T: Element>() {
         for engine in [CpuEngine::new(), CpuEngine::new().with_partial_bytes(0)] {
             let engine = engine.with_isa(isa).expect("it is available");
             let values = packed.values();
-            let of_packed = run_on::<T>(engine, &packed.problem(), &values);
-            let of_batch = run_on::<T>(engine, &batch.problem(), &values);
+            let of_packed = run_on::<T, T>(engine, &packed.problem(), &values);
+            let of_batch = run_on::<T, T>(engine, &batch.problem(), &values);
             let but_lse = |bits: Bits| bits.into_iter().filter(|(name, _)| *name != "lse").collect::<Bits>();
             assert_same_bits(&but_lse(of_packed), &but_lse(of_batch), &format!("{isa} {}", T::DTYPE));
         }
@@ -232,6 +238,50 @@ fn packed_is_a_batch<T: Element>() {
 fn packed_sequences_of_equal_lengths_give_the_bits_of_a_batch() {
     packed_is_a_batch::<f32>();
     packed_is_a_batch::<bf16>();
+}
+
+/// Of each result, as `T`: what f32 results round to.
+fn rounded<T: Element>(wide: Bits) -> (Bits, bool) {
+    let mut is_wider = true;
+    let mut round = |name, bytes: Vec<u8>| {
+        if !["out", "probs", "dq", "dk", "dv"].contains(&name) {
+            return (name, bytes);
+        }
+        let floats: Vec<f32> =
+            bytes.chunks_exact(4).map(|x| f32::from_ne_bytes([x[0], x[1], x[2], x[3]])).collect();
+        let narrow: Vec<T> = floats.iter().map(|&x| T::from_f32(x)).collect();
+        is_wider &= floats.iter().zip(&narrow).any(|(&x, y)| x != y.to_f32());
+        (name, bytemuck::cast_slice(&narrow).to_vec())
+    };
+    let bits = wide.into_iter().map(|(name, bytes)| round(name, bytes)).collect();
+    (bits, is_wider)
+}
+
+fn wide_results_are_what_would_be_rounded<T: Element>()
+where
+    f32: ResultOf<T>,
+{
+    for isa in Isa::available() {
+        let cases = if isa == Isa::Portable { cases().split_off(5) } else { cases() };
+        for case in cases {
+            let engine = CpuEngine::new().with_isa(isa).expect("it is available");
+            let (problem, values) = (case.problem(), case.values());
+            let narrow = run_on::<T, T>(engine, &problem, &values);
+            let (wide, is_wider) = rounded::<T>(run_on::<T, f32>(engine, &problem, &values));
+            assert_same_bits(&wide, &narrow, &format!("{isa} {}", T::DTYPE));
+            assert!(is_wider, "{isa} {}: f32 results were rounded", T::DTYPE);
+        }
+    }
+}
+
+#[test]
+fn f32_results_of_f16_are_what_would_be_rounded() {
+    wide_results_are_what_would_be_rounded::<f16>();
+}
+
+#[test]
+fn f32_results_of_bf16_are_what_would_be_rounded() {
+    wide_results_are_what_would_be_rounded::<bf16>();
 }
 
 /// dk and dv are summed alike; dq is summed over all keys at once instead of chunk by chunk.

@@ -48,6 +48,12 @@ impl Field for i64 {
     }
 }
 
+impl Field for Option<i64> {
+    fn read(value: Borrowed<'_, '_, PyAny>) -> PyResult<Self> {
+        value.extract()
+    }
+}
+
 impl Field for Option<f64> {
     fn read(value: Borrowed<'_, '_, PyAny>) -> PyResult<Self> {
         value.extract()
@@ -97,5 +103,25 @@ pub(crate) fn dtype(name: &str) -> PyResult<Dtype> {
         other => Err(PyTypeError::new_err(format!(
             "dtype must be float32, float16 or bfloat16, got {other}; convert q, k and v"
         ))),
+    }
+}
+
+/// The dtypes of operands and of results: one name for both, or a pair of names.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dtypes {
+    pub(crate) operands: Dtype,
+    pub(crate) results: Dtype,
+}
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Dtypes {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        if value.cast::<PyTuple>().is_err() {
+            let both = dtype(&value.extract::<String>()?)?;
+            return Ok(Self { operands: both, results: both });
+        }
+        let (operands, results): (String, String) = value.extract()?;
+        Ok(Self { operands: dtype(&operands)?, results: dtype(&results)? })
     }
 }

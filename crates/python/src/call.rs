@@ -30,6 +30,8 @@ pub enum Place {
 #[allow(missing_docs)]
 pub struct Forward {
     pub dtype: Dtype,
+    /// Of out and probs: that of the inputs, or f32 on the CPU.
+    pub results: Dtype,
     pub q: ForeignTensor,
     pub k: ForeignTensor,
     pub v: ForeignTensor,
@@ -53,6 +55,8 @@ pub struct Forward {
 #[allow(missing_docs)]
 pub struct Backward {
     pub dtype: Dtype,
+    /// Of dq, dk and dv: that of the inputs, or f32 on the CPU.
+    pub results: Dtype,
     pub q: ForeignTensor,
     pub k: ForeignTensor,
     pub v: ForeignTensor,
@@ -92,14 +96,14 @@ impl Forward {
         self.k.check(TensorName::K, shape.k(), self.dtype)?;
         self.v.check(TensorName::V, shape.v(), self.dtype)?;
         self.q.check(TensorName::Q, shape.q(), self.dtype)?;
-        self.out.check(TensorName::Out, shape.out(), self.dtype)?;
+        self.out.check(TensorName::Out, shape.out(), self.results)?;
         if let Some(probs) = self.probs {
             let expected = match lengths {
                 // Nobody here knows the longest: a matrix is as large as it is, and kernels write no further.
                 Lengths::OnDevice(sequences) => [*sequences, shape.num_heads, probs.shape[2], probs.shape[3]],
                 Lengths::Batch | Lengths::Packed(_) => problem.probs(),
             };
-            probs.check(TensorName::Probs, expected, self.dtype)?;
+            probs.check(TensorName::Probs, expected, self.results)?;
         }
         Ok(problem)
     }
@@ -113,17 +117,17 @@ impl Backward {
         let shape = problem.shape();
         self.joined.check(&problem)?;
         let tensors = [
-            (TensorName::Q, self.q),
-            (TensorName::Out, self.out),
-            (TensorName::Dout, self.dout),
-            (TensorName::Dq, self.dq),
-            (TensorName::K, self.k),
-            (TensorName::V, self.v),
-            (TensorName::Dk, self.dk),
-            (TensorName::Dv, self.dv),
+            (TensorName::Q, self.q, self.dtype),
+            (TensorName::Out, self.out, self.dtype),
+            (TensorName::Dout, self.dout, self.dtype),
+            (TensorName::Dq, self.dq, self.results),
+            (TensorName::K, self.k, self.dtype),
+            (TensorName::V, self.v, self.dtype),
+            (TensorName::Dk, self.dk, self.results),
+            (TensorName::Dv, self.dv, self.results),
         ];
-        for (name, tensor) in tensors {
-            tensor.check(name, shape.of(name), self.dtype)?;
+        for (name, tensor, dtype) in tensors {
+            tensor.check(name, shape.of(name), dtype)?;
         }
         let describe = |ForeignBias { dtype, tensor: ForeignTensor { shape, strides, .. } }| {
             (dtype, Description { tensor: TensorName::Dbias, shape, strides })

@@ -5,7 +5,7 @@ use crate::error::CallError;
 use crate::foreign::{floats, floats_mut};
 use crate::joined::{ForeignBias, Joined};
 use crate::pool;
-use signflash_core::{Dtype, Element, Problem, TensorName, bf16, f16};
+use signflash_core::{Dtype, Element, Problem, ResultOf, TensorName, bf16, f16};
 use signflash_cpu::CpuEngine;
 use signflash_cpu::raw::{RawBias, RawGradInputs, RawGradients, RawInputs, RawOutputs, RawScoreInputs};
 use signflash_cuda::EngineError;
@@ -45,24 +45,30 @@ unsafe fn scores<'a>(joined: &Joined, problem: &Problem) -> Result<RawScoreInput
 pub(crate) unsafe fn forward(threads: usize, call: &Forward, problem: &Problem) -> Result<(), CallError> {
     // SAFETY: the elements are of the call's dtype, by the caller's promise.
     unsafe {
-        match call.dtype {
-            Dtype::F32 => forward_of::<f32>(threads, call, problem),
-            Dtype::F16 => forward_of::<f16>(threads, call, problem),
-            Dtype::Bf16 => forward_of::<bf16>(threads, call, problem),
-            other => Err(EngineError::Dtype(other).into()),
+        match (call.dtype, call.results) {
+            (Dtype::F32, Dtype::F32) => forward_of::<f32, f32>(threads, call, problem),
+            (Dtype::F16, Dtype::F16) => forward_of::<f16, f16>(threads, call, problem),
+            (Dtype::F16, Dtype::F32) => forward_of::<f16, f32>(threads, call, problem),
+            (Dtype::Bf16, Dtype::Bf16) => forward_of::<bf16, bf16>(threads, call, problem),
+            (Dtype::Bf16, Dtype::F32) => forward_of::<bf16, f32>(threads, call, problem),
+            (other, _) => Err(EngineError::Dtype(other).into()),
         }
     }
 }
 
 /// # Safety
-/// As [`crate::call::forward`], for elements of type `T`.
-unsafe fn forward_of<T: Element>(threads: usize, call: &Forward, problem: &Problem) -> Result<(), CallError> {
+/// As [`crate::call::forward`], for elements of type `T` and results of type `R`.
+unsafe fn forward_of<T: Element, R: Element + ResultOf<T>>(
+    threads: usize,
+    call: &Forward,
+    problem: &Problem,
+) -> Result<(), CallError> {
     // SAFETY: the caller's promise.
     let scores = unsafe { scores(&call.joined, problem) }?;
     let inputs = RawInputs::new(call.q.raw::<T>(), call.k.raw(), call.v.raw()).scores(scores);
     // SAFETY: lse is there, (batch, num_heads, seqlen_q) of f32, and nobody else uses it, by the caller's promise.
     let lse = unsafe { floats_mut(TensorName::Lse, call.lse, problem.shape().lse_len()) }?;
-    let outputs = RawOutputs::new(call.out.raw(), lse).probs(call.probs.map(|probs| probs.raw()));
+    let outputs = RawOutputs::new(call.out.raw::<R>(), lse).probs(call.probs.map(|probs| probs.raw()));
     // SAFETY: the tensors are there and nobody else writes them, by the caller's promise.
     Ok(pool::run(|| unsafe { engine(threads).forward_raw(problem, &inputs, outputs) })??)
 }
@@ -72,18 +78,20 @@ unsafe fn forward_of<T: Element>(threads: usize, call: &Forward, problem: &Probl
 pub(crate) unsafe fn backward(threads: usize, call: &Backward, problem: &Problem) -> Result<(), CallError> {
     // SAFETY: the elements are of the call's dtype, by the caller's promise.
     unsafe {
-        match call.dtype {
-            Dtype::F32 => backward_of::<f32>(threads, call, problem),
-            Dtype::F16 => backward_of::<f16>(threads, call, problem),
-            Dtype::Bf16 => backward_of::<bf16>(threads, call, problem),
-            other => Err(EngineError::Dtype(other).into()),
+        match (call.dtype, call.results) {
+            (Dtype::F32, Dtype::F32) => backward_of::<f32, f32>(threads, call, problem),
+            (Dtype::F16, Dtype::F16) => backward_of::<f16, f16>(threads, call, problem),
+            (Dtype::F16, Dtype::F32) => backward_of::<f16, f32>(threads, call, problem),
+            (Dtype::Bf16, Dtype::Bf16) => backward_of::<bf16, bf16>(threads, call, problem),
+            (Dtype::Bf16, Dtype::F32) => backward_of::<bf16, f32>(threads, call, problem),
+            (other, _) => Err(EngineError::Dtype(other).into()),
         }
     }
 }
 
 /// # Safety
-/// As [`crate::call::backward`], for elements of type `T`.
-unsafe fn backward_of<T: Element>(
+/// As [`crate::call::backward`], for elements of type `T` and results of type `R`.
+unsafe fn backward_of<T: Element, R: Element + ResultOf<T>>(
     threads: usize,
     call: &Backward,
     problem: &Problem,
@@ -103,7 +111,7 @@ unsafe fn backward_of<T: Element>(
         // SAFETY: so many f32 have just been allocated, and nobody else uses them, by the caller's promise.
         unsafe { floats_mut(TensorName::Dsinks, call.dsinks, problem.shape().num_heads) }
     });
-    let gradients = RawGradients::new(call.dq.raw(), call.dk.raw(), call.dv.raw())
+    let gradients = RawGradients::new(call.dq.raw::<R>(), call.dk.raw(), call.dv.raw())
         .dbias(call.dbias.as_ref().map(bias).transpose()?)
         .dsinks(dsinks.transpose()?);
     // SAFETY: the tensors are there and nobody else writes them, by the caller's promise.

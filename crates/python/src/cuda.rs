@@ -24,8 +24,9 @@ pub(crate) fn engine(ordinal: u32) -> Result<CudaEngine, EngineError> {
     Ok(engine)
 }
 
-fn half(dtype: Dtype) -> Result<Half, EngineError> {
-    half_of(dtype).ok_or(EngineError::Dtype(dtype))
+/// The dtype of operands and results, which a GPU's kernels have in common.
+fn half(dtype: Dtype, results: Dtype) -> Result<Half, EngineError> {
+    half_of(dtype).filter(|_| results == dtype).ok_or(EngineError::Dtype(results))
 }
 
 /// The call, of packed sequences if there are some.
@@ -56,7 +57,7 @@ pub(crate) unsafe fn forward(
     call: &Forward,
     problem: &Problem,
 ) -> Result<(), CallError> {
-    let half = half(call.dtype)?;
+    let half = half(call.dtype, call.results)?;
     let engine = engine(ordinal)?;
     let inputs = [call.q, call.k, call.v].map(|tensor| tensor.on_gpu(Order::RowsFirst));
     let forward = ForwardCall::new(problem, half, inputs, call.out.on_gpu(Order::RowsFirst), call.lse)
@@ -84,7 +85,7 @@ pub(crate) unsafe fn backward(
     call: &Backward,
     problem: &Problem,
 ) -> Result<(), CallError> {
-    let half = half(call.dtype)?;
+    let half = half(call.dtype, call.results)?;
     let engine = engine(ordinal)?;
     let on_gpu = |tensor: &ForeignTensor| tensor.on_gpu(Order::RowsFirst);
     let inputs = [&call.q, &call.k, &call.v].map(on_gpu);

@@ -1,7 +1,7 @@
 //! The functions that Python sees. They take numbers, and tensors only to ask them where they lie: the package's Python
 //! half keeps them alive and allocates results.
 
-use crate::arguments::dtype;
+use crate::arguments::{Dtypes, dtype};
 use crate::call::{self, Backward, Forward, Place};
 use crate::dims::Sizes;
 use crate::ending::detached;
@@ -59,7 +59,7 @@ fn joined(scores: Option<LentScores>, at: Place) -> Option<Joined> {
 fn py_forward(
     py: Python<'_>,
     at: Place,
-    dtype_name: &str,
+    dtypes: Dtypes,
     read: (Lent, Lent, Lent),
     cu_seqlens: Option<LentStarts>,
     scores: Option<LentScores>,
@@ -70,7 +70,8 @@ fn py_forward(
     state: RandomState,
     settings: Settings,
 ) -> PyResult<bool> {
-    let layout = Layout { dtype: dtype(dtype_name)?, at, is_packed: cu_seqlens.is_some() };
+    let Dtypes { operands: dtype, results } = dtypes;
+    let layout = Layout { dtype, at, is_packed: cu_seqlens.is_some() };
     let [Some(q), Some(k), Some(v)] = <[Lent; 3]>::from(read).map(|tensor| tensor.readable(layout)) else {
         return Ok(false);
     };
@@ -82,8 +83,7 @@ fn py_forward(
     let out = out.beside(&q);
     let probs = probs.map(Written::alone).transpose()?;
     let cu_seqlens = cu_seqlens.flatten();
-    let dtype = layout.dtype;
-    let call = Forward { dtype, q, k, v, cu_seqlens, joined, out, lse, probs, state, workspace };
+    let call = Forward { dtype, results, q, k, v, cu_seqlens, joined, out, lse, probs, state, workspace };
     // SAFETY: the package's Python half gives live tensors, and has just allocated those that are written. That those
     // that are read lie in their storage `readable` has judged, and their dtype and place where they tell; where they
     // do not, Python has.
@@ -99,7 +99,7 @@ fn py_forward(
 fn py_backward(
     py: Python<'_>,
     at: Place,
-    dtype_name: &str,
+    dtypes: Dtypes,
     read: (Lent, Lent, Lent, Lent, Lent),
     rows: (Lent, Option<Lent>),
     cu_seqlens: Option<LentStarts>,
@@ -110,7 +110,8 @@ fn py_backward(
     state: RandomState,
     settings: Settings,
 ) -> PyResult<bool> {
-    let layout = Layout { dtype: dtype(dtype_name)?, at, is_packed: cu_seqlens.is_some() };
+    let Dtypes { operands: dtype, results } = dtypes;
+    let layout = Layout { dtype, at, is_packed: cu_seqlens.is_some() };
     let [Some(q), Some(k), Some(v), Some(out), Some(dout)] =
         <[Lent; 5]>::from(read).map(|tensor| tensor.readable(layout))
     else {
@@ -126,7 +127,7 @@ fn py_backward(
         return Ok(false);
     }
     let Some(joined) = joined(scores, at) else { return Ok(false) };
-    let (dtype, cu_seqlens) = (layout.dtype, cu_seqlens.flatten());
+    let cu_seqlens = cu_seqlens.flatten();
     let (dq, dk, dv) = (written.0.beside(&q), written.1.beside(&k), written.2.beside(&v));
     let dbias = match (written.3.map(Written::alone).transpose()?, joined.bias) {
         (Some(tensor), Some(bias)) => Some(ForeignBias { tensor, ..bias }),
@@ -136,6 +137,7 @@ fn py_backward(
     let dsinks = written.4.unwrap_or(0);
     let call = Backward {
         dtype,
+        results,
         q,
         k,
         v,

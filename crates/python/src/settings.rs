@@ -47,6 +47,8 @@ settings! {
     nominal: bool,
     /// Scores become `softcap * tanh(score / softcap)`; 0 for none.
     softcap: f64,
+    /// The key that the first query faces; `None` is seqlen_k - seqlen_q.
+    diagonal: Option<i64>,
     /// Where this lies in a larger problem.
     shard: Shard,
 }
@@ -62,6 +64,7 @@ impl Default for Settings {
             window_right: -1,
             nominal: false,
             softcap: 0.0,
+            diagonal: None,
             shard: Shard::default(),
         }
     }
@@ -105,14 +108,18 @@ impl Settings {
         lengths: &Lengths,
         declared: &Declared,
     ) -> Result<Problem, ProblemError> {
-        let Self { dropout_p, softmax_scale, causal, window_left, window_right, nominal, softcap, shard } =
+        let Self { dropout_p, softmax_scale, causal, window_left, window_right, nominal, softcap, .. } =
             *self;
         let rule = if nominal { ScaleRule::Nominal } else { ScaleRule::Unbiased };
         let dropout = Dropout::new(dropout_p as f32, state.seed, state.offset)?.with_scale_rule(rule);
         let [left, right] = [window_left, window_right].map(|side| usize::try_from(side).ok());
         let builder =
-            Problem::builder(shape).causal(causal).window(left, right).dropout(dropout).shard(shard);
+            Problem::builder(shape).causal(causal).window(left, right).dropout(dropout).shard(self.shard);
         let builder = declared.of(lengths.of(builder)).softcap((softcap != 0.0).then_some(softcap));
+        let builder = match self.diagonal {
+            Some(diagonal) => builder.diagonal(diagonal),
+            None => builder,
+        };
         softmax_scale.map_or(builder.clone(), |scale| builder.softmax_scale(scale)).build()
     }
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.autograd import forward_ad
 
-from . import checks, function, native, random, replay, scores, sequences
+from . import checks, function, native, partial, random, replay, scores, sequences
 from .paths import HAS_OPERATORS, needs_operator, refuse_tangents, refuse_without_operators
 
 if HAS_OPERATORS:
@@ -27,10 +27,11 @@ def attention(
     deterministic=False,
     return_probs=False,
     joined=None,
+    wide=False,
 ):
     """(out, lse, probs or None, state), everything but tensors judged before; state is (seed, offset) or a tensor.
 
-    joined are alibi_slopes, bias, mask and sinks as they were given, or None for none of them.
+    A wide out is float32, whatever q is. joined are alibi_slopes, bias, mask and sinks as they were given, or None for none of them.
     """
     q, k, v = function.unpack(packing, tensors)
     if forward_ad._current_level >= 0:
@@ -40,6 +41,8 @@ def attention(
         given = (*given, *scores.present(joined))
     if needs_operator(given if rng_state is None else (*given, rng_state)):
         refuse_tangents((q, k, v))
+        if wide:
+            raise partial.not_recorded("out_dtype")
         if ops is None:
             checks.check_kinds(q, k, v, cu_seqlens)
             refuse_without_operators((("q", q), ("k", k), ("v", v)))
@@ -62,16 +65,19 @@ def attention(
     checks.check_qkv(q, k, v, cu_seqlens)
     if joined is not None:
         joined = scores.judged(joined, q, k, cu_seqlens)
+    room = partial.room_for_out(q, v) if wide else None
     state = _state(q, cu_seqlens, settings, seed, offset, generator, rng_state)
     watched = tensors if joined is None else (*tensors, *scores.present(joined))
     if torch.is_grad_enabled() and _any_requires_grad(watched):
+        if wide:
+            raise partial.no_gradient()
         deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
         out, lse, probs = function.Attention.apply(
             settings, state, return_probs, deterministic, packing, cu_seqlens, *(joined or scores.NONE), *tensors
         )
     else:
         out, lse, probs = native.forward(
-            q, k, v, settings, state, return_probs, cu_seqlens=cu_seqlens, scores=joined
+            q, k, v, settings, state, return_probs, out=room, cu_seqlens=cu_seqlens, scores=joined
         )
     return out, lse, probs, state
 
@@ -97,10 +103,23 @@ def _any_requires_grad(tensors):
 
 
 def backward(
-    dout, q, k, v, out, lse, dlse, settings, state, deterministic, cu_seqlens=None, joined=None, wanted=(False, False)
+    dout,
+    q,
+    k,
+    v,
+    out,
+    lse,
+    dlse,
+    settings,
+    state,
+    deterministic,
+    cu_seqlens=None,
+    joined=None,
+    wanted=(False, False),
+    wide=False,
 ):
     """(dq, dk, dv, dbias, dsinks), for who keeps the forward's results without autograd; the last two are None unless
-    they are wanted."""
+    they are wanted. Wide ones of q, k and v are float32, whatever these are."""
     checks.check_kinds(q, k, v, cu_seqlens)
     for name, x in (("dout", dout), ("out", out)):
         checks.check_operand(name, x, cu_seqlens)
@@ -113,14 +132,26 @@ def backward(
     rows = (lse,) if dlse is None else (lse, dlse)
     tensors = (dout, q, k, v, out, *rows, *scores.present(joined))
     refuse_tangents(tensors)
+    if wide:
+        if needs_operator(tensors):
+            raise partial.not_recorded("grad_dtype")
+        into = [partial.room("grad_dtype", x, x.shape) for x in (q, k, v)]
+        rest = dict(cu_seqlens=cu_seqlens, scores=scores.of_operator(joined), wanted=wanted)
+        *found, dbias, dsinks = native.backward(
+            dout, q, k, v, out, lse, dlse, settings, state, deterministic, into, **rest
+        )
+        return _shaped(found, dbias, dsinks, given)
     call = function.Call(settings, deterministic, function.PLAIN, 3, state, wanted)
     run = function.gradients
     if torch.is_grad_enabled() and _any_requires_grad(tensors):
         run = function.Gradients.apply  # what differentiates these gradients is refused, and not lost
     *found, dbias, dsinks = run(call, dout, dlse, cu_seqlens, *joined, q, k, v, out, lse)
-    if dbias is not None:
-        dbias = dbias.sum_to_size(given[scores.BIAS].shape)  # of one column for all keys it is the sum
-    return (*found, dbias, dsinks)
+    return _shaped(found, dbias, dsinks, given)
+
+
+def _shaped(found, dbias, dsinks, given):
+    """dbias in the shape in which the bias was given: of one column for all keys it is the sum."""
+    return (*found, None if dbias is None else dbias.sum_to_size(given[scores.BIAS].shape), dsinks)
 
 
 def _check_rows(name, x, q, cu_seqlens) -> None:

@@ -201,6 +201,8 @@ def forward(
         check_kinds(q, k, v, cu_seqlens)
     at, dtype = _place(q), NAMES[q.dtype]
     out, written = _room_for_out(q, v) if out is None else (out, _written(out))
+    if out.dtype is not q.dtype:
+        dtype = (dtype, NAMES[out.dtype])
     lse = q.new_empty(sequences.rows(q, cu_seqlens), dtype=torch.float32)
     probs = _probs(q, k, v, cu_seqlens, scores, settings) if return_probs else None
     numbers, alive = _numbers(state)
@@ -275,6 +277,8 @@ def backward(
         workspace = q.new_empty(size, dtype=torch.uint8)
         scratch = workspace.data_ptr()
     at, dtype = _place(q), NAMES[q.dtype]
+    if into[0].dtype is not q.dtype:
+        dtype = (dtype, NAMES[into[0].dtype])
     rest = ((*written, *written_scores), scratch, deterministic, numbers, settings)
     read = (_lent(q), _lent(k), _lent(v), _lent(out), _lent(dout))
     rows = (_lent(lse), None if dlse is None else _lent(dlse))

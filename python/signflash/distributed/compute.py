@@ -1,0 +1,219 @@
+"""A rank's share of a call: its pieces computed one by one, and added in float32."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Optional, Tuple
+
+import torch
+
+from .._attention import attention as attention_of_one
+from .._attention import attention_backward
+from .._settings import Shard
+from .merge import Partial, add_sinks, gradient_of_sinks
+from .pieces import Geometry, pieces
+
+
+class Call(NamedTuple):
+    """Everything but q, k, v and what is differentiated beside them."""
+
+    geometry: Geometry
+    #: Arguments of ``signflash.attention`` that are the same for each piece.
+    settings: dict
+    #: Where the tensors of all ranks together lie in something larger still.
+    shard: Shard
+    num_heads: int
+    num_heads_k: int
+    deterministic: bool = False
+    alibi_slopes: Any = None
+    mask: Any = None
+
+    def of_heads(self, heads: slice, mask) -> "Call":
+        """The call of some query heads, whose tensors are theirs alone; mask is theirs already."""
+        shard = self.shard._replace(first_head=self.shard.first_head + heads.start, num_heads_total=self.heads_total)
+        slopes = None if self.alibi_slopes is None else self.alibi_slopes[..., heads].contiguous()
+        return self._replace(shard=shard, alibi_slopes=slopes, mask=mask)
+
+    @property
+    def heads_total(self) -> int:
+        """Query heads of the whole."""
+        return self.num_heads if self.shard.num_heads_total is None else self.shard.num_heads_total
+
+
+class Operands(NamedTuple):
+    """Of a rank: q and what comes with its queries."""
+
+    q: Any
+    bias: Any = None
+    sinks: Any = None
+
+
+class Results(NamedTuple):
+    """Of a forward, and the gradient of out and of lse: what the backward of a piece reads of the queries."""
+
+    out: Any
+    lse: Any
+    dout: Any
+    dlse: Any = None
+
+
+class Wanted(NamedTuple):
+    """Of a backward."""
+
+    dbias: bool = False
+    dsinks: bool = False
+    #: dk and dv in float32, since they are to be added to others'.
+    wide: bool = False
+
+
+def rows_of(x, rows: slice):
+    """Some rows of (..., rows, heads, head_dim)."""
+    return x[..., rows, :, :]
+
+
+def empty_like_out(q, v):
+    return q.new_empty((*q.shape[:-1], v.shape[-1]))
+
+
+def wide_dtype(x):
+    """Of partial results: a GPU's kernels round them, and say so (``out_dtype``)."""
+    return x.dtype if x.is_cuda else torch.float32
+
+
+def _entries(x, piece, packed: bool):
+    """A bias's or a mask's share of a piece: four dimensions, all keys, and either these rows or one for all."""
+    if x is None:
+        return None
+    if piece.starts is not None:
+        count = len(piece.starts[0]) - 1
+        return x[piece.sequence : piece.sequence + count] if x.shape[0] > 1 else x
+    height, width = (s.stop - s.start for s in (piece.rows, piece.columns))
+    rows = piece.rows
+    if packed:
+        x = x[piece.sequence : piece.sequence + 1] if x.shape[0] > 1 else x
+        rows = slice(piece.first_row, piece.first_row + height)
+    columns = slice(piece.first_column, piece.first_column + width)
+    return x[:, :, rows if x.shape[2] > 1 else slice(None), columns if x.shape[3] > 1 else slice(None)]
+
+
+def _slopes(x, piece):
+    if x is None or x.dim() == 1 or piece.sequence is None:
+        return x
+    count = 1 if piece.starts is None else len(piece.starts[0]) - 1
+    return x[piece.sequence : piece.sequence + count]
+
+
+def _arguments(call: Call, piece, q, bias, device) -> dict:
+    """What both directions of a piece are given beside tensors."""
+    shard = call.shard._replace(num_heads_total=call.heads_total)
+    if piece.sequence is not None:
+        shard = shard._replace(first_batch=shard.first_batch + piece.sequence)
+    if piece.starts is None:
+        shard = shard._replace(
+            first_row=shard.first_row + piece.first_row, first_column=shard.first_column + piece.first_column
+        )
+    arguments = dict(call.settings, shard=shard, diagonal=piece.diagonal)
+    if piece.starts is not None:
+        of_q, of_k = (torch.tensor(x, dtype=torch.int32).to(device, non_blocking=True) for x in piece.starts)
+        arguments.update(cu_seqlens_q=of_q, cu_seqlens_k=of_k, diagonal=None)
+    packed = call.geometry.is_packed
+    arguments["alibi_slopes"] = _slopes(call.alibi_slopes, piece)
+    arguments["bias"], arguments["mask"] = (_entries(x, piece, packed) for x in (bias, call.mask))
+    return arguments
+
+
+def _is_alone(piece, call: Call) -> bool:
+    """Whether a sequence of packed ones is computed as a batch of one."""
+    return call.geometry.is_packed and piece.starts is None
+
+
+def forward_of(call: Call, spans, operands: Operands, k, v, into: Partial) -> None:
+    """Adds what the queries of some spans see of the keys of others."""
+    q, bias, _ = operands
+    for piece in pieces(call.geometry, *spans):
+        read = [rows_of(q, piece.rows), rows_of(k, piece.columns), rows_of(v, piece.columns)]
+        alone = _is_alone(piece, call)
+        if alone:
+            read = [x.unsqueeze(0) for x in read]
+        wide = None if wide_dtype(q) == q.dtype else torch.float32
+        arguments = _arguments(call, piece, q, bias, q.device)
+        out, lse = attention_of_one(*read, **arguments, return_lse=True, out_dtype=wide)
+        into.add(piece.rows, *((out[0], lse[0]) if alone else (out, lse)))
+
+
+def backward_of(call: Call, spans, operands: Operands, k, v, results: Results, into) -> None:
+    """Adds the gradients to those of ``into``: (dq, dk, dv, dbias or None), float32."""
+    q, bias, _ = operands
+    dq, dk, dv, dbias = into
+    for piece in pieces(call.geometry, *spans):
+        rows, columns, alone = piece.rows, piece.columns, _is_alone(piece, call)
+        read = [rows_of(results.dout, rows), rows_of(q, rows), rows_of(k, columns), rows_of(v, columns)]
+        read += [rows_of(results.out, rows), results.lse[..., rows].contiguous()]
+        dlse = None if results.dlse is None else results.dlse[..., rows].contiguous()
+        if alone:
+            read, dlse = [x.unsqueeze(0) for x in read], None if dlse is None else dlse.unsqueeze(0)
+        arguments = _arguments(call, piece, q, bias, q.device)
+        wide = None if wide_dtype(q) == q.dtype else torch.float32
+        found = attention_backward(
+            *read,
+            dlse=dlse,
+            **arguments,
+            deterministic=call.deterministic,
+            return_dbias=dbias is not None,
+            grad_dtype=wide,
+        )
+        of_q, of_k, of_v = (x[0] for x in found[:3]) if alone else found[:3]
+        rows_of(dq, rows).add_(of_q)
+        rows_of(dk, columns).add_(of_k)
+        rows_of(dv, columns).add_(of_v)
+        if dbias is not None:
+            _entries(dbias, piece, call.geometry.is_packed).add_(found[3])
+
+
+def forward_alone(call: Call, piece, operands: Operands, k, v) -> Tuple:
+    """(out, lse) where one piece is all: nothing is added, and nothing rounded twice."""
+    q, bias, sinks = operands
+    return attention_of_one(q, k, v, **_arguments(call, piece, q, bias, q.device), sinks=sinks, return_lse=True)
+
+
+def backward_alone(call: Call, piece, operands: Operands, k, v, results: Results, wanted: "Wanted") -> Tuple:
+    """The same of (dq, dk, dv, dbias, dsinks)."""
+    q, bias, sinks = operands
+    found = attention_backward(
+        results.dout,
+        q,
+        k,
+        v,
+        results.out,
+        results.lse,
+        dlse=results.dlse,
+        **_arguments(call, piece, q, bias, q.device),
+        sinks=sinks,
+        deterministic=call.deterministic,
+        return_dbias=wanted.dbias,
+        return_dsinks=wanted.dsinks,
+        grad_dtype=torch.float32 if wanted.wide and wide_dtype(q) != q.dtype else None,
+    )
+    dq, dk, dv, *rest = found
+    dbias = rest.pop(0) if wanted.dbias else None
+    return dq.to(q.dtype), dk, dv, dbias, rest[0] if wanted.dsinks else None
+
+
+def finish(call: Call, spans, total: Partial, operands: Operands) -> Tuple:
+    """(out, lse) of all that was added to the queries of some spans; sinks count once, and not behind the last sequence."""
+    out, lse = total.out, total.lse
+    if operands.sinks is not None:
+        out, lse = add_sinks(out, lse, operands.sinks)
+        at, end = 0, call.geometry.starts_q[-1] if call.geometry.is_packed else call.geometry.seqlen_q
+        for begin, stop in spans:
+            lse[..., at + max(begin, end) - begin : at + max(stop, end) - begin] = float("-inf")
+            at += stop - begin
+    return out.to(operands.q.dtype), lse
+
+
+def dsinks_of(operands: Operands, results: Results, wanted: bool) -> Optional[torch.Tensor]:
+    return gradient_of_sinks(operands.sinks, results) if wanted else None
+
+
+def room_for_gradients(*tensors):
+    """Zeros in float32."""
+    return [torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in tensors]

@@ -1,0 +1,125 @@
+"""Ring attention: keys and values go round, and in the backward their gradients follow them.
+
+In step s a rank has the keys of the rank s before it, and sends them on while it computes. Gradients of keys leave a
+rank when it has added its own, so that they arrive one step later, and the last one sends them home: straight, where a
+window ends the ring early.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple, Tuple
+
+from . import compute
+from .exchange import Comm, Parcel
+from .layout import Layout
+from .merge import Partial
+from .pieces import Geometry, pieces
+
+KEYS, GRADIENTS = 16, 32  # tags
+
+
+class Ring(NamedTuple):
+    """What a rank has to know of the others."""
+
+    comm: Comm
+    of_q: Layout
+    of_k: Layout
+
+    def forward(self, call, operands, k, v):
+        """(out, lse, what the backward is given)."""
+        q = operands.q
+        alone = self._alone(call, q)
+        if alone is not None:
+            out, lse = compute.forward_alone(call, alone, operands, k, v)
+            return out, lse, (q, k, v, out, lse)
+        total, kv = Partial(q, v), [k.contiguous(), v.contiguous()]
+        steps = self._steps(call)
+        for step in range(steps):
+            coming = self._pass_on(kv, step, steps, "forward")
+            compute.forward_of(call, self._spans(step), operands, *kv, total)
+            kv = coming.wait() if coming else kv
+        out, lse = compute.finish(call, self.of_q.spans[self.comm.rank], total, operands)
+        return out, lse, (q, k, v, out, lse)
+
+    def backward(self, call, operands, saved, dout, dlse, wanted):
+        """(dq, dk, dv, dbias, dsinks), each of its tensor's dtype, or of float32 where ``wanted.wide``."""
+        q, k, v, out, lse = saved
+        results = compute.Results(out, lse, dout, dlse)
+        alone = self._alone(call, q)
+        if alone is not None:
+            return compute.backward_alone(call, alone, operands, k, v, results, wanted)
+        (dq,) = compute.room_for_gradients(q)
+        dbias = compute.room_for_gradients(operands.bias)[0] if wanted.dbias else None
+        kv, steps, behind = [k.contiguous(), v.contiguous()], self._steps(call), None
+        for step in range(steps):
+            coming = self._pass_on(kv, step, steps, "backward")
+            sums = compute.room_for_gradients(*kv)
+            compute.backward_of(call, self._spans(step), operands, *kv, results, (dq, *sums, dbias))
+            if behind is not None:
+                for mine, others in zip(sums, behind.wait()):
+                    mine.add_(others)
+            behind = self._send_gradients(sums, kv, step, steps)
+            kv = coming.wait() if coming else kv
+        dk, dv = behind.wait() if behind is not None else sums
+        dsinks = compute.dsinks_of(operands, results, wanted.dsinks)
+        if wanted.wide:
+            return dq.to(q.dtype), dk, dv, dbias, dsinks
+        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dbias, dsinks
+
+    def _owner(self, step: int) -> int:
+        return (self.comm.rank - step) % self.comm.size
+
+    def _spans(self, step: int):
+        return self.of_q.spans[self.comm.rank], self.of_k.spans[self._owner(step)]
+
+    def _steps(self, call) -> int:
+        return steps_of(call.geometry, self.of_q, self.of_k)
+
+    def _alone(self, call, q):
+        """The one piece, where there is nobody else and nothing to add."""
+        if self.comm.size > 1:
+            return None
+        geometry, every = call.geometry, list(pieces(call.geometry, self.of_q.spans[0], self.of_k.spans[0]))
+        if len(every) != 1 or every[0][:2] != (slice(0, q.shape[-3]), slice(0, self.of_k.length(0))):
+            return None
+        if geometry.is_packed and (every[0].starts is None or len(every[0].starts[0]) != len(geometry.starts_q)):
+            return None
+        return every[0]
+
+    def _shapes(self, like, rank: int):
+        """Of tensors like these that belong to another rank."""
+        length = self.of_k.length(rank)
+        return [(*x.shape[:-3], length, *x.shape[-2:]) for x in like]
+
+    def _pass_on(self, kv, step: int, steps: int, direction: str):
+        if step + 1 == steps:
+            return None
+        rank, size = self.comm.rank, self.comm.size
+        shapes = self._shapes(kv, self._owner(step + 1))
+        doing = f"{direction}, step {step + 1} of {steps}: keys and values"
+        return self.comm.exchange(Parcel(kv, (rank + 1) % size, (rank - 1) % size, shapes, KEYS, doing))
+
+    def _send_gradients(self, sums, kv, step: int, steps: int):
+        """On to the next, or home; None where they are at home."""
+        rank, size = self.comm.rank, self.comm.size
+        doing = f"backward, step {step + 1} of {steps}: gradients of keys and values"
+        if step + 1 < steps:
+            to, source, shapes = (rank + 1) % size, (rank - 1) % size, self._shapes(kv, self._owner(step + 1))
+        else:
+            to, source, shapes = self._owner(step), (rank + step) % size, self._shapes(kv, rank)
+        if to == rank:
+            return None
+        return self.comm.exchange(Parcel(sums, to, source, shapes, GRADIENTS, doing))
+
+
+@lru_cache(maxsize=256)
+def steps_of(geometry: Geometry, of_q: Layout, of_k: Layout) -> int:
+    """After how many steps no rank meets keys that its queries see: the same for all ranks."""
+    size = of_q.ranks
+    for step in range(size - 1, 0, -1):
+        for rank in range(size):
+            found: Tuple = (of_q.spans[rank], of_k.spans[(rank - step) % size])
+            if next(pieces(geometry, *found), None) is not None:
+                return step + 1
+    return 1

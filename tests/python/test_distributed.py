@@ -1,0 +1,49 @@
+"""signflash.distributed on 1 to 8 gloo processes: next to the formulas, and next to one process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+    pytest.skip("this PyTorch has no torch.distributed with gloo", allow_module_level=True)
+if tuple(int(x) for x in torch.__version__.split(".")[:2]) < (2, 2):
+    pytest.skip("signflash.distributed needs PyTorch 2.2", allow_module_level=True)
+if not hasattr(os, "fork"):
+    pytest.skip("the processes are forked", allow_module_level=True)
+
+HERE = Path(__file__).resolve().parent
+FULL = os.environ.get("SIGNFLASH_TEST") in ("full", "all")
+
+
+def launch(ranks, count, family="all", timeout=600):
+    """The lines that the processes print."""
+    command = [sys.executable, str(HERE / "distributed_run.py"), ranks, str(count), family]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return lines, done
+
+
+# One start of PyTorch for all numbers of processes; the rest, and more cases, in a full run.
+@pytest.mark.parametrize("ranks", ["1,3", "2,4,8"])
+def test_cases_of_few_ranks(ranks):
+    count = 60 if FULL else 8
+    lines, done = launch(ranks, count)
+    failed = [f"{line['ranks']} ranks, {line['name']}: {line['error']}" for line in lines if line["error"]]
+    assert not failed, "\n".join(failed[:5])
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert len(lines) >= count * len(ranks.split(","))
+
+
+@pytest.mark.skipif(not FULL, reason="SIGNFLASH_TEST=full runs it")
+@pytest.mark.parametrize("ranks", ["5", "6", "7", "8"])
+def test_cases_of_other_numbers_of_ranks(ranks):
+    lines, done = launch(ranks, 40)
+    failed = [f"{line['name']}: {line['error']}" for line in lines if line["error"]]
+    assert not failed, "\n".join(failed[:5])
+    assert done.returncode == 0, done.stderr[-4000:]
