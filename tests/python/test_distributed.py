@@ -10,10 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
-    pytest.skip("this PyTorch has no torch.distributed with gloo", allow_module_level=True)
 if tuple(int(x) for x in torch.__version__.split(".")[:2]) < (2, 2):
     pytest.skip("signflash.distributed needs PyTorch 2.2", allow_module_level=True)
+if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+    pytest.skip("this PyTorch has no torch.distributed with gloo", allow_module_level=True)
 if not hasattr(os, "fork"):
     pytest.skip("the processes are forked", allow_module_level=True)
 
@@ -31,13 +31,18 @@ def launch(ranks, count, family="all", timeout=600):
 
 # One start of PyTorch for all numbers of processes; the rest, and more cases, in a full run.
 @pytest.mark.parametrize("ranks", ["1,3", "2,4,8"])
-def test_cases_of_few_ranks(ranks):
+def test_few_ranks(ranks):
     count = 60 if FULL else 8
     lines, done = launch(ranks, count)
     failed = [f"{line['ranks']} ranks, {line['name']}: {line['error']}" for line in lines if line["error"]]
     assert not failed, "\n".join(failed[:5])
     assert done.returncode == 0, done.stderr[-4000:]
     assert len(lines) >= count * len(ranks.split(","))
+
+
+def test_a_rank_that_ends_is_named_by_the_others():
+    lines, done = launch("3", 0, "fault")
+    assert done.returncode == 0 and not lines, done.stderr[-4000:]
 
 
 @pytest.mark.skipif(not FULL, reason="SIGNFLASH_TEST=full runs it")

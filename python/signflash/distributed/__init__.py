@@ -7,14 +7,13 @@
 docs/distributed.md says who holds and sends what.
 """
 
-from .. import _torch as _half  # PyTorch itself, or an error that says so
+import torch as _torch
+import torch.distributed as _dist
 
-try:
-    import torch.distributed as _dist
-except ImportError:  # pragma: no cover - PyTorch without it
-    _dist = None
-if _dist is None or not _dist.is_available() or not hasattr(_dist, "get_global_rank"):
-    raise ImportError("signflash.distributed needs PyTorch 2.1 or newer with torch.distributed; this one lacks it")
+if not _dist.is_available() or tuple(int(x) for x in _torch.__version__.split(".")[:2]) < (2, 2):
+    raise ImportError(
+        f"signflash.distributed needs PyTorch 2.2 or newer, built with torch.distributed; this one is {_torch.__version__}"
+    )
 
 from .attention import attention
 from .context import context_parallel
