@@ -11,7 +11,7 @@ PyTorch tensors are differentiable, and ``from signflash import flash_attn_func`
 
 from ._attention import attention, attention_backward
 from ._dropout import decode, dropout_mask, keep_scale
-from ._enable import disable, enable, enabled
+from ._enable import disable, enable, enabled, explain
 from ._info import info
 from ._native import __version__
 from ._random import Generator, manual_seed, random_state
@@ -37,6 +37,7 @@ __all__ = [
     "dropout_mask",
     "enable",
     "enabled",
+    "explain",
     "flash_attn_func",
     "flash_attn_kvpacked_func",
     "flash_attn_qkvpacked_func",

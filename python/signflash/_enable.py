@@ -78,11 +78,32 @@ def enabled() -> Iterator[None]:
         raise RuntimeError("signflash.enabled() needs PyTorch; install torch, or call signflash.attention on arrays")
     from ._sdpa import switch
 
-    switch.enter()
-    try:
+    with switch.block():
         yield
-    finally:
-        switch.leave()
+
+
+def explain(function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Calls ``function(*args, **kwargs)`` as under :func:`enabled`, and tells of each attention in it what became of it.
+
+    The result, ``str()`` of which is a table, has ``attentions``, a dict of who computed which attention, why, called
+    from where, and how often; ``all_taken``, whether all attention with dropout was ours; and ``result``, what the
+    function returned. What torch.compile made runs as it was written. Attention that a model computes in code of its
+    own is found by its dropout: its input has rows that add up to 1.
+
+    >>> import torch, signflash
+    >>> layer = torch.nn.MultiheadAttention(32, 4, dropout=0.1, batch_first=True)
+    >>> x = torch.ones(1, 5, 32)
+    >>> found = signflash.explain(layer, x, x, x)
+    >>> found.all_taken, [x.why for x in found.attentions]
+    (False, ['nn.MultiheadAttention with need_weights=True, which calls no scaled_dot_product_attention'])
+    >>> signflash.explain(layer, x, x, x, need_weights=False).all_taken
+    True
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise RuntimeError("signflash.explain() needs PyTorch; install torch")
+    from ._sdpa.explain import explain as run
+
+    return run(function, *args, **kwargs)
 
 
 def _has_interfaces() -> bool:

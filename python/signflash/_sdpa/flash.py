@@ -12,7 +12,8 @@ import torch
 
 from .._settings import Settings, signed
 from .._torch import checks, native, random
-from . import rings
+from . import masks, notes, rings
+from .call import Call
 
 NAME = "signflash"
 
@@ -78,6 +79,9 @@ def forward(query, key, value, dropout_p=0.0, is_causal=False, return_debug_mask
     checks.check_qkv(q, k, v)
     if dropout_p > 0.0:
         rings.refuse_in_a_ring()
+    if notes.listeners:
+        seen = masks.CAUSAL if is_causal else masks.ALL
+        notes.taken(Call(query, key, value, None, dropout_p, is_causal, scale), seen)
     seed, offset, state = (0, 0, None) if dropout_p == 0.0 else random.draw_now(q)
     settings = Settings(dropout_p, scale, bool(is_causal), nominal=True)
     out, written = _like(query)

@@ -22,9 +22,9 @@ KEYS = ("AutogradCPU", "AutogradCUDA")
 
 def attend(call: Call):
     """(out, lse) of a call that is ours; None for one that stays with PyTorch."""
+    rings.refuse(call)
     reason, seen = takes.why_not(call), None
     if reason is None:
-        rings.refuse(call)
         seen = masks.CAUSAL if call.is_causal else masks.ALL
         if call.attn_mask is not None:
             seen = masks.look(call.attn_mask, call.query.shape[-2], call.key.shape[-2])

@@ -14,19 +14,34 @@ _MODULES = (
 
 
 def refuse(call) -> None:
-    """Raises for a call with dropout, if such a ring makes it."""
-    if call.dropout_p > 0.0:
-        refuse_in_a_ring()
+    """Raises for a call with dropout, if such a ring makes it, or would be made of it."""
+    if call.dropout_p == 0.0 or not _is_there():
+        return
+    if hasattr(call.query, "_spec") and _rings_are_on():
+        raise no_dropout()
+    refuse_in_a_ring()
 
 
 def refuse_in_a_ring() -> None:
-    if not any([name in sys.modules for name in _MODULES]):
-        return
-    frame = sys._getframe(1)
+    """The same for a step of a ring."""
+    frame = sys._getframe(1) if _is_there() else None
     while frame is not None:
         if frame.f_code.co_name == "_templated_ring_attention":
             raise no_dropout()
         frame = frame.f_back
+
+
+def _is_there() -> bool:
+    return any([name in sys.modules for name in _MODULES])
+
+
+def _rings_are_on() -> bool:
+    """Whether attention of DTensors is to become rings: within ``context_parallel``."""
+    import torch
+
+    dispatcher = getattr(sys.modules["torch.distributed.tensor"].DTensor, "_op_dispatcher", None)
+    handlers = getattr(dispatcher, "_custom_op_handlers", ())
+    return torch.ops.aten._scaled_dot_product_flash_attention.default in handlers
 
 
 def no_dropout() -> NotImplementedError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 from . import compiled, flash, override
@@ -38,17 +39,19 @@ def disable() -> None:
         _settle()
 
 
-def enter() -> None:
+@contextlib.contextmanager
+def block():
+    """On while it runs."""
     compiled.refuse_while_compiling()
     with _lock:
         _state.blocks += 1
         _settle()
-
-
-def leave() -> None:
-    with _lock:
-        _state.blocks -= 1
-        _settle()
+    try:
+        yield
+    finally:
+        with _lock:
+            _state.blocks -= 1
+            _settle()
 
 
 def is_on() -> bool:

@@ -144,7 +144,7 @@ def backward(
     call = function.Call(settings, deterministic, function.PLAIN, 3, state, wanted)
     run = function.gradients
     if torch.is_grad_enabled() and _any_requires_grad(tensors):
-        run = function.Gradients.apply  # what differentiates these gradients is refused, and not lost
+        run = function.FinalGradients.apply  # what differentiates these gradients is refused, and not lost
     *found, dbias, dsinks = run(call, dout, dlse, cu_seqlens, *joined, q, k, v, out, lse)
     return _shaped(found, dbias, dsinks, given)
 

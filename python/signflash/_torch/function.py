@@ -60,7 +60,7 @@ class Attention(torch.autograd.Function):
         elif type(state) is not tuple:
             saved = (state,)
         ctx.call = Call(settings, deterministic, packing, len(tensors), state if type(state) is tuple else None)
-        # The tensors as they were given, not copies: a second derivative must find its way to them, to be refused.
+        # The tensors as they were given, not copies: a second derivative must find its way to them.
         ctx.is_packed, ctx.has_scores = cu_seqlens is not None, scores is not None
         ctx.save_for_backward(*(cu_seqlens or ()), *(scores or ()), *tensors, out, lse, *saved)
         if probs is not None:
@@ -84,7 +84,7 @@ class Attention(torch.autograd.Function):
                 replay.check(ctx.drawn, state)
             if call.state is None:
                 call = call._replace(state=state[:2])
-        # Where a second derivative can be asked for, the gradients are results of a function that refuses it.
+        # Where a second derivative can be asked for, the gradients are results of a function that has one.
         run = Gradients.apply if torch.is_grad_enabled() else gradients
         needed = ctx.needs_input_grad[BEFORE:]
         call = call._replace(wanted=(needed[BIAS], needed[SINKS]))
@@ -148,8 +148,32 @@ class Final(torch.autograd.Function):
         raise no_forward_mode()
 
 
-class Gradients(Final):
-    """:func:`gradients`, whose own derivative is refused."""
+class Gradients(torch.autograd.Function):
+    """:func:`gradients`, of inputs of which out and lse are functions, with derivatives of its own."""
+
+    @staticmethod
+    def forward(ctx, call, dout, dlse, cu_seqlens, *saved):
+        ctx.call, ctx.is_packed = call, cu_seqlens is not None
+        ctx.save_for_backward(dout, dlse, *saved[:-2])
+        ctx.set_materialize_grads(False)
+        return gradients(call, dout, dlse, cu_seqlens, *saved)
+
+    @staticmethod
+    def backward(ctx, *given):
+        if ctx.is_packed:
+            raise no_second_derivative()
+        from . import second
+
+        dout, dlse, dbias, dsinks, *found = second.derivatives(ctx.call, unpack, ctx.saved_tensors, given)
+        return (None, dout, dlse, None, None, dbias, None, dsinks, *found, None, None)
+
+    @staticmethod
+    def jvp(ctx, *_):
+        raise no_forward_mode()
+
+
+class FinalGradients(Final):
+    """:func:`gradients` of what somebody else kept: nothing is known of where out and lse come from."""
 
     @staticmethod
     def forward(ctx, call, dout, dlse, cu_seqlens, *saved):
@@ -158,8 +182,9 @@ class Gradients(Final):
 
 def no_second_derivative() -> NotImplementedError:
     return NotImplementedError(
-        "signflash's attention has no second derivative (hessian, a penalty on gradients with create_graph=True); use "
-        "PyTorch's scaled_dot_product_attention with SDPBackend.MATH where one is needed"
+        "signflash's attention has no second derivative (hessian, a penalty on gradients with create_graph=True) of packed "
+        "sequences, of attention_backward and where operators are recorded; use dense calls without a tracer, or PyTorch's "
+        "scaled_dot_product_attention with SDPBackend.MATH"
     )
 
 
