@@ -43,6 +43,12 @@ def of_a_kernel(backend):
         return attend(*plain())
 
 
+#: Whether vmap takes the formula apart, and draws as its randomness says; 2.4 does not.
+MAPS_FORMULAS = torch._C._dispatch_has_kernel_for_dispatch_key(
+    "aten::_scaled_dot_product_attention_math", "FuncTorchBatchedDecomposition"
+)
+
+
 def in_inference_mode():
     with torch.inference_mode():
         return attend(*plain()).clone()
@@ -84,6 +90,8 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_pytorchs_to_the_bit(name, monkeypatch):
     run, reason = CASES[name]
+    if name.startswith("vmap") and not MAPS_FORMULAS:
+        pytest.skip("this PyTorch calls attention for each piece, and so ours")
     results = []
     for is_on in (False, True):
         torch.manual_seed(5)
@@ -95,8 +103,8 @@ def test_it_is_pytorchs_to_the_bit(name, monkeypatch):
             results.append(run())
         assert not any(listener.taken)
     assert torch.equal(*results) or results[0].isnan().equal(results[1].isnan())
-    told = [of_call.text for _, of_call, _ in listener]
-    assert told == [] if reason is None else reason in told[0]
+    told = [of_call for _, of_call, _ in listener if not of_call.silent or reason is not None]
+    assert told == [] if reason is None else reason in told[0].text
 
 
 @pytest.fixture
@@ -139,14 +147,26 @@ def test_exported_programs_are_pytorchs(enabled):
         assert "signflash" not in str(graph)
 
 
-def test_tensors_without_numbers(enabled):
+def test_meta_tensors(enabled):
     assert attend(*(x.to("meta") for x in plain())).shape == (1, 2, 9, 8)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_fake_tensors(device):
     fake = pytest.importorskip("torch._subclasses.fake_tensor")
-    for device in ("cpu", "cuda"):
+
+    def run():
         with fake.FakeTensorMode():
             q, k, v = (torch.empty(1, 2, 9, 8, device=device, dtype=torch.float16) for _ in range(3))
-            out = attend(q, k, v)
-        assert isinstance(out, fake.FakeTensor) and out.shape == q.shape and out.device.type == device
+            return attend(q, k, v)
+
+    try:
+        run()
+    except RuntimeError:
+        pytest.skip("this PyTorch wants a driver for fake tensors of a GPU")
+    with signflash.enabled():
+        out = run()
+    assert isinstance(out, fake.FakeTensor) and out.shape == (1, 2, 9, 8) and out.device.type == device
 
 
 class Named(torch.Tensor):
