@@ -76,3 +76,12 @@ def test_an_error_is_the_functions_and_nothing_stays():
         signflash.explain(lambda: 1 / 0)
     assert not notes.listeners and not switch.is_on()
     assert sdpa.taken(SDPA, *sdpa.make(1, 2, 9, 8), dropout_p=0.1)[0] == []
+
+
+def test_the_examples_in_docstrings_run():
+    import doctest
+
+    from signflash import _enable
+
+    result = doctest.testmod(_enable)
+    assert result.failed == 0 and result.attempted >= 9

@@ -18,12 +18,11 @@ def run(call: Call, seen: Seen):
     of_keys = _leading_of_keys(call, leading)
     q = _of_four(call.query, leading)
     k, v = _of_four(call.key, of_keys), _of_four(call.value, of_keys)
-    joined, window_right = _joined(seen, leading), -1
-    if seen.causal and k.shape[2] != q.shape[2]:
-        k, v, joined, window_right = _from_top_left(q, k, v, joined)
-    settings = Settings(call.dropout_p, call.scale, seen.causal and window_right < 0, -1, window_right, nominal=True)
+    # PyTorch's causal begins in the top left corner, where a square begins anyway.
+    diagonal = 0 if seen.causal and k.shape[2] != q.shape[2] else None
+    settings = Settings(call.dropout_p, call.scale, seen.causal, nominal=True, diagonal=diagonal)
     rows_first = (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-    out, lse, _, _ = attention.attention(rows_first, settings, joined=joined)
+    out, lse, _, _ = attention.attention(rows_first, settings, joined=_joined(seen, leading))
     out = out.transpose(1, 2)
     return (out if len(leading) == 2 else out.reshape(*leading, *out.shape[2:])), lse
 
@@ -61,16 +60,3 @@ def _entries(x, leading):
     if all([size == 1 for size in batch]):
         return x.flatten(0, -4)
     return x.expand(*leading[:-1], *x.shape[-3:]).flatten(0, -4)
-
-
-def _from_top_left(q, k, v, joined):
-    """(k, v, joined, window_right) of a causal call whose query i sees keys ``j <= i``, where keys and queries are not
-    equally many: keys that nobody sees are left out, or a window ends there.
-    """
-    seqlen_q, seqlen_k = q.shape[2], k.shape[2]
-    if seqlen_k < seqlen_q:
-        return k, v, joined, seqlen_q - seqlen_k
-    k, v = k[:, :, :seqlen_q], v[:, :, :seqlen_q]
-    if joined is not None:
-        joined = tuple([x if x is None or x.shape[-1] == 1 else x[..., :seqlen_q] for x in joined])
-    return k, v, joined, -1

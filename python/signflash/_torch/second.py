@@ -63,7 +63,8 @@ def outputs(given: Inputs, settings, state):
 def _positions(seqlen_q, seqlen_k, settings, device):
     """(how many keys each key is behind the one that the query faces, whether causality and windows show it)."""
     rows, columns = (torch.arange(size, device=device) for size in (seqlen_q, seqlen_k))
-    behind = columns - (rows[:, None] + seqlen_k - seqlen_q)
+    diagonal = seqlen_k - seqlen_q if settings.diagonal is None else settings.diagonal
+    behind = columns - (rows[:, None] + diagonal)
     seen = torch.ones_like(behind, dtype=torch.bool)
     left, right = settings.window_left, 0 if settings.causal else settings.window_right
     if left >= 0:
