@@ -162,6 +162,23 @@ def heads_of_tensor_parallel_ranks_are_the_whole(rank, ranks):
         torch.testing.assert_close(got, want[:, :, first : first + 2], atol=1e-5, rtol=1e-4)
 
 
+def the_example_learns_as_one_process_does(rank, ranks):
+    """FSDP2 over all ranks, half of them sharing each sequence, or all."""
+    import sys
+    from pathlib import Path
+
+    pytest.importorskip("torch.distributed.fsdp", reason="FSDP2").fully_shard
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "python"))
+    import context_parallel
+
+    a = context_parallel.arguments(["--quick", "--device", "cpu", "--dropout", "0.2", "--steps", "3"])
+    a.context = 0
+    alone = context_parallel.train(a, torch.device("cpu"))
+    for a.context, a.method in ((ranks // 2, "ring"), (ranks, "ulysses")):
+        losses = context_parallel.train(a, torch.device("cpu"))
+        torch.testing.assert_close(losses, alone, atol=1e-4, rtol=0)
+
+
 CHECKS = [
     debug_names_the_rank_that_differs,
     debug_refuses_on_every_rank_what_one_refuses,
@@ -171,6 +188,7 @@ CHECKS = [
     the_context_is_that_of_one_process,
     dtensors_say_where_they_lie,
     heads_of_tensor_parallel_ranks_are_the_whole,
+    the_example_learns_as_one_process_does,
 ]
 
 

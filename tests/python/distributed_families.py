@@ -16,7 +16,8 @@ from signflash.distributed.layout import layouts_of
 def named(family, ranks, count):
     """(name, check) of all that a world of so many ranks is asked."""
     found = [(f"case {number}", functools.partial(a_case, number)) for number in range(count)]
-    found += [(check.__name__, check) for check in (agreement.FAULTS if family == "fault" else CHECKS + agreement.CHECKS)]
+    checks = CHECKS + (agreement.CHECKS if ranks in (2, 4) else [])
+    found += [(check.__name__, check) for check in (agreement.FAULTS if family == "fault" else checks)]
     if family == "fault":
         return found[count:]
     return [(name, check) for name, check in found if family in ("all", name.split()[0])]

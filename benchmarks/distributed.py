@@ -1,0 +1,226 @@
+#!/usr/bin/env python3
+"""Attention of one sequence on several GPUs, forward + backward: ours by each method, one GPU, and PyTorch's context_parallel.
+
+    torchrun --nproc-per-node 2 benchmarks/distributed.py [--lengths 16384 32768 65536] [--json FILE] [--trace FILE]
+    torchrun --nproc-per-node 2 benchmarks/distributed.py --device cpu --lengths 256 --rounds 2    only shows that it runs
+
+Those that are compared take turns in each round, after a barrier; a time is that of the slowest rank, and the table has medians of
+rounds. `x` is one GPU's time over that of all. `--trace` writes a timeline of rank 0 for chrome://tracing, one forward and
+backward of each method at the first length, and prints how long kernels computed, how long they sent, and how long both at once.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+import signflash
+from signflash import distributed
+
+METHODS = ("ring", "all_gather", "ulysses")
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[16384, 32768, 65536])
+    parser.add_argument("--heads", type=int, default=16)
+    parser.add_argument("--heads-k", type=int, default=16)
+    parser.add_argument("--head-dim", type=int, default=128)
+    parser.add_argument("--dropout", type=float, nargs="+", default=[0.0, 0.1])
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--trace", type=Path)
+    return parser.parse_args()
+
+
+class Clock:
+    """Milliseconds of a call, of the slowest rank."""
+
+    def __init__(self, device):
+        self.device = device
+
+    def of(self, call):
+        dist.barrier()
+        self.wait()
+        began = time.perf_counter()
+        call()
+        self.wait()
+        took = torch.tensor([1e3 * (time.perf_counter() - began)], device=self.device)
+        dist.all_reduce(took, op=dist.ReduceOp.MAX)
+        return float(took)
+
+    def wait(self):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def tensors(a, seqlen, device, dtype):
+    generator = torch.Generator().manual_seed(seqlen)
+    heads = (a.heads, a.heads_k, a.heads_k, a.heads)
+    return [torch.randn(1, seqlen, h, a.head_dim, generator=generator).to(device, dtype) for h in heads]
+
+
+def runs(a, seqlen, causal, p, device, dtype):
+    """name -> what does one forward and backward; and one GPU's own."""
+    q, k, v, dout = tensors(a, seqlen, device, dtype)
+    settings = dict(causal=causal, dropout_p=p, seed=3, offset=0)
+    whole = [x.clone().requires_grad_() for x in (q, k, v)]
+    found = {"one": lambda: torch.autograd.grad(signflash.attention(*whole, **settings), whole, dout)}
+    layout = "zigzag" if causal else "contiguous"
+    own = [distributed.shard_sequence(x, layout=layout).contiguous().requires_grad_() for x in (q, k, v)]
+    of_out = distributed.shard_sequence(dout, layout=layout).contiguous()
+    for method in METHODS:
+
+        def run(method=method):
+            out = distributed.attention(*own, method=method, layout=layout, seqlen=seqlen, **settings)
+            return torch.autograd.grad(out, own, of_out)
+
+        found[method] = run
+    if p == 0.0 and a.heads == a.heads_k:
+        found["PyTorch"] = of_pytorch(causal, (q, k, v, dout), device)
+    return found, (layout, whole, dout, settings)
+
+
+def of_pytorch(causal, tensors, device):
+    """PyTorch's own, whose buffers are cut anew for each call: only attention is within the time."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.experimental import context_parallel
+
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    q, k, v, dout = (x.transpose(1, 2).contiguous() for x in tensors)
+    buffers = [x.clone() for x in (q, k, v, dout)]
+
+    def run():
+        with context_parallel(mesh, buffers=buffers, buffer_seq_dims=[2] * 4, no_restore_buffers=set()):
+            own = [x.detach().requires_grad_() for x in buffers[:3]]
+            return torch.autograd.grad(F.scaled_dot_product_attention(*own, is_causal=causal), own, buffers[3])
+
+    return run
+
+
+def errors(found, reference):
+    """The largest relative distance of gradients to one GPU's, by method."""
+    layout, whole, dout, settings = reference
+    wanted = torch.autograd.grad(signflash.attention(*whole, **settings), whole, dout)
+    wanted = [distributed.shard_sequence(x, layout=layout).float() for x in wanted]
+    far = {}
+    for method in METHODS:
+        got = found[method]()
+        norms = torch.tensor([[float((g.float() - w).norm() ** 2), float(w.norm() ** 2)] for g, w in zip(got, wanted)])
+        norms = norms.to(dout.device)
+        dist.all_reduce(norms)
+        far[method] = float((norms[:, 0] / norms[:, 1]).sqrt().max())
+    return far
+
+
+def timed(a, seqlen, causal, p, device, dtype):
+    found, reference = runs(a, seqlen, causal, p, device, dtype)
+    clock, times, reasons = Clock(device), {}, {}
+    for name in list(found):
+        try:
+            found[name]()
+        except (RuntimeError, NotImplementedError, ValueError, TypeError, ImportError) as error:
+            reasons[name] = str(error).splitlines()[0][:100]
+            found.pop(name)
+    for _ in range(a.rounds):
+        for name, run in found.items():
+            times.setdefault(name, []).append(clock.of(run))
+    row = dict(seqlen=seqlen, causal=causal, p=p, missing=reasons, error=errors(found, reference))
+    row["ms"] = {name: statistics.median(all_of) for name, all_of in times.items()}
+    row["least ms"] = {name: min(all_of) for name, all_of in times.items()}
+    return row
+
+
+def line(row):
+    one, missing = row["ms"]["one"], row["missing"]
+    cells = [f"{row['seqlen']}", "yes" if row["causal"] else "no", f"{row['p']}", f"{one:.2f}"]
+    for name in (*METHODS, "PyTorch"):
+        cells.append(f"{row['ms'][name]:.2f} x{one / row['ms'][name]:.2f}" if name in row["ms"] else "-")
+    cells.append(f"{max(row['error'].values()):.0e}")
+    told = "".join(f"\n  {name}: {why}" for name, why in missing.items())
+    return "| " + " | ".join(cells) + " |" + told
+
+
+def spans_of(events, is_sent):
+    """Merged (begin, end) of the GPU's kernels, of those that send or of the others, in microseconds."""
+    chosen = sorted((e.time_range.start, e.time_range.end) for e in events if ("nccl" in e.name.lower()) == is_sent)
+    merged = []
+    for begin, end in chosen:
+        if merged and begin <= merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], end)
+        else:
+            merged.append([begin, end])
+    return merged
+
+
+def overlap(a, b):
+    return sum(max(0, min(x[1], y[1]) - max(x[0], y[0])) for x in a for y in b)
+
+
+def trace(a, device, dtype, rank):
+    """Where the time goes: one call of each method."""
+    found, _ = runs(a, a.lengths[0], True, a.dropout[-1], device, dtype)
+    for method in METHODS:
+        found[method]()
+        kinds = [torch.profiler.ProfilerActivity.CPU]
+        kinds += [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []
+        dist.barrier()
+        with torch.profiler.profile(activities=kinds) as profile:
+            found[method]()
+            Clock(device).wait()
+        if rank:
+            continue
+        path = a.trace.with_name(f"{a.trace.stem}-{method}{a.trace.suffix}")
+        profile.export_chrome_trace(str(path))
+        on_gpu = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        computed, sent = spans_of(on_gpu, False), spans_of(on_gpu, True)
+        length = lambda spans: sum(end - begin for begin, end in spans) / 1e3
+        ends = [x for span in (*computed, *sent) for x in span]
+        took = (max(ends) - min(ends)) / 1e3 if ends else 0.0
+        both = overlap(computed, sent) / 1e3
+        print(
+            f"{method}: {took:.2f} ms, computing {length(computed):.2f}, sending {length(sent):.2f}, both {both:.2f}, neither "
+            f"{took - length(computed) - length(sent) + both:.2f}; {path}",
+            flush=True,
+        )
+
+
+def main():
+    a = arguments()
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local) if a.device == "cuda" else torch.device(a.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
+    rank, dtype = dist.get_rank(), torch.bfloat16
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    rows = []
+    if rank == 0:
+        print(f"{dist.get_world_size()} of {name}, PyTorch {torch.__version__}, signflash {signflash.__version__}, bf16, "
+              f"{a.heads} heads ({a.heads_k} of keys) of {a.head_dim}, forward + backward, ms, median of {a.rounds}")  # fmt: skip
+        print("| seqlen | causal | p | one | ring | all-gather | Ulysses | PyTorch | error |")
+        print("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
+    for seqlen in a.lengths:
+        for causal in (True, False):
+            for p in a.dropout:
+                rows.append(timed(a, seqlen, causal, p, device, dtype))
+                if rank == 0:
+                    print(line(rows[-1]), flush=True)
+    if a.trace:
+        trace(a, device, dtype, rank)
+    if rank == 0 and a.json:
+        a.json.write_text(json.dumps(dict(device=name, ranks=dist.get_world_size(), rows=rows), indent=1))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
