@@ -208,4 +208,21 @@ def a_rank_that_ends_is_named(rank, ranks):
     os._exit(0)  # no rank waits for the one that has ended
 
 
-FAULTS = [a_rank_that_ends_is_named]
+def a_rank_that_falls_behind_is_named(rank, ranks):
+    """The group's timeout ends it, and no hang of ours."""
+    import datetime
+    import time
+
+    group = dist.new_group(timeout=datetime.timedelta(seconds=3))
+    x = torch.randn(1, 8, 2, 8)
+    dist.barrier()
+    if rank == ranks - 1:
+        time.sleep(8)
+        return
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"signflash.distributed.attention\(method='all_gather'\), forward: .* failed: a rank has"):
+        distributed.attention(x, x, x, layout="contiguous", method="all_gather", group=group)
+    assert time.monotonic() - began < 30
+
+
+FAULTS = [a_rank_that_falls_behind_is_named, a_rank_that_ends_is_named]

@@ -40,9 +40,26 @@ def test_few_ranks(ranks):
     assert len(lines) >= count * len(ranks.split(","))
 
 
-def test_a_rank_that_ends_is_named_by_the_others():
+def test_ranks_that_end_or_fall_behind_are_named_by_the_others():
     lines, done = launch("3", 0, "fault")
-    assert done.returncode == 0 and not lines, done.stderr[-4000:]
+    assert done.returncode == 0 and [line["error"] for line in lines] == [""], (lines, done.stderr[-4000:])
+
+
+def test_transformers_layers_of_one_rank_are_refused(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    if not hasattr(transformers, "AttentionMaskInterface"):
+        pytest.skip("this Transformers has no AttentionMaskInterface")
+    from signflash import distributed
+    from signflash._transformers import attention_forward
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        x = torch.randn(1, 2, 8, 4)
+        with distributed.context_parallel(), pytest.raises(NotImplementedError, match='use attn_implementation="sdpa"'):
+            attention_forward(torch.nn.Module(), x, x, x, None)
+        assert not distributed.context.ENTERED
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.skipif(not FULL, reason="SIGNFLASH_TEST=full runs it")

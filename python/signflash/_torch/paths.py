@@ -132,8 +132,8 @@ def refuse_kinds(tensors) -> None:
             )
         if distributed is not None and isinstance(x, distributed.DTensor):
             raise NotImplementedError(
-                f"{name} must be a plain tensor, got a DTensor; give the pieces ({name}.to_local()), with one seed and "
-                "shard=Shard(...) for the place of the piece, and wrap the result"
+                f"{name} must be a plain tensor, got a DTensor; use signflash.distributed.attention where the sequence is sharded, "
+                f"else give the pieces ({name}.to_local()), with one seed and shard=Shard(...) for their place, and wrap the result"
             )
 
 

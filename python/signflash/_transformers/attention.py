@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Optional
 
 import torch
@@ -56,6 +57,7 @@ def attention_forward(
     softcap has capped before; s_aux (num_heads) are sinks.
     """
     _check_arguments(kwargs)
+    _refuse_ranks()
     given = _given(cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
     has_bias = position_bias is not None
     if has_bias and given is not None:
@@ -88,6 +90,16 @@ def _bias(position_bias: Optional[torch.Tensor], seen: Seen) -> Optional[torch.T
         return seen.bias
     position_bias = position_bias[..., : seen.seqlen_k]
     return position_bias if seen.bias is None else position_bias + seen.bias
+
+
+def _refuse_ranks() -> None:
+    """Within signflash.distributed.context_parallel a layer has the positions of one rank, and its mask those of none."""
+    context = sys.modules.get("signflash.distributed.context")
+    if context is not None and context.ENTERED:
+        raise NotImplementedError(
+            'attn_implementation="signflash" within signflash.distributed.context_parallel would attend to the positions of one '
+            'rank; use attn_implementation="sdpa", which the context replaces'
+        )
 
 
 def _check_arguments(kwargs: dict) -> None:

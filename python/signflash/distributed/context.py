@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Iterator, NamedTuple, Optional, Sequence, Set
+from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Set
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,10 @@ from torch.overrides import TorchFunctionMode
 
 from .attention import attention
 from .sequence import shard_sequence
+
+
+#: The contexts that are entered now, the innermost last.
+ENTERED: List["Active"] = []
 
 
 class Active(NamedTuple):
@@ -56,6 +60,9 @@ def context_parallel(
     from PyTorch's; a forward that a checkpoint repeats would draw another mask, and is refused: give such calls to
     :func:`attention` with a seed. A forward that is repeated must be so within the context.
 
+    :func:`signflash.attention` stays what it is, of this rank alone, and so do FlashAttention-2's functions. Transformers'
+    models take part with ``attn_implementation="sdpa"``; ``"signflash"`` is refused here.
+
     It holds for all threads of the process, and for calls by the name in ``torch.nn.functional``; in the thread that
     entered it, for all calls.
     """
@@ -93,10 +100,12 @@ def _replaced(active: Active):
         return _sdpa(active, *arguments, **named)
 
     F.scaled_dot_product_attention = of_all_ranks
+    ENTERED.append(active)
     try:
         with _Mode(active, before):
             yield
     finally:
+        ENTERED.pop()
         F.scaled_dot_product_attention = before
 
 
