@@ -16,54 +16,29 @@ and counts all of them.
 import argparse
 import collections
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "running"))
+import processes  # noqa: E402
+from processes import ENDED, MEMORY, named, read  # noqa: E402
+
 SHOWN = 20  # cases that failed, in words
-ENDED = (0, 1, 2, 5)  # pytest: all passed, a case failed, the time was over, an empty share
 SHIM = Path(__file__).resolve().parent / "shim"
-MEMORY = "out of memory"  # an outcome of the plugin `share`
 #: Of the seconds given, those after which processes begin no case: the rest is for what is run again.
 FIRST = 0.9
 
 
 def start(a, rest, name, folder, **options):
-    """One process; pytest's own words go to a file, as do outcomes, of this run alone."""
-    (folder / f"{name}.jsonl").unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", a.file, "--rootdir", str(Path(a.file).parent), "-q"]
-    command += ["-p", "no:cacheprovider", "-p", "share"]
-    if a.cpu:
-        command += ["-p", "on_cpu"]
-    options["outcomes"] = folder / f"{name}.jsonl"
-    command += [f"--{key}={value}" for key, value in options.items() if value is not None]
-    path = os.pathsep.join(filter(None, [str(SHIM), os.environ.get("PYTHONPATH")]))
-    with open(folder / f"{name}.log", "w", encoding="utf-8") as log:
-        return subprocess.Popen(
-            command + rest, env={**os.environ, "PYTHONPATH": path}, stdout=log, stderr=subprocess.STDOUT
-        )
+    plugins = ["cases", "on_cpu"] if a.cpu else ["cases"]
+    return processes.start(a.file, name, folder, plugins, [SHIM], options, rest)
 
 
-def read(paths):
-    """The rows of all cases by name, and the outcomes by name, the last of each."""
-    names, outcomes = {}, {}
-    for path in paths:
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            said = json.loads(line)
-            names.update(said.get("collected", []))
-            if "case" in said:
-                outcomes[said["case"]] = said
-    return names, outcomes
-
-
-def named(outcomes, folder, name, wanted):
+def those(outcomes, folder, name, wanted):
     """A file with the names of the cases that came out so."""
-    path = folder / name
-    path.write_text(json.dumps([case for case, said in outcomes.items() if wanted(said["outcome"])]), encoding="utf-8")
-    return path
+    return named((case for case, said in outcomes.items() if wanted(said["outcome"])), folder, name)
 
 
 def run(a, rest, folder):
@@ -71,18 +46,18 @@ def run(a, rest, folder):
     began = time.time()
     until = [None, None] if a.seconds is None else [began + a.seconds * FIRST, began + a.seconds]
     _, earlier = read(a.after)
-    done = named(earlier, folder, "done.json", lambda outcome: outcome != MEMORY)
+    done = those(earlier, folder, "done.json", lambda outcome: outcome != MEMORY)
     first, step = (int(x) for x in a.share.split("/"))
-    processes = {}
+    started = {}
     for job in range(a.jobs):
         share = f"{first + step * job}/{step * a.jobs}"
         memory = 0.95 / a.jobs if a.jobs > 1 and not a.cpu else None
         options = dict(share=share, until=until[0], done=done, memory=memory)
-        processes[str(job)] = start(a, rest, str(job), folder, **options)
-    codes = {name: process.wait() for name, process in processes.items()}
+        started[str(job)] = start(a, rest, str(job), folder, **options)
+    codes = {name: process.wait() for name, process in started.items()}
     paths = [folder / f"{name}.jsonl" for name in codes]
     # Cases of earlier runs that ended for lack of memory have come again among these.
-    again = named(read(paths)[1], folder, "again.json", lambda outcome: outcome == MEMORY)
+    again = those(read(paths)[1], folder, "again.json", lambda outcome: outcome == MEMORY)
     if json.loads(again.read_text()):
         codes["alone"] = start(a, rest, "alone", folder, only=again, until=until[1]).wait()
         paths.append(folder / "alone.jsonl")

@@ -1,0 +1,284 @@
+#!/usr/bin/env python3
+"""Models of PyTorch and of libraries before and after `signflash.enable()`: what is taken, and what it saves.
+
+    pip install timm torchvision x-transformers transformers torch-geometric
+    python3 benchmarks/enable.py                     writes enable.json and enable.md; `--device cuda` for a GPU
+    python3 benchmarks/enable.py --only BERT         rows whose names have it; prints, writes nothing
+    python3 benchmarks/enable.py --losses            100 steps of two models with several seeds; writes enable_losses.json and .md
+    python3 benchmarks/enable.py --render            the pages from the results there
+
+A row is a model's training step, forward and backward, in train() with attention dropout, weights at random, on the CPU in
+float32, on a GPU in bfloat16 under autocast. PyTorch's attention is watched in one step, and `signflash.explain` says of each call
+whether it is taken and why not. Then both sides take turns, in another order each round: the whole step; and the calls that were
+seen, again, alone, forward and backward. A time is the median of the rounds. Extra memory is the growth of the peak in a step, in
+a process of its own for each side: of resident memory, on a GPU of what PyTorch allocated.
+"""
+
+import argparse
+import ctypes
+import datetime
+import gc
+import importlib.metadata
+import json
+import os
+import pathlib
+import random
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+
+import enable_losses
+import torch
+from cpu import cpu_name, status_bytes
+from enable_calls import Watch
+from enable_cases import BATCH, CASES, P
+
+FOLDER = pathlib.Path(__file__).resolve().parent
+MIB = 1024.0 * 1024.0
+SIDES = ("pytorch", "signflash")
+PACKAGES = ("torch", "timm", "torchvision", "x-transformers", "transformers", "torch-geometric")
+LEAST_ROUNDS = 3
+
+
+# ------------------------------------------------------------------------------------------------------ both sides
+
+
+def switch(side):
+    """Outside of what is timed."""
+    import signflash
+
+    if side == "signflash":
+        signflash.enable(transformers=False)
+    else:
+        signflash.disable()
+
+
+def synchronize(device):
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def milliseconds(run, device):
+    synchronize(device)
+    began = time.perf_counter()
+    run()
+    synchronize(device)
+    return (time.perf_counter() - began) * 1e3
+
+
+def in_turns(prepare, device, seconds):
+    """{side: {"median": ms, "least": ms}}; prepare() makes what is timed, anew each time, and its first two are not counted."""
+    times, order = {side: [] for side in SIDES}, random.Random(1)
+    until, rounds = time.monotonic() + seconds, 0
+    while rounds < 1 + LEAST_ROUNDS or time.monotonic() < until:
+        for side in order.sample(SIDES, len(SIDES)):
+            switch(side)
+            took = milliseconds(prepare(), device)
+            if rounds:
+                times[side].append(took)
+        rounds += 1
+    switch("pytorch")
+    found = {side: {"median": statistics.median(took), "least": min(took)} for side, took in times.items()}
+    return {**found, "rounds": rounds - 1}
+
+
+def peak_growth(run, device):
+    """Bytes by which the peak in run() lies above what there was before."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL(None).malloc_trim(0)  # what is free inside the allocator would hide growth
+    before = status_bytes("VmRSS:")
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak is counted from here
+    run()
+    return max(status_bytes("VmHWM:") - before, 0)
+
+
+# ------------------------------------------------------------------------------------------------------------ rows
+
+
+class Step:
+    """A case's training step on a device."""
+
+    def __init__(self, case, device):
+        torch.manual_seed(0)
+        self.device, self.loss = device, case.make(device)
+
+    def __call__(self):
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=self.device == "cuda"):
+            loss = self.loss()
+        loss.backward()
+
+
+def watched(step):
+    watch = Watch()
+    switch("pytorch")
+    with watch.watching():
+        step()
+    return watch
+
+
+def row_of(case, device, seconds):
+    step = Step(case, device)
+    watch = watched(step)
+    step()
+    taken, reasons = explained(step)
+    row = dict(library=case.library, name=case.name, tokens=case.tokens)
+    row.update(calls=len(watch.calls), own=len(watch.own), taken=taken, reasons=reasons)
+    row["what"] = sorted({call.words() for call in watch.calls} | {f"own softmax, p={p:g}" for p in watch.own})
+    row["memory"] = {}
+    for side in SIDES:
+        switch(side)
+        row["memory"][side] = peak_growth(step, device) / MIB
+    row["step"] = in_turns(lambda: step, device, seconds)
+    if watch.calls:
+        row["attention"] = in_turns(lambda: together([call.prepare() for call in watch.calls]), device, seconds)
+    return row
+
+
+def together(runs):
+    def run():
+        for one in runs:
+            one()
+
+    return run
+
+
+def measure(args):
+    rows, missing = [], {}
+    for case in CASES:
+        label = f"{case.library} {case.name} {case.tokens}"
+        if args.only and args.only not in label:
+            continue
+        try:
+            row = row_of(case, args.device, args.seconds)
+        except ImportError as error:
+            missing[case.library] = str(error)
+            continue
+        gc.collect()
+        rows.append(row)
+        print(line(row), flush=True)
+        if not args.only:
+            write("enable", {"about": about(args, missing), "rows": rows})
+    return {"about": about(args, missing), "rows": rows}
+
+
+def about(args, missing):
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    import signflash
+
+    machine = torch.cuda.get_device_name() if args.device == "cuda" else cpu_name("CPU")
+    return dict(
+        date=datetime.date.today().isoformat(), machine=machine, device=args.device, threads=torch.get_num_threads(),
+        cores=os.cpu_count(), load=os.getloadavg()[0], commit=args.commit or commit(), signflash=signflash.__version__,
+        versions=versions, missing=missing, command=" ".join(["python3", "benchmarks/enable.py", *sys.argv[1:]]),
+    )  # fmt: skip
+
+
+def commit():
+    done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, cwd=FOLDER)
+    return done.stdout.strip() or None
+
+
+# ------------------------------------------------------------------------------------------------------------ page
+
+
+def ratio(times):
+    return times["pytorch"]["median"] / times["signflash"]["median"]
+
+
+def cells(row):
+    """Of the table; what was not measured is empty."""
+    found = [row["library"], row["name"], str(row["tokens"]), "; ".join(row["what"])]
+    found.append(f"{row['taken']} of {row['calls'] + row['own']}")
+    for part in ("attention", "step"):
+        times = row.get(part)
+        found += ["", "", ""] if times is None else [*(f"{times[s]['median']:.1f}" for s in SIDES), f"{ratio(times):.2f}"]
+    return [*found, *(f"{row['memory'][side]:.0f}" for side in SIDES)]
+
+
+def line(row):
+    return "| " + " | ".join(cells(row)) + " |"
+
+
+HEAD = ["library", "model", "tokens", "its attention", "taken"]
+HEAD += [f"{part}: {what}" for part in ("attention", "step") for what in ("PyTorch ms", "ours ms", "ratio")]
+HEAD += ["extra memory: PyTorch MiB", "ours MiB"]
+
+
+def page(found):
+    about, rows = found["about"], found["rows"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
+    taken = [row for row in rows if row["taken"] == row["calls"] and row["calls"] and row["tokens"] >= 512]
+    short = [f"{row['library']} {row['name']} ({ratio(row['attention']):.2f})" for row in taken if ratio(row["attention"]) < 3]
+    goal = f"Of {len(taken)} models of 512 tokens and more whose attention is taken, {len(taken) - len(short)} compute it at least 3 times as fast"
+    goal += f"; these do not: {'; '.join(short)}." if short else "."
+    table = ["| " + " | ".join(HEAD) + " |", "|---|---|---:|---|---:|" + "---:|" * (len(HEAD) - 5), *map(line, rows)]
+    text = f"""# Models before and after `signflash.enable()`
+
+{about["machine"]}, {about["threads"]} threads on {about["cores"]} cores, load {about["load"]:.1f}; {versions}. Signflash
+{about["commit"]}, {about["date"]}: `{about["command"]}`, which says how. Batch {BATCH}, attention dropout {P} where nothing else
+is said. Ratio is PyTorch's time over ours.
+
+{goal}
+
+{chr(10).join(table)}
+
+## What is not taken, and why
+
+"""
+    reasons = {}
+    for row in rows:
+        for reason in row["reasons"]:
+            reasons.setdefault(reason, []).append(f"{row['library']} {row['name']} ({row['tokens']})")
+    text += "".join(f"- {reason}: {', '.join(names)}\n" for reason, names in reasons.items())
+    text += "".join(f"- {library} was not there: {why}\n" for library, why in about["missing"].items())
+    return text
+
+
+def render(folder=FOLDER):
+    for name, make in (("enable", page), ("enable_losses", lambda found: enable_losses.page(found["about"], found["losses"]))):
+        path = folder / f"{name}.json"
+        if path.exists():
+            (folder / f"{name}.md").write_text(make(json.loads(path.read_text())))
+
+
+def write(name, found):
+    (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--seconds", type=float, default=6.0, help="of a row's step, and of its attention alone, on both sides")
+    parser.add_argument("--only", help="rows whose library, name and tokens have this in them; writes nothing")
+    parser.add_argument("--commit", help="what the package was built from")
+    parser.add_argument("--losses", action="store_true", help="train instead")
+    parser.add_argument("--seeds", type=int, default=8, help="of --losses")
+    parser.add_argument("--render", action="store_true", help="only write the pages, from the results there")
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore", module="torch.nn")
+    if args.losses:
+        found = {"about": about(args, {}), "losses": enable_losses.run(switch, args.seeds, args.device)}
+        write("enable_losses", found)
+        print(enable_losses.page(found["about"], found["losses"]))
+    elif not args.render:
+        found = measure(args)
+        print(page(found))
+    if not args.only:
+        render()
+
+
+if __name__ == "__main__":
+    main()
