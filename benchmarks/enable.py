@@ -8,9 +8,9 @@
     python3 benchmarks/enable.py --render            the pages from the results there
 
 A row is a model's training step, forward and backward, in train() with attention dropout, weights at random, on the CPU in
-float32, on a GPU in bfloat16 under autocast. PyTorch's attention is watched in one step, and `signflash.explain` says of each call
-whether it is taken and why not. Then both sides take turns, in another order each round: the whole step; and the calls that were
-seen, again, alone, forward and backward. A time is the median of the rounds. Extra memory is the growth of the peak in a step, in
+float32, on a GPU in bfloat16 under autocast. `signflash.explain` says of each attention of one step whether it is taken and why not. Then both sides take turns, in another order each round: the whole step; and the calls that were
+seen, again, alone, forward and backward. A time is the median of the rounds; on the CPU it is processor time of one thread, which
+says what is computed on machines that others use, too (`--threads`: the sum of more). Extra memory is the growth of the peak in a step, in
 a process of its own for each side: of resident memory, on a GPU of what PyTorch allocated.
 """
 
@@ -32,7 +32,7 @@ import warnings
 import enable_losses
 import torch
 from cpu import cpu_name, status_bytes
-from enable_calls import Watch
+from enable_calls import watched
 from enable_cases import BATCH, CASES, P
 
 FOLDER = pathlib.Path(__file__).resolve().parent
@@ -40,6 +40,7 @@ MIB = 1024.0 * 1024.0
 SIDES = ("pytorch", "signflash")
 PACKAGES = ("torch", "timm", "torchvision", "x-transformers", "transformers", "torch-geometric")
 LEAST_ROUNDS = 3
+
 
 
 # ------------------------------------------------------------------------------------------------------ both sides
@@ -61,11 +62,13 @@ def synchronize(device):
 
 
 def milliseconds(run, device):
+    """By the clock on a GPU; on the CPU of the process's own processor time, which others on the machine change little."""
+    clock = time.perf_counter if device == "cuda" else time.process_time
     synchronize(device)
-    began = time.perf_counter()
+    began = clock()
     run()
     synchronize(device)
-    return (time.perf_counter() - began) * 1e3
+    return (clock() - began) * 1e3
 
 
 def in_turns(prepare, device, seconds):
@@ -116,29 +119,27 @@ class Step:
         loss.backward()
 
 
-def watched(step):
-    watch = Watch()
-    switch("pytorch")
-    with watch.watching():
-        step()
-    return watch
-
-
 def row_of(case, device, seconds):
+    import signflash
+
     step = Step(case, device)
-    watch = watched(step)
-    step()
-    taken, reasons = explained(step)
+    step()  # gradients are there, and what libraries make once
+    with watched() as calls:
+        step()
+    attentions = signflash.explain(step).attentions
+    own = {f"own softmax, p={x.dropout_p:g}" for x in attentions if x.key is None}
     row = dict(library=case.library, name=case.name, tokens=case.tokens)
-    row.update(calls=len(watch.calls), own=len(watch.own), taken=taken, reasons=reasons)
-    row["what"] = sorted({call.words() for call in watch.calls} | {f"own softmax, p={p:g}" for p in watch.own})
+    row["what"] = sorted({call.words() for call in calls} | own)
+    row["calls"] = sum(attentions.values())
+    row["taken"] = sum(count for x, count in attentions.items() if x.taken)
+    row["reasons"] = sorted({x.why for x in attentions if not x.taken})
     row["memory"] = {}
     for side in SIDES:
         switch(side)
         row["memory"][side] = peak_growth(step, device) / MIB
     row["step"] = in_turns(lambda: step, device, seconds)
-    if watch.calls:
-        row["attention"] = in_turns(lambda: together([call.prepare() for call in watch.calls]), device, seconds)
+    if calls:
+        row["attention"] = in_turns(lambda: together([call.prepare() for call in calls]), device, seconds)
     return row
 
 
@@ -201,7 +202,7 @@ def ratio(times):
 def cells(row):
     """Of the table; what was not measured is empty."""
     found = [row["library"], row["name"], str(row["tokens"]), "; ".join(row["what"])]
-    found.append(f"{row['taken']} of {row['calls'] + row['own']}")
+    found.append(f"{row['taken']} of {row['calls']}")
     for part in ("attention", "step"):
         times = row.get(part)
         found += ["", "", ""] if times is None else [*(f"{times[s]['median']:.1f}" for s in SIDES), f"{ratio(times):.2f}"]
@@ -220,14 +221,14 @@ HEAD += ["extra memory: PyTorch MiB", "ours MiB"]
 def page(found):
     about, rows = found["about"], found["rows"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
-    taken = [row for row in rows if row["taken"] == row["calls"] and row["calls"] and row["tokens"] >= 512]
+    taken = [row for row in rows if row["taken"] == row["calls"] and "attention" in row and row["tokens"] >= 512]
     short = [f"{row['library']} {row['name']} ({ratio(row['attention']):.2f})" for row in taken if ratio(row["attention"]) < 3]
     goal = f"Of {len(taken)} models of 512 tokens and more whose attention is taken, {len(taken) - len(short)} compute it at least 3 times as fast"
     goal += f"; these do not: {'; '.join(short)}." if short else "."
     table = ["| " + " | ".join(HEAD) + " |", "|---|---|---:|---|---:|" + "---:|" * (len(HEAD) - 5), *map(line, rows)]
     text = f"""# Models before and after `signflash.enable()`
 
-{about["machine"]}, {about["threads"]} threads on {about["cores"]} cores, load {about["load"]:.1f}; {versions}. Signflash
+{about["machine"]}, threads: {about["threads"]}, load {about["load"]:.1f} on {about["cores"]} cores; {versions}. Signflash
 {about["commit"]}, {about["date"]}: `{about["command"]}`, which says how. Batch {BATCH}, attention dropout {P} where nothing else
 is said. Ratio is PyTorch's time over ours.
 
@@ -262,6 +263,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--seconds", type=float, default=6.0, help="of a row's step, and of its attention alone, on both sides")
+    parser.add_argument("--threads", type=int, default=1, help="on the CPU")
     parser.add_argument("--only", help="rows whose library, name and tokens have this in them; writes nothing")
     parser.add_argument("--commit", help="what the package was built from")
     parser.add_argument("--losses", action="store_true", help="train instead")
@@ -269,6 +271,7 @@ def main():
     parser.add_argument("--render", action="store_true", help="only write the pages, from the results there")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", module="torch.nn")
+    torch.set_num_threads(args.threads)
     if args.losses:
         found = {"about": about(args, {}), "losses": enable_losses.run(switch, args.seeds, args.device)}
         write("enable_losses", found)

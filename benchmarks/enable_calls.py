@@ -1,4 +1,4 @@
-"""What the attention of a training step is: PyTorch's fused calls, caught to be called again alone, and softmaxes that drop."""
+"""PyTorch's attention in a training step, caught to be called again alone."""
 
 import contextlib
 import dataclasses
@@ -46,41 +46,19 @@ def fresh(x):
     return narrow.detach().clone().expand(x.shape)
 
 
-class Watch:
-    """While it is entered, `calls` grows by what is called of PyTorch's attention, `own` by other dropouts of a softmax."""
+@contextlib.contextmanager
+def watched():
+    """A list that grows by what is called of PyTorch's attention."""
+    calls, fused = [], F.scaled_dot_product_attention
 
-    def __init__(self):
-        self.calls: typing.List[Call] = []
-        self.own: typing.List[float] = []
+    def seen(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **more):
+        given = (query, key, value, attn_mask)
+        tensors = tuple((None, False) if x is None else (x.detach(), x.requires_grad) for x in given)
+        calls.append(Call(tensors, dict(dropout_p=dropout_p, is_causal=is_causal, **more)))
+        return fused(query, key, value, attn_mask, dropout_p, is_causal, **more)
 
-    @contextlib.contextmanager
-    def watching(self):
-        fused, dropout = F.scaled_dot_product_attention, F.dropout
-
-        def seen(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **more):
-            tensors = tuple((None if x is None else x.detach(), bool(x is not None and x.requires_grad)) for x in (query, key, value, attn_mask))
-            self.calls.append(Call(tensors, dict(dropout_p=dropout_p, is_causal=is_causal, **more)))
-            return fused(query, key, value, attn_mask, dropout_p, is_causal, **more)
-
-        def dropped(input, p=0.5, training=True, inplace=False):
-            if training and p > 0 and is_softmax(input):
-                self.own.append(p)
-            return dropout(input, p, training, inplace)
-
-        F.scaled_dot_product_attention, F.dropout = seen, dropped
-        try:
-            yield self
-        finally:
-            F.scaled_dot_product_attention, F.dropout = fused, dropout
-
-
-def is_softmax(x):
-    """Whether x is what a softmax returned, or a view of it."""
-    function = x.grad_fn
-    for _ in range(5):
-        if function is None:
-            return False
-        if "Softmax" in function.name():
-            return x.dim() >= 3
-        function = next((before for before, _ in function.next_functions if before is not None), None)
-    return False
+    F.scaled_dot_product_attention = seen
+    try:
+        yield calls
+    finally:
+        F.scaled_dot_product_attention = fused
