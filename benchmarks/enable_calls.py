@@ -21,7 +21,9 @@ class Call:
         said = f"p={self.settings['dropout_p']:g}"
         said += ", causal" if self.settings["is_causal"] else ""
         if mask is not None:
-            shape = "".join("1" if mask.stride(i) == 0 or n == 1 else "BHQK"[4 - mask.dim() :][i] for i, n in enumerate(mask.shape))
+            names = "BHQK"[4 - mask.dim() :]
+            repeated = [stride == 0 or size == 1 for stride, size in zip(mask.stride(), mask.shape)]
+            shape = "".join("1" if is_one else name for name, is_one in zip(names, repeated))
             kind = "bool" if mask.dtype == torch.bool else "float"
             said += f", {kind} mask ({shape})" + (" with its gradient" if needs_gradient else "")
         return said + ("" if q.shape[-3] == k.shape[-3] else f", {q.shape[-3]} heads of {k.shape[-3]}")

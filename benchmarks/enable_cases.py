@@ -105,7 +105,9 @@ def decoder(device, tokens, padded=False):
 def transformer(device, tokens, padded=False):
     module = nn.Transformer(WIDTH, HEADS, 1, 1, 4 * WIDTH, dropout=P, batch_first=True).to(device).train()
     x, y = rows(device, tokens), rows(device, tokens)
-    hidden = torch.zeros(BATCH, tokens, device=device).masked_fill(padding(tokens, device), -torch.inf) if padded else None
+    hidden = (
+        torch.zeros(BATCH, tokens, device=device).masked_fill(padding(tokens, device), -torch.inf) if padded else None
+    )
     masks = dict(src_key_padding_mask=hidden, tgt_key_padding_mask=hidden, memory_key_padding_mask=hidden)
     return lambda: weight(module(x, y, tgt_mask=causal(tokens, device), **masks))
 
@@ -177,7 +179,9 @@ def x_transformer(device, tokens, kind, padded=False, **settings):
     layers = getattr(x_transformers, kind)
     settings = {"attn_flash": True, **settings}
     layers = layers(dim=WIDTH, depth=1, heads=HEADS, attn_dropout=P, **settings)
-    module = x_transformers.TransformerWrapper(num_tokens=256, max_seq_len=tokens, attn_layers=layers).to(device).train()
+    module = (
+        x_transformers.TransformerWrapper(num_tokens=256, max_seq_len=tokens, attn_layers=layers).to(device).train()
+    )
     x, seen = words(device, tokens), dict(mask=~padding(tokens, device)) if padded else {}
     return lambda: weight(module(x, **seen))
 
@@ -196,7 +200,11 @@ def hugging_face(device, tokens, kind, padded=False, implementation="sdpa"):
         settings.update(n_embd=WIDTH, n_layer=1, n_head=HEADS, attn_pdrop=P, n_positions=tokens)
     else:
         settings.update(hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=HEADS, intermediate_size=4 * WIDTH)
-        settings.update(dict(num_key_value_heads=2, attention_dropout=P) if kind == "Llama" else dict(attention_probs_dropout_prob=P))
+        settings.update(
+            dict(num_key_value_heads=2, attention_dropout=P)
+            if kind == "Llama"
+            else dict(attention_probs_dropout_prob=P)
+        )
     config = getattr(transformers, f"{kind}Config")(**settings, max_position_embeddings=tokens)
     module = getattr(transformers, f"{kind}Model")(config).to(device).train()
     inputs = dict(input_ids=words(device, tokens))

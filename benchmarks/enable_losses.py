@@ -70,15 +70,13 @@ class Reverse(nn.Module):
         return self.symbol(x) + self.position(torch.arange(x.shape[1], device=x.device))
 
     def loss(self, rows):
-        hidden = torch.arange(rows.shape[1], device=rows.device)[None] >= rows.shape[1] - 4 * torch.arange(
-            len(rows), device=rows.device
-        )[:, None].remainder(4)
+        tokens, places = rows.shape[1], torch.arange(rows.shape[1], device=rows.device)
+        hidden = places >= tokens - 4 * torch.arange(len(rows), device=rows.device)[:, None].remainder(4)
         wanted = rows.flip(1)
         begun = torch.cat([torch.full_like(wanted[:, :1], SYMBOLS), wanted[:, :-1]], dim=1)
         mask = nn.Transformer.generate_square_subsequent_mask(wanted.shape[1], device=rows.device)
-        y = self.transformer(
-            self.embed(rows), self.embed(begun), tgt_mask=mask, src_key_padding_mask=hidden, memory_key_padding_mask=hidden
-        )
+        masks = dict(tgt_mask=mask, src_key_padding_mask=hidden, memory_key_padding_mask=hidden)
+        y = self.transformer(self.embed(rows), self.embed(begun), **masks)
         return F.cross_entropy(self.head(y).flatten(0, 1), wanted.flatten())
 
 
@@ -138,7 +136,8 @@ def compared(losses):
             apart = differences[side]
             error = max(statistics.stdev(apart), chance) / math.sqrt(len(apart))
             difference = statistics.mean(apart)
-            rows.append(dict(side=side, what=what, mean=statistics.mean(means[side]), difference=difference, errors=difference / error))
+            row = dict(side=side, what=what, mean=statistics.mean(means[side]), difference=difference)
+            rows.append({**row, "errors": difference / error})
     return rows
 
 
@@ -149,7 +148,8 @@ def verdict(rows):
     return ours and sees
 
 
-def page(about, found):
+def page(found):
+    about = found["about"]
     text = f"""# Losses of 100 steps before and after `signflash.enable()`
 
 {about["machine"]}, PyTorch {about["versions"]["torch"]}, Signflash {about["commit"]}, {about["date"]}: `{about["command"]}`.
@@ -158,7 +158,7 @@ def page(about, found):
 
 Attention dropout {DROPOUT_P}; {TOKENS} tokens, batch {BATCH}, {LAYERS} layers of {WIDTH}, {HEADS} heads.
 """
-    for name, losses in found.items():
+    for name, losses in found["losses"].items():
         rows = compared(losses)
         text += f"\n## {name}\n\n{len(losses['pytorch'])} seeds. "
         text += "Not told apart.\n" if verdict(rows) else "**The test fails.**\n"

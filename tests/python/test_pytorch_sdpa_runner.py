@@ -61,9 +61,7 @@ def test_the_runner_of_pytorchs_file_names_what_fails_with_us_alone(tmp_path):
     words = came.stdout + came.stderr
     assert came.returncode == 1, words
     failed = [line.split(": ")[1] for line in words.splitlines() if line.startswith("failed with us only")]
-    assert sorted(failed) == [
-        f"TestCPU::test_that_{what}" for what in ("fails_with_us", "goes_down", "hangs")
-    ], words
+    assert sorted(failed) == [f"TestCPU::test_that_{what}" for what in ("fails_with_us", "goes_down", "hangs")], words
     assert "not twice the same: TestCPU::test_that_fails_once" in words
     assert "5 of 6 cases passed without us, 3 of them fail with us" in words
     said = [json.loads(line) for path in (tmp_path / "kept").rglob("*.jsonl") for line in path.read_text().splitlines()]

@@ -162,7 +162,9 @@ def main() -> int:
         report(plain, enabled, failed, [case for case in suspects if case not in failed])
         print("\n".join(plain.odd + enabled.odd))
         count = len(passed(plain.outcomes))
-        print(f"{count} of {len(plain.names)} cases passed without us, {len(failed)} of them fail with us; {time.time() - began:.0f} s")
+        print(
+            f"{count} of {len(plain.names)} cases passed without us, {len(failed)} of them fail with us; {time.time() - began:.0f} s"
+        )
     return 1 if failed or not enabled.outcomes or plain.odd or enabled.odd else 0
 
 
