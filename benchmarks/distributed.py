@@ -16,11 +16,10 @@ import statistics
 import time
 from pathlib import Path
 
+import signflash
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-
-import signflash
 from signflash import distributed
 
 METHODS = ("ring", "all_gather", "ulysses")
@@ -160,6 +159,10 @@ def spans_of(events, is_sent):
     return merged
 
 
+def milliseconds(spans):
+    return sum(end - begin for begin, end in spans) / 1e3
+
+
 def overlap(a, b):
     return sum(max(0, min(x[1], y[1]) - max(x[0], y[0])) for x in a for y in b)
 
@@ -181,13 +184,12 @@ def trace(a, device, dtype, rank):
         profile.export_chrome_trace(str(path))
         on_gpu = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
         computed, sent = spans_of(on_gpu, False), spans_of(on_gpu, True)
-        length = lambda spans: sum(end - begin for begin, end in spans) / 1e3
         ends = [x for span in (*computed, *sent) for x in span]
         took = (max(ends) - min(ends)) / 1e3 if ends else 0.0
         both = overlap(computed, sent) / 1e3
         print(
-            f"{method}: {took:.2f} ms, computing {length(computed):.2f}, sending {length(sent):.2f}, both {both:.2f}, neither "
-            f"{took - length(computed) - length(sent) + both:.2f}; {path}",
+            f"{method}: {took:.2f} ms, computing {milliseconds(computed):.2f}, sending {milliseconds(sent):.2f}, both {both:.2f}, neither "
+            f"{took - milliseconds(computed) - milliseconds(sent) + both:.2f}; {path}",
             flush=True,
         )
 

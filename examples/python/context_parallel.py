@@ -14,14 +14,13 @@ import json
 import os
 from pathlib import Path
 
+import signflash
 import torch
 import torch.distributed as dist
+from signflash import distributed
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn import functional as F
-
-import signflash
-from signflash import distributed
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -177,7 +177,20 @@ def back(like: Any, x):
 
 
 def attention(
-    given_q, k, v, settings, *, cu_seqlens, seed, offset, generator, rng_state, deterministic, return_probs, joined, wide
+    given_q,
+    k,
+    v,
+    settings,
+    *,
+    cu_seqlens,
+    seed,
+    offset,
+    generator,
+    rng_state,
+    deterministic,
+    return_probs,
+    joined,
+    wide,
 ):
     """(out, lse, probs or None, (seed, offset)); the backward of the CPU is always deterministic."""
     np = numpy()
@@ -247,7 +260,10 @@ def backward(dout, given_q, k, v, out, lse, dlse, settings, state, cu_seqlens, j
         (lent(lse), None if dlse is None else lent(dlse)),
         lent_starts(found),
         lent_scores(joined),
-        (*(None if x is None else written(x) for x in gradients[:4]), None if gradients[4] is None else gradients[4].ctypes.data),
+        (
+            *(None if x is None else written(x) for x in gradients[:4]),
+            None if gradients[4] is None else gradients[4].ctypes.data,
+        ),
         0,
         False,
         (*state, 0),

@@ -181,7 +181,9 @@ def _is_wide(argument: str, dtype: Any, q: Any, return_probs: bool = False) -> b
     if name not in ("float32", own):
         raise TypeError(f"{argument} must be float32, or None for q's dtype, got {dtype!r}")
     if name != own and return_probs:
-        raise ValueError(f"return_probs was given together with {argument}; probs have q's dtype: ask for them in another call")
+        raise ValueError(
+            f"return_probs was given together with {argument}; probs have q's dtype: ask for them in another call"
+        )
     return name != own
 
 

@@ -1,11 +1,10 @@
 """What ranks must have alike, and what else than plain tensors takes part: seeds, debug, contexts, DTensors."""
 
 import pytest
+import signflash
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-
-import signflash
 from signflash import distributed
 
 
@@ -38,7 +37,9 @@ def debug_names_the_rank_that_differs(rank, ranks):
         "sinks": dict(sinks=torch.zeros(4)),
     }
     for name, of_last in differences.items() if ranks > 1 else ():
-        with pytest.raises(ValueError, match=rf"ranks differ, and must not: .*{name} is .* on rank {last}\b|{name} is "):
+        with pytest.raises(
+            ValueError, match=rf"ranks differ, and must not: .*{name} is .* on rank {last}\b|{name} is "
+        ):
             call_with(rank, ranks, of_last)
     call_with(rank, ranks)  # and alike they are computed
 
@@ -89,7 +90,10 @@ def checkpoints_repeat_the_mask_or_say_so(rank, ranks):
     from torch.utils.checkpoint import checkpoint
 
     parts = [distributed.shard_sequence(x).requires_grad_() for x in tensors()[:3]]
-    run = lambda q, k, v, **seed: distributed.attention(q, k, v, dropout_p=0.3, seqlen=48, **seed)
+
+    def run(q, k, v, **seed):
+        return distributed.attention(q, k, v, dropout_p=0.3, seqlen=48, **seed)
+
     out = checkpoint(run, *parts, seed=4, use_reentrant=False)
     found = torch.autograd.grad(out.sum(), parts)
     wanted = torch.autograd.grad(run(*parts, seed=4).sum(), parts)
@@ -162,6 +166,30 @@ def heads_of_tensor_parallel_ranks_are_the_whole(rank, ranks):
         torch.testing.assert_close(got, want[:, :, first : first + 2], atol=1e-5, rtol=1e-4)
 
 
+def nothing_of_anything_is_computed(rank, ranks):
+    for batch, seqlen in ((0, 16), (2, 0), (1, 1)):
+        x = torch.randn(batch, seqlen, 8, 16)
+        for method in ("ring", "all_gather", "ulysses"):
+            own = distributed.shard_sequence(x).requires_grad_()
+            out = distributed.attention(own, own, own, seqlen=seqlen, method=method, dropout_p=0.1, seed=1)
+            (found,) = torch.autograd.grad(out.sum(), own)
+            assert out.shape == own.shape == found.shape
+
+
+def compiled_code_and_recorders(rank, ranks):
+    """A compiler runs it as it is; who records operators would not see what is sent, and is refused."""
+    x = distributed.shard_sequence(tensors()[0])
+
+    def call(x):
+        return distributed.attention(x, x, x, causal=True, seqlen=48) + 1.0
+
+    torch.testing.assert_close(torch.compile(call, backend="eager")(x), call(x))
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with pytest.raises(NotImplementedError, match="recorded"), FlopCounterMode(display=False):
+        call(x)
+
+
 def the_example_learns_as_one_process_does(rank, ranks):
     """FSDP2 over all ranks, half of them sharing each sequence, or all."""
     import sys
@@ -188,6 +216,8 @@ CHECKS = [
     the_context_is_that_of_one_process,
     dtensors_say_where_they_lie,
     heads_of_tensor_parallel_ranks_are_the_whole,
+    nothing_of_anything_is_computed,
+    compiled_code_and_recorders,
     the_example_learns_as_one_process_does,
 ]
 
@@ -202,7 +232,9 @@ def a_rank_that_ends_is_named(rank, ranks):
     if rank == ranks - 1:
         os._exit(0)
     began = time.monotonic()
-    with pytest.raises(RuntimeError, match=r"signflash.distributed.attention\(method='ring'\), forward, step .* failed: a rank has"):
+    with pytest.raises(
+        RuntimeError, match=r"signflash.distributed.attention\(method='ring'\), forward, step .* failed: a rank has"
+    ):
         distributed.attention(x, x, x, layout="contiguous")
     assert time.monotonic() - began < 30
     os._exit(0)  # no rank waits for the one that has ended
@@ -220,7 +252,9 @@ def a_rank_that_falls_behind_is_named(rank, ranks):
         time.sleep(8)
         return
     began = time.monotonic()
-    with pytest.raises(RuntimeError, match=r"signflash.distributed.attention\(method='all_gather'\), forward: .* failed: a rank has"):
+    with pytest.raises(
+        RuntimeError, match=r"signflash.distributed.attention\(method='all_gather'\), forward: .* failed: a rank has"
+    ):
         distributed.attention(x, x, x, layout="contiguous", method="all_gather", group=group)
     assert time.monotonic() - began < 30
 

@@ -5,9 +5,8 @@ import random
 from typing import NamedTuple, Optional
 
 import reference
-import torch
-
 import signflash
+import torch
 from signflash import distributed
 
 SEED = dict(seed=987654321, offset=32)
@@ -64,7 +63,9 @@ def draw(number, ranks):
         if not is_cross:
             starts = (starts[0], starts[0])
     layouts = ["zigzag", "contiguous", tuple(cut(rng, total, ranks) for total in (of_q, of_k))]
-    seen = rng.choice([{}, dict(causal=True), dict(causal=True), dict(window=(20, 3)), dict(window=(9, -1), causal=True)])
+    seen = rng.choice(
+        [{}, dict(causal=True), dict(causal=True), dict(window=(20, 3)), dict(window=(9, -1), causal=True)]
+    )
     names = [name for name in ("softcap", "alibi_slopes", "bias", "mask", "sinks") if rng.random() < 0.25]
     return Case(
         number,
@@ -101,7 +102,12 @@ def make(case):
         return torch.randn(shape, generator=generator)
 
     batch = () if case.starts else (case.batch,)
-    shapes = [(*batch, of_q, heads, dim), (*batch, of_k, heads_k, dim), (*batch, of_k, heads_k, dim_v), (*batch, of_q, heads, dim_v)]
+    shapes = [
+        (*batch, of_q, heads, dim),
+        (*batch, of_k, heads_k, dim),
+        (*batch, of_k, heads_k, dim_v),
+        (*batch, of_q, heads, dim_v),
+    ]
     q, k, v, dout = (normal(*shape).to(getattr(torch, case.dtype)) for shape in shapes)
     joined = {}
     if "softcap" in case.scores:
@@ -139,7 +145,9 @@ def expected(case, given):
     if case.starts:
         lengths = [tuple(of[i + 1] - of[i] for of in case.starts) for i in range(len(case.starts[0]) - 1)]
         longest = [max(pair[side] for pair in lengths) for side in (0, 1)]
-        keep = torch.as_tensor(reference.keep((len(lengths), heads, *longest), case.p, *SEED.values())) if case.p else None
+        keep = (
+            torch.as_tensor(reference.keep((len(lengths), heads, *longest), case.p, *SEED.values())) if case.p else None
+        )
         out, lse = reference.packed(*leaves, lengths, keep=keep, **settings, **joined)
         if "sinks" in joined:  # a row behind the last sequence has its sink, and nothing else, in ours; none there
             lse = lse.clone()
@@ -148,7 +156,9 @@ def expected(case, given):
         keep = reference.keep(shape, case.p, *SEED.values()) if case.p else None
         out, lse, _ = reference.attention(*leaves, keep=keep, **settings, **joined)
     seen = torch.isfinite(lse.detach())
-    loss = (out * given.dout.double()).sum() + (torch.where(seen, lse, torch.zeros_like(lse)) * given.dlse.double()).sum()
+    loss = (out * given.dout.double()).sum() + (
+        torch.where(seen, lse, torch.zeros_like(lse)) * given.dlse.double()
+    ).sum()
     names = ["q", "k", "v", *differentiated(joined)]
     found = torch.autograd.grad(loss, [*leaves, *(joined[name] for name in differentiated(joined))], allow_unused=True)
     likes = [*leaves, *(joined[name] for name in differentiated(joined))]

@@ -5,10 +5,9 @@ import functools
 import distributed_agreement as agreement
 import distributed_cases as cases
 import reference
+import signflash
 import torch
 import torch.distributed as dist
-
-import signflash
 from signflash import distributed
 from signflash.distributed.layout import layouts_of
 
@@ -48,7 +47,13 @@ def partial_results_that_are_rounded_first(rank, ranks):
     compute.wide_dtype = lambda x: x.dtype
     try:
         for method in ("ring", "all_gather"):
-            a_case(0, rank, ranks, dict(method=method, dtype="bfloat16", lengths=(96, 96), starts=None, layout="zigzag"), 3.0)
+            a_case(
+                0,
+                rank,
+                ranks,
+                dict(method=method, dtype="bfloat16", lengths=(96, 96), starts=None, layout="zigzag"),
+                3.0,
+            )
     finally:
         compute.wide_dtype = own
 
@@ -125,7 +130,9 @@ def the_dropout_mask_is_that_of_one_device(rank, ranks):
 
 
 def results_are_the_same_bits_in_every_run(rank, ranks):
-    case = cases.draw(0, ranks)._replace(method="ring", dtype="bfloat16", starts=None, layout="zigzag", lengths=(96, 96), heads=(8, 2))
+    case = cases.draw(0, ranks)._replace(
+        method="ring", dtype="bfloat16", starts=None, layout="zigzag", lengths=(96, 96), heads=(8, 2)
+    )
     case = case._replace(p=0.2, seen=dict(causal=True), scores=(), dims=(16, 16))
     given = cases.make(case)
     layouts = layouts_of("zigzag", case.lengths, ranks)

@@ -52,7 +52,9 @@ def test_transformers_layers_of_one_rank_are_refused(tmp_path):
     from signflash import distributed
     from signflash._transformers import attention_forward
 
-    torch.distributed.init_process_group("gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
+    )
     try:
         x = torch.randn(1, 2, 8, 4)
         with distributed.context_parallel(), pytest.raises(NotImplementedError, match='use attn_implementation="sdpa"'):

@@ -38,7 +38,16 @@ def test_float32_results_of_arrays():
     assert [x.dtype for x in found] == [np.float32] * 3
 
 
-@pytest.mark.parametrize("seen", [dict(causal=True), dict(window=(9, 4)), dict(alibi_slopes=torch.ones(4) / 8)], ids=str)
+def weight(lse, both):
+    """What part of both together one of them has."""
+    return torch.where(both == -torch.inf, torch.zeros(()), (lse - both).exp()).transpose(1, 2)[..., None]
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [dict(causal=True), dict(window=(9, 4)), dict(alibi_slopes=torch.ones(4) / 8)],
+    ids=lambda seen: next(iter(seen)),
+)
 def test_pieces_with_diagonals_are_the_whole(seen):
     q, k, v, _ = make(torch.float32)
     whole, of_whole = signflash.attention(q, k, v, **SETTINGS, **seen, return_lse=True)
@@ -49,21 +58,19 @@ def test_pieces_with_diagonals_are_the_whole(seen):
             q[:, 20:], k[:, begin:end], v[:, begin:end], **SETTINGS, **seen, **piece, return_lse=True
         )
         both = of if lse is None else torch.logaddexp(lse, of)
-        weigh = lambda x: torch.where(both == -torch.inf, torch.zeros(()), (x - both).exp()).transpose(1, 2)[..., None]
-        total = out * weigh(of) if lse is None else total * weigh(lse) + out * weigh(of)
+        total = out if lse is None else total * weight(lse, both) + out * weight(of, both)
         lse = both
     torch.testing.assert_close(total, whole[:, 20:], atol=2e-6, rtol=0)
     torch.testing.assert_close(lse, of_whole[:, :, 20:], atol=2e-6, rtol=1e-6)
 
 
-def test_a_diagonal_is_compiled():
+def test_operators_take_a_diagonal():
     if not hasattr(torch.library, "register_autograd"):
         pytest.skip("operators need PyTorch 2.4")
     q, k, v, _ = make(torch.float32)
-    call = lambda q, k, v: torch.ops.signflash.attention_forward(
-        q, k, v, None, None, None, None, None, None, None, 0, 0, False, False, 0.0, None, True, -1, -1, False, 0.0, -3, []
-    )[0]
-    assert torch.equal(call(q, k, v), signflash.attention(q, k, v, causal=True, diagonal=-3))
+    settings = [0, 0, False, False, 0.0, None, True, -1, -1, False, 0.0, -3, []]  # the last but one is the diagonal
+    out = torch.ops.signflash.attention_forward(q, k, v, *[None] * 7, *settings)[0]
+    assert torch.equal(out, signflash.attention(q, k, v, causal=True, diagonal=-3))
 
 
 def test_what_is_not_there_is_refused():

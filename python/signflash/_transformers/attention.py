@@ -71,7 +71,9 @@ def attention_forward(
     if seen.seqlen_k < key.shape[2]:
         key, value = (x[:, :, : seen.seqlen_k] for x in (key, value))
     tensors = [x.transpose(1, 2) for x in (query, key, value)]
-    settings = dict(dropout_p=float(dropout), softmax_scale=scaling, causal=seen.right == 0, softcap=softcap, sinks=s_aux)
+    settings = dict(
+        dropout_p=float(dropout), softmax_scale=scaling, causal=seen.right == 0, softcap=softcap, sinks=s_aux
+    )
     settings.update(mask=seen.mask, bias=_bias(position_bias, seen))
     if seen.left is not None or seen.right:
         settings["window"] = tuple(-1 if x is None else x for x in (seen.left, seen.right))

@@ -8,7 +8,7 @@ import torch
 
 from .._attention import _joined, _pair
 from .._settings import UNBOUNDED, Shard, judged
-from .._torch import checks, scores
+from .._torch import checks, paths, scores
 from . import compare, dtensors, seeds
 from .compute import Call
 from .function import Distributed, Job
@@ -143,6 +143,7 @@ def attention(
     return (out, lse) if return_lse else out
 
 
+@torch.compiler.disable
 def _attention(tensors: Tuple, ranks: Ranks, given: Given, debug: bool) -> Tuple:
     if not debug:
         return _run(*_prepared(tensors, ranks, given))
@@ -175,6 +176,7 @@ def _prepared(tensors: Tuple, ranks: Ranks, given: Given) -> Tuple:
     )
     starts = None if given.cu_seqlens is None else [_numbers(x) for x in given.cu_seqlens]
     q, k, v = checks.autocast(q, k, v)
+    _refuse_recorders(q, k, v)
     checks.check_kinds(q, k, v, None if starts is None else _no_starts(q))
     checks.check_shapes(*(x if starts is None else x.unsqueeze(0) for x in (q, k, v)))
     totals = _totals(given.seqlen, (q.shape[-3], k.shape[-3]), ranks.size)
@@ -204,6 +206,16 @@ def _prepared(tensors: Tuple, ranks: Ranks, given: Given) -> Tuple:
     call = Call(geometry, arguments, shard, num_heads, num_heads_k, deterministic, alibi_slopes, mask)
     method = method_of(given.method, ranks, of_q, of_k, (num_heads, num_heads_k))
     return q, k, v, bias, sinks, Job(method, call, state, settings.dropout_p)
+
+
+def _refuse_recorders(q, k, v) -> None:
+    if not all(isinstance(x, torch.Tensor) for x in (q, k, v)):
+        return  # refused by name
+    if paths.needs_operator((q, k, v)):
+        raise NotImplementedError(
+            "signflash.distributed.attention cannot be recorded by tracers, dispatch modes (FlopCounterMode) and transforms of "
+            "torch.func, and takes no meta or fake tensors, and no subclasses but DTensors; call it outside of them"
+        )
 
 
 def _numbers(starts) -> Tuple[int, ...]:

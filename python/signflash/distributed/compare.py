@@ -49,7 +49,9 @@ def _compare(ranks, own, cause) -> None:
     dist.all_gather_object(every, own, group=ranks.group)
     refused = [f"rank {rank}: {of['error']}" for rank, of in enumerate(every) if "error" in of]
     if refused:
-        raise ValueError(f"{NAME}: arguments were refused on {len(refused)} of {ranks.size} ranks: " + "; ".join(refused)) from cause
+        raise ValueError(
+            f"{NAME}: arguments were refused on {len(refused)} of {ranks.size} ranks: " + "; ".join(refused)
+        ) from cause
     differences = [_difference(name, [of[name] for of in every]) for name in own]
     differences = [difference for difference in differences if difference]
     if differences:

@@ -12,7 +12,6 @@ from torch.overrides import TorchFunctionMode
 from .attention import attention
 from .sequence import shard_sequence
 
-
 #: The contexts that are entered now, the innermost last.
 ENTERED: List["Active"] = []
 
@@ -74,7 +73,9 @@ def context_parallel(
         seqlen = tensors[0].shape[dims[0]]
     for x, dim in zip(tensors, dims):
         if x.shape[dim] != seqlen:
-            raise ValueError(f"buffers must have {seqlen} positions, got {x.shape[dim]} in dimension {dim} of {tuple(x.shape)}")
+            raise ValueError(
+                f"buffers must have {seqlen} positions, got {x.shape[dim]} in dimension {dim} of {tuple(x.shape)}"
+            )
     active = Active(mesh, group, method, layout, seqlen, generator, debug)
     with torch.no_grad():
         originals = [None if keeps else x.clone() for x, keeps in zip(tensors, kept)]
@@ -125,7 +126,9 @@ def _sdpa(
 ):
     """With PyTorch's arguments."""
     if query.dim() != 4:
-        raise ValueError(f"query must have 4 dimensions (batch, num_heads, seqlen, head_dim), got shape {tuple(query.shape)}")
+        raise ValueError(
+            f"query must have 4 dimensions (batch, num_heads, seqlen, head_dim), got shape {tuple(query.shape)}"
+        )
     if is_causal and attn_mask is not None:
         raise ValueError("attn_mask was given together with is_causal; give one of them, as PyTorch asks")
     if is_causal and query.shape[2] != key.shape[2]:

@@ -22,7 +22,9 @@ def are(q, k, v) -> bool:
     kind = _kind()
     found = [kind is not None and isinstance(x, kind) for x in (q, k, v)]
     if any(found) and not all(found):
-        raise TypeError("q, k and v must be DTensors of one mesh, or plain tensors, got both; use distribute_tensor or to_local()")
+        raise TypeError(
+            "q, k and v must be DTensors of one mesh, or plain tensors, got both; use distribute_tensor or to_local()"
+        )
     return all(found)
 
 
@@ -88,7 +90,9 @@ def _refuse_others(placements, along) -> None:
         )
     for dim, name in ((BATCH, "batch"), (HEADS, "num_heads")):
         if len(along[dim]) > 1:
-            raise NotImplementedError(f"{name} is sharded along {len(along[dim])} dimensions of the mesh, expected one; flatten them")
+            raise NotImplementedError(
+                f"{name} is sharded along {len(along[dim])} dimensions of the mesh, expected one; flatten them"
+            )
 
 
 def _ranks(mesh, dims: List[int], method) -> Ranks:
@@ -101,7 +105,9 @@ def _ranks(mesh, dims: List[int], method) -> Ranks:
             )
         return Ranks.of(None, mesh[names[dims[0]], names[dims[1]]], method)
     if len(dims) > 1:
-        raise ValueError(f"seqlen is sharded along {len(dims)} dimensions of the mesh, expected one for method={method!r}")
+        raise ValueError(
+            f"seqlen is sharded along {len(dims)} dimensions of the mesh, expected one for method={method!r}"
+        )
     if not dims:
         raise ValueError(
             "seqlen is not sharded along any dimension of the mesh: no rank needs another's keys; call signflash.attention on "

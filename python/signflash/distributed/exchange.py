@@ -26,7 +26,10 @@ class Comm(NamedTuple):
 
     def exchange(self, what: "Parcel") -> "Pending":
         """Sends to one rank while another one's is received."""
-        operations, got = [], [torch.empty(shape, dtype=x.dtype, device=x.device) for x, shape in zip(what.sent, what.shapes)]
+        operations, got = (
+            [],
+            [torch.empty(shape, dtype=x.dtype, device=x.device) for x, shape in zip(what.sent, what.shapes)],
+        )
         for tag, x in enumerate(what.sent):
             if x.numel():
                 operations.append(dist.P2POp(dist.isend, _bytes(x), self.peer(what.to), self.group, what.tag + tag))
@@ -59,7 +62,9 @@ class Comm(NamedTuple):
         flat = flat.contiguous()
         room = torch.empty(longest * self.size, dtype=x.dtype, device=x.device)
         with self.named(doing):
-            work = dist.all_gather_into_tensor(_bytes(room), _bytes(flat), self.group, async_op=True) if longest else None
+            work = (
+                dist.all_gather_into_tensor(_bytes(room), _bytes(flat), self.group, async_op=True) if longest else None
+            )
         parts = [room.narrow(0, r * longest, _count(shape)).view(shape) for r, shape in enumerate(shapes)]
         return Pending(self, [work] if work else [], parts, [flat, room], doing)
 
