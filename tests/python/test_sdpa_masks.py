@@ -10,7 +10,7 @@ import signflash
 if not sdpa.HAS_SDPA:
     pytest.skip("this PyTorch has no F.scaled_dot_product_attention", allow_module_level=True)
 
-from signflash._sdpa import masks
+from signflash._sdpa import masks, takes
 from test_sdpa import compare
 
 SEQLEN, PADDED = 21, torch.arange(21) < torch.tensor([[21], [13]])
@@ -90,9 +90,16 @@ def test_large_negative_numbers_are_numbers(least):
 @pytest.mark.parametrize("p", [0.0, 0.2])
 @pytest.mark.parametrize("shape", [(SEQLEN, SEQLEN), (1, SEQLEN), (SEQLEN,), (1, 3, SEQLEN, SEQLEN), (2, 1, SEQLEN, SEQLEN)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_bias_that_learns_has_a_gradient(shape, p, dtype):
+def test_a_bias_that_learns_has_a_gradient(shape, p, dtype, monkeypatch):
+    monkeypatch.setattr(takes, "MANY_SCORES", SEQLEN * SEQLEN)
     bias = torch.randn(shape, generator=torch.Generator().manual_seed(4)).to(dtype).requires_grad_()
     compare(*sdpa.make(2, 3, SEQLEN, 8, dtype=dtype), p, bias)
+
+
+def test_without_dropout_pytorch_computes_a_small_one():
+    bias = torch.zeros(SEQLEN, SEQLEN, requires_grad=True)
+    taken, _ = sdpa.taken(sdpa.attend, *sdpa.make(2, 3, SEQLEN, 8), bias)
+    assert taken == [False]
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 1), (2, 3, SEQLEN, 1)])

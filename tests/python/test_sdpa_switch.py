@@ -138,6 +138,25 @@ def test_caches_on_disk_know_the_switch(runs, first, tmp_path, monkeypatch):
 
 
 @needs_compiler
+@pytest.mark.skipif(os.environ.get("SIGNFLASH_TEST") != "full", reason="compiles C++, which takes a minute")
+def test_what_inductor_recognises_as_attention_is_ours(runs):
+    def own(q, k, v):
+        scores = (q @ k.transpose(-2, -1)).div(q.shape[-1] ** 0.5)
+        return torch.nn.functional.dropout(scores.softmax(-1), 0.5) @ v
+
+    tensors, results = sdpa.make(2, 4, 64, 32), []
+    with signflash.enabled():
+        for function in (torch.compile(own), attend):
+            function(*tensors)
+            del runs[:]
+            with signflash.random_state(sdpa.SEED, sdpa.OFFSET):
+                out = function(*tensors)
+            assert runs == [1]
+            results.append([out, *torch.autograd.grad(out.square().sum(), tensors)])
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+@needs_compiler
 def test_a_tag_of_the_users_stays():
     config = pytest.importorskip("torch.compiler.config")
     if not hasattr(config, "cache_key_tag"):

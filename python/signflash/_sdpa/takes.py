@@ -34,7 +34,9 @@ WEIGHTS = Reason("need_attn_weights=True asks for the probabilities")
 GROUPS = Reason("enable_gqa with numbers of heads that signflash does not group")
 OLD_GPU = Reason("the GPU is older than Ampere")
 
-#: Ours is what drops; a bias that learns makes PyTorch store N x N without dropout, too.
+#: From so many scores a head on a bias that learns is faster with ours on a CPU without dropout, too: PyTorch, which has
+#: kernels for all else there, stores all probabilities (docs/pytorch.md has the measurement).
+MANY_SCORES = 512 * 512
 _HALF = (torch.float16, torch.bfloat16)
 _flash_allowed = getattr(torch._C, "_get_flash_sdp_enabled", lambda: True)
 _is_exporting = getattr(getattr(torch, "compiler", None), "is_exporting", lambda: False)
@@ -42,14 +44,17 @@ _is_exporting = getattr(getattr(torch, "compiler", None), "is_exporting", lambda
 
 def why_not(call: Call) -> Optional[Reason]:
     """None for a call that is ours. What a mask says is not looked at here."""
-    if call.dropout_p == 0.0 and not learns(call.attn_mask):
+    if call.dropout_p == 0.0 and not _learns_much(call):
         return NO_DROPOUT
     return _of_the_place(call) or _of_tensors(call) or _of_shapes(call)
 
 
-def learns(attn_mask) -> bool:
-    """Whether it is to have a gradient."""
-    return attn_mask is not None and attn_mask.requires_grad and torch.is_grad_enabled()
+def _learns_much(call) -> bool:
+    """Whether the mask is to have a gradient, of many scores, on a CPU."""
+    mask, q, k = call.attn_mask, call.query, call.key
+    if mask is None or not mask.requires_grad or not torch.is_grad_enabled() or q.device.type != "cpu":
+        return False
+    return q.dim() >= 2 and k.dim() >= 2 and q.shape[-2] * k.shape[-2] >= MANY_SCORES
 
 
 def _of_the_place(call) -> Optional[Reason]:
