@@ -9,7 +9,7 @@ import torch
 from . import compute
 from .exchange import Comm
 from .layout import Layout, Span
-from .merge import Partial
+from .merge import Partial, Sum
 
 
 class AllGather(NamedTuple):
@@ -31,14 +31,14 @@ class AllGather(NamedTuple):
         q, k, v, out, lse = saved
         results = compute.Results(out, lse, dout, dlse)
         every = self._gathered(k, v, "backward")
-        dq, *sums = compute.room_for_gradients(q, *every)
-        dbias = compute.room_for_gradients(operands.bias)[0] if wanted.dbias else None
+        dq, *sums = (Sum(x) for x in (q, *every))
+        dbias = compute.room_for_dbias(operands.bias, wanted.dbias)
         compute.backward_of(call, self._spans(), operands, *every, results, (dq, *sums, dbias))
-        dk, dv = self._returned(sums)
+        dk, dv = self._returned([one.total() for one in sums])
         dsinks = compute.dsinks_of(operands, results, wanted.dsinks)
         if not wanted.wide:
             dk, dv = dk.to(k.dtype), dv.to(v.dtype)
-        return dq.to(q.dtype), dk, dv, dbias, dsinks
+        return dq.total().to(q.dtype), dk, dv, dbias, dsinks
 
     def _spans(self):
         return self.of_q.spans[self.comm.rank], (Span(0, self.of_k.total),)

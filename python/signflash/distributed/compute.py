@@ -70,10 +70,6 @@ def rows_of(x, rows: slice):
     return x[..., rows, :, :]
 
 
-def empty_like_out(q, v):
-    return q.new_empty((*q.shape[:-1], v.shape[-1]))
-
-
 def wide_dtype(x):
     """Of partial results: a GPU's kernels round them, and say so (``out_dtype``)."""
     return x.dtype if x.is_cuda else torch.float32
@@ -141,7 +137,7 @@ def forward_of(call: Call, spans, operands: Operands, k, v, into: Partial) -> No
 
 
 def backward_of(call: Call, spans, operands: Operands, k, v, results: Results, into) -> None:
-    """Adds the gradients to those of ``into``: (dq, dk, dv, dbias or None), float32."""
+    """Adds the gradients to those of ``into``: sums of dq, dk and dv, and dbias in float32 or None."""
     q, bias, _ = operands
     dq, dk, dv, dbias = into
     for piece in pieces(call.geometry, *spans):
@@ -162,9 +158,9 @@ def backward_of(call: Call, spans, operands: Operands, k, v, results: Results, i
             grad_dtype=wide,
         )
         of_q, of_k, of_v = (x[0] for x in found[:3]) if alone else found[:3]
-        rows_of(dq, rows).add_(of_q)
-        rows_of(dk, columns).add_(of_k)
-        rows_of(dv, columns).add_(of_v)
+        dq.add(rows, of_q)
+        dk.add(columns, of_k)
+        dv.add(columns, of_v)
         if dbias is not None:
             _entries(dbias, piece, call.geometry.is_packed).add_(found[3])
 
@@ -214,6 +210,6 @@ def dsinks_of(operands: Operands, results: Results, wanted: bool) -> Optional[to
     return gradient_of_sinks(operands.sinks, results) if wanted else None
 
 
-def room_for_gradients(*tensors):
+def room_for_dbias(bias, wanted: bool):
     """Zeros in float32."""
-    return [torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in tensors]
+    return torch.zeros(bias.shape, dtype=torch.float32, device=bias.device) if wanted else None

@@ -7,6 +7,25 @@ import torch
 _NOTHING = float("-inf")
 
 
+class Sum:
+    """A gradient that is added up in float32, of a tensor's shape; nothing is zeroed where one part is all of it."""
+
+    def __init__(self, like) -> None:
+        self._like, self._total = like, None
+
+    def add(self, rows: slice, part) -> None:
+        """To some rows of (..., rows, heads, head_dim)."""
+        if self._total is None and part.shape == self._like.shape:
+            self._total = part.float()  # results of a call, which nobody else has
+        else:
+            self.total()[..., rows, :, :].add_(part)
+
+    def total(self):
+        if self._total is None:
+            self._total = torch.zeros(self._like.shape, dtype=torch.float32, device=self._like.device)
+        return self._total
+
+
 class Partial:
     """out (..., rows, heads, head_dim) and lse (..., heads, rows) of the keys that were added so far, float32."""
 
@@ -23,8 +42,8 @@ class Partial:
             into.copy_(out)
             of.copy_(lse)
         else:
-            merged, ours, theirs = _weights(of, lse)
-            into.mul_(ours).add_(out.float() * theirs)
+            merged, _, theirs = _weights(of, lse)
+            into.lerp_(out.float(), theirs)  # both weights add up to 1, or to 0 where both are 0: one pass
             of.copy_(merged)
         self._written.append((rows.start, rows.stop))
 

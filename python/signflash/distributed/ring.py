@@ -13,7 +13,7 @@ from typing import NamedTuple, Tuple
 from . import compute
 from .exchange import Comm, Parcel
 from .layout import Layout
-from .merge import Partial
+from .merge import Partial, Sum
 from .pieces import Geometry, pieces
 
 KEYS, GRADIENTS = 16, 32  # tags
@@ -49,13 +49,13 @@ class Ring(NamedTuple):
         alone = self._alone(call, q)
         if alone is not None:
             return compute.backward_alone(call, alone, operands, k, v, results, wanted)
-        (dq,) = compute.room_for_gradients(q)
-        dbias = compute.room_for_gradients(operands.bias)[0] if wanted.dbias else None
+        dq, dbias = Sum(q), compute.room_for_dbias(operands.bias, wanted.dbias)
         kv, steps, behind = [k.contiguous(), v.contiguous()], self._steps(call), None
         for step in range(steps):
             coming = self._pass_on(kv, step, steps, "backward")
-            sums = compute.room_for_gradients(*kv)
+            sums = [Sum(x) for x in kv]
             compute.backward_of(call, self._spans(step), operands, *kv, results, (dq, *sums, dbias))
+            sums = [one.total() for one in sums]
             if behind is not None:
                 for mine, others in zip(sums, behind.wait()):
                     mine.add_(others)
@@ -63,9 +63,9 @@ class Ring(NamedTuple):
             kv = coming.wait() if coming else kv
         dk, dv = behind.wait() if behind is not None else sums
         dsinks = compute.dsinks_of(operands, results, wanted.dsinks)
-        if wanted.wide:
-            return dq.to(q.dtype), dk, dv, dbias, dsinks
-        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dbias, dsinks
+        if not wanted.wide:
+            dk, dv = dk.to(k.dtype), dv.to(v.dtype)
+        return dq.total().to(q.dtype), dk, dv, dbias, dsinks
 
     def _owner(self, step: int) -> int:
         return (self.comm.rank - step) % self.comm.size
