@@ -70,7 +70,7 @@ CASES = {
     "float64": (lambda: attend(*plain(1, 2, 9, 8, dtype=torch.float64)), "float64"),
     "head_dim": (lambda: attend(*plain(1, 2, 9, 300)), "head_dim is 300"),
     "head_dim of v": (lambda: attend(*plain(1, 2, 9, 8, head_dim_v=300)), "value's 300"),
-    "SDPBackend.MATH": (lambda: of_a_kernel("MATH"), "SDPBackend.MATH"),
+    "SDPBackend.MATH": (lambda: of_a_kernel("MATH"), "sdpa_kernel"),
     "inference_mode": (in_inference_mode, None),
     "vmap": (lambda: vmapped(randomness="different"), None),
     "vmap, the same for all": (lambda: vmapped(randomness="same"), None),

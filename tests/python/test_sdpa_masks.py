@@ -11,6 +11,7 @@ if not sdpa.HAS_SDPA:
     pytest.skip("this PyTorch has no F.scaled_dot_product_attention", allow_module_level=True)
 
 from signflash._sdpa import masks, takes
+from signflash._torch import native
 from test_sdpa import compare
 
 SEQLEN, PADDED = 21, torch.arange(21) < torch.tensor([[21], [13]])
@@ -220,3 +221,53 @@ def test_a_mask_of_more_batches_than_queries():
     assert taken == [True]
     four = [x.expand(4, -1, -1, -1) for x in (q, k, v)]
     assert torch.allclose(out.double(), sdpa.expected(*four, 0.2, mask), atol=1e-6)
+
+
+@pytest.mark.parametrize("mask", [None, *(torch.zeros(SEQLEN, SEQLEN) + x for x in (0.0, 0.5))])
+def test_what_is_remembered_of_a_mask_does_not_keep_it(mask):
+    from torch.multiprocessing.reductions import StorageWeakRef
+
+    mask = causal_of("float") if mask is None else mask.clone()
+    weak = StorageWeakRef(mask.untyped_storage())
+    masks.look(mask, SEQLEN, SEQLEN)
+    assert not weak.expired()
+    del mask
+    assert weak.expired()
+
+
+@pytest.mark.skipif(not hasattr(torch.library, "register_autograd"), reason="operators need PyTorch 2.4")
+@pytest.mark.parametrize("name", ["causal", "causal and padding", "padding", "random", "bias", "rows", "learns"])
+def test_compiled_code_computes_what_eager_code_does(name, monkeypatch):
+    """To the bit: masks are read when it runs."""
+    given = {
+        "causal": CAUSAL,
+        "causal and padding": CAUSAL & KEYS,
+        "padding": KEYS,
+        "random": random_mask(2, 1, SEQLEN, SEQLEN),
+        "bias": torch.randn(2, 3, SEQLEN, SEQLEN),
+        "learns": torch.randn(1, 3, SEQLEN, SEQLEN).requires_grad_(),
+        "rows": BOOLEANS["hides rows"],
+    }[name]
+    tensors, results, ran = sdpa.make(2, 3, SEQLEN, 8), [], []
+    for half in ("forward", "backward"):
+        function = getattr(native, half)
+        monkeypatch.setattr(
+            native, half, lambda *args, _run=function, **rest: ran.append(rest["scores"]) or _run(*args, **rest)
+        )
+
+    def step(q, k, v, mask):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, dropout_p=0.2)
+
+    if name == "rows" and masks.hidden_rows_are_nan():
+        pytest.skip("NaN in this PyTorch")
+    wanted = [x for x in (*tensors, given) if x.requires_grad]
+    for function in (step, torch.compile(step, backend="aot_eager", fullgraph=True)):
+        del ran[:]
+        with signflash.random_state(sdpa.SEED, sdpa.OFFSET):
+            out = function(*tensors, given)
+        results.append([out, *torch.autograd.grad(out.square().sum(), wanted)])
+        assert len(ran) == 2
+        for scores in ran:
+            hides = scores is None or scores.bias is None
+            assert hides is (name not in ("bias", "learns"))
+    assert all(torch.equal(a, b) for a, b in zip(*results))

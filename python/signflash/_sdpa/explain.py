@@ -117,8 +117,8 @@ class _Recorder:
         self._add(reason is None, why, call)
 
     def _add(self, taken, why, call) -> None:
-        key = None if call.key is None else tuple(call.key.shape)
-        found = Attention(taken, why, float(call.dropout_p), tuple(call.query.shape), key, _caller())
+        key = None if call.key is None else _shape(call.key)
+        found = Attention(taken, why, float(call.dropout_p), _shape(call.query), key, _caller())
         with self._lock:
             self.found[found] = self.found.get(found, 0) + 1
 
@@ -150,6 +150,11 @@ class _Recorder:
         return torch.ops.aten.dropout.default.decompose(x, p, train)
 
 
+def _shape(x):
+    """A compiler's symbols as words, which can be compared without deciding on them."""
+    return tuple([size if type(size) is int else str(size) for size in x.shape])
+
+
 def _words(seen) -> str:
     """What a call computes beside queries and keys."""
     if seen is masks.CAUSAL:
@@ -157,7 +162,7 @@ def _words(seen) -> str:
     words = ["causal"] if seen.causal else []
     for name, x in (("mask", seen.mask), ("bias", seen.bias)):
         if x is not None:
-            words.append(f"{name} {str(tuple(x.shape)).replace(' ', '')}")
+            words.append(f"{name} {str(_shape(x)).replace(' ', '')}")
     return " and ".join(words)
 
 

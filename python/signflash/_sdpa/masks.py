@@ -29,25 +29,29 @@ CAUSAL = Seen(causal=True)
 #: A query sees no key, and PyTorch's result of that is NaN, which is not ours.
 HIDES_A_ROW = Seen()
 
-#: Of how many entries a first look at numbers takes every n-th: most biases are told by it.
-_FEW = 256
+#: Numbers that are added as they are. What is remembered of a mask has nothing of its memory, which it would keep alive.
+BIAS = Seen()
+
+#: So many entries of a dimension a first look takes: most biases are told by it.
+_FEW = 8
 
 
 def look(attn_mask, seqlen_q, seqlen_k) -> Seen:
     """What it says of so many queries and keys."""
     if attn_mask.requires_grad or attn_mask.device.type != "cpu" or paths.needs_operator((attn_mask,)):
         return Seen(mask=attn_mask) if attn_mask.dtype is torch.bool else Seen(bias=attn_mask)
-    return _known(attn_mask.detach(), seqlen_q, seqlen_k)
+    seen = _known(attn_mask.detach(), seqlen_q, seqlen_k)
+    return Seen(bias=attn_mask) if seen is BIAS else seen
 
 
 def _read(attn_mask, seqlen_q, seqlen_k) -> Seen:
     x = _distinct(attn_mask)
     if x.dtype is torch.bool:
-        seen = x
-    elif _hides_alone(x.flatten()[:: max(x.numel() // _FEW, 1)]) and _hides_alone(x):
+        seen = x.clone()
+    elif _hides_alone(x[tuple([slice(None, None, max(size // _FEW, 1)) for size in x.shape])]) and _hides_alone(x):
         seen = x == 0
     else:
-        return Seen(bias=attn_mask)
+        return BIAS
     if bool(seen.all()):
         return ALL
     if hidden_rows_are_nan() and not bool(seen.any(-1).all()):
@@ -76,7 +80,7 @@ def _of_rows(seen, seqlen_q, seqlen_k):
     """A mask of keys alone, or what it and causal attention say together; None of any other."""
     if seen.dim() < 2 or seen.shape[-2] == 1:
         return None
-    first, keys = seen[..., :1, :], seen[..., -1:, :]
+    first, keys = seen[..., :1, :], seen[..., -1:, :].clone()
     if torch.equal(first, keys):
         return Seen(mask=keys) if bool((seen == keys).all()) else None
     if seen.shape[-1] != seqlen_k:
@@ -85,6 +89,23 @@ def _of_rows(seen, seqlen_q, seqlen_k):
     if not torch.equal(seen, triangle & keys):
         return None
     return CAUSAL if bool(keys[..., :seqlen_q].all()) else Seen(causal=True, mask=keys)
+
+
+def of_scores(settings, scores, q, k):
+    """(settings, scores) of a dense call, rows first, whose bias says no more than which keys are seen: in those words.
+
+    For operators, which compiled code calls: while it was traced there were no numbers to read.
+    """
+    if scores is None or scores.bias is None or scores.mask is not None or scores.bias.device.type != "cpu":
+        return settings, scores
+    seen = look(scores.bias.detach(), q.shape[1], k.shape[1])
+    is_bound = settings.causal or settings.diagonal is not None or max(settings.window_left, settings.window_right) >= 0
+    if seen is HIDES_A_ROW or (seen.causal and is_bound):
+        return settings, scores
+    if seen.causal:
+        settings = settings._replace(causal=True, diagonal=0 if q.shape[1] != k.shape[1] else None)
+    scores = scores._replace(bias=seen.bias, mask=seen.mask)
+    return settings, None if all([x is None for x in scores]) else scores
 
 
 @functools.lru_cache(None)

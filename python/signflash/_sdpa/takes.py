@@ -23,7 +23,7 @@ NO_DROPOUT = Reason("dropout_p is 0, which PyTorch's own kernels compute", silen
 EMPTY = Reason("there is nothing to compute", silent=True)
 CERTAIN = Reason("dropout_p is 1 or no probability at all, which is PyTorch's to answer", silent=True)
 REFUSED = Reason("PyTorch refuses it", silent=True)
-ASKED_FOR_MATH = Reason("sdpa_kernel(SDPBackend.MATH) is asked for")
+NO_FLASH = Reason("sdpa_kernel leaves SDPBackend.FLASH_ATTENTION out, which is what ours stands for")
 EXPORT = Reason("torch.export: the program is to run where signflash is not installed")
 TRANSFORM = Reason("a transform of torch.func is at work")
 TANGENT = Reason("forward-mode derivatives are asked for, which signflash does not have")
@@ -60,7 +60,7 @@ def _learns_much(call) -> bool:
 def _of_the_place(call) -> Optional[Reason]:
     """What is at work around the call."""
     if not _flash_allowed():
-        return ASKED_FOR_MATH
+        return NO_FLASH
     if paths._functorch_level() is not None:
         return TRANSFORM
     if forward_ad._current_level >= 0 and any([forward_ad.unpack_dual(x).tangent is not None for x in call.tensors()]):

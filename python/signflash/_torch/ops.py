@@ -112,9 +112,19 @@ def _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, *rest):
     joined, (rng_state, seed, offset, _, return_probs, *settings) = rest[: scores.COUNT], rest[scores.COUNT :]
     settings, cu_seqlens = from_operator(settings), _pair(cu_seqlens_q, cu_seqlens_k)
     state = _state(q, cu_seqlens, rng_state, seed, offset, settings.dropout_p)
-    given = dict(cu_seqlens=cu_seqlens, scores=scores.of_operator(joined))
+    settings, of_call = _recognised(settings, scores.of_operator(joined), q, k, cu_seqlens)
+    given = dict(cu_seqlens=cu_seqlens, scores=of_call)
     out, lse, probs = native.forward(q, k, v, settings, state, return_probs, **given)
     return out, lse, q.new_empty(0) if probs is None else probs, state
+
+
+def _recognised(settings, of_call, q, k, cu_seqlens):
+    """The same where a bias is a mask in numbers, which compiled code makes of every mask, as eager code has it."""
+    if of_call is None or of_call.bias is None or cu_seqlens is not None:
+        return settings, of_call
+    from .._sdpa import masks
+
+    return masks.of_scores(settings, of_call, q, k)
 
 
 def _forward_fake(q, k, v, cu_seqlens_q, cu_seqlens_k, *rest):
@@ -134,8 +144,11 @@ def _forward_fake(q, k, v, cu_seqlens_q, cu_seqlens_k, *rest):
 
 def _backward(dout, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, *rest):
     joined, (state, dlse, *wanted, deterministic) = rest[: scores.COUNT], rest[scores.COUNT : scores.COUNT + 5]
-    settings = from_operator(rest[scores.COUNT + 5 :])
-    given = dict(cu_seqlens=_pair(cu_seqlens_q, cu_seqlens_k), scores=scores.of_operator(joined), wanted=wanted)
+    settings, cu_seqlens = from_operator(rest[scores.COUNT + 5 :]), _pair(cu_seqlens_q, cu_seqlens_k)
+    of_call = scores.of_operator(joined)
+    if not wanted[0]:
+        settings, of_call = _recognised(settings, of_call, q, k, cu_seqlens)
+    given = dict(cu_seqlens=cu_seqlens, scores=of_call, wanted=wanted)
     found = native.backward(dout, q, k, v, out, lse, dlse, settings, state, deterministic, **given)
     return tuple([q.new_empty(0) if x is None else x for x in found])
 
