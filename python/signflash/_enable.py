@@ -34,7 +34,9 @@ def enable(*, pytorch: Optional[bool] = None, transformers: Optional[bool] = Non
             switch.enable()
             done.append("pytorch")
         elif pytorch:
-            raise RuntimeError("pytorch=True, but there is no PyTorch; install torch, or call signflash.attention on arrays")
+            raise RuntimeError(
+                "pytorch=True, but there is no PyTorch; install torch, or call signflash.attention on arrays"
+            )
     if transformers is not False:
         if importlib.util.find_spec("transformers") is not None and _has_interfaces():
             from . import _transformers

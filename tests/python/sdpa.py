@@ -3,10 +3,9 @@
 import contextlib
 import math
 
-import torch
-
 import reference
 import signflash
+import torch
 from signflash._sdpa import notes
 
 SEED, OFFSET = 7, 32

@@ -48,7 +48,9 @@ def test_the_efficient_operator(enabled, p, masked):
         assert listener[0][2].bias.shape == (2, 4, 16, 16) and listener[0][2].bias.stride(1) == 0  # not copied
 
 
-@pytest.mark.parametrize("dtype, reason", [(torch.float16, None), (torch.bfloat16, None), (torch.float32, "float32 on cuda")])
+@pytest.mark.parametrize(
+    "dtype, reason", [(torch.float16, None), (torch.bfloat16, None), (torch.float32, "float32 on cuda")]
+)
 def test_the_formula(enabled, dtype, reason):
     with fakes.FakeTensorMode(), sdpa.listening() as listener:
         out, _ = ATEN._scaled_dot_product_attention_math(*make(dtype), None, P)

@@ -89,7 +89,9 @@ def test_large_negative_numbers_are_numbers(least):
 
 
 @pytest.mark.parametrize("p", [0.0, 0.2])
-@pytest.mark.parametrize("shape", [(SEQLEN, SEQLEN), (1, SEQLEN), (SEQLEN,), (1, 3, SEQLEN, SEQLEN), (2, 1, SEQLEN, SEQLEN)])
+@pytest.mark.parametrize(
+    "shape", [(SEQLEN, SEQLEN), (1, SEQLEN), (SEQLEN,), (1, 3, SEQLEN, SEQLEN), (2, 1, SEQLEN, SEQLEN)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_bias_that_learns_has_a_gradient(shape, p, dtype, monkeypatch):
     monkeypatch.setattr(takes, "MANY_SCORES", SEQLEN * SEQLEN)

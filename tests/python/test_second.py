@@ -49,9 +49,7 @@ def test_second_derivatives(name, with_lse):
         total = out.double().sin().sum()
         return total + lse[lse.isfinite()].double().cos().sum() if with_lse else total
 
-    out, lse = signflash.attention(
-        **given, **settings, seed=SEED, offset=OFFSET, scale_rule="nominal", return_lse=True
-    )
+    out, lse = signflash.attention(**given, **settings, seed=SEED, offset=OFFSET, scale_rule="nominal", return_lse=True)
     keep = reference.keep((2, 4, 7, 9), P, SEED, OFFSET) if settings["dropout_p"] else None
     exact = {key: x for key, x in settings.items() if key != "dropout_p"}
     if exact.pop("diagonal", None) is not None:

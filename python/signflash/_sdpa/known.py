@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 from typing import Any, Callable, Dict
 
-import torch
-
 #: Of so many tensors, the latest: a model has one mask, or one a kind of layer.
 _MOST = 8
 

@@ -38,7 +38,16 @@ def attend(call: Call):
 
 
 def math(
-    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, dropout_mask=None, *, scale=None, enable_gqa=False
+    query,
+    key,
+    value,
+    attn_mask=None,
+    dropout_p=0.0,
+    is_causal=False,
+    dropout_mask=None,
+    *,
+    scale=None,
+    enable_gqa=False,
 ):
     """(out, attention weights): PyTorch's operator. Ours has no weights, which nobody sees but who calls this by name:
     they are NaN."""

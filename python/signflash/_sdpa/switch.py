@@ -34,7 +34,9 @@ def disable() -> None:
     compiled.refuse_while_compiling()
     with _lock:
         if _state.blocks:
-            raise RuntimeError("signflash.disable() was called while a block of signflash.enabled() runs; leave the block")
+            raise RuntimeError(
+                "signflash.disable() was called while a block of signflash.enabled() runs; leave the block"
+            )
         _state.is_enabled = False
         _settle()
 
