@@ -3,15 +3,14 @@
 //! - Without a word every case but the five longest runs with Hopper's first schedule in f16 or in bf16, and if it is
 //!   not large also in one of three other settings (another schedule, other GPUs), which share the cases out among
 //!   themselves. Of the sizes that scores may have, every eighth power of two.
-//! - `SIGNFLASH_TEST=full`, which `.ci/run` sets, runs those that are not large in all three, and in both formats
-//!   with the first schedule, of windows and packed sequences in either; of sizes of scores every fourth.
+//! - `SIGNFLASH_TEST=full`, which `.ci/run` sets, runs those that are not large in all three; of sizes of scores every
+//!   fourth.
 //! - `SIGNFLASH_TEST=all` runs every case everywhere in both formats, which differ in single instructions that
 //!   `signflash-ptx` tests one by one, and every size.
 
 use signflash_core::suite::{Case, Implementation, RunError, run_case};
 use signflash_core::{
-    Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Shape, TensorMut, TensorRef, Window,
-    bf16, f16,
+    Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Shape, TensorMut, TensorRef, bf16, f16,
 };
 use signflash_kernels::{Gpu, Interpreted, check_features};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -31,12 +30,6 @@ fn is_very_large(problem: &Problem) -> bool {
 /// Queries and keys of one sequence, seen or not.
 fn pairs(problem: &Problem) -> usize {
     problem.sequences().map(|sequence| sequence.seqlen_q * sequence.seqlen_k).sum()
-}
-
-/// Whether more is hidden than what is later: by a window, or as another sequence's. Formats do not differ in that.
-fn hides_more(problem: &Problem) -> bool {
-    let Window { left, right } = problem.window();
-    left.is_some() || right.is_some_and(|right| right > 0) || problem.is_packed()
 }
 
 /// How many of the settings below are not Hopper's first schedule.
@@ -85,10 +78,7 @@ impl Implementation for On {
         // Half of the schedules leave out either.
         let left_out = match self.0.seed {
             0 if is_large(problem) => Some(Dtype::F16),
-            0 if length < Length::Full || hides_more(problem) => {
-                Some([Dtype::F16, Dtype::Bf16][usize::from(lot.is_multiple_of(2))])
-            }
-            0 => None,
+            0 => Some([Dtype::F16, Dtype::Bf16][usize::from(lot.is_multiple_of(2))]),
             seed if seed % 2 == 0 => Some(Dtype::Bf16),
             _ => Some(Dtype::F16),
         };

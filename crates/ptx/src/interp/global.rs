@@ -113,12 +113,12 @@ impl Global {
         Ok((buffer, at))
     }
 
-    #[cold]
     /// Whether there is memory here, whatever it holds.
     pub(crate) fn has(&mut self, address: u64, what: &str) -> Result<(), Fault> {
         self.find(address, 1, what).map(drop)
     }
 
+    #[cold]
     fn outside(&self, address: u64, len: usize, what: &str, after: usize) -> Fault {
         if !address.is_multiple_of(len as u64) {
             return Fault::new(Rule::Misaligned, format!("global {what} of {len} bytes at {address:#x}"));

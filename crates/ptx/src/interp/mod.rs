@@ -214,6 +214,7 @@ pub(crate) fn run(kernel: &Kernel, launch: &Launch<'_>, global: &mut Global) -> 
     }
     // Blocks that wait for others, which may not have started.
     let mut started: Vec<(Block, Vec<Warp>)> = vec![];
+    let mut ended: Vec<Vec<Warp>> = vec![];
     for index in order {
         let warps = kernel.block_threads() as usize / LANES;
         let block = Block {
@@ -222,7 +223,10 @@ pub(crate) fn run(kernel: &Kernel, launch: &Launch<'_>, global: &mut Global) -> 
             mbarriers: Mbarriers::default(),
             named: Default::default(),
         };
-        let warps: Vec<Warp> = (0..warps).map(|i| Warp::new(i, warps, kernel.registers())).collect();
+        let warps: Vec<Warp> = match ended.pop() {
+            Some(before) => before.into_iter().map(|warp| warp.again(warps)).collect(),
+            None => (0..warps).map(|i| Warp::new(i, warps, kernel.registers())).collect(),
+        };
         started.push((block, warps));
         let mut schedule = Schedule {
             kernel,
@@ -235,11 +239,12 @@ pub(crate) fn run(kernel: &Kernel, launch: &Launch<'_>, global: &mut Global) -> 
         let mut moved = true;
         while std::mem::take(&mut moved) {
             for (mut block, mut warps) in std::mem::take(&mut started) {
-                let ended = schedule.run_block(&mut block, &mut warps);
-                let ended = ended.map_err(|stop| trap(block.index, &stop.who, stop.at, stop.fault))?;
-                moved |= ended != Ended::Stuck;
-                if ended != Ended::Done {
-                    started.push((block, warps));
+                let came = schedule.run_block(&mut block, &mut warps);
+                let came = came.map_err(|stop| trap(block.index, &stop.who, stop.at, stop.fault))?;
+                moved |= came != Ended::Stuck;
+                match came {
+                    Ended::Done => ended.push(warps),
+                    _ => started.push((block, warps)),
                 }
             }
         }

@@ -38,6 +38,15 @@ impl<T: Copy + Default> File<T> {
         }
     }
 
+    /// All of it is poison again; a block's memory serves the next, since there is much of it.
+    fn poison(&mut self) {
+        self.written.fill(0);
+        self.held.fill(Held::No);
+        self.written_at.fill(0);
+        self.fences = 0;
+        self.clobbered = None;
+    }
+
     pub(super) fn hold(&mut self, index: u32, how: Held) {
         self.held[index as usize] = how;
     }
@@ -169,6 +178,15 @@ impl Warp {
         }
     }
 
+    /// A warp of the next block, in the place of one that has ended.
+    pub(crate) fn again(self, warps: usize) -> Warp {
+        let Warp { index, mut r32, mut r64, mut pred, .. } = self;
+        r32.poison();
+        r64.poison();
+        pred.poison();
+        Warp { r32, r64, pred, ..Warp::new(index, warps, [0; 3]) }
+    }
+
     /// Its own time.
     #[inline]
     pub(crate) fn now(&self) -> u32 {
@@ -238,6 +256,18 @@ impl Warp {
         self.private
             .iter()
             .any(|(lanes, knowledge)| lane < LANES && lanes >> lane & 1 == 1 && knows(knowledge))
+    }
+
+    /// Where a value for each lane stands: in its register, or, if it is a constant, in `spare`.
+    #[inline]
+    pub(crate) fn look32<'a>(&'a self, src: Src, spare: &'a mut Lanes<u32>) -> Result<&'a Lanes<u32>, Fault> {
+        match src {
+            Src::Reg(reg) => self.r32.read(reg, self.mask),
+            Src::Imm(bits) => {
+                *spare = [bits as u32; LANES];
+                Ok(spare)
+            }
+        }
     }
 
     pub(crate) fn read32(&self, src: Src) -> Result<Lanes<u32>, Fault> {

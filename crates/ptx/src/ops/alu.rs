@@ -7,6 +7,7 @@
 //! with a GPU bit for bit. Exceptions are `ex2`, `lg2` and `rcp`, whose `approx` forms are within 2 ulp of what is
 //! computed here (PTX ISA, "Floating point instructions").
 use crate::instruction::{Flow, Instruction, Printer};
+use crate::interp::warp::LANES;
 use crate::interp::{Fault, Lanes, Machine};
 use crate::target::Needs;
 use crate::types::{B32, F32, Half, Pred, Reg, S32, Src, U32, U64, Width};
@@ -58,8 +59,9 @@ pub struct Alu {
     pub output: Kind,
     /// What it computes, for one lane.
     pub run: fn([u64; 3]) -> u64,
-    /// The same for all lanes at once: a loop that the compiler can vectorise.
-    lanes: fn(&[Lanes<u64>; 3]) -> Lanes<u64>,
+    /// The same for all lanes at once: loops that the compiler can vectorise, as wide as the widest operand.
+    narrow: fn([&Lanes<u32>; 3]) -> Lanes<u32>,
+    wide: fn([&Lanes<u64>; 3]) -> Lanes<u64>,
     /// How many units in the last place a GPU may differ by.
     pub ulps: u32,
     /// The least PTX version and GPU.
@@ -86,21 +88,63 @@ impl Instruction for Apply {
     }
 
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
-        let mut values: [Lanes<u64>; 3] = [[0; 32]; 3];
-        for ((kind, src), value) in self.op.inputs.iter().zip(self.src).zip(&mut values) {
-            *value = match kind.width() {
-                Width::W32 => machine.read32(src)?.map(u64::from),
-                Width::W64 => machine.read64(src)?,
-                Width::Pred => machine.read_pred(src)?.map(u64::from),
-            };
-        }
-        let results = (self.op.lanes)(&values);
-        match self.op.output.width() {
-            Width::W32 => machine.write32(self.dst, &results.map(|x| x as u32)),
-            Width::W64 => machine.write64(self.dst, &results),
-            Width::Pred => machine.write_pred(self.dst, &results.map(|x| x != 0)),
+        if self.op.is_wide() {
+            self.step_wide(machine)?
+        } else {
+            self.step_narrow(machine)?
         }
         Ok(Flow::Next)
+    }
+}
+
+impl Alu {
+    fn is_wide(&self) -> bool {
+        self.output == Kind::U64 || self.inputs.contains(&Kind::U64)
+    }
+}
+
+/// Most of what an interpreter does is done here, so that 32 bits are not made 64 of, nor registers copied, without need.
+impl Apply {
+    fn step_narrow(&self, machine: &mut Machine<'_>) -> Result<(), Fault> {
+        let mut spare = [[0; LANES]; 3];
+        let mut values = [&[0; LANES]; 3];
+        for (((kind, src), value), spare) in self.sources().zip(&mut values).zip(&mut spare) {
+            *value = match kind.width() {
+                Width::Pred => {
+                    *spare = each_lane(&machine.read_pred(src)?, u32::from);
+                    spare
+                }
+                _ => machine.warp.look32(src, spare)?,
+            };
+        }
+        let results = (self.op.narrow)(values);
+        match self.op.output.width() {
+            Width::Pred => machine.write_pred(self.dst, &each_lane(&results, |x| x != 0)),
+            _ => machine.write32(self.dst, &results),
+        }
+        Ok(())
+    }
+
+    fn step_wide(&self, machine: &mut Machine<'_>) -> Result<(), Fault> {
+        let mut values = [[0; LANES]; 3];
+        for ((kind, src), value) in self.sources().zip(&mut values) {
+            *value = match kind.width() {
+                Width::W32 => each_lane(&machine.read32(src)?, u64::from),
+                Width::W64 => machine.read64(src)?,
+                Width::Pred => each_lane(&machine.read_pred(src)?, u64::from),
+            };
+        }
+        let results = (self.op.wide)(values.each_ref());
+        match self.op.output.width() {
+            Width::W32 => machine.write32(self.dst, &each_lane(&results, |x| x as u32)),
+            Width::W64 => machine.write64(self.dst, &results),
+            Width::Pred => machine.write_pred(self.dst, &each_lane(&results, |x| x != 0)),
+        }
+        Ok(())
+    }
+
+    fn sources(&self) -> impl Iterator<Item = (Kind, Src)> + use<> {
+        self.op.inputs.iter().copied().zip(self.src)
     }
 }
 
@@ -188,9 +232,32 @@ fn halves_le(a: u64, b: u64) -> u64 {
     le(0) | le(16)
 }
 
+/// A plain loop: `array::map` and `from_fn` of 32 elements are calls, which nothing vectorises.
 #[inline(always)]
-fn each_lane([a, b, c]: &[Lanes<u64>; 3], run: impl Fn([u64; 3]) -> u64) -> Lanes<u64> {
-    std::array::from_fn(|lane| run([a[lane], b[lane], c[lane]]))
+fn each_lane<T: Copy, R: Copy + Default>(values: &Lanes<T>, run: impl Fn(T) -> R) -> Lanes<R> {
+    let mut results = [R::default(); LANES];
+    for lane in 0..LANES {
+        results[lane] = run(values[lane]);
+    }
+    results
+}
+
+#[inline(always)]
+fn narrow([a, b, c]: [&Lanes<u32>; 3], run: impl Fn([u64; 3]) -> u64) -> Lanes<u32> {
+    let mut results = [0; LANES];
+    for lane in 0..LANES {
+        results[lane] = run([a[lane].into(), b[lane].into(), c[lane].into()]) as u32;
+    }
+    results
+}
+
+#[inline(always)]
+fn wide([a, b, c]: [&Lanes<u64>; 3], run: impl Fn([u64; 3]) -> u64) -> Lanes<u64> {
+    let mut results = [0; LANES];
+    for lane in 0..LANES {
+        results[lane] = run([a[lane], b[lane], c[lane]]);
+    }
+    results
 }
 
 macro_rules! table {
@@ -202,7 +269,8 @@ macro_rules! table {
             inputs: &[$(Kind::$input),*],
             output: Kind::$output,
             run: $run,
-            lanes: |values| each_lane(values, $run),
+            narrow: |values| narrow(values, $run),
+            wide: |values| wide(values, $run),
             ulps: 0 $(+ $ulps)?,
             needs: { #[allow(unused_mut, unused_assignments)] { let mut needs = Needs::SM80; $(needs = $needs;)? needs } },
         };)*

@@ -187,19 +187,33 @@ impl Instruction for Wgmma {
         machine.warp.check_fenced_registers(self.acc.iter().filter(|_| self.add).chain(&sources))?;
         machine.warp.begin_product(&self.acc, &sources, machine.at);
         let (a, b) = (self.left(machine)?, self.b.read(machine, self.half, 0, self.columns())?);
+        let sums = sums(&a, &b);
         for (group, registers) in self.acc.chunks(4).enumerate() {
             for (i, reg) in registers.iter().enumerate() {
-                let before = if self.add { *machine.warp.product_value(*reg)? } else { [0; 32] };
-                let own = |lane: usize| {
+                let mut values = if self.add { *machine.warp.product_value(*reg)? } else { [0; 32] };
+                for (lane, value) in values.iter_mut().enumerate() {
                     let (row, column) = (lane / 4 + 8 * (i / 2), 8 * group + 2 * (lane % 4) + i % 2);
-                    let products = a[row].iter().zip(&b[column]).map(|(a, b)| f64::from(a * b));
-                    (f64::from(f32::from_bits(before[lane])) + products.sum::<f64>()) as f32
-                };
-                machine.warp.set_product(*reg, std::array::from_fn(|lane| own(lane).to_bits()));
+                    let sum = f64::from(f32::from_bits(*value)) + sums[row * self.columns() + column];
+                    *value = (sum as f32).to_bits();
+                }
+                machine.warp.set_product(*reg, values);
             }
         }
         Ok(Flow::Next)
     }
+}
+
+/// Each row of a times each column of b: all columns of a row side by side, since that is a loop of vectors.
+fn sums(a: &[[f32; DEPTH]], b: &[[f32; DEPTH]]) -> Vec<f64> {
+    let columns = b.len();
+    let b: Vec<f32> = (0..DEPTH).flat_map(|k| b.iter().map(move |column| column[k])).collect();
+    let mut sums = vec![-0.0; a.len() * columns];
+    for (a, sums) in a.iter().zip(sums.chunks_exact_mut(columns)) {
+        for (factor, b) in a.iter().zip(b.chunks_exact(columns)) {
+            sums.iter_mut().zip(b).for_each(|(sum, b)| *sum += f64::from(factor * b));
+        }
+    }
+    sums
 }
 
 /// What orders products: `wgmma.fence`, `commit_group`, `wait_group`.
