@@ -16,26 +16,19 @@ Results of ours and FlashAttention-2's are compared without dropout before eithe
 Operations are counted of what is seen: 4 * heads * head_dim for each visible entry, 2.5 times that for the backward.
 """
 
-import argparse
 import dataclasses
-import datetime
 import functools
 import itertools
-import json
 import pathlib
 import random
-import statistics
+
+import turns
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 JSON, PAGE = FOLDER / "breadth.json", FOLDER / "breadth.md"
 TOKENS, WIDTH, BERT_WIDTH = 16384, 2048, 768
 HEAD_DIMS, DROPOUTS = (128, 64), (0.0, 0.1)
 WINDOWS = (256, 512, 1024, 2048, 4096, 8192)
-# Cycles: longer than the host needs for a call.
-HOLD_CYCLES = 300_000
-WARM_UP = 3
-# Of two results that are each rounded to bf16.
-FARTHEST = 1e-2
 
 TITLES = {
     "window": f"Windows: {TOKENS} queries and keys, causal, each query sees so many keys",
@@ -121,14 +114,11 @@ def fa2(tensors, dout, case, cu_seqlens):
 
 def compared(case, runs):
     """Of the same operands: a time of a wrong result means nothing."""
-    import torch
-
-    expected = runs["fa2"][0].float()
-    got = runs["ours"][0].float().reshape(expected.shape)
-    distance = (torch.linalg.vector_norm(got - expected) / torch.linalg.vector_norm(expected)).item()
+    expected = runs["fa2"][0]
+    far = turns.distance(runs["ours"][0].reshape(expected.shape), expected)
     # With dropout the two draw from different states.
-    if not case.dropout_p and not distance < FARTHEST:
-        raise SystemExit(f"{case}: ours is {distance:.1e} from FlashAttention-2's, expected below {FARTHEST}")
+    if not case.dropout_p and not far < turns.FARTHEST:
+        raise SystemExit(f"{case}: ours is {far:.1e} from FlashAttention-2's, expected below {turns.FARTHEST}")
 
 
 def runs_of(case):
@@ -158,48 +148,21 @@ def runs_of(case):
     return runs
 
 
-def take_turns(calls, rounds):
-    """Median milliseconds of each."""
-    import torch
-
-    order, times = random.Random(1), {name: [] for name in calls}
-    for round_ in range(WARM_UP + rounds):
-        for name in order.sample(list(calls), len(calls)):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda._sleep(HOLD_CYCLES)
-            start.record()
-            calls[name]()
-            end.record()
-            end.synchronize()
-            if round_ >= WARM_UP:
-                times[name].append(start.elapsed_time(end))
-    return {name: statistics.median(found) for name, found in times.items()}
-
-
 def measure(args):
-    import signflash
     import torch
 
-    about = {
-        "date": datetime.date.today().isoformat(),
-        "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "signflash": args.commit or signflash.__version__,
-    }
-    rows = []
+    whose, rows = turns.about(args.commit), []
     with torch.no_grad():
         for case in cases(args.quick):
-            runs = runs_of(case)
             row = {**dataclasses.asdict(case), "tokens": sum(case.lengths()), "visible": case.visible()}
-            for pass_, index in (("forward", 1), ("backward", 2)):
-                found = take_turns({name: run[index] for name, run in runs.items()}, args.rounds)
-                row[pass_] = found
-                rates = {name: round(case.tflops(pass_, ms)) for name, ms in found.items() if name != "dense"}
-                print(case, pass_, {name: round(ms, 4) for name, ms in found.items()}, rates, flush=True)
+            row.update(turns.timed(runs_of(case), args.rounds))
+            for pass_ in ("forward", "backward"):
+                rates = {name: round(case.tflops(pass_, ms)) for name, ms in row[pass_].items() if name != "dense"}
+                print(case, pass_, {name: round(ms, 4) for name, ms in row[pass_].items()}, rates, flush=True)
             rows.append(row)
             if not args.quick:
-                JSON.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
-    return about, rows
+                turns.keep(JSON, whose, rows)
+    return whose, rows
 
 
 def case_of(row):
@@ -257,22 +220,8 @@ visible entries.
 
 
 def main():
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    parser.add_argument("--quick", action="store_true", help="fewer rows; writes nothing")
-    parser.add_argument("--rounds", type=int, default=15, help="timed rounds of a row")
-    parser.add_argument("--commit", help="what the package was built from")
-    parser.add_argument("--render", action="store_true", help="only write the page, from the results there")
-    args = parser.parse_args()
-    if args.render:
-        found = json.loads(JSON.read_text())
-        about, rows = found["about"], found["rows"]
-    else:
-        about, rows = measure(args)
-    text = page(about, rows)
-    print(text)
-    if not args.quick:
-        PAGE.write_text(text)
+    args = turns.parser(__doc__).parse_args()
+    turns.publish(args, measure, page, (JSON, PAGE), writes=not args.quick)
 
 
 if __name__ == "__main__":

@@ -16,26 +16,18 @@ Operations are counted as 4 * heads * head_dim for each pair of a query and a ke
 feature adds or hides; of another head_dim of v, as many as its products have.
 """
 
-import argparse
 import dataclasses
-import datetime
 import functools
 import itertools
-import json
 import pathlib
-import random
-import statistics
+
+import turns
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 JSON, PAGE = FOLDER / "scores.json", FOLDER / "scores.md"
 TOKENS, WIDTH = 16384, 2048
 HEAD_DIMS, LENGTHS, DROPOUTS = (64, 128), (2048, 8192), (0.0, 0.1)
 SOFTCAP = 30.0
-# Cycles: longer than the host needs for a call.
-HOLD_CYCLES = 300_000
-WARM_UP = 3
-# Of two results that are each rounded to bf16.
-FARTHEST = 1e-2
 
 TITLES = {
     "softcap": "Softcap of 30",
@@ -207,13 +199,6 @@ def plain(case, tensors, dout):
     return ours((q, k, v), dout, {}, case.dropout_p)
 
 
-def distance(a, b):
-    import torch
-
-    a, b = a.float(), b.float()
-    return (torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(b)).item()
-
-
 def runs_of(case):
     """(out, forward, backward) of each."""
     tensors, dout, more = operands(case)
@@ -225,57 +210,30 @@ def runs_of(case):
         if run is None:
             continue
         # With dropout the two draw from different states.
-        far = 0.0 if case.dropout_p else distance(runs["ours"][0], run[0])
-        if not far < FARTHEST:
-            raise SystemExit(f"{case}: ours is {far:.1e} from {name}'s, expected below {FARTHEST}")
+        far = 0.0 if case.dropout_p else turns.distance(runs["ours"][0], run[0])
+        if not far < turns.FARTHEST:
+            raise SystemExit(f"{case}: ours is {far:.1e} from {name}'s, expected below {turns.FARTHEST}")
         runs[name] = run
     return runs
 
 
-def take_turns(calls, rounds):
-    """Median milliseconds of each."""
-    import torch
-
-    order, times = random.Random(1), {name: [] for name in calls}
-    for round_ in range(WARM_UP + rounds):
-        for name in order.sample(list(calls), len(calls)):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda._sleep(HOLD_CYCLES)
-            start.record()
-            calls[name]()
-            end.record()
-            end.synchronize()
-            if round_ >= WARM_UP:
-                times[name].append(start.elapsed_time(end))
-    return {name: statistics.median(found) for name, found in times.items()}
-
-
 def measure(args):
-    import signflash
     import torch
 
-    about = {
-        "date": datetime.date.today().isoformat(),
-        "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "signflash": args.commit or signflash.__version__,
-    }
-    rows = []
+    whose, rows = turns.about(args.commit), []
     for case in cases(args.quick, args.only):
         torch.compiler.reset()
         runs = runs_of(case)
-        row = dataclasses.asdict(case)
-        for pass_, index in (("forward", 1), ("backward", 2)):
-            with torch.no_grad():
-                found = take_turns({name: run[index] for name, run in runs.items()}, args.rounds)
-            row[pass_] = found
-            print(case, pass_, {name: round(ms, 4) for name, ms in found.items()}, flush=True)
+        with torch.no_grad():
+            row = {**dataclasses.asdict(case), **turns.timed(runs, args.rounds)}
+        for pass_ in ("forward", "backward"):
+            print(case, pass_, {name: round(ms, 4) for name, ms in row[pass_].items()}, flush=True)
         rows.append(row)
         del runs
         torch.cuda.empty_cache()
         if not args.quick and not args.only:
-            JSON.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
-    return about, rows
+            turns.keep(JSON, whose, rows)
+    return whose, rows
 
 
 def case_of(row):
@@ -331,23 +289,10 @@ no dropout.
 
 
 def main():
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    parser.add_argument("--quick", action="store_true", help="fewer rows; writes nothing")
+    parser = turns.parser(__doc__)
     parser.add_argument("--only", choices=TITLES, help="rows of one feature; writes nothing")
-    parser.add_argument("--rounds", type=int, default=15, help="timed rounds of a row")
-    parser.add_argument("--commit", help="what the package was built from")
-    parser.add_argument("--render", action="store_true", help="only write the page, from the results there")
     args = parser.parse_args()
-    if args.render:
-        found = json.loads(JSON.read_text())
-        about, rows = found["about"], found["rows"]
-    else:
-        about, rows = measure(args)
-    text = page(about, rows)
-    print(text)
-    if not args.quick and not args.only:
-        PAGE.write_text(text)
+    turns.publish(args, measure, page, (JSON, PAGE), writes=not args.quick and not args.only)
 
 
 if __name__ == "__main__":
