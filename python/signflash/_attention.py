@@ -160,6 +160,7 @@ def attention(
         return_probs=bool(return_probs),
         joined=_joined(alibi_slopes, bias, mask, sinks),
         wide=wide,
+        wants_lse=bool(return_lse),
     )
     if not (return_lse or return_probs or return_rng_state):
         return out
@@ -207,7 +208,7 @@ def _joined(alibi_slopes: Any, bias: Any, mask: Any, sinks: Any) -> Any:
     return alibi_slopes, bias, mask, sinks
 
 
-def _of_arrays(tensors, settings, **rest):
+def _of_arrays(tensors, settings, wants_lse, **rest):
     from . import _arrays
 
     return _arrays.attention(*tensors, settings, **rest)

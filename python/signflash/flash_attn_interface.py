@@ -303,6 +303,7 @@ def _run(packing, tensors, tail, lengths=None):
         deterministic=bool(deterministic),
         return_probs=bool(return_attn_probs),
         joined=None if alibi_slopes is None else (alibi_slopes, None, None, None),
+        wants_lse=bool(return_attn_probs),
     )
     if not return_attn_probs:
         return out

@@ -93,6 +93,14 @@ impl Kind {
         };
         Self { elements, gpu }
     }
+
+    /// Floats of which dtype, and on which GPU.
+    pub(crate) fn floats(self) -> Option<(Dtype, Option<u32>)> {
+        match self.elements {
+            Elements::Float(dtype) => Some((dtype, self.gpu)),
+            Elements::Int32 | Elements::Bool => None,
+        }
+    }
 }
 
 /// Has tensors of this class describe themselves from now on. False, and nothing changes, if it is no such table, one

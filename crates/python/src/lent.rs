@@ -3,11 +3,13 @@
 use crate::arguments::dtype;
 use crate::call::Place;
 use crate::dims::Dims;
-use crate::exchange::{self, Elements, Kind};
+use crate::exchange::{self, Described, Elements, Kind};
 use crate::foreign::ForeignTensor;
 use crate::joined::{ForeignBias, Joined};
 use crate::lengths::{CuSeqlens, Starts};
+use crate::libtorch::Functions;
 use pyo3::exceptions::PyValueError;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use signflash_core::{Dtype, contiguous_strides};
@@ -52,13 +54,7 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Lent {
             let (first, bytes) =
                 (tuple.get_borrowed_item(1)?.extract()?, tuple.get_borrowed_item(2)?.extract()?);
             let described = exchange::describe(tuple.get_borrowed_item(0)?);
-            return Ok(described.map_or(Self::UNREADABLE, |described| Self {
-                dims: described.dims.filter(|_| described.kind.is_some()),
-                address: described.address,
-                first,
-                bytes,
-                kind: described.kind,
-            }));
+            return Ok(described.map_or(Self::UNREADABLE, |described| Self::described(&described, first, bytes)));
         }
         let (address, shape, strides, first, bytes): (_, Bound<'_, PyTuple>, Bound<'_, PyTuple>, _, _) =
             tuple.extract()?;
@@ -67,7 +63,35 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Lent {
 }
 
 impl Lent {
-    const UNREADABLE: Self = Self { address: 0, dims: None, first: 0, bytes: 0, kind: None };
+    /// What cannot be read where it lies.
+    pub(crate) const UNREADABLE: Self = Self { address: 0, dims: None, first: 0, bytes: 0, kind: None };
+
+    fn described(described: &Described, first: usize, bytes: usize) -> Self {
+        Self {
+            dims: described.dims.filter(|_| described.kind.is_some()),
+            address: described.address,
+            first,
+            bytes,
+            kind: described.kind,
+        }
+    }
+
+    /// A tensor of PyTorch's that tells all of this itself.
+    pub(crate) fn of(tensor: Borrowed<'_, '_, PyAny>, functions: &Functions) -> PyResult<Self> {
+        // This first: it fails without a word, where functions of the stable interface would write to stderr.
+        let Some(described) = exchange::describe(tensor) else { return Ok(Self::UNREADABLE) };
+        // The sign may be to be turned when somebody reads it.
+        if tensor.call_method0(intern!(tensor.py(), "is_neg"))?.is_truthy()? {
+            return Ok(Self::UNREADABLE);
+        }
+        let within = functions.of_object(tensor).and_then(|tensor| tensor.within_storage());
+        Ok(within.map_or(Self::UNREADABLE, |(first, bytes)| Self::described(&described, first, bytes)))
+    }
+
+    /// The floats that it holds, and the number of the GPU that they are on, if this is known here.
+    pub(crate) fn floats(&self) -> Option<(Dtype, Option<u32>)> {
+        self.kind.and_then(|kind| kind.floats())
+    }
 
     /// Shape and strides, if the elements are of this kind and it has so many dimensions.
     fn dims(&self, count: usize, elements: Elements, at: Place) -> Option<Dims> {

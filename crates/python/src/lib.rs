@@ -17,6 +17,8 @@
 //! | `arguments` | the numbers that Python passes, as types |
 //! | `lent`, `dims` | the tensors that it lends, judged |
 //! | `exchange` | tensors that describe themselves |
+//! | `libtorch` | functions of PyTorch's stable C interface, found at run time |
+//! | `quick` | the short way of a plain call, by them |
 //! | `module` | the functions that Python sees |
 
 pub mod call;
@@ -42,6 +44,10 @@ mod exchange;
 #[cfg(feature = "extension")]
 mod lent;
 #[cfg(feature = "extension")]
+mod libtorch;
+#[cfg(feature = "extension")]
 mod logger;
 #[cfg(feature = "extension")]
 mod module;
+#[cfg(feature = "extension")]
+mod quick;

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.autograd import forward_ad
 
-from . import checks, function, native, partial, random, replay, scores, sequences
-from .paths import HAS_OPERATORS, needs_operator, refuse_tangents, refuse_without_operators
+from . import checks, function, native, partial, quick, random, replay, scores, sequences
+from .paths import HAS_OPERATORS, is_compiling, needs_operator, refuse_tangents, refuse_without_operators
 
 if HAS_OPERATORS:
     from . import ops
@@ -28,11 +28,21 @@ def attention(
     return_probs=False,
     joined=None,
     wide=False,
+    wants_lse=True,
 ):
     """(out, lse, probs or None, state), everything but tensors judged before; state is (seed, offset) or a tensor.
 
     A wide out is float32, whatever q is. joined are alibi_slopes, bias, mask and sinks as they were given, or None for none of them.
+    lse may be None if nobody wants it.
     """
+    is_plain = quick.IS_THERE and not is_compiling() and packing == function.PLAIN and cu_seqlens is None and joined is None
+    is_plain = is_plain and rng_state is None and not (return_probs or wide) and forward_ad._current_level < 0
+    if is_plain and (seed is not None or settings.dropout_p == 0.0) and _may_hurry():
+        state = (seed or 0, offset)
+        found = quick.attend(*tensors, settings, state, deterministic, wants_lse)
+        if found is not None:
+            return (*found, None, state)
+        is_plain = False  # it would be answered so again
     q, k, v = function.unpack(packing, tensors)
     if forward_ad._current_level >= 0:
         refuse_tangents((q, k, v))
@@ -67,6 +77,10 @@ def attention(
         joined = scores.judged(joined, q, k, cu_seqlens)
     room = partial.room_for_out(q, v) if wide else None
     state = _state(q, cu_seqlens, settings, seed, offset, generator, rng_state)
+    if is_plain and type(state) is tuple:
+        found = quick.attend(q, k, v, settings, state, deterministic, wants_lse)
+        if found is not None:
+            return (*found, None, state)
     watched = tensors if joined is None else (*tensors, *scores.present(joined))
     if torch.is_grad_enabled() and _any_requires_grad(watched):
         if wide:
@@ -80,6 +94,14 @@ def attention(
             q, k, v, settings, state, return_probs, out=room, cu_seqlens=cu_seqlens, scores=joined
         )
     return out, lse, probs, state
+
+
+def _may_hurry() -> bool:
+    """Whether what was given is what is computed, and nothing has to be noted of it."""
+    return not _any_autocast() and not replay.may_be_checkpointed()
+
+
+_any_autocast = getattr(torch._C, "_is_any_autocast_enabled", None)
 
 
 def _state(q, cu_seqlens, settings, seed, offset, generator, rng_state):

@@ -31,6 +31,8 @@ _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", _none)
 _jit_tracer = torch._C._get_tracing_state
 _functorch = getattr(torch._C, "_functorch", None)
 _functorch_level = getattr(_functorch, "maybe_current_level", _none)
+#: Functions that answer something false where nobody is to see an operator.
+WATCHERS = [_dispatch_modes, _jit_tracer, _functorch_level]
 
 
 def needs_operator(tensors) -> bool:
