@@ -54,7 +54,9 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Lent {
             let (first, bytes) =
                 (tuple.get_borrowed_item(1)?.extract()?, tuple.get_borrowed_item(2)?.extract()?);
             let described = exchange::describe(tuple.get_borrowed_item(0)?);
-            return Ok(described.map_or(Self::UNREADABLE, |described| Self::described(&described, first, bytes)));
+            return Ok(
+                described.map_or(Self::UNREADABLE, |described| Self::described(&described, first, bytes))
+            );
         }
         let (address, shape, strides, first, bytes): (_, Bound<'_, PyTuple>, Bound<'_, PyTuple>, _, _) =
             tuple.extract()?;

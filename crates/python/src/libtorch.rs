@@ -129,7 +129,13 @@ impl Functions {
     }
 
     /// A dense tensor with room for these sizes.
-    pub(crate) fn empty<'py>(&self, _: Python<'py>, sizes: &[usize], room: Room, at: Place) -> Option<Tensor<'py>> {
+    pub(crate) fn empty<'py>(
+        &self,
+        _: Python<'py>,
+        sizes: &[usize],
+        room: Room,
+        at: Place,
+    ) -> Option<Tensor<'py>> {
         let missing = 4usize.checked_sub(sizes.len())?;
         let mut all = [1; 4];
         all[missing..].copy_from_slice(sizes);

@@ -188,10 +188,11 @@ pub(crate) fn attend<'py>(
     wants_lse: bool,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
     let Some(torch) = TORCH.get(py) else { return Ok(None) };
-    if !torch.is_unwatched(py)? {
+    let tensors = [&q, &k, &v];
+    if !tensors.iter().all(|tensor| torch.is_plain(tensor)) || !torch.is_unwatched(py)? {
         return Ok(None);
     }
-    let (tensors, settings) = ([&q, &k, &v], told.extract()?);
+    let settings = told.extract()?;
     let wanted = if torch.functions.records() { asked_for(&tensors)? } else { [false; 3] };
     let records = wanted.contains(&true);
     if records && !torch.hooks.bind(py).call1((false,))?.is_none() {
@@ -331,7 +332,8 @@ impl Torch {
             return Some((None, 0));
         }
         let shape = shape_of([q.shape, k.shape, v.shape]);
-        let problem = settings.of_shape(&RandomState::default(), shape, &Lengths::Batch, &Declared::default());
+        let problem =
+            settings.of_shape(&RandomState::default(), shape, &Lengths::Batch, &Declared::default());
         let problem = problem.ok()?;
         let bytes = detached(py, || call::workspace_bytes(at, &problem, deterministic)).ok()?;
         let workspace = self.functions.empty(py, &[bytes as usize], Room::Bytes, at)?;
