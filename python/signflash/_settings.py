@@ -84,16 +84,16 @@ UNBOUNDED = (-1, -1)
 
 
 def judged(dropout_p, softmax_scale, causal, window, scale_rule, softcap, diagonal, shard) -> Settings:
-    """As :func:`signflash.attention` takes them."""
+    """As :func:`signflash.attention` takes them; no function is called to judge a default."""
     return Settings(
         check_dropout_p(dropout_p),
-        check_softmax_scale(softmax_scale),
+        None if softmax_scale is None else check_softmax_scale(softmax_scale),
         bool(causal),
         *(window if type(window) is tuple and window == UNBOUNDED else check_window(window)),
-        check_scale_rule(scale_rule),
-        check_softcap(softcap),
+        scale_rule != "unbiased" and check_scale_rule(scale_rule),
+        0.0 if softcap is None else check_softcap(softcap),
         None if diagonal is None else check_diagonal(diagonal),
-        check_shard(shard),
+        None if shard is None else check_shard(shard),
     )
 
 
@@ -186,6 +186,8 @@ def check_shard(shard: Optional[Sequence]) -> Optional[Shard]:
 
 def check_u64(name: str, value) -> int:
     """Seeds may be negative, as PyTorch's: they are taken modulo 2^64."""
+    if type(value) is int and 0 <= value <= U64:
+        return value
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}; for a tensor use rng_state")
     if not -(1 << 63) <= value <= U64:

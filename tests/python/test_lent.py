@@ -6,14 +6,19 @@ torch = pytest.importorskip("torch")
 
 import signflash
 from signflash._settings import Settings
-from signflash._torch import checks, native
+from signflash._torch import checks, native, quick
 
 SEED = dict(dropout_p=0.4, seed=9)
 HAS_STORAGES = hasattr(torch.Tensor, "untyped_storage")  # PyTorch 2.0
 
 
-@pytest.fixture(params=["described", "told"])
+@pytest.fixture(params=["short", "described", "told"])
 def way(request, monkeypatch):
+    if request.param == "short":
+        if not quick.IS_THERE:
+            pytest.skip("this PyTorch has no functions for the short way")
+        return request.param
+    monkeypatch.setattr(quick, "IS_THERE", False)
     if request.param == "told":
         monkeypatch.setattr(native, "_lent", native._told)
         for module in (native, checks):

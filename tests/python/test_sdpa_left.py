@@ -14,7 +14,7 @@ if not sdpa.HAS_SDPA:
     pytest.skip("this PyTorch has no F.scaled_dot_product_attention", allow_module_level=True)
 
 from signflash._sdpa import notes
-from signflash._torch import native
+from signflash._torch import native, quick
 
 SDPA = torch.nn.functional.scaled_dot_product_attention
 P = 0.3
@@ -99,6 +99,7 @@ def test_it_is_pytorchs_to_the_bit(name, monkeypatch):
             results.append(run())
             continue
         monkeypatch.setattr(native, "forward", None)  # ours would fail
+        monkeypatch.setattr(quick, "attend", None)
         with signflash.enabled(), sdpa.listening() as listener:
             results.append(run())
         assert not any(listener.taken)

@@ -13,7 +13,7 @@ import signflash
 if not sdpa.HAS_SDPA:
     pytest.skip("this PyTorch has no F.scaled_dot_product_attention", allow_module_level=True)
 
-from signflash._torch import native
+from signflash._torch import native, quick
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +26,15 @@ def off():
 @pytest.fixture
 def runs(monkeypatch):
     """How often our kernel has run."""
-    count, forward = [], native.forward
+    count, forward, attend = [], native.forward, quick.attend
+
+    def shortly(*args):
+        found = attend(*args)
+        count.extend([1] * (found is not None))
+        return found
+
     monkeypatch.setattr(native, "forward", lambda *args, **kwargs: count.append(1) or forward(*args, **kwargs))
+    monkeypatch.setattr(quick, "attend", shortly)
     return count
 
 

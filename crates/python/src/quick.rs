@@ -128,6 +128,7 @@ impl Torch {
         let Some(address) = lse.address() else { return Ok(None) };
         let call = Forward {
             dtype: layout.dtype,
+            results: layout.dtype,
             q,
             k,
             v,
@@ -240,7 +241,7 @@ pub(crate) fn record<'py>(
     let Some([out, lse]) = results else { return Err(PyRuntimeError::new_err("it was recorded before")) };
     let (out, lse) = (out.into_bound(py), lse.into_bound(py));
     // What save_for_backward and set_materialize_grads do. The tensors as they were given, not copies: a second
-    // derivative must find its way to them, to be refused.
+    // derivative must find its way to them.
     ctx.setattr(intern!(py, "to_save"), PyTuple::new(py, [&q, &k, &v, &out, &lse])?)?;
     ctx.setattr(intern!(py, "materialize_grads"), false)?;
     ctx.setattr(intern!(py, "call"), &call)?;
@@ -255,7 +256,7 @@ pub(crate) fn gradients<'py>(
 ) -> PyResult<Option<Bound<'py, PyTuple>>> {
     let py = ctx.py();
     let Some(torch) = TORCH.get(py) else { return Ok(None) };
-    // Where a second derivative can be asked for, it has to be refused.
+    // Where a second derivative can be asked for, gradients are results of another function.
     if torch.functions.records() || !torch.is_unwatched(py)? {
         return Ok(None);
     }
@@ -286,6 +287,7 @@ pub(crate) fn gradients<'py>(
     };
     let backward = Backward {
         dtype: layout.dtype,
+        results: layout.dtype,
         q,
         k,
         v,

@@ -13,6 +13,8 @@ if HAS_OPERATORS:
 else:
     ops = None
 
+_any_autocast = getattr(torch._C, "_is_any_autocast_enabled", None)
+
 
 def attention(
     tensors,
@@ -37,7 +39,9 @@ def attention(
     """
     is_plain = quick.IS_THERE and not is_compiling() and packing == function.PLAIN and cu_seqlens is None and joined is None
     is_plain = is_plain and rng_state is None and not (return_probs or wide) and forward_ad._current_level < 0
-    if is_plain and (seed is not None or settings.dropout_p == 0.0) and _may_hurry():
+    is_known = is_plain and (seed is not None or settings.dropout_p == 0.0)
+    # What was given is what is computed, and nothing has to be noted of it.
+    if is_known and not _any_autocast() and not replay.may_be_checkpointed():
         state = (seed or 0, offset)
         found = quick.attend(*tensors, settings, state, deterministic, wants_lse)
         if found is not None:
@@ -94,14 +98,6 @@ def attention(
             q, k, v, settings, state, return_probs, out=room, cu_seqlens=cu_seqlens, scores=joined
         )
     return out, lse, probs, state
-
-
-def _may_hurry() -> bool:
-    """Whether what was given is what is computed, and nothing has to be noted of it."""
-    return not _any_autocast() and not replay.may_be_checkpointed()
-
-
-_any_autocast = getattr(torch._C, "_is_any_autocast_enabled", None)
 
 
 def _state(q, cu_seqlens, settings, seed, offset, generator, rng_state):
