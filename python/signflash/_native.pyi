@@ -43,6 +43,23 @@ def backward(
     state: _State,
     settings: Settings,
 ) -> bool: ...
+
+class Recorded:
+    """What the short way keeps of a forward that autograd records."""
+
+    settings: Settings
+    state: Tuple[int, int]
+    deterministic: bool
+    wanted: List[bool]
+
+def have_short_way(
+    *, path: str, plain: List[type], watchers: List[Any], hooks: Any, deterministic: Any, stream: Any, apply: Any
+) -> bool: ...
+def attend(
+    q: Any, k: Any, v: Any, settings: Settings, state: Tuple[int, int], deterministic: bool, wants_lse: bool
+) -> Optional[Tuple[Any, Any]]: ...
+def record(ctx: Any, call: Recorded, q: Any, k: Any, v: Any) -> Any: ...
+def gradients(ctx: Any, given: Tuple[Any, ...]) -> Optional[Tuple[Any, ...]]: ...
 def forward_workspace_bytes(
     ordinal: int,
     shapes: Tuple[_Sizes, _Sizes, _Sizes],
