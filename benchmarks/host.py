@@ -118,7 +118,9 @@ class Nothing(torch.autograd.Function):
 
 def engine(out, tensors):
     run = torch.autograd.Variable._execution_engine.run_backward
-    return functools.partial(run, (out,), (torch.ones_like(out),), True, False, tuple(tensors), True, accumulate_grad=False)
+    return functools.partial(
+        run, (out,), (torch.ones_like(out),), True, False, tuple(tensors), True, accumulate_grad=False
+    )
 
 
 def stages_of(device):
@@ -134,7 +136,10 @@ def stages_of(device):
     at, name = native._place(q), native.NAMES[dtype]
     read, numbers = tuple(native._told(x) for x in (q, k, v)), (0, 0, 0)
     forward = (None, None, out.data_ptr(), lse.data_ptr(), None, 0, numbers, settings)
-    yield "- problem and kernel, with Python's call", lambda alive=(q, k, v, out, lse): _native.forward(at, name, read, *forward)
+    yield (
+        "- problem and kernel, with Python's call",
+        lambda alive=(q, k, v, out, lse): _native.forward(at, name, read, *forward),
+    )
     yield "two allocations from Python", lambda: (torch.empty_like(q), q.new_empty((1, 1, 16), dtype=torch.float32))
     yield "recorded: the native half", lambda: quick.attend(*learning, settings, state, False, False)
     apply = super(torch.autograd.Function, Nothing).apply

@@ -37,7 +37,9 @@ def attention(
     A wide out is float32, whatever q is. joined are alibi_slopes, bias, mask and sinks as they were given, or None for none of them.
     lse may be None if nobody wants it.
     """
-    is_plain = quick.IS_THERE and not is_compiling() and packing == function.PLAIN and cu_seqlens is None and joined is None
+    is_plain = (
+        quick.IS_THERE and not is_compiling() and packing == function.PLAIN and cu_seqlens is None and joined is None
+    )
     is_plain = is_plain and rng_state is None and not (return_probs or wide) and forward_ad._current_level < 0
     is_known = is_plain and (seed is not None or settings.dropout_p == 0.0)
     # What was given is what is computed, and nothing has to be noted of it.
