@@ -1,7 +1,9 @@
 //! Attention as a layer: what does not change from call to call.
 
-use crate::call::{Settings, judge, refused, run, shape_of};
+use crate::call::{Settings, judge, judge_fit, refused, run, shape_of};
+use crate::inputs::Inputs;
 use crate::layout::Layout;
+use crate::scores::Operands;
 use candle_core::{Result, Tensor, bail};
 use signflash_core::{Dropout, Problem, ProblemBuilder, Shape, SharedGenerator as Generator};
 
@@ -86,7 +88,16 @@ impl Attention {
     /// # Errors
     /// A tensor that does not fit the others, by name; dtypes or devices that differ or that nothing here computes.
     pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, train: bool) -> Result<Tensor> {
-        self.run([q, k, v], self.layout, None, train)
+        self.forward_with([q, k, v], train)
+    }
+
+    /// The same of tensors with more that scores are made of: slopes of ALiBi, a bias, a mask, sinks. Differentiable in the
+    /// bias and the sinks, too; their gradients are computed only if a variable leads to them.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_with<'a>(&self, inputs: impl Into<Inputs<'a>>, train: bool) -> Result<Tensor> {
+        self.run(&inputs.into(), self.layout, None, train)
     }
 
     /// Attention of sequences of different lengths, one behind the other: q is (all queries, num_heads, head_dim), k and v
@@ -100,7 +111,7 @@ impl Attention {
     /// # fn main() -> Result<()> {
     /// let q = Tensor::randn(0f32, 1.0, (30, 8, 64), &Device::Cpu)?; // sequences of 10, 17 and 3 tokens
     /// let cu_seqlens = [0, 10, 27, 30];
-    /// let out = Attention::new().causal(true).forward_packed(&q, &q, &q, &cu_seqlens, &cu_seqlens, true)?;
+    /// let out = Attention::new().causal(true).forward_packed([&q, &q, &q], &cu_seqlens, &cu_seqlens, true)?;
     /// assert_eq!(out.dims(), q.dims());
     /// # Ok(())
     /// # }
@@ -108,48 +119,53 @@ impl Attention {
     ///
     /// # Errors
     /// As [`forward`](Self::forward), and numbers that no sequence can begin or end at.
-    pub fn forward_packed(
+    pub fn forward_packed<'a>(
         &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
+        inputs: impl Into<Inputs<'a>>,
         cu_seqlens_q: &[u32],
         cu_seqlens_k: &[u32],
         train: bool,
     ) -> Result<Tensor> {
-        for (name, tensor) in [("q", q), ("k", k), ("v", v)] {
+        let inputs = inputs.into();
+        for (name, tensor) in ["q", "k", "v"].iter().zip(inputs.qkv()) {
             if tensor.rank() != 3 {
                 let got = tensor.dims();
                 bail!("signflash: packed {name} must be (tokens, heads, head_dim), got {got:?}")
             }
         }
-        let [q, k, v] = [q, k, v].map(|tensor| tensor.unsqueeze(0));
-        let lengths = [cu_seqlens_q, cu_seqlens_k];
-        self.run([&q?, &k?, &v?], Layout::Bshd, Some(lengths), train)?.squeeze(0)
+        let [q, k, v] = inputs.qkv().map(|tensor| tensor.unsqueeze(0));
+        let (q, k, v) = (q?, k?, v?);
+        let inputs = Inputs { q: &q, k: &k, v: &v, ..inputs };
+        self.run(&inputs, Layout::Bshd, Some([cu_seqlens_q, cu_seqlens_k]), train)?.squeeze(0)
     }
 
     fn run(
         &self,
-        inputs: [&Tensor; 3],
+        inputs: &Inputs<'_>,
         layout: Layout,
         cu_seqlens: Option<[&[u32]; 2]>,
         train: bool,
     ) -> Result<Tensor> {
-        judge(inputs, layout)?;
-        let shape = shape_of(inputs, layout)?;
+        judge(inputs.qkv(), layout)?;
+        let shape = shape_of(inputs.qkv(), layout)?;
         let mut builder = self.builder(shape);
         let mut drawn_for = shape; // a packed batch draws as many masks as it has sequences
+        let mut keys = shape.seqlen_k;
         if let Some([cu_seqlens_q, cu_seqlens_k]) = cu_seqlens {
             builder = builder.packed(cu_seqlens_q, cu_seqlens_k);
             drawn_for = shape.batch(cu_seqlens_q.len().saturating_sub(1));
+            let len = |ends: &[u32]| ends[1].saturating_sub(ends[0]) as usize;
+            keys = cu_seqlens_k.windows(2).map(len).max().unwrap_or(0);
         }
+        let operands = Operands::of(&inputs.scores, Some(keys))?;
         // Judged first, so that a call that is refused uses up no random numbers.
-        let mut problem = builder.build().map_err(refused)?;
+        let mut problem = operands.declare(builder).build().map_err(refused)?;
+        judge_fit(&problem, inputs.qkv(), layout, &operands)?;
         if let Some(dropout) = self.next_dropout(&drawn_for, train)? {
             problem = problem.to_builder().dropout(dropout).build().map_err(refused)?;
         }
         let settings = Settings { deterministic: self.deterministic, ..Settings::new(&problem, layout) };
-        Ok(run(settings, inputs)?.0)
+        Ok(run(settings, inputs.qkv(), operands)?.out)
     }
 
     fn builder(&self, shape: Shape) -> ProblemBuilder {

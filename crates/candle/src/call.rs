@@ -1,14 +1,19 @@
 //! Attention of candle's tensors as a problem of Signflash's says.
 
+use crate::inputs::Inputs;
+use crate::join::join;
 use crate::layout::Layout;
-use crate::op::{Op, Shared};
+use crate::lse::lse_of;
+use crate::op::{Attend, Op};
+use crate::scores::{Operands, judge_device};
 use candle_core::{D, Error, Result, Tensor, bail};
-use signflash_core::{Problem, Shape};
+use signflash_core::{Description, Problem, Shape, TensorName};
 use std::sync::Arc;
 
 /// The attention that `problem` describes: q is (batch, seqlen_q, num_heads, head_dim), k and v are (batch, seqlen_k,
-/// num_heads_k, head_dim), of one device and dtype, in the order of dimensions that `layout` says. Differentiable in q, k
-/// and v, as often as you like; a second derivative is refused.
+/// num_heads_k, head_dim), of one device and dtype, in the order of dimensions that `layout` says; what else scores are made of
+/// must be what the problem declares. Differentiable in q, k, v, the bias and the sinks, as often as you like; a second
+/// derivative is refused.
 ///
 /// ```
 /// use candle_core::{Device, Result, Tensor, Var};
@@ -20,7 +25,7 @@ use std::sync::Arc;
 /// let problem = Problem::builder(shape).dropout(dropout).build().unwrap();
 /// let q = Var::randn(0f32, 1.0, &shape.q(), &Device::Cpu)?;
 /// let k = Var::randn(0f32, 1.0, &shape.k(), &Device::Cpu)?;
-/// let out = attention(&problem, &q, &k, &k, Layout::Bshd)?;
+/// let out = attention(&problem, [&q, &k, &k], Layout::Bshd)?;
 /// let gradients = out.sqr()?.sum_all()?.backward()?;
 /// assert_eq!(gradients.get(&k).unwrap().dims(), k.dims());
 /// # Ok(())
@@ -29,24 +34,22 @@ use std::sync::Arc;
 ///
 /// # Errors
 /// A tensor that does not fit the problem, by name; dtypes or devices that differ or that nothing here computes.
-pub fn attention(problem: &Problem, q: &Tensor, k: &Tensor, v: &Tensor, layout: Layout) -> Result<Tensor> {
-    Ok(run(Settings::new(problem, layout), [q, k, v])?.0)
+pub fn attention<'a>(problem: &Problem, inputs: impl Into<Inputs<'a>>, layout: Layout) -> Result<Tensor> {
+    Ok(run_problem(Settings::new(problem, layout), &inputs.into())?.out)
 }
 
-/// The same, and lse, (batch, num_heads, seqlen_q), f32: the natural logarithm of each row's sum of exponentials. No
-/// gradient flows through lse.
+/// The same, and lse, (batch, num_heads, seqlen_q), f32: the natural logarithm of each row's sum of exponentials, -inf where
+/// a query sees no key. Differentiable, too; a loss that depends on both takes two backwards.
 ///
 /// # Errors
 /// As [`attention`].
-pub fn attention_with_lse(
+pub fn attention_with_lse<'a>(
     problem: &Problem,
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
+    inputs: impl Into<Inputs<'a>>,
     layout: Layout,
 ) -> Result<(Tensor, Tensor)> {
-    let (out, op) = run(Settings::new(problem, layout), [q, k, v])?;
-    Ok((out, op.lse(q.device())?))
+    let Attended { out, op, qkv: [q, k, v] } = run_problem(Settings::new(problem, layout), &inputs.into())?;
+    Ok((out, lse_of(&op, [&q, &k, &v])?))
 }
 
 /// The probabilities, (batch, num_heads, seqlen_q, seqlen_k), of q's dtype, negative where dropped (test the sign *bit*: a
@@ -56,10 +59,9 @@ pub fn attention_with_lse(
 ///
 /// # Errors
 /// As [`attention`].
-pub fn probs(problem: &Problem, q: &Tensor, k: &Tensor, v: &Tensor, layout: Layout) -> Result<Tensor> {
+pub fn probs<'a>(problem: &Problem, inputs: impl Into<Inputs<'a>>, layout: Layout) -> Result<Tensor> {
     let settings = Settings { probs: true, ..Settings::new(problem, layout) };
-    let (_, op) = run(settings, [&q.detach(), &k.detach(), &v.detach()])?;
-    op.probs()
+    run_problem(settings, &inputs.into())?.op.probs()
 }
 
 /// What a call computes, and how.
@@ -79,22 +81,33 @@ impl Settings {
     }
 }
 
-/// Computes out, and what the backward keeps.
-pub(crate) fn run(settings: Settings, inputs: [&Tensor; 3]) -> Result<(Tensor, Arc<Op>)> {
-    judge(inputs, settings.layout)?;
-    let problem = &settings.problem;
-    if problem.alibi().is_some() || problem.bias().is_some() || problem.mask().is_some() || problem.sinks() {
-        bail!(
-            "signflash: the problem declares slopes, a bias, a mask or sinks, which signflash-candle takes no tensors for"
-        )
-    }
-    let [q, k, v] = inputs.map(dense_rows);
-    let op = Arc::new(Op::new(settings));
-    let out = q?.apply_op3(&k?, &v?, Shared(op.clone()))?;
-    Ok((out, op))
+/// What a forward leaves.
+pub(crate) struct Attended {
+    pub(crate) out: Tensor,
+    op: Arc<Op>,
+    /// With dense rows.
+    qkv: [Tensor; 3],
 }
 
-/// That the tensors have one dtype and four dimensions; their sizes are the problem's to judge.
+/// Attention of tensors that nobody has looked at, as a problem says that did not come from them.
+fn run_problem(settings: Settings, inputs: &Inputs<'_>) -> Result<Attended> {
+    judge(inputs.qkv(), settings.layout)?;
+    let operands = Operands::of(&inputs.scores, None)?;
+    judge_fit(&settings.problem, inputs.qkv(), settings.layout, &operands)?;
+    run(settings, inputs.qkv(), operands)
+}
+
+/// Computes out, and what the backward keeps, of tensors that were judged.
+pub(crate) fn run(settings: Settings, inputs: [&Tensor; 3], operands: Operands) -> Result<Attended> {
+    let [q, k, v] = inputs.map(dense_rows);
+    let qkv = [q?, k?, v?];
+    let op = Arc::new(Op::new(settings, operands));
+    let (v, left) = join(&op, &qkv[2])?;
+    let out = qkv[0].apply_op3(&qkv[1], &v, Attend { op: op.clone(), left })?;
+    Ok(Attended { out, op, qkv })
+}
+
+/// That the tensors have one dtype, one device and four dimensions; their sizes are the problem's to judge.
 pub(crate) fn judge(inputs: [&Tensor; 3], layout: Layout) -> Result<()> {
     for (name, tensor) in ["q", "k", "v"].iter().zip(inputs) {
         if tensor.dtype() != inputs[0].dtype() {
@@ -104,8 +117,26 @@ pub(crate) fn judge(inputs: [&Tensor; 3], layout: Layout) -> Result<()> {
         if tensor.rank() != 4 {
             bail!("signflash: {name} must be {}, got {:?}", layout.words(), tensor.dims())
         }
+        judge_device(name, tensor, inputs[0])?;
     }
     Ok(())
+}
+
+/// That tensors have the sizes that the problem says, and that what scores are made of lies where q does.
+pub(crate) fn judge_fit(
+    problem: &Problem,
+    inputs: [&Tensor; 3],
+    layout: Layout,
+    operands: &Operands,
+) -> Result<()> {
+    for (tensor, x) in [TensorName::Q, TensorName::K, TensorName::V].into_iter().zip(inputs) {
+        let [shape, strides] = layout.read(x.layout())?;
+        // Rows that are not dense will be copied.
+        let described = Description { tensor, shape, strides: [strides[0], strides[1], strides[2], 1] };
+        described.check(problem.shape_of(tensor)).map_err(refused)?;
+    }
+    operands.check_device(inputs[0])?;
+    operands.check(problem)
 }
 
 /// The tensor, copied if its rows are not dense.

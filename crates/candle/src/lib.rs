@@ -29,13 +29,18 @@ mod call;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod inputs;
+mod join;
 mod layout;
+mod lse;
 mod multi_head;
 mod op;
+mod scores;
 
 pub use attention::Attention;
 pub use call::{attention, attention_with_lse, probs};
+pub use inputs::{Inputs, ScoreInputs};
 pub use layout::Layout;
 pub use multi_head::{MultiHeadAttention, MultiHeadConfig};
 pub use signflash_core::SharedGenerator as Generator;
-pub use signflash_core::{Dropout, GeneratorState, Problem, ScaleRule, Shape, Shard};
+pub use signflash_core::{Dropout, Dtype, GeneratorState, Problem, ScaleRule, Shape, Shard, Slopes};

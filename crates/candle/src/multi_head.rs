@@ -1,6 +1,7 @@
 //! Attention with its projections.
 
 use crate::attention::Attention;
+use crate::inputs::{Inputs, ScoreInputs};
 use crate::layout::Layout;
 use candle_core::{Module, ModuleT, Result, Tensor, bail};
 use candle_nn::{Linear, VarBuilder, linear_b};
@@ -94,6 +95,21 @@ impl MultiHeadAttention {
     /// # Errors
     /// Tensors of other shapes, or [`Attention::forward`]'s.
     pub fn forward(&self, x: &Tensor, memory: &Tensor, train: bool) -> Result<Tensor> {
+        self.forward_with(x, memory, ScoreInputs::default(), train)
+    }
+
+    /// The same with more that scores are made of: a mask of padding, (batch, 1, 1, seqlen_k), or a bias of relative
+    /// positions.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_with(
+        &self,
+        x: &Tensor,
+        memory: &Tensor,
+        scores: ScoreInputs<'_>,
+        train: bool,
+    ) -> Result<Tensor> {
         let MultiHeadConfig { num_heads, num_heads_k, head_dim, .. } = self.config;
         let [q, k, v, out] = &self.projections;
         let heads = |projection: &Linear, x: &Tensor, heads: usize| {
@@ -102,7 +118,7 @@ impl MultiHeadAttention {
         };
         let (q, k) = (heads(q, x, num_heads)?, heads(k, memory, num_heads_k)?);
         let v = heads(v, memory, num_heads_k)?;
-        let attended = self.attention.forward(&q, &k, &v, train)?;
+        let attended = self.attention.forward_with(Inputs::new(&q, &k, &v).scores(scores), train)?;
         out.forward(&attended.flatten_from(2)?)
     }
 }

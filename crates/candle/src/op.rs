@@ -1,9 +1,11 @@
 //! The operator that candle's graph holds.
 
 use crate::call::{Settings, dense_rows};
-use candle_core::{
-    CpuStorage, CudaStorage, CustomOp3, DType, Device, Layout, Result, Shape as Dims, Tensor, bail,
-};
+use crate::join::{Left, ScoreGradients};
+use crate::scores::{Operands, Wanted};
+#[cfg(feature = "cuda")]
+use candle_core::Device;
+use candle_core::{CpuStorage, CudaStorage, CustomOp3, DType, Layout, Result, Shape as Dims, Tensor, bail};
 use half::{bf16, f16};
 use std::sync::{Arc, OnceLock};
 
@@ -12,6 +14,8 @@ use std::sync::{Arc, OnceLock};
 #[derive(Debug)]
 pub(crate) struct Op {
     pub(crate) settings: Settings,
+    pub(crate) operands: Operands,
+    pub(crate) wanted: Wanted,
     saved: OnceLock<Saved>,
 }
 
@@ -24,6 +28,25 @@ pub(crate) struct Saved {
     pub(crate) probs: Option<Tensor>,
 }
 
+/// What a backward gives.
+pub(crate) struct Found {
+    pub(crate) dq: Tensor,
+    pub(crate) dk: Tensor,
+    pub(crate) dv: Tensor,
+    pub(crate) scores: ScoreGradients,
+}
+
+/// What a backward reads besides what its operator holds.
+pub(crate) struct Given<'a> {
+    pub(crate) q: &'a Tensor,
+    pub(crate) k: &'a Tensor,
+    pub(crate) v: &'a Tensor,
+    pub(crate) out: &'a Tensor,
+    pub(crate) dout: &'a Tensor,
+    /// (batch, num_heads, seqlen_q), f32, dense, if the loss depends on lse.
+    pub(crate) dlse: Option<&'a Tensor>,
+}
+
 /// lse, where the forward ran.
 #[derive(Debug)]
 pub(crate) enum Lse {
@@ -33,19 +56,8 @@ pub(crate) enum Lse {
 }
 
 impl Op {
-    pub(crate) fn new(settings: Settings) -> Self {
-        Self { settings, saved: OnceLock::new() }
-    }
-
-    /// lse as a tensor that no gradient flows through.
-    pub(crate) fn lse(&self, device: &Device) -> Result<Tensor> {
-        let shape = self.settings.problem.shape();
-        let dims = (shape.batch, shape.num_heads, shape.seqlen_q);
-        match &self.saved()?.lse {
-            Lse::Cpu(lse) => Tensor::from_slice(lse, dims, device),
-            #[cfg(feature = "cuda")]
-            Lse::Cuda(lse) => lse.reshape(dims),
-        }
+    pub(crate) fn new(settings: Settings, operands: Operands) -> Self {
+        Self { settings, wanted: operands.wanted(), operands, saved: OnceLock::new() }
     }
 
     pub(crate) fn probs(&self) -> Result<Tensor> {
@@ -69,6 +81,18 @@ impl Op {
         }
     }
 
+    /// The gradients where the tensors lie.
+    pub(crate) fn backward(&self, given: &Given<'_>) -> Result<Found> {
+        match (given.q.device(), given.q.dtype()) {
+            #[cfg(feature = "cuda")]
+            (Device::Cuda(device), _) => self.cuda_backward(device, given),
+            (_, DType::F32) => self.cpu_backward::<f32>(given),
+            (_, DType::F16) => self.cpu_backward::<f16>(given),
+            (_, DType::BF16) => self.cpu_backward::<bf16>(given),
+            (_, other) => unknown_dtype(other, "a CPU", "f32, f16 or bf16"),
+        }
+    }
+
     /// The sizes of out in the order of the caller's dimensions.
     pub(crate) fn out_dims(&self) -> Dims {
         Dims::from(self.settings.layout.swap(self.settings.problem.shape().out()).as_slice())
@@ -80,10 +104,14 @@ pub(crate) fn unknown_dtype<T>(dtype: DType, device: &str, known: &str) -> Resul
     bail!("signflash: q, k and v must be {known} on {device}, got {dtype:?}; convert them with to_dtype")
 }
 
-/// The operator, shared with who asked for lse.
-pub(crate) struct Shared(pub(crate) Arc<Op>);
+/// The node of out in candle's graph.
+pub(crate) struct Attend {
+    pub(crate) op: Arc<Op>,
+    /// For the gradients of a bias and of sinks.
+    pub(crate) left: Option<Arc<Left>>,
+}
 
-impl CustomOp3 for Shared {
+impl CustomOp3 for Attend {
     fn name(&self) -> &'static str {
         "signflash-attention"
     }
@@ -99,14 +127,14 @@ impl CustomOp3 for Shared {
     ) -> Result<(CpuStorage, Dims)> {
         let tensors = [(q, q_layout), (k, k_layout), (v, v_layout)];
         let out = match q {
-            CpuStorage::F32(_) => self.0.cpu_forward::<f32>(tensors),
-            CpuStorage::F16(_) => self.0.cpu_forward::<f16>(tensors),
-            CpuStorage::BF16(_) => self.0.cpu_forward::<bf16>(tensors),
+            CpuStorage::F32(_) => self.op.cpu_forward::<f32>(tensors),
+            CpuStorage::F16(_) => self.op.cpu_forward::<f16>(tensors),
+            CpuStorage::BF16(_) => self.op.cpu_forward::<bf16>(tensors),
             other => {
                 unknown_dtype(candle_core::backend::BackendStorage::dtype(other), "a CPU", "f32, f16 or bf16")
             }
         }?;
-        Ok((out, self.0.out_dims()))
+        Ok((out, self.op.out_dims()))
     }
 
     #[cfg(feature = "cuda")]
@@ -119,8 +147,8 @@ impl CustomOp3 for Shared {
         v: &CudaStorage,
         v_layout: &Layout,
     ) -> Result<(CudaStorage, Dims)> {
-        let out = self.0.cuda_forward([(q, q_layout), (k, k_layout), (v, v_layout)])?;
-        Ok((out, self.0.out_dims()))
+        let out = self.op.cuda_forward([(q, q_layout), (k, k_layout), (v, v_layout)])?;
+        Ok((out, self.op.out_dims()))
     }
 
     #[cfg(not(feature = "cuda"))]
@@ -147,15 +175,11 @@ impl CustomOp3 for Shared {
         dout: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let dout = dense_rows(dout)?;
-        let tensors = [q, k, v, out, &dout];
-        let [dq, dk, dv] = match (q.device(), q.dtype()) {
-            #[cfg(feature = "cuda")]
-            (Device::Cuda(device), _) => self.0.cuda_backward(device, tensors)?,
-            (_, DType::F32) => self.0.cpu_backward::<f32>(tensors)?,
-            (_, DType::F16) => self.0.cpu_backward::<f16>(tensors)?,
-            (_, DType::BF16) => self.0.cpu_backward::<bf16>(tensors)?,
-            (_, other) => unknown_dtype(other, "a CPU", "f32, f16 or bf16")?,
-        };
+        let Found { dq, dk, dv, scores } =
+            self.op.backward(&Given { q, k, v, out, dout: &dout, dlse: None })?;
+        if let Some(left) = &self.left {
+            left.leave(scores);
+        }
         Ok((Some(dq), Some(dk), Some(dv)))
     }
 }

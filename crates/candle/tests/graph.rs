@@ -45,7 +45,7 @@ fn gradients_are_those_of_candles_operators_with_the_core_s_mask() -> Result<()>
     }
     let keep = Tensor::from_vec(keep, (2, 3, 33, 47), CPU)?;
     let (q, k, v, weight) = (var(&shape.q())?, var(&shape.k())?, var(&shape.v())?, var(&shape.out())?);
-    let (ours, theirs) = (attention(&problem, &q, &k, &v, Layout::Bshd)?, composed(&q, &k, &v, &keep)?);
+    let (ours, theirs) = (attention(&problem, [&q, &k, &v], Layout::Bshd)?, composed(&q, &k, &v, &keep)?);
     assert!(difference(&ours, &theirs)? < 2e-6);
     let weigh = |out: &Tensor| out.mul(&weight)?.sum_all()?.backward();
     let (ours, theirs) = (weigh(&ours)?, weigh(&theirs)?);
@@ -53,7 +53,7 @@ fn gradients_are_those_of_candles_operators_with_the_core_s_mask() -> Result<()>
         assert!(difference(ours.get(x).unwrap(), theirs.get(x).unwrap())? < 1e-5);
     }
     // The sign bit of probs is the core's mask, too.
-    let signs = probs(&problem, &q, &k, &v, Layout::Bshd)?.flatten_all()?.to_vec1::<f32>()?;
+    let signs = probs(&problem, [&q, &k, &v], Layout::Bshd)?.flatten_all()?.to_vec1::<f32>()?;
     let kept = keep.flatten_all()?.to_vec1::<f32>()?;
     assert!(signs.iter().zip(kept).all(|(p, kept)| p.is_sign_negative() == (kept == 0.0)));
     Ok(())
@@ -127,14 +127,14 @@ fn packed_sequences_are_each_alone() -> Result<()> {
     let q = var(&[30, 2, 8])?;
     let settings = Attention::new().causal(true);
     let cu_seqlens = [0, 10, 27, 30];
-    let packed = settings.forward_packed(&q, &q, &q, &cu_seqlens, &cu_seqlens, false)?;
+    let packed = settings.forward_packed([&q, &q, &q], &cu_seqlens, &cu_seqlens, false)?;
     for (begin, len) in [(0, 10), (10, 17), (27, 3)] {
         let alone = q.narrow(0, begin, len)?.unsqueeze(0)?;
         let expected = settings.forward(&alone, &alone, &alone, false)?.squeeze(0)?;
         assert!(difference(&packed.narrow(0, begin, len)?, &expected)? < 1e-6);
     }
     let generator = Generator::new(3);
-    settings.dropout(0.5, &generator).forward_packed(&q, &q, &q, &cu_seqlens, &cu_seqlens, true)?;
+    settings.dropout(0.5, &generator).forward_packed([&q, &q, &q], &cu_seqlens, &cu_seqlens, true)?;
     assert_eq!(generator.state().offset, 3 * 2 * 32, "three sequences of two heads draw a mask each");
     Ok(())
 }

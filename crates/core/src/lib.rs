@@ -55,7 +55,7 @@ pub use judge::Bounds;
 pub use operands::{GradInputs, Gradients, Inputs, Outputs, check_rows};
 pub use piece::Piece;
 pub use problem::Problem;
-pub use scores::{Bias, BiasMut, BiasRef, Feature, ScoreDescription, ScoreInputs, Slopes};
+pub use scores::{Bias, BiasGrad, BiasMut, BiasRef, Feature, ScoreDescription, ScoreInputs, Slopes};
 pub use sequence::Sequence;
 pub use shape::{Shape, Shard};
 pub use sign_bit::{Probs, SignBit};

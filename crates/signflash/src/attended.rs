@@ -2,8 +2,8 @@
 
 use crate::engine::Engine;
 use signflash_core::{
-    BiasMut, Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError, TensorMut,
-    TensorName, TensorRef, bf16, f16,
+    BiasGrad, Element, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError, TensorMut, TensorName,
+    TensorRef,
 };
 use signflash_cpu::CpuEngine;
 
@@ -103,15 +103,6 @@ pub struct Grads<T> {
     pub dsinks: Option<Vec<f32>>,
 }
 
-/// The gradient of a bias, dense, in the bias's dtype.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)]
-pub enum BiasGrad {
-    F32(Vec<f32>),
-    F16(Vec<f16>),
-    Bf16(Vec<bf16>),
-}
-
 /// What a backward has to do with besides q, k, v and out; the default is nothing.
 ///
 /// ```
@@ -159,15 +150,16 @@ impl<T: Element, E: Engine> Attended<'_, T, E> {
         let dout = dense(TensorName::Dout, dout, shape.out())?;
         let inputs = GradInputs::new(self.inputs, out, &self.lse, dout).dlse(with.dlse);
         let (mut dq, mut dk, mut dv) = (zeros(shape.q()), zeros(shape.k()), zeros(shape.v()));
-        let mut dbias = if with.dbias { Some(bias_zeros(problem)?) } else { None };
+        let missing = ProblemError::ScoreUndeclared { tensor: TensorName::Dbias };
+        let bias = if with.dbias { Some(problem.bias().ok_or(missing)?) } else { None };
+        let mut dbias = bias.as_ref().map(BiasGrad::zeros);
         let mut dsinks = with.dsinks.then(|| vec![0.0; shape.num_heads]);
-        let bias_shape = problem.bias().map_or([0; 4], |bias| bias.shape);
         let mut gradients = Gradients::new(
             TensorMut::bshd(&mut dq, shape.q()),
             TensorMut::bshd(&mut dk, shape.k()),
             TensorMut::bshd(&mut dv, shape.v()),
         )
-        .dbias(dbias.as_mut().map(|dbias| dbias.tensor(bias_shape)))
+        .dbias(dbias.as_mut().zip(bias).map(|(dbias, bias)| dbias.as_mut(&bias)))
         .dsinks(dsinks.as_deref_mut());
         self.engine.backward(problem, &inputs, &mut gradients)?;
         Ok(Grads { dq, dk, dv, dbias, dsinks })
@@ -187,26 +179,6 @@ impl<T: Element, E: Engine> Attended<'_, T, E> {
         let mut outputs = outputs.probs(TensorMut::bshd(&mut probs, shape.probs()));
         self.engine.forward(self.problem, &self.inputs, &mut outputs)?;
         Ok(probs)
-    }
-}
-
-/// Room for the gradient of the bias that the problem declares.
-fn bias_zeros(problem: &Problem) -> Result<BiasGrad, ProblemError> {
-    let bias = problem.bias().ok_or(ProblemError::ScoreUndeclared { tensor: TensorName::Dbias })?;
-    Ok(match bias.dtype {
-        Dtype::F16 => BiasGrad::F16(zeros(bias.shape)),
-        Dtype::Bf16 => BiasGrad::Bf16(zeros(bias.shape)),
-        _ => BiasGrad::F32(zeros(bias.shape)),
-    })
-}
-
-impl BiasGrad {
-    fn tensor(&mut self, shape: [usize; 4]) -> BiasMut<'_> {
-        match self {
-            Self::F32(data) => BiasMut::F32(TensorMut::bshd(data, shape)),
-            Self::F16(data) => BiasMut::F16(TensorMut::bshd(data, shape)),
-            Self::Bf16(data) => BiasMut::Bf16(TensorMut::bshd(data, shape)),
-        }
     }
 }
 

@@ -29,14 +29,15 @@ mod attended;
 mod engine;
 mod partial;
 
-pub use attended::{Attended, BackwardWith, BiasGrad, Grads, attention, attention_with};
+pub use attended::{Attended, BackwardWith, Grads, attention, attention_with};
 pub use engine::Engine;
 pub use partial::Partial;
 pub use signflash_core::{
-    Bias, BiasMut, BiasRef, Bounds, Dropout, DropoutGenerator, Dtype, Element, GeneratorState, GradInputs,
-    Gradients, Inputs, KeepBlock, KeepRule, Outputs, Piece, Problem, ProblemBuilder, ProblemError, Probs,
-    ResultOf, ScaleRule, ScoreInputs, Sequence, Shape, Shard, SharedGenerator, SignBit, Slopes, TensorMut,
-    TensorName, TensorRef, Visibility, Window, bf16, dropout, f16, judge, oracle, sign_bit,
+    Bias, BiasGrad, BiasMut, BiasRef, Bounds, Dropout, DropoutGenerator, Dtype, Element, GeneratorState,
+    GradInputs, Gradients, Inputs, KeepBlock, KeepRule, Outputs, Piece, Problem, ProblemBuilder,
+    ProblemError, Probs, ResultOf, ScaleRule, ScoreInputs, Sequence, Shape, Shard, SharedGenerator, SignBit,
+    Slopes, TensorMut, TensorName, TensorRef, Visibility, Window, bf16, dropout, f16, judge, oracle,
+    sign_bit,
 };
 pub use signflash_cpu::{CpuEngine, Isa, IsaError};
 #[cfg(feature = "cuda")]

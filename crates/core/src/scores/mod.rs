@@ -3,6 +3,7 @@
 mod declared;
 mod described;
 mod features;
+mod grad;
 mod inputs;
 
 use crate::problem::Problem;
@@ -10,6 +11,7 @@ pub use declared::{Bias, Slopes};
 pub(crate) use declared::{Scores, place_of_piece};
 pub use described::ScoreDescription;
 pub use features::Feature;
+pub use grad::BiasGrad;
 pub(crate) use inputs::check_gradients;
 pub use inputs::{BiasMut, BiasRef, ScoreInputs};
 

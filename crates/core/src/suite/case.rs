@@ -313,6 +313,12 @@ impl Case {
         values
     }
 
+    /// Whether its pieces see only some of the keys, so that their backward must be given out and lse of the whole: what
+    /// differentiates its own forward cannot run it.
+    pub fn cuts_keys(&self) -> bool {
+        !self.cuts.columns.is_empty()
+    }
+
     /// Whether it is of a file.
     pub(super) fn is_vector(&self) -> bool {
         self.vector.is_some()

@@ -1,16 +1,21 @@
 //! On NVIDIA GPUs: candle's memory, candle's stream, our kernels. Nothing waits for the GPU.
 
+mod scores;
+
 use crate::call::refused;
-use crate::op::{Lse, Op, Saved, unknown_dtype};
+use crate::join::ScoreGradients;
+use crate::op::{Found, Given, Lse, Op, Saved, unknown_dtype};
+use crate::scores::Held;
 use candle_core::backend::BackendStorage as _;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr as _, DevicePtrMut as _, DeviceRepr};
 use candle_core::cuda_backend::{CudaDType, CudaDevice};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, DType, Layout as Lies, Result, Storage, Tensor, bail};
 use half::{bf16, f16};
+use scores::{BiasRoom, Views};
 use signflash_core::{Description, TensorName};
 use signflash_cuda::{CudaEngine, Device as Gpu, Stream};
-use signflash_kernels::{BackwardCall, DeviceTensor, ForwardCall, Half, Order};
+use signflash_kernels::{BackwardCall, DeviceScoreTensor, DeviceTensor, ForwardCall, Half, Order};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
@@ -27,10 +32,10 @@ impl Op {
         }
     }
 
-    pub(crate) fn cuda_backward(&self, device: &CudaDevice, tensors: [&Tensor; 5]) -> Result<[Tensor; 3]> {
-        match tensors[0].dtype() {
-            DType::F16 => self.backward_of::<f16>(device, tensors, Half::F16),
-            DType::BF16 => self.backward_of::<bf16>(device, tensors, Half::Bf16),
+    pub(crate) fn cuda_backward(&self, device: &CudaDevice, given: &Given<'_>) -> Result<Found> {
+        match given.q.dtype() {
+            DType::F16 => self.backward_of::<f16>(device, given, Half::F16),
+            DType::BF16 => self.backward_of::<bf16>(device, given, Half::Bf16),
             other => unknown_dtype(other, "a GPU", "f16 or bf16"),
         }
     }
@@ -56,7 +61,10 @@ impl Op {
         };
         let mut workspace = room::<u8>(&device, engine.forward_workspace_bytes(problem) as usize)?;
         let lengths = self.lengths(&device)?;
+        let held = self.operands.held();
+        let score_views = Views::of(&held)?;
         {
+            let scores = score_views.at(&stream);
             let views = [0, 1, 2].map(|n| view::<T>(tensors[n].0, tensors[n].1));
             let [q, k, v] = views;
             let (q, k, v) = (q?, k?, v?);
@@ -72,6 +80,7 @@ impl Op {
             let mut call =
                 ForwardCall::new(problem, half, [q?, k?, v?], self.dense(out_at, shape.out()), lse_at)
                     .with_workspace(workspace_at)
+                    .with_scores(scores.on_device(&held))
                     .with_probs(
                         probs_at
                             .as_ref()
@@ -96,9 +105,9 @@ impl Op {
     fn backward_of<T: CudaDType + DeviceRepr>(
         &self,
         device: &CudaDevice,
-        tensors: [&Tensor; 5],
+        given: &Given<'_>,
         half: Half,
-    ) -> Result<[Tensor; 3]> {
+    ) -> Result<Found> {
         let (problem, shape) = (&self.settings.problem, self.settings.problem.shape());
         let Lse::Cuda(lse) = &self.saved()?.lse else {
             bail!("signflash: the forward ran on a CPU, the backward's tensors lie on a GPU")
@@ -110,15 +119,26 @@ impl Op {
         let bytes = engine.backward_workspace_bytes(problem, self.settings.deterministic);
         let mut workspace = room::<u8>(device, bytes as usize)?;
         let lengths = self.lengths(device)?;
-        let guards = tensors.map(|tensor| tensor.storage_and_layout());
-        let lse_guard = lse.storage_and_layout();
+        let guards = [given.q, given.k, given.v, given.out, given.dout].map(Held::of);
+        let lse_guard = Held::of(lse);
+        let dlse_guard = given.dlse.map(Held::of);
+        let held = self.operands.held();
+        let score_views = Views::of(&held)?;
+        let bias = problem.bias().filter(|_| self.wanted.dbias);
+        let mut dbias = bias.as_ref().map(|bias| BiasRoom::of(device, bias)).transpose()?;
+        let mut dsinks = match self.wanted.dsinks {
+            true => Some(room::<f32>(device, shape.num_heads)?),
+            false => None,
+        };
         {
-            let views = guards.each_ref().map(|(storage, lies)| view::<T>(on_gpu(storage)?, lies));
+            let scores = score_views.at(&stream);
+            let views = guards.each_ref().map(|held| view::<T>(on_gpu(held.storage())?, held.lies));
             let [q, k, v, out, dout] = views;
             let views = [q?, k?, v?, out?, dout?];
             let at = views.each_ref().map(|view| view.device_ptr(&stream));
-            let [q, k, v, out, dout] = [0, 1, 2, 3, 4].map(|n| self.tensor(at[n].0, guards[n].1, NAMES[n]));
-            let lse = on_gpu(&lse_guard.0)?.as_cuda_slice::<f32>()?;
+            let [q, k, v, out, dout] =
+                [0, 1, 2, 3, 4].map(|n| self.tensor(at[n].0, guards[n].lies, NAMES[n]));
+            let lse = on_gpu(lse_guard.storage())?.as_cuda_slice::<f32>()?;
             let (lse_at, _lse) = lse.device_ptr(&stream);
             let (dq_at, _dq) = dq.device_ptr_mut(&stream);
             let (dk_at, _dk) = dk.device_ptr_mut(&stream);
@@ -126,13 +146,25 @@ impl Op {
             let (workspace_at, _workspace) = workspace.device_ptr_mut(&stream);
             let lengths_at =
                 lengths.as_ref().map(|lengths| lengths.each_ref().map(|x| x.device_ptr(&stream)));
-            let mut forward = ForwardCall::new(problem, half, [q?, k?, v?], out?, lse_at);
+            let dlse = dlse_guard.as_ref().map(|held| view::<f32>(on_gpu(held.storage())?, held.lies));
+            let dlse = dlse.transpose()?;
+            let dlse_at = dlse.as_ref().map(|dlse| dlse.device_ptr(&stream));
+            let dbias_at = dbias.as_mut().map(|dbias| dbias.at(&stream));
+            let dsinks_at = dsinks.as_mut().map(|dsinks| dsinks.device_ptr_mut(&stream));
+            let mut forward = ForwardCall::new(problem, half, [q?, k?, v?], out?, lse_at)
+                .with_scores(scores.on_device(&held));
             if let Some([lengths_q, lengths_k]) = &lengths_at {
                 forward = forward.with_cu_seqlens([lengths_q.0, lengths_k.0]);
             }
             let written = [(dq_at, sizes[0]), (dk_at, sizes[1]), (dv_at, sizes[2])];
             let written = written.map(|(at, sizes)| self.dense(at, sizes));
+            let dbias_at = dbias_at.as_ref().zip(bias).map(|((at, _), bias)| {
+                DeviceScoreTensor::of(*at, signflash_core::contiguous_strides(bias.shape))
+            });
             let call = BackwardCall::of(&forward, dout?, written, workspace_at)
+                .with_dlse(dlse_at.as_ref().map(|at| at.0))
+                .with_dbias(dbias_at)
+                .with_dsinks(dsinks_at.as_ref().map(|at| at.0))
                 .with_deterministic(self.settings.deterministic);
             // SAFETY: as in the forward.
             let on = unsafe { Stream::from_raw(engine.device(), stream.cu_stream() as u64) };
@@ -140,11 +172,14 @@ impl Op {
             unsafe { engine.backward_on(&on, &call) }.map_err(refused)?;
         }
         let dims = sizes.map(|sizes| self.settings.layout.swap(sizes));
-        Ok([
-            tensor_of(dq, device, &dims[0]),
-            tensor_of(dk, device, &dims[1]),
-            tensor_of(dv, device, &dims[2]),
-        ])
+        let dbias = dbias.zip(bias).map(|(dbias, bias)| dbias.tensor(device, &bias.shape));
+        let dsinks = dsinks.map(|dsinks| tensor_of(dsinks, device, &[shape.num_heads]));
+        Ok(Found {
+            dq: tensor_of(dq, device, &dims[0]),
+            dk: tensor_of(dk, device, &dims[1]),
+            dv: tensor_of(dv, device, &dims[2]),
+            scores: ScoreGradients { dbias, dsinks },
+        })
     }
 
     /// A tensor of candle's at an address, judged against the problem.
