@@ -1,6 +1,6 @@
 //! The public face of the CPU kernels.
 
-use crate::backward::{Backward, TILE_ROWS};
+use crate::backward::{Backward, TILE_ROWS, is_of_each_score};
 use crate::call::Call;
 use crate::division::{chunk_keys, forward_tile_rows, sum_of_sequences};
 use crate::entry::kernels;
@@ -232,7 +232,8 @@ impl CpuEngine {
     /// holds the dq of its query heads in f32, at most 16 MiB (see [`with_partial_bytes`](Self::with_partial_bytes));
     /// where they take more, dq is computed in a pass of its own, with 7 products in place of 5 and no such memory.
     ///
-    /// dbias, if asked for, takes two more products and 256 KiB a thread. All sums are added in one order, so that every
+    /// dbias, if asked for, is written by the way where the bias has a number for each score of a batch; where entries are
+    /// shared, or sequences are packed, it takes two more products and 256 KiB a thread. All sums are added in one order, so that every
     /// gradient is the same to the bit for any number of threads. dq, dk and dv of 16-bit inputs may be f32, as the
     /// [forward](Self::forward)'s outputs.
     ///
@@ -363,11 +364,13 @@ impl CpuEngine {
             references(&Scores { call, q, k, tile_rows: TILE_ROWS }, workers, lse)
         });
         let references = references.as_ref();
-        let backward = Backward { call, q, k, v, out, dout, lse, references, dlse, dq, dk, dv, chunk_keys };
+        let own = dbias.filter(|dbias| !is_empty && is_of_each_score(problem, dbias.shape));
+        let backward =
+            Backward { call, q, k, v, out, dout, lse, references, dlse, dq, dk, dv, dbias: own, chunk_keys };
         if !is_empty {
             run_backward(&backward, workers, self.partial_bytes);
         }
-        if let Some(dbias) = dbias {
+        if let (Some(dbias), None) = (dbias, own) {
             run_bias(&backward, &dbias, workers);
         }
         if let Some(dsinks) = dsinks {

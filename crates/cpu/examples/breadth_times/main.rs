@@ -1,7 +1,7 @@
 //! What windows, packed sequences and all that becomes of a score cost on this machine's CPU: the time of a forward and of
 //! a backward, beside what the number of scores lets expect. `cargo run --release -p signflash-cpu --example
 //! breadth_times`, in a quiet minute; words behind `--` choose: `f32` and `bf16` dtypes, `windows`, `packed` and `scores`
-//! tables.
+//! tables, and rows of the last by a part of their name.
 //!
 //! A window's cost should fall with the window. Packed sequences should cost what their own scores cost: the second table
 //! has the same sequences padded to the longest, too, as they are computed where nothing packs them.

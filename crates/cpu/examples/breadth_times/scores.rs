@@ -116,6 +116,10 @@ fn run<T: Element>(
 
 /// The costs of all rows, each measured in turns with the problem without it.
 pub(crate) fn table<T: Element>(engine: CpuEngine) -> Result<(), ProblemError> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let names = |word: &String| ROWS.iter().any(|(name, ..)| name.contains(word.as_str()));
+    let only: Vec<String> = words.into_iter().filter(names).collect();
+    let is_asked = |row: &&Row| only.is_empty() || only.iter().any(|word| row.0.contains(word.as_str()));
     for (head_dim, dropout) in [(64, 0.0), (64, 0.1), (128, 0.0), (128, 0.1)] {
         println!(
             "\n{} {SEQLEN} keys, {HEADS} heads of {head_dim}, dropout {dropout}, {engine:?}\n\
@@ -123,7 +127,7 @@ pub(crate) fn table<T: Element>(engine: CpuEngine) -> Result<(), ProblemError> {
              |---|---:|---:|---:|---:|---:|",
             T::DTYPE
         );
-        for (name, add, with_dbias) in ROWS {
+        for &(name, add, with_dbias) in ROWS.iter().filter(is_asked) {
             let shape = Shape::new(1, SEQLEN, SEQLEN).heads(HEADS, HEADS).head_dim(head_dim);
             let plain = Problem::builder(shape).dropout(Dropout::new(dropout, 1, 0)?);
             let own = if name.starts_with("head_dim") { shape.head_dim_v(head_dim / 2) } else { shape };

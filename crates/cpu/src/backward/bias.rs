@@ -136,7 +136,8 @@ impl Work<'_> {
     ) {
         let seen = keys_of_tile(&self.sequence, &queries.tile).some;
         for first in blocks(keys.those_of(seen)) {
-            self.weights::<S, MR, true>(scratch, keys.block::<S>(first), queries, first - keys.first);
+            let at = (first - keys.first, None);
+            self.weights::<S, MR, true>(scratch, keys.block::<S>(first), queries, at);
         }
     }
 }

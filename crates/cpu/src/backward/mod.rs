@@ -22,6 +22,7 @@
 
 mod bias;
 mod operands;
+mod own_bias;
 mod results;
 mod sums;
 mod weights;
@@ -31,7 +32,7 @@ use crate::call::{BLOCK_KEYS, Call};
 use crate::pack::{Dims, panel_width};
 use crate::philox::DropTile;
 use crate::references::References;
-use crate::score_stage::{self, Change};
+use crate::score_stage::{self, Change, TableMut};
 use crate::sequence::Sequence;
 use crate::simd::Simd;
 use crate::tile::Tile;
@@ -41,7 +42,9 @@ use crate::visible::{blocks, keys_of_tile};
 pub(crate) use bias::{BiasTiles, BiasUnit, bias_unit};
 use operands::Part;
 pub(crate) use operands::{Keys, Queries};
+pub(crate) use own_bias::is_of_each_score;
 use results::Place;
+use signflash_core::Span;
 
 /// Queries that are worked on at a time.
 pub(crate) const TILE_ROWS: usize = 64;
@@ -63,6 +66,8 @@ pub(crate) struct Backward<'a> {
     pub(crate) dq: ViewMut<'a>,
     pub(crate) dk: ViewMut<'a>,
     pub(crate) dv: ViewMut<'a>,
+    /// The gradient of a bias that has a number [for each score](is_of_each_score).
+    pub(crate) dbias: Option<TableMut<'a>>,
     /// Keys of a chunk, a multiple of [`BLOCK_KEYS`]. From the shape alone: dq depends on it in the last bits.
     pub(crate) chunk_keys: usize,
 }
@@ -244,6 +249,9 @@ impl Work<'_> {
                 let (head, tile) = (keys.head * group + member, self.tile::<S>(index));
                 let seen = keys_of_tile(&self.sequence, &tile).some;
                 let step = member * tiles + (tiles - 1 - index);
+                if let Some(dbias) = &self.backward.dbias {
+                    self.clear_unseen::<S>(dbias, (keys, head, &tile), seen);
+                }
                 if let Some(part) = keys.part_of(seen) {
                     let queries = self.queries::<S>(scratch, head, tile);
                     (self.entries.sweep)(
@@ -300,10 +308,16 @@ impl Work<'_> {
         wanted: Wanted,
     ) {
         let seen = keys_of_tile(&self.sequence, &queries.tile).some;
+        let dbias = self.backward.dbias.as_ref().filter(|_| wanted.dkv);
         for first in blocks(keys.those_of(seen)) {
             let block = keys.block::<S>(first);
             let at = first - keys.first;
-            let Some(overlap) = self.weights::<S, MR, false>(scratch, block, queries, at) else { continue };
+            let overlap = self.weights::<S, MR, false>(scratch, block, queries, (at, dbias));
+            if let Some(dbias) = dbias {
+                let computed = overlap.map_or(Span { begin: 0, end: 0 }, |overlap| overlap.panels);
+                self.clear_panels::<S>(dbias, (block, queries), computed);
+            }
+            let Some(overlap) = overlap else { continue };
             if wanted.dkv {
                 self.add_dkv::<S, MR>(scratch, queries, at, overlap);
             }

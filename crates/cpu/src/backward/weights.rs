@@ -5,7 +5,7 @@ use super::operands::{Keys, Queries};
 use super::{Scratch, TILE_ROWS, Work};
 use crate::gemm::{Left, NV, Right, product};
 use crate::pack::panel_width;
-use crate::score_stage::{HIDDEN, Panel};
+use crate::score_stage::{HIDDEN, Panel, TableMut};
 use crate::simd::Simd;
 use crate::visible::{Bounds, Overlap, Visible};
 use signflash_core::Span;
@@ -16,6 +16,8 @@ const PLAIN: u8 = 0;
 const CHANGED: u8 = 1;
 /// Scores are in memory, and what they give is for dbias: ds before softcap's slope.
 const TO_BIAS: u8 = 2;
+/// As [`CHANGED`], and what they give to dbias takes their place.
+const TO_BOTH: u8 = 3;
 
 /// A bit above the numbers that are subnormal, or become so when they are multiplied.
 const SUBNORMAL: f32 = 1e-33;
@@ -74,14 +76,14 @@ unsafe fn add_micro_tile<S: Simd, const MR: usize>(sums: *mut f32, ds: &[[S::V; 
 
 impl Work<'_> {
     /// p and ds of one block, which begins `at` keys into the chunk, and of which of its keys and panels; `None` if no row
-    /// of the tile sees a key of it. With `BIAS` what they give to dbias instead.
+    /// of the tile sees a key of it. With `BIAS` what they give to dbias instead; with an `own` dbias that as well.
     #[inline(always)]
     pub(super) unsafe fn weights<S: Simd, const MR: usize, const BIAS: bool>(
         &self,
         scratch: &mut Scratch,
         block: Keys,
         queries: Queries,
-        at: usize,
+        (at, own): (usize, Option<&TableMut<'_>>),
     ) -> Option<Overlap> {
         let step = MR.max(S::UNIT);
         let overlap = Overlap::new::<S>(&self.sequence, &queries.tile, block.first, block.count, step)?;
@@ -98,6 +100,14 @@ impl Work<'_> {
                 self.change::<S, MR>(scratch, block, queries, panel, visible);
             }
             let place = At { panel, visible, sums: at };
+            if let (false, Some(dbias)) = (BIAS, own) {
+                match scratch.drop.is_some() {
+                    true => self.panel_weights::<S, MR, true, TO_BOTH>(scratch, block, queries, place),
+                    false => self.panel_weights::<S, MR, false, TO_BOTH>(scratch, block, queries, place),
+                }
+                self.write_panel::<S>(dbias, scratch, (block, queries), panel, visible.keys);
+                continue;
+            }
             match (scratch.drop.is_some(), is_plain) {
                 (true, _) if BIAS => {
                     self.panel_weights::<S, MR, true, TO_BIAS>(scratch, block, queries, place)
@@ -184,6 +194,7 @@ impl Work<'_> {
         let large = self.backward.references.is_some();
         let careful = call.careful && !S::PAIRS; // never with pairs
         let (hides, has_slope) = (call.stage.hides(), call.stage.has_slope());
+        let (with_slope, keep_scale) = (has_slope && KIND != TO_BIAS, S::splat(call.keep_scale as f32));
         let mut rows = [Row::<S> { base: zero, minus_lse: zero, delta: zero, bits: None }; NV];
         for (n, row) in rows.iter_mut().enumerate() {
             let lane = lane + n * S::LANES;
@@ -236,7 +247,12 @@ impl Work<'_> {
                 for (n, ((p, ds), row)) in p.iter_mut().zip(ds).zip(&rows).enumerate() {
                     let kept = S::sub(*ds, row.delta);
                     *ds = S::mul(*p, if DROP { S::by_sign(*p, kept, row.delta) } else { kept });
-                    if KIND == CHANGED && has_slope {
+                    if KIND == TO_BOTH {
+                        let own = if careful { S::where_nonzero(*p, *ds, zero) } else { *ds };
+                        let at = scratch.scores.floats().add((key + m) * width + n * S::LANES);
+                        S::store(at, S::mul(own, keep_scale));
+                    }
+                    if KIND != PLAIN && with_slope {
                         let slope = scratch.slopes.floats().add((key + m) * width + n * S::LANES);
                         *ds = S::mul(*ds, S::load(slope));
                         // Where scores are saturated, slopes make subnormals of any weights.

@@ -87,6 +87,7 @@ fn run<T: Element>(how: How, problem: &Problem, sequences: &[Sequence], operands
             dq: ViewMut::new(write(&mut dq, shape.q())),
             dk: ViewMut::new(write(&mut dk, shape.k())),
             dv: ViewMut::new(write(&mut dv, shape.v())),
+            dbias: None,
             chunk_keys: CHUNK_KEYS,
         };
         if how.two_passes {
