@@ -128,6 +128,9 @@ def the_context_is_that_of_one_process(rank, ranks):
     with distributed.context_parallel(buffers=buffers, buffer_seq_dims=[2] * 4, generator=signflash.Generator(21)):
         rows = distributed.shard_sequence(mask, dim=0)
         out = F.scaled_dot_product_attention(*buffers[:3], attn_mask=rows, dropout_p=0.2)
+        own = rows[:, : len(rows)]
+        with pytest.raises(ValueError, match="a column for each of all 48 keys, got"):
+            F.scaled_dot_product_attention(*buffers[:3], attn_mask=own)
     torch.testing.assert_close(distributed.unshard_sequence(out, dim=2, seqlen=48), want, atol=1e-5, rtol=1e-4)
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from .attention import attention
-from .sequence import shard_sequence
+from .sequence import ranks_of, shard_sequence
 
 #: The contexts that are entered now, the innermost last.
 ENTERED: List["Active"] = []
@@ -138,6 +138,14 @@ def _sdpa(
         )
     if not enable_gqa and query.shape[1] != key.shape[1]:
         raise ValueError(f"key must have query's {query.shape[1]} heads, got {key.shape[1]}; or give enable_gqa=True")
+    ranks = ranks_of(active.group, active.mesh)
+    seqlen_k = key.shape[2] * ranks.size if active.seqlen is None else active.seqlen
+    if attn_mask is not None and attn_mask.shape[-1] not in (1, seqlen_k):
+        raise ValueError(
+            f"attn_mask must have a column for each of all {seqlen_k} keys, got {attn_mask.shape[-1]}. Transformers makes such a "
+            "mask where position_ids jump, as zigzag's do: use layout='contiguous', or give layers attention_mask=None and "
+            "is_causal=True by a hook"
+        )
     is_mask = attn_mask is not None and attn_mask.dtype is torch.bool
     out = attention(
         *(x.transpose(1, 2) for x in (query, key, value)),

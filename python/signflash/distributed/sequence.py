@@ -13,7 +13,8 @@ from .methods import Ranks
 HYBRID = ("ring", "ulysses")
 
 
-def _ranks(group, mesh) -> Ranks:
+def ranks_of(group, mesh) -> Ranks:
+    """Those that share a sequence, whatever the method."""
     return Ranks.of(group, mesh, HYBRID if mesh is not None and mesh.ndim == 2 else "ring")
 
 
@@ -23,7 +24,7 @@ def shard_sequence(x: Any, *, group: Any = None, mesh: Any = None, layout: Any =
     It is a copy where a rank's positions are not one span, and else a view. Cut everything that goes with positions alike:
     tokens, labels, position_ids. Differentiable, as indexing is.
     """
-    ranks = _ranks(group, mesh)
+    ranks = ranks_of(group, mesh)
     return layout_of(layout, x.shape[dim], ranks.size).take(x, ranks.rank, dim)
 
 
@@ -35,7 +36,7 @@ def unshard_sequence(
 
     seqlen is how many positions there are on all ranks; None: as many on each as on this one.
     """
-    ranks = _ranks(group, mesh)
+    ranks = ranks_of(group, mesh)
     dim = dim % x.dim()
     total = x.shape[dim] * ranks.size if seqlen is None else seqlen
     of = layout_of(layout, total, ranks.size)
