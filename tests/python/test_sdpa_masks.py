@@ -195,9 +195,10 @@ def test_a_mask_is_looked_at_once_until_it_is_written(monkeypatch):
 def test_memory_that_others_can_write_is_always_looked_at():
     q, k, v = sdpa.make(2, 3, SEQLEN, 8)
     array = causal_of("float").numpy().copy()
-    assert compare(q, k, v, 0.2, torch.from_numpy(array)).causal
+    mask = torch.from_numpy(array)
+    assert compare(q, k, v, 0.2, mask).causal
     array[0, 5] = 0.0
-    assert not compare(q, k, v, 0.2, torch.from_numpy(array)).causal
+    assert not compare(q, k, v, 0.2, mask).causal
     with torch.inference_mode():
         mask = causal_of("float").clone()
     assert masks.look(mask, SEQLEN, SEQLEN) == masks.CAUSAL
@@ -225,15 +226,23 @@ def test_a_mask_of_more_batches_than_queries():
     assert torch.allclose(out.double(), sdpa.expected(*four, 0.2, mask), atol=1e-6)
 
 
-@pytest.mark.parametrize("mask", [None, *(torch.zeros(SEQLEN, SEQLEN) + x for x in (0.0, 0.5))])
-def test_what_is_remembered_of_a_mask_does_not_keep_it(mask):
+@pytest.mark.parametrize("name", ["causal", "causal of booleans", "zeros", "numbers", "keys"])
+def test_what_is_remembered_of_a_mask_does_not_keep_it(name):
     from torch.multiprocessing.reductions import StorageWeakRef
 
-    mask = causal_of("float") if mask is None else mask.clone()
+    mask = {
+        "causal": lambda: causal_of("float"),
+        "causal of booleans": lambda: random_mask(SEQLEN, SEQLEN),
+        "zeros": lambda: torch.zeros(SEQLEN, SEQLEN),
+        "numbers": lambda: torch.ones(SEQLEN, SEQLEN),
+        "keys": lambda: (CAUSAL & KEYS).clone(),
+    }[name]().clone()
     weak = StorageWeakRef(mask.untyped_storage())
-    masks.look(mask, SEQLEN, SEQLEN)
+    seen = masks.look(mask, SEQLEN, SEQLEN)
+    if name == "keys":
+        assert seen.mask.untyped_storage().nbytes() == 2 * SEQLEN  # and not those of the whole mask
     assert not weak.expired()
-    del mask
+    del mask, seen
     assert weak.expired()
 
 
