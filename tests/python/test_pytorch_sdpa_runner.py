@@ -20,7 +20,10 @@ def enabled():
 
 class TestCPU(unittest.TestCase):
     def test_that_passes(self):
-        pass
+        if enabled():
+            from signflash._sdpa import notes
+            notes.listeners[0].note(None, None, None)
+            notes.listeners[0].note(None, "a reason", None)
 
     def test_that_fails(self):
         raise ValueError("anyway")
@@ -44,18 +47,22 @@ class TestCPU(unittest.TestCase):
 """
 
 #: In place of the package: what the plugin imports and calls.
-PACKAGE = """
-def enable(pytorch, transformers):
-    return ("pytorch",)
-"""
+PACKAGE = {
+    "__init__.py": "def enable(pytorch, transformers): return ('pytorch',)",
+    "_sdpa/__init__.py": "",
+    "_sdpa/notes.py": "listeners = []",
+}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="processes that go down end otherwise there")
 def test_the_runner_of_pytorchs_file_names_what_fails_with_us_alone(tmp_path):
     file = tmp_path / "test_cases.py"
     file.write_text(CASES)
-    (tmp_path / "signflash.py").write_text(PACKAGE)
-    command = [sys.executable, str(RUNNER), str(file), "--case-seconds", "3", "--keep", str(tmp_path / "kept")]
+    for name, text in PACKAGE.items():
+        path = tmp_path / "signflash" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    command = [sys.executable, str(RUNNER), str(file), "--case-seconds", "4", "--keep", str(tmp_path / "kept")]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     came = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     words = came.stdout + came.stderr
@@ -63,6 +70,7 @@ def test_the_runner_of_pytorchs_file_names_what_fails_with_us_alone(tmp_path):
     failed = [line.split(": ")[1] for line in words.splitlines() if line.startswith("failed with us only")]
     assert sorted(failed) == [f"TestCPU::test_that_{what}" for what in ("fails_with_us", "goes_down", "hangs")], words
     assert "not twice the same: TestCPU::test_that_fails_once" in words
+    assert "1 calls with us were ours" in words
     assert "5 of 6 cases passed without us, 3 of them fail with us" in words
     said = [json.loads(line) for path in (tmp_path / "kept").rglob("*.jsonl") for line in path.read_text().splitlines()]
     ran = [x["begun"] for x in said if "begun" in x]

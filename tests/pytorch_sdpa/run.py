@@ -35,19 +35,22 @@ class Side:
 
     def __init__(self, a, rest, folder, name):
         self.a, self.rest, self.folder, self.name = a, rest, folder, name
-        self.names, self.outcomes, self.odd = {}, {}, []
+        self.names, self.outcomes, self.odd, self.ours = {}, {}, [], 0
 
     def run(self, label, until=None, only=None):
         """All shares at once; outcomes of cases that are run again take the place of the earlier ones."""
         folder = self.folder / f"{self.name}-{label}"
         folder.mkdir(parents=True, exist_ok=True)
+        first, step = (int(x) for x in self.a.share.split("/"))
         if only is not None:
             only = named(only, folder, "only.json")
-        first, step = (int(x) for x in self.a.share.split("/"))
+            first, step = 0, 1  # they are of our share
         shares = [f"{first + step * job}/{step * self.a.jobs}" for job in range(self.a.jobs)]
         with concurrent.futures.ThreadPoolExecutor(len(shares)) as pool:
             paths = pool.map(lambda job: self._share(folder, job, shares[job], until, only), range(len(shares)))
-            names, outcomes = read([path for found in paths for path in found])
+            paths = [path for found in paths for path in found]
+        names, outcomes = read(paths)
+        self.ours += sum(said.get("ours", 0) for said in lines(paths))
         self.names.update(names)
         self.outcomes.update(outcomes)
         return outcomes
@@ -162,9 +165,8 @@ def main() -> int:
         report(plain, enabled, failed, [case for case in suspects if case not in failed])
         print("\n".join(plain.odd + enabled.odd))
         count = len(passed(plain.outcomes))
-        print(
-            f"{count} of {len(plain.names)} cases passed without us, {len(failed)} of them fail with us; {time.time() - began:.0f} s"
-        )
+        print(f"{count} of {len(plain.names)} cases passed without us, {len(failed)} of them fail with us")
+        print(f"{enabled.ours} calls with us were ours; {time.time() - began:.0f} s")
     return 1 if failed or not enabled.outcomes or plain.odd or enabled.odd else 0
 
 
