@@ -129,7 +129,14 @@ def test_causal_masks_are_causal(form, lead):
 @pytest.mark.parametrize("heads", [1, 3])
 def test_causal_and_padding(heads):
     seen = compare(*sdpa.make(2, 3, SEQLEN, 8), 0.2, (CAUSAL & KEYS).expand(2, heads, -1, -1).clone())
-    assert seen.causal and seen.bias is None and seen.mask.shape == (2, heads, 1, SEQLEN)
+    assert seen.causal and seen.bias is None and seen.mask.shape == (2, 1, 1, SEQLEN)
+
+
+def test_heads_that_differ_in_one_entry_are_all_read():
+    mask = (CAUSAL & KEYS).expand(2, 3, -1, -1).clone()
+    mask[1, 2, SEQLEN // 2 + 1, 1] ^= True
+    seen = compare(*sdpa.make(2, 3, SEQLEN, 8), 0.2, mask)
+    assert not seen.causal and torch.equal(seen.mask, mask)
 
 
 def almost(change):
