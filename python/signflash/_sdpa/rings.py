@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import sys
 
+from .._torch import paths
+
 _MODULES = (
     "torch.distributed.tensor.experimental._context_parallel._attention",
     "torch.distributed.tensor.experimental._attention",
@@ -39,7 +41,7 @@ def _rings_are_on() -> bool:
     """Whether attention of DTensors is to become rings: within ``context_parallel``."""
     import torch
 
-    dispatcher = getattr(sys.modules["torch.distributed.tensor"].DTensor, "_op_dispatcher", None)
+    dispatcher = getattr(paths.dtensor(), "_op_dispatcher", None)
     handlers = getattr(dispatcher, "_custom_op_handlers", ())
     return torch.ops.aten._scaled_dot_product_flash_attention.default in handlers
 

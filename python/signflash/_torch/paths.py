@@ -121,9 +121,18 @@ def refuse_batches(gradients, watched: bool) -> None:
 _is_batch = getattr(_functorch, "is_legacy_batchedtensor", None)
 
 
+def dtensor():
+    """The class, if anybody has imported it: from torch.distributed.tensor, or from where it was before PyTorch 2.5."""
+    for name in ("torch.distributed.tensor", "torch.distributed._tensor"):
+        found = getattr(sys.modules.get(name), "DTensor", None)
+        if found is not None:
+            return found
+    return None
+
+
 def refuse_kinds(tensors) -> None:
     """Kinds of tensors that hold something else than one dense block."""
-    distributed = sys.modules.get("torch.distributed.tensor")
+    distributed = dtensor()
     for name, x in tensors:
         if not isinstance(x, torch.Tensor):
             continue
@@ -132,7 +141,7 @@ def refuse_kinds(tensors) -> None:
                 f"{name} must be a dense tensor, got a nested one; call each sequence alone, with "
                 "shard=Shard(first_batch=i) for dropout masks of their own, or pad and mask"
             )
-        if distributed is not None and isinstance(x, distributed.DTensor):
+        if distributed is not None and isinstance(x, distributed):
             raise NotImplementedError(
                 f"{name} must be a plain tensor, got a DTensor; use signflash.distributed.attention where the sequence is sharded, "
                 f"else give the pieces ({name}.to_local()), with one seed and shard=Shard(...) for their place, and wrap the result"
