@@ -53,7 +53,7 @@ class Recorded:
     wanted: List[bool]
 
 def have_short_way(
-    *, path: str, plain: List[type], watchers: List[Any], hooks: Any, deterministic: Any, stream: Any, apply: Any
+    *, path: str, plain: List[type], watchers: List[Any], hooks: Any, deterministic: Any, stream: Optional[Any], apply: Any
 ) -> bool: ...
 def attend(
     q: Any, k: Any, v: Any, settings: Settings, state: Tuple[int, int], deterministic: bool, wants_lse: bool

@@ -31,8 +31,8 @@ struct Torch {
     hooks: Py<PyAny>,
     /// Whether everybody is to compute the same in every run.
     deterministic: Py<PyAny>,
-    /// The current stream of a GPU, by its number.
-    stream: Py<PyAny>,
+    /// The current stream of a GPU, by its number; without it, tensors on GPUs are not taken.
+    stream: Option<Py<PyAny>>,
     /// `apply` of the autograd function whose forward is [`record`].
     apply: Py<PyAny>,
 }
@@ -50,7 +50,7 @@ pub(crate) fn have_short_way(
     watchers: Vec<Py<PyAny>>,
     hooks: Py<PyAny>,
     deterministic: Py<PyAny>,
-    stream: Py<PyAny>,
+    stream: Option<Py<PyAny>>,
     apply: Py<PyAny>,
 ) -> bool {
     let Some(functions) = Functions::find(path) else { return false };
@@ -94,10 +94,13 @@ impl Torch {
         let at = match gpu {
             None => self.functions.threads().map(|threads| Place::Cpu { threads }),
             Some(_) if dtype == Dtype::F32 => None,
-            Some(ordinal) => {
-                let stream = self.stream.bind(py).call1((ordinal,))?.extract()?;
-                Some(Place::Cuda { ordinal, stream })
-            }
+            Some(ordinal) => match &self.stream {
+                Some(stream) => {
+                    let stream = stream.bind(py).call1((ordinal,))?.extract()?;
+                    Some(Place::Cuda { ordinal, stream })
+                }
+                None => None,
+            },
         };
         Ok(at.map(|at| Layout { dtype, at, is_packed: false }))
     }

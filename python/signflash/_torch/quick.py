@@ -7,6 +7,8 @@ are the long way's.
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch.autograd import forward_ad
 
@@ -36,6 +38,10 @@ def _long_way(ctx, dout, dlse=None):
     return (None, *[x if wants else None for x, wants in zip(found, ctx.call.wanted)])
 
 
+#: Tensors on GPUs go this way only where this is 1: it has not been run on any yet.
+ON_GPUS = "SIGNFLASH_SHORT_WAY_ON_GPUS"
+
+
 def _prepare() -> bool:
     """Whether this PyTorch has what it takes: 2.14 has."""
     if not DESCRIBED or IS_AMD:
@@ -46,7 +52,7 @@ def _prepare() -> bool:
         watchers=paths.WATCHERS,
         hooks=torch._C._autograd._top_saved_tensors_default_hooks,
         deterministic=torch._C._get_deterministic_algorithms,
-        stream=_stream,
+        stream=_stream if os.environ.get(ON_GPUS) == "1" else None,
         # PyTorch's own begins with what the native half has asked already: whether a transform is at work.
         apply=super(torch.autograd.Function, Attention).apply,
     )
