@@ -4,6 +4,7 @@
     pip install timm torchvision x-transformers transformers torch-geometric
     python3 benchmarks/enable.py                     writes enable.json and enable.md; `--device cuda` for a GPU
     python3 benchmarks/enable.py --only BERT         rows whose names have it; prints, writes nothing
+    python3 benchmarks/enable.py --again BERT        the same, in place of what there is of these rows
     python3 benchmarks/enable.py --losses            100 steps of two models with several seeds; writes enable_losses.json and .md
     python3 benchmarks/enable.py --render            the pages from the results there
 
@@ -155,8 +156,7 @@ def together(runs):
 def measure(args):
     rows, missing = [], {}
     for case in CASES:
-        label = f"{case.library} {case.name} {case.tokens}"
-        if args.only and args.only not in label:
+        if (args.only or args.again or "") not in f"{case.library} {case.name} {case.tokens}":
             continue
         try:
             row = row_of(case, args.device, args.seconds)
@@ -164,11 +164,22 @@ def measure(args):
             missing[case.library] = str(error)
             continue
         gc.collect()
-        rows.append(row)
-        print(line(row), flush=True)
-        if not args.only:
+        rows.append({**row, "commit": args.commit or commit()})
+        print(line(rows[-1]), flush=True)
+        if not args.only and not args.again:
             write("enable", {"about": about(args, missing), "rows": rows})
     return {"about": about(args, missing), "rows": rows}
+
+
+def in_place(rows, path=FOLDER / "enable.json"):
+    """What there is, with these rows in place of those of the same models."""
+    found, new = json.loads(path.read_text()), {key(row): row for row in rows}
+    found["rows"] = [new.pop(key(row), row) for row in found["rows"]] + list(new.values())
+    return found
+
+
+def key(row):
+    return row["library"], row["name"], row["tokens"]
 
 
 def about(args, missing):
@@ -208,7 +219,7 @@ def cells(row):
         times = row.get(part)
         numbers = [] if times is None else [*(times[side]["median"] for side in SIDES), ratio(times)]
         found += [f"{x:.1f}" if x >= 10 else f"{x:.2f}" for x in numbers] or [""] * 3
-    return [*found, *(f"{row['memory'][side]:.0f}" for side in SIDES)]
+    return [*found, *(f"{row['memory'][side]:.0f}" for side in SIDES), row["commit"]]
 
 
 def line(row):
@@ -217,7 +228,7 @@ def line(row):
 
 HEAD = ["library", "model", "tokens", "its attention", "taken"]
 HEAD += [f"{part}: {what}" for part in ("attention", "step") for what in ("PyTorch ms", "ours ms", "ratio")]
-HEAD += ["extra memory: PyTorch MiB", "ours MiB"]
+HEAD += ["extra memory: PyTorch MiB", "ours MiB", "of commit"]
 
 
 def page(found):
@@ -269,6 +280,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=6.0, help="of a row's step, and again of its attention")
     parser.add_argument("--threads", type=int, default=1, help="on the CPU")
     parser.add_argument("--only", help="rows whose library, name and tokens have this in them; writes nothing")
+    parser.add_argument("--again", help="these rows, in place of what there is of them")
     parser.add_argument("--commit", help="what the package was built from")
     parser.add_argument("--losses", action="store_true", help="train instead")
     parser.add_argument("--seeds", type=int, default=8, help="of --losses")
@@ -282,6 +294,9 @@ def main():
         print(enable_losses.page(found))
     elif not args.render:
         found = measure(args)
+        if args.again:
+            found = in_place(found["rows"])
+            write("enable", found)
         print(page(found))
     if not args.only:
         render()
