@@ -3,8 +3,8 @@
 For each seed a model and its data are the same on all sides, and what is dropped differs. Compared are the mean losses of all
 steps and of the last 20. A difference of one seed is (ours - PyTorch's), and of all the mean of them; chance is measured with a
 second run of PyTorch, which drops what another seed says: the two sides are told apart where the mean difference is larger than
-3.5 of its standard errors, of the larger spread of the two. A third side, PyTorch without attention dropout, shows what the test
-can see: it is to be told apart.
+3.5 of its standard errors, of the larger spread of the two. A side of PyTorch without attention dropout, and without the
+dropout of the same p behind it in nanoGPT's class, shows what the test can see: it is to be told apart.
 """
 
 import math
