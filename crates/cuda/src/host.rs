@@ -7,7 +7,7 @@ use signflash_core::{Element, GradInputs, Gradients, Inputs, Outputs, Problem};
 use signflash_kernels::{Half, HostBackward, HostForward, Memory, half_of};
 
 /// Buffers for one call, and copies in the order of the engine's stream.
-struct OnGpu<'a>(&'a CudaEngine);
+pub(crate) struct OnGpu<'a>(pub(crate) &'a CudaEngine);
 
 impl Memory for OnGpu<'_> {
     type Buffer = DeviceBuffer;

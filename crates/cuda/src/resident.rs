@@ -4,8 +4,11 @@ use crate::buffer::DeviceBuffer;
 use crate::doing::Doing;
 use crate::engine::{CudaEngine, EngineError};
 use crate::error::CudaError;
-use signflash_core::{Element, Problem};
-use signflash_kernels::{BackwardCall, DeviceTensor, ForwardCall, Half, Order, half_of};
+use crate::host::OnGpu;
+use signflash_core::{Bias, Element, Problem, ScoreInputs, contiguous_strides};
+use signflash_kernels::{
+    BackwardCall, DeviceScoreTensor, DeviceTensor, ForwardCall, Half, HeldScores, Order, half_of,
+};
 use std::marker::PhantomData;
 
 /// Operands and results of one problem in the GPU's memory, stored as (batch, heads, seqlen, head_dim) without gaps.
@@ -42,6 +45,11 @@ pub struct Resident<'a, T> {
     forward_workspace: DeviceBuffer,
     /// Of packed sequences: cu_seqlens_q and cu_seqlens_k.
     begins: Option<[DeviceBuffer; 2]>,
+    scores: Option<HeldScores<DeviceBuffer>>,
+    /// Dense, in its dtype, where it is asked for.
+    dbias: Option<DeviceBuffer>,
+    /// Of every problem with sinks.
+    dsinks: Option<DeviceBuffer>,
     element: PhantomData<T>,
 }
 
@@ -86,6 +94,9 @@ impl<'a, T: Element> Resident<'a, T> {
             workspace: room(workspace as usize)?,
             forward_workspace: room(forward_workspace as usize)?,
             begins,
+            scores: None,
+            dbias: None,
+            dsinks: problem.sinks().then(|| room(4 * shape.num_heads)).transpose()?,
             problem,
             element: PhantomData,
         })
@@ -113,12 +124,29 @@ impl<'a, T: Element> Resident<'a, T> {
         Ok(Self { dlse: Some(dlse), ..self })
     }
 
+    /// The same with what else the problem's scores are made of, which is uploaded; and with dbias, if asked for.
+    ///
+    /// # Errors
+    /// [`EngineError::Problem`] if it does not fit the problem; the driver's.
+    pub fn with_scores(self, scores: &ScoreInputs<'_>, dbias: bool) -> Result<Self, EngineError> {
+        scores.check(&self.problem)?;
+        let bias = self.problem.bias().filter(|_| dbias);
+        let bytes = |bias: Bias| bias.shape.into_iter().product::<usize>() * bias.dtype.size_bytes();
+        let dbias = bias.map(|bias| DeviceBuffer::alloc(self.engine.device(), bytes(bias))).transpose()?;
+        let scores = Some(HeldScores::upload(&mut OnGpu(self.engine), scores)?);
+        Ok(Self { scores, dbias, ..self })
+    }
+
     /// The forward's call.
     fn call(&self) -> ForwardCall<'_> {
         let (shape, problem) = (self.problem.shape(), &self.problem);
         let inputs = [bhsd(&self.q, shape.q()), bhsd(&self.k, shape.k()), bhsd(&self.v, shape.v())];
         let call = ForwardCall::new(problem, self.half, inputs, bhsd(&self.out, shape.out()), self.lse.ptr())
             .with_workspace(self.forward_workspace.ptr());
+        let call = match &self.scores {
+            Some(held) => call.with_scores(held.scores()),
+            None => call,
+        };
         match &self.begins {
             Some(begins) => call.with_cu_seqlens(begins.each_ref().map(DeviceBuffer::ptr)),
             None => call,
@@ -145,6 +173,13 @@ impl<'a, T: Element> Resident<'a, T> {
         let dout = bhsd(&self.dout, shape.out());
         let call = BackwardCall::of(&self.call(), dout, gradients, self.workspace.ptr())
             .with_dlse(self.dlse.as_ref().map(DeviceBuffer::ptr))
+            .with_dbias(
+                self.dbias
+                    .as_ref()
+                    .zip(self.problem.bias())
+                    .map(|(dbias, bias)| DeviceScoreTensor::of(dbias.ptr(), contiguous_strides(bias.shape))),
+            )
+            .with_dsinks(self.dsinks.as_ref().map(DeviceBuffer::ptr))
             .with_deterministic(self.engine.is_deterministic());
         // SAFETY: as in `forward`; the workspace is as large as the engine asks.
         unsafe { self.engine.backward_on(self.engine.stream(), &call) }
@@ -193,6 +228,22 @@ impl<'a, T: Element> Resident<'a, T> {
     /// The driver's.
     pub fn dv(&self) -> Result<Vec<T>, CudaError> {
         read(self.engine, &self.dv)
+    }
+
+    /// dbias, when it is there, of the bias's dtype, which is `B`; empty if it was not asked for.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn dbias<B: Element>(&self) -> Result<Vec<B>, CudaError> {
+        self.dbias.as_ref().map_or(Ok(vec![]), |dbias| read(self.engine, dbias))
+    }
+
+    /// dsinks, when it is there; empty if there are no sinks.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn dsinks(&self) -> Result<Vec<f32>, CudaError> {
+        self.dsinks.as_ref().map_or(Ok(vec![]), |dsinks| read(self.engine, dsinks))
     }
 }
 

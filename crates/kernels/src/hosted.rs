@@ -87,14 +87,18 @@ impl<B> Begins<B> {
 
 /// What scores are made of besides q and k, uploaded.
 #[derive(Debug)]
-struct HeldScores<B> {
+pub struct HeldScores<B> {
     /// Held, since kernels read them.
     _buffers: Vec<B>,
     scores: DeviceScores,
 }
 
 impl<B> HeldScores<B> {
-    fn upload<M: Memory<Buffer = B>>(memory: &mut M, inputs: &ScoreInputs<'_>) -> Result<Self, M::Error> {
+    /// Uploads those that there are; they must have been checked.
+    ///
+    /// # Errors
+    /// The memory's.
+    pub fn upload<M: Memory<Buffer = B>>(memory: &mut M, inputs: &ScoreInputs<'_>) -> Result<Self, M::Error> {
         let (mut buffers, mut scores) = (vec![], DeviceScores::default());
         let mut up = |name, bytes: &[u8]| {
             let buffer = memory.upload(name, bytes)?;
@@ -125,6 +129,11 @@ impl<B> HeldScores<B> {
             scores.sinks = up("sinks", bytemuck::cast_slice(sinks))?;
         }
         Ok(HeldScores { _buffers: buffers, scores })
+    }
+
+    /// Where they are.
+    pub fn scores(&self) -> DeviceScores {
+        self.scores
     }
 }
 

@@ -63,7 +63,7 @@ pub use config::{
     Product, RowsCommon, ScoreKind, Scores,
 };
 pub use gpu::Gpu;
-pub use hosted::{HostBackward, HostForward, Memory};
+pub use hosted::{HeldScores, HostBackward, HostForward, Memory};
 pub use interpreted::{InterpretError, Interpreted};
 pub use scores::{DeviceScoreTensor, DeviceScores};
 pub use signflash_ptx::{Arg, Half, Kernel, Target, TensorMap};

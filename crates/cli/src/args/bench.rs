@@ -2,7 +2,7 @@
 
 use super::EngineArgs;
 use super::engine::parse_dtype;
-use crate::bench::Lengths;
+use crate::bench::{JoinAxes, Lengths};
 use crate::settings::Axes;
 use clap::{Args, ValueEnum};
 use signflash_core::Dtype;
@@ -13,7 +13,7 @@ Measure speed and memory.
 A row for each combination of the lists. Each is checked on a few rows against the f64 formulas
 before it is timed. Operations are counted of what is seen: 4 * heads * head_dim for each entry
 (query, key) that neither causality nor a window nor another sequence hides, 2.5 times that for the
-backward. `% of peak` is of the multiply-adds that the same threads do in registers with the same
+backward; what a mask hides counts, and what joins scores does not. `% of peak` is of the multiply-adds that the same threads do in registers with the same
 instruction set, measured here. `extra MiB` is what the first call allocated at most, beyond inputs
 and results.
 
@@ -25,6 +25,14 @@ and results.
   2048x2+1..64x8  both
 --lengths-seed draws others.
 
+--bias and --mask have numbers of their own for some of batch (b), heads (h) and queries (q), and for
+each key; the rest share them:
+  --bias bf16        (1, heads, seqlen, seqlen), as --bias bf16:hq
+  --bias f32:bhq     (batch, heads, seqlen, seqlen)
+  --mask b           (batch, 1, 1, seqlen): padding, the second half of the keys is hidden
+  --mask q           (1, 1, seqlen, seqlen): a quarter of the entries is hidden, here and there
+A backward computes dbias with --dbias, and always dsinks.
+
 On a GPU (--device cuda) tensors stay in its memory, the median is of 20 calls after 5, timed by
 events, and `first ms` is the first call's time with compiling or loading its kernels.";
 
@@ -35,7 +43,9 @@ Examples:
   signflash bench --seqlen 32768 --heads 1 --dropout-p 0.1 --pass fwd,bwd --json
   signflash bench --device cuda --dtype bf16 --batch 2 --heads 16 --seqlen 8192 --pass fwd,bwd
   signflash bench --seqlen 16384 --causal --window 255,0 --window 1023,0 --heads 2
-  signflash bench --lengths 2048x8,1..2048/16384 --pass fwd,bwd";
+  signflash bench --lengths 2048x8,1..2048/16384 --pass fwd,bwd
+  signflash bench --alibi false,true --softcap 0,30 --sinks false,true
+  signflash bench --bias none,f32,bf16 --dbias --pass fwd,bwd --head-dim 192 --head-dim-v 128";
 
 /// Arguments of `bench`.
 #[derive(Args, Debug)]
@@ -46,6 +56,9 @@ pub struct BenchArgs {
     /// Sizes of a head.
     #[arg(long, value_delimiter = ',', default_values_t = [64, 128])]
     pub head_dim: Vec<usize>,
+    /// Sizes of a head of v [default: each as large as that of q].
+    #[arg(long, value_delimiter = ',')]
+    pub head_dim_v: Vec<usize>,
     /// Numbers of queries and of keys.
     #[arg(long, value_delimiter = ',', default_values_t = [1024, 4096])]
     pub seqlen: Vec<usize>,
@@ -58,6 +71,9 @@ pub struct BenchArgs {
     /// Settings that are varied.
     #[command(flatten)]
     pub settings: Axes,
+    /// What joins scores, varied likewise.
+    #[command(flatten)]
+    pub joins: JoinAxes,
     /// Element types: f32, f16, bf16.
     #[arg(long, value_delimiter = ',', default_value = "f32", value_parser = parse_dtype)]
     pub dtype: Vec<Dtype>,

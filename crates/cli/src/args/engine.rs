@@ -24,7 +24,7 @@ pub struct EngineArgs {
     pub threads: Option<usize>,
 }
 
-pub(super) fn parse_dtype(text: &str) -> Result<Dtype, String> {
+pub(crate) fn parse_dtype(text: &str) -> Result<Dtype, String> {
     match text {
         "f32" => Ok(Dtype::F32),
         "f16" => Ok(Dtype::F16),

@@ -12,6 +12,7 @@ pub use attend::{Against, AttendArgs};
 pub use bench::{BenchArgs, Pass};
 pub use dropout_mask::DropoutMaskArgs;
 pub use engine::EngineArgs;
+pub(crate) use engine::parse_dtype;
 pub use info::InfoArgs;
 pub use kernels::{GpuKind, KernelPass, KernelsArgs};
 pub use plot::{Bin, PlotArgs, ViewArgs};

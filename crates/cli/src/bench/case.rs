@@ -1,5 +1,6 @@
 //! What a row is: a problem, a pass, and what was measured of it.
 
+use super::joins::Joins;
 use crate::args::Pass;
 use crate::errors::Error;
 use crate::memory;
@@ -16,6 +17,9 @@ pub(super) struct Case {
     pub(super) heads: usize,
     pub(super) heads_k: usize,
     pub(super) head_dim: usize,
+    /// Of v.
+    pub(super) head_dim_v: usize,
+    pub(super) joins: Joins,
     pub(super) settings: Settings,
 }
 
@@ -62,6 +66,17 @@ impl Sequences {
         }
     }
 
+    /// How many the longest has.
+    pub(super) fn longest(&self) -> usize {
+        match self {
+            Self::Batch { seqlen, .. } => *seqlen,
+            Self::Packed { cu_seqlens, .. } => {
+                let lengths = cu_seqlens.windows(2).map(|ends| (ends[1] - ends[0]) as usize);
+                lengths.max().unwrap_or(0)
+            }
+        }
+    }
+
     /// In the table: a length, or what the command line says of several.
     pub(super) fn cell(&self) -> String {
         match self {
@@ -93,7 +108,14 @@ impl fmt::Display for Case {
             Sequences::Batch { .. } => "seqlen",
             Sequences::Packed { .. } => "lengths",
         };
-        write!(f, "{dtype} {} head_dim {head_dim} {lengths} {}", self.pass_name(), sequences.cell())?;
+        write!(f, "{dtype} {} head_dim {head_dim}", self.pass_name())?;
+        if self.head_dim_v != *head_dim {
+            write!(f, ", of v {}", self.head_dim_v)?;
+        }
+        write!(f, " {lengths} {}", sequences.cell())?;
+        for (name, cell) in self.joins.named() {
+            cell.map_or(Ok(()), |cell| write!(f, " {name} {cell}"))?;
+        }
         AXES.iter().try_for_each(|axis| write!(f, " {} {}", axis.name, (axis.text)(settings)))
     }
 }
@@ -118,12 +140,16 @@ impl Case {
                 return Err(Error::Argument { argument, expected: "at least 1".into(), got: "0".into() });
             }
         }
-        let shape = *self.problem()?.shape();
+        let problem = self.problem()?;
+        let shape = *problem.shape();
         let elements = |shape: [usize; 4]| shape.into_iter().fold(1u64, |n, x| n.saturating_mul(x as u64));
         // And their gradients.
         let tensors = [shape.q(), shape.k(), shape.v(), shape.out()].map(elements);
         let tensors = tensors.into_iter().fold(0u64, u64::saturating_add).saturating_mul(2);
         let bytes = tensors.saturating_mul(self.dtype.size_bytes() as u64);
+        let bias = problem.bias().map_or(0, |bias| elements(bias.shape) * bias.dtype.size_bytes() as u64);
+        let mask = problem.mask().map_or(0, elements);
+        let bytes = bytes.saturating_add(2 * bias).saturating_add(mask);
         memory::check(
             &format!("bench {self}"),
             bytes,
@@ -134,19 +160,24 @@ impl Case {
     /// The problem.
     pub(super) fn problem(&self) -> Result<Problem, Error> {
         let shape = |batch, seqlen| {
-            Shape::new(batch, seqlen, seqlen).heads(self.heads, self.heads_k).head_dim(self.head_dim)
+            let shape = Shape::new(batch, seqlen, seqlen).heads(self.heads, self.heads_k);
+            shape.head_dim(self.head_dim).head_dim_v(self.head_dim_v)
         };
+        let sequences = (self.sequences.count(), self.sequences.longest());
+        let join = |builder| self.joins.declare(builder, self.heads, sequences);
         match &self.sequences {
-            Sequences::Batch { batch, seqlen } => self.settings.problem(shape(*batch, *seqlen)),
+            Sequences::Batch { batch, seqlen } => {
+                Ok(join(self.settings.builder(shape(*batch, *seqlen))?).build()?)
+            }
             Sequences::Packed { cu_seqlens, .. } => {
-                let builder = self.settings.builder(shape(1, self.sequences.tokens()))?;
+                let builder = join(self.settings.builder(shape(1, self.sequences.tokens()))?);
                 Ok(builder.packed(cu_seqlens, cu_seqlens).build()?)
             }
         }
     }
 
-    /// Operations on what is seen: a product for the score of each visible entry and one for its share of out, and two
-    /// and a half times that for a backward.
+    /// Operations on what is seen: a product for the score of each visible entry and one for its share of out; for a
+    /// backward three of q's and k's columns, and two of v's. A mask is not looked at, and dbias not counted.
     pub(super) fn flops(&self, problem: &Problem) -> f64 {
         let entries: f64 = match self.sequences {
             // All alike.
@@ -156,11 +187,11 @@ impl Case {
             }
             Sequences::Packed { .. } => problem.sequences().map(|sequence| visible(problem, &sequence)).sum(),
         };
-        let forward = 4.0 * self.heads as f64 * self.head_dim as f64 * entries;
-        match self.pass {
-            Pass::Fwd => forward,
-            Pass::Bwd => 2.5 * forward,
-        }
+        let columns = match self.pass {
+            Pass::Fwd => self.head_dim + self.head_dim_v,
+            Pass::Bwd => 3 * self.head_dim + 2 * self.head_dim_v,
+        };
+        2.0 * self.heads as f64 * columns as f64 * entries
     }
 }
 

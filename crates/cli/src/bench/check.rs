@@ -2,14 +2,14 @@
 //!
 //! All of it would take far longer than the measurement, and the test suite does that. What is compared with the f64
 //! formulas is, of the longest sequence and the last one, and of the last group of heads, the last queries' out and lse,
-//! and for a backward their dq; and the dk and dv of the first and the last keys, from the call's own out and lse.
+//! and for a backward their dq, and their dbias where nobody shares it; and the dk and dv of the first and the last keys, from the call's own out and lse.
 
 use super::case::Case;
 use super::tensors::Tensors;
 use crate::args::Pass;
 use crate::compute::len;
 use crate::errors::Error;
-use crate::files::FileElement;
+use crate::files::{Data, FileElement};
 use signflash_core::judge::{Backward, Distance, Truth};
 use signflash_core::oracle::Forward;
 use signflash_core::{Inputs, Piece, Problem, Sequence, TensorName, TensorRef};
@@ -75,7 +75,7 @@ impl<T: FileElement> Check<'_, T> {
 
     /// A piece's share of what the call's forward reads.
     fn inputs(&self, piece: &Piece) -> Inputs<'_, T> {
-        let whole = self.tensors.inputs(self.problem.shape());
+        let whole = self.tensors.inputs(self.problem);
         piece.inputs(&self.alone, &self.sequence.inputs(self.problem, &whole))
     }
 
@@ -96,7 +96,34 @@ impl<T: FileElement> Check<'_, T> {
             .map(|(tensor, data)| self.share(&piece, tensor, data));
         judge(TensorName::Out, &|n| element(&out, n))?;
         judge(TensorName::Lse, &|n| self.lse(&piece, n))?;
-        judge(TensorName::Dq, &|n| element(&dq, n))
+        judge(TensorName::Dq, &|n| element(&dq, n))?;
+        match self.dbias(&piece) {
+            Some(dbias) => judge(TensorName::Dbias, &dbias),
+            None => Ok(()),
+        }
+    }
+
+    /// The n-th number of a piece's dbias, if it was computed and nobody else shares it.
+    fn dbias(&self, piece: &Piece) -> Option<impl Fn(usize) -> f64> {
+        let data = self.tensors.dbias.as_ref()?;
+        let [sequences, heads, queries, keys] = self.problem.bias()?.shape;
+        let shape = self.alone.shape();
+        let is_own = (sequences == self.problem.sequence_count())
+            && (heads == shape.num_heads)
+            && (queries > 1 || shape.seqlen_q == 1);
+        let (stream, piece) = (self.sequence.stream, piece.clone());
+        let [rows, columns] = [&piece.rows, &piece.columns].map(|range| range.len());
+        is_own.then_some(move |n: usize| {
+            let (head, row, column) = (n / columns / rows, n / columns % rows, n % columns);
+            let (head, row) = (piece.heads.start + head, piece.rows.start + row);
+            let at = ((stream * heads + head) * queries + row) * keys + piece.columns.start + column;
+            match data {
+                Data::F32(x) => x[at].into(),
+                Data::F16(x) => x[at].to_f64(),
+                Data::Bf16(x) => x[at].to_f64(),
+                _ => f64::NAN,
+            }
+        })
     }
 
     /// dk and dv of some keys, by the call's own out and lse of the queries that see any of them.
@@ -148,16 +175,21 @@ fn element<T: FileElement>(x: &TensorRef<'_, T>, n: usize) -> f64 {
 mod tests {
     use super::*;
     use crate::bench::case::Sequences;
+    use crate::bench::joins::{BiasOf, Joins};
     use crate::engine::Engine;
     use crate::settings::Settings;
-    use signflash_core::{Dtype, Window, f16};
+    use signflash_core::{Dtype, Window, bf16, f16};
     use signflash_cpu::CpuEngine;
 
     /// Makes a result wrong, at a place if it has one.
     type Spoil = fn(&mut Tensors<f16>, usize);
 
     /// A backward and its results, right.
-    fn right(causal: bool, window: Window, sequences: Sequences) -> (Case, Problem, Tensors<f16>) {
+    fn right(
+        (causal, window): (bool, Window),
+        sequences: Sequences,
+        joins: Joins,
+    ) -> (Case, Problem, Tensors<f16>) {
         let case = Case {
             dtype: Dtype::F16,
             pass: Pass::Bwd,
@@ -165,10 +197,12 @@ mod tests {
             heads: 4,
             heads_k: 2,
             head_dim: 40,
+            head_dim_v: 40,
+            joins,
             settings: Settings { causal, window, dropout_p: 0.1, seed: 42, ..Settings::default() },
         };
         let (engine, problem) = (Engine::Cpu(CpuEngine::new()), case.problem().unwrap());
-        let mut tensors = Tensors::random(problem.shape());
+        let mut tensors = Tensors::random(&problem, &joins);
         tensors.call(&engine, &problem, Pass::Fwd).unwrap();
         tensors.call(&engine, &problem, Pass::Bwd).unwrap();
         check(&case, &problem, &tensors).unwrap();
@@ -180,13 +214,17 @@ mod tests {
         let batch = || Sequences::Batch { batch: 2, seqlen: 70 };
         let packed = Sequences::packed("70x2", &[70; 2]).unwrap();
         let narrow = Window { left: Some(9), right: Some(5) };
-        for (causal, window, sequences) in [
-            (false, Window::FULL, batch()),
-            (true, Window::FULL, batch()),
-            (false, narrow, batch()),
-            (true, narrow, packed),
+        let none = Joins::default();
+        let bias: Option<BiasOf> = Some("bf16:bhq".parse().unwrap());
+        let all = Joins { alibi: true, bias, dbias: true, mask: Some("b".parse().unwrap()), sinks: true };
+        for (causal, window, sequences, joins) in [
+            (false, Window::FULL, batch(), none),
+            (true, Window::FULL, batch(), none),
+            (false, narrow, batch(), Joins { alibi: true, sinks: true, ..none }),
+            (true, narrow, packed.clone(), none),
+            (false, Window::FULL, packed, Joins { mask: None, ..all }),
         ] {
-            let (case, problem, mut right) = right(causal, window, sequences);
+            let (case, problem, mut right) = right((causal, window), sequences, joins);
             let last_key = right.dk.len() - 40;
             let spoils: [(TensorName, Spoil); 5] = [
                 (TensorName::Out, |x, _| x.out.iter_mut().for_each(|x| *x = scaled(*x))),
@@ -204,6 +242,16 @@ mod tests {
                     let found = matches!(&refused, Error::WrongResult { tensor, .. } if *tensor == name);
                     assert!(found, "{name}, causal {causal}: {refused}");
                 }
+            }
+            if let Some(Data::Bf16(dbias)) = &mut right.dbias {
+                let (before, count) = (dbias.clone(), dbias.len());
+                dbias[count - 70..].fill(bf16::ONE); // those of the last query
+                let refused = check(&case, &problem, &right).unwrap_err();
+                assert!(
+                    matches!(&refused, Error::WrongResult { tensor: TensorName::Dbias, .. }),
+                    "{refused}"
+                );
+                right.dbias = Some(Data::Bf16(before));
             }
             right.dk.rotate_left(70 * 40); // another head's
             assert!(check(&case, &problem, &right).is_err());

@@ -5,7 +5,7 @@ use super::check;
 use super::tensors::Tensors;
 use crate::args::Pass;
 use crate::errors::Error;
-use crate::files::FileElement;
+use crate::files::{Data, FileElement};
 use signflash_cuda::{CudaEngine, DeviceBuffer, EngineError, Event, Resident};
 use std::time::Instant;
 
@@ -23,9 +23,10 @@ pub(super) fn measure<T: FileElement>(
     calls: usize,
 ) -> Result<Measured, Error> {
     let problem = case.problem()?;
-    let mut tensors = Tensors::<T>::random(problem.shape());
+    let mut tensors = Tensors::<T>::random(&problem, &case.joins);
     let operands = [&tensors.q, &tensors.k, &tensors.v, &tensors.dout].map(Vec::as_slice);
     let resident = Resident::new(engine, problem.clone(), operands)?;
+    let resident = resident.with_scores(&tensors.joined.scores(&problem), case.joins.dbias)?;
     let call = || match case.pass {
         Pass::Fwd => resident.forward(),
         Pass::Bwd => resident.backward(),
@@ -41,6 +42,15 @@ pub(super) fn measure<T: FileElement>(
         tensors.dq = resident.dq().map_err(EngineError::from)?;
         tensors.dk = resident.dk().map_err(EngineError::from)?;
         tensors.dv = resident.dv().map_err(EngineError::from)?;
+        match &mut tensors.dbias {
+            Some(Data::F32(dbias)) => *dbias = resident.dbias().map_err(EngineError::from)?,
+            Some(Data::F16(dbias)) => *dbias = resident.dbias().map_err(EngineError::from)?,
+            Some(Data::Bf16(dbias)) => *dbias = resident.dbias().map_err(EngineError::from)?,
+            _ => {}
+        }
+        if let Some(dsinks) = &mut tensors.dsinks {
+            *dsinks = resident.dsinks().map_err(EngineError::from)?;
+        }
     }
     check::check(case, &problem, &tensors)?;
     for _ in 1..WARM_UP {

@@ -25,7 +25,7 @@ pub(super) fn measure<T: FileElement>(
         return gpu::measure::<T>(case, engine, reps, calls);
     }
     let problem = case.problem()?;
-    let mut tensors = Tensors::<T>::random(problem.shape());
+    let mut tensors = Tensors::<T>::random(&problem, &case.joins);
     if case.pass == Pass::Bwd {
         tensors.call(engine, &problem, Pass::Fwd)?;
     }

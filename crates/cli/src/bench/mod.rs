@@ -3,6 +3,7 @@
 mod case;
 mod check;
 mod gpu;
+mod joins;
 mod lengths;
 mod measure;
 mod random;
@@ -15,6 +16,7 @@ use crate::errors::Error;
 use crate::progress::Progress;
 use crate::settings::Settings;
 use case::{Case, Sequences};
+pub use joins::JoinAxes;
 pub use lengths::Lengths;
 use measure::measure;
 use report::Row;
@@ -58,14 +60,33 @@ fn cases(args: &BenchArgs) -> Result<Vec<Case>, Error> {
     let settings = args.settings.combinations(&fixed);
     let heads = args.heads;
     let heads_k = args.heads_k.unwrap_or(heads);
+    let joins = args.joins.combinations()?;
+    let varied = |head_dim: usize| {
+        let of_v = if args.head_dim_v.is_empty() { vec![head_dim] } else { args.head_dim_v.clone() };
+        let with_joins = of_v.into_iter().flat_map(|of_v| joins.iter().map(move |joins| (of_v, *joins)));
+        let with_settings =
+            |(of_v, joins)| settings.iter().map(move |settings| (of_v, joins, settings.clone()));
+        with_joins.flat_map(with_settings).collect::<Vec<_>>()
+    };
     let mut cases = Vec::new();
     for &dtype in &args.dtype {
         for &head_dim in &args.head_dim {
             for sequences in sequences(args)? {
-                for settings in &settings {
+                for (head_dim_v, joins, settings) in &varied(head_dim) {
                     for &pass in &args.pass {
                         let (settings, sequences) = (settings.clone(), sequences.clone());
-                        let case = Case { dtype, pass, sequences, heads, heads_k, head_dim, settings };
+                        let (head_dim_v, joins) = (*head_dim_v, *joins);
+                        let case = Case {
+                            dtype,
+                            pass,
+                            sequences,
+                            heads,
+                            heads_k,
+                            head_dim,
+                            head_dim_v,
+                            joins,
+                            settings,
+                        };
                         case.check()?;
                         cases.push(case);
                     }

@@ -24,3 +24,17 @@ impl Random {
         least + ((u128::from(self.next()) * u128::from(count)) >> 64) as u32
     }
 }
+
+/// About normal numbers, the same every time: the sum of twelve uniform ones.
+pub(super) struct Normal(pub(super) Random);
+
+impl Normal {
+    pub(super) fn next(&mut self) -> f32 {
+        let mut sum = -6.0;
+        for _ in 0..3 {
+            let four = self.0.next(); // numbers of 16 bits
+            sum += (0..4).map(|i| ((four >> (16 * i)) & 0xffff) as f32 / 65536.0).sum::<f32>();
+        }
+        sum
+    }
+}

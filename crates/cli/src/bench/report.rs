@@ -1,6 +1,7 @@
 //! Rows for people and for programs.
 
 use super::case::{Case, Measured, Sequences};
+use super::joins::Joins;
 use crate::args::{COMMIT, VERSION};
 use crate::engine::Engine;
 use crate::errors::Error;
@@ -79,6 +80,7 @@ impl Row {
             "heads": heads,
             "heads_k": heads_k,
             "head_dim": head_dim,
+            "head_dim_v": self.case.head_dim_v,
             "seqlen": seqlen,
             "ms": self.measured.median_ms,
             "ms_min": self.measured.min_ms,
@@ -92,17 +94,22 @@ impl Row {
         for axis in AXES {
             row[axis.name] = (axis.json)(settings);
         }
+        for (name, value) in self.case.joins.json() {
+            row[name] = value;
+        }
         row
     }
 
-    fn cells(&self) -> Vec<String> {
+    /// With columns of what joins scores where their names are shown.
+    fn cells(&self, shown: &[&str]) -> Vec<String> {
         let case = &self.case;
-        let shape = [
-            case.pass_name().to_string(),
-            case.dtype.to_string(),
-            case.head_dim.to_string(),
-            case.sequences.cell(),
-        ];
+        let head_dim = match (case.head_dim, case.head_dim_v) {
+            (of_q, of_v) if of_q == of_v => of_q.to_string(),
+            (of_q, of_v) => format!("{of_q}, v {of_v}"),
+        };
+        let shape = [case.pass_name().to_string(), case.dtype.to_string(), head_dim, case.sequences.cell()];
+        let joins = case.joins.named().into_iter().filter(|(name, _)| shown.contains(name));
+        let joins = joins.map(|(_, cell)| cell.unwrap_or_else(|| "no".to_string()));
         let settings = AXES.iter().map(|axis| (axis.cell)(&case.settings));
         let measured = [
             format!("{:.2}", self.measured.median_ms),
@@ -114,7 +121,7 @@ impl Row {
             },
             format!("{:.1}", self.extra_mib()),
         ];
-        shape.into_iter().chain(settings).chain(measured).collect()
+        shape.into_iter().chain(settings).chain(joins).chain(measured).collect()
     }
 }
 
@@ -142,6 +149,11 @@ pub(super) fn print(rows: &[Row], engine: &Engine, stdout: &mut dyn Write) -> io
     let last = if matches!(engine, Engine::Cpu(_)) { "% of peak" } else { "first ms" };
     let mut header = vec!["pass", "dtype", "head_dim", "seqlen"];
     header.extend(AXES.iter().map(|axis| axis.name));
+    let joins = rows.iter().flat_map(|row| row.case.joins.named());
+    let there: Vec<&str> = joins.filter(|(_, cell)| cell.is_some()).map(|(name, _)| name).collect();
+    let names = Joins::default().named().map(|(name, _)| name);
+    let shown: Vec<&str> = names.into_iter().filter(|name| there.contains(name)).collect();
+    header.extend(&shown);
     header.extend(["ms", "GFLOP/s", last, "extra MiB"]);
-    writeln!(stdout, "{}", table(&header, rows.iter().map(Row::cells), 2))
+    writeln!(stdout, "{}", table(&header, rows.iter().map(|row| row.cells(&shown)), 2))
 }

@@ -89,3 +89,45 @@ fn a_table_for_people() {
     assert!(said.contains("GFLOP/s") && said.contains("% of peak") && said.contains("extra MiB"), "{said}");
     assert_eq!(said.lines().filter(|line| line.contains("│ fwd")).count(), 2, "{said}");
 }
+
+#[test]
+fn what_joins_scores_is_varied_and_computed() {
+    let rows = rows(
+        "--seqlen 40 --batch 2 --alibi false,true --bias none,f32,bf16:bhq --dbias --mask none,b,q --sinks --softcap 5 \
+         --head-dim-v 24",
+    );
+    assert_eq!(rows.len(), 2 * 3 * 3 * 2);
+    for (row, entries) in &rows {
+        // Columns of v are three times as many: of two products one, of five two.
+        let of_v: f64 = if row["pass"] == "bwd" { (3.0 + 2.0 * 3.0) / 5.0 } else { (1.0 + 3.0) / 2.0 };
+        assert_eq!(entries.round(), (2.0 * 1600.0 * of_v).round(), "{row}");
+        assert_eq!((&row["sinks"], &row["head_dim_v"]), (&true.into(), &24.into()));
+        assert_eq!(row["dbias"], !row["bias"].is_null(), "{row}");
+    }
+    let said: Vec<_> = rows.iter().map(|(row, _)| (row["bias"].as_str(), row["mask"].as_str())).collect();
+    assert!(said.contains(&(Some("bf16:bhq"), Some("q"))) && said.contains(&(Some("f32:hq"), Some("b"))));
+    let table = succeed(
+        &"bench --seqlen 20 --head-dim 8 --reps 1 --heads 2 --bias f32:k --dropout-p 0"
+            .split(' ')
+            .collect::<Vec<_>>(),
+    );
+    assert!(table.contains(" f32:k ") && !table.contains("alibi"), "{table}");
+    let packed = succeed(
+        &"bench --json --lengths 20x3 --head-dim 8 --reps 1 --heads 2 --bias f16:bq --dbias --pass bwd --dropout-p 0"
+            .split(' ')
+            .collect::<Vec<_>>(),
+    );
+    assert!(packed.contains("\"f16:bq\""), "{packed}");
+}
+
+#[test]
+fn what_cannot_join_scores_is_refused() {
+    for (arguments, needle) in [
+        ("--dbias", "--dbias must be left out without a --bias"),
+        ("--bias f64", "expected f32, f16 or bf16"),
+        ("--bias f32:qh", "expected letters of bhq in this order"),
+        ("--mask x", "expected letters of bhq in this order"),
+    ] {
+        fail(&[&["bench"][..], &arguments.split(' ').collect::<Vec<_>>()].concat(), 2, &[needle]);
+    }
+}

@@ -164,7 +164,7 @@ impl<'a> ScoreInputs<'a> {
     ///
     /// # Errors
     /// The first [`ProblemError`], naming the tensor.
-    pub(crate) fn check(&self, problem: &Problem) -> Result<(), ProblemError> {
+    pub fn check(&self, problem: &Problem) -> Result<(), ProblemError> {
         let of = |tensor, shape, strides| Description { tensor, shape, strides };
         let slopes =
             self.alibi_slopes.map(|x| (of(TensorName::AlibiSlopes, x.shape, x.strides), x.data.len()));
