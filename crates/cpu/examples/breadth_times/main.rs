@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 const DROPOUT: f32 = 0.1;
 const REPEATS: usize = 5;
+const DTYPES: [&str; 2] = ["f32", "bf16"];
+const TABLES: [&str; 3] = ["windows", "packed", "scores"];
 
 /// Operands of one problem, and the best times of its passes.
 struct Timed {
@@ -164,7 +166,7 @@ fn main() -> Result<(), ProblemError> {
         let is_chosen = |x: &String| of.contains(&x.as_str());
         !words.iter().any(is_chosen) || words.iter().any(|x| x == word)
     };
-    let (dtypes, tables) = (["f32", "bf16"], ["windows", "packed", "scores"]);
+    let (dtypes, tables) = (DTYPES, TABLES);
     let engine = CpuEngine::new();
     println!("{} threads", engine.threads());
     type Table = fn(CpuEngine) -> Result<(), ProblemError>;

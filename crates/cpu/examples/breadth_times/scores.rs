@@ -117,8 +117,8 @@ fn run<T: Element>(
 /// The costs of all rows, each measured in turns with the problem without it.
 pub(crate) fn table<T: Element>(engine: CpuEngine) -> Result<(), ProblemError> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let names = |word: &String| ROWS.iter().any(|(name, ..)| name.contains(word.as_str()));
-    let only: Vec<String> = words.into_iter().filter(names).collect();
+    let chooses = |word: &String| [&super::DTYPES[..], &super::TABLES].concat().contains(&word.as_str());
+    let only: Vec<String> = words.into_iter().filter(|word| !chooses(word)).collect();
     let is_asked = |row: &&Row| only.is_empty() || only.iter().any(|word| row.0.contains(word.as_str()));
     for (head_dim, dropout) in [(64, 0.0), (64, 0.1), (128, 0.0), (128, 0.1)] {
         println!(
