@@ -12,12 +12,13 @@ def info() -> Dict[str, Any]:
 
     >>> import signflash
     >>> sorted(signflash.info())
-    ['gpus', 'instruction_set', 'no_gpu_because', 'threads', 'version']
+    ['gpus', 'instruction_set', 'instruction_set_because', 'no_gpu_because', 'threads', 'version']
     """
-    instruction_set, threads, gpus, why = _native.info()
+    instruction_set, because, threads, gpus, why = _native.info()
     return {
         "version": _native.__version__,
         "instruction_set": instruction_set,
+        "instruction_set_because": because,
         "threads": threads,
         "gpus": gpus,
         "no_gpu_because": why,

@@ -4,13 +4,14 @@ use crate::args::{EngineArgs, InfoArgs, VERSION};
 use crate::engine::{DEVICES, Engine};
 use crate::errors::Error;
 use crate::{machine, memory};
-use signflash_core::{Dropout, Problem, ProblemError, Shape};
-use signflash_cpu::Isa;
+use signflash_core::{Dropout, Dtype, Problem, ProblemError, Shape};
+use signflash_cpu::{Isa, peak};
 use signflash_cuda::{Device, ModuleCache};
 use signflash_kernels::{
     BackwardCall, BackwardChoice, Config, ForwardCall, ForwardChoice, Gpu, Half, Kernels, NotHopper,
 };
 use std::io::Write;
+use std::time::Duration;
 
 /// Prints what this machine offers.
 ///
@@ -20,12 +21,15 @@ pub fn run(args: &InfoArgs, stdout: &mut dyn Write) -> Result<(), Error> {
     let chosen = args.device.as_deref().map(chosen).transpose()?;
     let names = |all: &[Isa]| all.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", ");
     let memory = memory::available().map_or_else(|| "unknown".to_string(), memory::readable);
+    let choice = Isa::choice();
     let lines = [
         ("version", VERSION.to_string()),
         ("cpu", machine::cpu_model()),
         ("threads", machine::cores().to_string()),
         ("memory", format!("{memory} available")),
-        ("isa", format!("{} (chosen; --isa picks another)", Isa::best())),
+        ("isa", format!("{} (chosen; --isa picks another)", choice.isa)),
+        ("because", choice.because.clone()),
+        ("rates", rates(choice.isa)),
         ("available", names(&Isa::available())),
         ("built in", names(&Isa::ALL)),
         ("devices", DEVICES.join(", ")),
@@ -34,6 +38,18 @@ pub fn run(args: &InfoArgs, stdout: &mut dyn Write) -> Result<(), Error> {
         writeln!(stdout, "{name:<10} {value}").map_err(Error::Stdout)?;
     }
     chosen.map_or(Ok(()), |text| write!(stdout, "\n{text}").map_err(Error::Stdout))
+}
+
+/// How long each rate is measured.
+const RATE_TIME: Duration = Duration::from_millis(4);
+
+/// What a choice between instruction sets is about, as it is now: it does not depend on it.
+fn rates(isa: Isa) -> String {
+    let rate = |isa, dtype| peak::fma_gflops(isa, dtype, 1, RATE_TIME);
+    let of_pairs = Isa::Avx512Bf16.is_available().then(|| rate(Isa::Avx512Bf16, Dtype::Bf16));
+    let of_pairs =
+        of_pairs.map(|rate| format!(", of bf16 pairs by avx512bf16 {rate:.0}")).unwrap_or_default();
+    format!("{:.0} GFLOP/s a thread of multiply-adds of f32{of_pairs}", rate(isa, Dtype::F32))
 }
 
 /// Which kernels forwards and backwards get on a device, and why.

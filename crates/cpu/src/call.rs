@@ -1,10 +1,14 @@
 //! What both passes know of a call, and how the rows of a sequence are cut into tiles.
 
+use crate::finite;
+use crate::pack::Rows;
 use crate::score_stage::{ScoreOperands, ScoreStage};
 use crate::sequence::{Sequence, Sequences};
+use crate::simd::Simd;
 use crate::tile::Tile;
 use signflash_core::dropout::BLOCK_ROWS;
 use signflash_core::{KeepRule, Problem};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Keys that are worked on at a time. The same for every instruction set: the points where rows are rescaled depend on
 /// it, and with them the last bits of the result.
@@ -21,15 +25,26 @@ pub(crate) struct Call<'a> {
     pub(crate) keep_scale: f64,
     /// The inputs hold an infinity or a NaN: weights of zero must be kept away from them.
     pub(crate) careful: bool,
+    /// Set where that is met in a call that is not careful: its results are worth nothing.
+    pub(crate) met: &'a AtomicBool,
+}
+
+/// Runs `pass`, and once more carefully if it met an infinity or a NaN: nearly no call does, and looking for them in
+/// advance would read all operands from memory one more time.
+pub(crate) fn until_careful<'a>(call: Call<'a>, pass: impl Fn(Call<'a>)) {
+    pass(call);
+    if call.is_in_vain() {
+        pass(Call { careful: true, ..call });
+    }
 }
 
 impl<'a> Call<'a> {
-    /// `operands` were checked against the problem.
+    /// `operands` were checked against the problem. The call is not careful.
     pub(crate) fn new(
         problem: &'a Problem,
         sequences: Sequences<'a>,
         operands: ScoreOperands<'a>,
-        careful: bool,
+        met: &'a AtomicBool,
     ) -> Self {
         Self {
             problem,
@@ -38,8 +53,26 @@ impl<'a> Call<'a> {
             stage: ScoreStage::of(problem),
             operands,
             keep_scale: problem.keep_scale(),
-            careful,
+            careful: false,
+            met,
         }
+    }
+
+    /// Looks for infinities and NaNs in operands, which have just been packed and lie in the nearest cache.
+    ///
+    /// # Safety
+    /// As [`Simd`]; `words` words of `count` rows must be readable.
+    #[inline(always)]
+    pub(crate) unsafe fn look<S: Simd>(&self, rows: Rows, count: usize, words: usize) {
+        // SAFETY: the caller's promise.
+        if !self.careful && unsafe { !finite::rows_are_finite::<S>(rows, count, words) } {
+            self.met.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether nothing more need be computed, since all of it will be again.
+    pub(crate) fn is_in_vain(&self) -> bool {
+        !self.careful && self.met.load(Ordering::Relaxed)
     }
 
     /// Where the rows of a head begin in what has one number a row: lse, its gradient, references.

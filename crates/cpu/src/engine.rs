@@ -1,10 +1,10 @@
 //! The public face of the CPU kernels.
 
 use crate::backward::{Backward, TILE_ROWS, is_of_each_score};
-use crate::call::Call;
+use crate::call::{Call, until_careful};
 use crate::division::{chunk_keys, forward_tile_rows, sum_of_sequences};
 use crate::entry::kernels;
-use crate::finite::{all_finite, finite_where_seen, has_nan_rows};
+use crate::finite::{finite_where_seen, has_nan_rows};
 use crate::forward::{Forward, Scores};
 use crate::isa::{Isa, IsaError};
 use crate::order::Order;
@@ -13,10 +13,12 @@ use crate::raw::{RawBias, RawGradInputs, RawGradients, RawInputs, RawOutputs, Ra
 use crate::references::is_large;
 use crate::score_stage::{ScoreOperands, TableMut};
 use crate::sinks::run_sinks;
+use crate::team::{Crew, Team};
 use crate::view::{FloatsMut, View, ViewMut};
 use signflash_core::{
     Element, Feature, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError, ResultOf, Shape,
 };
+use std::sync::atomic::AtomicBool;
 
 /// Attention on this machine's CPU.
 ///
@@ -46,6 +48,7 @@ use signflash_core::{
 pub struct CpuEngine {
     isa: Isa,
     threads: Option<usize>,
+    team: Option<Team>,
     partial_bytes: usize,
 }
 
@@ -86,7 +89,7 @@ const SERIAL_FLOPS: f64 = 5e6;
 impl CpuEngine {
     /// The fastest instruction set of this machine, all threads of the current rayon pool.
     pub fn new() -> Self {
-        Self { isa: Isa::best(), threads: None, partial_bytes: PARTIAL_BYTES }
+        Self { isa: Isa::best(), threads: None, team: None, partial_bytes: PARTIAL_BYTES }
     }
 
     /// The same with another instruction set.
@@ -97,9 +100,14 @@ impl CpuEngine {
         Ok(Self { isa: isa.require()?, ..self })
     }
 
-    /// The same with at most so many threads, of those that the current rayon pool has; 0 counts as 1.
+    /// The same with at most so many threads, of those that the current rayon pool or the team has; 0 counts as 1.
     pub fn with_threads(self, threads: usize) -> Self {
         Self { threads: Some(threads.max(1)), ..self }
+    }
+
+    /// The same on the threads of a team and not on those of the current rayon pool.
+    pub fn with_team(self, team: Team) -> Self {
+        Self { team: Some(team), ..self }
     }
 
     /// The same with another limit for the partial sums of dq, in bytes a key head; see [`backward`](Self::backward).
@@ -113,10 +121,11 @@ impl CpuEngine {
         self.isa
     }
 
-    /// How many threads a call made here would use at most: those of the current rayon pool, or fewer if told so.
+    /// How many threads a call made here would use at most: those of the current rayon pool or the team, or fewer if told so.
+    /// The calling thread is one of them.
     pub fn threads(&self) -> usize {
-        let pool = rayon::current_num_threads();
-        self.threads.map_or(pool, |threads| threads.min(pool))
+        let all = self.team.map_or_else(rayon::current_num_threads, |team| team.threads);
+        self.threads.map_or(all, |threads| threads.min(all)).max(1)
     }
 
     /// Computes `out`, `lse` and, where asked for, `probs`.
@@ -208,16 +217,19 @@ impl CpuEngine {
         if shape.lse_len() == 0 {
             return; // no row, however many heads there are of nothing
         }
-        let threads = self.threads_for(problem, 4.0);
-        let tile_rows = forward_tile_rows(problem, threads);
+        let crew = self.crew_for(problem, 4.0);
+        let tile_rows = forward_tile_rows(problem, crew.threads);
         let order = Order::largest_first(problem, |sequence| {
             let rows = sequence.place.seqlen_q.min(tile_rows);
             rows * sequence.keys_seen_by(rows)
         });
-        let call = Call::new(problem, order.of(problem), operands, !all_finite(threads, &v));
-        let scores = Scores { call, q, k, tile_rows };
-        let kernels = kernels(self.isa, v.dtype, call.careful);
-        run_forward(&Forward { scores, v, out, lse, probs }, Workers { kernels, threads });
+        let met = AtomicBool::new(false);
+        let call = Call::new(problem, order.of(problem), operands, &met);
+        until_careful(call, |call| {
+            let scores = Scores { call, q, k, tile_rows };
+            let kernels = kernels(self.isa, v.dtype, call.careful);
+            run_forward(&Forward { scores, v, out, lse, probs }, Workers { kernels, crew });
+        });
     }
 
     /// Computes `dq`, `dk`, `dv` from the forward's inputs and results and the gradient of `out`, and of `lse` if it
@@ -348,43 +360,59 @@ impl CpuEngine {
         if is_empty && dbias.is_none() && dsinks.is_none() {
             return; // no gradient has an element, however many heads there are of nothing
         }
-        let threads = self.threads_for(problem, 10.0);
-        let finite = [q, k, v, out, dout].iter().all(|x| all_finite(threads, x))
-            && dlse.is_none_or(|dlse| finite_where_seen(lse, dlse))
+        let crew = self.crew_for(problem, 10.0);
+        let finite = dlse.is_none_or(|dlse| finite_where_seen(lse, dlse))
             && !(problem.features().any(|feature| feature != Feature::HeadDimV) && has_nan_rows(lse));
         let chunk_keys = chunk_keys(problem);
         let order = Order::largest_first(problem, |sequence| {
             let keys = sequence.place.seqlen_k.min(chunk_keys);
             keys * sequence.queries_that_see(keys)
         });
-        let call = Call::new(problem, order.of(problem), operands, !finite);
-        let workers = Workers { kernels: kernels(self.isa, q.dtype, !finite), threads };
-        let references = lse.iter().any(|&lse| is_large(lse)).then(|| {
-            let call = Call { rule: None, ..call }; // what is dropped counts, too
-            references(&Scores { call, q, k, tile_rows: TILE_ROWS }, workers, lse)
-        });
-        let references = references.as_ref();
         let own = dbias.filter(|dbias| !is_empty && is_of_each_score(problem, dbias.shape));
-        let backward =
-            Backward { call, q, k, v, out, dout, lse, references, dlse, dq, dk, dv, dbias: own, chunk_keys };
-        if !is_empty {
-            run_backward(&backward, workers, self.partial_bytes);
-        }
-        if let (Some(dbias), None) = (dbias, own) {
-            run_bias(&backward, &dbias, workers);
-        }
-        if let Some(dsinks) = dsinks {
-            run_sinks(&backward, &dsinks, threads);
-        }
+        let met = AtomicBool::new(false);
+        let call = Call { careful: !finite, ..Call::new(problem, order.of(problem), operands, &met) };
+        until_careful(call, |call| {
+            let workers = Workers { kernels: kernels(self.isa, q.dtype, call.careful), crew };
+            let references = lse.iter().any(|&lse| is_large(lse)).then(|| {
+                let call = Call { rule: None, ..call }; // what is dropped counts, too
+                references(&Scores { call, q, k, tile_rows: TILE_ROWS }, workers, lse)
+            });
+            let references = references.as_ref();
+            let backward = Backward {
+                call,
+                q,
+                k,
+                v,
+                out,
+                dout,
+                lse,
+                references,
+                dlse,
+                dq,
+                dk,
+                dv,
+                dbias: own,
+                chunk_keys,
+            };
+            if !is_empty {
+                run_backward(&backward, workers, self.partial_bytes);
+            }
+            if let (Some(dbias), None) = (&dbias, own) {
+                run_bias(&backward, dbias, workers);
+            }
+            if let Some(dsinks) = &dsinks {
+                run_sinks(&backward, dsinks, crew);
+            }
+        });
     }
 
     /// Threads for a pass of so many operations per score and element of head_dim.
-    fn threads_for(&self, problem: &Problem, flops: f64) -> usize {
+    fn crew_for(&self, problem: &Problem, flops: f64) -> Crew {
         let Shape { num_heads, head_dim, head_dim_v, .. } = *problem.shape();
         let scores = sum_of_sequences(problem, |sequence| {
             sequence.place.seqlen_q as f64 * sequence.keys_seen_by(1) as f64
         });
         let flops = scores * num_heads as f64 * (head_dim + head_dim_v) as f64 / 2.0 * flops;
-        if flops < SERIAL_FLOPS { 1 } else { self.threads() }
+        if flops < SERIAL_FLOPS { Crew::ALONE } else { Crew { threads: self.threads(), team: self.team } }
     }
 }

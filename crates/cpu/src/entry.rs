@@ -17,11 +17,11 @@ use signflash_core::Dtype;
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
     pub(crate) forward_scratch: fn(&forward::Scores<'_>) -> forward::Scratch,
-    pub(crate) forward: unsafe fn(&forward::Forward<'_>, forward::Unit, &mut forward::Scratch),
+    pub(crate) forward: unsafe fn(&forward::Forward<'_>, forward::Task, &mut forward::Scratch),
     pub(crate) references:
         unsafe fn(&forward::Scores<'_>, forward::Unit, &mut forward::Scratch, &references::Writer<'_>),
     pub(crate) backward_scratch: fn(&backward::Backward<'_>) -> backward::Scratch,
-    pub(crate) backward: unsafe fn(&backward::Backward<'_>, backward::Unit<'_>, &mut backward::Scratch),
+    pub(crate) backward: unsafe fn(&backward::Backward<'_>, backward::Task<'_>, &mut backward::Scratch),
     pub(crate) bias: unsafe fn(
         &backward::Backward<'_>,
         (&TableMut<'_>, &backward::BiasTiles),
@@ -46,9 +46,9 @@ macro_rules! kernels {
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn forward(call: &forward::Forward<'_>, unit: forward::Unit, scratch: &mut forward::Scratch) {
+            unsafe fn forward(call: &forward::Forward<'_>, task: forward::Task, scratch: &mut forward::Scratch) {
                 // SAFETY: as above.
-                unsafe { forward::tile::<$simd, $mr>(call, unit, scratch, change) }
+                unsafe { forward::tile::<$simd, $mr>(call, task, scratch, change) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -65,11 +65,11 @@ macro_rules! kernels {
             $(#[target_feature(enable = $features)])?
             unsafe fn backward(
                 call: &backward::Backward<'_>,
-                unit: backward::Unit<'_>,
+                task: backward::Task<'_>,
                 scratch: &mut backward::Scratch,
             ) {
                 // SAFETY: as above.
-                unsafe { backward::unit::<$simd>(call, unit, scratch, ENTRIES) }
+                unsafe { backward::unit::<$simd>(call, task, scratch, ENTRIES) }
             }
 
             $(#[target_feature(enable = $features)])?

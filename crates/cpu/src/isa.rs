@@ -75,9 +75,28 @@ impl Isa {
         Self::ALL.into_iter().filter(|isa| isa.is_available()).collect()
     }
 
-    /// The fastest that this machine has.
+    /// The fastest that this machine has: see [`choice`](Self::choice).
     pub fn best() -> Self {
-        Self::available().pop().unwrap_or(Self::Portable)
+        Self::choice().isa
+    }
+
+    /// The fastest that this machine has, and why it is taken for that.
+    ///
+    /// It is the last of [`available`](Self::available), but for [`Avx512Bf16`](Self::Avx512Bf16) where dot products of
+    /// bf16 pairs are slower than f32's multiply-adds. Which they are follows from who made the processor, and not from a
+    /// measurement, since results of bf16 tensors depend on it: a machine gives the same bits every day, however busy it is.
+    /// [`peak`](crate::peak) measures both.
+    pub fn choice() -> Choice {
+        let fastest = Self::available().pop().unwrap_or(Self::Portable);
+        if fastest == Self::Avx512Bf16 && vendor::is_intel() {
+            let because = "the last of those available but avx512bf16, whose dot products of bf16 pairs take four times \
+                           as long as a multiply-add of f32 on Intel's processors: f32 computes bf16 in half the time";
+            return Choice { isa: Self::Avx512, because: because.into() };
+        }
+        Choice {
+            isa: fastest,
+            because: "the last of those available, which are in the order of their speed".into(),
+        }
     }
 
     /// Its name, as `FromStr` reads it.
@@ -103,6 +122,30 @@ impl Isa {
     }
 }
 
+/// See [`Isa::choice`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Choice {
+    /// What is used unless something else is asked for.
+    pub isa: Isa,
+    /// Why, as half a sentence.
+    pub because: String,
+}
+
+/// Who made this processor.
+mod vendor {
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn is_intel() -> bool {
+        let leaf = std::arch::x86_64::__cpuid(0);
+        [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(super) fn is_intel() -> bool {
+        false
+    }
+}
+
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -117,5 +160,39 @@ impl FromStr for Isa {
             .into_iter()
             .find(|isa| isa.name() == name)
             .ok_or_else(|| IsaError::Unknown { got: name.to_string() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peak;
+    use signflash_core::Dtype;
+    use std::time::Duration;
+
+    #[test]
+    fn the_fastest_is_chosen_and_the_choice_has_a_reason() {
+        let Choice { isa, because } = Isa::choice();
+        assert_eq!(isa, Isa::best());
+        assert!(isa.is_available() && !because.is_empty());
+        assert!(Isa::available().iter().all(|&other| other <= isa || other == Isa::Avx512Bf16));
+    }
+
+    /// The rates differ by a factor of two or more on every processor that is known, so a busy machine does not matter.
+    #[test]
+    fn who_made_the_processor_says_the_same_of_bf16_as_a_measurement() {
+        if !Isa::Avx512Bf16.is_available() {
+            return;
+        }
+        let (mut of_f32, mut of_pairs) = (0.0f64, 0.0f64);
+        for _ in 0..5 {
+            let rate = |isa, dtype| peak::fma_gflops(isa, dtype, 1, Duration::from_millis(3));
+            of_f32 = of_f32.max(rate(Isa::Avx512, Dtype::F32));
+            of_pairs = of_pairs.max(rate(Isa::Avx512Bf16, Dtype::Bf16));
+        }
+        if (of_pairs / of_f32).ln().abs() > 1.3f64.ln() {
+            let faster = if of_pairs > of_f32 { Isa::Avx512Bf16 } else { Isa::Avx512 };
+            assert_eq!(Isa::best(), faster, "f32 {of_f32} GFLOP/s, pairs of bf16 {of_pairs}");
+        }
     }
 }

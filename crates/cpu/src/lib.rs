@@ -2,6 +2,7 @@
 //!
 //! [`CpuEngine`] is all there is to call; [`raw`] describes tensors that are not borrowed.
 
+mod ahead;
 mod backward;
 mod buffer;
 mod call;
@@ -27,6 +28,7 @@ mod score_stage;
 mod sequence;
 mod simd;
 mod sinks;
+mod team;
 mod tile;
 mod turnstile;
 mod units;
@@ -34,4 +36,5 @@ mod view;
 mod visible;
 
 pub use engine::CpuEngine;
-pub use isa::{Isa, IsaError};
+pub use isa::{Choice, Isa, IsaError};
+pub use team::Team;

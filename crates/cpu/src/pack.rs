@@ -80,14 +80,34 @@ pub(crate) unsafe fn rows<S: Simd>(
     stretch: Stretch,
     buffer: &mut Buffer,
 ) -> Rows {
+    match in_place::<S>(x, head_dim, stretch) {
+        Some(rows) if x.row_stride_bytes() <= FAR_BYTES => rows,
+        _ => copy_rows::<S>(x, head_dim, stretch, buffer.words()),
+    }
+}
+
+/// As [`rows`], for what is read once only: how far apart rows are does not matter then.
+///
+/// # Safety
+/// As [`rows`].
+#[inline(always)]
+pub(crate) unsafe fn rows_once<S: Simd>(
+    x: &View<'_>,
+    head_dim: usize,
+    stretch: Stretch,
+    buffer: &mut Buffer,
+) -> Rows {
+    in_place::<S>(x, head_dim, stretch)
+        .unwrap_or_else(|| copy_rows::<S>(x, head_dim, stretch, buffer.words()))
+}
+
+/// The rows where they lie, if they are words already.
+fn in_place<S: Simd>(x: &View<'_>, head_dim: usize, stretch: Stretch) -> Option<Rows> {
     let native = if S::PAIRS { Dtype::Bf16 } else { Dtype::F32 };
     let stride = x.row_stride_bytes();
     let whole = stretch.count == stretch.total && head_dim == padded_dim::<S>(head_dim);
-    let near = stride.is_multiple_of(4) && stride <= FAR_BYTES && stride >= head_dim * x.dtype.size_bytes();
-    if x.dtype == native && whole && near {
-        return Rows { p: x.row(stretch.first).cast(), ld: stride / 4 };
-    }
-    copy_rows::<S>(x, head_dim, stretch, buffer.words())
+    let apart = stride.is_multiple_of(4) && stride >= head_dim * x.dtype.size_bytes();
+    (x.dtype == native && whole && apart).then(|| Rows { p: x.row(stretch.first).cast(), ld: stride / 4 })
 }
 
 /// As [`rows`], always copied.

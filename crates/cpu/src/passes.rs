@@ -1,6 +1,6 @@
 //! The passes, cut into units of work.
 
-use crate::backward::{self, Backward, BiasTiles, GradientsOf, Share, TILE_ROWS};
+use crate::backward::{self, Backward, BiasTiles, GradientsOf, NextChunk, Share, TILE_ROWS};
 use crate::call::Call;
 use crate::chunks::{self, Chunk};
 use crate::entry::Kernels;
@@ -9,6 +9,7 @@ use crate::partial::Partials;
 use crate::references::References;
 use crate::schedule;
 use crate::score_stage::TableMut;
+use crate::team::Crew;
 use crate::turnstile::{TellsOfPanic, Turn};
 use crate::units::Units;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -17,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 #[derive(Clone, Copy)]
 pub(crate) struct Workers {
     pub(crate) kernels: Kernels,
-    pub(crate) threads: usize,
+    pub(crate) crew: Crew,
 }
 
 /// The tiles of all query heads, as units.
@@ -46,9 +47,17 @@ impl<'a> Tiles<'a> {
     }
 }
 
+impl Tiles<'_> {
+    /// A unit, and the one that its thread gets next where all take equally long.
+    fn task(&self, unit: usize, threads: usize) -> forward::Task {
+        let next = unit + threads;
+        forward::Task { unit: self.at(unit), next: (next < self.count()).then(|| self.at(next)) }
+    }
+}
+
 /// out, lse and, where asked for, probs.
 pub(crate) fn run_forward(forward: &Forward<'_>, workers: Workers) {
-    let Workers { kernels, threads } = workers;
+    let Workers { kernels, crew } = workers;
     let call = &forward.scores.call;
     if let Some(probs) = forward.probs.filter(|_| call.problem.is_packed()) {
         // SAFETY: probs were checked against the problem, and nothing else has begun to write them.
@@ -56,25 +65,25 @@ pub(crate) fn run_forward(forward: &Forward<'_>, workers: Workers) {
     }
     let tiles = Tiles::new(call, forward.scores.tile_rows);
     schedule::run(
-        threads,
+        crew,
         tiles.count(),
         || (kernels.forward_scratch)(&forward.scores),
         |scratch, unit| {
             // SAFETY: the instruction set was seen available, the operands were checked, and `run` hands out a unit
             // once; units write rows of their own.
-            unsafe { (kernels.forward)(forward, tiles.at(unit), scratch) }
+            unsafe { (kernels.forward)(forward, tiles.task(unit, crew.threads), scratch) }
         },
     );
 }
 
 /// What rows of large lse are relative to.
 pub(crate) fn references(scores: &Scores<'_>, workers: Workers, lse: &[f32]) -> References {
-    let Workers { kernels, threads } = workers;
+    let Workers { kernels, crew } = workers;
     let tiles = Tiles::new(&scores.call, scores.tile_rows);
     let mut references = References::new(lse.len());
     let writer = references.writer(lse);
     schedule::run(
-        threads,
+        crew,
         tiles.count(),
         || (kernels.forward_scratch)(scores),
         |scratch, unit| {
@@ -105,19 +114,22 @@ pub(crate) fn run_backward(backward: &Backward<'_>, workers: Workers, partial_by
 /// The single pass: each chunk of keys gives its dk and dv and adds its share of dq in turn. `counts` says how many
 /// chunks a head of each sequence has.
 fn run_chunks(backward: &Backward<'_>, workers: Workers, counts: &[usize], partials: Option<&Partials>) {
-    let Workers { kernels, threads } = workers;
+    let Workers { kernels, crew } = workers;
     let sequences = backward.call.sequences;
     let num_heads_k = backward.call.problem.shape().num_heads_k;
     let panicked = AtomicBool::new(false);
     // No more heads at a time than threads where each holds partial sums, or where the largest come first.
     let alike = counts.iter().all(|count| *count == counts[0]);
-    let set = if partials.is_some() || !alike { threads } else { usize::MAX };
+    let set = if partials.is_some() || !alike { crew.threads } else { usize::MAX };
     let chunks = chunks::in_order(counts, num_heads_k, set);
     let steps: Vec<AtomicUsize> = chunks.iter().map(|_| AtomicUsize::new(0)).collect();
     schedule::run(
-        threads,
+        crew,
         chunks.len(),
-        || (kernels.backward_scratch)(backward),
+        || {
+            let _tells_others = TellsOfPanic(&panicked);
+            (kernels.backward_scratch)(backward)
+        },
         |scratch, unit| {
             let Chunk { sequence, head_k, index: chunk, number } = chunks[unit];
             let head = sequence * num_heads_k + head_k;
@@ -129,10 +141,16 @@ fn run_chunks(backward: &Backward<'_>, workers: Workers, counts: &[usize], parti
             let gradients = GradientsOf::Chunk { head_k, chunk, dq };
             let _tells_others = TellsOfPanic(&panicked);
             let sequence = sequences.at(sequence);
+            let next = chunks.get(unit + crew.threads).map(|next| NextChunk {
+                sequence: sequences.at(next.sequence),
+                head_k: next.head_k,
+                chunk: next.index,
+            });
+            let task = backward::Task { unit: backward::Unit { sequence, gradients }, next };
             // SAFETY: the instruction set was seen available, the operands were checked, and `run` hands out a unit
             // once: dk and dv rows are the unit's own, dq rows its own in its turn. The partial sums are this head's
             // until `done`.
-            unsafe { (kernels.backward)(backward, backward::Unit { sequence, gradients }, scratch) }
+            unsafe { (kernels.backward)(backward, task, scratch) }
             if let Some(partials) = partials {
                 partials.done(head);
             }
@@ -142,13 +160,13 @@ fn run_chunks(backward: &Backward<'_>, workers: Workers, counts: &[usize], parti
 
 /// dk and dv first, then dq: two more products, and no memory that grows with a length.
 fn run_two_passes(backward: &Backward<'_>, workers: Workers) {
-    let Workers { kernels, threads } = workers;
+    let Workers { kernels, crew } = workers;
     let call = &backward.call;
     let num_heads_k = call.problem.shape().num_heads_k;
     let chunks = Units::new(call.sequences, |sequence| num_heads_k * backward.chunks(sequence));
     let tiles = Tiles::new(call, TILE_ROWS);
     schedule::run(
-        threads,
+        crew,
         chunks.count() + tiles.count(),
         || (kernels.backward_scratch)(backward),
         |scratch, index| {
@@ -162,17 +180,17 @@ fn run_two_passes(backward: &Backward<'_>, workers: Workers) {
                 backward::Unit { sequence, gradients: GradientsOf::Queries { head, tile } }
             };
             // SAFETY: as in `run_chunks`; dq rows belong to the unit of their tile.
-            unsafe { (kernels.backward)(backward, unit, scratch) }
+            unsafe { (kernels.backward)(backward, backward::Task { unit, next: None }, scratch) }
         },
     );
 }
 
 /// dbias.
 pub(crate) fn run_bias(backward: &Backward<'_>, dbias: &TableMut<'_>, workers: Workers) {
-    let Workers { kernels, threads } = workers;
+    let Workers { kernels, crew } = workers;
     let tiles = BiasTiles::of(backward, dbias.shape);
     schedule::run(
-        threads,
+        crew,
         tiles.count(),
         || (kernels.backward_scratch)(backward),
         |scratch, unit| {

@@ -10,14 +10,15 @@ use crate::references::is_large;
 use crate::schedule;
 use crate::sequence::Sequences;
 use crate::simd::portable::Portable;
+use crate::team::Crew;
 use crate::view::{FloatsMut, View};
 use std::f64::consts::LN_2;
 
 /// All heads', each summed in the order of its rows. Beside attention's quadratic work it is nothing.
-pub(crate) fn run_sinks(backward: &Backward<'_>, dsinks: &FloatsMut<'_>, threads: usize) {
+pub(crate) fn run_sinks(backward: &Backward<'_>, dsinks: &FloatsMut<'_>, crew: Crew) {
     let heads = backward.call.problem.shape().num_heads;
     schedule::run(
-        threads,
+        crew,
         heads,
         || (),
         |(), head| {

@@ -59,6 +59,7 @@ impl Turn<'_> {
 mod tests {
     use super::*;
     use crate::schedule;
+    use crate::team::Crew;
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     #[test]
@@ -74,7 +75,7 @@ mod tests {
             turn.done(0);
         };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().expect("threads");
-        let run = || pool.install(|| schedule::run(4, 8, || (), work));
+        let run = || pool.install(|| schedule::run(Crew { threads: 4, team: None }, 8, || (), work));
         assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
         assert_eq!(steps[1].load(Ordering::Relaxed), 1);
         assert!(steps[2..].iter().all(|step| step.load(Ordering::Relaxed) == 0));

@@ -62,6 +62,11 @@ impl<'a> ViewMut<'a> {
         Self { base: x.first.cast(), strides: x.strides, dtype: T::DTYPE, lifetime: PhantomData }
     }
 
+    /// As [`View::row_stride_bytes`].
+    pub(crate) fn row_stride_bytes(&self) -> usize {
+        self.strides[1] * self.dtype.size_bytes()
+    }
+
     /// As [`View::row`].
     pub(crate) fn row(&self, [a, b, c]: [usize; 3]) -> *mut u8 {
         let [sa, sb, sc, _] = self.strides;

@@ -4,15 +4,47 @@ use crate::call::{Backward, Forward};
 use crate::error::CallError;
 use crate::foreign::{floats, floats_mut};
 use crate::joined::{ForeignBias, Joined};
-use crate::pool;
+use crate::{openmp, pool};
 use signflash_core::{Dtype, Element, Problem, ResultOf, TensorName, bf16, f16};
-use signflash_cpu::CpuEngine;
 use signflash_cpu::raw::{RawBias, RawGradInputs, RawGradients, RawInputs, RawOutputs, RawScoreInputs};
+use signflash_cpu::{CpuEngine, Isa, IsaError};
 use signflash_cuda::EngineError;
+use std::sync::OnceLock;
 
-fn engine(threads: usize) -> CpuEngine {
-    let engine = CpuEngine::new();
-    if threads == 0 { engine } else { engine.with_threads(threads) }
+/// The engine of every call: on the instruction set that `SIGNFLASH_ISA` names, else on the fastest.
+///
+/// # Errors
+/// [`CallError::Isa`].
+pub(crate) fn engine() -> Result<CpuEngine, CallError> {
+    static CHOSEN: OnceLock<Result<Isa, IsaError>> = OnceLock::new();
+    let chosen = CHOSEN.get_or_init(|| match std::env::var("SIGNFLASH_ISA") {
+        Ok(name) if !name.is_empty() => name.parse::<Isa>()?.require(),
+        _ => Ok(Isa::best()),
+    });
+    Ok(CpuEngine::new().with_isa(chosen.clone()?)?)
+}
+
+/// Why calls use this instruction set.
+#[cfg(feature = "extension")]
+pub(crate) fn why(isa: Isa) -> String {
+    let best = Isa::choice();
+    if isa == best.isa { best.because } else { format!("SIGNFLASH_ISA says so; {} is the fastest", best.isa) }
+}
+
+/// Runs `work` with an engine of at most so many threads: PyTorch's own if they can be had; 0 is all of ours.
+fn on_threads<R: Send>(threads: usize, work: impl FnOnce(CpuEngine) -> R + Send) -> Result<R, CallError> {
+    let engine = engine()?;
+    match threads {
+        0 => pool::run(|| work(engine)),
+        1 => Ok(work(engine.with_threads(1))),
+        _ => {
+            let engine = engine.with_threads(threads.min(pool::most_threads()));
+            match openmp::team(threads) {
+                Some(team) => Ok(work(engine.with_team(team))),
+                None => pool::run(|| work(engine)),
+            }
+        }
+    }
 }
 
 fn bias(bias: &ForeignBias) -> Result<RawBias, EngineError> {
@@ -70,7 +102,7 @@ unsafe fn forward_of<T: Element, R: Element + ResultOf<T>>(
     let lse = unsafe { floats_mut(TensorName::Lse, call.lse, problem.shape().lse_len()) }?;
     let outputs = RawOutputs::new(call.out.raw::<R>(), lse).probs(call.probs.map(|probs| probs.raw()));
     // SAFETY: the tensors are there and nobody else writes them, by the caller's promise.
-    Ok(pool::run(|| unsafe { engine(threads).forward_raw(problem, &inputs, outputs) })??)
+    Ok(on_threads(threads, |engine| unsafe { engine.forward_raw(problem, &inputs, outputs) })??)
 }
 
 /// # Safety
@@ -115,5 +147,5 @@ unsafe fn backward_of<T: Element, R: Element + ResultOf<T>>(
         .dbias(call.dbias.as_ref().map(bias).transpose()?)
         .dsinks(dsinks.transpose()?);
     // SAFETY: the tensors are there and nobody else writes them, by the caller's promise.
-    Ok(pool::run(|| unsafe { engine(threads).backward_raw(problem, &inputs, gradients) })??)
+    Ok(on_threads(threads, |engine| unsafe { engine.backward_raw(problem, &inputs, gradients) })??)
 }

@@ -1,6 +1,7 @@
 //! Why a call was not computed.
 
 use signflash_core::ProblemError;
+use signflash_cpu::IsaError;
 use signflash_cuda::EngineError;
 
 /// Names the argument, or what the system refused.
@@ -15,6 +16,9 @@ pub enum CallError {
          RAYON_NUM_THREADS to fewer"
     )]
     Threads(String),
+    /// No such instruction set, or not here.
+    #[error("SIGNFLASH_ISA: {0}; leave it out for the fastest")]
+    Isa(#[from] IsaError),
     /// A number that no sequence can begin at.
     #[error(
         "{argument}[{index}] must not be negative, got {got}; it is where a sequence begins, and the last ends"

@@ -31,6 +31,7 @@ pub mod settings;
 
 mod cpu;
 mod cuda;
+mod openmp;
 mod pool;
 
 #[cfg(feature = "extension")]

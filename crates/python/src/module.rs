@@ -10,7 +10,7 @@ use crate::joined::{Declared, ForeignBias, Joined};
 use crate::lengths::Lengths;
 use crate::lent::{Layout, Lent, LentScores, LentStarts, Written};
 use crate::settings::{RandomState, Settings, shape_of};
-use crate::{ending, exchange, kept, logger, pool, quick};
+use crate::{cpu, ending, exchange, kept, logger, pool, quick};
 use pyo3::exceptions::{PyNotImplementedError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
@@ -21,6 +21,7 @@ fn raise(error: CallError) -> PyErr {
     let error = match error {
         CallError::Engine(error) => error,
         CallError::Threads(_) => return PyRuntimeError::new_err(error.to_string()),
+        CallError::Isa(_) => return PyValueError::new_err(error.to_string()),
         CallError::NegativeStart { .. } => return PyValueError::new_err(error.to_string()),
     };
     if let EngineError::Problem(error @ ProblemError::NotComputed { .. })
@@ -250,18 +251,21 @@ fn keep_scale(dropout_p: f64, nominal: bool) -> PyResult<f64> {
     Ok(problem.keep_scale())
 }
 
-/// What would run: the instruction set of the CPU, its threads, the names of the GPUs, and why there are none.
+/// (the CPU's instruction set, why it, how many threads, the names of the GPUs, why there are none).
+type Info = (String, String, usize, Vec<String>, Option<String>);
+
+/// What would run.
 #[pyfunction]
-fn info(py: Python<'_>) -> PyResult<(String, usize, Vec<String>, Option<String>)> {
-    let engine = signflash_cpu::CpuEngine::new();
-    let threads = detached(py, || pool::run(|| engine.threads())).map_err(raise)?;
+fn info(py: Python<'_>) -> PyResult<Info> {
+    let isa = cpu::engine().map_err(raise)?.isa();
+    let threads = detached(py, pool::most_threads);
     let name = |ordinal| Device::open(ordinal).map(|gpu| gpu.info().name.clone());
     let gpus = Device::count().and_then(|count| (0..count).map(name).collect::<Result<Vec<_>, _>>());
     let (names, why) = match gpus {
         Ok(names) => (names, None),
         Err(error) => (vec![], Some(error.to_string())),
     };
-    Ok((engine.isa().to_string(), threads, names, why))
+    Ok((isa.to_string(), cpu::why(isa), threads, names, why))
 }
 
 #[pymodule]
@@ -269,6 +273,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     logger::install();
     ending::install(module)?;
     pool::forks::behind(); // from now on they are counted
+    let _ = cpu::engine(); // what it says is said where something is computed
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("SETTINGS", PyTuple::new(module.py(), Settings::NAMES)?)?;
     module.add_function(wrap_pyfunction!(exchange::exchange, module)?)?;

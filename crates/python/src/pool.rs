@@ -4,7 +4,7 @@ use crate::error::CallError;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::ptr::null_mut;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::thread::available_parallelism;
 
 /// More threads than this for each core only take turns: `RAYON_NUM_THREADS` is not followed beyond it.
@@ -61,20 +61,34 @@ fn after(forks: u64) -> Result<&'static ThreadPool, CallError> {
 }
 
 fn builder() -> ThreadPoolBuilder {
-    let cores = available_parallelism().map_or(1, usize::from);
-    let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|asked| asked.parse().ok());
-    ThreadPoolBuilder::new().num_threads(threads(asked, cores))
+    ThreadPoolBuilder::new().num_threads(most_threads())
 }
 
-/// How many to ask rayon for; 0 leaves it to rayon.
+/// How many threads a call may use, whoever's they are: what `RAYON_NUM_THREADS` says, else one for each core that this
+/// process may use, by its affinity and its cgroup. Looked up once, since that takes the system longer than a short call; by
+/// whom does not matter, and nobody waits for anybody.
+pub(crate) fn most_threads() -> usize {
+    static MOST: AtomicUsize = AtomicUsize::new(0);
+    match MOST.load(Ordering::Relaxed) {
+        0 => {
+            let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|asked| asked.parse().ok());
+            let most = threads(asked, available_parallelism().map_or(1, usize::from));
+            MOST.store(most, Ordering::Relaxed);
+            most
+        }
+        most => most,
+    }
+}
+
 fn threads(asked: Option<usize>, cores: usize) -> usize {
     let most = cores * MOST_PER_CORE;
-    match asked {
+    match asked.filter(|&asked| asked > 0) {
         Some(asked) if asked > most => {
             log::warn!("RAYON_NUM_THREADS is {asked}, far above {cores} cores: {most} threads are used");
             most
         }
-        _ => 0,
+        Some(asked) => asked,
+        None => cores,
     }
 }
 
@@ -112,8 +126,9 @@ mod tests {
     #[test]
     fn threads_are_not_asked_for_far_above_the_cores() {
         assert_eq!(threads(Some(100_000), 2), 8);
-        assert_eq!(threads(Some(8), 2), 0);
-        assert_eq!(threads(None, 2), 0);
+        assert_eq!(threads(Some(8), 2), 8);
+        assert_eq!(threads(Some(1), 2), 1);
+        assert_eq!([threads(None, 2), threads(Some(0), 2)], [2, 2]);
     }
 
     #[test]

@@ -27,6 +27,7 @@ mod results;
 mod sums;
 mod weights;
 
+use crate::ahead::Ahead;
 use crate::buffer::Buffer;
 use crate::call::{BLOCK_KEYS, Call};
 use crate::pack::{Dims, panel_width};
@@ -48,6 +49,9 @@ use signflash_core::Span;
 
 /// Queries that are worked on at a time.
 pub(crate) const TILE_ROWS: usize = 64;
+
+/// Keys of the widest micro-tile.
+const STEP_KEYS: usize = 8;
 
 /// A backward call.
 #[derive(Clone, Copy)]
@@ -85,6 +89,21 @@ impl Backward<'_> {
 pub(crate) struct Unit<'a> {
     pub(crate) sequence: Sequence,
     pub(crate) gradients: GradientsOf<'a>,
+}
+
+/// A unit, and the chunk of a key head that its thread is likely to compute next.
+#[derive(Clone, Copy)]
+pub(crate) struct Task<'a> {
+    pub(crate) unit: Unit<'a>,
+    pub(crate) next: Option<NextChunk>,
+}
+
+/// A chunk, as far as it says which rows it begins with.
+#[derive(Clone, Copy)]
+pub(crate) struct NextChunk {
+    pub(crate) sequence: Sequence,
+    pub(crate) head_k: usize,
+    pub(crate) chunk: usize,
 }
 
 /// Gradients of a part of one sequence.
@@ -142,6 +161,8 @@ pub(crate) struct Scratch {
     /// Sums of dbias: `[key of the chunk][query]`.
     bias: Buffer,
     drop: Option<DropTile>,
+    /// What comes after the tile at hand.
+    ahead: Ahead,
 }
 
 impl Scratch {
@@ -174,6 +195,7 @@ impl Scratch {
             stage: score_stage::Scratch::new::<S>(),
             bias: Buffer::new(chunk * TILE_ROWS),
             drop: backward.call.rule.map(|rule| DropTile::new(&rule, TILE_ROWS, BLOCK_KEYS)),
+            ahead: Ahead::nothing(),
         }
     }
 }
@@ -207,16 +229,15 @@ pub(crate) struct Entries {
 #[inline(always)]
 pub(crate) unsafe fn unit<S: Simd>(
     backward: &Backward<'_>,
-    unit: Unit<'_>,
+    Task { unit: Unit { sequence, gradients }, next }: Task<'_>,
     scratch: &mut Scratch,
     entries: Entries,
 ) {
-    let Unit { sequence, gradients } = unit;
     let work = Work { backward, sequence, dims: Dims::of::<S>(backward.call.problem.shape()), entries };
     match gradients {
         GradientsOf::Chunk { head_k, chunk, dq } => {
             let keys = work.keys::<S>(scratch, head_k, chunk);
-            work.chunk::<S>(scratch, keys, dq);
+            work.chunk::<S>(scratch, keys, dq, next);
         }
         GradientsOf::Queries { head, tile } => work.queries_only::<S>(scratch, head, tile),
     }
@@ -237,7 +258,13 @@ impl Work<'_> {
 
     /// dk and dv of a chunk, and perhaps its share of dq.
     #[inline(always)]
-    unsafe fn chunk<S: Simd>(&self, scratch: &mut Scratch, keys: Keys, dq: Option<Share<'_>>) {
+    unsafe fn chunk<S: Simd>(
+        &self,
+        scratch: &mut Scratch,
+        keys: Keys,
+        dq: Option<Share<'_>>,
+        next: Option<NextChunk>,
+    ) {
         let whole = keys.count.next_multiple_of(16);
         scratch.dk.words().write_bytes(0, whole * self.dims.qk_padded);
         scratch.dv.words().write_bytes(0, whole * self.dims.v_padded);
@@ -254,6 +281,14 @@ impl Work<'_> {
                 }
                 if let Some(part) = keys.part_of(seen) {
                     let queries = self.queries::<S>(scratch, head, tile);
+                    let ahead = match (index, member + 1) {
+                        (0, end) if end == group => self.ask_for_next::<S>(keys, next),
+                        (0, member) => self.ask_for_queries::<S>(keys.head * group + member, tiles - 1),
+                        (index, _) => self.ask_for_queries::<S>(head, index - 1),
+                    };
+                    let own = self.sequence.queries(head, &tile);
+                    let steps = keys.count.div_ceil(STEP_KEYS) * tile.rows / panel_width::<S>();
+                    scratch.ahead = ahead.write(&self.backward.dq, own, self.dims.qk).within(steps);
                     (self.entries.sweep)(
                         self,
                         scratch,
@@ -276,6 +311,23 @@ impl Work<'_> {
         self.write_dkv::<S>(scratch, keys);
     }
 
+    /// Asks for the rows of a tile of queries.
+    fn ask_for_queries<S: Simd>(&self, head: usize, index: usize) -> Ahead {
+        let Backward { q, dout, out, .. } = self.backward;
+        let rows = self.sequence.queries(head, &self.tile::<S>(index));
+        Ahead::nothing().read(q, rows).read(dout, rows).read(out, rows)
+    }
+
+    /// Asks for the rows of dk and dv that a chunk will write, and for what the next one begins with.
+    fn ask_for_next<S: Simd>(&self, keys: Keys, next: Option<NextChunk>) -> Ahead {
+        let Backward { k, v, dk, dv, chunk_keys, .. } = self.backward;
+        let own = self.sequence.keys(keys.head, keys.first, *chunk_keys);
+        let of_own = |ahead: Ahead| ahead.write(dk, own, self.dims.qk).write(dv, own, self.dims.v);
+        let Some(NextChunk { sequence, head_k, chunk }) = next else { return of_own(Ahead::nothing()) };
+        let keys = sequence.keys(head_k, chunk * chunk_keys, *chunk_keys);
+        of_own(Ahead::nothing()).read(k, keys).read(v, keys)
+    }
+
     /// dq of one tile against all keys that it sees.
     #[inline(always)]
     unsafe fn queries_only<S: Simd>(&self, scratch: &mut Scratch, head: usize, tile: usize) {
@@ -285,6 +337,7 @@ impl Work<'_> {
             return self.clear_dq(head, tile);
         }
         let queries = self.queries::<S>(scratch, head, tile);
+        scratch.ahead = Ahead::nothing();
         let chunk_keys = self.backward.chunk_keys;
         let head_k = head / self.backward.call.problem.shape().group_size();
         for chunk in seen.start / chunk_keys..seen.end.div_ceil(chunk_keys) {

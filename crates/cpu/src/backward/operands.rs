@@ -79,6 +79,9 @@ impl Work<'_> {
         let keys = self.sequence.keys(head, first, self.backward.chunk_keys);
         let k = pack::rows::<S>(&self.backward.k, self.dims.qk, keys, &mut scratch.k_rows);
         let v = pack::rows::<S>(&self.backward.v, self.dims.v, keys, &mut scratch.v_rows);
+        let (call, total) = (&self.backward.call, keys.total);
+        call.look::<S>(k, total, self.dims.qk_padded / S::UNIT);
+        call.look::<S>(v, total, self.dims.v_padded / S::UNIT);
         let k_steps = pack::steps::<S>(k, keys.total, self.dims.qk_padded / S::UNIT, &mut scratch.k_steps);
         Keys { head, first, count: keys.count, k, v, k_steps }
     }
@@ -93,6 +96,8 @@ impl Work<'_> {
         let panels = rows / panel_width::<S>();
         let q = pack::rows::<S>(&self.backward.q, dims.qk, queries, &mut scratch.q_rows);
         let dout = pack::rows::<S>(&self.backward.dout, dims.v, queries, &mut scratch.dout_rows);
+        call.look::<S>(q, rows, qk_words);
+        call.look::<S>(dout, rows, v_words);
         call.stage.pack_queries::<S>(q, panels, qk_words, scratch.q.words());
         pack::transpose_panels::<S>(dout, panels, v_words, 0, scratch.dout.words());
         let q_steps = pack::steps::<S>(q, rows, qk_words, &mut scratch.q_steps);
@@ -124,6 +129,7 @@ impl Work<'_> {
                 let index = self.sequence.query(row, queries.head);
                 self.load_padded::<S>(&self.backward.dout, index, dout_row);
                 self.load_padded::<S>(&self.backward.out, index, out_row);
+                self.backward.call.look::<S>(Rows { p: out_row.cast(), ld: 0 }, 1, self.dims.v_padded);
                 row_delta = f64::from(dot::<S>(dout_row, out_row, dim));
                 let lse = lse[row];
                 if lse != f32::NEG_INFINITY {

@@ -204,6 +204,7 @@ impl Work<'_> {
             row.bits = if DROP { scratch.drop.as_ref().map(|drop| drop.lanes(lane)) } else { None };
         }
         for key in (visible.keys.begin..visible.keys.end).step_by(MR) {
+            scratch.ahead.ask();
             let a = Left { p: block.k.p.add(key * block.k.ld), row: block.k.ld, step: 1 };
             let mut p = if KIND == PLAIN {
                 call.stage.scores::<S, MR>(qk_words, a, q)

@@ -27,6 +27,7 @@ mod weigh;
 
 pub(crate) use probs::clear_behind_ends;
 
+use crate::ahead::Ahead;
 use crate::buffer::Buffer;
 use crate::call::{BLOCK_KEYS, Call};
 use crate::pack::{self, Dims, Rows, panel_width};
@@ -69,6 +70,13 @@ pub(crate) struct Unit {
     pub(crate) tile: usize,
 }
 
+/// A unit, and the one that its thread is likely to compute next.
+#[derive(Clone, Copy)]
+pub(crate) struct Task {
+    pub(crate) unit: Unit,
+    pub(crate) next: Option<Unit>,
+}
+
 /// What a worker needs, for tile after tile.
 pub(crate) struct Scratch {
     /// Rows of q on their way in; rows of out on their way out.
@@ -88,6 +96,8 @@ pub(crate) struct Scratch {
     row_sum: Buffer,
     stage: score_stage::Scratch,
     drop: Option<DropTile>,
+    /// What comes after the block of keys at hand.
+    ahead: Ahead,
 }
 
 impl Scratch {
@@ -107,6 +117,7 @@ impl Scratch {
             row_sum: Buffer::new(rows),
             stage: score_stage::Scratch::new::<S>(),
             drop: scores.call.rule.map(|rule| DropTile::new(&rule, rows, BLOCK_KEYS)),
+            ahead: Ahead::nothing(),
         }
     }
 }
@@ -135,13 +146,23 @@ const LARGE_LOG2: f32 = 4096.0;
 #[inline(always)]
 pub(crate) unsafe fn tile<S: Simd, const MR: usize>(
     forward: &Forward<'_>,
-    unit: Unit,
+    Task { unit, next }: Task,
     scratch: &mut Scratch,
     change: Change,
 ) {
+    if forward.scores.call.is_in_vain() {
+        return;
+    }
     let work = Work::new::<S>(&forward.scores, unit, change, LARGE_LOG2);
     work.start::<S>(scratch);
-    for first_key in work.blocks() {
+    let mut blocks = work.blocks().peekable();
+    while let Some(first_key) = blocks.next() {
+        let ahead = match blocks.peek() {
+            Some(&first_key) => work.ask_for_keys(Ahead::nothing(), forward, first_key),
+            None => work.ask_for_next::<S>(forward, next),
+        };
+        // Once for each micro-tile of scores.
+        scratch.ahead = ahead.within(work.panels::<S>() * BLOCK_KEYS / MR);
         work.block::<S, MR>(scratch, &forward.v, first_key);
     }
     work.end_rows::<S>(scratch, forward);
@@ -227,7 +248,7 @@ impl<'a> Work<'a> {
         let Tile { rows, block_row, .. } = self.tile;
         let call = &self.scores.call;
         let q = sequence.queries(head, &self.tile);
-        let q = pack::rows::<S>(&self.scores.q, self.dims.qk, q, &mut scratch.rows);
+        let q = pack::rows_once::<S>(&self.scores.q, self.dims.qk, q, &mut scratch.rows);
         let words = self.dims.qk_padded / S::UNIT;
         call.stage.pack_queries::<S>(q, self.panels::<S>(), words, scratch.q.words());
         scratch.out.words().write_bytes(0, rows * self.dims.v_padded);
@@ -263,6 +284,7 @@ impl<'a> Work<'a> {
         let (k, count) = self.keys::<S>(scratch, first_key);
         let values = self.unit.sequence.keys(self.head_k, first_key, BLOCK_KEYS);
         let v = pack::rows::<S>(v, self.dims.v, values, &mut scratch.v_rows);
+        self.scores.call.look::<S>(v, values.count, self.dims.v_padded / S::UNIT);
         let v = pack::steps::<S>(v, values.total, self.dims.v_padded / S::UNIT, &mut scratch.v);
         self.draw::<S>(scratch, first_key, count);
         for panel in 0..self.panels::<S>() {
@@ -278,6 +300,25 @@ impl<'a> Work<'a> {
                 (false, true) => self.weigh::<S, false, true>(scratch, panel, keys, block_max),
             };
             self.accumulate::<S, MR>(scratch, v, panel, visible.keys, rescale);
+        }
+    }
+
+    /// Asks for the rows of a block of keys.
+    fn ask_for_keys(&self, ahead: Ahead, forward: &Forward<'_>, first_key: usize) -> Ahead {
+        let keys = self.unit.sequence.keys(self.head_k, first_key, BLOCK_KEYS);
+        ahead.read(&self.scores.k, keys).read(&forward.v, keys)
+    }
+
+    /// Asks for the rows of out that this tile will write, and for what the next unit begins with.
+    fn ask_for_next<S: Simd>(&self, forward: &Forward<'_>, next: Option<Unit>) -> Ahead {
+        let own = self.unit.sequence.queries(self.unit.head, &self.tile);
+        let ahead = Ahead::nothing().write(&forward.out, own, self.dims.v);
+        let Some(next) = next else { return ahead };
+        let work = Work::new::<S>(self.scores, next, self.change, self.large);
+        let ahead = ahead.read(&self.scores.q, next.sequence.queries(next.head, &work.tile));
+        match work.blocks().next() {
+            Some(first_key) => work.ask_for_keys(ahead, forward, first_key),
+            None => ahead,
         }
     }
 

@@ -40,6 +40,7 @@ impl Work<'_> {
         }
         let mut max = [hidden; NV];
         for key in (visible.keys.begin..visible.keys.end).step_by(MR) {
+            scratch.ahead.ask();
             let a = Left { p: k.p.add(key * k.ld), row: k.ld, step: 1 };
             let mut s = stage.scores::<S, MR>(depth, a, q);
             if visible.hides {

@@ -6,6 +6,7 @@ use crate::isa::Isa;
 use crate::raw::RawTensor;
 use crate::score_stage::ScoreOperands;
 use crate::sequence::{Sequence, Sequences};
+use crate::team::Crew;
 use crate::view::{FloatsMut, View, ViewMut};
 use signflash_core::suite::Values;
 use signflash_core::{
@@ -60,8 +61,9 @@ fn run<T: Element>(how: How, problem: &Problem, sequences: &[Sequence], operands
     let mut lse = vec![f32::NAN; shape.lse_len()];
     let read = |x: &[T], shape: [usize; 4]| RawTensor::of(&TensorRef::bshd(x, shape));
     let write = |x: &mut [T], shape: [usize; 4]| RawTensor::of_mut(&mut TensorMut::bshd(x, shape));
-    let call = Call::new(problem, Sequences::These(sequences), ScoreOperands::default(), false);
-    let workers = Workers { kernels: kernels(how.isa, T::DTYPE, false), threads: 1 };
+    let met = AtomicBool::new(false);
+    let call = Call::new(problem, Sequences::These(sequences), ScoreOperands::default(), &met);
+    let workers = Workers { kernels: kernels(how.isa, T::DTYPE, false), crew: Crew::ALONE };
     // SAFETY: the tensors are this function's, dense, of these shapes, and outlive the views.
     unsafe {
         let (q, k) = (View::new(read(&operands.q, shape.q())), View::new(read(&operands.k, shape.k())));
@@ -337,7 +339,8 @@ fn computed<S: crate::simd::Simd, const MR: usize>(problem: &Problem) -> [(usize
     use crate::call::BLOCK_KEYS;
     use crate::pack::panel_width;
     use crate::visible::{Overlap, Visible, blocks, keys_of_tile};
-    let call = Call::new(problem, Sequences::of(problem), ScoreOperands::default(), false);
+    let met = AtomicBool::new(false);
+    let call = Call::new(problem, Sequences::of(problem), ScoreOperands::default(), &met);
     let (mut forward, mut backward, mut seen) = (0, 0, 0);
     for sequence in call.sequences.iter() {
         let tiles = |rows: usize| {

@@ -1,0 +1,87 @@
+//! The threads that PyTorch computes with, lent for units of our own. They are OpenMP's, which go on spinning for a while
+//! when they have nothing to do: threads of ours beside them would wait for the cores, and theirs are awake already.
+
+use signflash_cpu::Team;
+
+/// PyTorch's threads, `threads` of them, if it computes with OpenMP. None in a process that was forked: OpenMP's
+/// threads stay behind, and a call of it would wait for them for ever.
+pub(crate) fn team(threads: usize) -> Option<Team> {
+    (threads > 1 && crate::pool::forks::behind() == 0 && entry::of_torch().is_some())
+        .then_some(Team { threads, run: entry::run })
+}
+
+#[cfg(target_os = "linux")]
+mod entry {
+    use std::ffi::{c_uint, c_void};
+    use std::sync::OnceLock;
+
+    /// What compilers call for `#pragma omp parallel`. LLVM's and Intel's libraries have it as GCC's has, by this name.
+    type Parallel =
+        unsafe extern "C" fn(unsafe extern "C" fn(*mut c_void), *mut c_void, threads: c_uint, flags: c_uint);
+
+    type Work<'a> = &'a (dyn Fn() + Sync);
+
+    /// That of the OpenMP that PyTorch was linked with, and not of another one that the process may hold, too. Looked for
+    /// until it is there, since PyTorch may be imported later.
+    pub(super) fn of_torch() -> Option<Parallel> {
+        static FOUND: OnceLock<Parallel> = OnceLock::new();
+        FOUND.get().copied().or_else(|| {
+            let found = find()?;
+            Some(*FOUND.get_or_init(|| found))
+        })
+    }
+
+    fn find() -> Option<Parallel> {
+        // SAFETY: with RTLD_NOLOAD nothing is loaded and no code is run; the names end with a zero.
+        let torch = unsafe { libc::dlopen(c"libtorch_cpu.so".as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
+        if torch.is_null() {
+            return None;
+        }
+        // SAFETY: the handle is an open one, and stays so; a search through it goes on in what it was linked with.
+        let found = unsafe { libc::dlsym(torch, c"GOMP_parallel".as_ptr()) };
+        // SAFETY: a function of this name has this signature, in all three libraries.
+        (!found.is_null()).then(|| unsafe { std::mem::transmute::<*mut c_void, Parallel>(found) })
+    }
+
+    /// Calls `work` on so many threads of OpenMP's; on the calling one alone where that is one of them already.
+    pub(super) fn run(threads: usize, work: Work<'_>) {
+        let Some(parallel) = of_torch() else { return work() };
+        // SAFETY: `data` is the address of `work`, which outlives the call: it returns when all threads have returned.
+        unsafe { parallel(enter, (&raw const work).cast_mut().cast(), threads as c_uint, 0) }
+    }
+
+    /// # Safety
+    /// `data` is the address of a `Work`.
+    unsafe extern "C" fn enter(data: *mut c_void) {
+        // SAFETY: the caller's promise.
+        let work: Work<'_> = unsafe { *data.cast() };
+        work();
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod entry {
+    /// Nothing is known of how to find it here.
+    pub(super) fn of_torch() -> Option<()> {
+        None
+    }
+
+    pub(super) fn run(_: usize, work: &(dyn Fn() + Sync)) {
+        work();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_no_team_where_there_is_no_pytorch() {
+        assert!(team(4).is_none());
+        let ran = std::sync::atomic::AtomicUsize::new(0);
+        entry::run(4, &|| {
+            ran.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        });
+        assert_eq!(ran.into_inner(), 1);
+    }
+}
