@@ -7,6 +7,7 @@ use crate::entry::kernels;
 use crate::finite::{finite_where_seen, has_nan_rows};
 use crate::forward::{Forward, Scores};
 use crate::isa::{Isa, IsaError};
+use crate::operands::{Read, Written};
 use crate::order::Order;
 use crate::passes::{Workers, references, run_backward, run_bias, run_forward};
 use crate::raw::{RawBias, RawGradInputs, RawGradients, RawInputs, RawOutputs, RawTensor, of_bias};
@@ -56,28 +57,6 @@ impl Default for CpuEngine {
     fn default() -> Self {
         Self::new()
     }
-}
-
-/// What a backward reads.
-#[derive(Clone, Copy)]
-struct Read<'a> {
-    q: View<'a>,
-    k: View<'a>,
-    v: View<'a>,
-    out: View<'a>,
-    dout: View<'a>,
-    operands: ScoreOperands<'a>,
-    lse: &'a [f32],
-    dlse: Option<&'a [f32]>,
-}
-
-/// What a backward writes.
-struct Written<'a> {
-    dq: ViewMut<'a>,
-    dk: ViewMut<'a>,
-    dv: ViewMut<'a>,
-    dbias: Option<TableMut<'a>>,
-    dsinks: Option<FloatsMut<'a>>,
 }
 
 /// The default of [`CpuEngine::with_partial_bytes`].

@@ -14,6 +14,7 @@ mod finite;
 mod forward;
 mod gemm;
 mod isa;
+mod operands;
 mod order;
 mod pack;
 mod partial;

@@ -58,10 +58,9 @@ fn run<T: Element>(how: How, problem: &Problem, sequences: &[Sequence], operands
     let zeros = |shape: [usize; 4]| vec![T::from_f32(f32::NAN); shape.into_iter().product()];
     let [mut out, mut probs] = [shape.out(), problem.probs()].map(zeros);
     let [mut dq, mut dk, mut dv] = [shape.q(), shape.k(), shape.v()].map(zeros);
-    let mut lse = vec![f32::NAN; shape.lse_len()];
+    let (met, mut lse) = (AtomicBool::new(false), vec![f32::NAN; shape.lse_len()]);
     let read = |x: &[T], shape: [usize; 4]| RawTensor::of(&TensorRef::bshd(x, shape));
     let write = |x: &mut [T], shape: [usize; 4]| RawTensor::of_mut(&mut TensorMut::bshd(x, shape));
-    let met = AtomicBool::new(false);
     let call = Call::new(problem, Sequences::These(sequences), ScoreOperands::default(), &met);
     let workers = Workers { kernels: kernels(how.isa, T::DTYPE, false), crew: Crew::ALONE };
     // SAFETY: the tensors are this function's, dense, of these shapes, and outlive the views.
@@ -339,9 +338,8 @@ fn computed<S: crate::simd::Simd, const MR: usize>(problem: &Problem) -> [(usize
     use crate::call::BLOCK_KEYS;
     use crate::pack::panel_width;
     use crate::visible::{Overlap, Visible, blocks, keys_of_tile};
-    let met = AtomicBool::new(false);
+    let (met, mut forward, mut backward, mut seen) = (AtomicBool::new(false), 0, 0, 0);
     let call = Call::new(problem, Sequences::of(problem), ScoreOperands::default(), &met);
-    let (mut forward, mut backward, mut seen) = (0, 0, 0);
     for sequence in call.sequences.iter() {
         let tiles = |rows: usize| {
             (0..call.tiles(&sequence, rows))
