@@ -1,5 +1,4 @@
 //! The passes on chosen instruction sets, tiles and orders: any band, packed sequences, and what is computed of them.
-
 use super::*;
 use crate::entry::kernels;
 use crate::isa::Isa;
