@@ -1,9 +1,11 @@
 //! Attention of Burn's tensors.
 
-use crate::operator::{Call, SignflashBackend as _};
+use crate::inputs::{Inputs, ScoreInputs};
+use crate::operator::{Call, Forward, MaybeBool, MaybeFloat, Operands, SignflashBackend as _};
+use crate::scores::{declare, judge, judge_fit};
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
-use signflash_core::{Dropout, Problem, ProblemError, Shape, SharedGenerator as Generator};
+use signflash_core::{Dropout, Problem, ProblemBuilder, Shape, SharedGenerator as Generator};
 
 /// Attention with settings that stay from call to call. It has no weights;
 /// [`MultiHeadAttention`](crate::MultiHeadAttention) does.
@@ -66,38 +68,80 @@ impl Attention {
     /// # Panics
     /// If a tensor does not fit the others, or its dtype or device is not computed; the message names it.
     pub fn forward(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
-        let train = q.device().is_autodiff();
-        self.forward_if(q, k, v, train)
+        self.forward_with([q, k, v])
     }
 
-    /// The same, but `train` says whether to drop.
+    /// The same of tensors with more that scores are made of: slopes of ALiBi, a bias, a mask, sinks; or told whether to
+    /// drop. Differentiable in the bias and the sinks, too.
     ///
     /// # Panics
     /// As [`forward`](Self::forward).
-    pub fn forward_if(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, train: bool) -> Tensor<4> {
-        let [batch, num_heads, seqlen_q, head_dim] = q.dims();
-        let [_, num_heads_k, seqlen_k, _] = k.dims();
+    pub fn forward_with(&self, inputs: impl Into<Inputs<4>>) -> Tensor<4> {
+        self.run(inputs.into(), None)
+    }
+
+    /// Attention of sequences of different lengths, one behind the other: q is (all queries, num_heads, head_dim), k and v
+    /// are (all keys, num_heads_k, head_dim), and so is what comes out. Sequence `b` has the queries from `cu_seqlens_q[b]`
+    /// up to `cu_seqlens_q[b + 1]`, likewise its keys, and attends to itself alone.
+    ///
+    /// ```
+    /// use burn::tensor::{Device, Distribution, Tensor};
+    /// use signflash_burn::Attention;
+    ///
+    /// // Sequences of 10, 17 and 3 tokens.
+    /// let q = Tensor::<3>::random([30, 8, 64], Distribution::Normal(0.0, 1.0), &Device::flex());
+    /// let cu_seqlens = [0, 10, 27, 30];
+    /// let out = Attention::new().causal(true).forward_packed([q.clone(), q.clone(), q], &cu_seqlens, &cu_seqlens);
+    /// assert_eq!(out.dims(), [30, 8, 64]);
+    /// ```
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward), or at numbers that no sequence can begin or end at.
+    pub fn forward_packed(
+        &self,
+        inputs: impl Into<Inputs<3>>,
+        cu_seqlens_q: &[u32],
+        cu_seqlens_k: &[u32],
+    ) -> Tensor<3> {
+        let Inputs { q, k, v, scores, train } = inputs.into();
+        let [q, k, v] = [q, k, v].map(|x| x.swap_dims(0, 1).unsqueeze::<4>());
+        let out = self.run(Inputs { q, k, v, scores, train }, Some([cu_seqlens_q, cu_seqlens_k]));
+        out.squeeze_dim::<3>(0).swap_dims(0, 1)
+    }
+
+    fn run(&self, inputs: Inputs<4>, cu_seqlens: Option<[&[u32]; 2]>) -> Tensor<4> {
+        let [batch, num_heads, seqlen_q, head_dim] = inputs.q.dims();
+        let [_, num_heads_k, seqlen_k, _] = inputs.k.dims();
         let shape = Shape::new(batch, seqlen_q, seqlen_k)
             .heads(num_heads, num_heads_k)
             .head_dim(head_dim)
-            .head_dim_v(v.dims()[3]);
-        let problem = or_panic(self.problem(shape));
+            .head_dim_v(inputs.v.dims()[3]);
+        let (train, mut builder, mut keys) = (inputs.drops(), self.builder(shape), seqlen_k);
+        let mut drawn_for = shape; // a packed batch draws as many masks as it has sequences
+        if let Some([cu_seqlens_q, cu_seqlens_k]) = cu_seqlens {
+            builder = builder.packed(cu_seqlens_q, cu_seqlens_k);
+            drawn_for = shape.batch(cu_seqlens_q.len().saturating_sub(1));
+            let len = |ends: &[u32]| ends[1].saturating_sub(ends[0]) as usize;
+            keys = cu_seqlens_k.windows(2).map(len).max().unwrap_or(0);
+        }
+        let inputs = judge(inputs, Some(keys));
         // Judged first, so that a call that is refused uses up no random numbers.
-        let problem = match self.next_dropout(&shape, train) {
+        let problem = or_panic(declare(&inputs.scores, builder).build());
+        judge_fit(&problem, &inputs);
+        let problem = match self.next_dropout(&drawn_for, train) {
             Some(dropout) => or_panic(problem.to_builder().dropout(dropout).build()),
             None => problem,
         };
-        attention(&problem, q, k, v)
+        run(&problem, inputs, false).0
     }
 
-    fn problem(&self, shape: Shape) -> Result<Problem, ProblemError> {
+    fn builder(&self, shape: Shape) -> ProblemBuilder {
         let builder = Problem::builder(shape).causal(self.causal).window(self.window[0], self.window[1]);
         let builder = builder.softcap(self.softcap);
         match self.softmax_scale {
             Some(scale) => builder.softmax_scale(scale),
             None => builder,
         }
-        .build()
     }
 
     fn next_dropout(&self, shape: &Shape, train: bool) -> Option<Dropout> {
@@ -110,8 +154,8 @@ impl Attention {
     }
 }
 
-/// The attention that `problem` describes: tensors are (batch, heads, seqlen, head_dim) with its sizes. Differentiable in
-/// q, k and v; a second derivative is refused.
+/// The attention that `problem` describes: tensors are (batch, heads, seqlen, head_dim) with its sizes, and what else scores
+/// are made of is what it declares. Differentiable in q, k, v, the bias and the sinks; a second derivative is refused.
 ///
 /// ```
 /// use burn::tensor::{Device, Distribution, Tensor};
@@ -122,23 +166,50 @@ impl Attention {
 /// let problem = Problem::builder(shape).dropout(dropout).build().unwrap();
 /// let q = Tensor::<4>::random([1, 4, 10, 16], Distribution::Normal(0.0, 1.0), &Device::flex());
 /// let k = Tensor::<4>::random([1, 2, 12, 16], Distribution::Normal(0.0, 1.0), &Device::flex());
-/// assert_eq!(attention(&problem, q, k.clone(), k).dims(), [1, 4, 10, 16]);
+/// assert_eq!(attention(&problem, [q, k.clone(), k]).dims(), [1, 4, 10, 16]);
 /// ```
 ///
 /// # Panics
-/// As [`Attention::forward`], or if the problem declares operands of scores besides q and k.
-pub fn attention(problem: &Problem, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
-    for (name, x) in [("k", &k), ("v", &v)] {
-        let (expected, got) = (q.dtype(), x.dtype());
-        assert!(got == expected, "signflash: {name} must have q's dtype {expected:?}, got {got:?}; cast it");
-    }
-    let results = Dispatch::signflash_forward(
-        q.into_dispatch(),
-        k.into_dispatch(),
-        v.into_dispatch(),
-        Call(problem.clone()),
-    );
-    Tensor::from_dispatch(results.out)
+/// As [`Attention::forward`], or if what scores are made of is not what the problem declares.
+pub fn attention(problem: &Problem, inputs: impl Into<Inputs<4>>) -> Tensor<4> {
+    run_problem(problem, inputs.into(), false).0
+}
+
+/// The same, and lse, (batch, num_heads, seqlen_q), f32: the natural logarithm of each row's sum of exponentials, -inf where
+/// a query sees no key. Differentiable, too; a loss that depends on both takes two backwards.
+///
+/// # Panics
+/// As [`attention`].
+pub fn attention_with_lse(problem: &Problem, inputs: impl Into<Inputs<4>>) -> (Tensor<4>, Tensor<3>) {
+    run_problem(problem, inputs.into(), true)
+}
+
+fn run_problem(problem: &Problem, inputs: Inputs<4>, with_lse: bool) -> (Tensor<4>, Tensor<3>) {
+    let inputs = judge(inputs, None);
+    judge_fit(problem, &inputs);
+    run(problem, inputs, with_lse)
+}
+
+/// Of tensors that were judged.
+fn run(problem: &Problem, inputs: Inputs<4>, with_lse: bool) -> (Tensor<4>, Tensor<3>) {
+    let Inputs { q, k, v, scores: ScoreInputs { alibi_slopes, bias, mask, sinks }, .. } = inputs;
+    let operands = Operands {
+        q: q.into_dispatch(),
+        k: k.into_dispatch(),
+        v: v.into_dispatch(),
+        alibi_slopes: maybe(alibi_slopes),
+        bias: maybe(bias),
+        // Burn's masks say what is hidden, the engine's what is seen.
+        mask: mask.map_or(MaybeBool::Absent, |mask| MaybeBool::Given(mask.bool_not().into_dispatch())),
+        sinks: maybe(sinks),
+    };
+    let call = Call { problem: problem.clone(), with_lse };
+    let Forward { out, lse } = Dispatch::signflash_forward(operands, call);
+    (Tensor::from_dispatch(out), Tensor::from_dispatch(lse))
+}
+
+fn maybe<const D: usize>(tensor: Option<Tensor<D>>) -> MaybeFloat<Dispatch> {
+    tensor.map_or(MaybeFloat::Absent, |tensor| MaybeFloat::Given(tensor.into_dispatch()))
 }
 
 /// The value, or a panic in the error's words.

@@ -26,12 +26,17 @@
 
 mod attention;
 mod flex;
+mod inputs;
 mod multi_head;
 mod operator;
+mod scores;
 
-pub use attention::{Attention, attention};
+pub use attention::{Attention, attention, attention_with_lse};
+pub use inputs::{Inputs, ScoreInputs};
 pub use multi_head::MultiHeadAttention;
 #[doc(hidden)]
-pub use operator::{Backwards, Call, Forward, SignflashBackend};
+pub use operator::{
+    Backwards, Call, Forward, Given, MaybeBool, MaybeFloat, Operands, SignflashBackend, SignflashGradients,
+};
 pub use signflash_core::SharedGenerator as Generator;
-pub use signflash_core::{Dropout, GeneratorState, Problem, ScaleRule, Shape, Shard};
+pub use signflash_core::{Dropout, Dtype, GeneratorState, Problem, ScaleRule, Shape, Shard, Slopes};

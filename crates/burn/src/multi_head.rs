@@ -1,15 +1,19 @@
 //! Burn's layer, with our attention inside.
 
 use crate::attention::Attention;
+use crate::inputs::{Inputs, ScoreInputs};
 use burn::module::Module;
 use burn::nn::attention::MultiHeadAttention as BurnMultiHeadAttention;
 use burn::nn::{Dropout, Linear};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use signflash_core::SharedGenerator as Generator;
 
 /// `burn::nn::attention::MultiHeadAttention` with the same weights under the same names, so that records of one load into
 /// the other. Dropout acts on the probabilities, after the softmax, as Burn's does, and costs no memory; the weights of
-/// attention are not returned, since they do not exist.
+/// attention are not returned, since they do not exist. Burn's quiet softmax is that of sinks of 0.
+///
+/// A query that sees no key, since masks hide them all, gets 0 here. Burn's layer gives it the mean of the values, for it
+/// hides with a large finite number.
 ///
 /// ```
 /// use burn::nn::attention::MultiHeadAttentionConfig;
@@ -36,6 +40,8 @@ pub struct MultiHeadAttention {
     pub dropout: Dropout,
     /// The number of heads.
     pub n_heads: usize,
+    /// Whether a query may look at nothing: one more score of 0 in the denominator.
+    pub quiet_softmax: bool,
     #[module(skip)]
     attention: Attention,
     #[module(skip)]
@@ -44,17 +50,10 @@ pub struct MultiHeadAttention {
 
 impl MultiHeadAttention {
     /// Burn's layer, its weights and its dropout; masks are handed out by `generator`.
-    ///
-    /// # Panics
-    /// If the layer has the quiet softmax, which is not computed here.
     pub fn from_burn(layer: BurnMultiHeadAttention, generator: &Generator) -> Self {
-        assert!(
-            !layer.quiet_softmax,
-            "signflash: quiet_softmax must be false, got true; use Burn's own layer for it"
-        );
-        let BurnMultiHeadAttention { query, key, value, output, dropout, n_heads, .. } = layer;
+        let BurnMultiHeadAttention { query, key, value, output, dropout, n_heads, quiet_softmax, .. } = layer;
         let (attention, generator) = (Attention::new(), generator.clone());
-        Self { query, key, value, output, dropout, n_heads, attention, generator }
+        Self { query, key, value, output, dropout, n_heads, quiet_softmax, attention, generator }
     }
 
     /// Whether a query sees only keys up to its own.
@@ -81,6 +80,15 @@ impl MultiHeadAttention {
     /// # Panics
     /// As [`Attention::forward`].
     pub fn forward_cross(&self, query: Tensor<3>, key: Tensor<3>, value: Tensor<3>) -> Tensor<3> {
+        self.forward_with([query, key, value], ScoreInputs::default())
+    }
+
+    /// The same with more that scores are made of: masks as Burn's layer takes them
+    /// ([`mask_pad`](ScoreInputs::mask_pad), [`mask_attn`](ScoreInputs::mask_attn)), a bias, slopes, sinks.
+    ///
+    /// # Panics
+    /// As [`Attention::forward`], or if sinks are given to a layer that has the quiet softmax.
+    pub fn forward_with(&self, [query, key, value]: [Tensor<3>; 3], scores: ScoreInputs) -> Tensor<3> {
         let heads = |x: Tensor<3>, linear: &Linear| {
             let [batch, seqlen, _] = x.dims();
             let x = linear.forward(x);
@@ -89,11 +97,24 @@ impl MultiHeadAttention {
         };
         let (q, k, v) = (heads(query, &self.query), heads(key, &self.key), heads(value, &self.value));
         let [batch, num_heads, seqlen, _] = q.dims();
+        let scores = self.quiet(scores, &q);
         let train =
             self.dropout.training.is_enabled() && q.device().is_autodiff() && self.dropout.prob != 0.0;
         let attention = self.attention.clone().dropout(self.dropout.prob as f32, &self.generator);
-        let out = attention.forward_if(q, k, v, train);
+        let out = attention.forward_with(Inputs::new(q, k, v).scores(scores).train(train));
         let width = num_heads * out.dims()[3];
         self.output.forward(out.swap_dims(1, 2).reshape([batch, seqlen, width]))
+    }
+
+    /// With the sinks of a quiet softmax, if the layer has it.
+    fn quiet(&self, scores: ScoreInputs, q: &Tensor<4>) -> ScoreInputs {
+        if !self.quiet_softmax {
+            return scores;
+        }
+        assert!(
+            scores.sinks.is_none(),
+            "signflash: sinks must be left out of a layer with quiet_softmax, got some; that is sinks of 0"
+        );
+        scores.sinks(Tensor::zeros([self.n_heads], (&q.device(), DType::F32)))
     }
 }

@@ -4,14 +4,56 @@ use burn::backend::autodiff::{
     Autodiff, NodeId,
     checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
     grads::Gradients,
-    ops::{Backward, Ops, OpsKind},
+    ops::{Backward, NodeGuard, Ops, OpsKind, OpsPrep, Tracked},
 };
-use burn::backend::{Backend, ExtensionType, backend_extension, tensor::FloatTensor};
+use burn::backend::tensor::{BoolTensor, FloatTensor};
+use burn::backend::{Backend, ExtensionType, backend_extension};
 use signflash_core::Problem;
 
 /// What a call computes.
 #[derive(Clone, Debug)]
-pub struct Call(pub(crate) Problem);
+pub struct Call {
+    pub(crate) problem: Problem,
+    /// Whether a loss may depend on lse.
+    pub(crate) with_lse: bool,
+}
+
+/// A float tensor, if there is one.
+#[derive(Clone, Debug, ExtensionType)]
+#[allow(missing_docs)]
+pub enum MaybeFloat<B: Backend> {
+    Given(FloatTensor<B>),
+    Absent,
+}
+
+/// A tensor of bools, if there is one.
+#[derive(Clone, Debug, ExtensionType)]
+#[allow(missing_docs)]
+pub enum MaybeBool<B: Backend> {
+    Given(BoolTensor<B>),
+    Absent,
+}
+
+/// What a forward reads.
+#[derive(Clone, Debug, ExtensionType)]
+#[allow(missing_docs)]
+pub struct Operands<B: Backend> {
+    /// (batch, num_heads, seqlen_q, head_dim); k and v likewise.
+    pub q: FloatTensor<B>,
+    pub k: FloatTensor<B>,
+    pub v: FloatTensor<B>,
+    /// (1 or sequences, num_heads), f32.
+    #[extension_type]
+    pub alibi_slopes: MaybeFloat<B>,
+    #[extension_type]
+    pub bias: MaybeFloat<B>,
+    /// True where a key is seen.
+    #[extension_type]
+    pub mask: MaybeBool<B>,
+    /// (num_heads), f32.
+    #[extension_type]
+    pub sinks: MaybeFloat<B>,
+}
 
 /// What a forward gives.
 #[derive(ExtensionType)]
@@ -22,96 +64,202 @@ pub struct Forward<B: Backend> {
     pub lse: FloatTensor<B>,
 }
 
+/// A back end that has the operator.
+#[backend_extension(Autodiff, Flex)]
+pub trait SignflashBackend: Backend {
+    /// out and lse.
+    fn signflash_forward(#[extension_type] operands: Operands<Self>, call: Call) -> Forward<Self>;
+}
+
+/// A back end that has the operator's gradients. They are no operator themselves: there is no second derivative.
+pub trait SignflashGradients: SignflashBackend {
+    /// Those that are wanted.
+    fn signflash_backward(given: Given<Self>) -> Backwards<Self>;
+}
+
+/// What a backward reads.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub struct Given<B: Backend> {
+    pub operands: Operands<B>,
+    pub lse: FloatTensor<B>,
+    /// out and dout, unless the loss depends on lse alone.
+    pub out: Option<[FloatTensor<B>; 2]>,
+    /// The gradient of lse.
+    pub dlse: Option<FloatTensor<B>>,
+    pub call: Call,
+    pub dbias: bool,
+    pub dsinks: bool,
+}
+
 /// What a backward gives.
-#[derive(ExtensionType)]
+#[derive(Debug)]
 #[allow(missing_docs)]
 pub struct Backwards<B: Backend> {
     pub dq: FloatTensor<B>,
     pub dk: FloatTensor<B>,
     pub dv: FloatTensor<B>,
+    pub dbias: Option<FloatTensor<B>>,
+    pub dsinks: Option<FloatTensor<B>>,
 }
 
-/// A back end that has the operator.
-#[backend_extension(Autodiff, Flex)]
-pub trait SignflashBackend: Backend {
-    /// out and lse.
-    fn signflash_forward(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        call: Call,
-    ) -> Forward<Self>;
-
-    /// dq, dk and dv of the forward's operands and results and the gradient of out.
-    fn signflash_backward(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        out: FloatTensor<Self>,
-        lse: FloatTensor<Self>,
-        dout: FloatTensor<Self>,
-        call: Call,
-    ) -> Backwards<Self>;
+/// What the nodes of a graph keep.
+#[derive(Clone, Debug)]
+struct Kept<B: Backend> {
+    /// q, k, v, the bias and the sinks by their nodes, which may compute them again. In the place of one that there is not
+    /// q stands once more.
+    nodes: [NodeId; 5],
+    has_bias: bool,
+    has_sinks: bool,
+    alibi_slopes: MaybeFloat<B>,
+    mask: MaybeBool<B>,
+    out: FloatTensor<B>,
+    lse: FloatTensor<B>,
+    call: Call,
 }
 
-/// The node of a graph.
+/// The node of out.
 #[derive(Debug)]
-struct Node;
+struct Out;
 
-impl<B: SignflashBackend> Backward<B, 3> for Node {
-    /// q, k and v by their nodes, which may compute them again; out, lse and the call themselves.
-    type State = ([NodeId; 3], [FloatTensor<B>; 2], Call);
+/// The node of lse. One of Burn's has one result; if a loss depends on lse, too, a backward of its own is run for it.
+#[derive(Debug)]
+struct Lse;
 
-    fn backward(self, ops: Ops<Self::State, 3>, gradients: &mut Gradients, checkpointer: &mut Checkpointer) {
-        let parents = ops.parents;
+impl<B: SignflashGradients> Backward<B, 5> for Out {
+    type State = Kept<B>;
+
+    fn backward(self, ops: Ops<Kept<B>, 5>, gradients: &mut Gradients, checkpointer: &mut Checkpointer) {
         let dout = gradients.consume::<B>(&ops.node);
-        let (operands, [out, lse], call) = ops.state;
-        let [q, k, v]: [FloatTensor<B>; 3] = operands.map(|id| checkpointer.retrieve_node_output(id));
-        let Backwards { dq, dk, dv } = B::signflash_backward(q, k, v, out, lse, dout, call);
-        for (node, gradient) in parents.into_iter().zip([dq, dk, dv]) {
-            if let Some(node) = node {
-                gradients.register::<B>(node.id, gradient);
-            }
+        let out = Some([ops.state.out.clone(), dout]);
+        lead_back(ops, out, None, gradients, checkpointer);
+    }
+}
+
+impl<B: SignflashGradients> Backward<B, 5> for Lse {
+    type State = Kept<B>;
+
+    fn backward(self, ops: Ops<Kept<B>, 5>, gradients: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let dlse = gradients.consume::<B>(&ops.node);
+        lead_back(ops, None, Some(dlse), gradients, checkpointer);
+    }
+}
+
+fn lead_back<B: SignflashGradients>(
+    ops: Ops<Kept<B>, 5>,
+    out: Option<[FloatTensor<B>; 2]>,
+    dlse: Option<FloatTensor<B>>,
+    gradients: &mut Gradients,
+    checkpointer: &mut Checkpointer,
+) {
+    let Kept { nodes, has_bias, has_sinks, alibi_slopes, mask, lse, call, .. } = ops.state;
+    let [q, k, v, bias, sinks]: [FloatTensor<B>; 5] = nodes.map(|id| checkpointer.retrieve_node_output(id));
+    let maybe = |x, has| if has { MaybeFloat::Given(x) } else { MaybeFloat::Absent };
+    let (bias, sinks) = (maybe(bias, has_bias), maybe(sinks, has_sinks));
+    let [of_q, of_k, of_v, of_bias, of_sinks] = ops.parents;
+    let given = Given {
+        operands: Operands { q, k, v, alibi_slopes, bias, mask, sinks },
+        lse,
+        out,
+        dlse,
+        call,
+        dbias: has_bias && of_bias.is_some(),
+        dsinks: has_sinks && of_sinks.is_some(),
+    };
+    let Backwards { dq, dk, dv, dbias, dsinks } = B::signflash_backward(given);
+    let found = [(of_q, Some(dq)), (of_k, Some(dk)), (of_v, Some(dv)), (of_bias, dbias), (of_sinks, dsinks)];
+    for (node, gradient) in found {
+        if let (Some(node), Some(gradient)) = (node, gradient) {
+            gradients.register::<B>(node.id, gradient);
         }
     }
 }
 
-impl<B: SignflashBackend, C: CheckpointStrategy> SignflashBackend for Autodiff<B, C> {
-    fn signflash_forward(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        call: Call,
-    ) -> Forward<Self> {
-        match Node.prepare::<C>([q.node(), k.node(), v.node()]).compute_bound().stateful() {
-            OpsKind::Tracked(mut prep) => {
-                let operands = [prep.checkpoint(&q), prep.checkpoint(&k), prep.checkpoint(&v)];
-                let Forward { out, lse } = B::signflash_forward(
-                    q.into_primitive(),
-                    k.into_primitive(),
-                    v.into_primitive(),
-                    call.clone(),
-                );
-                let state = (operands, [out.clone(), lse.clone()], call);
-                Forward { out: prep.finish(state, out), lse: FloatTensor::<Self>::new(lse) }
-            }
-            OpsKind::UnTracked(prep) => {
-                let Forward { out, lse } =
-                    B::signflash_forward(q.into_primitive(), k.into_primitive(), v.into_primitive(), call);
-                Forward { out: prep.finish(out), lse: FloatTensor::<Self>::new(lse) }
-            }
-        }
-    }
+/// A graph's tensors, by whose nodes its operator is prepared.
+type Graphs<B, C> = Operands<Autodiff<B, C>>;
 
-    fn signflash_backward(
-        _: FloatTensor<Self>,
-        _: FloatTensor<Self>,
-        _: FloatTensor<Self>,
-        _: FloatTensor<Self>,
-        _: FloatTensor<Self>,
-        _: FloatTensor<Self>,
-        _: Call,
-    ) -> Backwards<Self> {
-        panic!("signflash: attention has no second derivative")
+/// The nodes of q, k, v, bias and sinks.
+fn nodes<B: Backend, C: CheckpointStrategy>(operands: &Graphs<B, C>) -> [NodeGuard; 5] {
+    let Operands { q, k, v, bias, sinks, .. } = operands;
+    let or_q = |x: &MaybeFloat<Autodiff<B, C>>| match x {
+        MaybeFloat::Given(x) => x.node(),
+        MaybeFloat::Absent => q.node(),
+    };
+    [q.node(), k.node(), v.node(), or_q(bias), or_q(sinks)]
+}
+
+/// What a node keeps, of which it can say later where its operands are.
+fn kept<B: SignflashGradients, C: CheckpointStrategy, N>(
+    prep: &mut OpsPrep<N, B, Kept<B>, C, 5, Tracked>,
+    operands: &Graphs<B, C>,
+    Forward { out, lse }: &Forward<B>,
+    call: &Call,
+) -> Kept<B>
+where
+    N: Backward<B, 5, State = Kept<B>>,
+{
+    let Operands { q, k, v, alibi_slopes, bias, mask, sinks } = operands;
+    let given = |x: &MaybeFloat<Autodiff<B, C>>| match x {
+        MaybeFloat::Given(x) => Some(x.clone()),
+        MaybeFloat::Absent => None,
+    };
+    let (bias, sinks) = (given(bias), given(sinks));
+    Kept {
+        nodes: [q, k, v, bias.as_ref().unwrap_or(q), sinks.as_ref().unwrap_or(q)].map(|x| prep.checkpoint(x)),
+        has_bias: bias.is_some(),
+        has_sinks: sinks.is_some(),
+        alibi_slopes: inner(alibi_slopes.clone()),
+        mask: inner_bool(mask.clone()),
+        out: out.clone(),
+        lse: lse.clone(),
+        call: call.clone(),
+    }
+}
+
+fn inner<B: Backend, C: CheckpointStrategy>(x: MaybeFloat<Autodiff<B, C>>) -> MaybeFloat<B> {
+    match x {
+        MaybeFloat::Given(x) => MaybeFloat::Given(x.into_primitive()),
+        MaybeFloat::Absent => MaybeFloat::Absent,
+    }
+}
+
+fn inner_bool<B: Backend, C: CheckpointStrategy>(x: MaybeBool<Autodiff<B, C>>) -> MaybeBool<B> {
+    match x {
+        MaybeBool::Given(x) => MaybeBool::Given(x),
+        MaybeBool::Absent => MaybeBool::Absent,
+    }
+}
+
+impl<B: SignflashGradients, C: CheckpointStrategy> SignflashBackend for Autodiff<B, C> {
+    fn signflash_forward(operands: Operands<Self>, call: Call) -> Forward<Self> {
+        let (of_out, of_lse) = (nodes(&operands), call.with_lse.then(|| nodes(&operands)));
+        let Operands { q, k, v, alibi_slopes, bias, mask, sinks } = operands.clone();
+        let of_inner = Operands {
+            q: q.into_primitive(),
+            k: k.into_primitive(),
+            v: v.into_primitive(),
+            alibi_slopes: inner(alibi_slopes),
+            bias: inner(bias),
+            mask: inner_bool(mask),
+            sinks: inner(sinks),
+        };
+        let found = B::signflash_forward(of_inner, call.clone());
+        let (out, lse) = (found.out.clone(), found.lse.clone());
+        let out = match Out.prepare::<C>(of_out).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let kept = kept(&mut prep, &operands, &found, &call);
+                prep.finish(kept, out)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(out),
+        };
+        let Some(of_lse) = of_lse else { return Forward { out, lse: FloatTensor::<Self>::new(lse) } };
+        let lse = match Lse.prepare::<C>(of_lse).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let kept = kept(&mut prep, &operands, &found, &call);
+                prep.finish(kept, lse)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(lse),
+        };
+        Forward { out, lse }
     }
 }

@@ -35,7 +35,7 @@ fn gradients_are_those_of_burns_operators_with_the_core_s_mask() {
     let operands = [33, 47, 47].map(|seqlen| normal([2, 3, seqlen, 16], &device).require_grad());
     let weight = normal([2, 3, 33, 16], &device);
     let [q, k, v] = operands.clone();
-    let ours = attention(&problem, q.clone(), k.clone(), v.clone());
+    let ours = attention(&problem, [q.clone(), k.clone(), v.clone()]);
     let probs = softmax(q.matmul(k.transpose()).div_scalar(4.0), 3);
     let theirs = (probs * keep).matmul(v);
     assert!(difference(ours.clone(), theirs.clone()) < 2e-6);

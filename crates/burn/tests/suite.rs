@@ -1,11 +1,12 @@
 //! The suite's named cases through Burn: tensors of Burn's with the cases' strides, gradients from its graph, judged by the
 //! f64 oracle.
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
-use signflash_burn::attention;
+use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
+use signflash_burn::{Inputs as BurnInputs, ScoreInputs, attention_with_lse};
 use signflash_core::suite::{self, Implementation, RunError};
 use signflash_core::{
-    Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, TensorMut, TensorRef, bf16, f16,
+    BiasMut, BiasRef, Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, TensorMut, TensorRef,
+    bf16, f16,
 };
 
 /// Attention by Burn's tensors.
@@ -16,12 +17,6 @@ impl Implementation for Burn {
         "Burn, Flex".into()
     }
 
-    fn supports(&self, _: Dtype, problem: &Problem) -> Result<(), String> {
-        // What `attention` takes no tensor for.
-        let operands = problem.alibi().is_some() || problem.bias().is_some() || problem.mask().is_some();
-        if operands || problem.sinks() { Err("scores have operands of their own".into()) } else { Ok(()) }
-    }
-
     fn forward<T: Element>(
         &self,
         problem: &Problem,
@@ -30,10 +25,14 @@ impl Implementation for Burn {
     ) -> Result<(), RunError> {
         let device = Device::flex();
         let [q, k, v] = [&inputs.q, &inputs.k, &inputs.v].map(|x| tensor(x, &device));
-        write(attention(problem, q, k, v), &mut outputs.out);
-        // Burn's graph hands out neither lse nor probs: the engine's own stand there, and are judged elsewhere.
+        let scores = scores(inputs, &device);
+        let (out, lse) = attention_with_lse(problem, BurnInputs::new(q, k, v).scores(scores));
+        write(out.swap_dims(1, 2), &mut outputs.out);
+        outputs.lse.copy_from_slice(&lse.into_data().try_into_vec::<f32>().expect("numbers"));
+        // Burn's graph hands out no probs: the engine's own stand there, and are judged elsewhere.
         let mut unused = vec![T::default(); problem.shape().out().iter().product()];
-        let mut rest = Outputs::new(TensorMut::bshd(&mut unused, problem.shape().out()), outputs.lse);
+        let mut unused_lse = outputs.lse.to_vec();
+        let mut rest = Outputs::new(TensorMut::bshd(&mut unused, problem.shape().out()), &mut unused_lse);
         if let Some(TensorMut { data, shape, strides }) = &mut outputs.probs {
             rest = rest.probs(TensorMut::strided(data, *shape, *strides));
         }
@@ -47,15 +46,59 @@ impl Implementation for Burn {
         gradients: &mut Gradients<'_, T>,
     ) -> Result<(), RunError> {
         let device = Device::flex().autodiff();
-        let GradInputs { inputs: Inputs { q, k, v, .. }, dout, .. } = inputs;
+        let GradInputs { inputs: Inputs { q, k, v, .. }, dout, dlse, .. } = inputs;
         let [q, k, v] = [q, k, v].map(|x| tensor(x, &device).require_grad());
-        let out = attention(problem, q.clone(), k.clone(), v.clone());
-        let found = (out * tensor(dout, &device)).sum().backward();
+        let mut scores = scores(&inputs.inputs, &device);
+        scores.bias = scores.bias.map(Tensor::require_grad);
+        scores.sinks = scores.sinks.map(Tensor::require_grad);
+        let (bias, sinks) = (scores.bias.clone(), scores.sinks.clone());
+        let operands = BurnInputs::new(q.clone(), k.clone(), v.clone()).scores(scores);
+        let (out, lse) = attention_with_lse(problem, operands);
+        let mut loss = (out * tensor(dout, &device)).sum().cast(DType::F32);
+        if let Some(dlse) = dlse {
+            let dlse = Tensor::<3>::from_data(TensorData::new(dlse.to_vec(), lse.dims()), &device);
+            loss = loss + (lse * dlse).sum();
+        }
+        let found = loss.backward();
         for (x, written) in [(q, &mut gradients.dq), (k, &mut gradients.dk), (v, &mut gradients.dv)] {
-            write(x.grad(&found).expect("every input has a gradient"), written);
+            write(x.grad(&found).expect("every input has a gradient").swap_dims(1, 2), written);
+        }
+        if let (Some(bias), Some(dbias)) = (bias, &mut gradients.dbias) {
+            let found = bias.grad(&found).expect("the bias has a gradient");
+            match dbias {
+                BiasMut::F32(written) => write(found, written),
+                BiasMut::F16(written) => write(found, written),
+                BiasMut::Bf16(written) => write(found, written),
+            }
+        }
+        if let (Some(sinks), Some(dsinks)) = (sinks, &mut gradients.dsinks) {
+            let found = sinks.grad(&found).expect("the sinks have a gradient");
+            dsinks.copy_from_slice(&found.into_data().try_into_vec::<f32>().expect("numbers"));
         }
         Ok(())
     }
+}
+
+/// What scores are made of, as Burn's tensors.
+fn scores<T>(inputs: &Inputs<'_, T>, device: &Device) -> ScoreInputs {
+    let scores = &inputs.scores;
+    let slopes =
+        scores.alibi_slopes.as_ref().map(|x| strided(x, device).squeeze_dim::<3>(0).squeeze_dim::<2>(0));
+    let bias = scores.bias.as_ref().map(|bias| match bias {
+        BiasRef::F32(x) => strided(x, device),
+        BiasRef::F16(x) => strided(x, device),
+        BiasRef::Bf16(x) => strided(x, device),
+    });
+    let mask = scores.mask.as_ref().map(|x| {
+        let number = |n: usize| {
+            let [_, b, c, d] = x.shape;
+            x.at([n / (b * c * d), n / (c * d) % b, n / d % c, n % d]) == 0
+        };
+        let hidden: Vec<bool> = (0..x.shape.iter().product()).map(number).collect();
+        Tensor::<4, Bool>::from_data(TensorData::new(hidden, x.shape), device)
+    });
+    let sinks = scores.sinks.map(|x| Tensor::<1>::from_data(TensorData::new(x.to_vec(), [x.len()]), device));
+    ScoreInputs::default().alibi_slopes(slopes).bias(bias).mask(mask).sinks(sinks)
 }
 
 fn dtype_of(dtype: Dtype) -> DType {
@@ -67,13 +110,17 @@ fn dtype_of(dtype: Dtype) -> DType {
     }
 }
 
-/// A tensor of Burn's, (batch, heads, seqlen, head_dim), with the strides of ours: a buffer that is dense in the order of
-/// the strides, cut where there are gaps, repeated where a stride is 0.
+/// (batch, seqlen, heads, head_dim) as Burn's (batch, heads, seqlen, head_dim).
 fn tensor<T: Element>(ours: &TensorRef<'_, T>, device: &Device) -> Tensor<4> {
+    strided(ours, device).swap_dims(1, 2)
+}
+
+/// A tensor of Burn's with the strides of ours: a buffer that is dense in the order of the strides, cut where there are
+/// gaps, repeated where a stride is 0.
+fn strided<T: Element>(ours: &TensorRef<'_, T>, device: &Device) -> Tensor<4> {
     let to = (device, dtype_of(T::DTYPE));
-    let [batch, seqlen, heads, head_dim] = ours.shape;
     if ours.shape.contains(&0) {
-        return Tensor::zeros([batch, heads, seqlen, head_dim], to);
+        return Tensor::zeros(ours.shape, to);
     }
     let mut order = [0, 1, 2, 3];
     order.sort_by_key(|&dim| std::cmp::Reverse(ours.strides[dim]));
@@ -102,33 +149,26 @@ fn tensor<T: Element>(ours: &TensorRef<'_, T>, device: &Device) -> Tensor<4> {
     let place =
         |dim: usize| order.iter().position(|&at| at == dim).expect("each dimension has a place") as isize;
     let tensor = tensor.permute([place(0), place(1), place(2), place(3)]);
-    tensor.expand(ours.shape).swap_dims(1, 2)
+    tensor.expand(ours.shape)
 }
 
 fn write<T: Element>(from: Tensor<4>, to: &mut TensorMut<'_, T>) {
     assert_eq!(from.dtype(), dtype_of(T::DTYPE), "results have the dtype of the operands");
-    let [_, seqlen, heads, head_dim] = to.shape;
-    let numbers = from.swap_dims(1, 2).into_data().convert::<f32>().try_into_vec::<f32>().expect("numbers");
+    let [_, b, c, d] = to.shape;
+    let numbers = from.into_data().convert::<f32>().try_into_vec::<f32>().expect("numbers");
     for (n, x) in numbers.into_iter().enumerate() {
-        let (rows, row) = (heads * head_dim, n / (heads * head_dim));
-        let index = [row / seqlen, row % seqlen, n % rows / head_dim, n % head_dim];
-        *to.at_mut(index) = T::from_f32(x);
+        *to.at_mut([n / (b * c * d), n / (c * d) % b, n / d % c, n % d]) = T::from_f32(x);
     }
 }
 
-/// Cases that a graph of Burn's has no place for: a gradient through lse, and pieces of the columns, whose backward is given
-/// the whole's out and lse.
-fn needs_more_than_a_graph(name: &str) -> bool {
-    name.contains("through_lse")
-        || name.starts_with("pieces") && (name.contains("columns") || name.contains("everything"))
-        || matches!(name, "nan_in_one_dlse" | "huge_scores_in_pieces")
-}
-
-/// Runs the cases whose names `which` chooses; of a feature that the engine does not have, none.
+/// Runs the cases whose names `which` chooses.
 fn run(which: impl Fn(&str) -> bool) {
     let (mut ran, mut failed) = (0, Vec::new());
-    for name in suite::NAMES.iter().filter(|name| !needs_more_than_a_graph(name) && which(name)) {
+    for name in suite::NAMES.iter().filter(|name| which(name)) {
         let case = suite::case(name).expect("a name of the list has a case");
+        if case.cuts_keys() {
+            continue; // a graph has no place for out and lse of a whole
+        }
         let report = suite::run_case(name, &case, &Burn);
         ran += report.ran;
         failed.extend(report.failures.iter().map(|failure| failure.to_string()));
