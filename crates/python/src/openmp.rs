@@ -12,7 +12,7 @@ pub(crate) fn team(threads: usize) -> Option<Team> {
 
 #[cfg(target_os = "linux")]
 mod entry {
-    use std::ffi::{c_uint, c_void};
+    use std::ffi::{CStr, CString, c_int, c_uint, c_void};
     use std::sync::OnceLock;
 
     /// What compilers call for `#pragma omp parallel`. LLVM's and Intel's libraries have it as GCC's has, by this name.
@@ -32,8 +32,9 @@ mod entry {
     }
 
     fn find() -> Option<Parallel> {
-        // SAFETY: with RTLD_NOLOAD nothing is loaded and no code is run; the names end with a zero.
-        let torch = unsafe { libc::dlopen(c"libtorch_cpu.so".as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
+        let path = path_of_torch()?;
+        // SAFETY: with RTLD_NOLOAD nothing is loaded and no code is run; the path ends with a zero.
+        let torch = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
         if torch.is_null() {
             return None;
         }
@@ -41,6 +42,34 @@ mod entry {
         let found = unsafe { libc::dlsym(torch, c"GOMP_parallel".as_ptr()) };
         // SAFETY: a function of this name has this signature, in all three libraries.
         (!found.is_null()).then(|| unsafe { std::mem::transmute::<*mut c_void, Parallel>(found) })
+    }
+
+    /// Where PyTorch's library was loaded from. Its name alone would not do: Debian's has a version behind it.
+    fn path_of_torch() -> Option<CString> {
+        let mut path = None;
+        // SAFETY: `data` is the address of `path`, and `is_torch` is called by this call alone.
+        unsafe { libc::dl_iterate_phdr(Some(is_torch), (&raw mut path).cast()) };
+        path
+    }
+
+    /// Keeps the path of the library that is looked for, and then says that it is enough.
+    ///
+    /// # Safety
+    /// As `dl_iterate_phdr` calls it, with the address of an `Option<CString>` in `data`.
+    unsafe extern "C" fn is_torch(info: *mut libc::dl_phdr_info, _: usize, data: *mut c_void) -> c_int {
+        // SAFETY: the caller's promise; a name ends with a zero, and lives as long as this call.
+        let (path, name) = unsafe { (&mut *data.cast::<Option<CString>>(), (*info).dlpi_name) };
+        if name.is_null() {
+            return 0;
+        }
+        // SAFETY: as above.
+        let name = unsafe { CStr::from_ptr(name) };
+        let file = name.to_bytes().rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+        if !file.starts_with(b"libtorch_cpu.so") {
+            return 0;
+        }
+        *path = Some(name.to_owned());
+        1
     }
 
     /// Calls `work` on so many threads of OpenMP's; on the calling one alone where that is one of them already.
