@@ -11,23 +11,23 @@ use signflash_core::{
 use signflash_cpu::{CpuEngine, Isa};
 
 mod portable {
-    signflash_core::test_implementation!(super::Engine::On(super::Isa::Portable));
+    signflash_core::test_implementation!(super::Engine::Sharing(&super::Engine::On(super::Isa::Portable)));
 }
 
 mod avx2 {
-    signflash_core::test_implementation!(super::Engine::On(super::Isa::Avx2));
+    signflash_core::test_implementation!(super::Engine::Sharing(&super::Engine::On(super::Isa::Avx2)));
 }
 
 mod avx512 {
-    signflash_core::test_implementation!(super::Engine::On(super::Isa::Avx512));
+    signflash_core::test_implementation!(super::Engine::Sharing(&super::Engine::On(super::Isa::Avx512)));
 }
 
 mod avx512bf16 {
-    signflash_core::test_implementation!(super::Engine::On(super::Isa::Avx512Bf16));
+    signflash_core::test_implementation!(super::Engine::Sharing(&super::Engine::On(super::Isa::Avx512Bf16)));
 }
 
 mod in_two_passes {
-    signflash_core::test_implementation!(super::Engine::InTwoPasses);
+    signflash_core::test_implementation!(super::Engine::Sharing(&super::Engine::InTwoPasses));
 }
 
 #[test]
