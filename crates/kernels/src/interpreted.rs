@@ -1,11 +1,12 @@
 //! The GPU's kernels on the CPU: for tests, and for looking.
 use crate::call::{CallError, Task, half_of};
 use crate::choose::{BackwardChoice, ForwardChoice, Kernels};
+use crate::config::Config;
 use crate::gpu::Gpu;
 use crate::hosted::{HostBackward, HostForward, Memory};
 use crate::workspace::{backward_workspace_bytes, forward_workspace_bytes};
 use signflash_core::{Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError};
-use signflash_ptx::{Global, Half, Launch, Pointer, Trap};
+use signflash_ptx::{Global, Half, Kernel, Launch, Pointer, Trap};
 use std::convert::Infallible;
 
 /// Runs the plan of a GPU in the interpreter, which reports races, missing waits and reads of what nobody wrote.
@@ -73,6 +74,20 @@ impl Interpreted {
         inputs: &Inputs<'_, T>,
         outputs: &mut Outputs<'_, T>,
     ) -> Result<(), InterpretError> {
+        self.forward_by(&Config::kernel, problem, inputs, outputs)
+    }
+
+    /// The same by other kernels than those of the configurations.
+    ///
+    /// # Errors
+    /// As of [`forward`](Self::forward).
+    pub fn forward_by<T: Element>(
+        &self,
+        kernel: &dyn Fn(&Config) -> Kernel,
+        problem: &Problem,
+        inputs: &Inputs<'_, T>,
+        outputs: &mut Outputs<'_, T>,
+    ) -> Result<(), InterpretError> {
         let half = Self::half::<T>()?;
         inputs.check(problem)?;
         outputs.check(problem)?;
@@ -81,7 +96,7 @@ impl Interpreted {
         let space = forward_workspace_bytes(problem);
         let workspace = memory.reserve("workspace", space as usize).0;
         let tasks = ForwardChoice::of(&held.call(workspace), self.gpu, Kernels::Best).tasks()?;
-        self.run(&mut memory, &tasks)?;
+        self.run(kernel, &mut memory, &tasks)?;
         let Ok(()) = held.download(&memory, outputs);
         Ok(())
     }
@@ -96,6 +111,20 @@ impl Interpreted {
         inputs: &GradInputs<'_, T>,
         gradients: &mut Gradients<'_, T>,
     ) -> Result<(), InterpretError> {
+        self.backward_by(&Config::kernel, problem, inputs, gradients)
+    }
+
+    /// The same by other kernels than those of the configurations.
+    ///
+    /// # Errors
+    /// As of [`backward`](Self::backward).
+    pub fn backward_by<T: Element>(
+        &self,
+        kernel: &dyn Fn(&Config) -> Kernel,
+        problem: &Problem,
+        inputs: &GradInputs<'_, T>,
+        gradients: &mut Gradients<'_, T>,
+    ) -> Result<(), InterpretError> {
         let half = Self::half::<T>()?;
         inputs.check(problem)?;
         gradients.check(problem)?;
@@ -104,7 +133,8 @@ impl Interpreted {
         let space = backward_workspace_bytes(problem, self.gpu, self.deterministic);
         let workspace = memory.reserve("workspace", space as usize).0;
         let call = held.call(workspace, self.deterministic);
-        self.run(&mut memory, &BackwardChoice::of(&call, self.gpu, Kernels::Best).tasks()?)?;
+        let tasks = BackwardChoice::of(&call, self.gpu, Kernels::Best).tasks()?;
+        self.run(kernel, &mut memory, &tasks)?;
         let Ok(()) = held.download(&memory, gradients);
         Ok(())
     }
@@ -113,12 +143,17 @@ impl Interpreted {
         half_of(T::DTYPE).ok_or(InterpretError::Dtype(T::DTYPE))
     }
 
-    fn run(&self, memory: &mut Global, tasks: &[Task]) -> Result<(), InterpretError> {
+    fn run(
+        &self,
+        kernel: &dyn Fn(&Config) -> Kernel,
+        memory: &mut Global,
+        tasks: &[Task],
+    ) -> Result<(), InterpretError> {
         for task in tasks {
             match task {
                 Task::Zero { ptr, bytes } => memory.zero(*ptr, *bytes as usize),
                 Task::Launch { config, grid, args } => {
-                    config.kernel().interpret(&Launch { grid: *grid, args, seed: self.seed }, memory)?;
+                    kernel(config).interpret(&Launch { grid: *grid, args, seed: self.seed }, memory)?;
                 }
             }
         }

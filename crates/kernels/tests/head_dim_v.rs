@@ -2,8 +2,11 @@
 //! the oracle. `SIGNFLASH_TEST=all` tries every pair with every setting everywhere, else each pair has one of them on one of
 //! four engines, the first on each.
 
-use signflash_core::suite::{Case, Implementation, RunError, run_case};
-use signflash_core::{Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Shape};
+mod common;
+
+use common::On;
+use signflash_core::suite::{Case, run_case};
+use signflash_core::{Dtype, Problem, Shape};
 use signflash_kernels::{
     BackwardCall, BackwardChoice, ForwardCall, ForwardChoice, Gpu, Half, Interpreted, Kernels,
 };
@@ -42,40 +45,6 @@ fn case((head_dim, head_dim_v): (usize, usize)) -> Case {
 /// How many engines the tests below have.
 const ENGINES: usize = 4;
 
-struct On(Interpreted);
-
-impl Implementation for On {
-    fn name(&self) -> String {
-        format!("{:?}", self.0)
-    }
-
-    fn spreads_non_finite(&self) -> bool {
-        true
-    }
-
-    fn has_deterministic_backward(&self) -> bool {
-        self.0.deterministic
-    }
-
-    fn forward<T: Element>(
-        &self,
-        problem: &Problem,
-        inputs: &Inputs<'_, T>,
-        outputs: &mut Outputs<'_, T>,
-    ) -> Result<(), RunError> {
-        Ok(self.0.forward(problem, inputs, outputs)?)
-    }
-
-    fn backward<T: Element>(
-        &self,
-        problem: &Problem,
-        inputs: &GradInputs<'_, T>,
-        gradients: &mut Gradients<'_, T>,
-    ) -> Result<(), RunError> {
-        Ok(self.0.backward(problem, inputs, gradients)?)
-    }
-}
-
 /// Engine number `engine` of so many.
 fn check(interpreted: Interpreted, engine: usize) {
     let all = matches!(std::env::var("SIGNFLASH_TEST").as_deref(), Ok("all"));
@@ -88,7 +57,7 @@ fn check(interpreted: Interpreted, engine: usize) {
             }
             let dtype = [Dtype::Bf16, Dtype::F16][(number + setting) % 2];
             let case = change(case(pair)).dtypes(&[dtype]);
-            let report = run_case("a head_dim of v", &case, &On(interpreted));
+            let report = run_case("a head_dim of v", &case, &On::all(interpreted));
             assert_eq!((report.ran, report.failures.len()), (1, 0), "{pair:?}, setting {setting}: {report}");
         }
     }

@@ -72,8 +72,8 @@ const FENCES: &str = "the next covers it; on the barriers of the last completes 
 
 const LANES: &str = "every lane arrives for itself, and the warp meets again before one speaks for it";
 
-const AT_ONCE: &str =
-    "not seen: the interpreter adds when it is told to, and a GPU some time before it is waited for";
+const NOBODY_BETWEEN: &str =
+    "not seen: what is added lands late, but in these schedules no other block adds in between";
 
 const IN_ORDER: &str = "not seen: of the second step's blocks these schedules happen to keep the order";
 
@@ -138,8 +138,8 @@ const NOT_NEEDED: [&[NotNeeded]; 6] = [
         ("wgmma.wait_group.sync.aligned 1", "multiply.rs", 2, "the next waits for all"),
         ("mbarrier.arrive", "dq.rs", 1, "the last ds: its place is not filled again"),
         ("cp.async.bulk.commit_group", "results.rs", 1, "the next takes it along"),
-        ("cp.async.bulk.commit_group", "dq.rs", 2, AT_ONCE),
-        ("cp.async.bulk.wait_group 0", "dq.rs", 3, AT_ONCE),
+        ("cp.async.bulk.commit_group", "dq.rs", 2, "the next takes it along"),
+        ("cp.async.bulk.wait_group 0", "dq.rs", 3, NOBODY_BETWEEN),
         ("ld.acquire", "dq.rs", 1, IN_ORDER),
     ],
 ];

@@ -8,9 +8,12 @@
 //! - `SIGNFLASH_TEST=all` runs every case everywhere in both formats, which differ in single instructions that
 //!   `signflash-ptx` tests one by one, and every size.
 
-use signflash_core::suite::{Case, Implementation, RunError, run_case};
+mod common;
+
+use common::On;
+use signflash_core::suite::{Case, run_case};
 use signflash_core::{
-    Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Shape, TensorMut, TensorRef, bf16, f16,
+    Dtype, GradInputs, Gradients, Inputs, Outputs, Problem, Shape, TensorMut, TensorRef, bf16, f16,
 };
 use signflash_kernels::{Gpu, Interpreted, check_features};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -63,102 +66,70 @@ fn length() -> Length {
     }
 }
 
+/// Who runs what, where not all do.
+fn supports(on: &Interpreted, dtype: Dtype, problem: &Problem) -> Result<(), String> {
+    let (length, first) = (length(), on.seed == 0);
+    let lot = lot(problem);
+    let not_drawn = match first {
+        true => !lot.is_multiple_of(2) && !is_large(problem),
+        false => lot.is_multiple_of(2) || lot / 2 % OTHERS != on.seed % OTHERS,
+    };
+    // Half of the schedules leave out either.
+    let left_out = match on.seed {
+        0 if is_large(problem) => Some(Dtype::F16),
+        0 => Some([Dtype::F16, Dtype::Bf16][usize::from((lot / 2).is_multiple_of(2))]),
+        seed if seed % 2 == 0 => Some(Dtype::Bf16),
+        _ => Some(Dtype::F16),
+    };
+    if dtype == Dtype::F32 {
+        Err("the kernels are of 16-bit formats".into())
+    } else if let Err(refused) = check_features(problem) {
+        Err(refused.to_string())
+    } else if length < Length::All && (left_out == Some(dtype) || (!first && is_large(problem))) {
+        Err("SIGNFLASH_TEST=all runs it".into())
+    } else if length < Length::Full && (is_very_large(problem) || not_drawn) {
+        Err("SIGNFLASH_TEST=full runs it".into())
+    } else {
+        Ok(())
+    }
+}
+
 /// The interpreter as one of these tests sets it up.
-struct On(Interpreted);
-
-impl Implementation for On {
-    fn name(&self) -> String {
-        format!("{:?}", self.0)
-    }
-
-    fn supports(&self, dtype: Dtype, problem: &Problem) -> Result<(), String> {
-        let (length, first) = (length(), self.0.seed == 0);
-        let lot = lot(problem);
-        let not_drawn = match first {
-            true => !lot.is_multiple_of(2) && !is_large(problem),
-            false => lot.is_multiple_of(2) || lot / 2 % OTHERS != self.0.seed % OTHERS,
-        };
-        // Half of the schedules leave out either.
-        let left_out = match self.0.seed {
-            0 if is_large(problem) => Some(Dtype::F16),
-            0 => Some([Dtype::F16, Dtype::Bf16][usize::from((lot / 2).is_multiple_of(2))]),
-            seed if seed % 2 == 0 => Some(Dtype::Bf16),
-            _ => Some(Dtype::F16),
-        };
-        if dtype == Dtype::F32 {
-            Err("the kernels are of 16-bit formats".into())
-        } else if let Err(refused) = check_features(problem) {
-            Err(refused.to_string())
-        } else if length < Length::All && (left_out == Some(dtype) || (!first && is_large(problem))) {
-            Err("SIGNFLASH_TEST=all runs it".into())
-        } else if length < Length::Full && (is_very_large(problem) || not_drawn) {
-            Err("SIGNFLASH_TEST=full runs it".into())
-        } else {
-            Ok(())
-        }
-    }
-
-    fn has_deterministic_backward(&self) -> bool {
-        self.0.deterministic
-    }
-
-    fn largest_lse_of_p(&self) -> Option<f64> {
-        Some(1_048_576.0)
-    }
-
-    fn spreads_non_finite(&self) -> bool {
-        true
-    }
-
-    fn binades_apart(&self) -> usize {
-        match length() {
-            Length::Short => 8,
-            Length::Full => 4,
-            Length::All => 1,
-        }
-    }
-
-    fn forward<T: Element>(
-        &self,
-        problem: &Problem,
-        inputs: &Inputs<'_, T>,
-        outputs: &mut Outputs<'_, T>,
-    ) -> Result<(), RunError> {
-        Ok(self.0.forward(problem, inputs, outputs)?)
-    }
-
-    fn backward<T: Element>(
-        &self,
-        problem: &Problem,
-        inputs: &GradInputs<'_, T>,
-        gradients: &mut Gradients<'_, T>,
-    ) -> Result<(), RunError> {
-        Ok(self.0.backward(problem, inputs, gradients)?)
-    }
+fn one(interpreted: Interpreted) -> On {
+    let binades_apart = match length() {
+        Length::Short => 8,
+        Length::Full => 4,
+        Length::All => 1,
+    };
+    On { supports, binades_apart, ..On::all(interpreted) }
 }
 
 /// Hopper's tiles; dq added up in any order.
 mod hopper {
-    use super::{Gpu, Interpreted, On};
-    signflash_core::test_implementation!(On(Interpreted::new(Gpu::HOPPER)));
+    use super::{Gpu, Interpreted, one};
+    signflash_core::test_implementation!(one(Interpreted::new(Gpu::HOPPER)));
 }
 
 /// Another schedule, and dq added in the order of keys; in a pass of its own where Hopper's kernels do not take a call.
 mod hopper_deterministic {
-    use super::{Gpu, Interpreted, On};
-    signflash_core::test_implementation!(On(Interpreted { gpu: Gpu::HOPPER, seed: 1, deterministic: true }));
+    use super::{Gpu, Interpreted, one};
+    signflash_core::test_implementation!(one(Interpreted { gpu: Gpu::HOPPER, seed: 1, deterministic: true }));
 }
 
 /// The portable forward's tiles on a large GPU, as Hopper takes them for tensors that its own kernels do not.
 mod ampere {
-    use super::{Gpu, Interpreted, On};
-    signflash_core::test_implementation!(On(Interpreted { gpu: Gpu::AMPERE, seed: 3, deterministic: false }));
+    use super::{Gpu, Interpreted, one};
+    signflash_core::test_implementation!(one(Interpreted {
+        gpu: Gpu::AMPERE,
+        seed: 3,
+        deterministic: false
+    }));
 }
 
 /// The smallest GPU's tiles, and dq in a pass of its own. One float is added at a time on the large GPU above.
 mod small {
-    use super::{Gpu, Interpreted, On};
-    signflash_core::test_implementation!(On(Interpreted { gpu: Gpu::SMALL, seed: 2, deterministic: true }));
+    use super::{Gpu, Interpreted, one};
+    signflash_core::test_implementation!(one(Interpreted { gpu: Gpu::SMALL, seed: 2, deterministic: true }));
 }
 
 /// Causality hides the rows without keys of the suite's cases, and what is hidden is zeroed. Here a row sees keys,
@@ -219,7 +190,7 @@ fn what_is_recomputed_from_an_lse_that_has_lost_it_is_nan_and_out_is_right() {
 /// odd one, and those of a wide window.
 #[test]
 fn one_block_takes_all_tiles_of_queries_in_pairs() {
-    let one = On(Interpreted::new(Gpu { sm_count: 1, ..Gpu::HOPPER }));
+    let one = On::all(Interpreted::new(Gpu { sm_count: 1, ..Gpu::HOPPER }));
     let case = |seqlen| Case::new(seqlen, seqlen).heads(1, 1).dtypes(&[Dtype::Bf16]);
     let cases = [
         case(400).causal(),
@@ -229,46 +200,7 @@ fn one_block_takes_all_tiles_of_queries_in_pairs() {
         case(0).packed(&[130, 0, 30], &[200, 9, 40]).causal().dropout(0.1),
     ];
     for (number, case) in cases.iter().enumerate() {
-        let report = run_case("in pairs", case, &AllOf(&one));
+        let report = run_case("in pairs", case, &one);
         assert_eq!((report.ran, report.failures.len()), (1, 0), "case {number}: {report}");
-    }
-}
-
-/// The same interpreter, for cases that are no one's lot.
-struct AllOf<'a>(&'a On);
-
-impl Implementation for AllOf<'_> {
-    fn name(&self) -> String {
-        self.0.name()
-    }
-
-    fn spreads_non_finite(&self) -> bool {
-        self.0.spreads_non_finite()
-    }
-
-    fn has_deterministic_backward(&self) -> bool {
-        self.0.has_deterministic_backward()
-    }
-
-    fn largest_lse_of_p(&self) -> Option<f64> {
-        self.0.largest_lse_of_p()
-    }
-
-    fn forward<T: Element>(
-        &self,
-        problem: &Problem,
-        inputs: &Inputs<'_, T>,
-        outputs: &mut Outputs<'_, T>,
-    ) -> Result<(), RunError> {
-        self.0.forward(problem, inputs, outputs)
-    }
-
-    fn backward<T: Element>(
-        &self,
-        problem: &Problem,
-        inputs: &GradInputs<'_, T>,
-        gradients: &mut Gradients<'_, T>,
-    ) -> Result<(), RunError> {
-        self.0.backward(problem, inputs, gradients)
     }
 }

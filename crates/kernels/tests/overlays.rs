@@ -14,7 +14,7 @@ use Extent::{Each, One};
 fn check(name: &str, case: Case) {
     let settings = [(Gpu::HOPPER, false), (Gpu::HOPPER, true), (Gpu::SMALL, true)];
     for (seed, (gpu, deterministic)) in (0..).zip(settings) {
-        let report = run_case(name, &case, &On(Interpreted { gpu, seed, deterministic }));
+        let report = run_case(name, &case, &On::all(Interpreted { gpu, seed, deterministic }));
         assert_eq!((report.ran, report.failures.len()), (1, 0), "{report}");
     }
 }

@@ -14,7 +14,7 @@ fn case(queries: usize, keys: usize) -> Case {
 
 /// Runs cases on a GPU's kernels.
 fn check(gpu: Gpu, deterministic: bool, cases: &[(&str, Case)]) {
-    let on = On(Interpreted { gpu, seed: 0, deterministic });
+    let on = On::all(Interpreted { gpu, seed: 0, deterministic });
     for (name, case) in cases {
         let report = run_case(name, case, &on);
         assert_eq!((report.ran, report.failures.len()), (1, 0), "{name}: {report}");

@@ -23,6 +23,11 @@ pub trait Instruction: fmt::Debug + Send + Sync {
         Vec::new()
     }
 
+    /// The same of what it computes.
+    fn slips(&self) -> Vec<Mistake> {
+        Vec::new()
+    }
+
     /// Does it for the active lanes of one warp.
     ///
     /// # Errors

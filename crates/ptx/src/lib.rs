@@ -51,6 +51,7 @@ pub mod ops;
 pub mod probe;
 mod ptxas;
 pub mod rules;
+mod slip;
 mod target;
 mod tensor_map;
 mod types;
@@ -66,6 +67,7 @@ pub use interp::{Fault, Global, Lanes, Launch, Machine, Pointer, Profile, Region
 pub use kernel::{Arg, Kernel, Param};
 pub use mutation::{Mistake, Mutation};
 pub use ptxas::{Ptxas, PtxasError, Report};
+pub use slip::Slip;
 pub use target::{Needs, Target};
 pub use tensor_map::TensorMap;
 pub use types::{B32, F32, Half, Pred, Reg, S32, Src, Ty, U32, U64, Width};

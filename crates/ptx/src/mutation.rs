@@ -97,7 +97,7 @@ impl Kernel {
     }
 
     /// The first line of an instruction that says what it is, without its semicolon.
-    fn line_text(&self, index: usize) -> String {
+    pub(crate) fn line_text(&self, index: usize) -> String {
         let mut printer = crate::instruction::Printer::default();
         self.lines()[index].instruction.print(&mut printer);
         let lines = printer.text.lines().map(|line| line.trim().trim_end_matches(';'));

@@ -10,6 +10,7 @@ pub(crate) mod overlays;
 pub(crate) mod product;
 pub(crate) mod scores;
 pub(crate) mod sequence;
+pub(crate) mod sinks;
 pub(crate) mod softmax;
 pub(crate) mod visibility;
 pub(crate) mod width;

@@ -2,7 +2,7 @@
 use super::scores::ScoreStage;
 use signflash_ptx::{Acc, F32, Pred, Thread, Val, Var, Warp};
 use std::array::from_fn;
-use std::f32::consts::{LN_2, LOG2_E};
+use std::f32::consts::LN_2;
 
 /// Rows of a 16-row accumulator that one thread holds parts of: g and g + 8.
 pub(crate) const THREAD_ROWS: usize = 2;
@@ -170,29 +170,6 @@ impl<'k> RowResult<'k> {
                 sum[row].eq(0.0).select(t.f32(f32::NEG_INFINITY), lse)
             }),
         }
-    }
-}
-
-impl<'k> RowResult<'k> {
-    /// The sink counts as a score that has no value. It may be larger than all others, which then are relative to it; and
-    /// it alone makes the lse of a row without keys.
-    #[track_caller]
-    fn with_sink(
-        (t, stage): (Thread<'k>, ScoreStage<'k>),
-        max: &[Var<'k, F32>; THREAD_ROWS],
-        sum: [Val<'k, F32>; THREAD_ROWS],
-        sink: Val<'k, F32>,
-    ) -> Self {
-        let rows: [_; THREAD_ROWS] = from_fn(|row| {
-            let own = max[row].get() * (stage.factor() * LN_2);
-            let top = finite(t, own.max(sink));
-            let [of_keys, of_sink] = [own, sink].map(|x| ((x - top) * LOG2_E).ex2());
-            let total = sum[row].mul_add(of_keys, of_sink);
-            let none = total.eq(0.0);
-            let inverse = none.select(t.f32(0.0), of_keys * total.rcp());
-            (inverse, none.select(t.f32(f32::NEG_INFINITY), total.lg2().mul_add(LN_2, top)))
-        });
-        RowResult { inverse: rows.map(|row| row.0), lse: rows.map(|row| row.1) }
     }
 }
 

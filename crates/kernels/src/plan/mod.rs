@@ -12,10 +12,10 @@ use crate::geometry::{heads, heads_at_once, is_triangle, query_tiles, stat_rows}
 use crate::packed::lists::{Listed, Lists};
 use crate::packed::matrices::MatricesArgs;
 use crate::parts::args::ProblemArgs;
+use crate::parts::sinks::SinksArgs;
 use crate::rows::convert_dq::ConvertDqArgs;
 use crate::rows::delta::DeltaArgs;
 use crate::rows::dsinks::{DsinksArgs, UNIT};
-use crate::rows::sinks::SinksArgs;
 use crate::rows::statistics::STEP;
 use crate::sm80::backward_keys::KeysArgs;
 use crate::sm80::backward_queries::QueriesArgs;

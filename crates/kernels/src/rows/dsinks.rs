@@ -73,7 +73,6 @@ pub(crate) fn kernel(name: &str) -> Kernel {
     })
 }
 
-#[track_caller]
 fn over_lanes<'k>(warp: Warp<'k>, value: Val<'k, F32>) -> Val<'k, F32> {
     [16, 8, 4, 2, 1].into_iter().fold(value, |sum, lanes| sum + warp.shuffle_xor(sum, lanes))
 }

@@ -7,5 +7,4 @@ pub(crate) mod dsinks;
 pub(crate) mod head;
 pub(crate) mod lse;
 pub(crate) mod packed_delta;
-pub(crate) mod sinks;
 pub(crate) mod statistics;

@@ -21,12 +21,12 @@ use crate::parts::hiding::{SeenKeys, first_column, hide_keys};
 use crate::parts::overlays::{ByQueries, OverlayVals, dynamic};
 use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
 use crate::parts::scores::{HeadScores, ScoreVals};
+use crate::parts::sinks::SinksVals;
 use crate::parts::softmax::{OnlineSoftmax, RowResult, THREAD_ROWS, scale_rows};
 use crate::parts::width::Widths;
 use crate::parts::work::Work;
 use crate::rows::head::QueryHeads;
 use crate::rows::lse::LseRows;
-use crate::rows::sinks::SinksVals;
 use signflash_ptx::{
     Acc, B32, Builder, CopyRing, Cta, F32, Kernel, LaunchBounds, SmemAddr, TileLayout, U32, Val, Warp,
 };

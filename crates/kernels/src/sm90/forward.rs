@@ -26,9 +26,9 @@ use crate::config::{BandKind, HopperCommon, HopperForm, Scores};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
 use crate::parts::overlays::{ByQueries, OverlayVals};
 use crate::parts::scores::{ScoreStage, ScoreVals};
+use crate::parts::sinks::SinksVals;
 use crate::parts::visibility::{KeyTiles, SeenRange, Sight};
 use crate::parts::work::Work;
-use crate::rows::sinks::SinksVals;
 use signflash_ptx::{Builder, Cta, Kernel, LaunchBounds, S32, TensorMap, Thread, U32, Val, Warp, Warpgroup};
 
 kernel_args! {

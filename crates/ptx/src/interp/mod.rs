@@ -335,11 +335,11 @@ impl Schedule<'_> {
                 break;
             }
             let Some(line) = self.kernel.lines().get(warp.pc) else {
-                warp.finish().map_err(|fault| Stop {
-                    who: format!("warp {}", warp.index),
-                    at: "its end".into(),
-                    fault,
-                })?;
+                let index = warp.index;
+                let stop = |at, fault| Stop { who: format!("warp {index}"), at, fault };
+                warp.finish().map_err(|fault| stop("its end".into(), fault))?;
+                let landed = warp.land_adds(self.global);
+                landed.map_err(|(at, fault)| stop(At(at).to_string(), fault))?;
                 break;
             };
             let mut machine = Machine {

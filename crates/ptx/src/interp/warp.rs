@@ -1,9 +1,11 @@
 //! One warp: its registers, which lanes are active, and where it is.
 use super::clock::{Clock, Knowledge};
 use super::fault::{Fault, Rule};
+use super::global::Global;
 use super::products::{Held, Products};
 use crate::ops::wgmma::in_flight;
 use crate::types::{Reg, Src, Width};
+use std::panic::Location;
 
 pub(crate) const LANES: usize = 32;
 pub(crate) const ALL: u32 = u32::MAX;
@@ -114,6 +116,14 @@ pub(crate) struct Frame {
     pub(crate) other: u32,
 }
 
+/// Numbers on their way to global memory.
+#[derive(Debug)]
+pub(crate) struct BulkAdd {
+    pub(crate) to: u64,
+    pub(crate) values: Vec<f32>,
+    pub(crate) at: &'static Location<'static>,
+}
+
 /// 32 lanes in step.
 #[derive(Debug)]
 pub(crate) struct Warp {
@@ -143,6 +153,9 @@ pub(crate) struct Warp {
     pub(crate) bulk_groups: std::collections::VecDeque<Vec<u32>>,
     /// Bulk stores since the last commit.
     pub(crate) bulk_uncommitted: Vec<u32>,
+    /// What bulk copies add to global memory, oldest first: as late as it may, which is when it is waited for, or at the
+    /// warp's end.
+    pub(crate) bulk_adds: Vec<BulkAdd>,
     /// wgmma's products under way.
     pub(super) products: Products,
     pub(crate) r32: File<u32>,
@@ -171,6 +184,7 @@ impl Warp {
             uncommitted: Vec::new(),
             bulk_groups: Default::default(),
             bulk_uncommitted: Vec::new(),
+            bulk_adds: Vec::new(),
             products: Products::default(),
             r32: File::new(registers[0]),
             r64: File::new(registers[1]),
@@ -304,6 +318,15 @@ impl Warp {
     pub(crate) fn write_pred(&mut self, reg: Reg, values: &Lanes<bool>) {
         debug_assert_eq!(reg.width, Width::Pred);
         self.pred.write(reg, self.mask, values);
+    }
+
+    /// What it adds to global memory is there.
+    pub(crate) fn land_adds(
+        &mut self,
+        global: &mut Global,
+    ) -> Result<(), (&'static Location<'static>, Fault)> {
+        let mut adds = self.bulk_adds.drain(..);
+        adds.try_for_each(|add| global.add_f32(add.to, &add.values).map_err(|fault| (add.at, fault)))
     }
 
     /// It has run its last instruction.

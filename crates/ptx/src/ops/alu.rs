@@ -9,6 +9,7 @@
 use crate::instruction::{Flow, Instruction, Printer};
 use crate::interp::warp::LANES;
 use crate::interp::{Fault, Lanes, Machine};
+use crate::mutation::Mistake;
 use crate::target::Needs;
 use crate::types::{B32, F32, Half, Pred, Reg, S32, Src, U32, U64, Width};
 
@@ -85,6 +86,10 @@ impl Instruction for Apply {
         let operands: Vec<String> =
             self.op.inputs.iter().zip(self.src).map(|(kind, src)| kind.text(src)).collect();
         ptx.line(format_args!("{} {}, {}{}", self.op.text, self.dst, operands.join(", "), self.op.suffix));
+    }
+
+    fn slips(&self) -> Vec<Mistake> {
+        self.slips_of_row()
     }
 
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {

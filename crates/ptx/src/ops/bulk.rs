@@ -1,6 +1,7 @@
 //! Hopper's bulk copies: one thread moves many bytes, by the asynchronous proxy.
 use crate::instruction::{Flow, Instruction, Printer};
 use crate::interp::mbarrier::BulkCopy;
+use crate::interp::warp::BulkAdd;
 use crate::interp::{Fault, Machine, Rule};
 use crate::mutation::Mistake;
 use crate::ops::memory::Address;
@@ -87,7 +88,10 @@ impl Instruction for BulkStore {
                 let to = to[lane] + 16 * i as u64;
                 match self.add {
                     false => machine.store_global(to, chunk)?,
-                    true => machine.global.add_f32(to, &floats(chunk))?,
+                    true => {
+                        let add = BulkAdd { to, values: floats(chunk), at: machine.at };
+                        machine.warp.bulk_adds.push(add);
+                    }
                 }
             }
             machine.warp.bulk_uncommitted.push(flight);
@@ -148,6 +152,9 @@ impl Instruction for BulkGroup {
                 let groups: Vec<_> = warp.bulk_groups.drain(..done).collect();
                 for flight in groups.into_iter().flatten() {
                     machine.block.shared.land(flight, warp.index, warp.now(), false);
+                }
+                if *self == BulkGroup::Wait {
+                    warp.land_adds(machine.global).map_err(|(_, fault)| fault)?;
                 }
             }
         }

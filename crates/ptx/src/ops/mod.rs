@@ -1,6 +1,7 @@
 //! The instructions, one family a file: what it prints and what it does.
 
 pub mod alu;
+mod alu_slips;
 pub(crate) mod atomic;
 pub(crate) mod barrier;
 pub(crate) mod bulk;

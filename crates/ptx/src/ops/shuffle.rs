@@ -1,6 +1,8 @@
 //! Values from other lanes of a warp.
 use crate::instruction::{Flow, Instruction, Printer};
 use crate::interp::{Fault, Machine};
+use crate::mutation::Mistake;
+use crate::ops::alu::{Apply, MOV32};
 use crate::types::{B32, Reg, Src};
 
 /// From which lane each lane reads.
@@ -28,6 +30,10 @@ impl Instruction for Shuffle {
         };
         let (dst, src) = (self.dst, self.src.text::<B32>());
         ptx.line(format_args!("shfl.sync.{mode}.b32 {dst}, {src}, {arg}, 31, 0xFFFFFFFF"));
+    }
+
+    fn slips(&self) -> Vec<Mistake> {
+        vec![Mistake::new("forgotten", Apply { op: MOV32, dst: self.dst, src: [self.src; 3] })]
     }
 
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {

@@ -40,7 +40,6 @@ pub(super) struct AlibiAt<'k> {
 
 impl<'k> AlibiVals<'k> {
     /// The key of a sequence that its query 0 faces.
-    #[track_caller]
     pub(super) fn facing_of(&self, sequence: Sequence<'k>) -> Val<'k, S32> {
         match sequence.packed {
             None => self.facing,
@@ -50,7 +49,6 @@ impl<'k> AlibiVals<'k> {
 }
 
 impl<'k> Alibi<'k> {
-    #[track_caller]
     pub(super) fn of_head(
         t: Thread<'k>,
         args: AlibiVals<'k>,
@@ -69,7 +67,6 @@ impl<'k> Alibi<'k> {
         Alibi { slope: slope.get(), facing: args.facing_of(sequence) }
     }
 
-    #[track_caller]
     pub(super) fn at(self, place: Place<'k>) -> AlibiAt<'k> {
         let Place { rows_are, row, column } = place;
         let (query, key) = match rows_are {
@@ -85,7 +82,6 @@ impl<'k> Alibi<'k> {
 
 impl<'k> AlibiAt<'k> {
     /// Scores are scaled, and this is added.
-    #[track_caller]
     pub(super) fn add_to(&self, warp: Warp<'k>, s: &Acc<'k>, scale: Val<'k, F32>) {
         let width = (8 * (s.groups() - 1) + 1) as f32;
         let [first, second] = self.first;
@@ -114,7 +110,6 @@ impl<'k> AlibiAt<'k> {
     }
 
     /// Where distances grow from the nearest on, that of the first column, or of the last, so many columns on.
-    #[track_caller]
     fn add_linear(
         &self,
         s: &Acc<'k>,
@@ -131,7 +126,6 @@ impl<'k> AlibiAt<'k> {
     }
 
     /// A number, and what is added to one of the thread's scores.
-    #[track_caller]
     pub(super) fn plus(&self, at: [usize; 2], to: Val<'k, F32>) -> Val<'k, F32> {
         let first = self.first[at[1] / 2];
         let distance = match self.rows_are {

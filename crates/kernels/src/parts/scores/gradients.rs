@@ -31,7 +31,6 @@ pub(crate) struct GroupWeights<'a, 'k> {
 
 impl<'a, 'k> Weights<'a, 'k> {
     /// Of a group of eight columns.
-    #[track_caller]
     pub(crate) fn of_group(&self, group: usize) -> GroupWeights<'a, 'k> {
         let overlays = self.later.and_then(|later| later.overlays).map(|overlays| overlays.of(group));
         GroupWeights { all: *self, group, overlays }
@@ -45,7 +44,6 @@ impl<'a, 'k> Weights<'a, 'k> {
 
 impl<'k> GroupWeights<'_, 'k> {
     /// The weight of one of the group's numbers.
-    #[track_caller]
     pub(crate) fn of(&self, register: usize, prepared: Val<'k, F32>, shift: Val<'k, F32>) -> Val<'k, F32> {
         let Weights { factor, later, .. } = self.all;
         let overlay = self.overlays.map(|overlays| overlays[register]);
@@ -62,7 +60,6 @@ impl<'k> GroupWeights<'_, 'k> {
     }
 
     /// A probability, with its sign, times the slope of its score.
-    #[track_caller]
     pub(crate) fn bent(&self, p: Val<'k, F32>, prepared: Val<'k, F32>) -> Val<'k, F32> {
         if self.all.is_capped { p * prepared.mul_add(-prepared, 1.0) } else { p }
     }
@@ -70,7 +67,6 @@ impl<'k> GroupWeights<'_, 'k> {
 
 /// The gradient of a probability, dp, becomes that of its score but for softmax_scale, in place. With dropout, the
 /// sign of `p` says what is dropped. `p` is [bent](GroupWeights::bent).
-#[track_caller]
 pub(crate) fn score_gradient<'k>(dp: &Var<'k, F32>, p: Val<'k, F32>, delta: Val<'k, F32>, dropout: bool) {
     dp.set(match dropout {
         // The dropped p is negative: max(p, 0) is what dp counts for, |p| what delta counts for.
@@ -80,7 +76,6 @@ pub(crate) fn score_gradient<'k>(dp: &Var<'k, F32>, p: Val<'k, F32>, delta: Val<
 }
 
 /// The same, with dropout twice as large, which takes an instruction less.
-#[track_caller]
 pub(crate) fn doubled_score_gradient<'k>(
     dp: &Var<'k, F32>,
     p: Val<'k, F32>,

@@ -139,13 +139,11 @@ impl<'k> ScoreStage<'k> {
     }
 
     /// The key that query 0 of a sequence faces, if scores depend on how far keys are from there.
-    #[track_caller]
     pub(crate) fn facing(&self, sequence: Sequence<'k>) -> Option<Val<'k, S32>> {
         self.kind.alibi.map(|alibi| alibi.facing_of(sequence))
     }
 
     /// Of one query head, whose number is asked for only where heads differ.
-    #[track_caller]
     pub(crate) fn of_head(
         self,
         t: Thread<'k>,
@@ -157,7 +155,6 @@ impl<'k> ScoreStage<'k> {
     }
 
     /// The weight of t.
-    #[track_caller]
     pub(crate) fn weight(&self, t: Val<'k, F32>, shift: Val<'k, F32>) -> Val<'k, F32> {
         t.mul_add(self.factor, shift).ex2()
     }
@@ -168,7 +165,6 @@ impl<'k> ScoreStage<'k> {
     }
 
     /// What is done to a product by itself.
-    #[track_caller]
     fn bend(&self, warp: Warp<'k>, s: &Acc<'k>) {
         match (self.scores.kind.product, &self.kind.softcap) {
             (Product::Negated, _) => cells(s).for_each(|(_, x)| x.set(-x.get())),
@@ -178,7 +174,6 @@ impl<'k> ScoreStage<'k> {
     }
 
     /// Adds a bias, and hides.
-    #[track_caller]
     fn lay_over(&self, x: Val<'k, F32>, Overlay { number, seen }: &Overlay<'k>) -> Val<'k, F32> {
         let t = number.map_or(x, |number| x.mul_add(self.scale, number));
         seen.select::<F32>(t, f32::NEG_INFINITY)
@@ -188,7 +183,6 @@ impl<'k> ScoreStage<'k> {
 impl<'k> HeadScores<'k> {
     /// Products become t, in place, with what was read to be added to them, if anything was. Where they lie is asked only
     /// if that matters.
-    #[track_caller]
     pub(crate) fn prepare(
         &self,
         warp: Warp<'k>,
@@ -212,7 +206,6 @@ impl<'k> HeadScores<'k> {
     }
 
     /// The same for a backward, which makes weights of the result by [`Weights`].
-    #[track_caller]
     pub(crate) fn prepare_for_gradients<'a>(
         &self,
         warp: Warp<'k>,

@@ -71,7 +71,6 @@ impl SoftcapArgs {
 
 impl<'k> SoftcapVals<'k> {
     /// Products become the tanh of what is left of them, in place.
-    #[track_caller]
     pub(super) fn tanh(&self, warp: Warp<'k>, s: &Acc<'k>) {
         let is_large = warp.any(self.some_may_be_large(s));
         warp.when_else(
@@ -82,7 +81,6 @@ impl<'k> SoftcapVals<'k> {
     }
 
     /// Whether, of some of the thread's products, squares add up to as much as one that is not small would.
-    #[track_caller]
     fn some_may_be_large(&self, s: &Acc<'k>) -> Val<'k, Pred> {
         let mut sums: Vec<Val<'k, F32>> = vec![];
         for ([group, _], x) in cells(s) {
@@ -97,7 +95,6 @@ impl<'k> SoftcapVals<'k> {
         large.reduce(|a, b| a | b).expect("an accumulator has columns")
     }
 
-    #[track_caller]
     fn by_polynomial(&self, x: Val<'k, F32>) -> Val<'k, F32> {
         let square = x * x;
         let powers = [self.seventh, self.fifth, self.third, self.first];
@@ -105,7 +102,6 @@ impl<'k> SoftcapVals<'k> {
     }
 
     /// 1 - 2 / (exp(2 x) + 1).
-    #[track_caller]
     fn by_exponential(&self, x: Val<'k, F32>) -> Val<'k, F32> {
         let exponential = (x * self.rate_log2).ex2();
         (exponential + 1.0).rcp().mul_add(-2.0, 1.0)
