@@ -6,6 +6,7 @@
 //! Floats are always rounded explicitly (`.rn`), because without it ptxas may fuse `mul` and `add`: so these rows agree
 //! with a GPU bit for bit. Exceptions are `ex2`, `lg2` and `rcp`, whose `approx` forms are within 2 ulp of what is
 //! computed here (PTX ISA, "Floating point instructions").
+use super::lanes::{each_lane, narrow, wide};
 use crate::instruction::{Flow, Instruction, Printer};
 use crate::interp::warp::LANES;
 use crate::interp::{Fault, Lanes, Machine};
@@ -235,34 +236,6 @@ fn halves_le(a: u64, b: u64) -> u64 {
         if a <= b { 0xFFFFu64 << shift } else { 0 }
     };
     le(0) | le(16)
-}
-
-/// A plain loop: `array::map` and `from_fn` of 32 elements are calls, which nothing vectorises.
-#[inline(always)]
-fn each_lane<T: Copy, R: Copy + Default>(values: &Lanes<T>, run: impl Fn(T) -> R) -> Lanes<R> {
-    let mut results = [R::default(); LANES];
-    for lane in 0..LANES {
-        results[lane] = run(values[lane]);
-    }
-    results
-}
-
-#[inline(always)]
-fn narrow([a, b, c]: [&Lanes<u32>; 3], run: impl Fn([u64; 3]) -> u64) -> Lanes<u32> {
-    let mut results = [0; LANES];
-    for lane in 0..LANES {
-        results[lane] = run([a[lane].into(), b[lane].into(), c[lane].into()]) as u32;
-    }
-    results
-}
-
-#[inline(always)]
-fn wide([a, b, c]: [&Lanes<u64>; 3], run: impl Fn([u64; 3]) -> u64) -> Lanes<u64> {
-    let mut results = [0; LANES];
-    for lane in 0..LANES {
-        results[lane] = run([a[lane], b[lane], c[lane]]);
-    }
-    results
 }
 
 macro_rules! table {

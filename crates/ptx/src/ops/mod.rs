@@ -8,6 +8,7 @@ pub(crate) mod bulk;
 pub(crate) mod control;
 pub(crate) mod counter;
 pub(crate) mod cp_async;
+mod lanes;
 pub(crate) mod ldmatrix;
 pub(crate) mod mbarrier;
 pub(crate) mod memory;
