@@ -3,7 +3,7 @@
 //! - Without a word every case but the five longest runs once, in f16 or in bf16: half of those that are not large, and
 //!   all others, with Hopper's first schedule, and the rest in one of three other settings (another schedule, other
 //!   GPUs). Of the sizes that scores may have, every eighth power of two.
-//! - `SIGNFLASH_TEST=full`, which `.ci/run` sets, runs those that are not large in all three; of sizes of scores every
+//! - `SIGNFLASH_TEST=full`, which `.ci/run` sets, runs those that are not large in all four; of sizes of scores every
 //!   fourth.
 //! - `SIGNFLASH_TEST=all` runs every case everywhere in both formats, which differ in single instructions that
 //!   `signflash-ptx` tests one by one, and every size.
