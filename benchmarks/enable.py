@@ -2,7 +2,8 @@
 """Models of PyTorch and of libraries before and after `signflash.enable()`: what is taken, and what it saves.
 
     pip install timm torchvision x-transformers transformers torch-geometric
-    python3 benchmarks/enable.py                     writes enable.json and enable.md; `--device cuda` for a GPU
+    python3 benchmarks/enable.py                     writes enable.json and enable.md; with `--device cuda`
+                                                     enable_gpu.json and enable_gpu.md
     python3 benchmarks/enable.py --only BERT         rows whose names have it; prints, writes nothing
     python3 benchmarks/enable.py --again BERT        the same, in place of what there is of these rows
     python3 benchmarks/enable.py --losses            100 steps of two models with several seeds; writes enable_losses.json and .md
@@ -30,19 +31,25 @@ import sys
 import time
 import warnings
 
+import enable_cases
 import enable_losses
 import torch
 from cpu import cpu_name, status_bytes
 from enable_calls import watched
-from enable_cases import BATCH, CASES, P
+from enable_cases import CASES, P
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 MIB = 1024.0 * 1024.0
 SIDES = ("pytorch", "signflash")
 PACKAGES = ("torch", "timm", "torchvision", "x-transformers", "transformers", "torch-geometric")
 LEAST_ROUNDS = 3
-#: Times as fast as PyTorch, for attention alone.
-GOAL = 3
+#: Times as fast as PyTorch, for attention alone: PyTorch stores all probabilities on the CPU, and has kernels on GPUs.
+GOALS = {"cpu": 3, "cuda": 1}
+#: Files of results, without their endings.
+NAMES = {"cpu": "enable", "cuda": "enable_gpu"}
+LOSSES = {"cpu": "enable_losses", "cuda": "enable_losses_gpu"}
+#: Sequences of a step: on a GPU so many that its time is not the host's.
+BATCHES = {"cpu": 2, "cuda": 16}
 
 
 # ------------------------------------------------------------------------------------------------------ both sides
@@ -167,13 +174,13 @@ def measure(args):
         rows.append({**row, "commit": args.commit or commit()})
         print(line(rows[-1]), flush=True)
         if not args.only and not args.again:
-            write("enable", {"about": about(args, missing), "rows": rows})
+            write(NAMES[args.device], {"about": about(args, missing), "rows": rows})
     return {"about": about(args, missing), "rows": rows}
 
 
-def in_place(rows, path=FOLDER / "enable.json"):
+def in_place(rows, name):
     """What there is, with these rows in place of those of the same models."""
-    found, new = json.loads(path.read_text()), {key(row): row for row in rows}
+    found, new = json.loads((FOLDER / f"{name}.json").read_text()), {key(row): row for row in rows}
     found["rows"] = [new.pop(key(row), row) for row in found["rows"]] + list(new.values())
     return found
 
@@ -194,7 +201,7 @@ def about(args, missing):
     machine = torch.cuda.get_device_name() if args.device == "cuda" else cpu_name("CPU")
     return dict(
         date=datetime.date.today().isoformat(), machine=machine, device=args.device, threads=torch.get_num_threads(),
-        cores=os.cpu_count(), load=os.getloadavg()[0], commit=args.commit or commit(), signflash=signflash.__version__,
+        batch=enable_cases.BATCH, cores=os.cpu_count(), load=os.getloadavg()[0], commit=args.commit or commit(), signflash=signflash.__version__,
         versions=versions, missing=missing, command=" ".join(["python3", "benchmarks/enable.py", *sys.argv[1:]]),
     )  # fmt: skip
 
@@ -235,16 +242,17 @@ def page(found):
     about, rows = found["about"], found["rows"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
     taken = [row for row in rows if row["taken"] == row["calls"] and "attention" in row and row["tokens"] >= 512]
-    slow = [row for row in taken if ratio(row["attention"]) < GOAL]
+    least = GOALS[about["device"]]
+    slow = [row for row in taken if ratio(row["attention"]) < least]
     goal = f"Of {len(taken)} models of 512 tokens and more whose attention is taken, {len(taken) - len(slow)} compute it at"
-    goal += f" least {GOAL} times as fast"
+    goal += f" least {least} times as fast" if least > 1 else " least as fast"
     names = [f"{row['library']} {row['name']} ({ratio(row['attention']):.2f})" for row in slow]
     goal += f"; these do not: {'; '.join(names)}." if slow else "."
     table = ["| " + " | ".join(HEAD) + " |", "|---|---|---:|---|---:|" + "---:|" * (len(HEAD) - 5), *map(line, rows)]
     text = f"""# Models before and after `signflash.enable()`
 
 {about["machine"]}, threads: {about["threads"]}, load {about["load"]:.1f} on {about["cores"]} cores; {versions}. Signflash
-{about["commit"]}, {about["date"]}: `{about["command"]}`, which says how. Batch {BATCH}, attention dropout {P} where nothing else
+{about["commit"]}, {about["date"]}: `{about["command"]}`, which says how. Batch {about.get("batch", 2)}, attention dropout {P} where nothing else
 is said. Ratio is PyTorch's time over ours.
 
 {goal}
@@ -264,7 +272,8 @@ is said. Ratio is PyTorch's time over ours.
 
 
 def render(folder=FOLDER):
-    for name, make in (("enable", page), ("enable_losses", enable_losses.page)):
+    pages = [(name, page) for name in NAMES.values()] + [(name, enable_losses.page) for name in LOSSES.values()]
+    for name, make in pages:
         path = folder / f"{name}.json"
         if path.exists():
             (folder / f"{name}.md").write_text(make(json.loads(path.read_text())))
@@ -281,6 +290,7 @@ def main():
     parser.add_argument("--threads", type=int, default=1, help="on the CPU")
     parser.add_argument("--only", help="rows whose library, name and tokens have this in them; writes nothing")
     parser.add_argument("--again", help="these rows, in place of what there is of them")
+    parser.add_argument("--batch", type=int, help="sequences of a step [2, on a GPU 16]")
     parser.add_argument("--commit", help="what the package was built from")
     parser.add_argument("--losses", action="store_true", help="train instead")
     parser.add_argument("--seeds", type=int, default=8, help="of --losses")
@@ -288,15 +298,16 @@ def main():
     args = parser.parse_args()
     warnings.filterwarnings("ignore", module="torch.nn")
     torch.set_num_threads(args.threads)
+    enable_cases.BATCH = args.batch or BATCHES[args.device]
     if args.losses:
         found = {"about": about(args, {}), "losses": enable_losses.run(switch, args.seeds, args.device)}
-        write("enable_losses", found)
+        write(LOSSES[args.device], found)
         print(enable_losses.page(found))
     elif not args.render:
         found = measure(args)
         if args.again:
-            found = in_place(found["rows"])
-            write("enable", found)
+            found = in_place(found["rows"], NAMES[args.device])
+            write(NAMES[args.device], found)
         print(page(found))
     if not args.only:
         render()

@@ -12,7 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 P = 0.1
-WIDTH, HEADS, BATCH = 512, 8, 2
+WIDTH, HEADS = 512, 8
+#: Sequences of a step, which `enable.py --batch` sets.
+BATCH = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +48,8 @@ def weight(out):
 
 
 def padding(tokens, device):
-    """True where there is no token: one row of a batch is full, the other to three quarters."""
-    lengths = torch.tensor([tokens - tokens * row // 4 for row in range(BATCH)])
+    """True where there is no token: the rows of a batch are from full to half full, of two one to three quarters."""
+    lengths = torch.tensor([tokens - tokens * row // (2 * BATCH) for row in range(BATCH)])
     return (torch.arange(tokens)[None] >= lengths[:, None]).to(device)
 
 
