@@ -101,7 +101,8 @@ def train(kind, seed, dropout_p, shift, device):
     torch.manual_seed(seed + shift)
     losses = []
     for _ in range(STEPS):
-        loss = module.loss(chain(data).to(device)[:, : TOKENS if kind is Reverse else None])
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device == "cuda"):  # ours takes no float32 there
+            loss = module.loss(chain(data).to(device)[:, : TOKENS if kind is Reverse else None])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

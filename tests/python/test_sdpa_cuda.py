@@ -48,6 +48,19 @@ def test_the_efficient_operator(enabled, p, masked):
         assert listener[0][2].bias.shape == (2, 4, 16, 16) and listener[0][2].bias.stride(1) == 0  # not copied
 
 
+@pytest.mark.parametrize("p", [0.0, P])
+@pytest.mark.parametrize("masked", [False, True])
+def test_cudnns_operator(enabled, p, masked):
+    """PyTorch prefers it on Hopper: with dropout it is ours, without it is PyTorch's."""
+    with fakes.FakeTensorMode(), sdpa.listening() as listener:
+        q, k, v = make(requires_grad=True)
+        bias = torch.empty(2, 1, 16, 16, device="cuda", dtype=q.dtype) if masked else None
+        out, *_, seed, offset, debug = ATEN._scaled_dot_product_cudnn_attention(q, k, v, bias, True, p)
+    assert listener.taken == [p > 0.0]
+    assert out.shape == q.shape and out.device.type == "cuda" and seed.dtype is torch.int64
+    assert out.requires_grad and ("CudnnAttention" in type(out.grad_fn).__name__) is (p == 0.0)
+
+
 @pytest.mark.parametrize(
     "dtype, reason", [(torch.float16, None), (torch.bfloat16, None), (torch.float32, "float32 on cuda")]
 )
