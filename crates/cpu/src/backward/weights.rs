@@ -95,7 +95,12 @@ impl Work<'_> {
             let lane = panel * panel_width::<S>();
             let visible =
                 Visible::computing::<S>(&self.sequence, &queries.tile, lane, block.first, overlap.keys);
-            let is_plain = self.backward.call.stage.is_plain();
+            let is_plain = self.backward.call.stage.is_plain(|| {
+                let keys = block.first + visible.keys.begin..block.first + visible.keys.end;
+                let lanes = lane..lane + panel_width::<S>();
+                let operands = &self.backward.call.operands;
+                operands.show_all(&self.sequence, queries.head, (&queries.tile, lanes), keys)
+            });
             if !is_plain {
                 self.change::<S, MR>(scratch, block, queries, panel, visible);
             }

@@ -241,6 +241,12 @@ impl<'a> Work<'a> {
         self.scores.call.operands.show(sequence, *head, (&self.tile, lanes), keys)
     }
 
+    /// Whether it shows all of them to all of the lanes.
+    fn is_all_shown(&self, lanes: Range<usize>, keys: Range<usize>) -> bool {
+        let Unit { sequence, head, .. } = &self.unit;
+        self.scores.call.operands.show_all(sequence, *head, (&self.tile, lanes), keys)
+    }
+
     /// Transposes q, clears the running state and the row part of the dropout mask.
     #[inline(always)]
     unsafe fn start<S: Simd>(&self, scratch: &mut Scratch) {
@@ -291,7 +297,7 @@ impl<'a> Work<'a> {
             let Some(visible) = self.visible::<S, MR>(panel, first_key) else { continue };
             let block_max = self.scores::<S, MR>(scratch, k, panel, first_key, visible);
             // With pairs subnormals cost nothing.
-            let flush = !S::PAIRS && !self.scores.call.careful && !self.scores.call.stage.is_plain();
+            let flush = !S::PAIRS && !self.scores.call.careful && self.scores.call.stage.flushes();
             let keys = visible.keys;
             let rescale = match (scratch.drop.is_some(), flush) {
                 (true, false) => self.weigh::<S, true, false>(scratch, panel, keys, block_max),

@@ -27,8 +27,10 @@ impl Work<'_> {
         let hidden = S::splat(f32::NEG_INFINITY);
         let bounds =
             if visible.hides { visible.bounds::<S>(&self.unit.sequence, &self.tile) } else { Bounds::none() };
-        if !stage.is_plain() {
+        let keys = first_key + visible.keys.begin..first_key + visible.keys.end;
+        if !stage.is_plain(|| self.is_all_shown(panel * width..(panel + 1) * width, keys)) {
             for key in (visible.keys.begin..visible.keys.end).step_by(MR) {
+                scratch.ahead.ask();
                 let a = Left { p: k.p.add(key * k.ld), row: k.ld, step: 1 };
                 for (m, s) in stage.scores::<S, MR>(depth, a, q).into_iter().enumerate() {
                     for (n, s) in s.into_iter().enumerate() {

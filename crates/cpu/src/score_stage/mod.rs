@@ -50,8 +50,8 @@ pub(crate) struct ScoreStage {
     negates: bool,
     /// `|softmax_scale| / cap`, if there is a softcap.
     inverse_cap: Option<f32>,
-    /// Whether scores are products.
-    is_plain: bool,
+    /// Whether scores are products, but for keys that are hidden.
+    are_products: bool,
     /// Whether a bias or a mask may hide keys.
     hides: bool,
 }
@@ -71,14 +71,20 @@ impl ScoreStage {
             unit: (natural as f32).max(f32::MIN_POSITIVE),
             negates: problem.negates(),
             inverse_cap: cap.map(inverse),
-            is_plain: cap.is_none() && !adds && !hides,
+            are_products: cap.is_none() && !adds,
             hides,
         }
     }
 
-    /// Whether products are scores as they are, and there is nothing to [`change`](Self::change).
-    pub(crate) fn is_plain(&self) -> bool {
-        self.is_plain
+    /// Whether the products of a panel and a block are its scores as they are, and there is nothing to
+    /// [`change`](Self::change): of a problem with a mask and nothing else, where that `shows_all`.
+    pub(crate) fn is_plain(&self, shows_all: impl FnOnce() -> bool) -> bool {
+        self.are_products && (!self.hides || shows_all())
+    }
+
+    /// Whether weights may be so small that it pays to make them 0: see [`Factor::weight_or_zero`].
+    pub(crate) fn flushes(&self) -> bool {
+        !self.are_products
     }
 
     /// Whether scores of -inf are of keys that are hidden, which have no weight even in a row of NaNs.
@@ -122,7 +128,8 @@ impl ScoreStage {
     /// As [`Simd`].
     #[inline(always)]
     pub(crate) unsafe fn factor<S: Simd>(&self) -> Factor<S> {
-        Factor(S::splat(self.factor))
+        let least = if self.flushes() { LEAST_LOG2 } else { f32::NEG_INFINITY };
+        Factor { factor: S::splat(self.factor), least: S::splat(least) }
     }
 
     /// The exponent, in base e, of a score.
@@ -141,9 +148,14 @@ impl ScoreStage {
 /// The exponent of 2 below which weights are 0 beside those of their row, whose sum is 1.
 const LEAST_LOG2: f32 = -100.0;
 
-/// The factor between scores and exponents of 2, in every lane.
+/// What turns scores into weights, in every lane.
 #[derive(Clone, Copy)]
-pub(crate) struct Factor<S: Simd>(S::V);
+pub(crate) struct Factor<S: Simd> {
+    /// Between scores and exponents of 2.
+    factor: S::V,
+    /// The exponent below which [`weight_or_zero`](Self::weight_or_zero) is 0.
+    least: S::V,
+}
 
 impl<S: Simd> Factor<S> {
     /// The exponent of 2 of a score.
@@ -152,7 +164,7 @@ impl<S: Simd> Factor<S> {
     /// As [`Simd`].
     #[inline(always)]
     pub(crate) unsafe fn exponent(self, score: S::V) -> S::V {
-        S::mul(score, self.0)
+        S::mul(score, self.factor)
     }
 
     /// The weight of a score: its exponent and `shift` are added before either is rounded.
@@ -161,18 +173,18 @@ impl<S: Simd> Factor<S> {
     /// As [`Simd`].
     #[inline(always)]
     pub(crate) unsafe fn weight(self, score: S::V, shift: S::V) -> S::V {
-        S::exp2(S::fma(score, self.0, shift))
+        S::exp2(S::fma(score, self.factor, shift))
     }
 
     /// The same, but 0 where it is so small that what it is multiplied with would be subnormal, which takes processors a
     /// hundred times as long. What is added to scores makes many such weights, as ALiBi does of distant keys; of products
-    /// alone they are few.
+    /// alone they are few, and are left as they are.
     ///
     /// # Safety
     /// As [`Simd`].
     #[inline(always)]
     pub(crate) unsafe fn weight_or_zero(self, score: S::V, shift: S::V) -> S::V {
-        let exponent = S::fma(score, self.0, shift);
-        S::where_less(exponent, S::splat(LEAST_LOG2), S::splat(0.0), S::exp2(exponent))
+        let exponent = S::fma(score, self.factor, shift);
+        S::where_less(exponent, self.least, S::splat(0.0), S::exp2(exponent))
     }
 }

@@ -50,11 +50,30 @@ impl<'a> ScoreOperands<'a> {
         &self,
         sequence: &Sequence,
         head: usize,
-        (tile, lanes): (&Tile, Range<usize>),
+        at: (&Tile, Range<usize>),
         keys: Range<usize>,
     ) -> bool {
-        let queries = || tile.row_of(lanes.start)..tile.row_of(lanes.end - 1) + 1;
-        let keys = keys.start..keys.end.min(sequence.place.seqlen_k);
-        self.mask.is_none_or(|mask| mask.shows_any(sequence, head, queries(), keys))
+        self.mask.is_none_or(|mask| mask.shows_any(sequence, head, rows_of(at), there(sequence, keys)))
     }
+
+    /// Whether it shows all of them to all rows.
+    pub(crate) fn show_all(
+        &self,
+        sequence: &Sequence,
+        head: usize,
+        at: (&Tile, Range<usize>),
+        keys: Range<usize>,
+    ) -> bool {
+        self.mask.is_none_or(|mask| mask.shows_all(sequence, head, rows_of(at), there(sequence, keys)))
+    }
+}
+
+/// The rows of lanes that stand for one.
+fn rows_of((tile, lanes): (&Tile, Range<usize>)) -> Range<usize> {
+    tile.row_of(lanes.start)..tile.row_of(lanes.end - 1) + 1
+}
+
+/// Those of the keys that there are.
+fn there(sequence: &Sequence, keys: Range<usize>) -> Range<usize> {
+    keys.start..keys.end.min(sequence.place.seqlen_k)
 }

@@ -101,6 +101,28 @@ impl<'a> Table<'a> {
         })
     }
 
+    /// Whether a mask shows all of these keys to all of these queries.
+    pub(crate) fn shows_all(
+        &self,
+        sequence: &Sequence,
+        head: usize,
+        queries: Range<usize>,
+        keys: Range<usize>,
+    ) -> bool {
+        let mut queries = if self.one_row { 0..1 } else { queries };
+        queries.all(|query| {
+            let first = self.at(sequence, head, query, keys.start);
+            if self.is_dense() {
+                // SAFETY: the keys lie in the row, as the checks of the operands proved; nobody writes them, by the
+                // promise to `new`.
+                let row = unsafe { std::slice::from_raw_parts(first, keys.len()) };
+                return row.iter().fold(true, |all, &x| all & (x != 0)); // without early exit, so that it vectorises
+            }
+            // SAFETY: as above.
+            (0..keys.len()).all(|key| unsafe { *first.wrapping_add(key * self.strides[3]) } != 0)
+        })
+    }
+
     /// The numbers of a panel: those of a mask as 0 and others.
     ///
     /// # Safety
