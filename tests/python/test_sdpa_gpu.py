@@ -1,5 +1,7 @@
 """``signflash.enable()`` on a real GPU: calls that PyTorch would give to its flash, efficient and formula's kernels."""
 
+import contextlib
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -27,13 +29,15 @@ MASKS = {
     "causal": CAUSAL,
     "causal and padded": CAUSAL & PADDED,
     "random": RANDOM,
-    "rows see nothing": RANDOM & (torch.arange(SEQLEN) % 5 > 0)[:, None],
+    "rows see nothing": torch.zeros(RANDOM.shape).masked_fill(
+        ~(RANDOM & (torch.arange(SEQLEN) % 5 > 0)[:, None]), float("-inf")
+    ),
     "numbers": SCORES,
     "numbers that hide": SCORES.masked_fill(~RANDOM, float("-inf")),
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def enabled():
     with signflash.enabled():
         yield
@@ -64,23 +68,23 @@ def compare(tensors, p, attn_mask=None, is_causal=False, learns=False):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("head_dim", [40, 64, 128])
 @pytest.mark.parametrize("name", MASKS)
-def test_masks(name, head_dim, dtype):
+def test_masks(enabled, name, head_dim, dtype):
     compare(sdpa.make(BATCH, HEADS, SEQLEN, head_dim, dtype=dtype), P, MASKS[name])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("head_dim", [64, 256])
-def test_causal(head_dim, dtype):
+def test_causal(enabled, head_dim, dtype):
     compare(sdpa.make(BATCH, HEADS, SEQLEN, head_dim, dtype=dtype), P, is_causal=True)
 
 
 @pytest.mark.parametrize("shape", [(1, HEADS, SEQLEN, SEQLEN), (SEQLEN, SEQLEN), (BATCH, HEADS, SEQLEN, SEQLEN)])
-def test_a_bias_that_learns(shape):
+def test_a_bias_that_learns(enabled, shape):
     bias = torch.randn(shape, generator=torch.Generator().manual_seed(6))
     compare(sdpa.make(BATCH, HEADS, SEQLEN, 64, dtype=torch.bfloat16), P, bias, learns=True)
 
 
-def test_v_has_a_head_dim_of_its_own():
+def test_v_has_a_head_dim_of_its_own(enabled):
     compare(sdpa.make(BATCH, HEADS, SEQLEN, 128, dtype=torch.bfloat16, head_dim_v=64), P, MASKS["random"])
 
 
@@ -88,18 +92,17 @@ def test_the_mask_of_a_seed_is_that_of_pytorchs_flash_kernel():
     """Values that are the identity show it: 0 where dropped."""
     q, k, _ = (x.detach().cuda() for x in sdpa.make(1, HEADS, 64, 64, dtype=torch.float16))
     v = torch.eye(64, device="cuda", dtype=q.dtype).expand(1, HEADS, 64, 64).contiguous()
-    signflash.disable()
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):
-        torch.manual_seed(3)
-        theirs = sdpa.attend(q, k, v, dropout_p=0.3)
-    signflash.enable(transformers=False)
-    torch.manual_seed(3)
-    ours = sdpa.attend(q, k, v, dropout_p=0.3)
+    results = []
+    for block in (contextlib.nullcontext, signflash.enabled):
+        with block(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):
+            torch.manual_seed(3)
+            results.append(sdpa.attend(q, k, v, dropout_p=0.3))
+    theirs, ours = results
     assert torch.equal(theirs == 0, ours == 0)
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_compiled_code(masked):
+def test_compiled_code(enabled, masked):
     q, k, v = (x.detach().cuda().requires_grad_() for x in sdpa.make(BATCH, HEADS, SEQLEN, 64, dtype=torch.bfloat16))
     mask = PADDED.cuda() if masked else None
 
@@ -115,7 +118,7 @@ def test_compiled_code(masked):
         assert reference.error(compiled.cpu(), eager.cpu().double()) <= reference.GRADIENT["bfloat16"]
 
 
-def test_graphs_replay_with_other_masks():
+def test_graphs_replay_with_other_masks(enabled):
     q, k, v = (x.detach().cuda() for x in sdpa.make(BATCH, HEADS, SEQLEN, 64, dtype=torch.bfloat16))
     mask = PADDED.cuda()
     for _ in range(2):
@@ -129,7 +132,7 @@ def test_graphs_replay_with_other_masks():
     assert not torch.equal(first, out) and out.isfinite().all()
 
 
-def test_float32_is_pytorchs():
+def test_float32_is_pytorchs(enabled):
     q, k, v = (x.detach().cuda() for x in sdpa.make(1, 2, 16, 8))
     taken, _ = sdpa.taken(sdpa.attend, q, k, v, attn_mask=torch.zeros(16, 16, device="cuda"), dropout_p=P)
     assert True not in taken
