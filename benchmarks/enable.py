@@ -148,14 +148,15 @@ def row_of(case, device, seconds):
         row["memory"][side] = peak_growth(step, device) / MIB
     row["step"] = in_turns(lambda: step, device, seconds)
     if calls:
-        row["attention"] = in_turns(lambda: together([call.prepare() for call in calls]), device, seconds)
+        row["attention"] = in_turns(lambda: together([call.prepare() for call in calls], device), device, seconds)
     return row
 
 
-def together(runs):
+def together(runs, device):
     def run():
-        for one in runs:
-            one()
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device == "cuda"):
+            for one in runs:
+                one()
 
     return run
 

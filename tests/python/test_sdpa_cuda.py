@@ -1,5 +1,5 @@
-"""What ``F.scaled_dot_product_attention`` does on CUDA, as far as no GPU is needed: fake tensors of one, through PyTorch's
-real choices and the kernels that are registered for it."""
+"""What ``F.scaled_dot_product_attention`` does on CUDA, as far as no GPU is needed: our kernels of PyTorch's operators are
+called with the CPU's tensors, which take the same way, and compared with the formula and with what PyTorch's tracing predicts."""
 
 import pytest
 
@@ -15,91 +15,176 @@ if not hasattr(torch.library, "get_kernel"):
 if torch.version.cuda is None:
     pytest.skip("this PyTorch has no CUDA", allow_module_level=True)
 
-from signflash._sdpa import override, takes
+from signflash._sdpa import flash, fused, takes
 
 ATEN = torch.ops.aten
 P = 0.2
+OPERATORS = [fused.EFFICIENT, fused.CUDNN]
+LENGTHS = (37, 21)
 
 
-@pytest.fixture
-def enabled():
-    with signflash.enabled():
-        yield
+class Own:
+    """In the place of PyTorch's own kernel."""
+
+    def __init__(self):
+        self.calls = []
+
+    def call_boxed(self, keys, *args, **kwargs):
+        self.calls.append((keys, args, kwargs))
+        return "PyTorch's"
 
 
-def make(dtype=torch.float16, **settings):
-    shape = (2, 4, 16, 8)
-    return [torch.empty(shape, device="cuda", dtype=dtype, **settings) for _ in range(3)]
+def kernels(name):
+    """(forward, backward, PyTorch's own) of an operator."""
+    own = Own()
+    of = {kernel.name: kernel(own) for kernel in fused.KERNELS}
+    return of[name], of[f"{name}_backward"], own
 
 
+def make(dtype=torch.float16, layout="bshd", head_dim_v=None, device="cpu"):
+    """q, k, v (2, 3, seqlen, 8), which lie in memory as `layout` says."""
+    seqlen_q, seqlen_k = LENGTHS
+    tensors = sdpa.make(2, 3, seqlen_q, 8, of_keys=(2, 3, seqlen_k, 8), dtype=dtype, head_dim_v=head_dim_v)
+    tensors = [x.detach().to(device) for x in tensors]
+    if layout == "bshd":
+        tensors = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors]
+    return tensors
+
+
+def run(name, q, k, v, bias, p=P, is_causal=False, learns=False, call=None):
+    """(forward's results, gradients) of an operator's kernels, or of what `call` makes of their arguments."""
+    forward, backward, _ = kernels(name)
+    call = call or (lambda kernel, *args, **settings: kernel(None, *args, **settings))
+    out = call(forward, q, k, v, bias, True, p, is_causal, scale=0.4)
+    dout = torch.ones_like(out[0])
+    if name == fused.EFFICIENT:
+        lse, seed, offset = out[1:]
+        rest = (bias, out[0], lse, seed, offset, p, [True, True, True, learns], is_causal)
+    else:
+        lse, _, _, max_q, max_k, seed, offset, _ = out[1:]
+        rest = (out[0], lse, seed, offset, bias, None, None, max_q, max_k, p, is_causal)
+    return out, call(backward, dout, q, k, v, *rest, scale=0.4)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("seen", ["all", "causal", "numbers", "keys", "numbers that learn"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_results_and_gradients_are_the_formulas(name, seen, dtype):
+    q, k, v = make(dtype)
+    bias = None
+    if seen in ("numbers", "numbers that learn"):
+        bias = torch.randn(2, 3, *LENGTHS, generator=torch.Generator().manual_seed(3)).to(dtype)
+    elif seen == "keys":
+        hidden = torch.arange(LENGTHS[1]) > 13
+        bias = torch.zeros(LENGTHS[1], dtype=dtype).masked_fill(hidden, float("-inf")).expand(2, 3, *LENGTHS)
+    learns = seen == "numbers that learn" and name == fused.EFFICIENT
+    with signflash.random_state(sdpa.SEED, sdpa.OFFSET):
+        (out, lse, *_), gradients = run(name, q, k, v, bias, is_causal=seen == "causal", learns=learns)
+    exact = [x.clone().requires_grad_() for x in ([q, k, v, bias] if learns else [q, k, v])]
+    right = sdpa.expected(*exact[:3], P, exact[3] if learns else bias, seen == "causal", scale=0.4)
+    kind = str(dtype)[6:]
+    assert reference.error(out, right) <= reference.OUT[kind]
+    assert lse.dtype is torch.float32 and lse.shape[2] >= LENGTHS[0]
+    for got, want in zip(gradients, torch.autograd.grad(right, exact, torch.ones_like(right))):
+        assert got.shape == want.shape and got.dtype is want.dtype
+        assert reference.error(got, want) <= reference.gradient_bound(got)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("p", [0.0, P])
-def test_the_efficient_operator(enabled, p, masked):
-    """PyTorch chooses it for masks: with dropout it is ours, without it is PyTorch's with PyTorch's autograd."""
-    with fakes.FakeTensorMode(), sdpa.listening() as listener:
-        q, k, v = make(requires_grad=True)
-        bias = torch.empty(2, 1, 1, 16, device="cuda", dtype=q.dtype).expand(2, 4, 16, 16) if masked else None
-        out, lse, seed, offset = ATEN._scaled_dot_product_efficient_attention(q, k, v, bias, True, p)
-    assert listener.taken == [p > 0.0]
-    assert out.shape == q.shape and out.device.type == "cuda" and lse.shape[:2] == (2, 4) and seed.dtype is torch.int64
-    own = "ScaledDotProductEfficientAttentionBackward" in type(out.grad_fn).__name__
-    assert out.requires_grad and own is (p == 0.0)
-    if p > 0.0 and masked:
-        assert listener[0][2].bias.shape == (2, 4, 16, 16) and listener[0][2].bias.stride(1) == 0  # not copied
+@pytest.mark.parametrize("layout", ["bshd", "bhsd"])
+@pytest.mark.parametrize("head_dim_v", [8, 16])
+def test_results_lie_in_memory_as_pytorchs_tracing_predicts(name, masked, layout, head_dim_v):
+    """Compiled code relies on it."""
+    bias = torch.zeros(2, 1, *LENGTHS, dtype=torch.float16).expand(2, 3, *LENGTHS) if masked else None
+    learns = masked and name == fused.EFFICIENT
+    ours = run(name, *make(layout=layout, head_dim_v=head_dim_v), bias, learns=learns)
+
+    def traced(kernel, *args, **settings):
+        return getattr(ATEN, kernel.name)(*args, **settings)
+
+    with fakes.FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        tensors = [mode.from_tensor(x) for x in make(layout=layout, head_dim_v=head_dim_v)]
+        fake_bias = None if bias is None else mode.from_tensor(bias)
+        theirs = run(name, *tensors, fake_bias, learns=learns, call=traced)
+    for mine, predicted in zip([*ours[0], *ours[1]], [*theirs[0], *theirs[1]]):
+        if isinstance(predicted, torch.Tensor):
+            assert mine.dtype is predicted.dtype
+            assert mine.shape == predicted.shape and mine.stride() == predicted.stride()
+        else:
+            assert mine == predicted
 
 
-@pytest.mark.parametrize("p", [0.0, P])
-@pytest.mark.parametrize("masked", [False, True])
-def test_cudnns_operator(enabled, p, masked):
-    """PyTorch prefers it on Hopper: with dropout it is ours, without it is PyTorch's."""
-    with fakes.FakeTensorMode(), sdpa.listening() as listener:
-        q, k, v = make(requires_grad=True)
-        bias = torch.empty(2, 1, 16, 16, device="cuda", dtype=q.dtype) if masked else None
-        out, *_, seed, offset, debug = ATEN._scaled_dot_product_cudnn_attention(q, k, v, bias, True, p)
-    assert listener.taken == [p > 0.0]
-    assert out.shape == q.shape and out.device.type == "cuda" and seed.dtype is torch.int64
-    assert out.requires_grad and ("CudnnAttention" in type(out.grad_fn).__name__) is (p == 0.0)
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize(
+    "p, dtype, reason",
+    [
+        (0.0, torch.float16, takes.NO_DROPOUT.text),
+        (1.0, torch.float16, takes.CERTAIN.text),
+        (P, torch.float32, "query is float32"),
+    ],
+)
+def test_what_is_not_ours_is_pytorchs_own_both_ways(name, p, dtype, reason):
+    q, k, v = make(dtype)
+    forward, backward, own = kernels(name)
+    with sdpa.listening() as listener:
+        assert forward("keys", q, k, v, None, True, p, False, scale=0.4) == "PyTorch's"
+    assert reason in listener[0][1].text
+    state = [torch.zeros((), dtype=torch.int64)] * 2
+    lse = torch.zeros(2, 3, LENGTHS[0], 1)
+    rest = (q, lse, *state, None, None, None, *LENGTHS, p, False)
+    if name == fused.EFFICIENT:
+        rest = (None, q, lse, *state, p, [True, True, True, False], False)
+    assert backward("keys", q, q, k, v, *rest, scale=0.4) == "PyTorch's"
+    assert [keys for keys, _, _ in own.calls] == ["keys"] * 2
+    assert own.calls[1][1] == (q, q, k, v, *rest) and own.calls[1][2] == {"scale": 0.4}
+
+
+def test_too_wide_heads_are_pytorchs():
+    q = torch.zeros(1, 1, 4, 264, dtype=torch.float16)
+    assert kernels(fused.EFFICIENT)[0](None, q, q, q, None, True, P) == "PyTorch's"
+
+
+def test_an_old_gpu_is_pytorchs(monkeypatch):
+    """A fake tensor of a GPU that is elsewhere counts as new."""
+    with fakes.FakeTensorMode():
+        given = fused.Given(*make(device="cuda"), None, P, False, None)
+        assert fused.is_ours(given)
+        monkeypatch.setattr(takes, "is_new_enough", lambda index: False)
+        assert fused._why_not(given) is takes.OLD_GPU
+
+
+def test_pytorchs_kernels_come_back():
+    def registered():
+        return [torch._C._dispatch_dump(f"aten::{kernel.name}") for kernel in fused.KERNELS]
+
+    before = registered()
+    for _ in range(2):
+        with signflash.enabled():
+            assert all([now != then for now, then in zip(registered(), before)])
+        assert registered() == before
 
 
 @pytest.mark.parametrize(
     "dtype, reason", [(torch.float16, None), (torch.bfloat16, None), (torch.float32, "float32 on cuda")]
 )
-def test_the_formula(enabled, dtype, reason):
-    with fakes.FakeTensorMode(), sdpa.listening() as listener:
-        out, _ = ATEN._scaled_dot_product_attention_math(*make(dtype), None, P)
+def test_the_formula(dtype, reason):
+    with signflash.enabled(), fakes.FakeTensorMode(), sdpa.listening() as listener:
+        out, _ = ATEN._scaled_dot_product_attention_math(*make(dtype, device="cuda"), None, P)
     assert out.device.type == "cuda" and listener.taken == [reason is None]
     assert reason is None or reason in listener[0][1].text
 
 
-def test_an_old_gpu_is_pytorchs(enabled, monkeypatch):
-    monkeypatch.setattr(takes, "_is_new_enough", lambda index: False)
-    with fakes.FakeTensorMode(), sdpa.listening() as listener:
-        ATEN._scaled_dot_product_attention_math(*make(), None, P)
-    assert listener[0][1] is takes.OLD_GPU
-
-
-@pytest.mark.parametrize("is_causal", [False, True])
-def test_the_efficient_kernel_computes_what_the_formula_says(is_causal):
-    """On the CPU's tensors, which take the same way."""
-    q, k, v = sdpa.make(2, 3, 11, 8, of_keys=(2, 3, 14, 8))
-    bias = None if is_causal else torch.randn(2, 1, 11, 14).expand(2, 3, 11, 14)
-    kernel = override.Efficient(None)
+def test_flash_writes_what_lies_in_any_way():
+    tensors = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in make()]
+    tensors[1:] = [x[:, :, :21] for x in tensors[1:]]
     with signflash.random_state(sdpa.SEED, sdpa.OFFSET):
-        out, lse, _, _ = kernel(None, q, k, v, bias, True, P, is_causal, scale=0.4)
-    right = sdpa.expected(q, k, v, P, bias, is_causal, scale=0.4)
-    assert reference.error(out, right) < 1e-6 and lse.shape == (2, 3, 11) and not lse.requires_grad
-    for x, y in zip(*[torch.autograd.grad(x.sum(), (q, k, v)) for x in (out, right)]):
-        assert reference.error(x, y) < 1e-5
-
-
-def test_pytorchs_kernels_come_back():
-    def is_pytorchs():
-        with fakes.FakeTensorMode():
-            out = ATEN._scaled_dot_product_efficient_attention(*make(requires_grad=True), None, True, P)[0]
-        return "Efficient" in type(out.grad_fn).__name__
-
-    for _ in range(2):
-        assert is_pytorchs()
-        with signflash.enabled():
-            assert not is_pytorchs()
-    assert is_pytorchs()
+        out, lse, *_, state, _, _ = flash.forward(*tensors, P)
+    assert out.stride() == tensors[0].stride()
+    right = sdpa.expected(*tensors, P)
+    assert reference.error(out, right) <= reference.OUT["float16"]
+    gradients = flash.backward(torch.ones_like(out), *tensors, out, lse, None, None, 37, 21, P, False, state, None)
+    exact = [x.clone().requires_grad_() for x in tensors]
+    right = sdpa.expected(*exact, P)
+    for got, x, want in zip(gradients, tensors, torch.autograd.grad(right, exact, torch.ones_like(right))):
+        assert got.stride() == x.stride() and reference.error(got, want) <= reference.gradient_bound(got)

@@ -10,10 +10,8 @@ import warnings
 
 import torch
 
-from .._settings import Settings, signed
-from .._torch import checks, native, random
-from . import masks, notes, rings
-from .call import Call
+from . import below
+from .below import Given, Like
 
 NAME = "signflash"
 
@@ -61,40 +59,15 @@ def _registry():
     return registry
 
 
-def _like(x):
-    """An empty (batch, heads, seqlen, head_dim) as PyTorch's tracing predicts it, and one for a kernel to write."""
-    result = torch.empty_like(x)
-    return result, result if result.stride(-1) == 1 or result.shape[-1] == 1 else torch.empty(
-        x.shape, dtype=x.dtype, device=x.device
-    )
-
-
-def _rows_first(*tensors):
-    return [x.transpose(1, 2) for x in tensors]
-
-
 def forward(query, key, value, dropout_p=0.0, is_causal=False, return_debug_mask=False, *, scale=None):
     """(output, logsumexp, None, None, max_q, max_k, rng_state, unused, debug_attn_mask); the last are our probs."""
-    q, k, v = _rows_first(query, key, value)
-    checks.check_qkv(q, k, v)
-    if dropout_p > 0.0:
-        rings.refuse_in_a_ring()
-    if notes.listeners:
-        seen = masks.CAUSAL if is_causal else masks.ALL
-        notes.taken(Call(query, key, value, None, dropout_p, is_causal, scale), seen)
-    seed, offset, state = (0, 0, None) if dropout_p == 0.0 else random.draw_now(q)
-    settings = Settings(dropout_p, scale, bool(is_causal), nominal=True)
-    out, written = _like(query)
-    drawn = (seed, offset) if state is None else state
-    _, lse, probs = native.forward(q, k, v, settings, drawn, return_debug_mask, written.transpose(1, 2))
-    if written is not out:
-        out.copy_(written)
-    if state is None:
-        # On the CPU: the backward reads it without waiting for the GPU.
-        state = torch.tensor([signed(seed), signed(offset)], dtype=torch.int64, device="cpu")
+    out = Like(query)
+    given = Given(query, key, value, None, dropout_p, is_causal, scale)
+    _, lse, probs, drawn = below.forward(given, out.rows_first, return_debug_mask)
     unused = torch.empty((), dtype=torch.uint64, device=query.device)
     debug_mask = query.new_empty(0) if probs is None else probs
-    return out, lse, None, None, query.shape[2], key.shape[2], state.view(torch.uint64), unused, debug_mask
+    state = drawn.as_tensor().view(torch.uint64)
+    return out.filled(), lse, None, None, query.shape[2], key.shape[2], state, unused, debug_mask
 
 
 def backward(
@@ -102,14 +75,8 @@ def backward(
     *, scale=None,
 ):  # fmt: skip
     """(grad_query, grad_key, grad_value)."""
-    q, k, v, o, dout = _rows_first(query, key, value, out, grad_out)
-    settings = Settings(dropout_p, scale, bool(is_causal), nominal=True)
-    state = rng_state.view(torch.int64) if dropout_p > 0.0 else (0, 0)
-    gradients = [_like(x) for x in (query, key, value)]
-    into = [written.transpose(1, 2) for _, written in gradients]
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    native.backward(dout, q, k, v, o, logsumexp, None, settings, state, deterministic, into)
-    for result, written in gradients:
-        if written is not result:
-            result.copy_(written)
-    return tuple(result for result, _ in gradients)
+    given = Given(query, key, value, None, dropout_p, is_causal, scale)
+    state = rng_state.view(torch.int64) if dropout_p > 0.0 else None
+    gradients = [Like(x) for x in (query, key, value)]
+    below.backward(given, grad_out, out, logsumexp, state, [x.rows_first for x in gradients])
+    return tuple([x.filled() for x in gradients])

@@ -8,14 +8,14 @@ what when.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
-from . import masks, notes, rings, run, takes
+from . import fused, masks, notes, rings, run, takes
 from .call import Call
 
 MATH = "_scaled_dot_product_attention_math"
-EFFICIENT = "_scaled_dot_product_efficient_attention"
-CUDNN = "_scaled_dot_product_cudnn_attention"
 #: Autograd's keys, and no other: an operator with kernels below them is no composition to exporters any more. So calls
 #: of inference_mode, which skip autograd, stay with PyTorch.
 KEYS = ("AutogradCPU", "AutogradCUDA")
@@ -83,56 +83,6 @@ def _no_weights(query, key):
     return query.detach().new_full((), float("nan")).expand(*query.shape[:-1], key.shape[-2])
 
 
-class Efficient:
-    """PyTorch's operator of that name on CUDA, which takes masks, and whose own kernel is kept for what is not ours."""
-
-    def __init__(self, kernel) -> None:
-        self._kernel = kernel
-
-    def __call__(
-        self, keys, query, key, value, attn_bias, compute_log_sumexp, dropout_p=0.0, is_causal=False, *, scale=None
-    ):
-        """(out, lse, seed, offset)."""
-        found = attend(Call(query, key, value, attn_bias, dropout_p, is_causal, scale))
-        if found is None:
-            given = (query, key, value, attn_bias, compute_log_sumexp, dropout_p, is_causal)
-            return self._kernel.call_boxed(keys, *given, scale=scale)
-        out, lse = found
-        return out, lse.detach(), *_no_state(query)
-
-
-class Cudnn:
-    """The same of cuDNN's, which newer PyTorch prefers on Hopper."""
-
-    def __init__(self, kernel) -> None:
-        self._kernel = kernel
-
-    def __call__(
-        self, keys, query, key, value, attn_bias, compute_log_sumexp, dropout_p=0.0, is_causal=False,
-        return_debug_mask=False, *, scale=None,
-    ):  # fmt: skip
-        """(out, lse, None, None, max_q, max_k, seed, offset, debug_attn_mask)."""
-        found = None
-        if not return_debug_mask:
-            found = attend(Call(query, key, value, attn_bias, dropout_p, is_causal, scale))
-        if found is None:
-            given = (query, key, value, attn_bias, compute_log_sumexp, dropout_p, is_causal, return_debug_mask)
-            return self._kernel.call_boxed(keys, *given, scale=scale)
-        out, lse = found
-        lengths = query.shape[-2], key.shape[-2]
-        return out, lse.detach()[..., None], None, None, *lengths, *_no_state(query), query.new_empty(0)
-
-
-def _no_state(query):
-    """(seed, offset) where ours keeps its own."""
-    unused = torch.empty((), dtype=torch.int64, device=query.device)
-    return unused, unused.clone()
-
-
-#: PyTorch's operators on CUDA whose own kernels are kept for what is not ours.
-KEPT = {EFFICIENT: Efficient, CUDNN: Cudnn}
-
-
 class Registered:
     """Ours while it lives."""
 
@@ -142,11 +92,17 @@ class Registered:
         for key in KEYS if _has_cuda() else KEYS[:1]:
             self._library.impl(MATH, kernel, key)
         if _has_cuda() and hasattr(torch.library, "get_kernel"):
-            for name, kernel in KEPT.items():
-                if hasattr(torch.ops.aten, name):
-                    own = torch.library.get_kernel(f"aten::{name}", "AutogradCUDA")
-                    self._library.impl(name, kernel(own), "AutogradCUDA", with_keyset=True)
+            self._register_fused()
         _forget_kernels()
+
+    def _register_fused(self) -> None:
+        with warnings.catch_warnings():
+            # PyTorch tells that kernels of its own are overridden: this is what was asked for.
+            warnings.filterwarnings("ignore", message="Warning only once for all operators")
+            for kernel in fused.KERNELS:
+                if hasattr(torch.ops.aten, kernel.name):
+                    own = torch.library.get_kernel(f"aten::{kernel.name}", "CUDA")
+                    self._library.impl(kernel.name, kernel(own), "CUDA", with_keyset=True)
 
     def remove(self) -> None:
         library, self._library = self._library, None
@@ -157,7 +113,7 @@ class Registered:
 
 def _forget_kernels() -> None:
     """Tracers remember in Python which kernel a key of an operator has."""
-    for name in (MATH, *KEPT):
+    for name in (MATH, *[kernel.name for kernel in fused.KERNELS]):
         operator = getattr(getattr(torch.ops.aten, name, None), "default", None)
         if hasattr(operator, "_dispatch_cache"):
             operator._dispatch_cache.clear()

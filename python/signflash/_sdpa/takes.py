@@ -37,7 +37,7 @@ OLD_GPU = Reason("the GPU is older than Ampere")
 #: From so many scores a head on a bias that learns is faster with ours on a CPU without dropout, too: PyTorch, which has
 #: kernels for all else there, stores all probabilities (docs/pytorch.md has the measurement).
 MANY_SCORES = 512 * 512
-_HALF = (torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
 _flash_allowed = getattr(torch._C, "_get_flash_sdp_enabled", lambda: True)
 _is_exporting = getattr(getattr(torch, "compiler", None), "is_exporting", lambda: False)
 
@@ -79,7 +79,7 @@ def _of_tensors(call) -> Optional[Reason]:
         if x.layout is not torch.strided:
             return Reason(f"a tensor has layout {x.layout}")
     q = call.query
-    dtypes = checks.NAMES if q.device.type == "cpu" else _HALF
+    dtypes = checks.NAMES if q.device.type == "cpu" else HALF
     if q.dtype not in dtypes:
         return Reason(f"query is {str(q.dtype)[6:]} on {q.device.type}")
     if any([x.dtype is not q.dtype or x.device != q.device for x in (call.key, call.value)]):
@@ -87,7 +87,7 @@ def _of_tensors(call) -> Optional[Reason]:
     mask = call.attn_mask
     if mask is not None and (mask.device != q.device or not (mask.dtype is torch.bool or mask.dtype in checks.NAMES)):
         return Reason(f"attn_mask is {str(mask.dtype)[6:]} on {mask.device}")
-    if q.device.type == "cuda" and not _is_new_enough(q.device.index):
+    if q.device.type == "cuda" and not is_new_enough(q.device.index):
         return OLD_GPU
     return None
 
@@ -100,7 +100,7 @@ def _is_plain_below(x) -> bool:
 _new_enough = {}
 
 
-def _is_new_enough(index) -> bool:
+def is_new_enough(index) -> bool:
     if index not in _new_enough:
         if not torch.cuda.is_available():  # a fake tensor of a GPU that is elsewhere
             return True
@@ -121,10 +121,14 @@ def _of_shapes(call) -> Optional[Reason]:
     if mask is not None and mask.dim() > q.dim():
         return MASK_RANK
     if not (q.shape[-1] <= 256 and v.shape[-1] <= 256):
-        return Reason(f"head_dim is {q.shape[-1]} and value's {v.shape[-1]}; signflash has 1 to 256")
+        return too_wide(q, v)
     if call.enable_gqa and not (q.dim() >= 3 and k.shape[-3] == v.shape[-3] and q.shape[-3] % k.shape[-3] == 0):
         return GROUPS
     return None if _fit(call) else REFUSED
+
+
+def too_wide(q, v) -> Reason:
+    return Reason(f"head_dim is {q.shape[-1]} and value's {v.shape[-1]}; signflash has 1 to 256")
 
 
 def _fit(call) -> bool:
