@@ -257,7 +257,7 @@ def test_a_call_costs_the_host_less_than_30_microseconds():
     print(times)
     assert times["p = 0"] < 30 and times["p = 0.1"] < 30
     # PyTorch takes 15 us to record a function of Python's that does nothing.
-    assert times["recording"] < times["p = 0.1"] + 25
+    assert times["recording"] < times["p = 0.1"] + 30
 
 
 def test_a_large_call_is_addressed_in_64_bits():
