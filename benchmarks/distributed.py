@@ -5,8 +5,9 @@
     torchrun --nproc-per-node 2 benchmarks/distributed.py --device cpu --lengths 256 --rounds 2    only shows that it runs
 
 Those that are compared take turns in each round, after a barrier; a time is that of the slowest rank, and the table has medians of
-rounds. `x` is one GPU's time over that of all. `--trace` writes a timeline of rank 0 for chrome://tracing, one forward and
-backward of each method at the first length, and prints how long kernels computed, how long they sent, and how long both at once.
+rounds. `x` is one GPU's time over that of all. A second table has the forward alone, and the memory that a forward and backward
+take beyond operands, at most, on the rank that takes most. `--trace` writes what rank 0's GPU did, kernel by kernel, one forward
+and backward of each method at the second length, and how long kernels computed, how long they sent, and how long both at once.
 """
 
 import argparse
@@ -34,6 +35,8 @@ def arguments():
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--dropout", type=float, nargs="+", default=[0.0, 0.1])
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--causal", choices=("yes", "no"), nargs="+", default=["yes", "no"])
+    parser.add_argument("--no-priority", action="store_true", help="NCCL's streams have no priority over others")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--trace", type=Path)
     return parser.parse_args()
@@ -55,6 +58,23 @@ class Clock:
         dist.all_reduce(took, op=dist.ReduceOp.MAX)
         return float(took)
 
+    def forward_of(self, call):
+        """The same of the call's forward alone."""
+        return self.of(lambda: call(False))
+
+    def memory_of(self, call):
+        """MiB that it takes beyond what is there before, at most, on the rank that takes most; 0 on the CPU."""
+        if self.device.type != "cuda":
+            return 0.0
+        self.wait()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        self.wait()
+        took = torch.tensor([(torch.cuda.max_memory_allocated() - before) / 2**20], device=self.device)
+        dist.all_reduce(took, op=dist.ReduceOp.MAX)
+        return float(took)
+
     def wait(self):
         if self.device.type == "cuda":
             torch.cuda.synchronize()
@@ -71,20 +91,41 @@ def runs(a, seqlen, causal, p, device, dtype):
     q, k, v, dout = tensors(a, seqlen, device, dtype)
     settings = dict(causal=causal, dropout_p=p, seed=3, offset=0)
     whole = [x.clone().requires_grad_() for x in (q, k, v)]
-    found = {"one": lambda: torch.autograd.grad(signflash.attention(*whole, **settings), whole, dout)}
-    layout = "zigzag" if causal else "contiguous"
-    own = [distributed.shard_sequence(x, layout=layout).contiguous().requires_grad_() for x in (q, k, v)]
-    of_out = distributed.shard_sequence(dout, layout=layout).contiguous()
+    found = {"one": both(lambda: signflash.attention(*whole, **settings), whole, dout)}
+    shares = {}
+    for layout in {layout_of(method, causal) for method in METHODS}:
+        own = [distributed.shard_sequence(x, layout=layout).clone().requires_grad_() for x in (q, k, v)]
+        shares[layout] = own, distributed.shard_sequence(dout, layout=layout).clone()
     for method in METHODS:
-
-        def run(method=method):
-            out = distributed.attention(*own, method=method, layout=layout, seqlen=seqlen, **settings)
-            return torch.autograd.grad(out, own, of_out)
-
-        found[method] = run
+        layout = layout_of(method, causal)
+        own, of_out = shares[layout]
+        found[method] = both(
+            lambda own=own, method=method, layout=layout: distributed.attention(
+                *own, method=method, layout=layout, seqlen=seqlen, **settings
+            ),
+            own,
+            of_out,
+        )
     if p == 0.0 and a.heads == a.heads_k:
         found["PyTorch"] = of_pytorch(causal, (q, k, v, dout), device)
-    return found, (layout, whole, dout, settings)
+    return found, (causal, whole, dout, settings)
+
+
+def layout_of(method, causal):
+    """Ulysses has equal work for all ranks in any, and copies less in the order of positions."""
+    return "zigzag" if causal and method != "ulysses" else "contiguous"
+
+
+def both(forward, leaves, dout):
+    """What does a forward, and a backward if it is asked."""
+
+    def run(backward=True):
+        if not backward:
+            with torch.no_grad():
+                return forward()
+        return torch.autograd.grad(forward(), leaves, dout)
+
+    return run
 
 
 def of_pytorch(causal, tensors, device):
@@ -96,9 +137,12 @@ def of_pytorch(causal, tensors, device):
     q, k, v, dout = (x.transpose(1, 2).contiguous() for x in tensors)
     buffers = [x.clone() for x in (q, k, v, dout)]
 
-    def run():
+    def run(backward=True):
         with context_parallel(mesh, buffers=buffers, buffer_seq_dims=[2] * 4, no_restore_buffers=set()):
             own = [x.detach().requires_grad_() for x in buffers[:3]]
+            if not backward:
+                with torch.no_grad():
+                    return F.scaled_dot_product_attention(*own, is_causal=causal)
             return torch.autograd.grad(F.scaled_dot_product_attention(*own, is_causal=causal), own, buffers[3])
 
     return run
@@ -106,11 +150,13 @@ def of_pytorch(causal, tensors, device):
 
 def errors(found, reference):
     """The largest relative distance of gradients to one GPU's, by method."""
-    layout, whole, dout, settings = reference
-    wanted = torch.autograd.grad(signflash.attention(*whole, **settings), whole, dout)
-    wanted = [distributed.shard_sequence(x, layout=layout).float() for x in wanted]
+    causal, whole, dout, settings = reference
+    of_one = torch.autograd.grad(signflash.attention(*whole, **settings), whole, dout)
     far = {}
     for method in METHODS:
+        if method not in found:
+            continue
+        wanted = [distributed.shard_sequence(x, layout=layout_of(method, causal)).float() for x in of_one]
         got = found[method]()
         norms = torch.tensor([[float((g.float() - w).norm() ** 2), float(w.norm() ** 2)] for g, w in zip(got, wanted)])
         norms = norms.to(dout.device)
@@ -126,12 +172,16 @@ def timed(a, seqlen, causal, p, device, dtype):
         try:
             found[name]()
         except (RuntimeError, NotImplementedError, ValueError, TypeError, ImportError) as error:
-            reasons[name] = str(error).splitlines()[0][:100]
+            reasons[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
             found.pop(name)
+    forwards = {}
     for _ in range(a.rounds):
         for name, run in found.items():
             times.setdefault(name, []).append(clock.of(run))
+            forwards.setdefault(name, []).append(clock.forward_of(run))
     row = dict(seqlen=seqlen, causal=causal, p=p, missing=reasons, error=errors(found, reference))
+    row["forward ms"] = {name: statistics.median(all_of) for name, all_of in forwards.items()}
+    row["MiB"] = {name: clock.memory_of(run) for name, run in found.items()}
     row["ms"] = {name: statistics.median(all_of) for name, all_of in times.items()}
     row["least ms"] = {name: min(all_of) for name, all_of in times.items()}
     return row
@@ -142,9 +192,18 @@ def line(row):
     cells = [f"{row['seqlen']}", "yes" if row["causal"] else "no", f"{row['p']}", f"{one:.2f}"]
     for name in (*METHODS, "PyTorch"):
         cells.append(f"{row['ms'][name]:.2f} x{one / row['ms'][name]:.2f}" if name in row["ms"] else "-")
-    cells.append(f"{max(row['error'].values()):.0e}")
+    cells.append(f"{max(row['error'].values(), default=0.0):.0e}")
     told = "".join(f"\n  {name}: {why}" for name, why in missing.items())
     return "| " + " | ".join(cells) + " |" + told
+
+
+def more_of(row):
+    """Of the second table: the forward alone, and memory."""
+    cells = [f"{row['seqlen']}", "yes" if row["causal"] else "no", f"{row['p']}"]
+    for name in ("one", *METHODS, "PyTorch"):
+        has = name in row["ms"]
+        cells.append(f"{row['forward ms'][name]:.2f} ({row['MiB'][name]:.0f} MiB)" if has else "-")
+    return "| " + " | ".join(cells) + " |"
 
 
 def spans_of(events, is_sent):
@@ -169,7 +228,7 @@ def overlap(a, b):
 
 def trace(a, device, dtype, rank):
     """Where the time goes: one call of each method."""
-    found, _ = runs(a, a.lengths[0], True, a.dropout[-1], device, dtype)
+    found, _ = runs(a, a.lengths[min(1, len(a.lengths) - 1)], True, a.dropout[-1], device, dtype)
     for method in METHODS:
         found[method]()
         kinds = [torch.profiler.ProfilerActivity.CPU]
@@ -181,8 +240,11 @@ def trace(a, device, dtype, rank):
         if rank:
             continue
         path = a.trace.with_name(f"{a.trace.stem}-{method}{a.trace.suffix}")
-        profile.export_chrome_trace(str(path))
         on_gpu = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        on_gpu.sort(key=lambda e: e.time_range.start)
+        begin = on_gpu[0].time_range.start if on_gpu else 0
+        lines = [f"{e.time_range.start - begin:9.0f} {e.time_range.end - e.time_range.start:8.0f} us  {e.name[:90]}" for e in on_gpu]
+        path.write_text("\n".join(lines) + "\n")
         computed, sent = spans_of(on_gpu, False), spans_of(on_gpu, True)
         ends = [x for span in (*computed, *sent) for x in span]
         took = (max(ends) - min(ends)) / 1e3 if ends else 0.0
@@ -200,7 +262,9 @@ def main():
     device = torch.device("cuda", local) if a.device == "cuda" else torch.device(a.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", device_id=device)
+        # What is sent must not wait until the kernels beside it leave the multiprocessors.
+        options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=not a.no_priority)
+        dist.init_process_group("nccl", device_id=device, pg_options=options)
     else:
         dist.init_process_group("gloo")
     rank, dtype = dist.get_rank(), torch.bfloat16
@@ -212,13 +276,18 @@ def main():
         print("| seqlen | causal | p | one | ring | all-gather | Ulysses | PyTorch | error |")
         print("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
     for seqlen in a.lengths:
-        for causal in (True, False):
+        for causal in [word == "yes" for word in a.causal]:
             for p in a.dropout:
                 rows.append(timed(a, seqlen, causal, p, device, dtype))
                 if rank == 0:
                     print(line(rows[-1]), flush=True)
     if a.trace:
         trace(a, device, dtype, rank)
+    if rank == 0:
+        print("\nThe forward alone, ms, and the memory of a forward and backward beyond operands.")
+        print("| seqlen | causal | p | one | ring | all-gather | Ulysses | PyTorch |")
+        print("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+        print("\n".join(more_of(row) for row in rows), flush=True)
     if rank == 0 and a.json:
         a.json.write_text(json.dumps(dict(device=name, ranks=dist.get_world_size(), rows=rows), indent=1))
     dist.destroy_process_group()

@@ -106,7 +106,7 @@ def attention(
             larger problem whose first query is ``r`` and first key ``c`` there has the whole's diagonal plus ``r - c``. Not
             for packed sequences.
         out_dtype: float32 (of PyTorch, NumPy, or the word), for an out that is not rounded to q's dtype: a partial result,
-            of some of the keys, which is added to others first. On the CPU, and not recorded by autograd.
+            of some of the keys, which is added to others first. Not recorded by autograd.
         return_lse: also return lse (batch, num_heads, seqlen_q) float32: the logarithm of the sum of the exponentials
             of each row's scores, dropped or not; -inf where a query sees no key. Differentiable, as out.
         return_probs: also return probs (batch, num_heads, seqlen_q, seqlen_k) in q's dtype: the normalised
@@ -249,8 +249,7 @@ def attention_backward(
     Arguments are those of :func:`attention`; out and lse are what it returned, seed and offset what it drew
     (``return_rng_state``). dlse, the gradient of lse (batch, num_heads, seqlen_q) float32, is None if nothing depends
     on lse. dq is (batch, seqlen_q, num_heads, head_dim), dk (batch, seqlen_k, num_heads_k, head_dim), dv (batch, seqlen_k,
-    num_heads_k, head_dim_v); they are of q's dtype, or not rounded where grad_dtype is float32 (on the CPU): partial
-    gradients, which are added to others first. With return_dbias the result goes on with dbias, of bias's shape and dtype, and with
+    num_heads_k, head_dim_v); they are of q's dtype, or not rounded where grad_dtype is float32: partial gradients, which are added to others first. With return_dbias the result goes on with dbias, of bias's shape and dtype, and with
     return_dsinks with dsinks (num_heads) float32.
 
     >>> import numpy, signflash

@@ -130,6 +130,13 @@ def make(case):
     return Tensors(q, k, v, dout, dlse, joined)
 
 
+def moved(given, device):
+    """The same elsewhere."""
+    *tensors, joined = given
+    joined = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in joined.items()}
+    return Tensors(*(x.to(device) for x in tensors), joined)
+
+
 def differentiated(joined):
     return [name for name in ("bias", "sinks") if name in joined]
 

@@ -91,7 +91,15 @@ def test_what_is_not_there_is_refused():
 
 
 @pytest.mark.gpu
-def test_a_gpu_refuses_float32_results():
-    q, k, v, _ = (x.cuda() for x in make(torch.bfloat16))
-    with pytest.raises(NotImplementedError, match="on the CPU only"):
-        signflash.attention(q, k, v, out_dtype=torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_gpu_rounds_no_float32_results(dtype):
+    """They are what would have been rounded."""
+    q, k, v, dout = (x.cuda() for x in make(dtype))
+    wide, lse = signflash.attention(q, k, v, **SETTINGS, return_lse=True, out_dtype=torch.float32)
+    out = signflash.attention(q, k, v, **SETTINGS)
+    assert wide.dtype is torch.float32 and torch.equal(wide.to(dtype), out) and not torch.equal(wide, out.float())
+    arguments = (dout, q, k, v, out, lse)
+    wide = signflash.attention_backward(*arguments, **SETTINGS, deterministic=True, grad_dtype=torch.float32)
+    same = signflash.attention_backward(*arguments, **SETTINGS, deterministic=True)
+    for wide, same in zip(wide, same):
+        assert wide.dtype is torch.float32 and torch.equal(wide.to(dtype), same) and not torch.equal(wide, same.float())

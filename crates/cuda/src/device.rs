@@ -133,6 +133,16 @@ impl Device {
         &self.primary.info
     }
 
+    /// Runs `work` with this GPU as the calling thread's current one: for libraries that ask the thread, as NCCL and cuBLAS
+    /// do. What was current before is so again afterwards.
+    ///
+    /// # Errors
+    /// The driver's; `work` does not run then.
+    pub fn while_current<T>(&self, work: impl FnOnce() -> T) -> Result<T, CudaError> {
+        let _bound = self.bind()?;
+        Ok(work())
+    }
+
     /// Whether it allocates in the order of a stream.
     pub(crate) fn memory_pools(&self) -> bool {
         self.primary.memory_pools

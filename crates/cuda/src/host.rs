@@ -3,7 +3,7 @@
 use crate::buffer::DeviceBuffer;
 use crate::engine::{CudaEngine, EngineError};
 use crate::error::CudaError;
-use signflash_core::{Element, GradInputs, Gradients, Inputs, Outputs, Problem};
+use signflash_core::{Element, GradInputs, Gradients, Inputs, Outputs, Problem, ResultOf};
 use signflash_kernels::{Half, HostBackward, HostForward, Memory, half_of};
 
 /// Buffers for one call, and copies in the order of the engine's stream.
@@ -35,15 +35,16 @@ fn half<T: Element>() -> Result<Half, EngineError> {
 }
 
 impl CudaEngine {
-    /// out, lse and, if asked for, probs of host tensors; waits for them. Tensors as in [`Outputs`].
+    /// out, lse and, if asked for, probs of host tensors; waits for them. Tensors as in [`Outputs`]; results may be f32, but
+    /// not with probs.
     ///
     /// # Errors
     /// An [`EngineError`]. Nothing is written then, unless the driver fails between two downloads.
-    pub fn forward<T: Element>(
+    pub fn forward<T: Element, R: Element + ResultOf<T>>(
         &self,
         problem: &Problem,
         inputs: &Inputs<'_, T>,
-        outputs: &mut Outputs<'_, T>,
+        outputs: &mut Outputs<'_, R>,
     ) -> Result<(), EngineError> {
         let half = half::<T>()?;
         inputs.check(problem)?;
@@ -58,15 +59,15 @@ impl CudaEngine {
         Ok(held.download(&memory, outputs)?)
     }
 
-    /// dq, dk and dv of host tensors; waits for them. Tensors as in [`Gradients`].
+    /// dq, dk and dv of host tensors; waits for them. Tensors as in [`Gradients`], which may be f32.
     ///
     /// # Errors
     /// An [`EngineError`]. Nothing is written then, unless the driver fails between two downloads.
-    pub fn backward<T: Element>(
+    pub fn backward<T: Element, R: Element + ResultOf<T>>(
         &self,
         problem: &Problem,
         inputs: &GradInputs<'_, T>,
-        gradients: &mut Gradients<'_, T>,
+        gradients: &mut Gradients<'_, R>,
     ) -> Result<(), EngineError> {
         let half = half::<T>()?;
         inputs.check(problem)?;

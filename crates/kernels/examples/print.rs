@@ -18,6 +18,7 @@ fn main() {
     let common = Common {
         operands: Operands {
             half: if has("f16") { Half::F16 } else { Half::Bf16 },
+            wide: has("wide"),
             head_dim: words.iter().find_map(|w| w.parse().ok()).unwrap_or(128),
             head_dim_v: words.iter().find_map(|w| w.strip_prefix('v')?.parse().ok()),
             layout: if has("packed") { Layout::Packed } else { Layout::Batch },

@@ -34,6 +34,8 @@ pub struct ForwardCall<'a> {
     pub problem: &'a Problem,
     /// Format of all tensors but lse.
     pub half: Half,
+    /// Whether out is f32, and not rounded: part of a result, to be added to others. Its strides count its own elements.
+    pub wide: bool,
     /// (batch, seqlen_q, num_heads, head_dim).
     pub q: DeviceTensor,
     /// (batch, seqlen_k, num_heads_k, head_dim).
@@ -75,6 +77,7 @@ impl<'a> ForwardCall<'a> {
         ForwardCall {
             problem,
             half,
+            wide: false,
             q,
             k,
             v,
@@ -98,6 +101,16 @@ impl<'a> ForwardCall<'a> {
         let shape = problem.shape();
         let inputs = [shape.q(), shape.k(), shape.v()].map(tensor);
         Self::new(problem, half, inputs, tensor(shape.out()), 0)
+    }
+
+    /// The same whose out is f32, or not. Without probs: these have the operands' format.
+    pub fn with_wide(self, wide: bool) -> Self {
+        ForwardCall { wide, ..self }
+    }
+
+    /// out, its strides counted in halves.
+    pub(crate) fn out_in_halves(&self) -> DeviceTensor {
+        self.out.in_halves(self.wide)
     }
 
     /// The same that writes probs, too, if there are some.
@@ -139,6 +152,8 @@ impl<'a> ForwardCall<'a> {
 pub struct BackwardCall<'a> {
     pub problem: &'a Problem,
     pub half: Half,
+    /// Whether dq, dk and dv are f32, as in [`ForwardCall`]; out and dout are of the operands' format always.
+    pub wide: bool,
     pub q: DeviceTensor,
     pub k: DeviceTensor,
     pub v: DeviceTensor,
@@ -185,6 +200,7 @@ impl<'a> BackwardCall<'a> {
         BackwardCall {
             problem,
             half,
+            wide: false,
             q,
             k,
             v,
@@ -209,6 +225,16 @@ impl<'a> BackwardCall<'a> {
     pub fn of_dense(problem: &'a Problem, half: Half) -> Self {
         let forward = ForwardCall::of_dense(problem, half);
         Self::of(&forward, forward.out, [forward.q, forward.k, forward.v], 0)
+    }
+
+    /// The same whose dq, dk and dv are f32, or not.
+    pub fn with_wide(self, wide: bool) -> Self {
+        BackwardCall { wide, ..self }
+    }
+
+    /// dq, dk and dv, their strides counted in halves.
+    pub(crate) fn gradients_in_halves(&self) -> [DeviceTensor; 3] {
+        [self.dq, self.dk, self.dv].map(|tensor| tensor.in_halves(self.wide))
     }
 
     /// The same of a loss that depends on lse, too, if there is a gradient of it.
@@ -278,6 +304,11 @@ pub enum CallError {
         /// What.
         tensor: &'static str,
     },
+    /// Results are f32, and probs would not be.
+    #[error(
+        "the call has probs, and its out is f32, which probs are not; ask for them in a call without ForwardCall::with_wide"
+    )]
+    WideProbs,
     /// Nobody says how large probs of packed sequences are.
     #[error(
         "the call has probs of packed sequences, and nobody says how large; give rows and columns with ForwardCall::with_probs_sizes"

@@ -55,8 +55,8 @@ pub struct ForwardChoice<'a> {
 impl<'a> ForwardChoice<'a> {
     /// The tables' choice for a call on a GPU.
     pub fn of(call: &'a ForwardCall<'a>, gpu: Gpu, kernels: Kernels) -> Self {
-        let ForwardCall { problem, half, q, k, v, out, .. } = *call;
-        let common = common(problem, half, &[q, k, v, out], &call.scores);
+        let ForwardCall { problem, half, wide, q, k, v, .. } = *call;
+        let common = common(problem, (half, wide), &[q, k, v, call.out_in_halves()], &call.scores);
         let own = allowed(gpu, kernels).and_then(|()| takes::forward(call)).and_then(|()| {
             let form = hopper::forward(&common.hopper(), keys_of_a_sequence(problem), gpu);
             form.ok_or_else(|| NotHopper::Call("no form of its kernel fits the GPU's shared memory".into()))
@@ -81,7 +81,7 @@ impl<'a> ForwardChoice<'a> {
             None => takes::probs(self.call.problem, probs),
         };
         // They do not depend on v.
-        let common = common.without_v();
+        let common = common.without_v().without_results();
         let kernel = match taken {
             Ok(()) => ForwardKernel::Hopper(common.hopper(), hopper::probs(&common.hopper())),
             Err(_) => {
@@ -158,8 +158,10 @@ pub struct BackwardChoice<'a> {
 impl<'a> BackwardChoice<'a> {
     /// The tables' choice for a call on a GPU.
     pub fn of(call: &'a BackwardCall<'a>, gpu: Gpu, kernels: Kernels) -> Self {
-        let BackwardCall { problem, half, q, k, v, out, dout, dq, dk, dv, deterministic, .. } = *call;
-        let common = common(problem, half, &[q, k, v, out, dout, dq, dk, dv], &call.scores).with_lse();
+        let BackwardCall { problem, half, wide, q, k, v, out, dout, deterministic, .. } = *call;
+        let [dq, dk, dv] = call.gradients_in_halves();
+        let tensors = [q, k, v, out, dout, dq, dk, dv];
+        let common = common(problem, (half, wide), &tensors, &call.scores).with_lse();
         let own = allowed(gpu, kernels).and_then(|()| takes::backward(call));
         let (keys, dq) = match own {
             Ok(()) => {
@@ -317,7 +319,7 @@ fn dbias_kernel(
     let bias = problem.bias()?;
     let written = OverlayKind::of(numbers_of(bias.dtype), bias.shape, dbias, column_shift(problem));
     let form = portable::Asked::of(problem, gpu).dbias();
-    Some(DbiasKernel { common, form, pairs: written.pairs && !written.per_key })
+    Some(DbiasKernel { common: common.without_results(), form, pairs: written.pairs && !written.per_key })
 }
 
 /// Whether Hopper's own kernels may be asked at all.
@@ -330,13 +332,18 @@ fn allowed(gpu: Gpu, kernels: Kernels) -> Result<(), NotHopper> {
 }
 
 /// What the kernels of a call share.
-fn common(problem: &Problem, half: Half, tensors: &[DeviceTensor], scores: &DeviceScores) -> Common {
+fn common(
+    problem: &Problem,
+    (half, wide): (Half, bool),
+    tensors: &[DeviceTensor],
+    scores: &DeviceScores,
+) -> Common {
     let (real, padded) = (HeadDims::of(problem), portable::padded(problem));
     let in_pieces = real.map(|columns| columns.is_multiple_of(8)) == [true; 2]
         && tensors.iter().all(DeviceTensor::is_aligned);
     let head_dim_v = (real.q != real.v).then_some(padded.v);
     Common {
-        operands: Operands { half, head_dim: padded.q, head_dim_v, layout: Layout::of(problem) },
+        operands: Operands { half, wide, head_dim: padded.q, head_dim_v, layout: Layout::of(problem) },
         access: match in_pieces {
             true if real == padded => Access::Whole,
             true => Access::Pieces,

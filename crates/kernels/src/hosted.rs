@@ -4,8 +4,8 @@ use crate::call::{BackwardCall, ForwardCall};
 use crate::scores::{DeviceScoreTensor, DeviceScores};
 use crate::tensor::{DeviceTensor, Order};
 use signflash_core::{
-    BiasMut, BiasRef, Element, GradInputs, Gradients, Inputs, Outputs, Problem, ScoreInputs, TensorMut,
-    TensorRef,
+    BiasMut, BiasRef, Element, GradInputs, Gradients, Inputs, Outputs, Problem, ResultOf, ScoreInputs,
+    TensorMut, TensorRef,
 };
 use signflash_ptx::Half;
 
@@ -195,6 +195,8 @@ fn bias_bytes<'a>(bias: &'a mut BiasMut<'_>) -> &'a mut [u8] {
 pub struct HostForward<'p, B> {
     problem: &'p Problem,
     half: Half,
+    /// Whether out is f32.
+    wide: bool,
     inputs: [Held<B>; 3],
     out: Held<B>,
     lse: (B, u64),
@@ -208,29 +210,43 @@ impl<'p, B> HostForward<'p, B> {
     ///
     /// # Errors
     /// The memory's.
-    pub fn upload<T: Element, M: Memory<Buffer = B>>(
+    pub fn upload<T: Element, R: Element + ResultOf<T>, M: Memory<Buffer = B>>(
         memory: &mut M,
         (problem, half): (&'p Problem, Half),
         inputs: &Inputs<'_, T>,
-        outputs: &Outputs<'_, T>,
+        outputs: &Outputs<'_, R>,
     ) -> Result<Self, M::Error> {
         let mut up = |name, tensor: &_| Held::upload(memory, name, tensor, Order::RowsFirst);
         let operands = [up("q", &inputs.q)?, up("k", &inputs.k)?, up("v", &inputs.v)?];
-        let out = up("out", &outputs.out.as_ref())?;
+        let out = Held::upload(memory, "out", &outputs.out.as_ref(), Order::RowsFirst)?;
         let lse = memory.reserve("lse", size_of_val(outputs.lse))?;
         let probs = outputs.probs.as_ref();
         let probs = probs.map(|probs| Held::upload(memory, "probs", &probs.as_ref(), Order::HeadsFirst));
         let (probs, lse_ptr) = (probs.transpose()?, memory.address(&lse));
         let begins = Begins::upload(memory, problem)?;
         let scores = HeldScores::upload(memory, &inputs.scores)?;
-        Ok(HostForward { problem, half, inputs: operands, out, lse: (lse, lse_ptr), probs, begins, scores })
+        let wide = R::DTYPE != T::DTYPE;
+        Ok(HostForward {
+            problem,
+            half,
+            wide,
+            inputs: operands,
+            out,
+            lse: (lse, lse_ptr),
+            probs,
+            begins,
+            scores,
+        })
     }
 
     /// The call with them, and with a workspace for it.
     pub fn call(&self, workspace: u64) -> ForwardCall<'p> {
         let inputs = self.inputs.each_ref().map(|held| held.tensor);
         let call = ForwardCall::new(self.problem, self.half, inputs, self.out.tensor, self.lse.1);
-        let call = call.with_probs(self.probs.as_ref().map(|held| held.tensor)).with_workspace(workspace);
+        let call = call
+            .with_wide(self.wide)
+            .with_probs(self.probs.as_ref().map(|held| held.tensor))
+            .with_workspace(workspace);
         let call = call.with_scores(self.scores.scores);
         match &self.begins {
             Some(begins) => call.with_cu_seqlens(begins.addresses),
@@ -242,10 +258,10 @@ impl<'p, B> HostForward<'p, B> {
     ///
     /// # Errors
     /// The memory's.
-    pub fn download<T: Element, M: Memory<Buffer = B>>(
+    pub fn download<R: Element, M: Memory<Buffer = B>>(
         &self,
         memory: &M,
-        outputs: &mut Outputs<'_, T>,
+        outputs: &mut Outputs<'_, R>,
     ) -> Result<(), M::Error> {
         self.out.download(memory, &mut outputs.out)?;
         memory.download(&self.lse.0, bytemuck::cast_slice_mut(outputs.lse))?;
@@ -261,6 +277,8 @@ impl<'p, B> HostForward<'p, B> {
 pub struct HostBackward<'p, B> {
     problem: &'p Problem,
     half: Half,
+    /// Whether dq, dk and dv are f32.
+    wide: bool,
     inputs: [Held<B>; 3],
     out: Held<B>,
     dout: Held<B>,
@@ -277,11 +295,11 @@ impl<'p, B> HostBackward<'p, B> {
     ///
     /// # Errors
     /// The memory's.
-    pub fn upload<T: Element, M: Memory<Buffer = B>>(
+    pub fn upload<T: Element, R: Element + ResultOf<T>, M: Memory<Buffer = B>>(
         memory: &mut M,
         (problem, half): (&'p Problem, Half),
         inputs: &GradInputs<'_, T>,
-        gradients: &mut Gradients<'_, T>,
+        gradients: &mut Gradients<'_, R>,
     ) -> Result<Self, M::Error> {
         let mut up = |name, tensor: &_| Held::upload(memory, name, tensor, Order::RowsFirst);
         let operands = [up("q", &inputs.inputs.q)?, up("k", &inputs.inputs.k)?, up("v", &inputs.inputs.v)?];
@@ -302,6 +320,7 @@ impl<'p, B> HostBackward<'p, B> {
         Ok(HostBackward {
             problem,
             half,
+            wide: R::DTYPE != T::DTYPE,
             inputs: operands,
             out,
             dout,
@@ -325,7 +344,8 @@ impl<'p, B> HostBackward<'p, B> {
         let gradients = self.gradients.each_ref().map(|held| held.tensor);
         let call = BackwardCall::of(&forward, self.dout.tensor, gradients, workspace);
         let HeldGradients { dbias, dsinks } = &self.score_gradients;
-        call.with_dlse(self.dlse.as_ref().map(|dlse| dlse.1))
+        call.with_wide(self.wide)
+            .with_dlse(self.dlse.as_ref().map(|dlse| dlse.1))
             .with_dbias(dbias.as_ref().map(|dbias| dbias.1))
             .with_dsinks(dsinks.as_ref().map(|dsinks| dsinks.1))
             .with_deterministic(deterministic)
@@ -335,10 +355,10 @@ impl<'p, B> HostBackward<'p, B> {
     ///
     /// # Errors
     /// The memory's.
-    pub fn download<T: Element, M: Memory<Buffer = B>>(
+    pub fn download<R: Element, M: Memory<Buffer = B>>(
         &self,
         memory: &M,
-        to: &mut Gradients<'_, T>,
+        to: &mut Gradients<'_, R>,
     ) -> Result<(), M::Error> {
         let [dq, dk, dv] = &self.gradients;
         dq.download(memory, &mut to.dq)?;

@@ -5,7 +5,9 @@ use crate::config::Config;
 use crate::gpu::Gpu;
 use crate::hosted::{HostBackward, HostForward, Memory};
 use crate::workspace::{backward_workspace_bytes, forward_workspace_bytes};
-use signflash_core::{Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError};
+use signflash_core::{
+    Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError, ResultOf,
+};
 use signflash_ptx::{Global, Half, Kernel, Launch, Pointer, Trap};
 use std::convert::Infallible;
 
@@ -64,15 +66,15 @@ impl Interpreted {
         Interpreted { gpu, seed: 0, deterministic: false }
     }
 
-    /// out, lse and, if asked for, probs: as in [`Outputs`].
+    /// out, lse and, if asked for, probs: as in [`Outputs`]. Results may be f32, but not with probs.
     ///
     /// # Errors
     /// An [`InterpretError`]; nothing is written then.
-    pub fn forward<T: Element>(
+    pub fn forward<T: Element, R: Element + ResultOf<T>>(
         &self,
         problem: &Problem,
         inputs: &Inputs<'_, T>,
-        outputs: &mut Outputs<'_, T>,
+        outputs: &mut Outputs<'_, R>,
     ) -> Result<(), InterpretError> {
         self.forward_by(&Config::kernel, problem, inputs, outputs)
     }
@@ -81,12 +83,12 @@ impl Interpreted {
     ///
     /// # Errors
     /// As of [`forward`](Self::forward).
-    pub fn forward_by<T: Element>(
+    pub fn forward_by<T: Element, R: Element + ResultOf<T>>(
         &self,
         kernel: &dyn Fn(&Config) -> Kernel,
         problem: &Problem,
         inputs: &Inputs<'_, T>,
-        outputs: &mut Outputs<'_, T>,
+        outputs: &mut Outputs<'_, R>,
     ) -> Result<(), InterpretError> {
         let half = Self::half::<T>()?;
         inputs.check(problem)?;
@@ -101,15 +103,15 @@ impl Interpreted {
         Ok(())
     }
 
-    /// dq, dk and dv: as in [`Gradients`].
+    /// dq, dk and dv: as in [`Gradients`]. They may be f32.
     ///
     /// # Errors
     /// An [`InterpretError`]; nothing is written then.
-    pub fn backward<T: Element>(
+    pub fn backward<T: Element, R: Element + ResultOf<T>>(
         &self,
         problem: &Problem,
         inputs: &GradInputs<'_, T>,
-        gradients: &mut Gradients<'_, T>,
+        gradients: &mut Gradients<'_, R>,
     ) -> Result<(), InterpretError> {
         self.backward_by(&Config::kernel, problem, inputs, gradients)
     }
@@ -118,12 +120,12 @@ impl Interpreted {
     ///
     /// # Errors
     /// As of [`backward`](Self::backward).
-    pub fn backward_by<T: Element>(
+    pub fn backward_by<T: Element, R: Element + ResultOf<T>>(
         &self,
         kernel: &dyn Fn(&Config) -> Kernel,
         problem: &Problem,
         inputs: &GradInputs<'_, T>,
-        gradients: &mut Gradients<'_, T>,
+        gradients: &mut Gradients<'_, R>,
     ) -> Result<(), InterpretError> {
         let half = Self::half::<T>()?;
         inputs.check(problem)?;

@@ -55,7 +55,7 @@ pub(crate) fn forward(call: &ForwardCall<'_>) -> Result<(), NotHopper> {
         ("q", call.q, shape.q()),
         ("k", call.k, shape.k()),
         ("v", call.v, shape.v()),
-        ("out", call.out, shape.out()),
+        ("out", call.out_in_halves(), shape.out()),
     ];
     copy_engine(call.problem, &tensors)
 }
@@ -83,14 +83,15 @@ pub(crate) fn backward(call: &BackwardCall<'_>) -> Result<(), NotHopper> {
     if !call.workspace.is_multiple_of(16) {
         return refuse("the workspace does not start at a multiple of 16 bytes".into());
     }
+    let [dq, dk, dv] = call.gradients_in_halves();
     let tensors = [
         ("q", call.q, shape.q()),
         ("k", call.k, shape.k()),
         ("v", call.v, shape.v()),
         ("dout", call.dout, shape.out()),
-        ("dq", call.dq, shape.q()), // which the copy engine does not touch, but `convert_dq` writes in pieces of 16 bytes
-        ("dk", call.dk, shape.k()),
-        ("dv", call.dv, shape.v()),
+        ("dq", dq, shape.q()), // which the copy engine does not touch, but `convert_dq` writes in pieces of 16 bytes
+        ("dk", dk, shape.k()),
+        ("dv", dv, shape.v()),
     ];
     copy_engine(call.problem, &tensors)
 }

@@ -72,6 +72,17 @@ impl DeviceTensor {
         self.ptr.is_multiple_of(16) && strides.iter().all(|stride| stride.is_multiple_of(8))
     }
 
+    /// The same with strides that count elements of 2 bytes, if its own are f32.
+    pub(crate) fn in_halves(self, is_f32: bool) -> Self {
+        let halves = if is_f32 { 2 } else { 1 };
+        DeviceTensor {
+            batch_stride: halves * self.batch_stride,
+            row_stride: halves * self.row_stride,
+            head_stride: halves * self.head_stride,
+            ..self
+        }
+    }
+
     /// The tensor, of these sizes, for the copy engine, in boxes of so many rows.
     pub(crate) fn map(
         &self,

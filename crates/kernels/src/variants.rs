@@ -21,6 +21,8 @@ const LENGTHS: [usize; 3] = [256, 2048, 8192];
 pub struct Calls {
     /// Of all tensors.
     pub half: Half,
+    /// Whether results are f32; then nobody writes probs.
+    pub wide: bool,
     /// Of a head of q and k.
     pub head_dim: usize,
     /// Of a head of v.
@@ -44,6 +46,7 @@ impl Calls {
     pub fn of(half: Half, head_dim: usize) -> Self {
         Calls {
             half,
+            wide: false,
             head_dim,
             head_dim_v: head_dim,
             band: BandKind::Full,
@@ -67,7 +70,7 @@ impl Calls {
                 for deterministic in [false, true] {
                     let gradients = [forward.q, forward.k, forward.v];
                     let call = BackwardCall::of(&forward, forward.out, gradients, 0);
-                    let call = call.with_deterministic(deterministic);
+                    let call = call.with_deterministic(deterministic).with_wide(self.wide);
                     let call = call.with_dsinks(self.sinks.then_some(4));
                     all.extend(BackwardChoice::of(&call, gpu, kernels).kernels());
                 }
@@ -105,13 +108,13 @@ impl Calls {
         let inputs = [shape.q(), shape.k(), shape.v()].map(tensor);
         let probs = DeviceTensor::dense(ptr, shape.probs(), Order::HeadsFirst);
         let call = ForwardCall::new(problem, self.half, inputs, tensor(shape.out()), 0);
-        call.with_probs(Some(probs))
+        call.with_wide(self.wide).with_probs((!self.wide).then_some(probs))
     }
 }
 
 /// Every kernel of a GPU's tables for whole rows of 16 bytes, each head_dim, each kind of band, with dropout and without;
 /// and for head_dim 128 those that move single elements, and those of a negative scale; of packed sequences some; and of
-/// a head_dim of v that is not q's some.
+/// a head_dim of v that is not q's some; with f32 results some.
 ///
 /// ```
 /// use signflash_kernels::{Gpu, variants};
@@ -145,6 +148,7 @@ pub fn variants(gpu: Gpu, half: Half) -> Vec<Config> {
         let of_pair = |flags| Calls { head_dim_v, ..of(head_dim, flags) };
         all.extend([(BandKind::Full, false), (BandKind::Right, true), (BandKind::Both, true)].map(of_pair));
     }
+    all.extend([64, 128, 256].map(|head_dim| Calls { wide: true, ..of(head_dim, (BandKind::Right, true)) }));
     all.extend(of_scores(half));
     let mut kernels: Vec<Config> = vec![];
     for config in all.into_iter().flat_map(|calls| calls.kernels(gpu)) {

@@ -105,9 +105,10 @@ fn of_common(Common { operands, access, scores }: &Common) -> String {
     of_operands(operands) + &of_scores(scores) + of_access(*access)
 }
 
-fn of_operands(Operands { half, head_dim, head_dim_v, layout }: &Operands) -> String {
+fn of_operands(Operands { half, wide, head_dim, head_dim_v, layout }: &Operands) -> String {
     let of_v = head_dim_v.map_or(String::new(), |head_dim_v| format!(" and {head_dim_v} of v"));
-    format!("{}, head_dim {head_dim}{of_v}{}", half.name(), of_layout(*layout))
+    let results = if *wide { " with f32 results" } else { "" };
+    format!("{}{results}, head_dim {head_dim}{of_v}{}", half.name(), of_layout(*layout))
 }
 
 fn of_layout(layout: Layout) -> &'static str {

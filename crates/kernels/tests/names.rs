@@ -28,13 +28,13 @@ fn calls(half: Half) -> Vec<Calls> {
         ];
         for (band, dropout, kind, sinks) in settings {
             let calls = Calls { band, dropout, kind, sinks, aligned, ..Calls::of(half, head_dim) };
-            all.extend([calls, Calls { packed: true, ..calls }]);
+            all.extend([calls, Calls { packed: true, ..calls }, Calls { wide: true, ..calls }]);
         }
     }
     for ((head_dim, head_dim_v), aligned) in PAIRS.into_iter().flat_map(|dims| [(dims, true), (dims, false)])
     {
         let calls = Calls { head_dim_v, aligned, dropout: true, ..Calls::of(half, head_dim) };
-        all.extend([calls, Calls { packed: true, ..calls }]);
+        all.extend([calls, Calls { packed: true, ..calls }, Calls { wide: true, packed: true, ..calls }]);
     }
     all
 }

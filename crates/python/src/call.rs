@@ -30,7 +30,7 @@ pub enum Place {
 #[allow(missing_docs)]
 pub struct Forward {
     pub dtype: Dtype,
-    /// Of out and probs: that of the inputs, or f32 on the CPU.
+    /// Of out and probs: that of the inputs, or f32.
     pub results: Dtype,
     pub q: ForeignTensor,
     pub k: ForeignTensor,
@@ -55,7 +55,7 @@ pub struct Forward {
 #[allow(missing_docs)]
 pub struct Backward {
     pub dtype: Dtype,
-    /// Of dq, dk and dv: that of the inputs, or f32 on the CPU.
+    /// Of dq, dk and dv: that of the inputs, or f32.
     pub results: Dtype,
     pub q: ForeignTensor,
     pub k: ForeignTensor,

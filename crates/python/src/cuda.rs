@@ -24,9 +24,14 @@ pub(crate) fn engine(ordinal: u32) -> Result<CudaEngine, EngineError> {
     Ok(engine)
 }
 
-/// The dtype of operands and results, which a GPU's kernels have in common.
-fn half(dtype: Dtype, results: Dtype) -> Result<Half, EngineError> {
-    half_of(dtype).filter(|_| results == dtype).ok_or(EngineError::Dtype(results))
+/// The format of operands, and whether results are f32, and not of it.
+fn formats(dtype: Dtype, results: Dtype) -> Result<(Half, bool), EngineError> {
+    let half = half_of(dtype).ok_or(EngineError::Dtype(dtype))?;
+    match results {
+        Dtype::F32 => Ok((half, true)),
+        _ if results == dtype => Ok((half, false)),
+        other => Err(EngineError::Dtype(other)),
+    }
 }
 
 /// The call, of packed sequences if there are some.
@@ -57,10 +62,11 @@ pub(crate) unsafe fn forward(
     call: &Forward,
     problem: &Problem,
 ) -> Result<(), CallError> {
-    let half = half(call.dtype, call.results)?;
+    let (half, wide) = formats(call.dtype, call.results)?;
     let engine = engine(ordinal)?;
     let inputs = [call.q, call.k, call.v].map(|tensor| tensor.on_gpu(Order::RowsFirst));
     let forward = ForwardCall::new(problem, half, inputs, call.out.on_gpu(Order::RowsFirst), call.lse)
+        .with_wide(wide)
         .with_probs(call.probs.map(|probs| probs.on_gpu(Order::HeadsFirst)))
         .with_seed_and_offset_ptr(call.state.address)
         .with_scores(scores(&call.joined))
@@ -85,7 +91,7 @@ pub(crate) unsafe fn backward(
     call: &Backward,
     problem: &Problem,
 ) -> Result<(), CallError> {
-    let half = half(call.dtype, call.results)?;
+    let (half, wide) = formats(call.dtype, call.results)?;
     let engine = engine(ordinal)?;
     let on_gpu = |tensor: &ForeignTensor| tensor.on_gpu(Order::RowsFirst);
     let inputs = [&call.q, &call.k, &call.v].map(on_gpu);
@@ -95,6 +101,7 @@ pub(crate) unsafe fn backward(
     let forward = begin(forward, call.cu_seqlens);
     let gradients = [&call.dq, &call.dk, &call.dv].map(on_gpu);
     let backward = BackwardCall::of(&forward, on_gpu(&call.dout), gradients, call.workspace)
+        .with_wide(wide)
         .with_dlse((call.dlse != 0).then_some(call.dlse))
         .with_dbias(call.dbias.map(|dbias| entries(dbias.tensor)))
         .with_dsinks((call.dsinks != 0).then_some(call.dsinks))

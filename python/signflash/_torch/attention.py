@@ -155,7 +155,7 @@ def backward(
     if wide:
         if needs_operator(tensors):
             raise partial.not_recorded("grad_dtype")
-        into = [partial.room("grad_dtype", x, x.shape) for x in (q, k, v)]
+        into = [partial.room(x, x.shape) for x in (q, k, v)]
         rest = dict(cu_seqlens=cu_seqlens, scores=scores.of_operator(joined), wanted=wanted)
         *found, dbias, dsinks = native.backward(
             dout, q, k, v, out, lse, dlse, settings, state, deterministic, into, **rest

@@ -1,4 +1,7 @@
-"""Keys and values of all ranks gathered on each; gradients of keys go back to their ranks, and are added there."""
+"""Keys and values of all ranks gathered on each; gradients of keys go back to their ranks, and are added there.
+
+Heads are computed in parts: while one is, keys of the next come, and gradients of the one before go.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import torch
 
 from . import compute
 from .exchange import Comm
+from .heads import parts_of, together
 from .layout import Layout, Span
 from .merge import Partial, Sum
 
@@ -21,43 +25,75 @@ class AllGather(NamedTuple):
 
     def forward(self, call, operands, k, v):
         """(out, lse, what the backward is given)."""
-        total = Partial(operands.q, v)
-        compute.forward_of(call, self._spans(), operands, *self._gathered(k, v, "forward"), total)
-        out, lse = compute.finish(call, self.of_q.spans[self.comm.rank], total, operands)
+        parts = parts_of(call, operands, k.shape[-2])
+        coming = [self._gather(part, k, v, "forward") for part in parts]
+        outs, rows = [], []
+        for part, pending in zip(parts, coming):
+            own_call, own = (call, operands) if len(parts) == 1 else (part.of_call(call), part.of_operands(operands))
+            total = Partial(own.q, v)
+            compute.forward_of(own_call, self._spans(), own, *self._arrived(pending), total)
+            out, lse = compute.finish(own_call, self.of_q.spans[self.comm.rank], total, own)
+            outs.append(out)
+            rows.append(lse)
+        out, lse = together(outs, -2), together(rows, -2)
         return out, lse, (operands.q, k, v, out, lse)
 
     def backward(self, call, operands, saved, dout, dlse, wanted):
         """(dq, dk, dv, dbias, dsinks), each of its tensor's dtype, or of float32 where ``wanted.wide``."""
         q, k, v, out, lse = saved
         results = compute.Results(out, lse, dout, dlse)
-        every = self._gathered(k, v, "backward")
-        dq, *sums = (Sum(x) for x in (q, *every))
         dbias = compute.room_for_dbias(operands.bias, wanted.dbias)
-        compute.backward_of(call, self._spans(), operands, *every, results, (dq, *sums, dbias))
-        dk, dv = self._returned([one.total() for one in sums])
+        parts = parts_of(call, operands, k.shape[-2])
+        coming = [self._gather(part, k, v, "backward") for part in parts]
+        of_queries, going = [], []
+        for part, pending in zip(parts, coming):
+            own_call, own, own_results = call, operands, results
+            if len(parts) > 1:
+                own_call, own, own_results = part.of_call(call), part.of_operands(operands), part.of_results(results)
+            every = self._arrived(pending)
+            dq, *sums = (Sum(x) for x in (own.q, *every))
+            compute.backward_of(own_call, self._spans(), own, *every, own_results, (dq, *sums, dbias))
+            going.append([self._return(name, one) for name, one in zip(("keys", "values"), sums)])
+            of_queries.append(dq.rounded(q.dtype))
+            del every, dq, sums
+        dk, dv = (k.new_empty(x.shape, dtype=torch.float32 if wanted.wide else x.dtype) for x in (k, v))
+        for part, (of_k, of_v) in zip(parts, going):
+            _add_up(of_k.wait(), part.of_keys(dk))
+            _add_up(of_v.wait(), part.of_keys(dv))
         dsinks = compute.dsinks_of(operands, results, wanted.dsinks)
-        if not wanted.wide:
-            dk, dv = dk.to(k.dtype), dv.to(v.dtype)
-        return dq.total().to(q.dtype), dk, dv, dbias, dsinks
+        return together(of_queries, -2), dk, dv, dbias, dsinks
 
     def _spans(self):
         return self.of_q.spans[self.comm.rank], (Span(0, self.of_k.total),)
 
-    def _gathered(self, k, v, direction: str):
-        """All keys and all values, in the order of positions."""
+    def _gather(self, part, k, v, direction: str):
+        """Starts to bring all keys and all values of some heads."""
         pending = []
-        for name, x in (("keys", k), ("values", v)):
+        for name, x in (("keys", part.of_keys(k)), ("values", part.of_keys(v))):
             shapes = [(*x.shape[:-3], self.of_k.length(rank), *x.shape[-2:]) for rank in range(self.comm.size)]
             pending.append(self.comm.all_gather(x.contiguous(), shapes, f"{direction}: {name} from every rank"))
+        return pending
+
+    def _arrived(self, pending):
+        """In the order of positions."""
         return [self.of_k.put_together(one.wait(), -3) for one in pending]
 
-    def _returned(self, sums):
-        """Of each gradient, this rank's rows of what every rank has: added in the order of ranks, so that they are the same
-        in each run."""
-        pending = []
-        for name, x in zip(("keys", "values"), sums):
-            parts = [self.of_k.take(x, rank, -3).contiguous() for rank in range(self.comm.size)]
-            mine = parts[self.comm.rank].shape
-            doing = f"backward: gradients of {name} to their ranks"
-            pending.append(self.comm.all_to_all(parts, [mine] * self.comm.size, doing))
-        return [torch.stack(one.wait()).sum(0) if self.comm.size > 1 else one.wait()[0] for one in pending]
+    def _return(self, name: str, total: Sum):
+        """Starts to send each rank its rows of a gradient, and to bring this rank's of what every rank has."""
+        x = total.total()
+        parts = [self.of_k.take(x, rank, -3) for rank in range(self.comm.size)]
+        mine = parts[self.comm.rank].shape
+        doing = f"backward: gradients of {name} to their ranks"
+        return self.comm.all_to_all(parts, [mine] * self.comm.size, doing)
+
+
+def _add_up(parts, into) -> None:
+    """In the order of ranks, so that the sum is the same in each run."""
+    total, *others = parts
+    for number, one in enumerate(others):
+        if number + 1 == len(others):
+            torch.add(total, one, out=into)
+        else:
+            total.add_(one)
+    if not others:
+        into.copy_(total)

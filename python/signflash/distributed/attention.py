@@ -113,8 +113,8 @@ def attention(
         RuntimeError: a rank ended, or sends something else: what the backend raised, when the group's timeout has passed,
             with the name of the call and the step.
 
-    Accuracy is that of one device (docs/contract.md): partial results are added in float32, and rounded once. (On a GPU its
-    kernels round each before, until they return float32.) Results are the same bits in every run with the same ranks.
+    Accuracy is that of one device (docs/contract.md): partial results are added in float32, and rounded once. Results are the
+    same bits in every run with the same ranks (on a GPU with ``deterministic``).
     """
     given = Given(
         method,
@@ -258,8 +258,10 @@ def _geometry(settings, totals: Tuple[int, int], starts, joined) -> Geometry:
                     f"cu_seqlens_{name} must begin with 0, not fall, end at {total} at most and have as many numbers as the "
                     f"other, got {list(of)[:8]}{'...' if len(of) > 8 else ''}"
                 )
-    has_distances = joined is not None and joined[0] is not None
-    return Geometry(*totals, left, 0 if settings.causal else right, has_distances, *(starts or (None, None)))
+    slopes, bias, mask, _ = joined or (None,) * 4
+    has_positions = settings.dropout_p > 0 or bias is not None or mask is not None
+    right = 0 if settings.causal else right
+    return Geometry(*totals, left, right, slopes is not None, *(starts or (None, None)), has_positions)
 
 
 def _scores(joined, q, totals, starts) -> scores.Scores:

@@ -64,15 +64,14 @@ class Wanted(NamedTuple):
     #: dk and dv in float32, since they are to be added to others'.
     wide: bool = False
 
+    def dtypes(self, q, k, v) -> Tuple:
+        """Of dq, dk and dv."""
+        return (q.dtype, *(torch.float32 if self.wide else x.dtype for x in (k, v)))
+
 
 def rows_of(x, rows: slice):
     """Some rows of (..., rows, heads, head_dim)."""
     return x[..., rows, :, :]
-
-
-def wide_dtype(x):
-    """Of partial results: a GPU's kernels round them, and say so (``out_dtype``)."""
-    return x.dtype if x.is_cuda else torch.float32
 
 
 def _entries(x, piece, packed: bool):
@@ -130,9 +129,8 @@ def forward_of(call: Call, spans, operands: Operands, k, v, into: Partial) -> No
         alone = _is_alone(piece, call)
         if alone:
             read = [x.unsqueeze(0) for x in read]
-        wide = None if wide_dtype(q) == q.dtype else torch.float32
         arguments = _arguments(call, piece, q, bias, q.device)
-        out, lse = attention_of_one(*read, **arguments, return_lse=True, out_dtype=wide)
+        out, lse = attention_of_one(*read, **arguments, return_lse=True, out_dtype=torch.float32)
         into.add(piece.rows, *((out[0], lse[0]) if alone else (out, lse)))
 
 
@@ -148,14 +146,15 @@ def backward_of(call: Call, spans, operands: Operands, k, v, results: Results, i
         if alone:
             read, dlse = [x.unsqueeze(0) for x in read], None if dlse is None else dlse.unsqueeze(0)
         arguments = _arguments(call, piece, q, bias, q.device)
-        wide = None if wide_dtype(q) == q.dtype else torch.float32
+        for one in (dq, dk, dv):
+            one.settle()
         found = attention_backward(
             *read,
             dlse=dlse,
             **arguments,
             deterministic=call.deterministic,
             return_dbias=dbias is not None,
-            grad_dtype=wide,
+            grad_dtype=torch.float32,
         )
         of_q, of_k, of_v = (x[0] for x in found[:3]) if alone else found[:3]
         dq.add(rows, of_q)
@@ -187,7 +186,7 @@ def backward_alone(call: Call, piece, operands: Operands, k, v, results: Results
         deterministic=call.deterministic,
         return_dbias=wanted.dbias,
         return_dsinks=wanted.dsinks,
-        grad_dtype=torch.float32 if wanted.wide and wide_dtype(q) != q.dtype else None,
+        grad_dtype=torch.float32 if wanted.wide else None,
     )
     dq, dk, dv, *rest = found
     dbias = rest.pop(0) if wanted.dbias else None
@@ -196,13 +195,13 @@ def backward_alone(call: Call, piece, operands: Operands, k, v, results: Results
 
 def finish(call: Call, spans, total: Partial, operands: Operands) -> Tuple:
     """(out, lse) of all that was added to the queries of some spans; sinks count once, and not behind the last sequence."""
-    out, lse = total.out, total.lse
-    if operands.sinks is not None:
-        out, lse = add_sinks(out, lse, operands.sinks)
-        at, end = 0, call.geometry.starts_q[-1] if call.geometry.is_packed else call.geometry.seqlen_q
-        for begin, stop in spans:
-            lse[..., at + max(begin, end) - begin : at + max(stop, end) - begin] = float("-inf")
-            at += stop - begin
+    if operands.sinks is None:
+        return total.rounded(operands.q.dtype)
+    out, lse = add_sinks(*total.whole(), operands.sinks)
+    at, end = 0, call.geometry.starts_q[-1] if call.geometry.is_packed else call.geometry.seqlen_q
+    for begin, stop in spans:
+        lse[..., at + max(begin, end) - begin : at + max(stop, end) - begin] = float("-inf")
+        at += stop - begin
     return out.to(operands.q.dtype), lse
 
 

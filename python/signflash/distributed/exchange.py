@@ -45,7 +45,9 @@ class Comm(NamedTuple):
         """One tensor to each rank, and one of these shapes from each. All are of one dtype."""
         like = sent[0]
         room = torch.empty(sum(_count(shape) for shape in shapes), dtype=like.dtype, device=like.device)
-        flat = torch.cat([x.reshape(-1) for x in sent])
+        flat = torch.empty(sum(x.numel() for x in sent), dtype=like.dtype, device=like.device)
+        for part, x in zip(flat.split([x.numel() for x in sent]), sent):
+            part.view(x.shape).copy_(x)
         size = like.element_size()
         out_splits, in_splits = [_count(shape) * size for shape in shapes], [x.numel() * size for x in sent]
         with self.named(doing):

@@ -94,7 +94,7 @@ class Layout:
         placed = [part for _, part in sorted(placed, key=lambda one: one[0])]
         if not placed:
             return parts[0]
-        return placed[0] if len(placed) == 1 else torch.cat(placed, dim)
+        return placed[0] if len(placed) == 1 else _joined(placed, dim)
 
     def __eq__(self, other) -> bool:
         return isinstance(other, Layout) and self.spans == other.spans
@@ -104,6 +104,21 @@ class Layout:
 
     def __repr__(self) -> str:
         return f"Layout({[[tuple(span) for span in rank] for rank in self.spans]})"
+
+
+def _joined(parts, dim: int):
+    """Parts one behind the other along a dimension: without a copy where they lie so in memory."""
+    first, at = parts[0], parts[0].data_ptr()
+    storage = first.untyped_storage().data_ptr()
+    for x in parts:
+        if not x.is_contiguous() or x.data_ptr() != at or x.untyped_storage().data_ptr() != storage:
+            return torch.cat(parts, dim)
+        at += x.numel() * x.element_size()
+    if any(size != 1 for size in first.shape[:dim]):
+        return torch.cat(parts, dim)
+    shape = list(first.shape)
+    shape[dim] = sum(x.shape[dim] for x in parts)
+    return first.as_strided(shape, first.stride())
 
 
 def _chunks(total: int, count: int):

@@ -20,6 +20,8 @@ class Geometry(NamedTuple):
     #: Of packed sequences, where each begins and the last ends.
     starts_q: Optional[Tuple[int, ...]] = None
     starts_k: Optional[Tuple[int, ...]] = None
+    #: Whether something depends on where an entry lies: dropout, a bias, a mask.
+    has_positions: bool = True
 
     @property
     def is_packed(self) -> bool:
@@ -33,6 +35,16 @@ class Geometry(NamedTuple):
         if self.left is not None and columns.end <= first - self.left:
             return False
         return self.right is None or columns.begin <= last + self.right
+
+
+    def is_one(self, of_q: Sequence[Span], of_k: Sequence[Span]) -> bool:
+        """Whether all these queries see of all these keys what they would see if either followed each other without gaps."""
+        if self.is_packed or self.has_positions or self.has_distances or self.left is not None or not (of_q and of_k):
+            return False
+        if self.right is None:
+            return True
+        rises = all(a.end <= b.begin for a, b in zip(of_q, of_q[1:]))
+        return self.right == 0 and self.seqlen_q == self.seqlen_k and tuple(of_q) == tuple(of_k) and rises
 
 
 class Piece(NamedTuple):
@@ -52,6 +64,10 @@ class Piece(NamedTuple):
 
 def pieces(geometry: Geometry, of_q: Sequence[Span], of_k: Sequence[Span]) -> Iterator[Piece]:
     """All calls for the queries of some spans and the keys of others, each in the order in which tensors have them."""
+    if geometry.is_one(of_q, of_k):
+        rows, columns = (slice(0, sum(end - begin for begin, end in of)) for of in (of_q, of_k))
+        yield Piece(rows, columns, 0, 0, None if geometry.right is None else 0)
+        return
     at_row = 0
     for rows in of_q:
         at_column = 0

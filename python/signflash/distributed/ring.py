@@ -1,8 +1,9 @@
 """Ring attention: keys and values go round, and in the backward their gradients follow them.
 
 In step s a rank has the keys of the rank s before it, and sends them on while it computes. Gradients of keys leave a
-rank when it has added its own, so that they arrive one step later, and the last one sends them home: straight, where a
-window ends the ring early.
+rank when it has added what its queries contribute, so that they arrive one step later, and the last one sends them home:
+straight, where a window ends the ring early. What a rank's queries contribute to its own keys does not travel; half of it is
+computed while the last gradients do.
 """
 
 from __future__ import annotations
@@ -10,13 +11,27 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple, Tuple
 
+import torch
+
 from . import compute
 from .exchange import Comm, Parcel
+from .heads import parts_of
 from .layout import Layout
 from .merge import Partial, Sum
 from .pieces import Geometry, pieces
 
 KEYS, GRADIENTS = 16, 32  # tags
+
+
+def _together(own, others, into, heads):
+    """What a rank's own keys give, part by part, and those of others, if there are any: added in one pass, and rounded."""
+    for one, part in zip(own, heads):
+        part = (..., part, slice(None))
+        if others is None:
+            into[part].copy_(one.total())
+        else:
+            torch.add(one.total(), others[part], out=into[part])
+    return into
 
 
 class Ring(NamedTuple):
@@ -49,9 +64,15 @@ class Ring(NamedTuple):
         alone = self._alone(call, q)
         if alone is not None:
             return compute.backward_alone(call, alone, operands, k, v, results, wanted)
-        dq, dbias = Sum(q), compute.room_for_dbias(operands.bias, wanted.dbias)
-        kv, steps, behind = [k.contiguous(), v.contiguous()], self._steps(call), None
-        for step in range(steps):
+        dbias = compute.room_for_dbias(operands.bias, wanted.dbias)
+        parts, steps = parts_of(call, operands, k.shape[-2]), self._steps(call)
+        kv = [k.contiguous(), v.contiguous()]
+        coming = self._pass_on(kv, 0, steps, "backward")
+        # This rank's own keys in parts: before those of others, which come meanwhile, and behind, while gradients go.
+        own = [self._own(call, operands, part, kv, results, dbias) for part in parts[: max(1, len(parts) // 2)]]
+        dq, behind = None if steps == 1 else Sum(q), None
+        for step in range(1, steps):
+            kv = coming.wait()
             coming = self._pass_on(kv, step, steps, "backward")
             sums = [Sum(x) for x in kv]
             compute.backward_of(call, self._spans(step), operands, *kv, results, (dq, *sums, dbias))
@@ -60,12 +81,25 @@ class Ring(NamedTuple):
                 for mine, others in zip(sums, behind.wait()):
                     mine.add_(others)
             behind = self._send_gradients(sums, kv, step, steps)
-            kv = coming.wait() if coming else kv
-        dk, dv = behind.wait() if behind is not None else sums
+        kv = sums = coming = None
+        own += [self._own(call, operands, part, (k, v), results, dbias) for part in parts[len(own) :]]
+        others = (None if dq is None else dq.total(), *(behind.wait() if behind else (None, None)))
+        dq, dk, dv = (
+            _together(own_sums, other, like.new_empty(like.shape, dtype=dtype), [part[at > 0] for part in parts])
+            for at, (own_sums, other, like, dtype) in enumerate(zip(zip(*own), others, (q, k, v), wanted.dtypes(q, k, v)))
+        )
         dsinks = compute.dsinks_of(operands, results, wanted.dsinks)
-        if not wanted.wide:
-            dk, dv = dk.to(k.dtype), dv.to(v.dtype)
-        return dq.total().to(q.dtype), dk, dv, dbias, dsinks
+        return dq, dk, dv, dbias, dsinks
+
+    def _own(self, call, operands, part, kv, results, dbias):
+        """Sums of dq, dk and dv of this rank's queries and its own keys, of some heads."""
+        k, v = kv
+        if part.query != slice(0, operands.q.shape[-2]):
+            call, operands, results = part.of_call(call), part.of_operands(operands), part.of_results(results)
+            k, v = part.of_keys(k), part.of_keys(v)
+        sums = [Sum(x) for x in (operands.q, k, v)]
+        compute.backward_of(call, self._spans(0), operands, k, v, results, (*sums, dbias))
+        return sums
 
     def _owner(self, step: int) -> int:
         return (self.comm.rank - step) % self.comm.size
@@ -108,8 +142,6 @@ class Ring(NamedTuple):
             to, source, shapes = (rank + 1) % size, (rank - 1) % size, self._shapes(kv, self._owner(step + 1))
         else:
             to, source, shapes = self._owner(step), (rank + step) % size, self._shapes(kv, rank)
-        if to == rank:
-            return None
         return self.comm.exchange(Parcel(sums, to, source, shapes, GRADIENTS, doing))
 
 

@@ -1,4 +1,7 @@
-"""Ulysses: ranks exchange positions for heads, so that each has all positions of some heads; and back."""
+"""Ulysses: ranks exchange positions for heads, so that each has all positions of some heads; and back.
+
+A rank's heads are computed in parts: while one is, the next come, and results of the one before go.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any, List, NamedTuple
 import torch
 
 from . import compute
+from . import heads as of_heads
 from .exchange import Comm
 from .layout import Layout
 
@@ -17,6 +21,18 @@ class Heads(NamedTuple):
     query: slice
     #: Key heads, one after the other; a head that several ranks need is in the lists of all of them.
     key: List[int]
+
+    @property
+    def keys(self):
+        """The same as an index: a slice, which copies nothing, where they follow each other."""
+        first, end = self.key[0], self.key[-1] + 1
+        return slice(first, end) if self.key == list(range(first, end)) else self.key
+
+    def part(self, number: int, count: int) -> "Heads":
+        """One of equal parts."""
+        begin, end, own = self.query.start, self.query.stop, len(self.key)
+        at = [begin + (end - begin) * i // count for i in (number, number + 1)]
+        return Heads(slice(*at), self.key[own * number // count : own * (number + 1) // count])
 
 
 def heads_of(num_heads: int, num_heads_k: int, ranks: int) -> List[Heads]:
@@ -53,40 +69,87 @@ class Ulysses(NamedTuple):
 
     def forward(self, call, operands, k, v):
         """(out, lse, what the backward is given)."""
-        every = heads_of(call.num_heads, call.num_heads_k, self.comm.size)
-        to_heads = [(operands.q, self.of_q, "q"), (k, self.of_k, "k"), (v, self.of_k, "v")]
-        coming = []
-        for x, layout, name in to_heads:
-            chosen = [x[..., heads.query if name == "q" else heads.key, :] for heads in every]
-            coming.append((self._start(chosen, layout, f"forward: {name}"), layout))
-        q, k, v = [layout.put_together(one.wait(), -3).contiguous() for one, layout in coming]
-        inner_call, inner = self._of_heads(call, operands, q, every, "forward")
-        out, lse, saved = self.inner.forward(inner_call, inner, k, v)
-        out = torch.cat(self._from_all(out, self.of_q, "forward: out"), -2)
-        return out, _of_rows(torch.cat(self._from_all(_as_out(lse), self.of_q, "forward: lse"), -2)), saved
+        parts = self._parts(call, operands)
+        coming = [self._to_heads(every, (operands.q, k, v), "forward") for every in parts]
+        going, kept = [], []
+        for every, (q, k, v) in zip(parts, coming):
+            q, k, v = self._queries(q), self._keys(k), self._keys(v)
+            inner_call, inner = self._of_heads(call, operands, q, every, "forward")
+            out, lse, saved = self.inner.forward(inner_call, inner, k, v)
+            kept += saved
+            going.append((self._to_all(out, self.of_q, "forward: out"), self._to_all(_as_out(lse), self.of_q, "forward: lse")))
+        outs, rows = zip(*going)
+        return self._heads_of_all(parts, outs, call), _of_rows(self._heads_of_all(parts, rows, call)), tuple(kept)
 
     def backward(self, call, operands, saved, dout, dlse, wanted):
         """(dq, dk, dv, dbias, dsinks), each of its tensor's dtype, or of float32 where ``wanted.wide``."""
-        every = heads_of(call.num_heads, call.num_heads_k, self.comm.size)
-        shares = sum(len(heads.key) for heads in every) != call.num_heads_k
-        dout = self._exchange([dout[..., heads.query, :] for heads in every], "backward: dout")
-        if dlse is not None:
-            rows = _as_out(dlse)
-            dlse = _of_rows(self._exchange([rows[..., heads.query, :] for heads in every], "backward: dlse"))
-        inner_call, inner = self._of_heads(call, operands, saved[0], every, "backward")
-        dq, dk, dv, dbias, dsinks = self.inner.backward(
-            inner_call, inner, saved, dout, dlse, wanted._replace(wide=wanted.wide or shares)
-        )
-        dq = torch.cat(self._from_all(dq, self.of_q, "backward: dq"), -2)
-        dk = self._of_keys(dk, every, call.num_heads_k, "backward: dk")
-        dv = self._of_keys(dv, every, call.num_heads_k, "backward: dv")
+        parts = self._parts(call, operands)
+        shares = self._shares_keys(call)
+        rows = None if dlse is None else _as_out(dlse)
+        coming = [self._of_queries(every, (dout, rows), "backward") for every in parts]
+        each, going, dbias, dsinks = len(saved) // len(parts), [], None, None
+        for number, (every, (of_out, of_lse)) in enumerate(zip(parts, coming)):
+            own = saved[number * each : (number + 1) * each]
+            inner_call, inner = self._of_heads(call, operands, own[0], every, "backward")
+            of_lse = None if of_lse is None else _of_rows(self._queries(of_lse))
+            dq, dk, dv, dbias, of_sinks = self.inner.backward(
+                inner_call, inner, own, self._queries(of_out), of_lse, wanted._replace(wide=wanted.wide or shares)
+            )
+            going.append(
+                (
+                    self._to_all(dq, self.of_q, "backward: dq"),
+                    self._to_all(dk, self.of_k, "backward: dk"),
+                    self._to_all(dv, self.of_k, "backward: dv"),
+                )
+            )
+            del dq, dk, dv
+            if of_sinks is not None:
+                of_sinks = _among_all(of_sinks, every[self.comm.rank].query, call.num_heads, 0)
+                dsinks = of_sinks if dsinks is None else dsinks + of_sinks
+        of_q, of_k, of_v = zip(*going)
+        dq = self._heads_of_all(parts, of_q, call)
+        dk, dv = (self._key_heads_of_all(parts, x, call) for x in (of_k, of_v))
         if not wanted.wide:
             dk, dv = dk.to(saved[1].dtype), dv.to(saved[2].dtype)
         if dbias is not None:
-            dbias = self._of_entries(dbias, operands.bias, every, call)
-        if dsinks is not None:
-            dsinks = _among_all(dsinks, every[self.comm.rank].query, call.num_heads, 0)
+            dbias = self._of_entries(dbias, operands.bias, parts[0], call)
         return dq, dk, dv, dbias, dsinks
+
+    def _parts(self, call, operands) -> List[List[Heads]]:
+        """The heads of each rank, part by part; one, where heads cannot be divided, or where there is a bias or a mask."""
+        every = heads_of(call.num_heads, call.num_heads_k, self.comm.size)
+        count = of_heads.PARTS
+        whole = operands.bias is not None or call.mask is not None or self._shares_keys(call)
+        if whole or len(every[0].key) % count:
+            return [every]
+        return [[heads.part(number, count) for heads in every] for number in range(count)]
+
+    def _shares_keys(self, call) -> bool:
+        """Whether a key head goes to several ranks."""
+        every = heads_of(call.num_heads, call.num_heads_k, self.comm.size)
+        return sum(len(heads.key) for heads in every) != call.num_heads_k
+
+    def _to_heads(self, every: List[Heads], tensors, direction: str):
+        """Starts to bring q, k and v of a rank's own heads, of all positions."""
+        q, k, v = tensors
+        return [
+            self._start([q[..., heads.query, :] for heads in every], self.of_q, f"{direction}: q"),
+            self._start([k[..., heads.keys, :] for heads in every], self.of_k, f"{direction}: k"),
+            self._start([v[..., heads.keys, :] for heads in every], self.of_k, f"{direction}: v"),
+        ]
+
+    def _of_queries(self, every: List[Heads], tensors, direction: str):
+        """The same of the gradients of out and lse, if there are any."""
+        return [
+            None if x is None else self._start([x[..., h.query, :] for h in every], self.of_q, f"{direction}: {name}")
+            for name, x in zip(("dout", "dlse"), tensors)
+        ]
+
+    def _queries(self, pending):
+        return self.of_q.put_together(pending.wait(), -3).contiguous()
+
+    def _keys(self, pending):
+        return self.of_k.put_together(pending.wait(), -3).contiguous()
 
     def _of_heads(self, call, operands, q, every: List[Heads], direction: str):
         """The call and the operands of a rank's own heads, for all positions."""
@@ -112,7 +175,7 @@ class Ulysses(NamedTuple):
     def _of_entries(self, dbias, bias, every: List[Heads], call):
         """The way back: a rank's own rows of all heads; of a bias of one row for all, what its heads contribute."""
         if self._has_rows(bias, call):
-            parts = self._from_all(dbias.transpose(1, 2), self.of_q, "backward: dbias")
+            parts = self._to_all(dbias.transpose(1, 2), self.of_q, "backward: dbias").wait()
             own = (torch.cat(parts, -2) if bias.shape[1] > 1 else torch.stack(parts).sum(0)).transpose(1, 2)
             return own.sum_to_size(bias.shape)
         return dbias if bias.shape[1] == 1 else _among_all(dbias, every[self.comm.rank].query, call.num_heads, 1)
@@ -132,24 +195,38 @@ class Ulysses(NamedTuple):
 
     def _exchange(self, chosen, doing: str):
         """All queries' rows of a rank's own heads."""
-        return self.of_q.put_together(self._start(chosen, self.of_q, doing).wait(), -3).contiguous()
+        return self._queries(self._start(chosen, self.of_q, doing))
 
-    def _from_all(self, x, layout: Layout, doing: str):
-        """A rank's own positions, of the heads of each rank."""
+    def _to_all(self, x, layout: Layout, doing: str):
+        """Starts to bring a rank's own positions, of the heads of each rank."""
         parts = [layout.take(x, rank, -3) for rank in range(self.comm.size)]
         shape = parts[self.comm.rank].shape
-        return self.comm.all_to_all(parts, [shape] * self.comm.size, doing).wait()
+        return self.comm.all_to_all(parts, [shape] * self.comm.size, doing)
 
-    def _of_keys(self, x, every: List[Heads], num_heads_k: int, doing: str):
+    def _heads_of_all(self, parts, going, call):
+        """All query heads of a rank's own positions."""
+        found = [pending.wait() for pending in going]
+        like = found[0][0]
+        whole = like.new_empty((*like.shape[:-2], call.num_heads, like.shape[-1]))
+        for every, of_ranks in zip(parts, found):
+            for heads, x in zip(every, of_ranks):
+                whole[..., heads.query, :].copy_(x)
+        return whole
+
+    def _key_heads_of_all(self, parts, going, call):
         """The same of gradients of keys: what several ranks have of one head is added, in the order of ranks."""
-        parts = self._from_all(x, self.of_k, doing)
-        if sum(len(heads.key) for heads in every) == num_heads_k:
-            return torch.cat(parts, -2)
-        total = parts[0].new_zeros((*parts[0].shape[:-2], num_heads_k, parts[0].shape[-1]))
-        for heads, part in zip(every, parts):
-            for at, head in enumerate(heads.key):
-                total[..., head, :] += part[..., at, :]
-        return total
+        found = [pending.wait() for pending in going]
+        like, shares = found[0][0], self._shares_keys(call)
+        shape = (*like.shape[:-2], call.num_heads_k, like.shape[-1])
+        whole = like.new_zeros(shape) if shares else like.new_empty(shape)
+        for every, of_ranks in zip(parts, found):
+            for heads, x in zip(every, of_ranks):
+                if not shares:
+                    whole[..., heads.keys, :].copy_(x)
+                    continue
+                for at, head in enumerate(heads.key):
+                    whole[..., head, :] += x[..., at, :]
+        return whole
 
 
 def _as_out(lse):

@@ -19,8 +19,10 @@ pub enum Layout {
 /// What all kernels of a problem are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Operands {
-    /// Format of q, k, v and the results.
+    /// Format of q, k, v and, unless they are wide, of the results.
     pub half: Half,
+    /// Whether out, dq, dk and dv are f32: parts of results, that are rounded when they have been added up.
+    pub wide: bool,
     /// Columns of q and k a head in shared memory: head_dim, rounded up to a multiple of 16.
     pub head_dim: u32,
     /// Likewise of v and out, if v has a head_dim of its own, whether that is rounded up to the same or not.
@@ -193,6 +195,11 @@ impl Operands {
     pub(crate) fn without_v(self) -> Self {
         Operands { head_dim_v: None, ..self }
     }
+
+    /// The same where nobody writes out, dq, dk or dv.
+    pub(crate) fn without_results(self) -> Self {
+        Operands { wide: false, ..self }
+    }
 }
 
 impl HeadDims {
@@ -262,6 +269,11 @@ impl Common {
         Common { operands: self.operands.without_v(), ..*self }
     }
 
+    /// The same where nobody writes out, dq, dk or dv.
+    pub fn without_results(&self) -> Common {
+        Common { operands: self.operands.without_results(), ..*self }
+    }
+
     /// Of these, what Hopper's own kernels depend on. How many columns are real is the copy engine's to know.
     pub fn hopper(&self) -> HopperCommon {
         let Operands { head_dim, head_dim_v, .. } = self.operands;
@@ -279,7 +291,8 @@ impl HopperCommon {
 
 impl fmt::Display for Operands {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}_d{}", self.half.name(), self.layout, self.head_dim)?;
+        let wide = if self.wide { "_wide" } else { "" };
+        write!(f, "{}{wide}{}_d{}", self.half.name(), self.layout, self.head_dim)?;
         self.head_dim_v.map_or(Ok(()), |head_dim_v| write!(f, "v{head_dim_v}"))
     }
 }

@@ -97,6 +97,11 @@ impl<'k> RowsOf<'k> {
         }
     }
 
+    /// How many there are.
+    pub(crate) fn seqlen(&self) -> Val<'k, U32> {
+        self.seqlen
+    }
+
     /// The address of the first of them, of head 0.
     #[track_caller]
     pub(super) fn start(&self, tensor: &TensorVals<'k>) -> Val<'k, U64> {

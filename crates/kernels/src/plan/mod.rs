@@ -7,7 +7,7 @@ mod launches;
 use crate::arguments::ScoreArgs;
 use crate::call::{CallError, Task, TooManyBlocks, check_features};
 use crate::choose::{BackwardChoice, ForwardChoice};
-use crate::config::{Config, DqKernel, ForwardKernel, HopperKeysForm, KeysKernel, Layout};
+use crate::config::{Config, DqKernel, ForwardKernel, HopperCommon, HopperKeysForm, KeysKernel, Layout};
 use crate::geometry::{heads, heads_at_once, is_triangle, query_tiles, stat_rows};
 use crate::packed::lists::{Listed, Lists};
 use crate::packed::matrices::MatricesArgs;
@@ -23,6 +23,7 @@ use crate::sm80::forward::ForwardArgs;
 use crate::sm80::probs::ProbsArgs;
 use crate::sm90;
 use crate::sm90::forward::WG_ROWS;
+use crate::sm90::results::Results;
 use crate::tensor::DeviceTensor;
 use crate::workspace::list_bytes;
 use launches::{Launch, Plan};
@@ -36,6 +37,9 @@ impl ForwardChoice<'_> {
     pub fn tasks(&self) -> Result<Vec<Task>, CallError> {
         let call = self.call;
         check_features(call.problem)?;
+        if call.wide && self.probs.is_some() {
+            return Err(CallError::WideProbs);
+        }
         let ranges = call.workspace + list_bytes(call.problem);
         let scores = ScoreArgs::of(call.problem, &call.scores, [call.seed_and_offset_ptr, ranges])?;
         let mut plan = Plan::new(call.problem, self.gpu, scores);
@@ -52,7 +56,8 @@ impl ForwardChoice<'_> {
     }
 
     fn forward_task(&self, plan: &mut Plan<'_>) -> Result<(), CallError> {
-        let (q, k, v, out, lse) = (self.call.q, self.call.k, self.call.v, self.call.out, self.call.lse);
+        let (q, k, v, out, lse) =
+            (self.call.q, self.call.k, self.call.v, self.call.out_in_halves(), self.call.lse);
         let config = Config::Forward(self.forward);
         match &self.forward {
             ForwardKernel::Portable(common, form) => {
@@ -65,10 +70,13 @@ impl ForwardChoice<'_> {
                     q: q.map(shape.q(), WG_ROWS, layout),
                     k: k.map(shape.k(), form.step, layout),
                     v: v.map(shape.v(), form.step, layout),
-                    out: out.map(shape.out(), WG_ROWS, layout),
-                    lse,
                 };
-                plan.launch_scheduled(config, form, is_triangle(plan.problem), &|list| args.push(list))
+                let out = Results::of(out, shape.out(), common.operands);
+                plan.launch_scheduled(config, form, is_triangle(plan.problem), &|list| {
+                    args.push(list);
+                    out.push(list);
+                    list.push(Arg::U64(lse));
+                })
             }
         }
     }
@@ -212,7 +220,8 @@ impl BackwardChoice<'_> {
 
     fn keys_task(&self, plan: &mut Plan<'_>) -> Result<(), CallError> {
         let call = self.call;
-        let (q, k, v, dout, dk, dv) = (call.q, call.k, call.v, call.dout, call.dk, call.dv);
+        let (q, k, v, dout) = (call.q, call.k, call.v, call.dout);
+        let [_, dk, dv] = call.gradients_in_halves();
         let (config, stats, dq_sums) = (Config::Keys(self.keys), call.workspace, self.dq_sums());
         match &self.keys {
             KeysKernel::Portable(common, form, _) => {
@@ -220,11 +229,11 @@ impl BackwardChoice<'_> {
                 let launch = plan.by_keys(config, form.rows());
                 plan.launch_with_widths(launch, common, &|list| args.push(list))
             }
-            KeysKernel::Hopper(_, form) => {
-                let args = self.own_keys_args(plan, form);
+            KeysKernel::Hopper(common, form) => {
+                let own = self.own_keys_args(plan, common, form);
                 let launch = plan.by_keys(config, form.keys);
                 if !form.persistent {
-                    return plan.launch(launch, &|list| args.push(list));
+                    return plan.launch(launch, &own);
                 }
                 let units = i32::try_from(launch.blocks);
                 let units = units.map_err(|_| TooManyBlocks { blocks: launch.blocks })? as u32;
@@ -232,32 +241,46 @@ impl BackwardChoice<'_> {
                 let tiles = sm90::backward::TilesArgs { units, begun: self.counters() };
                 plan.launch(Launch { blocks, ..launch }, &|list| {
                     tiles.push(list);
-                    args.push(list);
+                    own(list);
                 })
             }
         }
     }
 
-    fn own_keys_args(&self, plan: &Plan<'_>, form: &HopperKeysForm) -> sm90::backward::KeysArgs {
+    /// What Hopper's pass over keys is told.
+    fn own_keys_args(
+        &self,
+        plan: &Plan<'_>,
+        common: &HopperCommon,
+        form: &HopperKeysForm,
+    ) -> impl Fn(&mut Vec<Arg>) + use<> {
         let (call, problem) = (self.call, plan.problem);
         let shape = problem.shape();
         let layout = Layout::of(problem);
-        sm90::backward::KeysArgs {
+        let [_, dk, dv] = call.gradients_in_halves();
+        let results = [(dk, shape.k()), (dv, shape.v())]
+            .map(|(tensor, sizes)| Results::of(tensor, sizes, common.operands));
+        let args = sm90::backward::KeysArgs {
             q: call.q.map(shape.q(), form.step, layout),
             k: call.k.map(shape.k(), form.keys, layout),
             v: call.v.map(shape.v(), form.keys, layout),
             dout: call.dout.map(shape.out(), form.step, layout),
-            dk: call.dk.map(shape.k(), WG_ROWS, layout),
-            dv: call.dv.map(shape.v(), WG_ROWS, layout),
+        };
+        let sums = sm90::backward::SumsArgs {
             stats: call.workspace,
             dq_sums: self.dq_sums(),
             dq_counters: self.counters(),
             heads_at_once: heads_at_once(problem, form, plan.gpu),
+        };
+        move |list: &mut Vec<Arg>| {
+            args.push(list);
+            results.iter().for_each(|results| results.push(list));
+            sums.push(list);
         }
     }
 
     fn dq_task(&self, plan: &mut Plan<'_>) -> Result<(), CallError> {
-        let (call, dq) = (self.call, self.call.dq);
+        let (call, [dq, ..]) = (self.call, self.call.gradients_in_halves());
         match &self.dq {
             DqKernel::Queries(common, form) => {
                 let args = QueriesArgs {

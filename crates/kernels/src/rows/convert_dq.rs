@@ -62,6 +62,6 @@ pub(crate) fn kernel(name: &str, rows: &RowsCommon, step: u32, sums: DqSums) -> 
             head_dim: problem.head_dim,
         };
         let staging = staging.plus(own_row * layout.row_bytes());
-        store_rows(warp, &[acc], rows.operands.half, staging, &TileCopy::new(t, *rows, t.lane(), 32), target);
+        store_rows(warp, &[acc], rows.operands, staging, &TileCopy::new(t, *rows, t.lane(), 32), target);
     })
 }

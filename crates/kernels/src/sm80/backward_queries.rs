@@ -167,7 +167,7 @@ impl<'k> Queries<'_, 'k> {
         dq.iter().for_each(|dq| scale_rows(dq, [factor, factor]));
         let target = self.block.queries_of(&self.args.dq, of_q, own.first_row);
         let copy = of_q.copy(t, t.lane(), 32);
-        store_rows(warp, &dq, common.operands.half, own.q.tile, &copy, target);
+        store_rows(warp, &dq, common.operands, own.q.tile, &copy, target);
     }
 
     fn own<'a>(&self, [lanes, lanes_v]: [&'a Lanes<'k>; 2], first_row: Val<'k, U32>) -> Own<'a, 'k> {

@@ -208,7 +208,7 @@ impl<'k> Forward<'_, 'k> {
         let width = self.block.widths.v;
         let target = self.block.queries_of(&self.args.out, width, first_row);
         let copy = width.copy(t, t.lane(), 32);
-        store_rows(warp, out, self.block.common.operands.half, staging, &copy, target);
+        store_rows(warp, out, self.block.common.operands, staging, &copy, target);
     }
 }
 

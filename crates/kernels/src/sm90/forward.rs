@@ -20,6 +20,7 @@
 //! scores: here it is drawn by warps that have nothing else to do, which keeps its long chains of products off the
 //! multiplying warps' way.
 use super::pipeline::Pipeline;
+use super::results::{ResultVals, names};
 use super::schedule::{Schedule, Shares};
 use super::steps::Steps;
 use crate::config::{BandKind, HopperCommon, HopperForm, Scores};
@@ -29,10 +30,13 @@ use crate::parts::scores::{ScoreStage, ScoreVals};
 use crate::parts::sinks::SinksVals;
 use crate::parts::visibility::{KeyTiles, SeenRange, Sight};
 use crate::parts::work::Work;
-use signflash_ptx::{Builder, Cta, Kernel, LaunchBounds, S32, TensorMap, Thread, U32, Val, Warp, Warpgroup};
+use signflash_ptx::{
+    Builder, Cta, Kernel, LaunchBounds, S32, TensorMap, Thread, U32, U64, Val, Warp, Warpgroup,
+};
 
 kernel_args! {
-    /// Arguments of the forward, in the order of the kernel's parameters.
+    /// Arguments of the forward, in the order of the kernel's parameters. Then come out, and lse (batch, num_heads,
+    /// seqlen_q) f32, dense.
     ForwardArgs / ForwardVals {
         /// Queries, boxes of 64 rows.
         q: TensorMap,
@@ -40,10 +44,6 @@ kernel_args! {
         k: TensorMap,
         /// Values, likewise.
         v: TensorMap,
-        /// Output, boxes of 64 rows.
-        out: TensorMap,
-        /// (batch, num_heads, seqlen_q) f32, dense.
-        lse: u64,
     }
 }
 
@@ -57,14 +57,27 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperForm) -> Ke
         let problem = ProblemVals::declare(cta);
         let shares = Shares::declare(cta, common.operands.layout);
         let args = ForwardVals::declare(cta);
+        let results = (ResultVals::declare(cta, names!("out"), common.operands), cta.param_u64("lse"));
         let scores = ScoreVals::declare(cta, &common.scores);
         let sinks = common.scores.sinks.then(|| SinksVals::declare(cta));
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let overlays = OverlayVals::declare(cta, common.scores.overlays, common.operands.layout);
         let smem = Pipeline::plan(cta, common, form);
         cta.sync(); // barriers are initialised
-        let block =
-            Block { cta, common, form, problem, args, scores, sinks, dropout, overlays, smem, shares };
+        let block = Block {
+            cta,
+            common,
+            form,
+            problem,
+            args,
+            results,
+            scores,
+            sinks,
+            dropout,
+            overlays,
+            smem,
+            shares,
+        };
         by_role(cta, form, |wg| block.multiply(wg), |warp| block.draw(warp), |t| block.copy(t));
     })
 }
@@ -104,6 +117,8 @@ pub(super) struct Block<'a, 'k> {
     pub(super) form: &'a HopperForm,
     pub(super) problem: ProblemVals<'k>,
     pub(super) args: ForwardVals<'k>,
+    /// out, and lse.
+    pub(super) results: (ResultVals<'k>, Val<'k, U64>),
     scores: ScoreVals<'k>,
     pub(super) sinks: Option<SinksVals<'k>>,
     pub(super) dropout: Option<DropoutVals<'k>>,

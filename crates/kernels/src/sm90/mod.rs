@@ -8,6 +8,7 @@ mod multiply;
 mod out;
 mod pipeline;
 pub(crate) mod probs;
+pub(crate) mod results;
 mod schedule;
 mod softmax;
 mod steps;

@@ -2,6 +2,7 @@
 use super::flags::FlagReader;
 use super::forward::{Block, Tile, WG_ROWS};
 use super::out::OutTile;
+use super::results::{ResultVals, WideRows};
 use super::softmax::{LateSoftmax, Selectors};
 use super::turns::Turns;
 use crate::config::BandKind;
@@ -159,9 +160,13 @@ impl<'k> Block<'_, 'k> {
         let Work { sequence, head, .. } = tile.work;
         let to = LseRows::of(QueryHeads::of(&self.problem, sequence).nth(head));
         for (lower, lse) in lse.into_iter().enumerate() {
-            to.store(t, self.args.lse, own_row(warp, *first_row, lower), lse);
+            to.store(t, self.results.1, own_row(warp, *first_row, lower), lse);
         }
-        store.store(wg, out, self.args.out, sequence.queries().coordinates(*first_row, head));
+        let (rows, first) = (sequence.queries(), *first_row);
+        match self.results.0 {
+            ResultVals::Boxes(to) => store.store(wg, out, to, rows.coordinates(first, head)),
+            ResultVals::Wide(to) => to.store(wg, out, WideRows { rows, head, first }),
+        }
     }
 }
 

@@ -377,7 +377,7 @@ impl<'k> Keys<'_, 'k> {
         for (acc, (copy, share), width, rows, staging, factor) in targets {
             acc.iter().for_each(|acc| scale_rows(acc, [factor, factor]));
             let target = width.tile(rows, own.first_key + own.row, self.work.sequence.seqlen_k);
-            store_rows(warp, acc, self.common.operands.half, staging.plus(share), &copy, target);
+            store_rows(warp, acc, self.common.operands, staging.plus(share), &copy, target);
         }
     }
 

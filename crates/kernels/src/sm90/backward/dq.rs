@@ -123,7 +123,7 @@ impl<'k> Block<'_, 'k> {
 
     /// How many blocks have added the warp's part of a step.
     fn counter(&self, t: Thread<'k>, turn: &Turn<'k>, tile: Val<'k, U32>) -> GlobalAddr<'k> {
-        let counters = tile.widen().mul_add(u64::from(counters_bytes(self.form)), self.args.dq_counters);
+        let counters = tile.widen().mul_add(u64::from(counters_bytes(self.form)), self.sums.dq_counters);
         GlobalAddr::new(counters + (adder(t) * 4 + turn.counters).widen())
     }
 
@@ -173,7 +173,7 @@ impl<'k> Block<'_, 'k> {
         let bytes = self.queries_sums_bytes();
         let step = u64::from(self.form.step / QUERIES * bytes);
         let own = adder(t) * (bytes / ADDERS) + t.lane() * 16;
-        (own, GlobalAddr::new(tile.widen().mul_add(step, self.args.dq_sums) + own.widen()))
+        (own, GlobalAddr::new(tile.widen().mul_add(step, self.sums.dq_sums) + own.widen()))
     }
 
     /// Bytes of the sums of 64 queries.

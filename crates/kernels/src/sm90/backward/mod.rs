@@ -52,6 +52,7 @@ use crate::parts::visibility::{QueryTiles, SeenRange, Sight};
 use crate::parts::work::{Order, Units, Work};
 use crate::rows::statistics::STAT_BYTES;
 use crate::sm90::forward::WG_ROWS;
+use crate::sm90::results::{ResultVals, names};
 use signflash_ptx::{
     BoxTile, Builder, BulkRing, Cta, FullStage, Kernel, LaunchBounds, Mbarrier, Pred, SmemAddr, TensorMap,
     U32, Val, Warpgroup,
@@ -59,7 +60,7 @@ use signflash_ptx::{
 use tiles::{Tiles, TilesVals};
 
 kernel_args! {
-    /// Arguments of the pass over keys.
+    /// Arguments of the pass over keys. Then come dk and dv.
     KeysArgs / KeysVals {
         /// Queries, boxes of a step's rows.
         q: TensorMap,
@@ -69,10 +70,12 @@ kernel_args! {
         v: TensorMap,
         /// Gradient of the output, boxes of a step's rows.
         dout: TensorMap,
-        /// Written, boxes of 64 rows.
-        dk: TensorMap,
-        /// Written, likewise.
-        dv: TensorMap,
+    }
+}
+
+kernel_args! {
+    /// What follows dk and dv.
+    SumsArgs / SumsVals {
         /// Of `rows/statistics.rs`; delta divided by [`ds_scale`].
         stats: u64,
         /// Sums of dq divided by [`ds_scale`], see `rows/dq_sums.rs`; zeroed before.
@@ -120,6 +123,9 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperKeysForm) -
         let packed = common.operands.layout.is_packed().then(|| PackedVals::declare(cta));
         let several = form.persistent.then(|| TilesVals::declare(cta));
         let args = KeysVals::declare(cta);
+        let results =
+            [names!("dk"), names!("dv")].map(|names| ResultVals::declare(cta, names, common.operands));
+        let sums = SumsVals::declare(cta);
         let scores = ScoreVals::declare(cta, &common.scores);
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let overlays = OverlayVals::declare(cta, common.scores.overlays, common.operands.layout);
@@ -127,13 +133,27 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperKeysForm) -
         let block = |work| {
             let Work { sequence, .. } = work;
             let range = overlays.as_ref().and_then(|overlays| overlays.range(cta.threads(), sequence));
-            Block { cta, common, form, problem, args, scores, dropout, overlays, smem, work, range }
+            Block {
+                cta,
+                common,
+                form,
+                problem,
+                args,
+                results,
+                sums,
+                scores,
+                dropout,
+                overlays,
+                smem,
+                work,
+                range,
+            }
         };
         match several {
             Some(args_of_tiles) => {
                 let numbers = tiles::numbers(cta);
                 cta.sync(); // barriers are initialised
-                let heads_at_once = args.heads_at_once;
+                let heads_at_once = sums.heads_at_once;
                 let args = args_of_tiles;
                 let block = &block;
                 let tiles =
@@ -146,7 +166,7 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperKeysForm) -
                 );
             }
             None => {
-                let work = one_tile(cta, &problem, packed.as_ref(), &args, (common, form));
+                let work = one_tile(cta, &problem, packed.as_ref(), &sums, (common, form));
                 cta.sync(); // barriers are initialised
                 let block = block(work);
                 by_role(
@@ -168,7 +188,7 @@ fn one_tile<'k>(
     cta: Cta<'k>,
     problem: &ProblemVals<'k>,
     packed: Option<&PackedVals<'k>>,
-    args: &KeysVals<'k>,
+    sums: &SumsVals<'k>,
     (common, form): (&HopperCommon, &HopperKeysForm),
 ) -> Work<'k> {
     let (heads, downwards) = (problem.num_heads_k, adds_downwards(common, form));
@@ -178,7 +198,7 @@ fn one_tile<'k>(
             let units = Units::of_grid(cta, tiles);
             let heads_first = common.scores.overlays.are_by_query();
             let order = Order { reversed: downwards, heads_first };
-            Work::alternate(units, problem, heads, args.heads_at_once, order)
+            Work::alternate(units, problem, heads, sums.heads_at_once, order)
         }
         Some(packed) => {
             let work = Work::listed(cta, problem, packed, cta.index(), heads);
@@ -304,6 +324,9 @@ struct Block<'a, 'k> {
     form: &'a HopperKeysForm,
     problem: ProblemVals<'k>,
     args: KeysVals<'k>,
+    /// dk and dv.
+    results: [ResultVals<'k>; 2],
+    sums: SumsVals<'k>,
     scores: ScoreVals<'k>,
     dropout: Option<DropoutVals<'k>>,
     overlays: Option<OverlayVals<'k>>,

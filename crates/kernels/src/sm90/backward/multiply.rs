@@ -308,8 +308,8 @@ impl<'a, 'k> Keys<'a, 'k> {
         let own_v = if of_v == of_k { own_k } else { own * of_v };
         let (k_place, v_place) = (dk_place.plus(own_k), dv_place.plus(own_v));
         let results = [
-            KeyGradient { sum: dk, scale: dk_scale, place: k_place, to: block.args.dk },
-            KeyGradient { sum: dv, scale: dv_scale, place: v_place, to: block.args.dv },
+            KeyGradient { sum: dk, scale: dk_scale, place: k_place, to: block.results[0] },
+            KeyGradient { sum: dv, scale: dv_scale, place: v_place, to: block.results[1] },
         ];
         block.write(
             *wg,

@@ -88,7 +88,7 @@ impl<'k> Copies<'k> {
     /// A step's queries.
     fn next(&mut self, block: &Block<'_, 'k>, warp: Warp<'k>, at: &Cursor<'k>) {
         let Copies { is_copier, queries, .. } = self;
-        let Block { args, problem, work, common, form, .. } = block;
+        let Block { args, sums, problem, work, common, form, .. } = block;
         warp.when(*is_copier, |warp| {
             let head = block.head(at);
             let place = work.sequence.queries().coordinates(block.first_row(at), head);
@@ -101,7 +101,7 @@ impl<'k> Copies<'k> {
                     }
                 }
                 let rows = StatRows::of(QueryHeads::of(problem, work.sequence).nth(head));
-                let stats = rows.from(args.stats, at.step.get() * form.step);
+                let stats = rows.from(sums.stats, at.step.get() * form.step);
                 filling.load_bytes(t, q_bytes + dout_bytes, stats, form.step * STAT_BYTES);
             });
         });

@@ -89,9 +89,9 @@ impl<'k> Block<'_, 'k> {
             0 => {
                 let [k_bytes, _] = rows_bytes(self.common, self.form.keys);
                 let v = k.at(k_bytes);
-                KeyGradient { sum, scale: dv_scale, place: v, to: self.args.dv }
+                KeyGradient { sum, scale: dv_scale, place: v, to: self.results[1] }
             }
-            _ => KeyGradient { sum, scale: dk_scale, place: k, to: self.args.dk },
+            _ => KeyGradient { sum, scale: dk_scale, place: k, to: self.results[0] },
         };
         self.write(wg, wg.threads().u32(FIRST_BARRIER + number), self.first_key(), &[result], |t| {
             t.wait_stored()

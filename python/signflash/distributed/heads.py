@@ -1,0 +1,56 @@
+"""A call's heads in parts, one computed after the other: what belongs to one part travels while another is computed."""
+
+from __future__ import annotations
+
+from typing import List, NamedTuple
+
+import torch
+
+from .compute import Call, Operands, Results
+
+#: Into how many parts heads are cut. More hide more of what travels, and give kernels less to do at once.
+PARTS = 2
+
+
+class Part(NamedTuple):
+    """Neighbouring key heads, and the query heads that they serve."""
+
+    query: slice
+    key: slice
+
+    def of_call(self, call: Call) -> Call:
+        return call.of_heads(self.query, None)
+
+    def of_operands(self, operands: Operands) -> Operands:
+        sinks = None if operands.sinks is None else operands.sinks[self.query]
+        return Operands(self.of_queries(operands.q), None, sinks)
+
+    def of_results(self, results: Results) -> Results:
+        out, lse, dout, dlse = results
+        return Results(*(self.of_queries(out), self.of_lse(lse), self.of_queries(dout), self.of_lse(dlse)))
+
+    def of_queries(self, x):
+        """Its heads of (..., rows, heads, head_dim)."""
+        return x[..., self.query, :]
+
+    def of_keys(self, x):
+        return x[..., self.key, :]
+
+    def of_lse(self, x):
+        """Its heads of (..., heads, rows), if there is one."""
+        return None if x is None else x[..., self.query, :]
+
+
+def parts_of(call: Call, operands: Operands, num_heads_k: int) -> List[Part]:
+    """Equal ones; one, where there is a bias or a mask, or where heads cannot be divided."""
+    num_heads = operands.q.shape[-2]
+    count = PARTS if operands.bias is None and call.mask is None and num_heads_k % PARTS == 0 else 1
+    return [
+        Part(*(slice(part * heads // count, (part + 1) * heads // count) for heads in (num_heads, num_heads_k)))
+        for part in range(count)
+    ]
+
+
+def together(parts: List, dim: int):
+    """What all parts have found."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
