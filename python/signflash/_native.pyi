@@ -14,7 +14,7 @@ _Lent = Union[Tuple[int, Tuple[int, ...], Tuple[int, ...], int, int], Tuple[Any,
 _Starts = Tuple[_Lent, _Lent]
 _Place = Tuple[int, int]
 _State = Tuple[int, int, int]
-_Dtypes = Union[str, Tuple[str, str]]  # of operands and results, if these differ
+_Dtypes = Union[str, Tuple[str, str, Tuple[bool, bool]]]  # of operands, of results, and what of these is added
 
 def exchange(cls: type, table: Any) -> bool: ...
 def forward(

@@ -39,6 +39,41 @@ def gathered(x, layout, dim):
     return distributed.unshard_sequence(x.detach(), layout=layout, dim=dim, seqlen=layout.total)
 
 
+def kernels_add_to_what_was_found_before(rank, ranks):
+    """As those of GPUs do, whose part is played here: they are given tensors that they can write."""
+    from signflash.distributed import compute
+
+    forward, backward, where = compute._forward, compute._backward, compute.adds_in_kernels
+
+    def forward_added(read, arguments, room):
+        out, lse = forward(read, arguments, None)
+        if room is not None:
+            assert room[0].stride(-1) == 1 and room[1].is_contiguous()
+            out, lse = (into.copy_(x) for into, x in zip(room, distributed.merge(*room, out, lse)))
+            added.append(True)
+        return out, lse
+
+    def backward_added(read, dlse, arguments, asked, room):
+        into, adds = room
+        fresh = [torch.empty_like(x) for x in into]
+        dbias = backward(read, dlse, arguments, asked, (fresh, (False, False)))
+        for x, found, adds in zip(into, fresh, (adds[0], adds[1], adds[1])):
+            x.add_(found) if adds else x.copy_(found)
+        return dbias
+
+    added = []
+    compute._forward, compute._backward, compute.adds_in_kernels = forward_added, backward_added, lambda x: True
+    try:
+        for number in range(6):
+            a_case(number, rank, ranks)
+        causal = dict(layout="zigzag", lengths=(96, 96), starts=None, seen=dict(causal=True), p=0.3, heads=(8, 2), scores=())
+        for method in ("ring", "all_gather"):
+            a_case(0, rank, ranks, dict(causal, method=method))
+        assert added or ranks == 1
+    finally:
+        compute._forward, compute._backward, compute.adds_in_kernels = forward, backward, where
+
+
 def a_case(number, rank, ranks, other=None, device=None):
     """out, lse and gradients next to the formulas, where all ranks' are put together."""
     case = cases.draw(number, ranks)._replace(**(other or {}))
@@ -146,6 +181,7 @@ def ulysses_gives_the_bits_of_one_device(rank, ranks):
 
 
 CHECKS = [
+    kernels_add_to_what_was_found_before,
     the_dropout_mask_is_that_of_one_device,
     results_are_the_same_bits_in_every_run,
     ulysses_gives_the_bits_of_one_device,

@@ -50,7 +50,7 @@ impl CudaEngine {
         inputs.check(problem)?;
         outputs.check(problem)?;
         let mut memory = OnGpu(self);
-        let held = HostForward::upload(&mut memory, (problem, half), inputs, outputs)?;
+        let held = HostForward::upload(&mut memory, (problem, half, false), inputs, outputs)?;
         let workspace = self.workspace(self.forward_workspace_bytes(problem))?;
         // SAFETY: `held` has for each tensor a buffer of its own on this GPU, as long as the host's storage, which
         // `check` found long enough; it lives until the stream is done, as the workspace does.
@@ -73,7 +73,7 @@ impl CudaEngine {
         inputs.check(problem)?;
         gradients.check(problem)?;
         let mut memory = OnGpu(self);
-        let held = HostBackward::upload(&mut memory, (problem, half), inputs, gradients)?;
+        let held = HostBackward::upload(&mut memory, (problem, half, false), inputs, gradients)?;
         let deterministic = self.is_deterministic();
         let workspace = self.workspace(self.backward_workspace_bytes(problem, deterministic))?;
         // SAFETY: as in `forward`; the workspace is as large as the plan asks, and lives as long.

@@ -5,7 +5,7 @@
 use signflash_kernels::{
     Access, BandKind, Common, Config, DbiasKernel, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperForm,
     HopperKeysForm, KeysKernel, Layout, Numbers, Operands, OverlayKind, Overlays, PortableForm, Product,
-    ScoreKind, Scores,
+    ScoreKind, Scores, Stored,
 };
 use signflash_ptx::Half;
 
@@ -18,7 +18,11 @@ fn main() {
     let common = Common {
         operands: Operands {
             half: if has("f16") { Half::F16 } else { Half::Bf16 },
-            wide: has("wide"),
+            stored: match (has("wide"), has("added")) {
+                (_, true) => Stored::Added,
+                (true, false) => Stored::Wide,
+                (false, false) => Stored::Rounded,
+            },
             head_dim: words.iter().find_map(|w| w.parse().ok()).unwrap_or(128),
             head_dim_v: words.iter().find_map(|w| w.strip_prefix('v')?.parse().ok()),
             layout: if has("packed") { Layout::Packed } else { Layout::Batch },

@@ -1,5 +1,5 @@
 //! Calls: a problem and its tensors in a GPU's memory; and what a stream does for them.
-use crate::config::Config;
+use crate::config::{Config, Stored};
 use crate::scores::{DeviceScoreTensor, DeviceScores};
 use crate::tensor::{DeviceTensor, Order};
 use signflash_core::{Dtype, Feature, Problem, ProblemError};
@@ -34,8 +34,8 @@ pub struct ForwardCall<'a> {
     pub problem: &'a Problem,
     /// Format of all tensors but lse.
     pub half: Half,
-    /// Whether out is f32, and not rounded: part of a result, to be added to others. Its strides count its own elements.
-    pub wide: bool,
+    /// How out is stored. Its strides count its own elements. Where it is added to others, so is lse.
+    pub stored: Stored,
     /// (batch, seqlen_q, num_heads, head_dim).
     pub q: DeviceTensor,
     /// (batch, seqlen_k, num_heads_k, head_dim).
@@ -77,7 +77,7 @@ impl<'a> ForwardCall<'a> {
         ForwardCall {
             problem,
             half,
-            wide: false,
+            stored: Stored::Rounded,
             q,
             k,
             v,
@@ -103,14 +103,14 @@ impl<'a> ForwardCall<'a> {
         Self::new(problem, half, inputs, tensor(shape.out()), 0)
     }
 
-    /// The same whose out is f32, or not. Without probs: these have the operands' format.
-    pub fn with_wide(self, wide: bool) -> Self {
-        ForwardCall { wide, ..self }
+    /// The same whose out is stored so. Without probs, if it is f32: these have the operands' format.
+    pub fn with_stored(self, stored: Stored) -> Self {
+        ForwardCall { stored, ..self }
     }
 
     /// out, its strides counted in halves.
     pub(crate) fn out_in_halves(&self) -> DeviceTensor {
-        self.out.in_halves(self.wide)
+        self.out.in_halves(self.stored.is_wide())
     }
 
     /// The same that writes probs, too, if there are some.
@@ -152,8 +152,8 @@ impl<'a> ForwardCall<'a> {
 pub struct BackwardCall<'a> {
     pub problem: &'a Problem,
     pub half: Half,
-    /// Whether dq, dk and dv are f32, as in [`ForwardCall`]; out and dout are of the operands' format always.
-    pub wide: bool,
+    /// How dq is stored, and how dk and dv are, as in [`ForwardCall`]; out and dout are of the operands' format always.
+    pub stored: [Stored; 2],
     pub q: DeviceTensor,
     pub k: DeviceTensor,
     pub v: DeviceTensor,
@@ -200,7 +200,7 @@ impl<'a> BackwardCall<'a> {
         BackwardCall {
             problem,
             half,
-            wide: false,
+            stored: [Stored::Rounded; 2],
             q,
             k,
             v,
@@ -227,14 +227,15 @@ impl<'a> BackwardCall<'a> {
         Self::of(&forward, forward.out, [forward.q, forward.k, forward.v], 0)
     }
 
-    /// The same whose dq, dk and dv are f32, or not.
-    pub fn with_wide(self, wide: bool) -> Self {
-        BackwardCall { wide, ..self }
+    /// The same whose dq is stored so, and whose dk and dv are.
+    pub fn with_stored(self, stored: [Stored; 2]) -> Self {
+        BackwardCall { stored, ..self }
     }
 
     /// dq, dk and dv, their strides counted in halves.
     pub(crate) fn gradients_in_halves(&self) -> [DeviceTensor; 3] {
-        [self.dq, self.dk, self.dv].map(|tensor| tensor.in_halves(self.wide))
+        let [dq, dkv] = self.stored.map(Stored::is_wide);
+        [self.dq.in_halves(dq), self.dk.in_halves(dkv), self.dv.in_halves(dkv)]
     }
 
     /// The same of a loss that depends on lse, too, if there is a gradient of it.
@@ -306,7 +307,7 @@ pub enum CallError {
     },
     /// Results are f32, and probs would not be.
     #[error(
-        "the call has probs, and its out is f32, which probs are not; ask for them in a call without ForwardCall::with_wide"
+        "the call has probs, and its out is f32, which probs are not; ask for them in a call without ForwardCall::with_stored"
     )]
     WideProbs,
     /// Nobody says how large probs of packed sequences are.

@@ -3,7 +3,7 @@ use crate::call::{BackwardCall, ForwardCall};
 use crate::config::{
     Access, BandKind, Common, Config, DbiasKernel, DeltaRows, DqKernel, DqSums, ForwardKernel, HeadDims,
     HopperCommon, HopperForm, HopperKeysForm, KeysKernel, Layout, Operands, OverlayKind, Overlays,
-    PortableForm, RowsCommon, ScoreKind, Scores,
+    PortableForm, RowsCommon, ScoreKind, Scores, Stored,
 };
 use crate::geometry::column_shift;
 use crate::gpu::Gpu;
@@ -55,8 +55,8 @@ pub struct ForwardChoice<'a> {
 impl<'a> ForwardChoice<'a> {
     /// The tables' choice for a call on a GPU.
     pub fn of(call: &'a ForwardCall<'a>, gpu: Gpu, kernels: Kernels) -> Self {
-        let ForwardCall { problem, half, wide, q, k, v, .. } = *call;
-        let common = common(problem, (half, wide), &[q, k, v, call.out_in_halves()], &call.scores);
+        let ForwardCall { problem, half, stored, q, k, v, .. } = *call;
+        let common = common(problem, (half, stored), &[q, k, v, call.out_in_halves()], &call.scores);
         let own = allowed(gpu, kernels).and_then(|()| takes::forward(call)).and_then(|()| {
             let form = hopper::forward(&common.hopper(), keys_of_a_sequence(problem), gpu);
             form.ok_or_else(|| NotHopper::Call("no form of its kernel fits the GPU's shared memory".into()))
@@ -158,10 +158,10 @@ pub struct BackwardChoice<'a> {
 impl<'a> BackwardChoice<'a> {
     /// The tables' choice for a call on a GPU.
     pub fn of(call: &'a BackwardCall<'a>, gpu: Gpu, kernels: Kernels) -> Self {
-        let BackwardCall { problem, half, wide, q, k, v, out, dout, deterministic, .. } = *call;
+        let BackwardCall { problem, half, stored, q, k, v, out, dout, deterministic, .. } = *call;
         let [dq, dk, dv] = call.gradients_in_halves();
         let tensors = [q, k, v, out, dout, dq, dk, dv];
-        let common = common(problem, (half, wide), &tensors, &call.scores).with_lse();
+        let common = common(problem, (half, stored[1]), &tensors, &call.scores).with_lse();
         let own = allowed(gpu, kernels).and_then(|()| takes::backward(call));
         let (keys, dq) = match own {
             Ok(()) => {
@@ -170,11 +170,11 @@ impl<'a> BackwardChoice<'a> {
                     (common.scores, hopper::Walk::of(problem));
                 let (dims, own) = (common.operands.dims(), (kind.product, overlays.are_by_query()));
                 let form = hopper::keys(dims, own, (dropout, deterministic), walk);
-                own_kernels(HopperCommon { scores: common.scores.by_keys(), ..common }, form)
+                own_kernels(HopperCommon { scores: common.scores.by_keys(), ..common }, form, stored[0])
             }
             Err(_) => {
                 let asked = portable::Asked::of(problem, gpu);
-                portable_kernels(common, asked, asked.keys(), deterministic)
+                portable_kernels((common, stored[0]), asked, asked.keys(), deterministic)
             }
         };
         BackwardChoice {
@@ -234,7 +234,8 @@ impl<'a> BackwardChoice<'a> {
         let mut choice = Self::of(self.call, self.gpu, Kernels::Portable);
         if let KeysKernel::Portable(common, ..) = choice.keys {
             let asked = portable::Asked::of(choice.call.problem, choice.gpu);
-            (choice.keys, choice.dq) = portable_kernels(common, asked, form, choice.call.deterministic);
+            (choice.keys, choice.dq) =
+                portable_kernels((common, choice.call.stored[0]), asked, form, choice.call.deterministic);
         }
         choice.fits_its_workspace()
     }
@@ -248,7 +249,7 @@ impl<'a> BackwardChoice<'a> {
         match (self.keys, &self.not_hopper) {
             (KeysKernel::Hopper(common, _), None) => {
                 let form = HopperKeysForm { ordered: self.call.deterministic, ..form };
-                (self.keys, self.dq) = own_kernels(common, form);
+                (self.keys, self.dq) = own_kernels(common, form, self.call.stored[0]);
             }
             (_, reason) => return Err(reason.clone().unwrap_or(NotHopper::NotWanted)),
         }
@@ -283,14 +284,15 @@ fn before(problem: &Problem) -> impl Iterator<Item = Config> + use<> {
 }
 
 /// Hopper's pass over keys, and dq from its sums, whose rows are padded to whole boxes.
-fn own_kernels(common: HopperCommon, form: HopperKeysForm) -> (KeysKernel, DqKernel) {
-    let rows = RowsCommon { operands: common.operands.without_v(), access: Access::Pieces };
+fn own_kernels(common: HopperCommon, form: HopperKeysForm, dq: Stored) -> (KeysKernel, DqKernel) {
+    let operands = common.operands.without_v().of_sums(dq);
+    let rows = RowsCommon { operands, access: Access::Pieces };
     (KeysKernel::Hopper(common, form), DqKernel::FromSums(rows, form.step, DqSums::Wide))
 }
 
 /// The portable pass over keys in a form, and who computes dq then.
 fn portable_kernels(
-    common: Common,
+    (common, dq): (Common, Stored),
     asked: portable::Asked,
     form: PortableForm,
     deterministic: bool,
@@ -301,8 +303,12 @@ fn portable_kernels(
         (false, false) => DqSums::Narrow,
     };
     let dq = match sums {
-        DqSums::None => DqKernel::Queries(common, asked.queries()),
-        _ => DqKernel::FromSums(common.rows(), form.step, sums),
+        DqSums::None => DqKernel::Queries(common.storing(dq), asked.queries()),
+        _ => {
+            let rows = common.rows();
+            let rows = RowsCommon { operands: rows.operands.of_sums(dq), ..rows };
+            DqKernel::FromSums(rows, form.step, sums)
+        }
     };
     // Without sums there is nothing to add later.
     let form = PortableForm { late_dq: form.late_dq && sums != DqSums::None, ..form };
@@ -334,7 +340,7 @@ fn allowed(gpu: Gpu, kernels: Kernels) -> Result<(), NotHopper> {
 /// What the kernels of a call share.
 fn common(
     problem: &Problem,
-    (half, wide): (Half, bool),
+    (half, stored): (Half, Stored),
     tensors: &[DeviceTensor],
     scores: &DeviceScores,
 ) -> Common {
@@ -343,7 +349,7 @@ fn common(
         && tensors.iter().all(DeviceTensor::is_aligned);
     let head_dim_v = (real.q != real.v).then_some(padded.v);
     Common {
-        operands: Operands { half, wide, head_dim: padded.q, head_dim_v, layout: Layout::of(problem) },
+        operands: Operands { half, stored, head_dim: padded.q, head_dim_v, layout: Layout::of(problem) },
         access: match in_pieces {
             true if real == padded => Access::Whole,
             true => Access::Pieces,

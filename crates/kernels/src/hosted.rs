@@ -1,6 +1,7 @@
 //! Attention of tensors in the host's memory: what is uploaded, what is called with it, what is downloaded. Once for
 //! the interpreter and the driver.
 use crate::call::{BackwardCall, ForwardCall};
+use crate::config::Stored;
 use crate::scores::{DeviceScoreTensor, DeviceScores};
 use crate::tensor::{DeviceTensor, Order};
 use signflash_core::{
@@ -190,13 +191,21 @@ fn bias_bytes<'a>(bias: &'a mut BiasMut<'_>) -> &'a mut [u8] {
     }
 }
 
+/// How results of type `R` are stored, of operands of type `T`; those that add are f32.
+fn stored_as<T: Element, R: Element>(adds: bool) -> Stored {
+    match (R::DTYPE == T::DTYPE, adds) {
+        (true, _) => Stored::Rounded,
+        (false, true) => Stored::Added,
+        (false, false) => Stored::Wide,
+    }
+}
+
 /// The tensors of a forward, uploaded: as large as the host's, which were checked, and each on its own.
 #[derive(Debug)]
 pub struct HostForward<'p, B> {
     problem: &'p Problem,
     half: Half,
-    /// Whether out is f32.
-    wide: bool,
+    stored: Stored,
     inputs: [Held<B>; 3],
     out: Held<B>,
     lse: (B, u64),
@@ -206,30 +215,34 @@ pub struct HostForward<'p, B> {
 }
 
 impl<'p, B> HostForward<'p, B> {
-    /// Uploads the operands, and the results for their gaps. Both must have been checked.
+    /// Uploads the operands, and the results: for their gaps, and because something is added to them, if anything `adds`. Both
+    /// must have been checked.
     ///
     /// # Errors
     /// The memory's.
     pub fn upload<T: Element, R: Element + ResultOf<T>, M: Memory<Buffer = B>>(
         memory: &mut M,
-        (problem, half): (&'p Problem, Half),
+        (problem, half, adds): (&'p Problem, Half, bool),
         inputs: &Inputs<'_, T>,
         outputs: &Outputs<'_, R>,
     ) -> Result<Self, M::Error> {
         let mut up = |name, tensor: &_| Held::upload(memory, name, tensor, Order::RowsFirst);
         let operands = [up("q", &inputs.q)?, up("k", &inputs.k)?, up("v", &inputs.v)?];
         let out = Held::upload(memory, "out", &outputs.out.as_ref(), Order::RowsFirst)?;
-        let lse = memory.reserve("lse", size_of_val(outputs.lse))?;
+        let lse = match adds {
+            true => memory.upload("lse", bytemuck::cast_slice(outputs.lse))?,
+            false => memory.reserve("lse", size_of_val(outputs.lse))?,
+        };
         let probs = outputs.probs.as_ref();
         let probs = probs.map(|probs| Held::upload(memory, "probs", &probs.as_ref(), Order::HeadsFirst));
         let (probs, lse_ptr) = (probs.transpose()?, memory.address(&lse));
         let begins = Begins::upload(memory, problem)?;
         let scores = HeldScores::upload(memory, &inputs.scores)?;
-        let wide = R::DTYPE != T::DTYPE;
+        let stored = stored_as::<T, R>(adds);
         Ok(HostForward {
             problem,
             half,
-            wide,
+            stored,
             inputs: operands,
             out,
             lse: (lse, lse_ptr),
@@ -244,7 +257,7 @@ impl<'p, B> HostForward<'p, B> {
         let inputs = self.inputs.each_ref().map(|held| held.tensor);
         let call = ForwardCall::new(self.problem, self.half, inputs, self.out.tensor, self.lse.1);
         let call = call
-            .with_wide(self.wide)
+            .with_stored(self.stored)
             .with_probs(self.probs.as_ref().map(|held| held.tensor))
             .with_workspace(workspace);
         let call = call.with_scores(self.scores.scores);
@@ -277,8 +290,7 @@ impl<'p, B> HostForward<'p, B> {
 pub struct HostBackward<'p, B> {
     problem: &'p Problem,
     half: Half,
-    /// Whether dq, dk and dv are f32.
-    wide: bool,
+    stored: Stored,
     inputs: [Held<B>; 3],
     out: Held<B>,
     dout: Held<B>,
@@ -291,13 +303,13 @@ pub struct HostBackward<'p, B> {
 }
 
 impl<'p, B> HostBackward<'p, B> {
-    /// Uploads the operands, and the gradients for their gaps. Both must have been checked.
+    /// Uploads the operands, and the gradients, as [`HostForward`] does. Both must have been checked.
     ///
     /// # Errors
     /// The memory's.
     pub fn upload<T: Element, R: Element + ResultOf<T>, M: Memory<Buffer = B>>(
         memory: &mut M,
-        (problem, half): (&'p Problem, Half),
+        (problem, half, adds): (&'p Problem, Half, bool),
         inputs: &GradInputs<'_, T>,
         gradients: &mut Gradients<'_, R>,
     ) -> Result<Self, M::Error> {
@@ -320,7 +332,7 @@ impl<'p, B> HostBackward<'p, B> {
         Ok(HostBackward {
             problem,
             half,
-            wide: R::DTYPE != T::DTYPE,
+            stored: stored_as::<T, R>(adds),
             inputs: operands,
             out,
             dout,
@@ -344,7 +356,7 @@ impl<'p, B> HostBackward<'p, B> {
         let gradients = self.gradients.each_ref().map(|held| held.tensor);
         let call = BackwardCall::of(&forward, self.dout.tensor, gradients, workspace);
         let HeldGradients { dbias, dsinks } = &self.score_gradients;
-        call.with_wide(self.wide)
+        call.with_stored([self.stored; 2])
             .with_dlse(self.dlse.as_ref().map(|dlse| dlse.1))
             .with_dbias(dbias.as_ref().map(|dbias| dbias.1))
             .with_dsinks(dsinks.as_ref().map(|dsinks| dsinks.1))

@@ -90,11 +90,38 @@ impl Interpreted {
         inputs: &Inputs<'_, T>,
         outputs: &mut Outputs<'_, R>,
     ) -> Result<(), InterpretError> {
+        self.forward_as(kernel, problem, inputs, outputs, false)
+    }
+
+    /// The same that adds: outputs hold out and lse of other keys, and then those of all of them.
+    ///
+    /// # Errors
+    /// As of [`forward`](Self::forward).
+    pub fn forward_added<T: Element>(
+        &self,
+        problem: &Problem,
+        inputs: &Inputs<'_, T>,
+        outputs: &mut Outputs<'_, f32>,
+    ) -> Result<(), InterpretError>
+    where
+        f32: ResultOf<T>,
+    {
+        self.forward_as(&Config::kernel, problem, inputs, outputs, true)
+    }
+
+    fn forward_as<T: Element, R: Element + ResultOf<T>>(
+        &self,
+        kernel: &dyn Fn(&Config) -> Kernel,
+        problem: &Problem,
+        inputs: &Inputs<'_, T>,
+        outputs: &mut Outputs<'_, R>,
+        adds: bool,
+    ) -> Result<(), InterpretError> {
         let half = Self::half::<T>()?;
         inputs.check(problem)?;
         outputs.check(problem)?;
         let mut memory = Global::default();
-        let Ok(held) = HostForward::upload(&mut memory, (problem, half), inputs, outputs);
+        let Ok(held) = HostForward::upload(&mut memory, (problem, half, adds), inputs, outputs);
         let space = forward_workspace_bytes(problem);
         let workspace = memory.reserve("workspace", space as usize).0;
         let tasks = ForwardChoice::of(&held.call(workspace), self.gpu, Kernels::Best).tasks()?;
@@ -127,11 +154,38 @@ impl Interpreted {
         inputs: &GradInputs<'_, T>,
         gradients: &mut Gradients<'_, R>,
     ) -> Result<(), InterpretError> {
+        self.backward_as(kernel, problem, inputs, gradients, false)
+    }
+
+    /// The same that adds to what gradients hold.
+    ///
+    /// # Errors
+    /// As of [`backward`](Self::backward).
+    pub fn backward_added<T: Element>(
+        &self,
+        problem: &Problem,
+        inputs: &GradInputs<'_, T>,
+        gradients: &mut Gradients<'_, f32>,
+    ) -> Result<(), InterpretError>
+    where
+        f32: ResultOf<T>,
+    {
+        self.backward_as(&Config::kernel, problem, inputs, gradients, true)
+    }
+
+    fn backward_as<T: Element, R: Element + ResultOf<T>>(
+        &self,
+        kernel: &dyn Fn(&Config) -> Kernel,
+        problem: &Problem,
+        inputs: &GradInputs<'_, T>,
+        gradients: &mut Gradients<'_, R>,
+        adds: bool,
+    ) -> Result<(), InterpretError> {
         let half = Self::half::<T>()?;
         inputs.check(problem)?;
         gradients.check(problem)?;
         let mut memory = Global::default();
-        let Ok(held) = HostBackward::upload(&mut memory, (problem, half), inputs, gradients);
+        let Ok(held) = HostBackward::upload(&mut memory, (problem, half, adds), inputs, gradients);
         let space = backward_workspace_bytes(problem, self.gpu, self.deterministic);
         let workspace = memory.reserve("workspace", space as usize).0;
         let call = held.call(workspace, self.deterministic);

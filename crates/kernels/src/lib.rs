@@ -60,7 +60,7 @@ pub use choose::{BackwardChoice, ForwardChoice, Kernels, NotEnoughWorkspace};
 pub use config::{
     Access, BandKind, Common, Config, DbiasKernel, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperCommon,
     HopperForm, HopperKeysForm, KeysKernel, Layout, Numbers, Operands, OverlayKind, Overlays, PortableForm,
-    Product, RowsCommon, ScoreKind, Scores,
+    Product, RowsCommon, ScoreKind, Scores, Stored,
 };
 pub use gpu::Gpu;
 pub use hosted::{HeldScores, HostBackward, HostForward, Memory};

@@ -1,7 +1,7 @@
 //! The kernels that calls can come to, for tables and tests.
 use crate::call::{BackwardCall, ForwardCall};
 use crate::choose::{BackwardChoice, ForwardChoice, Kernels};
-use crate::config::{BandKind, Config, Product, ScoreKind};
+use crate::config::{BandKind, Config, Product, ScoreKind, Stored};
 use crate::gpu::Gpu;
 use crate::tensor::{DeviceTensor, Order};
 use signflash_core::{Dropout, Problem, Shape, Slopes};
@@ -21,8 +21,8 @@ const LENGTHS: [usize; 3] = [256, 2048, 8192];
 pub struct Calls {
     /// Of all tensors.
     pub half: Half,
-    /// Whether results are f32; then nobody writes probs.
-    pub wide: bool,
+    /// How results are stored; if not rounded, nobody writes probs.
+    pub stored: Stored,
     /// Of a head of q and k.
     pub head_dim: usize,
     /// Of a head of v.
@@ -46,7 +46,7 @@ impl Calls {
     pub fn of(half: Half, head_dim: usize) -> Self {
         Calls {
             half,
-            wide: false,
+            stored: Stored::Rounded,
             head_dim,
             head_dim_v: head_dim,
             band: BandKind::Full,
@@ -70,7 +70,7 @@ impl Calls {
                 for deterministic in [false, true] {
                     let gradients = [forward.q, forward.k, forward.v];
                     let call = BackwardCall::of(&forward, forward.out, gradients, 0);
-                    let call = call.with_deterministic(deterministic).with_wide(self.wide);
+                    let call = call.with_deterministic(deterministic).with_stored([self.stored; 2]);
                     let call = call.with_dsinks(self.sinks.then_some(4));
                     all.extend(BackwardChoice::of(&call, gpu, kernels).kernels());
                 }
@@ -108,7 +108,7 @@ impl Calls {
         let inputs = [shape.q(), shape.k(), shape.v()].map(tensor);
         let probs = DeviceTensor::dense(ptr, shape.probs(), Order::HeadsFirst);
         let call = ForwardCall::new(problem, self.half, inputs, tensor(shape.out()), 0);
-        call.with_wide(self.wide).with_probs((!self.wide).then_some(probs))
+        call.with_stored(self.stored).with_probs((!self.stored.is_wide()).then_some(probs))
     }
 }
 
@@ -148,7 +148,9 @@ pub fn variants(gpu: Gpu, half: Half) -> Vec<Config> {
         let of_pair = |flags| Calls { head_dim_v, ..of(head_dim, flags) };
         all.extend([(BandKind::Full, false), (BandKind::Right, true), (BandKind::Both, true)].map(of_pair));
     }
-    all.extend([64, 128, 256].map(|head_dim| Calls { wide: true, ..of(head_dim, (BandKind::Right, true)) }));
+    for stored in [Stored::Wide, Stored::Added] {
+        all.extend([64, 128, 256].map(|head_dim| Calls { stored, ..of(head_dim, (BandKind::Right, true)) }));
+    }
     all.extend(of_scores(half));
     let mut kernels: Vec<Config> = vec![];
     for config in all.into_iter().flat_map(|calls| calls.kernels(gpu)) {

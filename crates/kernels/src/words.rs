@@ -2,7 +2,7 @@
 use crate::config::{
     Access, BandKind, Common, Config, DbiasKernel, DeltaRows, DqKernel, DqSums, ForwardKernel, HopperCommon,
     HopperForm, HopperKeysForm, KeysKernel, Layout, Numbers, Operands, OverlayKind, Overlays, PortableForm,
-    Product, RowsCommon, Scores,
+    Product, RowsCommon, Scores, Stored,
 };
 use std::fmt;
 
@@ -105,9 +105,13 @@ fn of_common(Common { operands, access, scores }: &Common) -> String {
     of_operands(operands) + &of_scores(scores) + of_access(*access)
 }
 
-fn of_operands(Operands { half, wide, head_dim, head_dim_v, layout }: &Operands) -> String {
+fn of_operands(Operands { half, stored, head_dim, head_dim_v, layout }: &Operands) -> String {
     let of_v = head_dim_v.map_or(String::new(), |head_dim_v| format!(" and {head_dim_v} of v"));
-    let results = if *wide { " with f32 results" } else { "" };
+    let results = match stored {
+        Stored::Rounded => "",
+        Stored::Wide => " with f32 results",
+        Stored::Added => " with f32 results, added to others",
+    };
     format!("{}{results}, head_dim {head_dim}{of_v}{}", half.name(), of_layout(*layout))
 }
 

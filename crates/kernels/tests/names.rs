@@ -2,7 +2,7 @@
 //! twice, and no name prints two texts, of which the cache would keep the wrong one.
 
 use sha2::{Digest, Sha256};
-use signflash_kernels::{BandKind, Calls, Config, Gpu, Half, Product, ScoreKind};
+use signflash_kernels::{BandKind, Calls, Config, Gpu, Half, Product, ScoreKind, Stored};
 use std::collections::{HashMap, HashSet};
 
 /// Multiples of 16, of 8 and of neither, on both sides of where the tables' rows, boxes of 64 columns, and lanes of
@@ -28,13 +28,17 @@ fn calls(half: Half) -> Vec<Calls> {
         ];
         for (band, dropout, kind, sinks) in settings {
             let calls = Calls { band, dropout, kind, sinks, aligned, ..Calls::of(half, head_dim) };
-            all.extend([calls, Calls { packed: true, ..calls }, Calls { wide: true, ..calls }]);
+            all.extend([calls, Calls { packed: true, ..calls }, Calls { stored: Stored::Wide, ..calls }]);
         }
     }
     for ((head_dim, head_dim_v), aligned) in PAIRS.into_iter().flat_map(|dims| [(dims, true), (dims, false)])
     {
         let calls = Calls { head_dim_v, aligned, dropout: true, ..Calls::of(half, head_dim) };
-        all.extend([calls, Calls { packed: true, ..calls }, Calls { wide: true, packed: true, ..calls }]);
+        all.extend([
+            calls,
+            Calls { packed: true, ..calls },
+            Calls { stored: Stored::Added, packed: true, ..calls },
+        ]);
     }
     all
 }

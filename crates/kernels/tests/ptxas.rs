@@ -52,7 +52,8 @@ fn is_representative(name: &str, tried: Tried) -> bool {
     let holds_most = is_of_one && (name.contains("_causal_drop_") || of_window) && !name.contains("_neg");
     let of_scores = ["_d64_", "_d128_", "_d256_"].iter().any(|head_dim| name.contains(head_dim));
     // Work on rows knows neither windows nor dropout, and what lists tiles is one kernel.
-    if name.contains("_wide") && (tried == Tried::Few || !name.contains("_bf16_")) {
+    let is_wide = name.contains("_wide") || name.contains("_added");
+    if is_wide && (tried == Tried::Few || !name.contains("_bf16_")) {
         return false; // how results leave, which is the same for both formats
     }
     let of_rows = name == "sf_tiles"

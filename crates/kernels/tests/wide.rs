@@ -2,7 +2,8 @@
 
 use signflash_core::suite::{Case, Values};
 use signflash_core::{
-    Element, GradInputs, Gradients, Inputs, Outputs, Problem, ResultOf, TensorMut, TensorRef, bf16, f16,
+    Element, GradInputs, Gradients, Inputs, Outputs, Piece, Problem, ResultOf, TensorMut, TensorRef, bf16,
+    f16,
 };
 use signflash_kernels::{CallError, Gpu, InterpretError, Interpreted};
 
@@ -100,6 +101,83 @@ fn portable_kernels_write_what_they_would_round() {
     wide_is_what_would_be_rounded::<bf16>(on(Gpu::SMALL), &case(64), 0);
     wide_is_what_would_be_rounded::<f16>(on(Gpu::AMPERE), &case(40).causal(), 4);
     wide_is_what_would_be_rounded::<bf16>(on(Gpu::SMALL), &case(24).head_dim_v(41), 1);
+}
+
+/// The first keys, and then the others, whose results are added: what all keys give, but for the order of a few sums.
+fn added_is_the_whole(on: Interpreted, case: &Case, gap: usize) {
+    let (problem, values) = (case.problem(), case.values());
+    let shape = *problem.shape();
+    let half = |x: &[f64]| x.iter().map(|&x| bf16::from_f32(x as f32)).collect::<Vec<_>>();
+    let [q, k, v, dout] = [&values.q, &values.k, &values.v, &values.dout].map(|x| half(x));
+    let inputs = Inputs::new(
+        TensorRef::bshd(&q, shape.q()),
+        TensorRef::bshd(&k, shape.k()),
+        TensorRef::bshd(&v, shape.v()),
+    );
+    let one = run::<bf16, f32>(on, case, gap);
+    let room =
+        |[batch, seqlen, heads, columns]: [usize; 4]| vec![BEFORE; batch * seqlen * heads * (columns + gap)];
+    let (mut out, mut lse) = (room(shape.out()), vec![0.0; shape.lse_len()]);
+    let cuts = [0..shape.seqlen_k / 64 * 32, shape.seqlen_k / 64 * 32..shape.seqlen_k];
+    let pieces = cuts.clone().map(|columns| Piece { columns, ..Piece::of(&problem) });
+    for (number, piece) in pieces.iter().enumerate() {
+        let (of_piece, read) =
+            (problem.piece(piece).expect("it is a piece"), piece.inputs(&problem, &inputs));
+        let mut outputs = Outputs::new(spread(&mut out, shape.out(), gap), &mut lse);
+        let done = match number {
+            0 => on.forward(&of_piece, &read, &mut outputs),
+            _ => on.forward_added(&of_piece, &read, &mut outputs),
+        };
+        done.expect("the operands fit");
+    }
+    assert_near("out", &without_gaps(&out, shape.out(), gap), &one[0]);
+    let rounded: Vec<bf16> = one[0].iter().map(|&x| bf16::from_f32(x)).collect();
+    let (of_out, of_dout) = (TensorRef::bshd(&rounded, shape.out()), TensorRef::bshd(&dout, shape.out()));
+    let mut dq = room(shape.q());
+    for (number, piece) in pieces.iter().enumerate() {
+        let (of_piece, read) =
+            (problem.piece(piece).expect("it is a piece"), piece.inputs(&problem, &inputs));
+        let own = *of_piece.shape();
+        let (mut dk, mut dv) = (room(own.k()), room(own.v()));
+        let read = GradInputs::new(read, of_out, &lse, of_dout);
+        let mut gradients = Gradients::new(
+            spread(&mut dq, shape.q(), gap),
+            spread(&mut dk, own.k(), gap),
+            spread(&mut dv, own.v(), gap),
+        );
+        match number {
+            0 => on.backward(&of_piece, &read, &mut gradients).expect("the operands fit"),
+            _ => on.backward_added(&of_piece, &read, &mut gradients).expect("the operands fit"),
+        }
+        // dk and dv had nothing before but what every tensor has.
+        let added = if number == 0 { 0.0 } else { BEFORE };
+        for (name, got, shape, one, columns) in
+            [("dk", &dk, own.k(), &one[2], shape.head_dim), ("dv", &dv, own.v(), &one[3], shape.head_dim_v)]
+        {
+            let got: Vec<f32> = without_gaps(got, shape, gap).iter().map(|x| x - added).collect();
+            let row = problem.shape().num_heads_k * columns;
+            let at = [cuts[number].start * row, cuts[number].end * row];
+            assert_near(name, &got, &one[at[0]..at[1]]);
+        }
+    }
+    assert_near("dq", &without_gaps(&dq, shape.q(), gap), &one[1]);
+}
+
+fn assert_near(name: &str, got: &[f32], expected: &[f32]) {
+    assert_eq!(got.len(), expected.len(), "{name}");
+    let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+    let off = norm(&mut got.iter().zip(expected).map(|(a, b)| a - b)) / norm(&mut expected.iter().copied());
+    assert!(off < 2e-3, "{name} is {off:.1e} off");
+}
+
+#[test]
+fn results_of_some_keys_are_added_to_those_of_others() {
+    let case = |seqlen| Case::new(40, seqlen).heads(2, 1).dropout(0.1);
+    added_is_the_whole(on(Gpu::HOPPER), &case(70).head_dim(64), 0);
+    // The last keys are seen by some rows alone, and the first ones by others: there are rows that had seen nothing.
+    added_is_the_whole(on(Gpu::HOPPER), &case(70).head_dim(72).window(3, 9), 8);
+    added_is_the_whole(on(Gpu::SMALL), &case(70).head_dim(64).window(3, 9), 0);
+    added_is_the_whole(on(Gpu::AMPERE), &case(66).head_dim(41), 1);
 }
 
 /// dq of the sums of a pass over keys, whose order is not the same in both kernels' schedules: with one block there is one.

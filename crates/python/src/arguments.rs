@@ -106,11 +106,13 @@ pub(crate) fn dtype(name: &str) -> PyResult<Dtype> {
     }
 }
 
-/// The dtypes of operands and of results: one name for both, or a pair of names.
+/// The dtypes of operands and of results: one name for both, or a pair of names; and then, whether results are added to what is
+/// there: out, or dq, and dk with dv.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Dtypes {
     pub(crate) operands: Dtype,
     pub(crate) results: Dtype,
+    pub(crate) adds: [bool; 2],
 }
 
 impl<'a, 'py> FromPyObject<'a, 'py> for Dtypes {
@@ -119,9 +121,9 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Dtypes {
     fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
         if value.cast::<PyTuple>().is_err() {
             let both = dtype(&value.extract::<String>()?)?;
-            return Ok(Self { operands: both, results: both });
+            return Ok(Self { operands: both, results: both, adds: [false; 2] });
         }
-        let (operands, results): (String, String) = value.extract()?;
-        Ok(Self { operands: dtype(&operands)?, results: dtype(&results)? })
+        let (operands, results, adds): (String, String, (bool, bool)) = value.extract()?;
+        Ok(Self { operands: dtype(&operands)?, results: dtype(&results)?, adds: adds.into() })
     }
 }

@@ -32,6 +32,8 @@ pub struct Forward {
     pub dtype: Dtype,
     /// Of out and probs: that of the inputs, or f32.
     pub results: Dtype,
+    /// On a GPU: whether out and lse are those of other keys, to which these are added; of f32.
+    pub adds: bool,
     pub q: ForeignTensor,
     pub k: ForeignTensor,
     pub v: ForeignTensor,
@@ -57,6 +59,8 @@ pub struct Backward {
     pub dtype: Dtype,
     /// Of dq, dk and dv: that of the inputs, or f32.
     pub results: Dtype,
+    /// On a GPU: whether dq, and dk with dv, are added to what is there, of f32.
+    pub adds: [bool; 2],
     pub q: ForeignTensor,
     pub k: ForeignTensor,
     pub v: ForeignTensor,

@@ -75,6 +75,9 @@ unsafe fn scores<'a>(joined: &Joined, problem: &Problem) -> Result<RawScoreInput
 /// # Safety
 /// As [`crate::call::forward`].
 pub(crate) unsafe fn forward(threads: usize, call: &Forward, problem: &Problem) -> Result<(), CallError> {
+    if call.adds {
+        return Err(CallError::Adds);
+    }
     // SAFETY: the elements are of the call's dtype, by the caller's promise.
     unsafe {
         match (call.dtype, call.results) {
@@ -108,6 +111,9 @@ unsafe fn forward_of<T: Element, R: Element + ResultOf<T>>(
 /// # Safety
 /// As [`crate::call::backward`].
 pub(crate) unsafe fn backward(threads: usize, call: &Backward, problem: &Problem) -> Result<(), CallError> {
+    if call.adds != [false; 2] {
+        return Err(CallError::Adds);
+    }
     // SAFETY: the elements are of the call's dtype, by the caller's promise.
     unsafe {
         match (call.dtype, call.results) {

@@ -7,7 +7,9 @@ use crate::joined::Joined;
 use crate::lengths::CuSeqlens;
 use signflash_core::{Dtype, Problem};
 use signflash_cuda::{CudaEngine, Device, EngineError, Stream};
-use signflash_kernels::{BackwardCall, DeviceScoreTensor, DeviceScores, ForwardCall, Half, Order, half_of};
+use signflash_kernels::{
+    BackwardCall, DeviceScoreTensor, DeviceScores, ForwardCall, Half, Order, Stored, half_of,
+};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
@@ -24,13 +26,18 @@ pub(crate) fn engine(ordinal: u32) -> Result<CudaEngine, EngineError> {
     Ok(engine)
 }
 
-/// The format of operands, and whether results are f32, and not of it.
-fn formats(dtype: Dtype, results: Dtype) -> Result<(Half, bool), EngineError> {
-    let half = half_of(dtype).ok_or(EngineError::Dtype(dtype))?;
-    match results {
-        Dtype::F32 => Ok((half, true)),
-        _ if results == dtype => Ok((half, false)),
-        other => Err(EngineError::Dtype(other)),
+/// The format of operands.
+fn half(dtype: Dtype) -> Result<Half, EngineError> {
+    half_of(dtype).ok_or(EngineError::Dtype(dtype))
+}
+
+/// How results of a dtype are stored. What is added is f32.
+fn stored(dtype: Dtype, results: Dtype, adds: bool) -> Result<Stored, EngineError> {
+    match (results, adds) {
+        (Dtype::F32, true) => Ok(Stored::Added),
+        (Dtype::F32, false) => Ok(Stored::Wide),
+        (_, false) if results == dtype => Ok(Stored::Rounded),
+        (other, _) => Err(EngineError::Dtype(other)),
     }
 }
 
@@ -62,11 +69,11 @@ pub(crate) unsafe fn forward(
     call: &Forward,
     problem: &Problem,
 ) -> Result<(), CallError> {
-    let (half, wide) = formats(call.dtype, call.results)?;
+    let (half, stored) = (half(call.dtype)?, stored(call.dtype, call.results, call.adds)?);
     let engine = engine(ordinal)?;
     let inputs = [call.q, call.k, call.v].map(|tensor| tensor.on_gpu(Order::RowsFirst));
     let forward = ForwardCall::new(problem, half, inputs, call.out.on_gpu(Order::RowsFirst), call.lse)
-        .with_wide(wide)
+        .with_stored(stored)
         .with_probs(call.probs.map(|probs| probs.on_gpu(Order::HeadsFirst)))
         .with_seed_and_offset_ptr(call.state.address)
         .with_scores(scores(&call.joined))
@@ -91,7 +98,8 @@ pub(crate) unsafe fn backward(
     call: &Backward,
     problem: &Problem,
 ) -> Result<(), CallError> {
-    let (half, wide) = formats(call.dtype, call.results)?;
+    let half = half(call.dtype)?;
+    let [of_q, of_keys] = call.adds.map(|adds| stored(call.dtype, call.results, adds));
     let engine = engine(ordinal)?;
     let on_gpu = |tensor: &ForeignTensor| tensor.on_gpu(Order::RowsFirst);
     let inputs = [&call.q, &call.k, &call.v].map(on_gpu);
@@ -101,7 +109,7 @@ pub(crate) unsafe fn backward(
     let forward = begin(forward, call.cu_seqlens);
     let gradients = [&call.dq, &call.dk, &call.dv].map(on_gpu);
     let backward = BackwardCall::of(&forward, on_gpu(&call.dout), gradients, call.workspace)
-        .with_wide(wide)
+        .with_stored([of_q?, of_keys?])
         .with_dlse((call.dlse != 0).then_some(call.dlse))
         .with_dbias(call.dbias.map(|dbias| entries(dbias.tensor)))
         .with_dsinks((call.dsinks != 0).then_some(call.dsinks))

@@ -19,6 +19,9 @@ pub enum CallError {
     /// No such instruction set, or not here.
     #[error("SIGNFLASH_ISA: {0}; leave it out for the fastest")]
     Isa(#[from] IsaError),
+    /// The CPU's engine adds to nothing.
+    #[error("results are added to others on a GPU only; on the CPU add what the call returns")]
+    Adds,
     /// A number that no sequence can begin at.
     #[error(
         "{argument}[{index}] must not be negative, got {got}; it is where a sequence begins, and the last ends"

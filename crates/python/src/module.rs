@@ -22,7 +22,7 @@ fn raise(error: CallError) -> PyErr {
         CallError::Engine(error) => error,
         CallError::Threads(_) => return PyRuntimeError::new_err(error.to_string()),
         CallError::Isa(_) => return PyValueError::new_err(error.to_string()),
-        CallError::NegativeStart { .. } => return PyValueError::new_err(error.to_string()),
+        CallError::NegativeStart { .. } | CallError::Adds => return PyValueError::new_err(error.to_string()),
     };
     if let EngineError::Problem(error @ ProblemError::NotComputed { .. })
     | EngineError::Call(signflash_kernels::CallError::NotComputed(error)) = &error
@@ -71,7 +71,7 @@ fn py_forward(
     state: RandomState,
     settings: Settings,
 ) -> PyResult<bool> {
-    let Dtypes { operands: dtype, results } = dtypes;
+    let Dtypes { operands: dtype, results, adds: [adds, _] } = dtypes;
     let layout = Layout { dtype, at, is_packed: cu_seqlens.is_some() };
     let [Some(q), Some(k), Some(v)] = <[Lent; 3]>::from(read).map(|tensor| tensor.readable(layout)) else {
         return Ok(false);
@@ -84,7 +84,8 @@ fn py_forward(
     let out = out.beside(&q);
     let probs = probs.map(Written::alone).transpose()?;
     let cu_seqlens = cu_seqlens.flatten();
-    let call = Forward { dtype, results, q, k, v, cu_seqlens, joined, out, lse, probs, state, workspace };
+    let call =
+        Forward { dtype, results, adds, q, k, v, cu_seqlens, joined, out, lse, probs, state, workspace };
     // SAFETY: the package's Python half gives live tensors, and has just allocated those that are written. That those
     // that are read lie in their storage `readable` has judged, and their dtype and place where they tell; where they
     // do not, Python has.
@@ -111,7 +112,7 @@ fn py_backward(
     state: RandomState,
     settings: Settings,
 ) -> PyResult<bool> {
-    let Dtypes { operands: dtype, results } = dtypes;
+    let Dtypes { operands: dtype, results, adds } = dtypes;
     let layout = Layout { dtype, at, is_packed: cu_seqlens.is_some() };
     let [Some(q), Some(k), Some(v), Some(out), Some(dout)] =
         <[Lent; 5]>::from(read).map(|tensor| tensor.readable(layout))
@@ -139,6 +140,7 @@ fn py_backward(
     let call = Backward {
         dtype,
         results,
+        adds,
         q,
         k,
         v,

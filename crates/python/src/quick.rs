@@ -132,6 +132,7 @@ impl Torch {
         let call = Forward {
             dtype: layout.dtype,
             results: layout.dtype,
+            adds: false,
             q,
             k,
             v,
@@ -291,6 +292,7 @@ pub(crate) fn gradients<'py>(
     let backward = Backward {
         dtype: layout.dtype,
         results: layout.dtype,
+        adds: [false; 2],
         q,
         k,
         v,

@@ -45,7 +45,7 @@ pub use signflash_cuda::{
     CudaEngine, CudaError, Device, DeviceBuffer, EngineError, Event, Graph, Resident, Stream, Workspace,
 };
 #[cfg(feature = "cuda")]
-pub use signflash_kernels::{BackwardCall, DeviceTensor, ForwardCall, Half, Order};
+pub use signflash_kernels::{BackwardCall, DeviceTensor, ForwardCall, Half, Order, Stored};
 
 /// What most programs use.
 ///

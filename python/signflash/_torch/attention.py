@@ -30,11 +30,12 @@ def attention(
     return_probs=False,
     joined=None,
     wide=False,
+    room=None,
     wants_lse=True,
 ):
     """(out, lse, probs or None, state), everything but tensors judged before; state is (seed, offset) or a tensor.
 
-    A wide out is float32, whatever q is. joined are alibi_slopes, bias, mask and sinks as they were given, or None for none of them.
+    A wide out is float32, whatever q is. ``room`` is (out, lse) of other keys, on a GPU, to which this is added. joined are alibi_slopes, bias, mask and sinks as they were given, or None for none of them.
     lse may be None if nobody wants it.
     """
     is_plain = (
@@ -81,7 +82,7 @@ def attention(
     checks.check_qkv(q, k, v, cu_seqlens)
     if joined is not None:
         joined = scores.judged(joined, q, k, cu_seqlens)
-    room = partial.room_for_out(q, v) if wide else None
+    room, of_others = room if room is not None else (partial.room_for_out(q, v) if wide else None, None)
     state = _state(q, cu_seqlens, settings, seed, offset, generator, rng_state)
     if is_plain and type(state) is tuple:
         found = quick.attend(q, k, v, settings, state, deterministic, wants_lse)
@@ -97,7 +98,7 @@ def attention(
         )
     else:
         out, lse, probs = native.forward(
-            q, k, v, settings, state, return_probs, out=room, cu_seqlens=cu_seqlens, scores=joined
+            q, k, v, settings, state, return_probs, out=room, cu_seqlens=cu_seqlens, scores=joined, lse=of_others
         )
     return out, lse, probs, state
 
@@ -137,9 +138,12 @@ def backward(
     joined=None,
     wanted=(False, False),
     wide=False,
+    into=None,
+    adds=(False, False),
 ):
     """(dq, dk, dv, dbias, dsinks), for who keeps the forward's results without autograd; the last two are None unless
-    they are wanted. Wide ones of q, k and v are float32, whatever these are."""
+    they are wanted. Wide ones of q, k and v are float32, whatever these are; written to ``into`` if that is given, and added to
+    it where ``adds`` says so (native.py)."""
     checks.check_kinds(q, k, v, cu_seqlens)
     for name, x in (("dout", dout), ("out", out)):
         checks.check_operand(name, x, cu_seqlens)
@@ -155,8 +159,8 @@ def backward(
     if wide:
         if needs_operator(tensors):
             raise partial.not_recorded("grad_dtype")
-        into = [partial.room(x, x.shape) for x in (q, k, v)]
-        rest = dict(cu_seqlens=cu_seqlens, scores=scores.of_operator(joined), wanted=wanted)
+        into = into or [partial.room(x, x.shape) for x in (q, k, v)]
+        rest = dict(adds=adds, cu_seqlens=cu_seqlens, scores=scores.of_operator(joined), wanted=wanted)
         *found, dbias, dsinks = native.backward(
             dout, q, k, v, out, lse, dlse, settings, state, deterministic, into, **rest
         )

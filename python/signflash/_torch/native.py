@@ -194,16 +194,21 @@ def _probs(q, k, v, cu_seqlens, scores, settings):
 
 
 def forward(
-    q, k, v, settings: Settings, state=(0, 0), return_probs: bool = False, out=None, cu_seqlens=None, scores=None
+    q, k, v, settings: Settings, state=(0, 0), return_probs: bool = False, out=None, cu_seqlens=None, scores=None, lse=None
 ):
-    """(out, lse, probs or None) of q (batch, seqlen_q, num_heads, head_dim), k and v, or of packed sequences."""
+    """(out, lse, probs or None) of q (batch, seqlen_q, num_heads, head_dim), k and v, or of packed sequences.
+
+    Written to ``out`` if that is given. With ``lse``, too, these are results in float32 of other keys, on a GPU, which become
+    those of all of them.
+    """
     if k.dim() != q.dim() or v.is_nested:
         check_kinds(q, k, v, cu_seqlens)
     at, dtype = _place(q), NAMES[q.dtype]
     out, written = _room_for_out(q, v) if out is None else (out, _written(out))
     if out.dtype is not q.dtype:
-        dtype = (dtype, NAMES[out.dtype])
-    lse = q.new_empty(sequences.rows(q, cu_seqlens), dtype=torch.float32)
+        dtype = (dtype, NAMES[out.dtype], (lse is not None, False))
+    if lse is None:
+        lse = q.new_empty(sequences.rows(q, cu_seqlens), dtype=torch.float32)
     probs = _probs(q, k, v, cu_seqlens, scores, settings) if return_probs else None
     numbers, alive = _numbers(state)
     workspace, scratch = None, 0
@@ -250,8 +255,10 @@ def backward(
     cu_seqlens=None,
     scores=None,
     wanted=(False, False),
+    adds=(False, False),
 ):
-    """(dq, dk, dv, dbias, dsinks); the first three written to ``into`` if given, the others None unless ``wanted``.
+    """(dq, dk, dv, dbias, dsinks); the first three written to ``into`` if given, the others None unless ``wanted``. Where
+    ``adds`` says so, of dq, and of dk and dv, they are added to what float32 ``into`` holds, on a GPU.
 
     None for dout or dlse is no gradient of it. What was saved is judged again: much may have happened since.
     """
@@ -278,7 +285,7 @@ def backward(
         scratch = workspace.data_ptr()
     at, dtype = _place(q), NAMES[q.dtype]
     if into[0].dtype is not q.dtype:
-        dtype = (dtype, NAMES[into[0].dtype])
+        dtype = (dtype, NAMES[into[0].dtype], adds)
     rest = ((*written, *written_scores), scratch, deterministic, numbers, settings)
     read = (_lent(q), _lent(k), _lent(v), _lent(out), _lent(dout))
     rows = (_lent(lse), None if dlse is None else _lent(dlse))

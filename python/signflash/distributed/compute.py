@@ -6,9 +6,10 @@ from typing import Any, NamedTuple, Optional, Tuple
 
 import torch
 
+from .._attention import _joined, _pair, attention_backward
 from .._attention import attention as attention_of_one
-from .._attention import attention_backward
-from .._settings import Shard
+from .._settings import Shard, judged
+from .._torch import attention as of_one
 from .merge import Partial, add_sinks, gradient_of_sinks
 from .pieces import Geometry, pieces
 
@@ -74,6 +75,11 @@ def rows_of(x, rows: slice):
     return x[..., rows, :, :]
 
 
+def adds_in_kernels(x) -> bool:
+    """Whether kernels add what they find to what was found before, as a GPU's do."""
+    return x.is_cuda
+
+
 def _entries(x, piece, packed: bool):
     """A bias's or a mask's share of a piece: four dimensions, all keys, and either these rows or one for all."""
     if x is None:
@@ -127,41 +133,62 @@ def forward_of(call: Call, spans, operands: Operands, k, v, into: Partial) -> No
     for piece in pieces(call.geometry, *spans):
         read = [rows_of(q, piece.rows), rows_of(k, piece.columns), rows_of(v, piece.columns)]
         alone = _is_alone(piece, call)
+        room = into.room(piece.rows) if adds_in_kernels(q) else None
         if alone:
-            read = [x.unsqueeze(0) for x in read]
-        arguments = _arguments(call, piece, q, bias, q.device)
-        out, lse = attention_of_one(*read, **arguments, return_lse=True, out_dtype=torch.float32)
-        into.add(piece.rows, *((out[0], lse[0]) if alone else (out, lse)))
+            read, room = [x.unsqueeze(0) for x in read], None if room is None else [x.unsqueeze(0) for x in room]
+        out, lse = _forward(read, _arguments(call, piece, q, bias, q.device), room)
+        if room is None:
+            into.add(piece.rows, *((out[0], lse[0]) if alone else (out, lse)))
 
 
 def backward_of(call: Call, spans, operands: Operands, k, v, results: Results, into) -> None:
     """Adds the gradients to those of ``into``: sums of dq, dk and dv, and dbias in float32 or None."""
     q, bias, _ = operands
-    dq, dk, dv, dbias = into
+    *sums, dbias = into
     for piece in pieces(call.geometry, *spans):
         rows, columns, alone = piece.rows, piece.columns, _is_alone(piece, call)
         read = [rows_of(results.dout, rows), rows_of(q, rows), rows_of(k, columns), rows_of(v, columns)]
         read += [rows_of(results.out, rows), results.lse[..., rows].contiguous()]
         dlse = None if results.dlse is None else results.dlse[..., rows].contiguous()
+        rooms = [one.room(of) if adds_in_kernels(q) else None for one, of in zip(sums, (rows, columns, columns))]
+        written = [torch.empty(x.shape, dtype=torch.float32, device=x.device) if room is None else room
+                   for room, x in zip(rooms, read[1:4])]  # fmt: skip
+        given = written
         if alone:
             read, dlse = [x.unsqueeze(0) for x in read], None if dlse is None else dlse.unsqueeze(0)
+            given = [x.unsqueeze(0) for x in written]
+        adds = tuple(room is not None for room in rooms[:2])
         arguments = _arguments(call, piece, q, bias, q.device)
-        for one in (dq, dk, dv):
-            one.settle()
-        found = attention_backward(
-            *read,
-            dlse=dlse,
-            **arguments,
-            deterministic=call.deterministic,
-            return_dbias=dbias is not None,
-            grad_dtype=torch.float32,
-        )
-        of_q, of_k, of_v = (x[0] for x in found[:3]) if alone else found[:3]
-        dq.add(rows, of_q)
-        dk.add(columns, of_k)
-        dv.add(columns, of_v)
+        of_bias = _backward(read, dlse, arguments, (call.deterministic, dbias is not None), (given, adds))
+        for one, of, room, part in zip(sums, (rows, columns, columns), rooms, written):
+            if room is None:
+                one.add(of, part)
         if dbias is not None:
-            _entries(dbias, piece, call.geometry.is_packed).add_(found[3])
+            _entries(dbias, piece, call.geometry.is_packed).add_(of_bias)
+
+
+def _judged(arguments: dict):
+    """(settings, cu_seqlens, joined, state) of a piece's arguments."""
+    named = ("dropout_p", "softmax_scale", "causal", "window", "scale_rule", "softcap", "diagonal", "shard")
+    starts = _pair(arguments.get("cu_seqlens_q"), arguments.get("cu_seqlens_k"))
+    joined = _joined(arguments["alibi_slopes"], arguments["bias"], arguments["mask"], None)
+    return judged(*(arguments[name] for name in named)), starts, joined, (arguments["seed"], arguments["offset"])
+
+
+def _forward(read, arguments: dict, room):
+    """(out, lse) in float32, added to those of ``room`` if there are some."""
+    settings, starts, joined, (seed, offset) = _judged(arguments)
+    given = dict(cu_seqlens=starts, seed=seed, offset=offset, generator=None, rng_state=None, deterministic=False)
+    given.update(return_probs=False, joined=joined, wide=True, wants_lse=True, room=room)
+    return of_one.attention(tuple(read), settings, **given)[:2]
+
+
+def _backward(read, dlse, arguments: dict, asked, room):
+    """dbias or None; dq, dk and dv are written to the tensors of ``room``, or added to them, where it says so."""
+    settings, starts, joined, state = _judged(arguments)
+    (deterministic, wants_dbias), (into, adds) = asked, room
+    given = (settings, state, deterministic, starts, joined, (wants_dbias, False))
+    return of_one.backward(*read, dlse, *given, wide=True, into=into, adds=adds)[3]
 
 
 def forward_alone(call: Call, piece, operands: Operands, k, v) -> Tuple:

@@ -42,54 +42,61 @@ class _Rows:
 
 
 class Sum(_Rows):
-    """A gradient that is added up in float32, of a tensor's shape. The last part is added when the sum is asked for, which
-    is the pass that rounds it, too.
-    """
+    """A gradient that is added up in float32, of a tensor's shape."""
 
     def __init__(self, like) -> None:
         super().__init__(like.shape[-3])
         self._like = like
-        self._late: Optional[Tuple[Tuple[int, int], Any]] = None
 
-    def add(self, rows: slice, part) -> None:
-        """To some rows; the sum keeps the part, which nobody else has."""
-        self.settle()
+    @classmethod
+    def of(cls, total) -> "Sum":
+        """One that is known already, of all rows."""
+        found = cls(total)
+        found.add(slice(0, total.shape[-3]), total)
+        return found
+
+    def room(self, rows: slice):
+        """Where a GPU's kernels may add what they find for some rows; None where there is nothing yet to add to."""
         key = self._key(rows)
         if key not in self._found:
-            self._found[key] = part
-        elif key == (rows.start, rows.stop):
-            self._late = (key, part)
-        else:
-            _of_rows(self._found[key], rows).add_(part)
+            return None
+        return self._found[key] if key == (rows.start, rows.stop) else _of_rows(self._found[key], rows)
 
-    def settle(self) -> None:
-        """Adds what waits, and lets go of it."""
-        if self._late is not None:
-            key, part = self._late
-            self._found[key].add_(part)
-            self._late = None
+    def add(self, rows: slice, part) -> None:
+        """To some rows. The first part of them is kept, which nobody else has."""
+        into = self.room(rows)
+        if into is None:
+            self._found[rows.start, rows.stop] = part
+        else:
+            into.add_(part)
 
     def total(self):
         """float32."""
-        self.settle()
         if not self._covers():
             self._found = {(0, self._rows): self._put_together()}
         return self._found[0, self._rows]
 
     def rounded(self, dtype):
         """The sum, of this dtype."""
-        if self._covers() and self._late is None:
-            return self._found[0, self._rows].to(dtype)
-        return self._put_together(dtype)
+        return self.total().to(dtype) if self._covers() else self._put_together(dtype)
+
+    def add_to(self, others: Optional["Sum"], heads: slice, into) -> None:
+        """Writes this sum, which is of some heads, and that of others, if there is one, rounded: one pass."""
+        own = self.total()
+        found = [] if others is None else sorted(others._found.items(), key=lambda one: one[0])
+        at = 0
+        for (begin, end), part in [*found, ((self._rows, self._rows), None)]:
+            if at < begin:
+                _of_rows(into, slice(at, begin)).copy_(_of_rows(own, slice(at, begin)))
+            if part is not None:
+                rows = slice(begin, end)
+                torch.add(_of_rows(own, rows), part[..., heads, :], out=_of_rows(into, rows))
+            at = end
 
     def _put_together(self, dtype=torch.float32):
         whole = self._room(self._like.new_empty, self._like.shape, dtype)
         for key, part in self._found.items():
-            into = _of_rows(whole, slice(*key))
-            if self._late is not None and self._late[0] == key:
-                torch.add(part, self._late[1], out=into)
-            else:
-                into.copy_(part)
+            _of_rows(whole, slice(*key)).copy_(part)
         return whole
 
 
@@ -99,6 +106,10 @@ class Partial(_Rows):
     def __init__(self, q, v) -> None:
         super().__init__(q.shape[-3])
         self._q, self._head_dim = q, v.shape[-1]
+
+    def room(self, rows: slice):
+        """(out, lse) of exactly these rows, to which a GPU's kernels may add what they find; None where there are none."""
+        return self._found.get((rows.start, rows.stop))
 
     def add(self, rows: slice, out, lse) -> None:
         """What these rows see of some more keys, of which none was added before. Who adds them lets go of them."""

@@ -11,8 +11,6 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple, Tuple
 
-import torch
-
 from . import compute
 from .exchange import Comm, Parcel
 from .heads import parts_of
@@ -21,17 +19,6 @@ from .merge import Partial, Sum
 from .pieces import Geometry, pieces
 
 KEYS, GRADIENTS = 16, 32  # tags
-
-
-def _together(own, others, into, heads):
-    """What a rank's own keys give, part by part, and those of others, if there are any: added in one pass, and rounded."""
-    for one, part in zip(own, heads):
-        part = (..., part, slice(None))
-        if others is None:
-            into[part].copy_(one.total())
-        else:
-            torch.add(one.total(), others[part], out=into[part])
-    return into
 
 
 class Ring(NamedTuple):
@@ -83,13 +70,15 @@ class Ring(NamedTuple):
             behind = self._send_gradients(sums, kv, step, steps)
         kv = sums = coming = None
         own += [self._own(call, operands, part, (k, v), results, dbias) for part in parts[len(own) :]]
-        others = (None if dq is None else dq.total(), *(behind.wait() if behind else (None, None)))
-        dq, dk, dv = (
-            _together(own_sums, other, like.new_empty(like.shape, dtype=dtype), [part[at > 0] for part in parts])
-            for at, (own_sums, other, like, dtype) in enumerate(zip(zip(*own), others, (q, k, v), wanted.dtypes(q, k, v)))
-        )
+        others = [dq, None, None]
+        if behind is not None:
+            others[1:] = [Sum.of(x) for x in behind.wait()]
+        found = [x.new_empty(x.shape, dtype=dtype) for x, dtype in zip((q, k, v), wanted.dtypes(q, k, v))]
+        for part, sums in zip(parts, own):
+            for heads, mine, other, into in zip((part.query, part.key, part.key), sums, others, found):
+                mine.add_to(other, heads, into[..., heads, :])
         dsinks = compute.dsinks_of(operands, results, wanted.dsinks)
-        return dq, dk, dv, dbias, dsinks
+        return (*found, dbias, dsinks)
 
     def _own(self, call, operands, part, kv, results, dbias):
         """Sums of dq, dk and dv of this rank's queries and its own keys, of some heads."""

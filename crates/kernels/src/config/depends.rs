@@ -21,14 +21,27 @@ pub enum Layout {
 pub struct Operands {
     /// Format of q, k, v and, unless they are wide, of the results.
     pub half: Half,
-    /// Whether out, dq, dk and dv are f32: parts of results, that are rounded when they have been added up.
-    pub wide: bool,
+    /// How out, dq, dk and dv are stored.
+    pub stored: Stored,
     /// Columns of q and k a head in shared memory: head_dim, rounded up to a multiple of 16.
     pub head_dim: u32,
     /// Likewise of v and out, if v has a head_dim of its own, whether that is rounded up to the same or not.
     pub head_dim_v: Option<u32>,
     /// Where rows of a sequence are.
     pub layout: Layout,
+}
+
+/// How out, dq, dk and dv are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Stored {
+    /// Rounded to the operands' format.
+    #[default]
+    Rounded,
+    /// In f32: parts of results, that are rounded when they have been added up.
+    Wide,
+    /// In f32, and added to what is there: gradients as they are; out by its lse to that of other keys, whose lse is there
+    /// as well.
+    Added,
 }
 
 /// Columns a head, real or in shared memory.
@@ -162,6 +175,13 @@ impl Layout {
     }
 }
 
+impl Stored {
+    /// Whether results are f32.
+    pub fn is_wide(self) -> bool {
+        self != Stored::Rounded
+    }
+}
+
 impl BandKind {
     /// Of the sides of a window that hide something: [`Problem::sides`](signflash_core::Problem::sides).
     pub fn of(sides: Window) -> Self {
@@ -196,9 +216,10 @@ impl Operands {
         Operands { head_dim_v: None, ..self }
     }
 
-    /// The same where nobody writes out, dq, dk or dv.
-    pub(crate) fn without_results(self) -> Self {
-        Operands { wide: false, ..self }
+    /// Of what makes dq of its sums, where it is stored so: f32 is the same for both formats.
+    pub(crate) fn of_sums(self, stored: Stored) -> Self {
+        let half = if stored.is_wide() { Half::Bf16 } else { self.half };
+        Operands { half, stored, ..self }
     }
 }
 
@@ -271,7 +292,12 @@ impl Common {
 
     /// The same where nobody writes out, dq, dk or dv.
     pub fn without_results(&self) -> Common {
-        Common { operands: self.operands.without_results(), ..*self }
+        self.storing(Stored::Rounded)
+    }
+
+    /// The same where results are stored so.
+    pub(crate) fn storing(&self, stored: Stored) -> Common {
+        Common { operands: Operands { stored, ..self.operands }, ..*self }
     }
 
     /// Of these, what Hopper's own kernels depend on. How many columns are real is the copy engine's to know.
@@ -291,9 +317,18 @@ impl HopperCommon {
 
 impl fmt::Display for Operands {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let wide = if self.wide { "_wide" } else { "" };
-        write!(f, "{}{wide}{}_d{}", self.half.name(), self.layout, self.head_dim)?;
+        write!(f, "{}{}{}_d{}", self.half.name(), self.stored, self.layout, self.head_dim)?;
         self.head_dim_v.map_or(Ok(()), |head_dim_v| write!(f, "v{head_dim_v}"))
+    }
+}
+
+impl fmt::Display for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Stored::Rounded => "",
+            Stored::Wide => "_wide",
+            Stored::Added => "_added",
+        })
     }
 }
 

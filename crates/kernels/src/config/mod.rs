@@ -6,7 +6,7 @@ mod overlays;
 pub(crate) use depends::HeadDims;
 pub use depends::{
     Access, BandKind, Common, DeltaRows, DqSums, HopperCommon, Layout, Operands, Product, RowsCommon,
-    ScoreKind, Scores,
+    ScoreKind, Scores, Stored,
 };
 pub use forms::{HopperForm, HopperKeysForm, PortableForm};
 pub use overlays::{Numbers, OverlayKind, Overlays};

@@ -2,7 +2,7 @@
 use super::scores::ScoreStage;
 use signflash_ptx::{Acc, F32, Pred, Thread, Val, Var, Warp};
 use std::array::from_fn;
-use std::f32::consts::LN_2;
+use std::f32::consts::{LN_2, LOG2_E};
 
 /// Rows of a 16-row accumulator that one thread holds parts of: g and g + 8.
 pub(crate) const THREAD_ROWS: usize = 2;
@@ -170,6 +170,31 @@ impl<'k> RowResult<'k> {
                 sum[row].eq(0.0).select(t.f32(f32::NEG_INFINITY), lse)
             }),
         }
+    }
+}
+
+impl<'k> RowResult<'k> {
+    /// The same of these keys and others together, whose lse is given, and what part of it their out has. A row that has seen
+    /// no key keeps its 0.
+    #[track_caller]
+    pub(crate) fn with_others(
+        self,
+        t: Thread<'k>,
+        others: [Val<'k, F32>; THREAD_ROWS],
+    ) -> (Self, [Val<'k, F32>; THREAD_ROWS]) {
+        /// Less than any lse of a row that sees a key.
+        const LEAST: f32 = -3.0e38;
+        let one = t.f32(1.0);
+        let rows: [_; THREAD_ROWS] = from_fn(|row| {
+            let (own, other) = (self.lse[row], others[row]);
+            let known = other.eq(f32::NEG_INFINITY).select(t.f32(LEAST), other);
+            let ahead = (known - own) * LOG2_E;
+            let (new, old) = ((one + ahead.ex2()).rcp(), (one + (-ahead).ex2()).rcp());
+            let both = own.max(other) + (one + (-ahead.abs()).ex2()).lg2() * LN_2;
+            (self.inverse[row] * new, both, old)
+        });
+        let both = RowResult { inverse: rows.map(|row| row.0), lse: rows.map(|row| row.1) };
+        (both, rows.map(|row| row.2))
     }
 }
 

@@ -37,7 +37,7 @@ impl ForwardChoice<'_> {
     pub fn tasks(&self) -> Result<Vec<Task>, CallError> {
         let call = self.call;
         check_features(call.problem)?;
-        if call.wide && self.probs.is_some() {
+        if call.stored.is_wide() && self.probs.is_some() {
             return Err(CallError::WideProbs);
         }
         let ranges = call.workspace + list_bytes(call.problem);

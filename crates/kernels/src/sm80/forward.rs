@@ -12,11 +12,12 @@
 //!
 //! Grid: query tiles x heads x batches, along x. Block: 32 * warps threads.
 use super::query_block::QueryBlock;
-use crate::config::{Common, HeadDims, PortableForm};
+use crate::config::{Common, HeadDims, PortableForm, Stored};
 use crate::packed::PackedVals;
 use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, kernel_args};
+use crate::parts::copy::TileRows;
 use crate::parts::dropout::{PackedKeep, Philox, Stream};
-use crate::parts::epilogue::store_rows;
+use crate::parts::epilogue::{Before, store_rows, store_wide};
 use crate::parts::hiding::{SeenKeys, first_column, hide_keys};
 use crate::parts::overlays::{ByQueries, OverlayVals, dynamic};
 use crate::parts::product::{FragmentA, Lanes, Operand, mma_ab, mma_abt, pack};
@@ -194,8 +195,11 @@ impl<'k> Forward<'_, 'k> {
         let (warp, t) = (self.block.cta.warps(), self.block.cta.threads());
         let Work { sequence, head, .. } = self.block.work;
         let sink = self.sinks.map(|sinks| sinks.of_head(t, sequence, head));
+        let mut before = vec![];
         for (i, out) in out.iter().enumerate() {
-            let RowResult { inverse, lse } = rows.softmax[i].finish(sink);
+            let (RowResult { inverse, lse }, of_others) =
+                self.with_others(rows.softmax[i].finish(sink), first_row + 16 * i as u32);
+            before.push(of_others);
             scale_rows(out, inverse.map(|inverse| keep_scale.map_or(inverse, |scale| inverse * scale)));
             let to = LseRows::of(
                 QueryHeads::of(&self.block.problem, self.block.work.sequence).nth(self.block.work.head),
@@ -208,7 +212,25 @@ impl<'k> Forward<'_, 'k> {
         let width = self.block.widths.v;
         let target = self.block.queries_of(&self.args.out, width, first_row);
         let copy = width.copy(t, t.lane(), 32);
-        store_rows(warp, out, self.block.common.operands, staging, &copy, target);
+        let operands = self.block.common.operands;
+        if !operands.stored.is_wide() {
+            return store_rows(warp, out, operands, staging, &copy, target);
+        }
+        for (tile, (out, before)) in (0..).zip(out.iter().zip(before)) {
+            let first = target.first + 16 * tile;
+            store_wide(warp, out, (copy.access, copy.first_col), TileRows { first, ..target }, before);
+        }
+    }
+
+    /// The result of 16 rows, together with that of other keys where it is added to it.
+    fn with_others(&self, own: RowResult<'k>, first_row: Val<'k, U32>) -> (RowResult<'k>, Before<'k>) {
+        if self.block.common.operands.stored != Stored::Added {
+            return (own, Before::Nothing);
+        }
+        let (warp, Work { sequence, head, .. }) = (self.block.cta.warps(), self.block.work);
+        let rows = [0, 8].map(|lower| first_row + (warp.threads().lane() >> 2) + lower);
+        let lse = LseRows::of(QueryHeads::of(&self.block.problem, sequence).nth(head));
+        lse.with_others(warp, self.args.lse, rows, own)
     }
 }
 

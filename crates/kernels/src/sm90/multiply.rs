@@ -5,7 +5,8 @@ use super::out::OutTile;
 use super::results::{ResultVals, WideRows};
 use super::softmax::{LateSoftmax, Selectors};
 use super::turns::Turns;
-use crate::config::BandKind;
+use crate::config::{BandKind, Stored};
+use crate::parts::epilogue::Before;
 use crate::parts::hiding::{SeenKeys, Side, first_column, hide_keys, hide_keys_on};
 use crate::parts::overlays::{ByQueries, KeysRead, dynamic};
 use crate::parts::scores::{HeadScores, Place, RowsAre};
@@ -149,13 +150,21 @@ impl<'k> Block<'_, 'k> {
     fn finish(
         &self,
         wg: Warpgroup<'k>,
-        RowResult { inverse, lse }: RowResult<'k>,
+        own: RowResult<'k>,
         out: &Acc<'k>,
         store: &OutTile<'k>,
         At { tile, first_row, .. }: &At<'_, 'k>,
     ) {
         let (warp, t) = (wg.warps(), wg.threads());
         let keep_scale = self.dropout.as_ref().map(|args| args.keep_scale);
+        let (RowResult { inverse, lse }, before) = match self.common.operands.stored {
+            Stored::Added => {
+                let heads = QueryHeads::of(&self.problem, tile.work.sequence);
+                let rows = [0, 1].map(|lower| own_row(warp, *first_row, lower));
+                LseRows::of(heads.nth(tile.work.head)).with_others(warp, self.results.1, rows, own)
+            }
+            Stored::Rounded | Stored::Wide => (own, Before::Nothing),
+        };
         scale_rows(out, inverse.map(|inverse| keep_scale.map_or(inverse, |scale| inverse * scale)));
         let Work { sequence, head, .. } = tile.work;
         let to = LseRows::of(QueryHeads::of(&self.problem, sequence).nth(head));
@@ -165,7 +174,7 @@ impl<'k> Block<'_, 'k> {
         let (rows, first) = (sequence.queries(), *first_row);
         match self.results.0 {
             ResultVals::Boxes(to) => store.store(wg, out, to, rows.coordinates(first, head)),
-            ResultVals::Wide(to) => to.store(wg, out, WideRows { rows, head, first }),
+            ResultVals::Wide(to) => to.store(wg, out, WideRows { rows, head, first }, before),
         }
     }
 }

@@ -3,7 +3,7 @@ use super::forward::WG_ROWS;
 use crate::config::{Access, Operands};
 use crate::parts::args::{Passed, TensorVals};
 use crate::parts::copy::TileRows;
-use crate::parts::epilogue::store_wide;
+use crate::parts::epilogue::{Before, store_wide};
 use crate::parts::sequence::RowsOf;
 use crate::tensor::DeviceTensor;
 use signflash_ptx::{Acc, Arg, Cta, Tensor, TensorMap, U32, Val, Warpgroup};
@@ -41,7 +41,7 @@ pub(super) struct WideRows<'k> {
 impl Results {
     /// Of a tensor of these sizes, whose strides count halves.
     pub(crate) fn of(tensor: DeviceTensor, sizes: [usize; 4], operands: Operands) -> Self {
-        match operands.wide {
+        match operands.stored.is_wide() {
             false => Results::Boxes(tensor.map(sizes, WG_ROWS, operands.layout)),
             true => Results::Wide(tensor, sizes[3] as u32),
         }
@@ -79,7 +79,7 @@ pub(super) use names;
 impl<'k> ResultVals<'k> {
     /// At this place of the parameters.
     pub(super) fn declare(cta: Cta<'k>, names: Names, operands: Operands) -> Self {
-        match operands.wide {
+        match operands.stored.is_wide() {
             false => ResultVals::Boxes(TensorMap::declare(cta, &names)),
             true => ResultVals::Wide(WideVals {
                 tensor: DeviceTensor::declare(cta, &names),
@@ -92,7 +92,7 @@ impl<'k> ResultVals<'k> {
 impl<'k> WideVals<'k> {
     /// Writes a warpgroup's 64 rows, as far as they are in the tensor.
     #[track_caller]
-    pub(super) fn store(&self, wg: Warpgroup<'k>, acc: &Acc<'k>, to: WideRows<'k>) {
+    pub(super) fn store(&self, wg: Warpgroup<'k>, acc: &Acc<'k>, to: WideRows<'k>, before: Before<'k>) {
         let warp = wg.warps();
         let target = TileRows {
             rows: self.tensor.head(to.rows, to.head),
@@ -100,6 +100,6 @@ impl<'k> WideVals<'k> {
             seqlen: to.rows.seqlen(),
             head_dim: self.columns,
         };
-        store_wide(warp, acc, Access::Pieces, warp.threads().u32(0), target);
+        store_wide(warp, acc, (Access::Pieces, warp.threads().u32(0)), target, before);
     }
 }

@@ -10,7 +10,7 @@ mod comm;
 
 use comm::{Comm, Failed, Nccl, UniqueId, floats};
 use signflash::prelude::*;
-use signflash::{BackwardCall, DeviceBuffer, DeviceTensor, ForwardCall, Half, Order, Partial, Piece};
+use signflash::{BackwardCall, DeviceBuffer, DeviceTensor, ForwardCall, Half, Order, Partial, Piece, Stored};
 use std::ops::Range;
 use std::time::Instant;
 
@@ -96,7 +96,7 @@ impl Ring<'_> {
             let (out, lse) = (self.room(shape.out())?, self.room([1, 1, 1, shape.lse_len()])?);
             let inputs = [dense(&own.q, shape.q()), dense(&kv[0], shape.k()), dense(&kv[1], shape.v())];
             let call = ForwardCall::new(&piece, Half::Bf16, inputs, dense(&out, shape.out()), lse.ptr())
-                .with_wide(true);
+                .with_stored(Stored::Wide);
             // SAFETY: each buffer has the bytes of its tensor on this GPU, and lives until `floats` has waited below.
             unsafe { self.engine.forward_on(stream, &call) }?;
             partial.add(0..rows.len(), &floats(&out, stream)?, &floats(&lse, stream)?);
@@ -127,7 +127,7 @@ impl Ring<'_> {
                 let call =
                     BackwardCall::of(&forward, dense(&own.dout, shape.out()), written, workspace.ptr());
                 // SAFETY: as in `forward`; the workspace is as large as the engine asks.
-                unsafe { self.engine.backward_on(stream, &call.with_wide(true)) }?;
+                unsafe { self.engine.backward_on(stream, &call.with_stored([Stored::Wide; 2])) }?;
                 add(&mut dq, &floats(of_q, stream)?);
                 sums = [floats(of_k, stream)?, floats(of_v, stream)?];
             }

@@ -1,5 +1,7 @@
 //! dk and dv: from accumulators through shared memory to the tensors.
 use super::{Block, ds_scale};
+use crate::config::Stored;
+use crate::parts::epilogue::Before;
 use crate::parts::product::pack;
 use crate::parts::softmax::scale_rows;
 use crate::sm90::forward::WG_ROWS;
@@ -35,12 +37,13 @@ impl<'k> Block<'_, 'k> {
         then: impl FnOnce(Thread<'k>),
     ) {
         let (common, t) = (self.common, wg.threads());
+        let before = if common.operands.stored == Stored::Added { Before::Added } else { Before::Nothing };
         let (rows, head) = (self.work.sequence.keys(), self.work.head);
         for KeyGradient { sum, scale, place, to } in results {
             scale_rows(sum, [*scale, *scale]);
             match to {
                 ResultVals::Boxes(_) => stage_words(wg, &pack(sum, common.operands.half, false), *place),
-                ResultVals::Wide(to) => to.store(wg, sum, WideRows { rows, head, first: first_key }),
+                ResultVals::Wide(to) => to.store(wg, sum, WideRows { rows, head, first: first_key }, before),
             }
         }
         t.fence_proxy_async();
