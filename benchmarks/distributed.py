@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import time
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--causal", choices=("yes", "no"), nargs="+", default=["yes", "no"])
     parser.add_argument("--no-priority", action="store_true", help="NCCL's streams have no priority over others")
+    parser.add_argument("--commit", default="", help="of signflash, for the heading")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--trace", type=Path)
     return parser.parse_args()
@@ -256,6 +258,15 @@ def trace(a, device, dtype, rank):
         )
 
 
+def driver():
+    """Of NVIDIA, and NCCL's version, where there are GPUs."""
+    if not torch.cuda.is_available():
+        return ""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    told = subprocess.run(query, capture_output=True, text=True).stdout.split()
+    return f", driver {told[0] if told else '?'}, NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}"
+
+
 def main():
     a = arguments()
     local = int(os.environ.get("LOCAL_RANK", 0))
@@ -271,7 +282,7 @@ def main():
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     rows = []
     if rank == 0:
-        print(f"{dist.get_world_size()} of {name}, PyTorch {torch.__version__}, signflash {signflash.__version__}, bf16, "
+        print(f"{dist.get_world_size()} of {name}{driver()}, PyTorch {torch.__version__}, signflash {a.commit or signflash.__version__}, bf16, "
               f"{a.heads} heads ({a.heads_k} of keys) of {a.head_dim}, forward + backward, ms, median of {a.rounds}")  # fmt: skip
         print("| seqlen | causal | p | one | ring | all-gather | Ulysses | PyTorch | error |")
         print("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)

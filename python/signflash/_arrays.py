@@ -213,7 +213,7 @@ def attention(
     probs = room_for_probs(q, k, v, found, settings) if return_probs else None
     computed = _native.forward(
         (-1, 0),
-        (q.dtype.name, out.dtype.name),
+        (q.dtype.name, out.dtype.name, (False, False)),
         (lent(q), lent(k), lent(v)),
         lent_starts(found),
         lent_scores(joined),
@@ -255,7 +255,7 @@ def backward(dout, given_q, k, v, out, lse, dlse, settings, state, cu_seqlens, j
     gradients = [None if x is None else np.empty(x.shape, dtype) for x, dtype in zip(likes, dtypes)]
     computed = _native.backward(
         (-1, 0),
-        (q.dtype.name, gradients[0].dtype.name),
+        (q.dtype.name, gradients[0].dtype.name, (False, False)),
         tuple(lent(x) for x in read),
         (lent(lse), None if dlse is None else lent(dlse)),
         lent_starts(found),

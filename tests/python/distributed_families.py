@@ -64,7 +64,7 @@ def kernels_add_to_what_was_found_before(rank, ranks):
     added = []
     compute._forward, compute._backward, compute.adds_in_kernels = forward_added, backward_added, lambda x: True
     try:
-        for number in range(6):
+        for number in range(2):
             a_case(number, rank, ranks)
         causal = dict(layout="zigzag", lengths=(96, 96), starts=None, seen=dict(causal=True), p=0.3, heads=(8, 2), scores=())
         for method in ("ring", "all_gather"):

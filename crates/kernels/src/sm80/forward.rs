@@ -198,7 +198,7 @@ impl<'k> Forward<'_, 'k> {
         let mut before = vec![];
         for (i, out) in out.iter().enumerate() {
             let (RowResult { inverse, lse }, of_others) =
-                self.with_others(rows.softmax[i].finish(sink), first_row + 16 * i as u32);
+                self.with_others(rows.softmax[i].finish(sink), || first_row + 16 * i as u32);
             before.push(of_others);
             scale_rows(out, inverse.map(|inverse| keep_scale.map_or(inverse, |scale| inverse * scale)));
             let to = LseRows::of(
@@ -223,11 +223,16 @@ impl<'k> Forward<'_, 'k> {
     }
 
     /// The result of 16 rows, together with that of other keys where it is added to it.
-    fn with_others(&self, own: RowResult<'k>, first_row: Val<'k, U32>) -> (RowResult<'k>, Before<'k>) {
+    fn with_others(
+        &self,
+        own: RowResult<'k>,
+        first_row: impl FnOnce() -> Val<'k, U32>,
+    ) -> (RowResult<'k>, Before<'k>) {
         if self.block.common.operands.stored != Stored::Added {
             return (own, Before::Nothing);
         }
         let (warp, Work { sequence, head, .. }) = (self.block.cta.warps(), self.block.work);
+        let first_row = first_row();
         let rows = [0, 8].map(|lower| first_row + (warp.threads().lane() >> 2) + lower);
         let lse = LseRows::of(QueryHeads::of(&self.block.problem, sequence).nth(head));
         lse.with_others(warp, self.args.lse, rows, own)
