@@ -1,12 +1,11 @@
-//! Runs this program again for each row of a table, since the peak of a process's memory is never taken back.
+//! A table of training steps. This program is run again for each cell of memory, since the peak of a process's is never
+//! taken back.
 
 use std::process::Command;
+use std::time::Instant;
 
-/// What one run says of itself: `seconds` of the median step, and `mib` at the peak.
-pub(crate) struct Measured {
-    pub(crate) seconds: f64,
-    pub(crate) mib: f64,
-}
+/// A training step.
+pub(crate) type Step = Box<dyn FnMut()>;
 
 /// The most memory that this process has had, in MiB; of Linux.
 #[allow(dead_code)] // on GPUs it is theirs that counts
@@ -16,46 +15,62 @@ pub(crate) fn peak_mib() -> f64 {
     line.trim().trim_end_matches(" kB").parse::<f64>().expect("a number of KiB") / 1024.0
 }
 
-/// The middle one of an odd number of times.
-pub(crate) fn median(mut seconds: Vec<f64>) -> f64 {
+/// What a run by itself says: the seconds of the middle one of three steps, after one.
+pub(crate) fn alone(mut step: Step) -> f64 {
+    step();
+    median((0..3).map(|_| seconds_of(&mut step)).collect())
+}
+
+/// Steps of both, taking turns: the seconds of the middle one of five, after one.
+pub(crate) fn turns(mut steps: [Step; 2]) -> [f64; 2] {
+    let mut seconds = [Vec::new(), Vec::new()];
+    steps.iter_mut().for_each(|step| step());
+    for _ in 0..5 {
+        for (step, seconds) in steps.iter_mut().zip(&mut seconds) {
+            seconds.push(seconds_of(step));
+        }
+    }
+    seconds.map(median)
+}
+
+fn seconds_of(step: &mut Step) -> f64 {
+    let start = Instant::now();
+    step();
+    start.elapsed().as_secs_f64()
+}
+
+/// The middle one of an odd number.
+fn median(mut seconds: Vec<f64>) -> f64 {
     seconds.sort_by(f64::total_cmp);
     seconds[seconds.len() / 2]
 }
 
-/// Says it so that [`table`] understands it.
-pub(crate) fn say(measured: Measured) {
-    println!("measured {} {}", measured.seconds, measured.mib);
+/// Says two numbers so that [`table`] understands them: seconds and MiB of one kind, or seconds of both.
+pub(crate) fn say([first, second]: [f64; 2]) {
+    println!("measured {first} {second}");
 }
 
-/// Runs this program with each kind and number of tokens, the kinds taking turns, and prints the table.
+/// Runs this program for each number of tokens: each kind by itself, for its memory, and then both in turns, for their
+/// seconds; where one of them fails, seconds are those of the other by itself. Prints the table.
 pub(crate) fn table(kinds: [&str; 2], tokens: &[usize], options: &[String]) {
     println!(
         "| tokens | {0} s | {1} s | ratio | {0} MiB | {1} MiB |\n|---:|---:|---:|---:|---:|---:|",
         kinds[0], kinds[1]
     );
     for tokens in tokens {
-        let found = kinds.map(|kind| run(kind, *tokens, options));
-        let cell = |found: &Option<Measured>, of: fn(&Measured) -> String| {
-            found.as_ref().map_or("failed".into(), of)
+        let alone = kinds.map(|kind| run(kind, *tokens, options));
+        let both = if alone.contains(&None) { None } else { run("turns", *tokens, options) };
+        let seconds = [0, 1].map(|n| both.map(|both| both[n]).or(alone[n].map(|alone| alone[0])));
+        let ratio = both.map_or("-".into(), |[ours, theirs]| format!("{:.2}", theirs / ours));
+        let cell = |number: Option<f64>, decimals: usize| {
+            number.map_or("failed".into(), |number| format!("{number:.decimals$}"))
         };
-        let seconds = |found| cell(found, |x| format!("{:.3}", x.seconds));
-        let mib = |found| cell(found, |x| format!("{:.0}", x.mib));
-        let ratio = match &found {
-            [Some(ours), Some(theirs)] => format!("{:.2}", theirs.seconds / ours.seconds),
-            _ => "-".into(),
-        };
-        let [ours, theirs] = &found;
-        println!(
-            "| {tokens} | {} | {} | {ratio} | {} | {} |",
-            seconds(ours),
-            seconds(theirs),
-            mib(ours),
-            mib(theirs)
-        );
+        let [ours, theirs] = [0, 1].map(|n| (cell(seconds[n], 3), cell(alone[n].map(|alone| alone[1]), 0)));
+        println!("| {tokens} | {} | {} | {ratio} | {} | {} |", ours.0, theirs.0, ours.1, theirs.1);
     }
 }
 
-fn run(kind: &str, tokens: usize, options: &[String]) -> Option<Measured> {
+fn run(kind: &str, tokens: usize, options: &[String]) -> Option<[f64; 2]> {
     let this = std::env::current_exe().expect("a program knows where it lies");
     let output =
         Command::new(this).arg(kind).arg(tokens.to_string()).args(options).output().expect("it runs again");
@@ -65,5 +80,5 @@ fn run(kind: &str, tokens: usize, options: &[String]) -> Option<Measured> {
         eprintln!("{kind}, {tokens} tokens: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     let mut numbers = line?.split(' ').map(|x| x.parse().expect("a number"));
-    Some(Measured { seconds: numbers.next()?, mib: numbers.next()? })
+    Some([numbers.next()?, numbers.next()?])
 }

@@ -105,6 +105,13 @@ impl ScoreInputs {
         self.hide(mask_attn.unsqueeze_dim(1))
     }
 
+    /// Those of `len` queries from `begin` on, where there was one entry a query.
+    pub(crate) fn of_queries(self, begin: usize, len: usize) -> Self {
+        let bias = self.bias.map(|x| if x.dims()[2] == 1 { x } else { x.narrow(2, begin, len) });
+        let mask = self.mask.map(|x| if x.dims()[2] == 1 { x } else { x.narrow(2, begin, len) });
+        Self { bias, mask, ..self }
+    }
+
     fn hide(self, more: Tensor<4, Bool>) -> Self {
         let mask = match self.mask.clone() {
             None => more,

@@ -25,6 +25,7 @@
 //! As in Burn, what does not fit is a panic that says what was expected.
 
 mod attention;
+mod cache;
 mod flex;
 mod inputs;
 mod multi_head;
@@ -32,6 +33,7 @@ mod operator;
 mod scores;
 
 pub use attention::{Attention, attention, attention_with_lse};
+pub use cache::MhaCache;
 pub use inputs::{Inputs, ScoreInputs};
 pub use multi_head::MultiHeadAttention;
 #[doc(hidden)]

@@ -89,13 +89,20 @@ impl MultiHeadAttention {
     /// # Panics
     /// As [`Attention::forward`], or if sinks are given to a layer that has the quiet softmax.
     pub fn forward_with(&self, [query, key, value]: [Tensor<3>; 3], scores: ScoreInputs) -> Tensor<3> {
-        let heads = |x: Tensor<3>, linear: &Linear| {
-            let [batch, seqlen, _] = x.dims();
-            let x = linear.forward(x);
-            let width = x.dims()[2] / self.n_heads;
-            x.reshape([batch, seqlen, self.n_heads, width]).swap_dims(1, 2)
-        };
-        let (q, k, v) = (heads(query, &self.query), heads(key, &self.key), heads(value, &self.value));
+        let q = self.heads(query, &self.query);
+        self.attend(q, self.heads(key, &self.key), self.heads(value, &self.value), scores)
+    }
+
+    /// A projection, (batch, num_heads, seqlen, head_dim).
+    pub(crate) fn heads(&self, x: Tensor<3>, linear: &Linear) -> Tensor<4> {
+        let [batch, seqlen, _] = x.dims();
+        let x = linear.forward(x);
+        let width = x.dims()[2] / self.n_heads;
+        x.reshape([batch, seqlen, self.n_heads, width]).swap_dims(1, 2)
+    }
+
+    /// Attention of what was projected, and what becomes of it.
+    pub(crate) fn attend(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, scores: ScoreInputs) -> Tensor<3> {
         let [batch, num_heads, seqlen, _] = q.dims();
         let scores = self.quiet(scores, &q);
         let train =

@@ -126,8 +126,8 @@ fn strided<T: Element>(ours: &TensorRef<'_, T>, device: &Device) -> Tensor<4> {
     order.sort_by_key(|&dim| std::cmp::Reverse(ours.strides[dim]));
     let stored: Vec<usize> = order.iter().copied().filter(|&dim| ours.strides[dim] != 0).collect();
     let mut extents = [1; 4];
-    for n in 0..stored.len() {
-        extents[n] = match n {
+    for (n, extent) in extents.iter_mut().enumerate().take(stored.len()) {
+        *extent = match n {
             0 => ours.shape[stored[0]],
             n => ours.strides[stored[n - 1]] / ours.strides[stored[n]],
         };

@@ -2,8 +2,9 @@
 //!
 //!     cargo run --release --example step -- [TOKENS..] [--cuda]
 //!
-//! Prints a table of seconds a step (the median of five, after two) and of the memory that the process had at its peak; on
-//! a GPU, that its memory pool had. Run in crates/candle; `--cuda` needs `--features cuda`.
+//! Prints a table of seconds a step (the middle one of five, both taking turns in one process) and of the memory that a
+//! process of each had at its peak; on a GPU, that its memory pool had. `-- ours 8192` measures one by itself. Run in
+//! crates/candle; `--cuda` needs `--features cuda`.
 
 mod model;
 #[path = "../../../examples/rust/table.rs"]
@@ -13,8 +14,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{AdamW, Optimizer, VarBuilder, VarMap};
 use model::{Kind, Model, Sizes};
 use signflash_candle::Generator;
-use std::time::Instant;
-use table::{Measured, median};
+use table::Step;
 
 fn main() -> Result<()> {
     let (options, arguments): (Vec<String>, Vec<String>) =
@@ -22,35 +22,42 @@ fn main() -> Result<()> {
     let tokens = |arguments: &[String]| -> Vec<usize> {
         arguments.iter().map(|argument| argument.parse().expect("a number of tokens")).collect()
     };
+    let device = match options.iter().any(|option| option == "--cuda") {
+        true => Device::new_cuda(0)?,
+        false => Device::Cpu,
+    };
     match arguments.first().map(String::as_str) {
-        Some(kind @ ("ours" | "candle")) => return measure(kind, tokens(&arguments[1..])[0], &options),
+        Some(kind @ ("ours" | "candle")) => {
+            let seconds = table::alone(step(kind, tokens(&arguments[1..])[0], &device)?);
+            table::say([seconds, peak_mib(&device)?]);
+        }
+        Some("turns") => {
+            let seqlen = tokens(&arguments[1..])[0];
+            table::say(table::turns([step("ours", seqlen, &device)?, step("candle", seqlen, &device)?]));
+        }
         Some(_) => table::table(["ours", "candle"], &tokens(&arguments), &options),
         None => table::table(["ours", "candle"], &[512, 2048, 8192], &options),
     }
     Ok(())
 }
 
-fn measure(kind: &str, seqlen: usize, options: &[String]) -> Result<()> {
-    let cuda = options.iter().any(|option| option == "--cuda");
-    let (device, dtype) = if cuda { (Device::new_cuda(0)?, DType::BF16) } else { (Device::Cpu, DType::F32) };
+/// A training step of a model of this kind.
+fn step(kind: &str, seqlen: usize, device: &Device) -> Result<Step> {
+    let dtype = if device.is_cuda() { DType::BF16 } else { DType::F32 };
     let sizes = Sizes { symbols: 256, seqlen, width: 512, heads: 8, layers: 6, dropout_p: 0.1 };
     let kind = if kind == "ours" { Kind::Ours(Generator::new(42)) } else { Kind::Candles };
     let weights = VarMap::new();
-    let model = Model::new(&sizes, &kind, VarBuilder::from_varmap(&weights, dtype, &device))?;
+    let model = Model::new(&sizes, &kind, VarBuilder::from_varmap(&weights, dtype, device))?;
     let mut optimizer = AdamW::new_lr(weights.all_vars(), 1e-4)?;
     let symbols: Vec<u32> = (0..=seqlen as u32).map(|n| n * 7919 % 256).collect();
-    let rows = Tensor::from_vec(symbols, (1, seqlen + 1), &device)?;
-    let mut seconds = Vec::new();
-    for _ in 0..7 {
-        let start = Instant::now();
+    let (rows, device) = (Tensor::from_vec(symbols, (1, seqlen + 1), device)?, device.clone());
+    let mut step = move || {
         let loss = model.loss(&rows, true)?;
         optimizer.backward_step(&loss)?;
         loss.to_scalar::<f32>()?;
-        device.synchronize()?;
-        seconds.push(start.elapsed().as_secs_f64());
-    }
-    table::say(Measured { seconds: median(seconds.split_off(2)), mib: peak_mib(&device)? });
-    Ok(())
+        device.synchronize()
+    };
+    Ok(Box::new(move || step().expect("a step is computed")))
 }
 
 #[cfg(not(feature = "cuda"))]
