@@ -49,7 +49,9 @@ fn rates(isa: Isa) -> String {
     let of_pairs = Isa::Avx512Bf16.is_available().then(|| rate(Isa::Avx512Bf16, Dtype::Bf16));
     let of_pairs =
         of_pairs.map(|rate| format!(", of bf16 pairs by avx512bf16 {rate:.0}")).unwrap_or_default();
-    format!("{:.0} GFLOP/s a thread of multiply-adds of f32{of_pairs}", rate(isa, Dtype::F32))
+    let of_tiles = Isa::Amx.is_available().then(|| rate(Isa::Amx, Dtype::Bf16));
+    let of_tiles = of_tiles.map(|rate| format!(", of tiles of bf16 by amx {rate:.0}")).unwrap_or_default();
+    format!("{:.0} GFLOP/s a thread of multiply-adds of f32{of_pairs}{of_tiles}", rate(isa, Dtype::F32))
 }
 
 /// Which kernels forwards and backwards get on a device, and why.

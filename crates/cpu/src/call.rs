@@ -6,6 +6,7 @@ use crate::score_stage::{ScoreOperands, ScoreStage};
 use crate::sequence::{Sequence, Sequences};
 use crate::simd::Simd;
 use crate::tile::Tile;
+use crate::tiles::Tiles;
 use signflash_core::dropout::BLOCK_ROWS;
 use signflash_core::{KeepRule, Problem};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +26,8 @@ pub(crate) struct Call<'a> {
     pub(crate) keep_scale: f64,
     /// The inputs hold an infinity or a NaN: weights of zero must be kept away from them.
     pub(crate) careful: bool,
+    /// What multiplies where the instruction set multiplies tiles.
+    pub(crate) tiles: Tiles,
     /// Set where that is met in a call that is not careful: its results are worth nothing.
     pub(crate) met: &'a AtomicBool,
 }
@@ -39,7 +42,7 @@ pub(crate) fn until_careful<'a>(call: Call<'a>, pass: impl Fn(Call<'a>)) {
 }
 
 impl<'a> Call<'a> {
-    /// `operands` were checked against the problem. The call is not careful.
+    /// `operands` were checked against the problem. The call is not careful, and its tiles, if any, are emulated.
     pub(crate) fn new(
         problem: &'a Problem,
         sequences: Sequences<'a>,
@@ -54,6 +57,7 @@ impl<'a> Call<'a> {
             operands,
             keep_scale: problem.keep_scale(),
             careful: false,
+            tiles: Tiles::Emulated,
             met,
         }
     }

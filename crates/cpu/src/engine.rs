@@ -15,6 +15,7 @@ use crate::references::is_large;
 use crate::score_stage::{ScoreOperands, TableMut};
 use crate::sinks::run_sinks;
 use crate::team::{Crew, Team};
+use crate::tiles::Tiles;
 use crate::view::{FloatsMut, View, ViewMut};
 use signflash_core::{
     Element, Feature, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError, ResultOf, Shape,
@@ -51,6 +52,7 @@ pub struct CpuEngine {
     threads: Option<usize>,
     team: Option<Team>,
     partial_bytes: usize,
+    tiles: Tiles,
 }
 
 impl Default for CpuEngine {
@@ -68,7 +70,21 @@ const SERIAL_FLOPS: f64 = 5e6;
 impl CpuEngine {
     /// The fastest instruction set of this machine, all threads of the current rayon pool.
     pub fn new() -> Self {
-        Self { isa: Isa::best(), threads: None, team: None, partial_bytes: PARTIAL_BYTES }
+        Self::on(Isa::best(), Tiles::here())
+    }
+
+    fn on(isa: Isa, tiles: Tiles) -> Self {
+        Self { isa, threads: None, team: None, partial_bytes: PARTIAL_BYTES, tiles }
+    }
+
+    /// [`Isa::Amx`] with its tiles emulated: the same bits, slowly. For tests, on machines without AMX.
+    ///
+    /// # Errors
+    /// [`IsaError::Unavailable`] without AVX512-BF16, which makes what tiles multiply.
+    #[doc(hidden)]
+    pub fn emulating_amx() -> Result<Self, IsaError> {
+        Isa::Avx512Bf16.require()?;
+        Ok(Self::on(Isa::Amx, Tiles::Emulated))
     }
 
     /// The same with another instruction set.
@@ -76,7 +92,7 @@ impl CpuEngine {
     /// # Errors
     /// [`IsaError::Unavailable`].
     pub fn with_isa(self, isa: Isa) -> Result<Self, IsaError> {
-        Ok(Self { isa: isa.require()?, ..self })
+        Ok(Self { isa: isa.require()?, tiles: Tiles::here(), ..self })
     }
 
     /// The same with at most so many threads, of those that the current rayon pool or the team has; 0 counts as 1.
@@ -203,7 +219,7 @@ impl CpuEngine {
             rows * sequence.keys_seen_by(rows)
         });
         let met = AtomicBool::new(false);
-        let call = Call::new(problem, order.of(problem), operands, &met);
+        let call = Call { tiles: self.tiles, ..Call::new(problem, order.of(problem), operands, &met) };
         until_careful(call, |call| {
             let scores = Scores { call, q, k, tile_rows };
             let kernels = kernels(self.isa, v.dtype, call.careful);
@@ -349,7 +365,11 @@ impl CpuEngine {
         });
         let own = dbias.filter(|dbias| !is_empty && is_of_each_score(problem, dbias.shape));
         let met = AtomicBool::new(false);
-        let call = Call { careful: !finite, ..Call::new(problem, order.of(problem), operands, &met) };
+        let call = Call {
+            careful: !finite,
+            tiles: self.tiles,
+            ..Call::new(problem, order.of(problem), operands, &met)
+        };
         until_careful(call, |call| {
             let workers = Workers { kernels: kernels(self.isa, q.dtype, call.careful), crew };
             let references = lse.iter().any(|&lse| is_large(lse)).then(|| {

@@ -3,6 +3,7 @@
 use crate::call::Call;
 use crate::isa::Isa;
 use crate::score_stage::TableMut;
+use crate::simd::Simd;
 use crate::simd::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{avx2::Avx2, avx512::Avx512};
@@ -47,6 +48,7 @@ macro_rules! kernels {
 
             $(#[target_feature(enable = $features)])?
             unsafe fn forward(call: &forward::Forward<'_>, task: forward::Task, scratch: &mut forward::Scratch) {
+                let _held = <$simd>::TILES.then(|| call.scores.call.tiles.hold());
                 // SAFETY: as above.
                 unsafe { forward::tile::<$simd, $mr>(call, task, scratch, change) }
             }
@@ -58,6 +60,7 @@ macro_rules! kernels {
                 scratch: &mut forward::Scratch,
                 to: &references::Writer<'_>,
             ) {
+                let _held = <$simd>::TILES.then(|| scores.call.tiles.hold());
                 // SAFETY: as above.
                 unsafe { forward::references::<$simd, $mr>(scores, unit, scratch, to, change) }
             }
@@ -68,6 +71,7 @@ macro_rules! kernels {
                 task: backward::Task<'_>,
                 scratch: &mut backward::Scratch,
             ) {
+                let _held = <$simd>::TILES.then(|| call.call.tiles.hold());
                 // SAFETY: as above.
                 unsafe { backward::unit::<$simd>(call, task, scratch, ENTRIES) }
             }
@@ -102,6 +106,7 @@ macro_rules! kernels {
                 unit: backward::BiasUnit,
                 scratch: &mut backward::Scratch,
             ) {
+                let _held = <$simd>::TILES.then(|| call.call.tiles.hold());
                 // SAFETY: as above.
                 unsafe { backward::bias_unit::<$simd>(call, to, unit, scratch, ENTRIES) }
             }
@@ -127,6 +132,8 @@ kernels!(avx2, Avx2, 4, "avx2,fma,f16c");
 kernels!(avx512, Avx512<false>, 8, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
 #[cfg(target_arch = "x86_64")]
 kernels!(avx512bf16, Avx512<true>, 8, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c");
+#[cfg(target_arch = "x86_64")]
+kernels!(amx, Avx512<true, true>, 4, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c");
 
 /// The kernels for tensors of `dtype`. Products of bf16 pairs are for bf16 tensors, and for finite ones: `careful`
 /// calls convert to f32.
@@ -138,7 +145,9 @@ pub(crate) fn kernels(isa: Isa, dtype: Dtype, careful: bool) -> Kernels {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Bf16 if dtype == Dtype::Bf16 && !careful => avx512bf16::KERNELS,
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => avx512::KERNELS,
+        Isa::Amx if dtype == Dtype::Bf16 && !careful => amx::KERNELS,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => avx512::KERNELS,
         #[cfg(not(target_arch = "x86_64"))]
         _ => portable::KERNELS,
     }

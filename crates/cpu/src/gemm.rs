@@ -7,9 +7,15 @@
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use crate::simd::Simd;
+use crate::tiles;
 
 /// Vectors that a micro-tile is wide.
 pub(crate) const NV: usize = 2;
+
+/// Keys that are computed at a time: those of a micro-tile of `MR`, or of a product of tiles.
+pub(crate) const fn step_keys<S: Simd, const MR: usize>() -> usize {
+    if S::TILES { tiles::SIDE } else { MR }
+}
 
 /// The broadcast operand: word (m, k) lies at `p[m * row + k * step]`.
 #[derive(Clone, Copy)]

@@ -1,12 +1,13 @@
 //! The instruction sets that there are kernels for.
 
+use crate::tiles::Tiles;
 use std::fmt;
 use std::str::FromStr;
 
 /// An instruction set that the kernels are compiled for.
 ///
-/// f32 results of [`Avx2`](Self::Avx2), [`Avx512`](Self::Avx512) and [`Avx512Bf16`](Self::Avx512Bf16) are the same to
-/// the bit; [`Portable`](Self::Portable) rounds products before adding where the target has no fused multiply-add.
+/// f32 results of [`Avx2`](Self::Avx2), [`Avx512`](Self::Avx512), [`Avx512Bf16`](Self::Avx512Bf16) and [`Amx`](Self::Amx)
+/// are the same to the bit; [`Portable`](Self::Portable) rounds products before adding where the target has no fused multiply-add.
 ///
 /// ```
 /// use signflash_cpu::Isa;
@@ -24,6 +25,8 @@ pub enum Isa {
     Avx512,
     /// The same, and AVX512-BF16 dot products for bf16 tensors.
     Avx512Bf16,
+    /// The same, and AMX's products of tiles for bf16 tensors. On Linux, which must let this process use them.
+    Amx,
 }
 
 /// Why an instruction set cannot be used.
@@ -39,7 +42,7 @@ pub enum IsaError {
         available: String,
     },
     /// No instruction set of that name.
-    #[error("isa must be one of portable, avx2, avx512, avx512bf16, got {got:?}")]
+    #[error("isa must be one of portable, avx2, avx512, avx512bf16, amx, got {got:?}")]
     Unknown {
         /// What was asked for.
         got: String,
@@ -48,7 +51,7 @@ pub enum IsaError {
 
 impl Isa {
     /// All instruction sets, slowest first.
-    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+    pub const ALL: [Self; 5] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
 
     /// Whether this machine has it.
     pub fn is_available(self) -> bool {
@@ -62,6 +65,7 @@ impl Isa {
                 Self::Avx2 => avx2,
                 Self::Avx512 => avx512,
                 Self::Avx512Bf16 => avx512 && has!("avx512bf16"),
+                Self::Amx => avx512 && has!("avx512bf16") && Tiles::of_this_machine().is_ok(),
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
@@ -91,12 +95,10 @@ impl Isa {
         if fastest == Self::Avx512Bf16 && vendor::is_intel() {
             let because = "the last of those available but avx512bf16, whose dot products of bf16 pairs take four times \
                            as long as a multiply-add of f32 on Intel's processors: f32 computes bf16 in half the time";
-            return Choice { isa: Self::Avx512, because: because.into() };
+            return Choice { isa: Self::Avx512, because: format!("{because}{}", why_not_amx()) };
         }
-        Choice {
-            isa: fastest,
-            because: "the last of those available, which are in the order of their speed".into(),
-        }
+        let because = "the last of those available, which are in the order of their speed";
+        Choice { isa: fastest, because: format!("{because}{}", why_not_amx()) }
     }
 
     /// Its name, as `FromStr` reads it.
@@ -106,6 +108,7 @@ impl Isa {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512bf16",
+            Self::Amx => "amx",
         }
     }
 
@@ -119,6 +122,14 @@ impl Isa {
         }
         let available = Self::available().iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", ");
         Err(IsaError::Unavailable { isa: self, available })
+    }
+}
+
+/// Why a machine that could multiply tiles if it had AMX does not.
+fn why_not_amx() -> String {
+    match Tiles::of_this_machine() {
+        Err(reason) if Isa::Avx512Bf16.is_available() => format!("; amx is not, since {reason}"),
+        _ => String::new(),
     }
 }
 
@@ -176,6 +187,8 @@ mod tests {
         assert_eq!(isa, Isa::best());
         assert!(isa.is_available() && !because.is_empty());
         assert!(Isa::available().iter().all(|&other| other <= isa || other == Isa::Avx512Bf16));
+        let says_why_not = because.contains("amx is not, since");
+        assert_eq!(says_why_not, Isa::Avx512Bf16.is_available() && !Isa::Amx.is_available(), "{because}");
     }
 
     /// The rates differ by a factor of two or more on every processor that is known, so a busy machine does not matter.
@@ -190,7 +203,7 @@ mod tests {
             of_f32 = of_f32.max(rate(Isa::Avx512, Dtype::F32));
             of_pairs = of_pairs.max(rate(Isa::Avx512Bf16, Dtype::Bf16));
         }
-        if (of_pairs / of_f32).ln().abs() > 1.3f64.ln() {
+        if !Isa::Amx.is_available() && (of_pairs / of_f32).ln().abs() > 1.3f64.ln() {
             let faster = if of_pairs > of_f32 { Isa::Avx512Bf16 } else { Isa::Avx512 };
             assert_eq!(Isa::best(), faster, "f32 {of_f32} GFLOP/s, pairs of bf16 {of_pairs}");
         }

@@ -31,6 +31,7 @@ mod simd;
 mod sinks;
 mod team;
 mod tile;
+mod tiles;
 mod turnstile;
 mod units;
 mod view;

@@ -29,6 +29,11 @@ pub(crate) struct Stretch {
 }
 
 impl Stretch {
+    /// The same with zeros behind it up to a multiple of `step` rows.
+    pub(crate) fn in_steps_of(self, step: usize) -> Self {
+        Self { total: self.total.next_multiple_of(step), ..self }
+    }
+
     /// Index of a real row.
     fn row(&self, r: usize) -> [usize; 3] {
         let [batch, first, head] = self.first;
@@ -254,4 +259,27 @@ pub(crate) unsafe fn steps<S: Simd>(src: Rows, count: usize, words: usize, buffe
         }
     }
     Rows { p: buffer, ld: 2 * words }
+}
+
+/// Steps as *columns*, the left operand of a product of tiles that sums over rows: word w of the c-th goes to
+/// `buffer[c * ld + w]`, for `count` rows of `words` words woven.
+///
+/// # Safety
+/// As [`Simd`], of 16 lanes; `src` must hold the steps of `count` rows, a multiple of 32, of `words` words, a multiple of
+/// 16; `buffer` must have room for `2 * words` columns.
+#[inline(always)]
+pub(crate) unsafe fn columns<S: Simd>(
+    src: Rows,
+    count: usize,
+    words: usize,
+    ld: usize,
+    buffer: &mut Buffer,
+) -> Rows {
+    let buffer = buffer.words();
+    for step in (0..count / 2).step_by(S::LANES) {
+        for c in (0..2 * words).step_by(S::LANES) {
+            S::transpose(src.p.add(step * src.ld + c), src.ld, buffer.add(c * ld + step), ld);
+        }
+    }
+    Rows { p: buffer, ld }
 }

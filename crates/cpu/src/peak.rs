@@ -16,7 +16,8 @@ const STEPS: usize = 100_000;
 
 /// The rate of multiply-adds in registers, in GFLOP/s (2 operations each, 4 for a bf16 pair), summed over `threads`
 /// threads of the current rayon pool that run at the same time for about `time` each. The kind is the one that
-/// attention on tensors of `dtype` uses with `isa`: f32, except for bf16 with [`Isa::Avx512Bf16`].
+/// attention on tensors of `dtype` uses with `isa`: f32, except for bf16 with [`Isa::Avx512Bf16`] and with [`Isa::Amx`], which
+/// multiplies tiles (16 x 16 sums of 32 products at a time).
 ///
 /// ```
 /// use signflash_cpu::{Isa, peak};
@@ -63,7 +64,9 @@ fn kernel(isa: Isa, dtype: Dtype) -> unsafe fn() -> f64 {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Bf16 if dtype == Dtype::Bf16 => avx512bf16,
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => avx512,
+        Isa::Amx if dtype == Dtype::Bf16 => amx,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => avx512,
         _ => portable::<Portable>,
     }
 }
@@ -87,6 +90,11 @@ unsafe fn avx512() -> f64 {
 unsafe fn avx512bf16() -> f64 {
     // SAFETY: the features are enabled.
     unsafe { portable::<Avx512<true>>() }
+}
+
+#[cfg(target_arch = "x86_64")]
+unsafe fn amx() -> f64 {
+    crate::tiles::multiply_in_tiles()
 }
 
 /// One stretch; returns its operations.

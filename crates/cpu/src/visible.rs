@@ -3,7 +3,7 @@
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use crate::call::BLOCK_KEYS;
-use crate::gemm::NV;
+use crate::gemm::{NV, step_keys};
 use crate::pack::panel_width;
 use crate::sequence::Sequence;
 use crate::simd::Simd;
@@ -102,7 +102,7 @@ pub(crate) struct Visible {
 }
 
 impl Visible {
-    /// For the panel from `lane` on and the block of keys from `first_key` on, in micro-tiles of `MR` keys; `None` if
+    /// For the panel from `lane` on and the block of keys from `first_key` on, in [steps](step_keys); `None` if
     /// no row sees any.
     pub(crate) fn new<S: Simd, const MR: usize>(
         sequence: &Sequence,
@@ -111,7 +111,7 @@ impl Visible {
         first_key: usize,
     ) -> Option<Self> {
         let cover = keys_of_panel::<S>(sequence, tile, lane);
-        let keys = within_block(cover.some, first_key, MR)?;
+        let keys = within_block(cover.some, first_key, step_keys::<S, MR>())?;
         Some(Self::of::<S>(cover, tile, lane, first_key, keys))
     }
 

@@ -26,13 +26,17 @@ mod avx512bf16 {
     signflash_core::test_implementation!(super::Engine::Sharing(&super::Engine::On(super::Isa::Avx512Bf16)));
 }
 
+mod amx {
+    signflash_core::test_implementation!(super::Engine::Sharing(&super::Engine::On(super::Isa::Amx)));
+}
+
 mod in_two_passes {
     signflash_core::test_implementation!(super::Engine::Sharing(&super::Engine::InTwoPasses));
 }
 
 #[test]
 fn every_instruction_set_runs_the_suite() {
-    let tested = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+    let tested = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
     assert_eq!(tested, Isa::ALL, "add a module above for the new instruction set");
 }
 
@@ -135,17 +139,25 @@ fn cases() -> Vec<Case> {
     ]
 }
 
+/// One on each instruction set of this machine, and for bf16 one that emulates AMX where it lacks that.
+fn engines<T: Element>() -> Vec<CpuEngine> {
+    let own =
+        Isa::available().into_iter().map(|isa| CpuEngine::new().with_isa(isa).expect("it is available"));
+    let emulates = T::DTYPE == Dtype::Bf16 && !Isa::Amx.is_available();
+    own.chain(emulates.then(CpuEngine::emulating_amx).and_then(Result::ok)).collect()
+}
+
 /// A pool of its own, so that more threads run than this machine has cores.
 fn with_pool<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads start").install(work)
 }
 
 fn threads_do_not_matter<T: Element>() {
-    for isa in Isa::available() {
+    for engine in engines::<T>() {
+        let isa = engine.isa();
         // How work is shared is the same code for all: the smallest case does for the slowest kernels.
         let cases = if isa == Isa::Portable { cases().split_off(5) } else { cases() };
         for case in cases {
-            let engine = CpuEngine::new().with_isa(isa).expect("it is available");
             let one = run::<T>(engine.with_threads(1), &case);
             for threads in [3, 8] {
                 let some = with_pool(threads, || run::<T>(engine.with_threads(threads), &case));
@@ -174,9 +186,9 @@ fn any_number_of_threads_gives_the_same_bits_bf16() {
 fn packed_is_a_batch<T: Element>() {
     let batch = Case::new(150, 600).batch(3).heads(4, 2).dropout(0.1).causal();
     let packed = Case::new(0, 0).packed(&[150; 3], &[600; 3]).heads(4, 2).dropout(0.1).causal();
-    for isa in Isa::available() {
-        for engine in [CpuEngine::new(), CpuEngine::new().with_partial_bytes(0)] {
-            let engine = engine.with_isa(isa).expect("it is available");
+    for engine in engines::<T>() {
+        let isa = engine.isa();
+        for engine in [engine, engine.with_partial_bytes(0)] {
             let values = packed.values();
             let of_packed = run_on::<T, T>(engine, &packed.problem(), &values);
             let of_batch = run_on::<T, T>(engine, &batch.problem(), &values);
@@ -213,10 +225,10 @@ fn wide_results_are_what_would_be_rounded<T: Element>()
 where
     f32: ResultOf<T>,
 {
-    for isa in Isa::available() {
+    for engine in engines::<T>() {
+        let isa = engine.isa();
         let cases = if isa == Isa::Portable { cases().split_off(5) } else { cases() };
         for case in cases {
-            let engine = CpuEngine::new().with_isa(isa).expect("it is available");
             let (problem, values) = (case.problem(), case.values());
             let narrow = run_on::<T, T>(engine, &problem, &values);
             let (wide, is_wider) = rounded::<T>(run_on::<T, f32>(engine, &problem, &values));
@@ -253,7 +265,7 @@ fn two_passes_give_the_same_dk_and_dv_to_the_bit() {
 
 #[test]
 fn f32_is_the_same_to_the_bit_on_avx2_and_avx512() {
-    let engines: Vec<CpuEngine> = [Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16]
+    let engines: Vec<CpuEngine> = [Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx]
         .into_iter()
         .filter_map(|isa| CpuEngine::new().with_isa(isa).ok())
         .collect();

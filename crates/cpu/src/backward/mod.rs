@@ -41,8 +41,8 @@ use crate::turnstile::Turn;
 use crate::view::{FloatsMut, View, ViewMut};
 use crate::visible::{blocks, keys_of_tile};
 pub(crate) use bias::{BiasTiles, BiasUnit, bias_unit};
-use operands::Part;
 pub(crate) use operands::{Keys, Queries};
+use operands::{Part, columns_ld};
 pub(crate) use own_bias::is_of_each_score;
 use results::Place;
 use signflash_core::Span;
@@ -128,6 +128,8 @@ pub(crate) struct Share<'a> {
 pub(crate) struct Scratch {
     k_rows: Buffer,
     k_steps: Buffer,
+    /// k^T, where products are tiles'.
+    k_columns: Buffer,
     v_rows: Buffer,
     /// `[key of the chunk][head_dim]`.
     dk: Buffer,
@@ -154,8 +156,10 @@ pub(crate) struct Scratch {
     delta: Buffer,
     /// Rows of f32 on their way in (dout, out) or out (dq).
     floats: Buffer,
-    /// Scores, where they are not products, and the slopes of softcap: `[key][lane of the panel]`.
+    /// Scores, where they are not products in registers, and the slopes of softcap: `[key][lane of the panel]`.
     scores: Buffer,
+    /// dp, where products are tiles'.
+    dp: Buffer,
     slopes: Buffer,
     stage: score_stage::Scratch,
     /// Sums of dbias: `[key of the chunk][query]`.
@@ -171,17 +175,18 @@ impl Scratch {
         let chunk = backward.chunk_keys;
         let weights = BLOCK_KEYS * TILE_ROWS;
         Self {
-            k_rows: Buffer::new(chunk * qk_padded),
-            k_steps: Buffer::new(chunk * qk_padded),
-            v_rows: Buffer::new(chunk * v_padded),
+            k_rows: Buffer::new(chunk * qk_padded / S::UNIT),
+            k_steps: Buffer::new(chunk * qk_padded / S::UNIT),
+            k_columns: Buffer::new(columns_ld(chunk) * qk_padded),
+            v_rows: Buffer::new(chunk * v_padded / S::UNIT),
             dk: Buffer::new(chunk * qk_padded),
             dv: Buffer::new(chunk * v_padded),
-            q_rows: Buffer::new(TILE_ROWS * qk_padded),
-            q_steps: Buffer::new(TILE_ROWS * qk_padded),
-            dout_rows: Buffer::new(TILE_ROWS * v_padded),
-            dout_steps: Buffer::new(TILE_ROWS * v_padded),
-            q: Buffer::new(TILE_ROWS * qk_padded),
-            dout: Buffer::new(TILE_ROWS * v_padded),
+            q_rows: Buffer::new(TILE_ROWS * qk_padded / S::UNIT),
+            q_steps: Buffer::new(TILE_ROWS * qk_padded / S::UNIT),
+            dout_rows: Buffer::new(TILE_ROWS * v_padded / S::UNIT),
+            dout_steps: Buffer::new(TILE_ROWS * v_padded / S::UNIT),
+            q: Buffer::new(TILE_ROWS * qk_padded / S::UNIT),
+            dout: Buffer::new(TILE_ROWS * v_padded / S::UNIT),
             dq: Buffer::new(TILE_ROWS * qk_padded),
             p: Buffer::new(weights),
             ds: Buffer::new(weights),
@@ -191,6 +196,7 @@ impl Scratch {
             delta: Buffer::new(TILE_ROWS),
             floats: Buffer::new(TILE_ROWS * qk_padded.max(v_padded)),
             scores: Buffer::new(BLOCK_KEYS * panel_width::<S>()),
+            dp: Buffer::new(BLOCK_KEYS * panel_width::<S>()),
             slopes: Buffer::new(BLOCK_KEYS * panel_width::<S>()),
             stage: score_stage::Scratch::new::<S>(),
             bias: Buffer::new(chunk * TILE_ROWS),
@@ -265,7 +271,7 @@ impl Work<'_> {
         dq: Option<Share<'_>>,
         next: Option<NextChunk>,
     ) {
-        let whole = keys.count.next_multiple_of(16);
+        let whole = keys.count.next_multiple_of(BLOCK_KEYS);
         scratch.dk.words().write_bytes(0, whole * self.dims.qk_padded);
         scratch.dv.words().write_bytes(0, whole * self.dims.v_padded);
         let tiles = self.backward.call.tiles(&self.sequence, TILE_ROWS);

@@ -7,6 +7,7 @@ use crate::pack::{self, Rows, panel_width};
 use crate::references::is_large;
 use crate::simd::Simd;
 use crate::tile::Tile;
+use crate::tiles;
 use crate::view::View;
 use signflash_core::Span;
 
@@ -20,7 +21,7 @@ pub(crate) struct Keys {
     /// Rows for the products that sum over head_dim.
     pub(super) k: Rows,
     pub(super) v: Rows,
-    /// Steps for the product that sums over keys.
+    /// Steps for the product that sums over keys; columns, where products are tiles'.
     pub(super) k_steps: Rows,
 }
 
@@ -56,10 +57,18 @@ impl Keys {
             count: (self.count - at).min(BLOCK_KEYS),
             k: Rows { p: self.k.p.add(at * self.k.ld), ..self.k },
             v: Rows { p: self.v.p.add(at * self.v.ld), ..self.v },
-            k_steps: Rows { p: self.k_steps.p.add(at / S::UNIT * self.k_steps.ld), ..self.k_steps },
+            k_steps: Rows {
+                p: self.k_steps.p.add(at / S::UNIT * if S::TILES { 1 } else { self.k_steps.ld }),
+                ..self.k_steps
+            },
             ..*self
         }
     }
+}
+
+/// From one column of a chunk to the next, in words: such that neighbours do not share sets of the first-level cache.
+pub(super) fn columns_ld(chunk_keys: usize) -> usize {
+    chunk_keys / 2 + 16
 }
 
 /// The queries at hand: one tile of one query head.
@@ -76,13 +85,21 @@ impl Work<'_> {
     #[inline(always)]
     pub(super) unsafe fn keys<S: Simd>(&self, scratch: &mut Scratch, head: usize, chunk: usize) -> Keys {
         let first = chunk * self.backward.chunk_keys;
-        let keys = self.sequence.keys(head, first, self.backward.chunk_keys);
+        let mut keys = self.sequence.keys(head, first, self.backward.chunk_keys);
+        if S::TILES {
+            keys = keys.in_steps_of(tiles::SIDE);
+        }
         let k = pack::rows::<S>(&self.backward.k, self.dims.qk, keys, &mut scratch.k_rows);
         let v = pack::rows::<S>(&self.backward.v, self.dims.v, keys, &mut scratch.v_rows);
         let (call, total) = (&self.backward.call, keys.total);
         call.look::<S>(k, total, self.dims.qk_padded / S::UNIT);
         call.look::<S>(v, total, self.dims.v_padded / S::UNIT);
-        let k_steps = pack::steps::<S>(k, keys.total, self.dims.qk_padded / S::UNIT, &mut scratch.k_steps);
+        let words = self.dims.qk_padded / S::UNIT;
+        let mut k_steps = pack::steps::<S>(k, keys.total, words, &mut scratch.k_steps);
+        if S::TILES {
+            let ld = columns_ld(self.backward.chunk_keys);
+            k_steps = pack::columns::<S>(k_steps, keys.total, words, ld, &mut scratch.k_columns);
+        }
         Keys { head, first, count: keys.count, k, v, k_steps }
     }
 

@@ -6,6 +6,7 @@ use super::{Scratch, TILE_ROWS, Work};
 use crate::gemm::{Left, NV, Right, Weight, product_of_weights};
 use crate::pack::{self, panel_width};
 use crate::simd::Simd;
+use crate::tiles::{self, Sums};
 use crate::visible::Overlap;
 
 impl Work<'_> {
@@ -28,6 +29,18 @@ impl Work<'_> {
         ];
         for (weights, rows, sums, dim) in operands {
             let weights = weights.add(first).cast_const();
+            if S::TILES {
+                for key in (keys.begin..keys.end).step_by(tiles::SIDE) {
+                    let row = TILE_ROWS / S::UNIT;
+                    let a = Left { p: weights.add(key * row), row, step: 1 };
+                    for d in (0..dim).step_by(tiles::SIDE) {
+                        let b = Right { p: rows.p.add(first * rows.ld + d), step: rows.ld };
+                        let sums = Sums { p: sums.add((at + key) * dim + d), row: dim };
+                        self.backward.call.tiles.product::<true>(depth, a, b, sums);
+                    }
+                }
+                continue;
+            }
             for d in (0..dim).step_by(S::LANES * NV) {
                 let b = Right { p: rows.p.add(first * rows.ld + d), step: rows.ld };
                 for key in (keys.begin..keys.end).step_by(MR) {
@@ -79,6 +92,15 @@ impl Work<'_> {
         for panel in panels.begin..panels.end {
             let b = Right { p: ds.add(first * TILE_ROWS + panel * width), step: TILE_ROWS };
             let dq = scratch.dq.floats().add(panel * dim * width);
+            if S::TILES {
+                for d in (0..dim).step_by(tiles::SIDE) {
+                    let k = block.k_steps;
+                    let a = Left { p: k.p.add(d * k.ld + first), row: k.ld, step: 1 };
+                    let sums = Sums { p: dq.add(d * width), row: width };
+                    self.backward.call.tiles.product::<true>(depth, a, b, sums);
+                }
+                continue;
+            }
             for d in (0..dim).step_by(MR) {
                 let k = block.k_steps;
                 let a = Left { p: k.p.add(first * k.ld + d), row: 1, step: k.ld };

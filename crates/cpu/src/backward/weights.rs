@@ -3,9 +3,9 @@
 
 use super::operands::{Keys, Queries};
 use super::{Scratch, TILE_ROWS, Work};
-use crate::gemm::{Left, NV, Right, product};
+use crate::gemm::{Left, NV, Right, product, step_keys};
 use crate::pack::panel_width;
-use crate::score_stage::{HIDDEN, Panel, TableMut};
+use crate::score_stage::{HIDDEN, Panel, ScoreStage, TableMut};
 use crate::simd::Simd;
 use crate::visible::{Bounds, Overlap, Visible};
 use signflash_core::Span;
@@ -85,7 +85,7 @@ impl Work<'_> {
         queries: Queries,
         (at, own): (usize, Option<&TableMut<'_>>),
     ) -> Option<Overlap> {
-        let step = MR.max(S::UNIT);
+        let step = step_keys::<S, MR>();
         let overlap = Overlap::new::<S>(&self.sequence, &queries.tile, block.first, block.count, step)?;
         let overlap = self.shown::<S>(overlap, block, queries)?;
         if let Some(drop) = &mut scratch.drop {
@@ -158,14 +158,7 @@ impl Work<'_> {
         let words = self.dims.qk_padded / S::UNIT;
         let q = Right { p: scratch.q.words().add(panel * words * width), step: width };
         let scores = scratch.scores.floats();
-        for key in (visible.keys.begin..visible.keys.end).step_by(MR) {
-            let a = Left { p: block.k.p.add(key * block.k.ld), row: block.k.ld, step: 1 };
-            for (m, s) in call.stage.scores::<S, MR>(words, a, q).into_iter().enumerate() {
-                for (n, s) in s.into_iter().enumerate() {
-                    S::store(scores.add((key + m) * width + n * S::LANES), s);
-                }
-            }
-        }
+        ScoreStage::scores_to::<S, MR>(call, words, (block.k, visible.keys), q, scores);
         let place = Panel {
             sequence: &self.sequence,
             head: queries.head,
@@ -208,10 +201,18 @@ impl Work<'_> {
             row.delta = S::load(scratch.delta.floats().add(lane));
             row.bits = if DROP { scratch.drop.as_ref().map(|drop| drop.lanes(lane)) } else { None };
         }
+        if S::TILES {
+            if KIND == PLAIN {
+                let scores = scratch.scores.floats();
+                ScoreStage::scores_to::<S, MR>(call, qk_words, (block.k, visible.keys), q, scores);
+            }
+            let dp = scratch.dp.floats();
+            ScoreStage::scores_to::<S, MR>(call, v_words, (block.v, visible.keys), dout, dp);
+        }
         for key in (visible.keys.begin..visible.keys.end).step_by(MR) {
             scratch.ahead.ask();
             let a = Left { p: block.k.p.add(key * block.k.ld), row: block.k.ld, step: 1 };
-            let mut p = if KIND == PLAIN {
+            let mut p = if KIND == PLAIN && !S::TILES {
                 call.stage.scores::<S, MR>(qk_words, a, q)
             } else {
                 load_micro_tile::<S, MR>(scratch.scores.floats().add(key * width))
@@ -248,7 +249,11 @@ impl Work<'_> {
                 }
             }
             let a = Left { p: block.v.p.add(key * block.v.ld), row: block.v.ld, step: 1 };
-            let mut ds = product::<S, MR, NV>(v_words, a, dout);
+            let mut ds = if S::TILES {
+                load_micro_tile::<S, MR>(scratch.dp.floats().add(key * width))
+            } else {
+                product::<S, MR, NV>(v_words, a, dout)
+            };
             for (m, (p, ds)) in p.iter_mut().zip(&mut ds).enumerate() {
                 for (n, ((p, ds), row)) in p.iter_mut().zip(ds).zip(&rows).enumerate() {
                     let kept = S::sub(*ds, row.delta);

@@ -30,6 +30,7 @@ pub(crate) use probs::clear_behind_ends;
 use crate::ahead::Ahead;
 use crate::buffer::Buffer;
 use crate::call::{BLOCK_KEYS, Call};
+use crate::gemm::step_keys;
 use crate::pack::{self, Dims, Rows, panel_width};
 use crate::philox::DropTile;
 use crate::references::{Writer, is_large};
@@ -88,6 +89,8 @@ pub(crate) struct Scratch {
     k: Buffer,
     v_rows: Buffer,
     v: Buffer,
+    /// v^T, where products are tiles'.
+    v_columns: Buffer,
     /// One panel of s^T, then p^T: `[key][lane]`.
     weights: Buffer,
     /// One panel of p^T as the lane operand, where that differs from `weights`.
@@ -111,6 +114,7 @@ impl Scratch {
             k: Buffer::new(BLOCK_KEYS * dims.qk_padded),
             v_rows: Buffer::new(BLOCK_KEYS * dims.v_padded),
             v: Buffer::new(BLOCK_KEYS * dims.v_padded),
+            v_columns: Buffer::new(BLOCK_KEYS / 2 * dims.v_padded),
             weights: Buffer::new(BLOCK_KEYS * width),
             pairs: Buffer::new(BLOCK_KEYS * width),
             row_max: Buffer::new(rows),
@@ -267,8 +271,13 @@ impl<'a> Work<'a> {
 
     /// The rows of one block of keys, and how many keys they are.
     #[inline(always)]
-    unsafe fn keys<S: Simd>(&self, scratch: &mut Scratch, first_key: usize) -> (Rows, usize) {
+    unsafe fn keys<S: Simd, const MR: usize>(
+        &self,
+        scratch: &mut Scratch,
+        first_key: usize,
+    ) -> (Rows, usize) {
         let keys = self.unit.sequence.keys(self.head_k, first_key, BLOCK_KEYS);
+        let keys = keys.in_steps_of(step_keys::<S, MR>());
         (pack::rows::<S>(&self.scores.k, self.dims.qk, keys, &mut scratch.k), keys.count)
     }
 
@@ -287,11 +296,16 @@ impl<'a> Work<'a> {
         if !self.is_shown(0..self.tile.rows, first_key..first_key + BLOCK_KEYS) {
             return;
         }
-        let (k, count) = self.keys::<S>(scratch, first_key);
+        let (k, count) = self.keys::<S, MR>(scratch, first_key);
         let values = self.unit.sequence.keys(self.head_k, first_key, BLOCK_KEYS);
+        let values = values.in_steps_of(step_keys::<S, MR>());
         let v = pack::rows::<S>(v, self.dims.v, values, &mut scratch.v_rows);
         self.scores.call.look::<S>(v, values.count, self.dims.v_padded / S::UNIT);
-        let v = pack::steps::<S>(v, values.total, self.dims.v_padded / S::UNIT, &mut scratch.v);
+        let words = self.dims.v_padded / S::UNIT;
+        let mut v = pack::steps::<S>(v, values.total, words, &mut scratch.v);
+        if S::TILES {
+            v = pack::columns::<S>(v, values.total, words, BLOCK_KEYS / 2, &mut scratch.v_columns);
+        }
         self.draw::<S>(scratch, first_key, count);
         for panel in 0..self.panels::<S>() {
             let Some(visible) = self.visible::<S, MR>(panel, first_key) else { continue };
@@ -331,7 +345,7 @@ impl<'a> Work<'a> {
     /// One block of keys, for the rows' maxima and sums only.
     #[inline(always)]
     unsafe fn sums<S: Simd, const MR: usize>(&self, scratch: &mut Scratch, first_key: usize) {
-        let (k, _) = self.keys::<S>(scratch, first_key);
+        let (k, _) = self.keys::<S, MR>(scratch, first_key);
         for panel in 0..self.panels::<S>() {
             if let Some(visible) = self.visible::<S, MR>(panel, first_key) {
                 let block_max = self.scores::<S, MR>(scratch, k, panel, first_key, visible);

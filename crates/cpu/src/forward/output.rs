@@ -6,6 +6,7 @@ use crate::gemm::{Left, NV, Right, Weight, product_of_weights};
 use crate::pack::{self, Rows, panel_width};
 use crate::row_end::RowEnd;
 use crate::simd::Simd;
+use crate::tiles::{self, Sums};
 use crate::view::ViewMut;
 use signflash_core::Span;
 
@@ -26,6 +27,15 @@ impl Work<'_> {
         let p = if S::PAIRS { scratch.pairs.words() } else { scratch.weights.words() };
         let (first, depth) = (keys.begin / S::UNIT, (keys.end - keys.begin) / S::UNIT);
         let p = Right { p: p.add(first * width), step: width };
+        if S::TILES {
+            self.rescale::<S>(out, rescale);
+            for d in (0..dim).step_by(tiles::SIDE) {
+                let a = Left { p: v.p.add(d * v.ld + first), row: v.ld, step: 1 };
+                let sums = Sums { p: out.add(d * width), row: width };
+                self.scores.call.tiles.product::<true>(depth, a, p, sums);
+            }
+            return;
+        }
         for d in (0..dim).step_by(MR) {
             let a = Left { p: v.p.add(first * v.ld + d), row: 1, step: v.ld };
             let sum = product_of_weights::<S, MR, NV>(depth, a, p, Weight::Right, careful);
@@ -34,6 +44,21 @@ impl Work<'_> {
                     let at = out.add((d + m) * width + n * S::LANES);
                     S::store(at, S::fma(S::load(at), rescale[n], sum));
                 }
+            }
+        }
+    }
+
+    /// `out^T = out^T rescale` of one panel, unless that is 1 of every row, as it is where no maximum moved.
+    #[inline(always)]
+    unsafe fn rescale<S: Simd>(&self, out: *mut f32, rescale: [S::V; NV]) {
+        let one = S::splat(1.0);
+        if !rescale.iter().any(|&factor| S::any_reaches(S::sub(factor, one), f32::MIN_POSITIVE)) {
+            return;
+        }
+        for d in 0..self.dims.v_padded {
+            for (n, factor) in rescale.into_iter().enumerate() {
+                let at = out.add(d * panel_width::<S>() + n * S::LANES);
+                S::store(at, S::mul(S::load(at), factor));
             }
         }
     }

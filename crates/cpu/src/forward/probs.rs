@@ -35,7 +35,7 @@ impl Work<'_> {
         probs: &ViewMut<'_>,
         first_key: usize,
     ) {
-        let (k, count) = self.keys::<S>(scratch, first_key);
+        let (k, count) = self.keys::<S, MR>(scratch, first_key);
         self.draw::<S>(scratch, first_key, count);
         for panel in 0..self.panels::<S>() {
             let (weights, width) = (scratch.weights.floats(), panel_width::<S>());

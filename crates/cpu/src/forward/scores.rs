@@ -4,7 +4,7 @@
 use super::{Scratch, Work};
 use crate::gemm::{Left, NV, Right};
 use crate::pack::{Rows, panel_width};
-use crate::score_stage::Panel;
+use crate::score_stage::{Panel, ScoreStage};
 use crate::simd::Simd;
 use crate::visible::{Bounds, Visible};
 use signflash_core::Span;
@@ -28,17 +28,14 @@ impl Work<'_> {
         let bounds =
             if visible.hides { visible.bounds::<S>(&self.unit.sequence, &self.tile) } else { Bounds::none() };
         let keys = first_key + visible.keys.begin..first_key + visible.keys.end;
-        if !stage.is_plain(|| self.is_all_shown(panel * width..(panel + 1) * width, keys)) {
-            for key in (visible.keys.begin..visible.keys.end).step_by(MR) {
-                scratch.ahead.ask();
-                let a = Left { p: k.p.add(key * k.ld), row: k.ld, step: 1 };
-                for (m, s) in stage.scores::<S, MR>(depth, a, q).into_iter().enumerate() {
-                    for (n, s) in s.into_iter().enumerate() {
-                        S::store(weights.add((key + m) * width + n * S::LANES), s);
-                    }
-                }
+        let is_plain = stage.is_plain(|| self.is_all_shown(panel * width..(panel + 1) * width, keys));
+        if S::TILES || !is_plain {
+            let call = &self.scores.call;
+            ScoreStage::scores_to::<S, MR>(call, depth, (k, visible.keys), q, weights);
+            if !is_plain {
+                self.change::<S>(scratch, panel, first_key, visible);
             }
-            return self.change::<S>(scratch, panel, first_key, visible, &bounds);
+            return self.maxima::<S>(scratch, visible, &bounds);
         }
         let mut max = [hidden; NV];
         for key in (visible.keys.begin..visible.keys.end).step_by(MR) {
@@ -63,7 +60,7 @@ impl Work<'_> {
         max
     }
 
-    /// Makes scores of a panel of products, in memory, -inf where invisible. Returns each lane's maximum.
+    /// Makes scores of a panel of products, in memory.
     #[inline(always)]
     unsafe fn change<S: Simd>(
         &self,
@@ -71,10 +68,8 @@ impl Work<'_> {
         panel: usize,
         first_key: usize,
         visible: Visible,
-        bounds: &Bounds<S>,
-    ) -> [S::V; NV] {
+    ) {
         let width = panel_width::<S>();
-        let scores = scratch.weights.floats();
         let place = Panel {
             sequence: &self.unit.sequence,
             head: self.unit.head,
@@ -82,24 +77,41 @@ impl Work<'_> {
             lane: panel * width,
             first_key,
             keys: visible.keys,
-            scores,
+            scores: scratch.weights.floats(),
             slopes: std::ptr::null_mut(),
         };
         (self.change)(&self.scores.call, &place, &mut scratch.stage);
+    }
+
+    /// Each lane's maximum of a panel of scores in memory, once they are -inf where invisible.
+    #[inline(always)]
+    unsafe fn maxima<S: Simd>(
+        &self,
+        scratch: &mut Scratch,
+        visible: Visible,
+        bounds: &Bounds<S>,
+    ) -> [S::V; NV] {
+        /// Maxima that do not wait for each other.
+        const SIDE_BY_SIDE: usize = 4;
+        let (width, scores) = (panel_width::<S>(), scratch.weights.floats());
         let hidden = S::splat(f32::NEG_INFINITY);
-        let mut max = [hidden; NV];
-        for key in visible.keys.begin..visible.keys.end {
-            for (n, max) in max.iter_mut().enumerate() {
-                let at = scores.add(key * width + n * S::LANES);
-                let mut s = S::load(at);
-                if visible.hides {
-                    s = bounds.hide(n, key, s, hidden);
-                    S::store(at, s);
+        let mut maxima = [[hidden; NV]; SIDE_BY_SIDE];
+        for first in (visible.keys.begin..visible.keys.end).step_by(SIDE_BY_SIDE) {
+            scratch.ahead.ask();
+            for (m, max) in maxima.iter_mut().enumerate() {
+                for (n, max) in max.iter_mut().enumerate() {
+                    let at = scores.add((first + m) * width + n * S::LANES);
+                    let mut s = S::load(at);
+                    if visible.hides {
+                        s = bounds.hide(n, first + m, s, hidden);
+                        S::store(at, s);
+                    }
+                    *max = S::max(s, *max);
                 }
-                *max = S::max(s, *max);
             }
         }
-        max
+        let [first, others @ ..] = maxima;
+        others.into_iter().fold(first, |all, max| std::array::from_fn(|n| S::max(max[n], all[n])))
     }
 
     /// Takes `base` from the scores of one vector of rows: exactly where they are near it, which are those that count.

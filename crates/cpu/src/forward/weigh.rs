@@ -8,6 +8,10 @@ use crate::score_stage::Factor;
 use crate::simd::Simd;
 use signflash_core::Span;
 
+/// Where out is in memory, what weights are relative to stays where it is until a score is so far above it, so that out is
+/// seldom rescaled; weights are up to 2 to this power then.
+const FAR_ABOVE_LOG2: f32 = 6.0;
+
 /// What turns the scores of one vector of rows into weights.
 struct Weigh<S: Simd, const FLUSH: bool> {
     factor: Factor<S>,
@@ -32,7 +36,7 @@ impl<S: Simd, const FLUSH: bool> Weigh<S, FLUSH> {
 }
 
 impl Work<'_> {
-    /// Turns one panel's scores into weights: moves the running maximum and sum, drops by sign and relu. Returns the
+    /// Turns one panel's scores into weights: moves the running maximum, or what stands for it, and the sum, drops by sign and relu. Returns the
     /// factor of what was accumulated before.
     #[inline(always)]
     pub(super) unsafe fn weigh<S: Simd, const DROP: bool, const FLUSH: bool>(
@@ -51,7 +55,12 @@ impl Work<'_> {
             let lane = panel * width + n * S::LANES;
             let (row_max, row_sum) = (scratch.row_max.floats().add(lane), scratch.row_sum.floats().add(lane));
             let old_max = S::load(row_max);
-            let new_max = S::max(block_max, old_max);
+            let mut new_max = S::max(block_max, old_max);
+            if S::TILES {
+                // Of a row that has seen nothing the distance is infinite, or NaN if it sees nothing here either.
+                let above = factor.exponent(S::sub(new_max, old_max));
+                new_max = S::where_less(above, S::splat(FAR_ABOVE_LOG2), old_max, new_max);
+            }
             S::store(row_max, new_max);
             // A row that has seen nothing yet must not make -inf - -inf.
             let seen = S::where_less(hidden, new_max, new_max, zero);

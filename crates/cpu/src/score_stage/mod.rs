@@ -22,12 +22,13 @@ mod panel;
 mod table;
 
 use crate::call::Call;
-use crate::gemm::{Left, NV, Right, product};
+use crate::gemm::{Left, NV, Right, product, step_keys};
 use crate::pack::{self, Rows};
 use crate::simd::Simd;
+use crate::tiles::Sums;
 pub(crate) use operands::ScoreOperands;
 pub(crate) use panel::{Panel, Scratch};
-use signflash_core::Problem;
+use signflash_core::{Problem, Span};
 use std::f64::consts::{LN_2, LOG2_E};
 pub(crate) use table::TableMut;
 
@@ -120,6 +121,34 @@ impl ScoreStage {
         q: Right,
     ) -> [[S::V; NV]; MR] {
         product::<S, MR, NV>(depth, k, q)
+    }
+
+    /// The same of these keys, into `to`: `[key][lane of the panel]`.
+    ///
+    /// # Safety
+    /// As [`product`]; with [tiles](Simd::TILES), of a call for which this thread holds them. `k` are the block's rows.
+    #[inline(always)]
+    pub(crate) unsafe fn scores_to<S: Simd, const MR: usize>(
+        call: &Call<'_>,
+        depth: usize,
+        (k, keys): (Rows, Span<usize>),
+        q: Right,
+        to: *mut f32,
+    ) {
+        let width = pack::panel_width::<S>();
+        for key in (keys.begin..keys.end).step_by(step_keys::<S, MR>()) {
+            let a = Left { p: k.p.add(key * k.ld), row: k.ld, step: 1 };
+            let to = to.add(key * width);
+            if S::TILES {
+                call.tiles.product::<false>(depth, a, q, Sums { p: to, row: width });
+                continue;
+            }
+            for (m, s) in product::<S, MR, NV>(depth, a, q).into_iter().enumerate() {
+                for (n, s) in s.into_iter().enumerate() {
+                    S::store(to.add(m * width + n * S::LANES), s);
+                }
+            }
+        }
     }
 
     /// What makes weights of scores.

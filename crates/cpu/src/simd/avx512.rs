@@ -1,4 +1,4 @@
-//! AVX-512 F, BW, DQ, VL; and, with `BF16`, dot products of bf16 pairs.
+//! AVX-512 F, BW, DQ, VL; and, with `BF16`, pairs of bf16, whose products are dot products or, with `TILES`, AMX's.
 
 use super::{EXP2_DEGREE_5, EXP2_DEGREE_6, EXP2_LEAST, EXP2_SHIFT, Simd};
 use crate::philox::{RowPhilox, WEYL};
@@ -6,16 +6,17 @@ use signflash_core::dropout::philox::{MUL_0, MUL_2};
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-/// Sixteen lanes; `BF16` makes words pairs of bf16.
+/// Sixteen lanes; `BF16` makes words pairs of bf16, and `TILES` multiplies these as tiles.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512<const BF16: bool>;
+pub(crate) struct Avx512<const BF16: bool, const TILES: bool = false>;
 
 /// Round to nearest even, no exceptions.
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
-impl<const BF16: bool> Simd for Avx512<BF16> {
+impl<const BF16: bool, const TILES: bool> Simd for Avx512<BF16, TILES> {
     const LANES: usize = 16;
     const PAIRS: bool = BF16;
+    const TILES: bool = TILES;
     const PHILOX_ORDER: [usize; 8] = [0, 1, 2, 3, 4, 5, 6, 7];
     type V = __m512;
 

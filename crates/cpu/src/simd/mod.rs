@@ -27,6 +27,8 @@ pub(crate) trait Simd: Copy + 'static {
     const LANES: usize;
     /// Whether a word is a pair of bf16 instead of an f32.
     const PAIRS: bool;
+    /// Whether products are [tiles](crate::tiles)'. Only when [`PAIRS`](Self::PAIRS), with 16 lanes.
+    const TILES: bool = false;
     /// Elements of a word.
     const UNIT: usize = if Self::PAIRS { 2 } else { 1 };
     /// In which order [`drop_block`](Self::drop_block) wants the eight rows of a Philox lane column.

@@ -6,6 +6,7 @@ use signflash_cpu::{CpuEngine, Isa, IsaError};
 
 /// The engine as one of these tests sets it up.
 pub(crate) enum Engine {
+    /// AMX is emulated where there is none.
     On(Isa),
     /// The fastest, its dq of 16 bits always in a pass of its own.
     InTwoPasses,
@@ -17,6 +18,7 @@ pub(crate) enum Engine {
 impl Engine {
     fn engine(&self) -> Result<CpuEngine, IsaError> {
         match self {
+            Self::On(Isa::Amx) if !Isa::Amx.is_available() => CpuEngine::emulating_amx(),
             Self::On(isa) => CpuEngine::new().with_isa(*isa),
             Self::InTwoPasses => Ok(CpuEngine::new().with_partial_bytes(0)),
             Self::Sharing(engine) => engine.engine(),
@@ -25,9 +27,15 @@ impl Engine {
 }
 
 impl Engine {
+    /// Whether this machine has it, or what its emulation needs.
+    #[allow(dead_code)] // the suite's cases ask `supports`
+    pub(crate) fn is_there(&self) -> bool {
+        self.engine().is_ok()
+    }
+
     /// Whether it is the last instruction set that this machine has.
     fn is_best(&self) -> bool {
-        let best = Isa::ALL.into_iter().rev().find(|&isa| Self::On(isa).engine().is_ok());
+        let best = Isa::available().pop();
         matches!(self, Self::On(isa) if Some(*isa) == best)
     }
 
@@ -35,14 +43,14 @@ impl Engine {
     fn number(&self) -> usize {
         match self {
             Self::On(isa) => *isa as usize % ENGINES,
-            Self::InTwoPasses => ENGINES - 1,
+            Self::InTwoPasses => Isa::Avx512Bf16 as usize,
             Self::Sharing(engine) => engine.number(),
         }
     }
 }
 
 /// How many engines share cases out.
-const ENGINES: usize = 4;
+const ENGINES: usize = 5;
 
 /// Whose a case is: a number that its pieces have alike, since whoever leaves out one of them leaves out the case.
 fn lot(problem: &Problem) -> usize {
@@ -66,7 +74,7 @@ impl Implementation for Engine {
         let is_large = problem.shape().seqlen_q * problem.shape().seqlen_k >= 1 << 20;
         let is_full = matches!(std::env::var("SIGNFLASH_TEST").as_deref(), Ok("full" | "all"));
         if let Self::Sharing(engine) = self {
-            let is_slow = matches!(engine, Self::On(Isa::Portable)) && is_large;
+            let is_slow = matches!(engine, Self::On(Isa::Portable | Isa::Amx)) && is_large;
             if !is_full && (is_slow || !engine.is_best() && lot(problem) != engine.number()) {
                 return Err("SIGNFLASH_TEST=full runs it".into());
             }
