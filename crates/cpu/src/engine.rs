@@ -232,7 +232,7 @@ impl CpuEngine {
     ///
     /// Weights are recomputed from q, k and lse, dropout from the seed. Every entry of the gradients is written.
     /// Relative errors against the f64 oracle are within the [contract's](signflash_core::judge): of ordinary numbers
-    /// 3e-6 (f32), 5e-4 (f16), 4e-3 (bf16; on AVX512-BF16 dq of keys with a common mean may be a fifth above, as
+    /// 3e-6 (f32), 5e-4 (f16), 4e-3 (bf16; on AVX512-BF16 and AMX dq of keys with a common mean may be a fifth above, as
     /// docs/contract.md says).
     ///
     /// For dtypes of 16 bits and more than one chunk of keys (256 to 1024), each key head being worked on also

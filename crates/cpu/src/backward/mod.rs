@@ -50,7 +50,7 @@ use signflash_core::Span;
 /// Queries that are worked on at a time.
 pub(crate) const TILE_ROWS: usize = 64;
 
-/// Keys of the widest micro-tile.
+/// Keys of the widest micro-tile; half as many are weighed at a time where products are tiles'.
 const STEP_KEYS: usize = 8;
 
 /// A backward call.
@@ -293,7 +293,8 @@ impl Work<'_> {
                         (index, _) => self.ask_for_queries::<S>(head, index - 1),
                     };
                     let own = self.sequence.queries(head, &tile);
-                    let steps = keys.count.div_ceil(STEP_KEYS) * tile.rows / panel_width::<S>();
+                    let step_keys = if S::TILES { STEP_KEYS / 2 } else { STEP_KEYS };
+                    let steps = keys.count.div_ceil(step_keys) * tile.rows / panel_width::<S>();
                     scratch.ahead = ahead.write(&self.backward.dq, own, self.dims.qk).within(steps);
                     (self.entries.sweep)(
                         self,
