@@ -8,6 +8,7 @@ results in advance, and compiled code relies on them.
 
 from __future__ import annotations
 
+import array
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -57,11 +58,19 @@ class Drawn(NamedTuple):
     def for_kernels(self):
         return (self.seed, self.offset) if self.state is None else self.state
 
-    def as_tensor(self):
-        """(2); on the CPU where it is known, so that the backward reads it without waiting for the GPU."""
+    def as_one(self):
+        """A uint64 tensor of both; on the CPU where they are known, so that the backward reads it without waiting for the
+        GPU."""
         if self.state is not None:
-            return self.state
-        return torch.tensor([signed(self.seed), signed(self.offset)], dtype=torch.int64, device="cpu")
+            return self.state.view(torch.uint64)
+        return torch.frombuffer(array.array("Q", (self.seed, self.offset)), dtype=torch.uint64)
+
+    def as_two(self):
+        """int64 tensors (seed, offset) of no dimension; on a GPU in one memory."""
+        if self.state is not None:
+            return self.state.unbind()
+        pair = (signed(self.seed), signed(self.offset))
+        return tuple([torch.scalar_tensor(x, dtype=torch.int64, device="cpu") for x in pair])
 
 
 def forward(given: Given, out=None, return_probs=False):

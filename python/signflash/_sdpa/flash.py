@@ -66,8 +66,8 @@ def forward(query, key, value, dropout_p=0.0, is_causal=False, return_debug_mask
     _, lse, probs, drawn = below.forward(given, out.rows_first, return_debug_mask)
     unused = torch.empty((), dtype=torch.uint64, device=query.device)
     debug_mask = query.new_empty(0) if probs is None else probs
-    state = drawn.as_tensor().view(torch.uint64)
-    return out.filled(), lse, None, None, query.shape[2], key.shape[2], state, unused, debug_mask
+    lengths = query.shape[2], key.shape[2]
+    return out.filled(), lse, None, None, *lengths, drawn.as_one(), unused, debug_mask
 
 
 def backward(

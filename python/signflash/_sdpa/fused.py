@@ -11,7 +11,7 @@ import torch
 
 from .._settings import U64
 from . import below, notes, takes
-from .below import Drawn, Given, Like
+from .below import Given, Like
 from .call import Call
 
 EFFICIENT = "_scaled_dot_product_efficient_attention"
@@ -66,7 +66,7 @@ class EfficientForward(_Kept):
         out = torch.empty((batch, seqlen_q, num_heads, value.shape[3]), dtype=query.dtype, device=query.device)
         _, lse, _, drawn = below.forward(given, out)
         lse = _padded(lse) if compute_log_sumexp else lse.new_empty((batch, num_heads, 0))
-        return out.transpose(1, 2), lse, *_two_of(drawn)
+        return out.transpose(1, 2), lse, *drawn.as_two()
 
 
 class EfficientBackward(_Kept):
@@ -105,7 +105,7 @@ class CudnnForward(_Kept):
         out = Like(query, value.shape[3])
         _, lse, _, drawn = below.forward(given, out.rows_first)
         lengths = query.shape[2], key.shape[2]
-        return out.filled(), lse[..., None], None, None, *lengths, *_two_of(drawn), None
+        return out.filled(), lse[..., None], None, None, *lengths, *drawn.as_two(), None
 
 
 class CudnnBackward(_Kept):
@@ -147,11 +147,6 @@ def _in_aligned_rows(dbias):
     wide = dbias.new_empty((*dbias.shape[:3], dbias.shape[3] + -dbias.shape[3] % 16))[..., : dbias.shape[3]]
     wide.copy_(dbias)
     return wide
-
-
-def _two_of(drawn: Drawn):
-    """(seed, offset), each of no dimension, in one memory."""
-    return drawn.as_tensor().unbind()
 
 
 def _one_of(seed, offset):
