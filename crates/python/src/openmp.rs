@@ -14,6 +14,7 @@ pub(crate) fn team(threads: usize) -> Option<Team> {
 mod entry {
     use std::ffi::{CStr, CString, c_int, c_uint, c_void};
     use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     /// What compilers call for `#pragma omp parallel`. LLVM's and Intel's libraries have it as GCC's has, by this name.
     type Parallel =
@@ -44,21 +45,45 @@ mod entry {
         (!found.is_null()).then(|| unsafe { std::mem::transmute::<*mut c_void, Parallel>(found) })
     }
 
+    /// A walk through the loaded libraries.
+    #[derive(Default)]
+    pub(super) struct Search {
+        path: Option<CString>,
+        /// How many libraries the process had ever loaded when one looked for PyTorch's in vain.
+        in_vain: u64,
+        loaded: u64,
+        pub(super) visited: usize,
+    }
+
     /// Where PyTorch's library was loaded from. Its name alone would not do: Debian's has a version behind it.
     fn path_of_torch() -> Option<CString> {
-        let mut path = None;
-        // SAFETY: `data` is the address of `path`, and `is_torch` is called by this call alone.
-        unsafe { libc::dl_iterate_phdr(Some(is_torch), (&raw mut path).cast()) };
-        path
+        search().path
+    }
+
+    /// Looks again only when a library was loaded since the last time, since every call that computes asks.
+    pub(super) fn search() -> Search {
+        static IN_VAIN: AtomicU64 = AtomicU64::new(0);
+        let mut search = Search { in_vain: IN_VAIN.load(Ordering::Relaxed), ..Search::default() };
+        // SAFETY: `data` is the address of `search`, and `is_torch` is called by this call alone.
+        unsafe { libc::dl_iterate_phdr(Some(is_torch), (&raw mut search).cast()) };
+        if search.path.is_none() {
+            IN_VAIN.store(search.loaded, Ordering::Relaxed);
+        }
+        search
     }
 
     /// Keeps the path of the library that is looked for, and then says that it is enough.
     ///
     /// # Safety
-    /// As `dl_iterate_phdr` calls it, with the address of an `Option<CString>` in `data`.
+    /// As `dl_iterate_phdr` calls it, with the address of a `Search` in `data`.
     unsafe extern "C" fn is_torch(info: *mut libc::dl_phdr_info, _: usize, data: *mut c_void) -> c_int {
         // SAFETY: the caller's promise; a name ends with a zero, and lives as long as this call.
-        let (path, name) = unsafe { (&mut *data.cast::<Option<CString>>(), (*info).dlpi_name) };
+        let (search, info) = unsafe { (&mut *data.cast::<Search>(), &*info) };
+        (search.loaded, search.visited) = (info.dlpi_adds, search.visited + 1);
+        if search.loaded == search.in_vain {
+            return 1;
+        }
+        let name = info.dlpi_name;
         if name.is_null() {
             return 0;
         }
@@ -68,7 +93,7 @@ mod entry {
         if !file.starts_with(b"libtorch_cpu.so") {
             return 0;
         }
-        *path = Some(name.to_owned());
+        search.path = Some(name.to_owned());
         1
     }
 
@@ -112,5 +137,12 @@ mod tests {
             ran.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         });
         assert_eq!(ran.into_inner(), 1);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn nothing_is_looked_for_twice_while_no_library_was_loaded() {
+        entry::search();
+        assert_eq!(entry::search().visited, 1);
     }
 }
