@@ -152,15 +152,22 @@ fn with_pool<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads start").install(work)
 }
 
+/// How work is shared is the same code for all: the smallest cases do for the slowest kernels, and in the short form for
+/// all but the best.
+fn is_tried(number: usize, isa: Isa) -> bool {
+    let is_best = Isa::available().last() == Some(&isa);
+    let is_full = matches!(std::env::var("SIGNFLASH_TEST").as_deref(), Ok("full" | "all"));
+    number >= 5 || is_best || is_full && isa != Isa::Portable
+}
+
 fn threads_do_not_matter<T: Element>() {
-    for engine in engines::<T>() {
-        let isa = engine.isa();
-        // How work is shared is the same code for all: the smallest case does for the slowest kernels.
-        let cases = if isa == Isa::Portable { cases().split_off(5) } else { cases() };
-        for case in cases {
-            let one = run::<T>(engine.with_threads(1), &case);
+    for (number, case) in cases().into_iter().enumerate() {
+        let (problem, values) = (case.problem(), case.values());
+        let run = |engine| run_on::<T, T>(engine, &problem, &values);
+        for engine in engines::<T>().into_iter().filter(|engine| is_tried(number, engine.isa())) {
+            let (isa, one) = (engine.isa(), run(engine.with_threads(1)));
             for threads in [3, 8] {
-                let some = with_pool(threads, || run::<T>(engine.with_threads(threads), &case));
+                let some = with_pool(threads, || run(engine.with_threads(threads)));
                 assert_same_bits(&some, &one, &format!("{isa} {} {threads} threads", T::DTYPE));
             }
         }
@@ -225,11 +232,10 @@ fn wide_results_are_what_would_be_rounded<T: Element>()
 where
     f32: ResultOf<T>,
 {
-    for engine in engines::<T>() {
-        let isa = engine.isa();
-        let cases = if isa == Isa::Portable { cases().split_off(5) } else { cases() };
-        for case in cases {
-            let (problem, values) = (case.problem(), case.values());
+    for (number, case) in cases().into_iter().enumerate() {
+        let (problem, values) = (case.problem(), case.values());
+        for engine in engines::<T>().into_iter().filter(|engine| is_tried(number, engine.isa())) {
+            let isa = engine.isa();
             let narrow = run_on::<T, T>(engine, &problem, &values);
             let (wide, is_wider) = rounded::<T>(run_on::<T, f32>(engine, &problem, &values));
             assert_same_bits(&wide, &narrow, &format!("{isa} {}", T::DTYPE));

@@ -51,6 +51,19 @@ fn body(config: &Config) -> [u8; 32] {
     Sha256::digest(kept.join("\n")).into()
 }
 
+/// The name and the body of each, which all cores print.
+fn printed(configs: &[&Config]) -> Vec<(String, [u8; 32])> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let print = |part: &[&Config]| -> Vec<_> {
+        part.iter().map(|config| (config.to_string(), body(config))).collect()
+    };
+    std::thread::scope(|scope| {
+        let parts = configs.chunks(configs.len().div_ceil(cores).max(1));
+        let threads: Vec<_> = parts.map(|part| scope.spawn(move || print(part))).collect();
+        threads.into_iter().flat_map(|thread| thread.join().expect("kernels print")).collect()
+    })
+}
+
 #[test]
 fn a_name_prints_one_text_and_a_text_has_one_name() {
     let mut configs = HashSet::new();
@@ -59,8 +72,7 @@ fn a_name_prints_one_text_and_a_text_has_one_name() {
     }
     let (mut bodies, mut names) = (HashMap::new(), HashMap::new());
     let mut twins = vec![];
-    for config in &configs {
-        let (name, body) = (config.to_string(), body(config));
+    for (name, body) in printed(&configs.iter().collect::<Vec<_>>()) {
         if let Some(other) = bodies.insert(name.clone(), body).filter(|other| *other != body) {
             twins.push(format!("{name} prints {other:x?} and {body:x?}"));
         }

@@ -5,10 +5,14 @@ use signflash_core::{
 };
 use signflash_kernels::{Gpu, Interpreted};
 
-/// Schedules that are tried: with `SIGNFLASH_TEST=full`, as in `.ci/run`, five.
-fn schedules() -> u64 {
-    if matches!(std::env::var("SIGNFLASH_TEST").as_deref(), Ok("full" | "all")) { 5 } else { 2 }
+/// With `SIGNFLASH_TEST=full`, as in `.ci/run`, five schedules are tried and not two, and of all operands, not of those with
+/// few keys alone, it is seen that another order of additions would show.
+fn is_full() -> bool {
+    matches!(std::env::var("SIGNFLASH_TEST").as_deref(), Ok("full" | "all"))
 }
+
+/// Up to here keys are few.
+const FEW: usize = 300;
 
 /// Operands and results of one forward: what every backward here is of.
 struct Forward<'a> {
@@ -63,7 +67,8 @@ impl<'a> Forward<'a> {
     /// The first schedule that gives other bits than schedule 0.
     fn differing(&self, deterministic: bool) -> Option<u64> {
         let first = self.dq(deterministic, 0);
-        (1..schedules()).find(|seed| self.dq(deterministic, *seed) != first)
+        let schedules = if is_full() { 5 } else { 2 };
+        (1..schedules).find(|seed| self.dq(deterministic, *seed) != first)
     }
 }
 
@@ -75,7 +80,8 @@ fn check(batch: usize, seqlen: usize, head_dim: usize, Window { left, right }: W
     let problem = problem.dropout(Dropout::new(0.17, 3, 0).unwrap()).build().unwrap();
     let forward = Forward::of(&problem);
     assert_eq!(forward.differing(true), None, "{problem:?}");
-    assert!(batch > 1 || forward.differing(false).is_some(), "additions in any order show: {problem:?}");
+    let shows = batch == 1 && (is_full() || seqlen <= FEW);
+    assert!(!shows || forward.differing(false).is_some(), "additions in any order show: {problem:?}");
 }
 
 #[test]
