@@ -1,7 +1,7 @@
 //! How large results would be without cancelling, and what rounding alone makes of them.
 
 use super::Backward;
-use crate::oracle::{Entry, Forward, Gradients, Head, dense, dense_index, dot};
+use crate::oracle::{Entry, Forward, Gradients, Head, Heads, dense, dense_index, dot};
 use crate::{Dtype, Element, Inputs, Problem, TensorName, bf16, f16};
 use std::ops::Range;
 
@@ -37,6 +37,17 @@ pub(super) struct Sizes {
     pub(super) deciding_score: f64,
 }
 
+/// A number as a dtype stores it.
+type Round = fn(f64) -> f64;
+
+/// What is right, and of which gradients of the results, if there are any.
+struct Exact<'a> {
+    forward: &'a Forward,
+    dout: Option<&'a [f64]>,
+    dlse: Option<&'a [f32]>,
+    gradients: Option<&'a Gradients>,
+}
+
 /// The terms of a row, summed, and the row itself from rounded p and ds.
 #[derive(Default)]
 struct Rows {
@@ -66,7 +77,7 @@ impl Rows {
         self.rounded[at] += number;
     }
 
-    fn size(self, round: fn(f64) -> f64, exact: &[f64]) -> Size {
+    fn size(self, round: Round, exact: &[f64]) -> Size {
         let lost = |(rounded, exact): (&f64, &f64)| (round(*rounded) - exact).powi(2);
         let rounding = self.rounded.iter().zip(exact).map(lost).filter(|x| x.is_finite()).sum();
         Size { terms: self.terms, rounding }
@@ -82,17 +93,28 @@ impl Sizes {
         forward: &Forward,
         gradients: Option<&Gradients>,
     ) -> Self {
+        let dout = backward.map(|backward| dense(&backward.dout));
+        let exact = Exact {
+            forward,
+            dout: dout.as_deref(),
+            dlse: backward.and_then(|backward| backward.dlse),
+            gradients,
+        };
+        Self::of_heads(problem, Head::all(problem, inputs), exact, stored::<T>)
+    }
+
+    fn of_heads(problem: &Problem, heads: Heads<'_>, exact: Exact<'_>, round: Round) -> Self {
+        let Exact { forward, dout, dlse, gradients } = exact;
         let shape = problem.shape();
         let keep_scale = problem.keep_scale();
-        let with_gradients = |shape: [usize; 4]| Rows::new(if backward.is_some() { shape } else { [0; 4] });
+        let with_gradients = |shape: [usize; 4]| Rows::new(if dout.is_some() { shape } else { [0; 4] });
         let (mut out, mut dq) = (Rows::new(shape.out()), with_gradients(shape.q()));
         let (mut dk, mut dv) = (with_gradients(shape.k()), with_gradients(shape.v()));
         let bias = problem.shape_of(TensorName::Dbias);
         let mut dbias = with_gradients(bias);
         let mut dsinks = with_gradients([1, 1, if problem.sinks() { shape.num_heads } else { 0 }, 1]);
         let (mut max_score, mut deciding_score, mut lse) = (0.0f64, 0.0f64, vec![0.0; forward.lse.len()]);
-        let dout = backward.map(|backward| dense(&backward.dout));
-        for head in Head::all(problem, inputs) {
+        for head in heads {
             let flushed = head.map(flush);
             for i in head.queries() {
                 let (scores, lse_i) = (head.scores(i), forward.lse[head.lse_index(i)]);
@@ -104,14 +126,14 @@ impl Sizes {
                 // What counts of lse is how far it moves p, its absolute error: near 0 it need not be relatively exact.
                 lse[head.lse_index(i)] = if lse_i.is_finite() { 4.0 * row_max.max(1.0).powi(2) } else { 0.0 };
                 let p_sink = scores.sink(lse_i);
-                let dout_i = dout.as_deref().map(|dout| head.out_row(i, dout));
+                let dout_i = dout.map(|dout| head.out_row(i, dout));
                 let out_i = head.out_row(i, &forward.out);
                 let delta = dout_i.map(|dout_i| {
-                    let dlse = head.dlse(i, backward.and_then(|backward| backward.dlse));
+                    let dlse = head.dlse(i, dlse);
                     // dp's sums lose as much in all keys if the keys are alike: as in the heaviest.
                     let heaviest = entries.iter().max_by(|a, b| a.p.total_cmp(&b.p));
                     let of_dp = heaviest.map_or(0.0, |x| keep_scale * lost_in_order(dout_i, head.v(x.j)));
-                    Delta::of::<T>(dout_i, out_i, dlse, of_dp)
+                    Delta::of(dout_i, out_i, dlse, of_dp, round)
                 });
                 if let (Some(delta), true) = (&delta, p_sink != 0.0) {
                     dsinks.add_number(head.number(), p_sink * delta.size, -p_sink * delta.rounded);
@@ -120,7 +142,7 @@ impl Sizes {
                     if p == 0.0 {
                         continue;
                     }
-                    let kept_p = round::<T>(p) * keep_scale;
+                    let kept_p = round(p) * keep_scale;
                     if kept {
                         out.add(head.out_places(i), keep_scale * p, kept_p, flushed.v(j));
                     }
@@ -131,7 +153,7 @@ impl Sizes {
                     if problem.bias().is_some() {
                         dbias.add_number(dense_index(bias, head.bias_index(bias, i, j)), size, ds);
                     }
-                    let (size, ds) = (score.slope * size, score.slope * round::<T>(ds));
+                    let (size, ds) = (score.slope * size, score.slope * round(ds));
                     dq.add(head.query_places(i), size, ds, flushed.k(j));
                     dk.add(head.key_places(j), size, ds, flushed.q(i));
                     if kept {
@@ -141,22 +163,22 @@ impl Sizes {
             }
         }
         let of_bias = match problem.bias().map(|bias| bias.dtype) {
-            Some(Dtype::F16) => round::<f16>,
-            Some(Dtype::Bf16) => round::<bf16>,
-            Some(Dtype::F32) | None => round::<f32>,
+            Some(Dtype::F16) => stored::<f16>,
+            Some(Dtype::Bf16) => stored::<bf16>,
+            Some(Dtype::F32) | None => stored::<f32>,
         };
         let gradient = |(tensor, exact): (TensorName, &Vec<f64>)| {
             let size = match tensor {
-                TensorName::Dq => std::mem::take(&mut dq).size(round::<T>, exact),
-                TensorName::Dk => std::mem::take(&mut dk).size(round::<T>, exact),
-                TensorName::Dv => std::mem::take(&mut dv).size(round::<T>, exact),
+                TensorName::Dq => std::mem::take(&mut dq).size(round, exact),
+                TensorName::Dk => std::mem::take(&mut dk).size(round, exact),
+                TensorName::Dv => std::mem::take(&mut dv).size(round, exact),
                 TensorName::Dbias => std::mem::take(&mut dbias).size(of_bias, exact),
-                _ => std::mem::take(&mut dsinks).size(round::<f32>, exact),
+                _ => std::mem::take(&mut dsinks).size(stored::<f32>, exact),
             };
             (tensor, size)
         };
         Self {
-            out: out.size(round::<T>, &forward.out),
+            out: out.size(round, &forward.out),
             lse: Size { terms: lse, rounding: 0.0 },
             gradients: gradients.into_iter().flat_map(Gradients::tensors).map(gradient).collect(),
             max_score,
@@ -188,8 +210,8 @@ struct Delta {
 
 impl Delta {
     /// delta of a row whose sums of dp lose `lost_in_dp`.
-    fn of<T: Element>(dout: &[f64], out: &[f64], dlse: f64, lost_in_dp: f64) -> Self {
-        let stored: Vec<f64> = out.iter().map(|&x| round::<T>(x)).collect();
+    fn of(dout: &[f64], out: &[f64], dlse: f64, lost_in_dp: f64, round: Round) -> Self {
+        let stored: Vec<f64> = out.iter().map(|&x| round(x)).collect();
         let lost = lost_in_dp + lost_in_order(dout, &stored);
         Self { rounded: dot(dout, &stored) - dlse + lost, size: size_of_dot(dout, out) + dlse.abs() }
     }
@@ -208,7 +230,7 @@ fn lost_in_order(a: &[f64], b: &[f64]) -> f64 {
 }
 
 /// `x` as the dtype stores it.
-fn round<T: Element>(x: f64) -> f64 {
+fn stored<T: Element>(x: f64) -> f64 {
     flush(T::from_f32(x as f32).to_f64())
 }
 

@@ -87,22 +87,31 @@ impl Truth {
             .map(|Backward { dout, dlse }| oracle::backward(problem, inputs, &dout, dlse, &forward))
             .transpose()?;
         let sizes = Sizes::of(problem, inputs, backward, &forward, gradients.as_ref());
+        Ok(Self::of_dtype(T::DTYPE, problem, (forward, gradients), sizes))
+    }
+
+    fn of_dtype(
+        dtype: Dtype,
+        problem: &Problem,
+        (forward, gradients): (Forward, Option<oracle::Gradients>),
+        sizes: Sizes,
+    ) -> Self {
         let expected = |tensor, values, size| Expected {
             values,
             size,
             bound: 0.0,
-            large: if tensor == TensorName::Lse { f64::INFINITY } else { large(T::DTYPE) },
+            large: if tensor == TensorName::Lse { f64::INFINITY } else { large(dtype) },
         };
         let Sizes { out, lse, gradients: of_gradients, max_score, deciding_score } = sizes;
         let bias = problem.bias().map(|bias| bias.dtype);
         let tensors = gradients.iter().flat_map(oracle::Gradients::tensors);
         let gradient = |((tensor, values), (_, size)): ((_, &Vec<f64>), _)| {
-            let dtype = match tensor {
+            let of_tensor = match tensor {
                 TensorName::Dbias => bias.unwrap_or(Dtype::F32),
                 TensorName::Dsinks => Dtype::F32,
-                _ => T::DTYPE,
+                _ => dtype,
             };
-            (tensor, Expected { large: large(dtype), ..expected(tensor, values.clone(), size) })
+            (tensor, Expected { large: large(of_tensor), ..expected(tensor, values.clone(), size) })
         };
         let mut truth = Self {
             gradients: tensors.zip(of_gradients).map(gradient).collect(),
@@ -110,12 +119,12 @@ impl Truth {
             lse: expected(TensorName::Lse, forward.lse, lse),
             max_score,
             deciding_score,
-            dtype: T::DTYPE,
+            dtype,
             head_dim: problem.shape().head_dim,
             bias,
         };
         truth.limit_scores(f64::INFINITY);
-        Ok(truth)
+        truth
     }
 
     /// Takes no larger scores for an excuse of a larger error: they are known to be exact.

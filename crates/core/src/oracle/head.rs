@@ -12,6 +12,9 @@ use std::ops::Range;
 /// From this magnitude on an lse says less of a row's weights than its scores do.
 const LARGE_LSE: f64 = 1024.0;
 
+/// Heads of operands of any dtype: what goes on with them knows f64 only, and is compiled once, here.
+pub(crate) type Heads<'a> = Box<dyn Iterator<Item = Head<'a>> + 'a>;
+
 /// One query head of one sequence with its operands.
 pub(crate) struct Head<'a> {
     problem: &'a Problem,
@@ -28,15 +31,12 @@ pub(crate) struct Head<'a> {
 
 impl<'a> Head<'a> {
     /// All heads in the order of (sequences, num_heads).
-    pub(crate) fn all<T: Element>(
-        problem: &'a Problem,
-        inputs: &'a Inputs<'a, T>,
-    ) -> impl Iterator<Item = Head<'a>> {
+    pub(crate) fn all<T: Element>(problem: &'a Problem, inputs: &'a Inputs<'a, T>) -> Heads<'a> {
         let num_heads = problem.shape().num_heads;
         // Without queries nothing is to be done, however many heads there are.
         let sequences = problem.sequences().filter(|sequence| sequence.seqlen_q > 0);
         let heads = sequences.flat_map(move |sequence| (0..num_heads).map(move |head| (sequence, head)));
-        heads.map(move |(sequence, head)| {
+        Box::new(heads.map(move |(sequence, head)| {
             let head_k = head / problem.shape().group_size();
             let keys = sequence.seqlen_k;
             Head {
@@ -55,7 +55,7 @@ impl<'a> Head<'a> {
                 k: matrix(&inputs.k, (0..keys).map(|j| sequence.key(j, head_k))),
                 v: matrix(&inputs.v, (0..keys).map(|j| sequence.key(j, head_k))),
             }
-        })
+        }))
     }
 
     /// The same with other operands.

@@ -37,7 +37,7 @@ use crate::problem::Problem;
 use crate::sign_bit::SignBit;
 use crate::tensor::{TensorRef, dense_row};
 use crate::{Element, ProblemError, TensorName};
-pub(crate) use head::{Entry, Head, dot};
+pub(crate) use head::{Entry, Head, Heads, dot};
 
 /// What the forward gives, dense.
 #[derive(Clone, Debug, PartialEq)]
@@ -122,10 +122,14 @@ impl Forward {
 /// A [`ProblemError`] naming the tensor that does not fit `problem`.
 pub fn forward<T: Element>(problem: &Problem, inputs: &Inputs<'_, T>) -> Result<Forward, ProblemError> {
     inputs.check(problem)?;
+    Ok(forward_of(problem, Head::all(problem, inputs)))
+}
+
+fn forward_of(problem: &Problem, heads: Heads<'_>) -> Forward {
     let shape = problem.shape();
     let mut out = vec![0.0; shape.out().into_iter().product()];
     let mut lse = vec![f64::NEG_INFINITY; shape.lse_len()];
-    for head in Head::all(problem, inputs) {
+    for head in heads {
         for i in head.queries() {
             let scores = head.scores(i);
             let lse_i = scores.lse();
@@ -138,7 +142,7 @@ pub fn forward<T: Element>(problem: &Problem, inputs: &Inputs<'_, T>) -> Result<
             }
         }
     }
-    Ok(Forward { out, lse })
+    Forward { out, lse }
 }
 
 /// The probabilities with the dropout mask in the sign bit, of the shape that [`Problem::probs`] says, dense.
@@ -168,16 +172,20 @@ pub fn probs<T: Element>(
     lse: &[f64],
 ) -> Result<Vec<f64>, ProblemError> {
     inputs.check(problem)?;
+    Ok(probs_of(problem, Head::all(problem, inputs), lse))
+}
+
+fn probs_of(problem: &Problem, heads: Heads<'_>, lse: &[f64]) -> Vec<f64> {
     let shape = problem.probs();
     let mut probs = vec![0.0; shape.into_iter().product()];
-    for head in Head::all(problem, inputs) {
+    for head in heads {
         for i in head.queries() {
             for Entry { j, p, kept, .. } in head.scores(i).entries(lse[head.lse_index(i)]) {
                 probs[dense_row(shape, head.probs_row(i)).start + j] = p.encode(!kept);
             }
         }
     }
-    Ok(probs)
+    probs
 }
 
 /// The gradients of `<out, dout> + <lse, dlse>`, the same entries dropped; the [module](self) has the formulas.
@@ -222,11 +230,21 @@ pub fn backward<T: Element>(
     inputs.check(problem)?;
     check_read(TensorName::Dout, dout, problem.shape().out())?;
     check_dlse(problem, dlse)?;
-    let (dout, bias) = (dense(dout), problem.shape_of(TensorName::Dbias));
+    Ok(backward_of(problem, Head::all(problem, inputs), (&dense(dout), dlse), forward))
+}
+
+/// With the gradients of out and lse.
+fn backward_of(
+    problem: &Problem,
+    heads: Heads<'_>,
+    (dout, dlse): (&[f64], Option<&[f32]>),
+    forward: &Forward,
+) -> Gradients {
+    let bias = problem.shape_of(TensorName::Dbias);
     let mut gradients = Gradients::zeros(problem);
-    for head in Head::all(problem, inputs) {
+    for head in heads {
         for i in head.queries() {
-            let dout_i = head.out_row(i, &dout);
+            let dout_i = head.out_row(i, dout);
             let delta = dot(dout_i, head.out_row(i, &forward.out)) - head.dlse(i, dlse);
             let (scores, lse_i) = (head.scores(i), forward.lse[head.lse_index(i)]);
             let p_sink = scores.sink(lse_i);
@@ -249,7 +267,7 @@ pub fn backward<T: Element>(
             }
         }
     }
-    Ok(gradients)
+    gradients
 }
 
 /// Where an element of a dense tensor lies.

@@ -1,9 +1,11 @@
 //! What a backward drops, read from dv.
 
+use super::erased::{Erased, Of};
 use super::{Implementation, RunError};
 use crate::tensor::dense_row;
 use crate::{
-    Dropout, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Sequence, Shape, TensorMut, TensorRef,
+    Dropout, Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Sequence, Shape, TensorMut,
+    TensorRef, bf16, f16,
 };
 use std::io::Write;
 use std::ops::Range;
@@ -25,6 +27,18 @@ const HEAD_DIM: usize = 64;
 /// assert_eq!(check_backward_drops::<f32, _>(&Reference), 4);
 /// ```
 pub fn check_backward_drops<T: Element, I: Implementation>(implementation: &I) -> usize {
+    check_dtype(T::DTYPE, implementation)
+}
+
+fn check_dtype(dtype: Dtype, implementation: &dyn Erased) -> usize {
+    match dtype {
+        Dtype::F32 => check_of::<f32>(implementation),
+        Dtype::F16 => check_of::<f16>(implementation),
+        Dtype::Bf16 => check_of::<bf16>(implementation),
+    }
+}
+
+fn check_of<T: Element>(implementation: &dyn Of<T>) -> usize {
     let mut ran = 0;
     for problem in problems() {
         let queries = problem.shape().seqlen_q;
@@ -34,7 +48,7 @@ pub fn check_backward_drops<T: Element, I: Implementation>(implementation: &I) -
             let _ = writeln!(std::io::stderr(), "skipped {queries} queries of {} on {name}: {why}", T::DTYPE);
             continue;
         }
-        let wrong = wrong_entries::<T, I>(implementation, &problem);
+        let wrong = wrong_entries(implementation, &problem);
         let wrong = wrong.unwrap_or_else(|error| panic!("{}: {error}", implementation.name()));
         let first = wrong.first();
         assert!(
@@ -65,8 +79,8 @@ fn problems() -> impl Iterator<Item = Problem> {
 }
 
 /// (sequence, head, query, key) that one of the passes takes for kept and another does not.
-fn wrong_entries<T: Element, I: Implementation>(
-    implementation: &I,
+fn wrong_entries<T: Element>(
+    implementation: &dyn Of<T>,
     problem: &Problem,
 ) -> Result<Vec<[usize; 4]>, RunError> {
     let (shape, rule) = (*problem.shape(), problem.keep_rule().expect("with dropout"));
@@ -128,8 +142,8 @@ fn product(
     problem.sequences().flat_map(of_sequence)
 }
 
-fn dv_of<T: Element, I: Implementation>(
-    implementation: &I,
+fn dv_of<T: Element>(
+    implementation: &dyn Of<T>,
     problem: &Problem,
     inputs: &Inputs<'_, T>,
     [out, dout]: [&[T]; 2],

@@ -8,10 +8,11 @@
 //! what becomes of it.
 
 use super::case::Case;
+use super::erased::Erased;
 use super::implementation::Implementation;
 use super::inputs::Values;
 use super::report::Report;
-use super::run::run_case;
+use super::run::run_anew;
 use crate::{Dtype, Problem, Shape};
 
 /// The smallest and the largest power of two that cases take.
@@ -103,12 +104,16 @@ pub(super) fn place(problem: &Problem, values: &mut Values, products: Products) 
 /// # Panics
 /// With everything that is wrong.
 pub fn check_binades(by: LargeBy, implementation: &impl Implementation) {
+    check_erased(by, implementation);
+}
+
+fn check_erased(by: LargeBy, implementation: &dyn Erased) {
     let mut all = Report::default();
     let step = implementation.binades_apart().max(if by == LargeBy::OneQuery { 4 } else { 1 });
     for binade in BINADES.rev().step_by(step) {
         let case = Case::scores_near(binade, by);
         let Report { ran, skipped, failures } =
-            run_case(&format!("2^{binade} by {by:?}"), &case, implementation);
+            run_anew(&format!("2^{binade} by {by:?}"), &case, implementation);
         all.ran += ran;
         all.skipped.extend(skipped);
         all.failures.extend(failures);

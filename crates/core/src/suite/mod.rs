@@ -18,9 +18,11 @@
 mod adjust;
 mod backward_drops;
 mod binades;
+mod call;
 mod case;
 mod cases;
 mod compare;
+mod erased;
 mod implementation;
 mod inputs;
 mod layout;

@@ -1,22 +1,19 @@
 //! Runs cases and collects what is wrong.
 
+use super::call::Call;
 use super::case::Case;
 use super::compare::{self, Found};
+use super::erased::{Erased, Of};
 use super::implementation::Implementation;
-use super::inputs::{Values, as_f32};
+use super::inputs::Values;
 use super::layout::Layout;
 use super::neighbours::Half;
 use super::part::{ForwardResults, add_piece, combine, pieces, problem_of, share_of, values_of};
 use super::reach::Reach;
 use super::report::{Failure, Finding, Report};
-use super::scores::{BiasStorage, ScoreStorage};
-use super::storage::Storage;
 use super::truth::Truth;
 use crate::judge::Expected;
-use crate::{
-    Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Piece, Problem, TensorName, bf16,
-    contiguous_strides, f16, oracle,
-};
+use crate::{Dtype, Element, Piece, Problem, TensorName, bf16, f16, oracle};
 use std::io::Write;
 use std::sync::Arc;
 
@@ -25,6 +22,10 @@ use std::sync::Arc;
 /// # Panics
 /// If the case fails, or there is none of that name.
 pub fn check(name: &str, implementation: &impl Implementation) {
+    check_erased(name, implementation);
+}
+
+fn check_erased(name: &str, implementation: &dyn Erased) {
     let case = super::case(name).unwrap_or_else(|| panic!("the suite has no case named {name:?}"));
     let report = run_named(name, &case, implementation);
     for (case, dtype, reason) in &report.skipped {
@@ -42,6 +43,10 @@ pub fn check(name: &str, implementation: &impl Implementation) {
 /// assert!(report.failures.is_empty(), "{report}");
 /// ```
 pub fn run(implementation: &impl Implementation) -> Report {
+    run_erased(implementation)
+}
+
+fn run_erased(implementation: &dyn Erased) -> Report {
     let mut report = Report::default();
     for name in super::NAMES {
         let case = super::case(name).expect("every name has its case");
@@ -61,11 +66,16 @@ pub fn run(implementation: &impl Implementation) -> Report {
 /// assert_eq!((report.ran, report.failures.len()), (3, 0)); // three dtypes
 /// ```
 pub fn run_case(name: &str, case: &Case, implementation: &impl Implementation) -> Report {
+    run_anew(name, case, implementation)
+}
+
+/// The same of any implementation.
+pub(super) fn run_anew(name: &str, case: &Case, implementation: &dyn Erased) -> Report {
     run_with(name, case, implementation, Asked::Anew)
 }
 
 /// Runs one of the suite's cases.
-fn run_named(name: &str, case: &Case, implementation: &impl Implementation) -> Report {
+fn run_named(name: &str, case: &Case, implementation: &dyn Erased) -> Report {
     run_with(name, case, implementation, Asked::Once(name))
 }
 
@@ -77,7 +87,7 @@ enum Asked<'a> {
     Once(&'a str),
 }
 
-fn run_with(name: &str, case: &Case, implementation: &impl Implementation, asked: Asked<'_>) -> Report {
+fn run_with(name: &str, case: &Case, implementation: &dyn Erased, asked: Asked<'_>) -> Report {
     let mut report = Report::default();
     for &dtype in &case.dtypes {
         let problem = case.problem();
@@ -106,7 +116,7 @@ fn run_with(name: &str, case: &Case, implementation: &impl Implementation, asked
     report
 }
 
-fn run_dtype<T: Element>(case: &Case, implementation: &impl Implementation, asked: Asked<'_>) -> Vec<Found> {
+fn run_dtype<T: Element>(case: &Case, implementation: &dyn Of<T>, asked: Asked<'_>) -> Vec<Found> {
     let (problem, values) = (case.problem(), case.values());
     let mut truth = match asked {
         Asked::Anew => Arc::new(Truth::of::<T>(&problem, &values)),
@@ -123,52 +133,59 @@ fn run_dtype<T: Element>(case: &Case, implementation: &impl Implementation, aske
     let run = Run { implementation, problem: &problem, values: &values, truth: &truth, layout: case.layout };
     let mut found = Vec::new();
     for with_probs in [false, true] {
-        match run.forward::<T>(&pieces, with_probs) {
+        match run.forward(&pieces, with_probs) {
             Ok(results) => found.extend(compare::forward(&problem, T::DTYPE, &truth, &results)),
             Err(failed) => found.push(failed),
         }
     }
-    match run.backward::<T>(&pieces) {
+    match run.backward(&pieces) {
         Ok(gradients) => found.extend(compare::backward(&problem, &truth, &gradients)),
         Err(failed) => found.push(failed),
     }
     // Of a piece the neighbours are those of the whole; and large cases of others' results need not be run so again.
     for half in Half::of(&problem).filter(|_| pieces.len() == 1 && !case.is_vector()) {
-        found.extend(run.beside_nans::<T>(half));
+        found.extend(run.beside_nans(half));
     }
     found
 }
 
 /// A case on an implementation.
-struct Run<'a, I> {
-    implementation: &'a I,
+struct Run<'a, T> {
+    implementation: &'a dyn Of<T>,
     problem: &'a Problem,
     values: &'a Values,
     truth: &'a Truth,
     layout: Layout,
 }
 
-impl<I: Implementation> Run<'_, I> {
-    fn forward<T: Element>(&self, pieces: &[Piece], with_probs: bool) -> Result<ForwardResults, Found> {
+impl<T: Element> Run<'_, T> {
+    /// The operands of a piece, with out and lse of the whole.
+    fn call(&self, piece: &Piece) -> Call<T> {
+        let problem = problem_of(self.problem, piece);
+        let values = values_of(self.problem, piece, self.values);
+        let truth = &self.truth.results;
+        let out = share_of(self.problem, piece, TensorName::Out, &truth.out().values);
+        let lse = share_of(self.problem, piece, TensorName::Lse, &truth.lse().values);
+        Call::of(problem, self.layout, &values, [&out, &lse])
+    }
+
+    fn forward(&self, pieces: &[Piece], with_probs: bool) -> Result<ForwardResults, Found> {
         let mut all = Vec::new();
         for piece in pieces {
-            let call = Call::<T>::new(self, piece);
+            let call = self.call(piece);
             let first = call.forward(self.implementation, self.layout, with_probs)?;
             let second = call.forward(self.implementation, self.layout, with_probs)?;
-            same_bits(first.out.bytes(), second.out.bytes(), TensorName::Out)?;
-            same_bits(first.lse.bytes(), second.lse.bytes(), TensorName::Lse)?;
-            let probs = [&first, &second].map(|x| x.probs.as_ref().map_or(&[][..], Storage::bytes));
-            same_bits(probs[0], probs[1], TensorName::Probs)?;
+            first.same_bits(&second)?;
             all.push((piece, first.results()));
         }
         Ok(combine(self.problem, all))
     }
 
     /// From the oracle's rounded out and lse of the whole, so that an error of the forward stays the forward's.
-    fn backward<T: Element>(&self, pieces: &[Piece]) -> Result<oracle::Gradients, Found> {
+    fn backward(&self, pieces: &[Piece]) -> Result<oracle::Gradients, Found> {
         let mut sums = oracle::Gradients::zeros(self.problem);
         for piece in pieces {
-            let call = Call::<T>::new(self, piece);
+            let call = self.call(piece);
             let first = call.backward(self.implementation, self.layout)?;
             if self.implementation.has_deterministic_backward() {
                 let second = call.backward(self.implementation, self.layout)?;
@@ -190,9 +207,9 @@ impl<I: Implementation> Run<'_, I> {
     }
 }
 
-impl<I: Implementation> Run<'_, I> {
+impl<T: Element> Run<'_, T> {
     /// What is wrong with all other sequences if those of one half are NaNs.
-    fn beside_nans<T: Element>(&self, half: Half) -> Vec<Found> {
+    fn beside_nans(&self, half: Half) -> Vec<Found> {
         let Self { implementation, problem, truth, layout, .. } = *self;
         let values = half.poisoned(problem, self.values);
         let poisoned = |tensor, of_truth: &Expected| {
@@ -203,7 +220,7 @@ impl<I: Implementation> Run<'_, I> {
         let results = &truth.results;
         let out = poisoned(TensorName::Out, results.out());
         let lse = poisoned(TensorName::Lse, results.lse());
-        let call = Call::<T>::of(problem.clone(), layout, &values, [&out, &lse]);
+        let call = Call::of(problem.clone(), layout, &values, [&out, &lse]);
         let judged = |tensor, mut got: Vec<f64>, want: &[f64]| {
             half.forgive(problem, tensor, &mut got, want);
             got
@@ -240,156 +257,4 @@ impl<I: Implementation> Run<'_, I> {
         let beside = |finding| Finding::BesideNans { finding: Box::new(finding) };
         found.into_iter().map(|(tensor, finding)| (tensor, beside(finding))).collect()
     }
-}
-
-/// The operands of one call.
-struct Call<T> {
-    problem: Problem,
-    q: Storage<T>,
-    k: Storage<T>,
-    v: Storage<T>,
-    dout: Storage<T>,
-    out: Storage<T>,
-    lse: Vec<f32>,
-    dlse: Option<Vec<f32>>,
-    scores: ScoreStorage,
-}
-
-struct ForwardBuffers<T> {
-    out: Storage<T>,
-    lse: Storage<f32>,
-    probs: Option<Storage<T>>,
-}
-
-struct BackwardBuffers<T> {
-    dq: Storage<T>,
-    dk: Storage<T>,
-    dv: Storage<T>,
-    dbias: Option<BiasStorage>,
-    dsinks: Option<Storage<f32>>,
-}
-
-impl<T: Element> Call<T> {
-    fn new<I>(run: &Run<'_, I>, piece: &Piece) -> Self {
-        let problem = problem_of(run.problem, piece);
-        let values = values_of(run.problem, piece, run.values);
-        let truth = &run.truth.results;
-        let out = share_of(run.problem, piece, TensorName::Out, &truth.out().values);
-        let lse = share_of(run.problem, piece, TensorName::Lse, &truth.lse().values);
-        Self::of(problem, run.layout, &values, [&out, &lse])
-    }
-
-    /// Of dense operands, and of the forward's dense results.
-    fn of(problem: Problem, layout: Layout, values: &Values, [out, lse]: [&[f64]; 2]) -> Self {
-        let shape = problem.shape();
-        let of_query = |shape, dense| Storage::holding(shape, layout.strides(shape), dense);
-        let of_key = |shape, dense| Storage::holding(shape, layout.key_strides(shape), dense);
-        Self {
-            q: of_query(shape.q(), &values.q),
-            k: of_key(shape.k(), &values.k),
-            v: of_key(shape.v(), &values.v),
-            dout: of_query(shape.out(), &values.dout),
-            out: of_query(shape.out(), out),
-            lse: as_f32(lse),
-            dlse: values.dlse.as_deref().map(as_f32),
-            scores: ScoreStorage::of(&problem, layout, values),
-            problem,
-        }
-    }
-
-    fn inputs(&self) -> Inputs<'_, T> {
-        Inputs::new(self.q.tensor(), self.k.tensor(), self.v.tensor()).scores(self.scores.inputs())
-    }
-
-    fn forward(
-        &self,
-        implementation: &impl Implementation,
-        layout: Layout,
-        with_probs: bool,
-    ) -> Result<ForwardBuffers<T>, Found> {
-        let shape = self.problem.shape();
-        let (lse_shape, probs_shape) = (shape.of(TensorName::Lse), self.problem.probs());
-        let mut out = Storage::poisoned(shape.out(), layout.strides(shape.out()));
-        let mut lse = Storage::poisoned(lse_shape, contiguous_strides(lse_shape));
-        let mut probs = with_probs.then(|| Storage::poisoned(probs_shape, layout.probs_strides(probs_shape)));
-        let mut outputs = Outputs::new(out.tensor_mut(), lse.tensor_mut().data)
-            .probs(probs.as_mut().map(Storage::tensor_mut));
-        implementation.forward(&self.problem, &self.inputs(), &mut outputs).map_err(call_failed)?;
-        written(&out, TensorName::Out)?;
-        written(&lse, TensorName::Lse)?;
-        probs.iter().try_for_each(|probs| written(probs, TensorName::Probs))?;
-        Ok(ForwardBuffers { out, lse, probs })
-    }
-
-    fn backward(
-        &self,
-        implementation: &impl Implementation,
-        layout: Layout,
-    ) -> Result<BackwardBuffers<T>, Found> {
-        let shape = self.problem.shape();
-        let [mut dq, mut dk, mut dv] =
-            [shape.q(), shape.k(), shape.v()].map(|shape| Storage::poisoned(shape, layout.strides(shape)));
-        let mut dbias = self
-            .problem
-            .bias()
-            .map(|bias| BiasStorage::poisoned(bias.dtype, bias.shape, layout.probs_strides(bias.shape)));
-        let of_sinks = shape.of(TensorName::Dsinks);
-        let mut dsinks =
-            self.problem.sinks().then(|| Storage::<f32>::poisoned(of_sinks, contiguous_strides(of_sinks)));
-        let inputs = GradInputs::new(self.inputs(), self.out.tensor(), &self.lse, self.dout.tensor())
-            .dlse(self.dlse.as_deref());
-        let mut gradients = Gradients::new(dq.tensor_mut(), dk.tensor_mut(), dv.tensor_mut())
-            .dbias(dbias.as_mut().map(BiasStorage::tensor_mut))
-            .dsinks(dsinks.as_mut().map(|dsinks| dsinks.tensor_mut().data));
-        implementation.backward(&self.problem, &inputs, &mut gradients).map_err(call_failed)?;
-        written(&dq, TensorName::Dq)?;
-        written(&dk, TensorName::Dk)?;
-        written(&dv, TensorName::Dv)?;
-        if let Some(dbias) = &dbias {
-            dbias.check_written().map_err(|finding| (Some(TensorName::Dbias), finding))?;
-        }
-        dsinks.iter().try_for_each(|dsinks| written(dsinks, TensorName::Dsinks))?;
-        Ok(BackwardBuffers { dq, dk, dv, dbias, dsinks })
-    }
-}
-
-impl<T: Element> ForwardBuffers<T> {
-    fn results(&self) -> ForwardResults {
-        let probs = self.probs.as_ref().map(Storage::to_dense).unwrap_or_default();
-        ForwardResults { out: self.out.to_dense(), lse: self.lse.to_dense(), probs }
-    }
-}
-
-impl<T: Element> BackwardBuffers<T> {
-    fn gradients(&self) -> oracle::Gradients {
-        oracle::Gradients {
-            dq: self.dq.to_dense(),
-            dk: self.dk.to_dense(),
-            dv: self.dv.to_dense(),
-            dbias: self.dbias.as_ref().map(BiasStorage::to_dense).unwrap_or_default(),
-            dsinks: self.dsinks.as_ref().map(Storage::to_dense).unwrap_or_default(),
-        }
-    }
-
-    fn same_bits(&self, other: &Self) -> Result<(), Found> {
-        same_bits(self.dq.bytes(), other.dq.bytes(), TensorName::Dq)?;
-        same_bits(self.dk.bytes(), other.dk.bytes(), TensorName::Dk)?;
-        same_bits(self.dv.bytes(), other.dv.bytes(), TensorName::Dv)?;
-        let dbias = [self, other].map(|x| x.dbias.as_ref().map_or(&[][..], BiasStorage::bytes));
-        same_bits(dbias[0], dbias[1], TensorName::Dbias)?;
-        let dsinks = [self, other].map(|x| x.dsinks.as_ref().map_or(&[][..], Storage::bytes));
-        same_bits(dsinks[0], dsinks[1], TensorName::Dsinks)
-    }
-}
-
-fn call_failed(error: super::RunError) -> Found {
-    (None, Finding::Call { message: error.to_string() })
-}
-
-fn written<T: Element>(storage: &Storage<T>, tensor: TensorName) -> Result<(), Found> {
-    storage.check_written().map_err(|finding| (Some(tensor), finding))
-}
-
-fn same_bits(first: &[u8], second: &[u8], tensor: TensorName) -> Result<(), Found> {
-    if first == second { Ok(()) } else { Err((Some(tensor), Finding::NotReproducible)) }
 }
