@@ -4,8 +4,8 @@
     torchrun --nproc-per-node 2 benchmarks/distributed.py [--lengths 16384 32768 65536] [--json FILE] [--trace FILE]
     torchrun --nproc-per-node 2 benchmarks/distributed.py --device cpu --lengths 256 --rounds 2    only shows that it runs
 
-Those that are compared take turns in each round, after a barrier; a time is that of the slowest rank, and the table has medians of
-rounds. `x` is one GPU's time over that of all. A second table has the forward alone, and the memory that a forward and backward
+Those that are compared take turns in each round, after a barrier: so many calls one behind the other, as the layers of a model are, of
+which the host prepares one while the GPU computes another. A time is that of the slowest rank, and the table has medians of rounds. `x` is one GPU's time over that of all. A second table has the forward alone, and the memory that a forward and backward
 take beyond operands, at most, on the rank that takes most. `--trace` writes what rank 0's GPU did, kernel by kernel, one forward
 and backward of each method at the second length, and how long kernels computed, how long they sent, and how long both at once.
 """
@@ -36,6 +36,7 @@ def arguments():
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--dropout", type=float, nargs="+", default=[0.0, 0.1])
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--calls", type=int, default=4, help="one behind the other, for each time")
     parser.add_argument("--causal", choices=("yes", "no"), nargs="+", default=["yes", "no"])
     parser.add_argument("--no-priority", action="store_true", help="NCCL's streams have no priority over others")
     parser.add_argument("--commit", default="", help="of signflash, for the heading")
@@ -47,16 +48,17 @@ def arguments():
 class Clock:
     """Milliseconds of a call, of the slowest rank."""
 
-    def __init__(self, device):
-        self.device = device
+    def __init__(self, device, calls):
+        self.device, self.calls = device, calls
 
     def of(self, call):
         dist.barrier()
         self.wait()
         began = time.perf_counter()
-        call()
+        for _ in range(self.calls):
+            call()
         self.wait()
-        took = torch.tensor([1e3 * (time.perf_counter() - began)], device=self.device)
+        took = torch.tensor([1e3 * (time.perf_counter() - began) / self.calls], device=self.device)
         dist.all_reduce(took, op=dist.ReduceOp.MAX)
         return float(took)
 
@@ -169,7 +171,7 @@ def errors(found, reference):
 
 def timed(a, seqlen, causal, p, device, dtype):
     found, reference = runs(a, seqlen, causal, p, device, dtype)
-    clock, times, reasons = Clock(device), {}, {}
+    clock, times, reasons = Clock(device, a.calls), {}, {}
     for name in list(found):
         try:
             found[name]()
@@ -238,7 +240,7 @@ def trace(a, device, dtype, rank):
         dist.barrier()
         with torch.profiler.profile(activities=kinds) as profile:
             found[method]()
-            Clock(device).wait()
+            Clock(device, 1).wait()
         if rank:
             continue
         path = a.trace.with_name(f"{a.trace.stem}-{method}{a.trace.suffix}")
@@ -283,7 +285,7 @@ def main():
     rows = []
     if rank == 0:
         print(f"{dist.get_world_size()} of {name}{driver()}, PyTorch {torch.__version__}, signflash {a.commit or signflash.__version__}, bf16, "
-              f"{a.heads} heads ({a.heads_k} of keys) of {a.head_dim}, forward + backward, ms, median of {a.rounds}")  # fmt: skip
+              f"{a.heads} heads ({a.heads_k} of keys) of {a.head_dim}, forward + backward, ms, median of {a.rounds} times {a.calls} calls")  # fmt: skip
         print("| seqlen | causal | p | one | ring | all-gather | Ulysses | PyTorch | error |")
         print("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
     for seqlen in a.lengths:

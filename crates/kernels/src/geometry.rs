@@ -89,9 +89,10 @@ pub(crate) fn schedule(
     problem: &Problem,
     rows: u32,
     triangle: bool,
-    gpu: Gpu,
+    (gpu, blocks_each): (Gpu, u64),
 ) -> Result<(ScheduleArgs, u64), TooManyBlocks> {
-    let (heads, tiles, blocks) = (heads(problem), query_tiles(problem, rows), gpu.sm_count.into());
+    let blocks = blocks_each * u64::from(gpu.sm_count);
+    let (heads, tiles) = (heads(problem), query_tiles(problem, rows));
     let schedule = ScheduleArgs::new(heads, tiles, triangle, blocks);
     let schedule = schedule.ok_or(TooManyBlocks { blocks: heads * tiles })?;
     Ok((schedule, blocks.min(schedule.units.into())))

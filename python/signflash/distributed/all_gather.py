@@ -25,7 +25,7 @@ class AllGather(NamedTuple):
 
     def forward(self, call, operands, k, v):
         """(out, lse, what the backward is given)."""
-        parts = parts_of(call, operands, k.shape[-2])
+        parts = parts_of(call, operands, k, self.of_k.total)
         coming = [self._gather(part, k, v, "forward") for part in parts]
         outs, rows = [], []
         for part, pending in zip(parts, coming):
@@ -43,7 +43,7 @@ class AllGather(NamedTuple):
         q, k, v, out, lse = saved
         results = compute.Results(out, lse, dout, dlse)
         dbias = compute.room_for_dbias(operands.bias, wanted.dbias)
-        parts = parts_of(call, operands, k.shape[-2])
+        parts = parts_of(call, operands, k, self.of_k.total)
         coming = [self._gather(part, k, v, "backward") for part in parts]
         of_queries, going = [], []
         for part, pending in zip(parts, coming):
@@ -53,13 +53,14 @@ class AllGather(NamedTuple):
             every = self._arrived(pending)
             dq, *sums = (Sum(x) for x in (own.q, *every))
             compute.backward_of(own_call, self._spans(), own, *every, own_results, (dq, *sums, dbias))
-            going.append([self._return(name, one) for name, one in zip(("keys", "values"), sums)])
+            going.append(self._return(sums))
             of_queries.append(dq.rounded(q.dtype))
             del every, dq, sums
         dk, dv = (k.new_empty(x.shape, dtype=torch.float32 if wanted.wide else x.dtype) for x in (k, v))
-        for part, (of_k, of_v) in zip(parts, going):
-            _add_up(of_k.wait(), part.of_keys(dk))
-            _add_up(of_v.wait(), part.of_keys(dv))
+        for part, pending in zip(parts, going):
+            of_k, of_v = pending.wait()
+            _add_up(of_k, part.of_keys(dk))
+            _add_up(of_v, part.of_keys(dv))
         dsinks = compute.dsinks_of(operands, results, wanted.dsinks)
         return together(of_queries, -2), dk, dv, dbias, dsinks
 
@@ -78,13 +79,13 @@ class AllGather(NamedTuple):
         """In the order of positions."""
         return [self.of_k.put_together(one.wait(), -3) for one in pending]
 
-    def _return(self, name: str, total: Sum):
-        """Starts to send each rank its rows of a gradient, and to bring this rank's of what every rank has."""
-        x = total.total()
-        parts = [self.of_k.take(x, rank, -3) for rank in range(self.comm.size)]
-        mine = parts[self.comm.rank].shape
-        doing = f"backward: gradients of {name} to their ranks"
-        return self.comm.all_to_all(parts, [mine] * self.comm.size, doing)
+    def _return(self, sums):
+        """Starts to send each rank its rows of the gradients of keys and values, and to bring this rank's of what every rank
+        has.
+        """
+        parts = [[self.of_k.take(one.total(), rank, -3) for rank in range(self.comm.size)] for one in sums]
+        shapes = [[of[self.comm.rank].shape] * self.comm.size for of in parts]
+        return self.comm.all_to_all(parts, shapes, "backward: gradients of keys and values to their ranks")
 
 
 def _add_up(parts, into) -> None:

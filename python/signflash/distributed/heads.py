@@ -8,8 +8,11 @@ import torch
 
 from .compute import Call, Operands, Results
 
-#: Into how many parts heads are cut. More hide more of what travels, and give kernels less to do at once.
+#: Into how many parts heads are cut. More hide more of what travels, give kernels less to do at once, and the host more.
 PARTS = 2
+#: Where all keys of all ranks have fewer bytes than this, heads are computed at once: what travels takes less time than a
+#: message takes the host. Measured on two H200s (benchmarks/distributed.md).
+LEAST_BYTES = 96 << 20
 
 
 class Part(NamedTuple):
@@ -41,14 +44,23 @@ class Part(NamedTuple):
         return None if x is None else x[..., self.query, :]
 
 
-def parts_of(call: Call, operands: Operands, num_heads_k: int) -> List[Part]:
-    """Equal ones; one, where there is a bias or a mask, or where heads cannot be divided."""
-    num_heads = operands.q.shape[-2]
-    count = PARTS if operands.bias is None and call.mask is None and num_heads_k % PARTS == 0 else 1
+def parts_of(call: Call, operands: Operands, k, total: int) -> List[Part]:
+    """Equal ones, of keys of so many positions in all; one, where they are few, where there is a bias or a mask, or where heads
+    cannot be divided. On all ranks alike.
+    """
+    num_heads, num_heads_k = operands.q.shape[-2], k.shape[-2]
+    divides = operands.bias is None and call.mask is None and num_heads_k % PARTS == 0
+    count = PARTS if divides and are_many(k, total) else 1
     return [
         Part(*(slice(part * heads // count, (part + 1) * heads // count) for heads in (num_heads, num_heads_k)))
         for part in range(count)
     ]
+
+
+def are_many(k, total: int) -> bool:
+    """Whether keys of so many positions, with k's heads, are worth a message of their own for each part."""
+    batch = k.shape[0] if k.dim() > 3 else 1
+    return batch * total * k.shape[-2] * k.shape[-1] * k.element_size() >= LEAST_BYTES
 
 
 def together(parts: List, dim: int):

@@ -82,16 +82,15 @@ class Sum(_Rows):
 
     def add_to(self, others: Optional["Sum"], heads: slice, into) -> None:
         """Writes this sum, which is of some heads, and that of others, if there is one, rounded: one pass."""
-        own = self.total()
-        found = [] if others is None else sorted(others._found.items(), key=lambda one: one[0])
-        at = 0
-        for (begin, end), part in [*found, ((self._rows, self._rows), None)]:
-            if at < begin:
-                _of_rows(into, slice(at, begin)).copy_(_of_rows(own, slice(at, begin)))
-            if part is not None:
-                rows = slice(begin, end)
-                torch.add(_of_rows(own, rows), part[..., heads, :], out=_of_rows(into, rows))
-            at = end
+        found = [self._found, {} if others is None else others._found]
+        ends = sorted({0, self._rows, *(end for of in found for span in of for end in span)})
+        for rows in map(slice, ends, ends[1:]):
+            mine, theirs = ([_of_rows(x, _within(rows, span)) for span, x in of.items() if _has(span, rows)] for of in found)
+            parts = [*mine, *(x[..., heads, :] for x in theirs)]
+            if len(parts) == 2:
+                torch.add(*parts, out=_of_rows(into, rows))
+            else:
+                _of_rows(into, rows).copy_(parts[0]) if parts else _of_rows(into, rows).zero_()
 
     def _put_together(self, dtype=torch.float32):
         whole = self._room(self._like.new_empty, self._like.shape, dtype)
@@ -146,6 +145,15 @@ class Partial(_Rows):
             _of_rows(whole, slice(*key)).copy_(out)
             of_all[..., slice(*key)].copy_(lse)
         return whole, of_all
+
+
+def _has(span, rows: slice) -> bool:
+    return span[0] <= rows.start and rows.stop <= span[1]
+
+
+def _within(rows: slice, span) -> slice:
+    """The same rows, counted from where a span begins."""
+    return slice(rows.start - span[0], rows.stop - span[0])
 
 
 def _of_rows(x, rows: slice):

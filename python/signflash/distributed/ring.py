@@ -52,7 +52,7 @@ class Ring(NamedTuple):
         if alone is not None:
             return compute.backward_alone(call, alone, operands, k, v, results, wanted)
         dbias = compute.room_for_dbias(operands.bias, wanted.dbias)
-        parts, steps = parts_of(call, operands, k.shape[-2]), self._steps(call)
+        parts, steps = parts_of(call, operands, k, self.of_k.total), self._steps(call)
         kv = [k.contiguous(), v.contiguous()]
         coming = self._pass_on(kv, 0, steps, "backward")
         # This rank's own keys in parts: before those of others, which come meanwhile, and behind, while gradients go.

@@ -5,7 +5,7 @@ A rank's heads are computed in parts: while one is, the next come, and results o
 
 from __future__ import annotations
 
-from typing import Any, List, NamedTuple
+from typing import Any, List, NamedTuple, Tuple
 
 import torch
 
@@ -13,6 +13,10 @@ from . import compute
 from . import heads as of_heads
 from .exchange import Comm
 from .layout import Layout
+
+
+#: How many tensors a method of one part keeps for its backward.
+SAVED = 5
 
 
 class Heads(NamedTuple):
@@ -69,44 +73,38 @@ class Ulysses(NamedTuple):
 
     def forward(self, call, operands, k, v):
         """(out, lse, what the backward is given)."""
-        parts = self._parts(call, operands)
-        coming = [self._to_heads(every, (operands.q, k, v), "forward") for every in parts]
+        parts, many = self._parts(call, operands, k)
+        coming = [self._to_heads(every, (operands.q, k, v), many) for every in parts]
         going, kept = [], []
-        for every, (q, k, v) in zip(parts, coming):
-            q, k, v = self._queries(q), self._keys(k), self._keys(v)
+        for every, pending in zip(parts, coming):
+            q, k, v = self._in_order(pending, (self.of_q, self.of_k, self.of_k))
             inner_call, inner = self._of_heads(call, operands, q, every, "forward")
             out, lse, saved = self.inner.forward(inner_call, inner, k, v)
             kept += saved
-            going.append((self._to_all(out, self.of_q, "forward: out"), self._to_all(_as_out(lse), self.of_q, "forward: lse")))
-        outs, rows = zip(*going)
+            going.append(self._to_all((out, _as_out(lse)), (self.of_q, self.of_q), "forward: out and lse"))
+        outs, rows = zip(*(pending.wait() for pending in going))
         return self._heads_of_all(parts, outs, call), _of_rows(self._heads_of_all(parts, rows, call)), tuple(kept)
 
     def backward(self, call, operands, saved, dout, dlse, wanted):
         """(dq, dk, dv, dbias, dsinks), each of its tensor's dtype, or of float32 where ``wanted.wide``."""
-        parts = self._parts(call, operands)
-        shares = self._shares_keys(call)
-        rows = None if dlse is None else _as_out(dlse)
-        coming = [self._of_queries(every, (dout, rows), "backward") for every in parts]
-        each, going, dbias, dsinks = len(saved) // len(parts), [], None, None
-        for number, (every, (of_out, of_lse)) in enumerate(zip(parts, coming)):
-            own = saved[number * each : (number + 1) * each]
+        shares, count = self._shares_keys(call), len(saved) // SAVED
+        parts = self._parts_of(call, count)
+        rows = [dout] if dlse is None else [dout, _as_out(dlse)]
+        coming = [self._of_queries(every, rows) for every in parts]
+        going, dbias, dsinks = [], None, None
+        for number, (every, pending) in enumerate(zip(parts, coming)):
+            own = saved[number * SAVED : (number + 1) * SAVED]
             inner_call, inner = self._of_heads(call, operands, own[0], every, "backward")
-            of_lse = None if of_lse is None else _of_rows(self._queries(of_lse))
-            dq, dk, dv, dbias, of_sinks = self.inner.backward(
-                inner_call, inner, own, self._queries(of_out), of_lse, wanted._replace(wide=wanted.wide or shares)
-            )
-            going.append(
-                (
-                    self._to_all(dq, self.of_q, "backward: dq"),
-                    self._to_all(dk, self.of_k, "backward: dk"),
-                    self._to_all(dv, self.of_k, "backward: dv"),
-                )
-            )
-            del dq, dk, dv
+            of_out, *of_lse = self._in_order(pending, [self.of_q] * len(rows))
+            of_lse = _of_rows(of_lse[0]) if of_lse else None
+            wide = wanted._replace(wide=wanted.wide or shares)
+            *found, dbias, of_sinks = self.inner.backward(inner_call, inner, own, of_out, of_lse, wide)
+            going.append(self._to_all(found, (self.of_q, self.of_k, self.of_k), "backward: dq, dk and dv"))
+            del found
             if of_sinks is not None:
                 of_sinks = _among_all(of_sinks, every[self.comm.rank].query, call.num_heads, 0)
                 dsinks = of_sinks if dsinks is None else dsinks + of_sinks
-        of_q, of_k, of_v = zip(*going)
+        of_q, of_k, of_v = zip(*(pending.wait() for pending in going))
         dq = self._heads_of_all(parts, of_q, call)
         dk, dv = (self._key_heads_of_all(parts, x, call) for x in (of_k, of_v))
         if not wanted.wide:
@@ -115,41 +113,39 @@ class Ulysses(NamedTuple):
             dbias = self._of_entries(dbias, operands.bias, parts[0], call)
         return dq, dk, dv, dbias, dsinks
 
-    def _parts(self, call, operands) -> List[List[Heads]]:
-        """The heads of each rank, part by part; one, where heads cannot be divided, or where there is a bias or a mask."""
+    def _parts(self, call, operands, k) -> Tuple[List[List[Heads]], bool]:
+        """The heads of each rank, part by part, and whether there is much to send. One part, where there is not, where heads
+        cannot be divided, or where there is a bias or a mask.
+        """
+        many = of_heads.are_many(k, self.of_k.total)
+        whole = not many or operands.bias is not None or call.mask is not None or self._shares_keys(call)
+        own = len(heads_of(call.num_heads, call.num_heads_k, self.comm.size)[0].key)
+        return self._parts_of(call, 1 if whole or own % of_heads.PARTS else of_heads.PARTS), many
+
+    def _parts_of(self, call, count: int) -> List[List[Heads]]:
         every = heads_of(call.num_heads, call.num_heads_k, self.comm.size)
-        count = of_heads.PARTS
-        whole = operands.bias is not None or call.mask is not None or self._shares_keys(call)
-        if whole or len(every[0].key) % count:
-            return [every]
-        return [[heads.part(number, count) for heads in every] for number in range(count)]
+        return [every] if count == 1 else [[heads.part(number, count) for heads in every] for number in range(count)]
 
     def _shares_keys(self, call) -> bool:
         """Whether a key head goes to several ranks."""
         every = heads_of(call.num_heads, call.num_heads_k, self.comm.size)
         return sum(len(heads.key) for heads in every) != call.num_heads_k
 
-    def _to_heads(self, every: List[Heads], tensors, direction: str):
+    def _to_heads(self, every: List[Heads], tensors, many: bool):
         """Starts to bring q, k and v of a rank's own heads, of all positions."""
         q, k, v = tensors
-        return [
-            self._start([q[..., heads.query, :] for heads in every], self.of_q, f"{direction}: q"),
-            self._start([k[..., heads.keys, :] for heads in every], self.of_k, f"{direction}: k"),
-            self._start([v[..., heads.keys, :] for heads in every], self.of_k, f"{direction}: v"),
-        ]
+        chosen = [[q[..., heads.query, :] for heads in every]]
+        chosen += [[x[..., heads.keys, :] for heads in every] for x in (k, v)]
+        return self._start(chosen, (self.of_q, self.of_k, self.of_k), "forward: q, k and v", not many)
 
-    def _of_queries(self, every: List[Heads], tensors, direction: str):
-        """The same of the gradients of out and lse, if there are any."""
-        return [
-            None if x is None else self._start([x[..., h.query, :] for h in every], self.of_q, f"{direction}: {name}")
-            for name, x in zip(("dout", "dlse"), tensors)
-        ]
+    def _of_queries(self, every: List[Heads], tensors):
+        """The same of the gradients of out and, if there is one, of lse."""
+        chosen = [[x[..., heads.query, :] for heads in every] for x in tensors]
+        return self._start(chosen, [self.of_q] * len(chosen), "backward: gradients of out and lse")
 
-    def _queries(self, pending):
-        return self.of_q.put_together(pending.wait(), -3).contiguous()
-
-    def _keys(self, pending):
-        return self.of_k.put_together(pending.wait(), -3).contiguous()
+    def _in_order(self, pending, layouts):
+        """What has arrived, in the order of positions."""
+        return [layout.put_together(parts, -3).contiguous() for parts, layout in zip(pending.wait(), layouts)]
 
     def _of_heads(self, call, operands, q, every: List[Heads], direction: str):
         """The call and the operands of a rank's own heads, for all positions."""
@@ -175,7 +171,7 @@ class Ulysses(NamedTuple):
     def _of_entries(self, dbias, bias, every: List[Heads], call):
         """The way back: a rank's own rows of all heads; of a bias of one row for all, what its heads contribute."""
         if self._has_rows(bias, call):
-            parts = self._to_all(dbias.transpose(1, 2), self.of_q, "backward: dbias").wait()
+            parts = self._to_all([dbias.transpose(1, 2)], [self.of_q], "backward: dbias").wait()[0]
             own = (torch.cat(parts, -2) if bias.shape[1] > 1 else torch.stack(parts).sum(0)).transpose(1, 2)
             return own.sum_to_size(bias.shape)
         return dbias if bias.shape[1] == 1 else _among_all(dbias, every[self.comm.rank].query, call.num_heads, 1)
@@ -188,38 +184,42 @@ class Ulysses(NamedTuple):
             return False
         return x.shape[2] != 1 or any(self.of_q.length(rank) == 1 for rank in range(self.comm.size))
 
-    def _start(self, chosen, layout: Layout, doing: str):
-        mine = chosen[self.comm.rank].shape
-        shapes = [(*mine[:-3], layout.length(rank), *mine[-2:]) for rank in range(self.comm.size)]
-        return self.comm.all_to_all(chosen, shapes, doing)
+    def _start(self, chosen, layouts, doing: str, together=True):
+        """Starts to send each rank some heads of this rank's positions, and to bring this rank's heads of all."""
+        mine = [of[self.comm.rank].shape for of in chosen]
+        shapes = [
+            [(*shape[:-3], layout.length(rank), *shape[-2:]) for rank in range(self.comm.size)]
+            for shape, layout in zip(mine, layouts)
+        ]
+        return self.comm.all_to_all(chosen, shapes, doing, together)
 
     def _exchange(self, chosen, doing: str):
         """All queries' rows of a rank's own heads."""
-        return self._queries(self._start(chosen, self.of_q, doing))
+        return self._in_order(self._start([chosen], [self.of_q], doing), [self.of_q])[0]
 
-    def _to_all(self, x, layout: Layout, doing: str):
+    def _to_all(self, tensors, layouts, doing: str):
         """Starts to bring a rank's own positions, of the heads of each rank."""
-        parts = [layout.take(x, rank, -3) for rank in range(self.comm.size)]
-        shape = parts[self.comm.rank].shape
-        return self.comm.all_to_all(parts, [shape] * self.comm.size, doing)
+        parts = [
+            [layout.take(x, rank, -3) for rank in range(self.comm.size)] for x, layout in zip(tensors, layouts)
+        ]
+        shapes = [[of[self.comm.rank].shape] * self.comm.size for of in parts]
+        return self.comm.all_to_all(parts, shapes, doing)
 
     def _heads_of_all(self, parts, going, call):
         """All query heads of a rank's own positions."""
-        found = [pending.wait() for pending in going]
-        like = found[0][0]
+        like = going[0][0]
         whole = like.new_empty((*like.shape[:-2], call.num_heads, like.shape[-1]))
-        for every, of_ranks in zip(parts, found):
+        for every, of_ranks in zip(parts, going):
             for heads, x in zip(every, of_ranks):
                 whole[..., heads.query, :].copy_(x)
         return whole
 
     def _key_heads_of_all(self, parts, going, call):
         """The same of gradients of keys: what several ranks have of one head is added, in the order of ranks."""
-        found = [pending.wait() for pending in going]
-        like, shares = found[0][0], self._shares_keys(call)
+        like, shares = going[0][0], self._shares_keys(call)
         shape = (*like.shape[:-2], call.num_heads_k, like.shape[-1])
         whole = like.new_zeros(shape) if shares else like.new_empty(shape)
-        for every, of_ranks in zip(parts, found):
+        for every, of_ranks in zip(parts, going):
             for heads, x in zip(every, of_ranks):
                 if not shares:
                     whole[..., heads.keys, :].copy_(x)

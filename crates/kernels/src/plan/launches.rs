@@ -100,13 +100,13 @@ impl<'a> Plan<'a> {
         &mut self,
         config: Config,
         form: &HopperForm,
-        triangle: bool,
+        (triangle, blocks_each): (bool, u64),
         own: &dyn Fn(&mut Vec<Arg>),
     ) -> Result<(), CallError> {
         if self.lists.is_some() {
             return self.launch_listed(config, form, triangle, own);
         }
-        let (schedule, blocks) = schedule(self.problem, form.rows(), triangle, self.gpu)?;
+        let (schedule, blocks) = schedule(self.problem, form.rows(), triangle, (self.gpu, blocks_each))?;
         let own = |list: &mut Vec<Arg>| {
             schedule.push(list);
             own(list);

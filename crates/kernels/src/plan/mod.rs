@@ -72,7 +72,10 @@ impl ForwardChoice<'_> {
                     v: v.map(shape.v(), form.step, layout),
                 };
                 let out = Results::of(out, shape.out(), common.operands);
-                plan.launch_scheduled(config, form, is_triangle(plan.problem), &|list| {
+                // Parts of results are computed while others travel, and what sends them holds some multiprocessors: with several
+                // blocks for each, those that are free take more.
+                let blocks_each = if common.operands.stored.is_wide() { 4 } else { 1 };
+                plan.launch_scheduled(config, form, (is_triangle(plan.problem), blocks_each), &|list| {
                     args.push(list);
                     out.push(list);
                     list.push(Arg::U64(lse));
@@ -117,7 +120,7 @@ impl ForwardChoice<'_> {
                     lse,
                 };
                 // Every key is written, whether it is seen or not: no tile is longer than another.
-                plan.launch_scheduled(Config::Probs(kernel), form, false, &|list| args.push(list))
+                plan.launch_scheduled(Config::Probs(kernel), form, (false, 1), &|list| args.push(list))
             }
         }
     }
