@@ -247,7 +247,10 @@ def trace(a, device, dtype, rank):
         on_gpu = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
         on_gpu.sort(key=lambda e: e.time_range.start)
         begin = on_gpu[0].time_range.start if on_gpu else 0
-        lines = [f"{e.time_range.start - begin:9.0f} {e.time_range.end - e.time_range.start:8.0f} us  {e.name[:90]}" for e in on_gpu]
+        lines = [
+            f"{e.time_range.start - begin:9.0f} {e.time_range.end - e.time_range.start:8.0f} us  {e.name[:90]}"
+            for e in on_gpu
+        ]
         path.write_text("\n".join(lines) + "\n")
         computed, sent = spans_of(on_gpu, False), spans_of(on_gpu, True)
         ends = [x for span in (*computed, *sent) for x in span]

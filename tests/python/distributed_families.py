@@ -67,7 +67,9 @@ def kernels_add_to_what_was_found_before(rank, ranks):
     try:
         for number in range(2):
             a_case(number, rank, ranks)
-        causal = dict(layout="zigzag", lengths=(96, 96), starts=None, seen=dict(causal=True), p=0.3, heads=(8, 2), scores=())
+        causal = dict(
+            layout="zigzag", lengths=(96, 96), starts=None, seen=dict(causal=True), p=0.3, heads=(8, 2), scores=()
+        )
         for method in ("ring", "all_gather"):
             a_case(0, rank, ranks, dict(causal, method=method))
         assert added or ranks == 1

@@ -19,7 +19,6 @@ import signflash
 import torch
 import torch.distributed as dist
 from signflash import distributed
-from signflash.distributed.layout import layouts_of
 
 #: Twice the contract's bound, since both sides are that far from the formulas.
 BOUND = {torch.bfloat16: 8e-3, torch.float16: 1e-3}
@@ -30,7 +29,9 @@ def arguments():
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", type=int, default=40, help="random cases next to the formulas")
     parser.add_argument("--seqlen", type=int, default=2048)
-    parser.add_argument("--part", type=int, nargs=2, default=(0, 1), help="which of so many parts: several can run at once")
+    parser.add_argument(
+        "--part", type=int, nargs=2, default=(0, 1), help="which of so many parts: several can run at once"
+    )
     return parser.parse_args()
 
 
@@ -62,7 +63,9 @@ def next_to_one(a, device, dtype, head_dim, settings, starts):
     dout = whole.pop().detach()
     drawn, packed = dict(seed=11, offset=64), {}
     if starts is not None:
-        packed = dict(zip(("cu_seqlens_q", "cu_seqlens_k"), [torch.tensor(starts, dtype=torch.int32, device=device)] * 2))
+        packed = dict(
+            zip(("cu_seqlens_q", "cu_seqlens_k"), [torch.tensor(starts, dtype=torch.int32, device=device)] * 2)
+        )
     one = signflash.attention(*whole, **settings, **drawn, **packed)
     one = [one, *torch.autograd.grad(one, whole, dout)]
     if starts is not None:
@@ -71,8 +74,12 @@ def next_to_one(a, device, dtype, head_dim, settings, starts):
     for method, layout in itertools.product(("ring", "all_gather", "ulysses"), ("zigzag", "contiguous")):
         runs = []
         for _ in range(2 if settings.get("deterministic") else 1):
-            own = [distributed.shard_sequence(x.detach(), layout=layout, dim=dim).clone().requires_grad_() for x in whole]
-            out = distributed.attention(*own, method=method, layout=layout, seqlen=a.seqlen, **settings, **drawn, **packed)
+            own = [
+                distributed.shard_sequence(x.detach(), layout=layout, dim=dim).clone().requires_grad_() for x in whole
+            ]
+            out = distributed.attention(
+                *own, method=method, layout=layout, seqlen=a.seqlen, **settings, **drawn, **packed
+            )
             of_out = distributed.shard_sequence(dout, layout=layout, dim=dim)
             runs.append([out, *torch.autograd.grad(out, own, of_out.clone())])
         assert all(torch.equal(x, y) for x, y in zip(*(runs if len(runs) > 1 else runs * 2))), (method, layout, "bits")
@@ -93,7 +100,11 @@ def mask(device):
     """Equal scores and one-hot rows of v: out says of each entry whether it was kept."""
     seqlen, heads = 256, 8
     q = torch.zeros(1, seqlen, heads, 64, device=device, dtype=torch.bfloat16)
-    v = torch.eye(seqlen, device=device, dtype=torch.bfloat16)[None, :, None, :].expand(1, seqlen, heads, seqlen).contiguous()
+    v = (
+        torch.eye(seqlen, device=device, dtype=torch.bfloat16)[None, :, None, :]
+        .expand(1, seqlen, heads, seqlen)
+        .contiguous()
+    )
     keep = torch.as_tensor(signflash.dropout_mask((1, heads, seqlen, seqlen), 0.4, 5, 64)).to(device)
     for method, layout in itertools.product(("ring", "all_gather", "ulysses"), ("zigzag", "contiguous")):
         own = [distributed.shard_sequence(x, layout=layout).contiguous() for x in (q, q, v)]
@@ -167,7 +178,9 @@ def main():
         dist.all_gather_object(every, error)
         failed += any(every)
         if rank == 0:
-            verdict = "FAILED " + " | ".join(e.strip().splitlines()[-1][:300] for e in every if e) if any(every) else "ok"
+            verdict = (
+                "FAILED " + " | ".join(e.strip().splitlines()[-1][:300] for e in every if e) if any(every) else "ok"
+            )
             print(f"{verdict:6} {name}: {told} ({time.perf_counter() - began:.1f} s)", flush=True)
     if rank == 0:
         print(f"{len(checks)} checks on {ranks} of {device.type}, {failed} failed", flush=True)

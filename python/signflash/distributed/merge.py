@@ -85,7 +85,9 @@ class Sum(_Rows):
         found = [self._found, {} if others is None else others._found]
         ends = sorted({0, self._rows, *(end for of in found for span in of for end in span)})
         for rows in map(slice, ends, ends[1:]):
-            mine, theirs = ([_of_rows(x, _within(rows, span)) for span, x in of.items() if _has(span, rows)] for of in found)
+            mine, theirs = (
+                [_of_rows(x, _within(rows, span)) for span, x in of.items() if _has(span, rows)] for of in found
+            )
             parts = [*mine, *(x[..., heads, :] for x in theirs)]
             if len(parts) == 2:
                 torch.add(*parts, out=_of_rows(into, rows))

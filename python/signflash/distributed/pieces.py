@@ -36,7 +36,6 @@ class Geometry(NamedTuple):
             return False
         return self.right is None or columns.begin <= last + self.right
 
-
     def is_one(self, of_q: Sequence[Span], of_k: Sequence[Span]) -> bool:
         """Whether all these queries see of all these keys what they would see if either followed each other without gaps."""
         if self.is_packed or self.has_positions or self.has_distances or self.left is not None or not (of_q and of_k):

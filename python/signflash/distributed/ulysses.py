@@ -14,7 +14,6 @@ from . import heads as of_heads
 from .exchange import Comm
 from .layout import Layout
 
-
 #: How many tensors a method of one part keeps for its backward.
 SAVED = 5
 
@@ -199,9 +198,7 @@ class Ulysses(NamedTuple):
 
     def _to_all(self, tensors, layouts, doing: str):
         """Starts to bring a rank's own positions, of the heads of each rank."""
-        parts = [
-            [layout.take(x, rank, -3) for rank in range(self.comm.size)] for x, layout in zip(tensors, layouts)
-        ]
+        parts = [[layout.take(x, rank, -3) for rank in range(self.comm.size)] for x, layout in zip(tensors, layouts)]
         shapes = [[of[self.comm.rank].shape] * self.comm.size for of in parts]
         return self.comm.all_to_all(parts, shapes, doing)
 
