@@ -9,14 +9,7 @@ from torch.autograd import forward_ad
 
 from . import native, replay
 from . import scores as of_scores
-from .paths import (
-    HAS_OPERATORS,
-    hooks_on_saved_tensors,
-    needs_operator,
-    no_forward_mode,
-    refuse_batches,
-    refuse_tangents,
-)
+from .paths import HAS_OPERATORS, hooks_on_saved_tensors, needs_operator, no_forward_mode, refuse_batches, refuse_tangents
 
 PLAIN, KV_PACKED, QKV_PACKED = 0, 1, 2
 

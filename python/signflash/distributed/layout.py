@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple, Sequence, Tuple
 
 import torch
@@ -149,11 +150,14 @@ def layout_of(layout, total: int, ranks: int) -> Layout:
                 f"layout must be of {ranks} ranks and {total} positions, got one of {layout.ranks} and {layout.total}"
             )
         return layout
-    if layout == "zigzag":
-        return Layout.zigzag(total, ranks)
-    if layout == "contiguous":
-        return Layout.contiguous(total, ranks)
+    if isinstance(layout, str) and layout in NAMES:
+        return _named(layout, total, ranks)
     raise ValueError(f"layout must be 'zigzag', 'contiguous' or a signflash.distributed.Layout, got {layout!r}")
+
+
+@lru_cache(maxsize=256)
+def _named(name: str, total: int, ranks: int) -> Layout:
+    return getattr(Layout, name)(total, ranks)
 
 
 def layouts_of(layout, totals: Tuple[int, int], ranks: int) -> Tuple[Layout, Layout]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple, Optional, Tuple
 
 import torch.distributed as dist
@@ -61,6 +62,12 @@ def is_hybrid(method) -> bool:
     return isinstance(method, (tuple, list))
 
 
+@lru_cache(maxsize=64)
+def _whole(total: int) -> Layout:
+    """That of one rank, which has all positions."""
+    return Layout([[(0, total)]])
+
+
 def method_of(method, ranks: Ranks, of_q: Layout, of_k: Layout, heads: Tuple[int, int]):
     """What computes."""
     name = f"signflash.distributed.attention(method={method!r})"
@@ -73,7 +80,7 @@ def method_of(method, ranks: Ranks, of_q: Layout, of_k: Layout, heads: Tuple[int
     if method == "ulysses":
         heads_of(*heads, ranks.size)  # judges them
         comm, alone = Comm.of(ranks.group, name), Comm(None, 0, 1, name)
-        joined = [layout.joined([range(ranks.size)]) for layout in (of_q, of_k)]
+        joined = [_whole(layout.total) for layout in (of_q, of_k)]
         return Ulysses(comm, of_q, of_k, Ring(alone, *joined))
     outer, inner = (Comm.of(group, name) for group in ranks.parts)
     heads_of(*heads, inner.size)

@@ -5,6 +5,7 @@ A rank's heads are computed in parts: while one is, the next come, and results o
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, List, NamedTuple, Tuple
 
 import torch
@@ -38,6 +39,7 @@ class Heads(NamedTuple):
         return Heads(slice(*at), self.key[own * number // count : own * (number + 1) // count])
 
 
+@lru_cache(maxsize=64)
 def heads_of(num_heads: int, num_heads_k: int, ranks: int) -> List[Heads]:
     """Of each rank, equally many.
 
