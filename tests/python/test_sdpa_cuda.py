@@ -145,10 +145,12 @@ def test_too_wide_heads_are_pytorchs():
     assert kernels(fused.EFFICIENT)[0](None, q, q, q, None, True, P) == "PyTorch's"
 
 
-def test_an_old_gpu_is_pytorchs(monkeypatch):
+def test_few_pairs_and_an_old_gpu_are_pytorchs(monkeypatch):
     """A fake tensor of a GPU that is elsewhere counts as new."""
     with fakes.FakeTensorMode():
         given = fused.Given(*make(device="cuda"), None, P, False, None)
+        assert fused._why_not(given) is takes.FEW_PAIRS
+        monkeypatch.setattr(fused, "LEAST_PAIRS", 0)
         assert fused.is_ours(given)
         monkeypatch.setattr(takes, "is_new_enough", lambda index: False)
         assert fused._why_not(given) is takes.OLD_GPU

@@ -17,6 +17,8 @@ if not sdpa.HAS_SDPA:
 if not hasattr(torch.library, "get_kernel"):
     pytest.skip("masks on CUDA need PyTorch's get_kernel", allow_module_level=True)
 
+from signflash._sdpa import fused, takes
+
 BATCH, HEADS, SEQLEN, P = 2, 4, 200, 0.2
 PADDED = (torch.arange(SEQLEN) < torch.tensor([[SEQLEN], [77]]))[:, None, None]
 SCORES = torch.randn(1, HEADS, SEQLEN, SEQLEN, generator=torch.Generator().manual_seed(4))
@@ -38,7 +40,8 @@ MASKS = {
 
 
 @pytest.fixture
-def enabled():
+def enabled(monkeypatch):
+    monkeypatch.setattr(fused, "LEAST_PAIRS", 0)
     with signflash.enabled():
         yield
 
@@ -136,3 +139,13 @@ def test_float32_is_pytorchs(enabled):
     q, k, v = (x.detach().cuda() for x in sdpa.make(1, 2, 16, 8))
     taken, _ = sdpa.taken(sdpa.attend, q, k, v, attn_mask=torch.zeros(16, 16, device="cuda"), dropout_p=P)
     assert True not in taken
+
+
+def test_a_short_call_is_pytorchs_both_ways():
+    q, k, v = (x.detach().cuda().requires_grad_() for x in sdpa.make(1, 2, 64, 64, dtype=torch.bfloat16))
+    mask = torch.zeros(64, 64, device="cuda", dtype=torch.bfloat16)
+    with signflash.enabled(), sdpa.listening() as listener:
+        out = sdpa.attend(q, k, v, attn_mask=mask, dropout_p=P)
+        gradients = torch.autograd.grad(out, (q, k, v), torch.ones_like(out))
+    assert [reason for _, reason, _ in listener] == [takes.FEW_PAIRS]
+    assert all([x.isfinite().all() for x in (out, *gradients)])

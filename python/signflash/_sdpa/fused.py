@@ -21,6 +21,17 @@ _BYTES_OF_A_STATE = 16
 _ROWS = 32
 
 
+#: A GPU that has fewer pairs of a query and a key than this to weigh takes less time for them than a kernel of ours costs the
+#: host beyond PyTorch's own, which calls no Python (docs/pytorch.md has the measurement).
+LEAST_PAIRS = 1 << 27
+
+
+def _pairs(given) -> int:
+    batch, num_heads, seqlen_q, _ = given.query.shape
+    pairs = batch * num_heads * seqlen_q * given.key.shape[2]
+    return pairs // 2 if given.is_causal else pairs
+
+
 def is_ours(given: Given) -> bool:
     return _why_not(given) is None
 
@@ -37,8 +48,11 @@ def _why_not(given):
         return takes.too_wide(q, v)
     if 0 in q.shape or 0 in given.key.shape or v.shape[3] == 0:
         return takes.EMPTY
-    if q.is_cuda and not takes.is_new_enough(q.get_device()):
-        return takes.OLD_GPU
+    if q.is_cuda:
+        if not takes.is_new_enough(q.get_device()):
+            return takes.OLD_GPU
+        if _pairs(given) < LEAST_PAIRS:
+            return takes.FEW_PAIRS
     return None
 
 

@@ -32,6 +32,7 @@ MASK_RANK = Reason("attn_mask has more dimensions than query")
 NOTHING_SEEN = Reason("attn_mask hides all keys of a query, whose result is NaN in this PyTorch")
 WEIGHTS = Reason("need_attn_weights=True asks for the probabilities")
 GROUPS = Reason("enable_gqa with numbers of heads that signflash does not group")
+FEW_PAIRS = Reason("there is so little to do that the host's time counts, and PyTorch's own takes less of it", silent=True)
 OLD_GPU = Reason("the GPU is older than Ampere")
 
 #: From so many scores a head on a bias that learns is faster with ours on a CPU without dropout, too: PyTorch, which has
