@@ -8,7 +8,7 @@ use signflash_core::{
     BiasMut, BiasRef, Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, ResultOf, ScoreInputs,
     Slopes, TensorMut, TensorName, TensorRef, bf16, f16,
 };
-use signflash_cpu::{CpuEngine, Isa};
+use signflash_cpu::{CpuEngine, Isa, Team};
 
 mod portable {
     signflash_core::test_implementation!(super::Engine::Sharing(&super::Engine::On(super::Isa::Portable)));
@@ -187,6 +187,31 @@ fn any_number_of_threads_gives_the_same_bits_f16() {
 #[test]
 fn any_number_of_threads_gives_the_same_bits_bf16() {
     threads_do_not_matter::<bf16>();
+}
+
+/// As many threads as a framework is asked for.
+fn all_come(threads: usize, work: &(dyn Fn() + Sync)) {
+    std::thread::scope(|scope| {
+        (1..threads).for_each(|_| drop(scope.spawn(work)));
+        work();
+    });
+}
+
+/// None but the calling one, as in a parallel region that is within another.
+fn one_comes(_: usize, work: &(dyn Fn() + Sync)) {
+    work();
+}
+
+#[test]
+fn threads_of_a_framework_give_the_same_bits_however_many_come() {
+    for case in cases().split_off(4) {
+        let one = run::<bf16>(CpuEngine::new().with_threads(1), &case);
+        let teams: [fn(usize, &(dyn Fn() + Sync)); 2] = [all_come, one_comes];
+        for run_all in teams {
+            let engine = CpuEngine::new().with_team(Team { threads: 4, run: run_all });
+            assert_same_bits(&run::<bf16>(engine, &case), &one, "a team of 4");
+        }
+    }
 }
 
 /// The same numbers in memory, as a batch and as packed sequences of equal lengths.

@@ -258,6 +258,8 @@ named_cases! { $
     bias_that_hides =>
         Case::new(40, 70).head_dim(32).bias(Dtype::F32, [One, Each, Each]).dropout(0.3)
             .arrange(adjust::minus_inf_in_a_bias),
+    bias_of_each_score_in_a_window =>
+        Case::new(140, 140).heads(1, 1).head_dim(32).bias(Dtype::F32, [Each; 3]).window(20, 5).dropout(0.1),
     mask => Case::new(40, 70).batch(2).head_dim(32).mask([Each; 3]).dropout(0.1),
     mask_without_dropout => Case::new(65, 70).mask([One, One, Each]).causal(),
     mask_of_padding =>
