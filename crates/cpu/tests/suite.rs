@@ -206,10 +206,9 @@ fn one_comes(_: usize, work: &(dyn Fn() + Sync)) {
 fn threads_of_a_framework_give_the_same_bits_however_many_come() {
     for case in cases().split_off(4) {
         let one = run::<bf16>(CpuEngine::new().with_threads(1), &case);
-        let teams: [fn(usize, &(dyn Fn() + Sync)); 2] = [all_come, one_comes];
-        for run_all in teams {
-            let engine = CpuEngine::new().with_team(Team { threads: 4, run: run_all });
-            assert_same_bits(&run::<bf16>(engine, &case), &one, "a team of 4");
+        for team in [Team { threads: 4, run: all_come }, Team { threads: 4, run: one_comes }] {
+            let of_team = run::<bf16>(CpuEngine::new().with_team(team), &case);
+            assert_same_bits(&of_team, &one, "a team of 4");
         }
     }
 }
