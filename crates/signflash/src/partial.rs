@@ -6,8 +6,9 @@ use std::ops::Range;
 /// out and lse of the keys that were added so far: what a device keeps while keys of other devices come by.
 ///
 /// Each [piece](Problem::piece) of the same queries and of other keys is computed with f32 outputs
-/// ([`CpuEngine::forward`](crate::CpuEngine::forward) writes them for every dtype) and added; only then is anything rounded. Gradients are sums, and
-/// need no more than f32 ones of each piece, from the whole's out and lse.
+/// ([`CpuEngine::forward`](crate::CpuEngine::forward) writes them for every dtype, and so does `CudaEngine`) and added; only then is anything
+/// rounded. Gradients are sums, and need no more than f32 ones of each piece, from the whole's out and lse. On a GPU calls can add by
+/// themselves (`ForwardCall::with_stored`).
 ///
 /// ```
 /// use signflash::{CpuEngine, Inputs, Outputs, Partial, Piece, Problem, Shape, TensorMut, TensorName, TensorRef, bf16};
