@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 2 benchmarks/distributed.py [--lengths 16384 32768 65536] [--json FILE] [--trace FILE]
     torchrun --nproc-per-node 2 benchmarks/distributed.py --device cpu --lengths 256 --rounds 2    only shows that it runs
 
-Those that are compared take turns in each round, after a barrier: so many calls one behind the other, as the layers of a model are, of
+Those that are compared take turns in each round, after a barrier: some calls one behind the other, as the layers of a model are, of
 which the host prepares one while the GPU computes another. A time is that of the slowest rank, and the table has medians of rounds. `x` is one GPU's time over that of all. A second table has the forward alone, and the memory that a forward and backward
 take beyond operands, at most, on the rank that takes most. `--trace` writes what rank 0's GPU did, kernel by kernel, one forward
 and backward of each method at the second length, and how long kernels computed, how long they sent, and how long both at once.
@@ -36,7 +36,12 @@ def arguments():
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--dropout", type=float, nargs="+", default=[0.0, 0.1])
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--calls", type=int, default=4, help="one behind the other, for each time")
+    parser.add_argument(
+        "--calls",
+        type=int,
+        default=4,
+        help="one behind the other, for each time, at the first length; half as many at twice the length",
+    )
     parser.add_argument("--causal", choices=("yes", "no"), nargs="+", default=["yes", "no"])
     parser.add_argument("--no-priority", action="store_true", help="NCCL's streams have no priority over others")
     parser.add_argument("--commit", default="", help="of signflash, for the heading")
@@ -171,7 +176,7 @@ def errors(found, reference):
 
 def timed(a, seqlen, causal, p, device, dtype):
     found, reference = runs(a, seqlen, causal, p, device, dtype)
-    clock, times, reasons = Clock(device, a.calls), {}, {}
+    clock, times, reasons = Clock(device, max(1, a.calls * a.lengths[0] // seqlen)), {}, {}
     for name in list(found):
         try:
             found[name]()
