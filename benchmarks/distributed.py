@@ -15,6 +15,7 @@ import json
 import os
 import statistics
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -24,6 +25,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from signflash import distributed
 
+#: Where PyTorch has its own context_parallel, and what it is to do.
+PYTORCHS = [f"torch.distributed.tensor.experimental.{name}" for name in ("_attention", "_context_parallel._attention")]
 METHODS = ("ring", "all_gather", "ulysses")
 
 
@@ -142,11 +145,15 @@ def of_pytorch(causal, tensors, device):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor.experimental import context_parallel
 
+    # It shares causal work out evenly, and takes no other while it does.
+    options = [getattr(sys.modules.get(name), "_cp_options", None) for name in PYTORCHS]
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     q, k, v, dout = (x.transpose(1, 2).contiguous() for x in tensors)
     buffers = [x.clone() for x in (q, k, v, dout)]
 
     def run(backward=True):
+        for one in filter(None, options):
+            one.enable_load_balance = causal
         with context_parallel(mesh, buffers=buffers, buffer_seq_dims=[2] * 4, no_restore_buffers=set()):
             own = [x.detach().requires_grad_() for x in buffers[:3]]
             if not backward:
