@@ -65,7 +65,10 @@ pub(crate) fn table(kinds: [&str; 2], tokens: &[usize], options: &[String]) {
         let cell = |number: Option<f64>, decimals: usize| {
             number.map_or("failed".into(), |number| format!("{number:.decimals$}"))
         };
-        let [ours, theirs] = [0, 1].map(|n| (cell(seconds[n], 3), cell(alone[n].map(|alone| alone[1]), 0)));
+        let digits = |seconds: Option<f64>| if seconds.is_some_and(|x| x < 0.1) { 5 } else { 3 };
+        let cells =
+            |n: usize| (cell(seconds[n], digits(seconds[n])), cell(alone[n].map(|alone| alone[1]), 0));
+        let [ours, theirs] = [0, 1].map(cells);
         println!("| {tokens} | {} | {} | {ratio} | {} | {} |", ours.0, theirs.0, ours.1, theirs.1);
     }
 }

@@ -47,9 +47,7 @@ const SEQLEN: usize = 128;
 fn main() -> Result<()> {
     let settings = Settings::read();
     let text = Text::read(&settings.files)?;
-    // Kernels of GPUs are of 16 bits.
-    let (device, dtype) =
-        if settings.cuda { (Device::new_cuda(0)?, DType::BF16) } else { (Device::Cpu, DType::F32) };
+    let device = if settings.cuda { Device::new_cuda(0)? } else { Device::Cpu };
     println!(
         "{} characters, {} symbols, on {device:?}",
         text.learn.len() + text.unseen.len(),
@@ -61,7 +59,7 @@ fn main() -> Result<()> {
             Sizes { symbols: text.symbols.len(), seqlen: SEQLEN, width: 128, heads: 4, layers: 4, dropout_p };
         let weights = VarMap::new();
         let kind = Kind::Ours(Generator::new(42));
-        let model = Model::new(&sizes, &kind, VarBuilder::from_varmap(&weights, dtype, &device))?;
+        let model = Model::new(&sizes, &kind, VarBuilder::from_varmap(&weights, DType::F32, &device))?;
         curves.extend(train(&model, &weights, &text, settings.steps, &device, dropout_p)?);
         println!("p = {dropout_p} writes: {:?}", write(&model, &text, "## The ", 200, &device)?);
     }

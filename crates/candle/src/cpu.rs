@@ -39,13 +39,7 @@ impl Op {
     pub(crate) fn cpu_backward<T: Element + WithDType>(&self, given: &Given<'_>) -> Result<Found> {
         let (problem, layout) = (&self.settings.problem, self.settings.layout);
         let shape = problem.shape();
-        let lse = match &self.saved()?.lse {
-            Lse::Cpu(lse) => lse,
-            #[cfg(feature = "cuda")]
-            Lse::Cuda(_) => {
-                bail!("signflash: the forward ran on a GPU, the backward's tensors lie in host memory")
-            }
-        };
+        let lse = self.saved()?.lse.on_cpu()?;
         let held = self.operands.held();
         let guards = [given.q, given.k, given.v, given.out, given.dout].map(Held::of);
         let [q, k, v, out, dout] = guards.each_ref().map(|guard| view_of::<T>(guard, layout));

@@ -3,7 +3,7 @@
 use crate::attention::Attention;
 use crate::inputs::{Inputs, ScoreInputs};
 use crate::layout::Layout;
-use candle_core::{Module, ModuleT, Result, Tensor, bail};
+use candle_core::{DType, Module, ModuleT, Result, Tensor, bail};
 use candle_nn::{Linear, VarBuilder, linear_b};
 
 /// The sizes of a [`MultiHeadAttention`], and what its weights are called.
@@ -65,6 +65,7 @@ impl MultiHeadConfig {
 pub struct MultiHeadAttention {
     config: MultiHeadConfig,
     attention: Attention,
+    attention_dtype: Option<DType>,
     projections: [Linear; 4],
 }
 
@@ -86,7 +87,14 @@ impl MultiHeadAttention {
         let linear = |(input, output), name: &str| linear_b(input, output, bias, vb.pp(name));
         let projections =
             [linear(q, names[0])?, linear(k, names[1])?, linear(v, names[2])?, linear(out, names[3])?];
-        Ok(Self { config, attention: attention.layout(Layout::Bshd), projections })
+        let attention = attention.layout(Layout::Bshd);
+        Ok(Self { config, attention, attention_dtype: None, projections })
+    }
+
+    /// Computes attention in this dtype, where weights and what comes in have another: kernels of GPUs are of 16 bits, and
+    /// weights of 16 bits lose what small steps of training add to them. What goes out has the dtype of what comes in.
+    pub fn attention_dtype(self, dtype: impl Into<Option<DType>>) -> Self {
+        Self { attention_dtype: dtype.into(), ..self }
     }
 
     /// Queries from `x`, (batch, seqlen_q, hidden), keys and values from `memory`, (batch, seqlen_k, hidden); the same
@@ -114,12 +122,13 @@ impl MultiHeadAttention {
         let [q, k, v, out] = &self.projections;
         let heads = |projection: &Linear, x: &Tensor, heads: usize| {
             let (batch, seqlen, _) = x.dims3()?;
-            projection.forward(x)?.reshape((batch, seqlen, heads, head_dim))
+            let x = projection.forward(x)?.reshape((batch, seqlen, heads, head_dim))?;
+            self.attention_dtype.map_or(Ok(x.clone()), |dtype| x.to_dtype(dtype))
         };
         let (q, k) = (heads(q, x, num_heads)?, heads(k, memory, num_heads_k)?);
         let v = heads(v, memory, num_heads_k)?;
         let attended = self.attention.forward_with(Inputs::new(&q, &k, &v).scores(scores), train)?;
-        out.forward(&attended.flatten_from(2)?)
+        out.forward(&attended.to_dtype(x.dtype())?.flatten_from(2)?)
     }
 }
 

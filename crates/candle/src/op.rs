@@ -55,6 +55,20 @@ pub(crate) enum Lse {
     Cuda(Tensor),
 }
 
+impl Lse {
+    pub(crate) fn on_cpu(&self) -> Result<&[f32]> {
+        match self {
+            Self::Cpu(lse) => Ok(lse),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => {
+                bail!(
+                    "signflash: the forward ran on a GPU, the backward's or lse's tensors lie in host memory"
+                )
+            }
+        }
+    }
+}
+
 impl Op {
     pub(crate) fn new(settings: Settings, operands: Operands) -> Self {
         Self { settings, wanted: operands.wanted(), operands, saved: OnceLock::new() }

@@ -71,6 +71,33 @@ fn one_graph_is_differentiated_twice_or_never() -> Result<()> {
 }
 
 #[test]
+fn a_layer_of_f32_computes_attention_in_16_bits_where_it_is_asked_to() -> Result<()> {
+    let weights = VarMap::new();
+    let vb = VarBuilder::from_varmap(&weights, DType::F32, CPU);
+    let layer = MultiHeadAttention::new(MultiHeadConfig::new(32, 4), Attention::new(), vb)?;
+    let x = var(&[2, 12, 32])?;
+    let whole = layer.forward_t(&x, true)?;
+    let half = layer.attention_dtype(DType::BF16).forward_t(&x, true)?;
+    assert_eq!(half.dtype(), DType::F32);
+    let size = |x: &Tensor| -> Result<f32> { x.abs()?.flatten_all()?.max(0)?.to_scalar() };
+    let apart = difference(&whole, &half)?;
+    assert!(apart > 0.0 && apart < 2e-2 * size(&whole)?, "{apart}");
+    let [whole, half] = [whole, half].map(|out| out.sqr()?.sum_all()?.backward());
+    let (whole, half) = (whole?, half?);
+    // The keys' bias has no gradient but what rounding leaves, so all are compared with the largest.
+    let mut largest = 0f32;
+    for var in weights.all_vars() {
+        largest = largest.max(size(whole.get(&var).unwrap())?);
+    }
+    for var in weights.all_vars() {
+        let (whole, half) = (whole.get(&var).unwrap(), half.get(&var).unwrap());
+        assert_eq!(half.dtype(), DType::F32);
+        assert!(difference(whole, half)? < 3e-2 * largest);
+    }
+    Ok(())
+}
+
+#[test]
 fn evaluation_drops_nothing_and_draws_nothing() -> Result<()> {
     let generator = Generator::new(7);
     let q = var(&[1, 20, 2, 8])?;

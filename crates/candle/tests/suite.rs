@@ -310,9 +310,16 @@ mod gpu {
 
     #[test]
     fn cases_of_attention_dropout_and_windows() {
-        if let Some(gpu) = gpu(Layout::Bshd) {
-            run(&gpu, is_taken);
-        }
+        let Some(gpu) = gpu(Layout::Bshd) else { return };
+        // Most of the time goes to compiling kernels, each of them once.
+        let threads = 8;
+        let of = |n: usize| suite::NAMES.iter().skip(n).step_by(threads).copied().collect::<Vec<_>>();
+        std::thread::scope(|scope| {
+            for names in (0..threads).map(of) {
+                let gpu = &gpu;
+                scope.spawn(move || run(gpu, |name| is_taken(name) && names.contains(&name)));
+            }
+        });
     }
 
     #[test]

@@ -33,11 +33,9 @@ impl SelfAttention {
         let Sizes { width, heads, dropout_p, .. } = *sizes;
         if let Kind::Ours(generator) = kind {
             let attention = Attention::new().causal(true).dropout(dropout_p, generator);
-            return Ok(Self::Ours(MultiHeadAttention::new(
-                MultiHeadConfig::new(width, heads),
-                attention,
-                vb,
-            )?));
+            let attention_dtype = vb.device().is_cuda().then_some(DType::BF16); // GPUs' kernels are of 16 bits
+            let layer = MultiHeadAttention::new(MultiHeadConfig::new(width, heads), attention, vb)?;
+            return Ok(Self::Ours(layer.attention_dtype(attention_dtype)));
         }
         let [q, k, v, out] =
             ["q_proj", "k_proj", "v_proj", "out_proj"].map(|name| linear(width, width, vb.pp(name)));
