@@ -45,6 +45,12 @@ fn median(mut seconds: Vec<f64>) -> f64 {
     seconds[seconds.len() / 2]
 }
 
+/// Says what one kind by itself took, to people and to [`table`].
+pub(crate) fn say_alone(kind: &str, tokens: usize, seconds: f64, mib: f64) {
+    println!("{kind}, {tokens} tokens: {seconds:.5} s a step, {mib:.0} MiB at the peak");
+    say([seconds, mib]);
+}
+
 /// Says two numbers so that [`table`] understands them: seconds and MiB of one kind, or seconds of both.
 pub(crate) fn say([first, second]: [f64; 2]) {
     println!("measured {first} {second}");

@@ -22,8 +22,9 @@ fn main() {
     };
     match arguments.first().map(String::as_str) {
         Some(kind @ ("ours" | "Burn")) => {
-            let seconds = table::alone(step(kind, tokens(&arguments[1..])[0]));
-            table::say([seconds, table::peak_mib()]);
+            let seqlen = tokens(&arguments[1..])[0];
+            let seconds = table::alone(step(kind, seqlen));
+            table::say_alone(kind, seqlen, seconds, table::peak_mib());
         }
         Some("turns") => {
             let seqlen = tokens(&arguments[1..])[0];

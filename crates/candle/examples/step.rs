@@ -28,8 +28,9 @@ fn main() -> Result<()> {
     };
     match arguments.first().map(String::as_str) {
         Some(kind @ ("ours" | "candle")) => {
-            let seconds = table::alone(step(kind, tokens(&arguments[1..])[0], &device)?);
-            table::say([seconds, peak_mib(&device)?]);
+            let seqlen = tokens(&arguments[1..])[0];
+            let seconds = table::alone(step(kind, seqlen, &device)?);
+            table::say_alone(kind, seqlen, seconds, peak_mib(&device)?);
         }
         Some("turns") => {
             let seqlen = tokens(&arguments[1..])[0];
