@@ -371,13 +371,25 @@ impl<'k> FullStage<'_, 'k> {
 
     /// The same where products alone have read, all of which this warp has waited for: no lane has to wait for another.
     #[track_caller]
-    pub fn release_products(mut self, warp: Warp<'k>) {
-        self.released = true;
+    pub fn release_products(self, warp: Warp<'k>) {
+        self.let_go(warp);
+        self.go_on();
+    }
+
+    /// The first half of [`release_products`](Self::release_products): once, in one of several branches.
+    #[track_caller]
+    pub fn let_go(&self, warp: Warp<'k>) {
         let (t, empty) = (warp.threads(), self.consumer.ring.empty.nth(self.stage));
         match self.consumer.ring.by_lane.readers {
             true => empty.arrive(t),
             false => t.when(t.lane().eq(0), |t| empty.arrive(t)),
         }
+    }
+
+    /// The other half, behind the branches.
+    #[track_caller]
+    pub fn go_on(mut self) {
+        self.released = true;
         self.consumer.position.advance(self.consumer.ring.stages);
     }
 }

@@ -183,6 +183,22 @@ impl Global {
         Ok(())
     }
 
+    /// Writes `bytes`, to which any block may add from now on, and nobody before.
+    pub(crate) fn begin(&mut self, address: u64, bytes: &[u8]) -> Result<(), Fault> {
+        let (buffer, at) = self.find(address, bytes.len(), "store")?;
+        let pieces = at / PIECE..(at + bytes.len()) / PIECE;
+        let touched = |by: &[u32]| by[pieces.clone()].iter().any(|block| *block != NOBODY);
+        if touched(&buffer.owner) || touched(&buffer.reader) {
+            let text =
+                format!("{} + {at} is written in bulk, but was used before in this launch", buffer.name);
+            return Err(Fault::new(Rule::BlockRace, text));
+        }
+        buffer.owner[pieces].fill(ATOMIC);
+        buffer.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+        buffer.written[at..at + bytes.len()].fill(true);
+        Ok(())
+    }
+
     /// Counts one more, as no other access in between could.
     pub(crate) fn advance(&mut self, address: u64) -> Result<(), Fault> {
         let count = self.count(address)?.wrapping_add(1);

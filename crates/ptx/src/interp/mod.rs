@@ -72,6 +72,8 @@ pub(crate) struct Block {
     pub(crate) shared: Shared,
     pub(crate) mbarriers: Mbarriers,
     named: [Named; 16],
+    /// Whether it has told other blocks something just now.
+    pub(crate) has_told: bool,
 }
 
 /// What an instruction may look at and change: one warp and what it can reach.
@@ -222,6 +224,7 @@ pub(crate) fn run(kernel: &Kernel, launch: &Launch<'_>, global: &mut Global) -> 
             shared: Shared::new(kernel.smem_bytes(), warps, kernel.regions()),
             mbarriers: Mbarriers::default(),
             named: Default::default(),
+            has_told: false,
         };
         let warps: Vec<Warp> = match ended.pop() {
             Some(before) => before.into_iter().map(|warp| warp.again(warps)).collect(),
@@ -272,7 +275,7 @@ struct Stop {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
     Done,
-    /// It has moved, and now waits for another block.
+    /// It has moved, and now waits for another block, or has told others something.
     Waits,
     /// It still waits for another block.
     Stuck,
@@ -325,6 +328,10 @@ impl Schedule<'_> {
                 so_far = Ended::Waits;
                 warps.iter_mut().for_each(|warp| warp.parked = None);
             }
+            // Those who were told may go on before this block does.
+            if std::mem::take(&mut block.has_told) && self.random.below(2) == 0 {
+                return Ok(Ended::Waits);
+            }
         }
     }
 
@@ -338,7 +345,7 @@ impl Schedule<'_> {
                 let index = warp.index;
                 let stop = |at, fault| Stop { who: format!("warp {index}"), at, fault };
                 warp.finish().map_err(|fault| stop("its end".into(), fault))?;
-                let landed = warp.land_adds(self.global);
+                let landed = warp.land_writes(self.global);
                 landed.map_err(|(at, fault)| stop(At(at).to_string(), fault))?;
                 break;
             };

@@ -116,12 +116,18 @@ pub(crate) struct Frame {
     pub(crate) other: u32,
 }
 
-/// Numbers on their way to global memory.
+/// What a bulk copy brings to global memory.
 #[derive(Debug)]
-pub(crate) struct BulkAdd {
+pub(crate) struct BulkWrite {
     pub(crate) to: u64,
-    pub(crate) values: Vec<f32>,
+    pub(crate) bytes: Vec<u8>,
+    /// f32 numbers are added to what is there.
+    pub(crate) add: bool,
     pub(crate) at: &'static Location<'static>,
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
 }
 
 /// 32 lanes in step.
@@ -153,9 +159,9 @@ pub(crate) struct Warp {
     pub(crate) bulk_groups: std::collections::VecDeque<Vec<u32>>,
     /// Bulk stores since the last commit.
     pub(crate) bulk_uncommitted: Vec<u32>,
-    /// What bulk copies add to global memory, oldest first: as late as it may, which is when it is waited for, or at the
+    /// What bulk copies bring to global memory, oldest first: as late as it may, which is when it is waited for, or at the
     /// warp's end.
-    pub(crate) bulk_adds: Vec<BulkAdd>,
+    pub(crate) bulk_writes: Vec<BulkWrite>,
     /// wgmma's products under way.
     pub(super) products: Products,
     pub(crate) r32: File<u32>,
@@ -184,7 +190,7 @@ impl Warp {
             uncommitted: Vec::new(),
             bulk_groups: Default::default(),
             bulk_uncommitted: Vec::new(),
-            bulk_adds: Vec::new(),
+            bulk_writes: Vec::new(),
             products: Products::default(),
             r32: File::new(registers[0]),
             r64: File::new(registers[1]),
@@ -320,13 +326,15 @@ impl Warp {
         self.pred.write(reg, self.mask, values);
     }
 
-    /// What it adds to global memory is there.
-    pub(crate) fn land_adds(
+    /// What it brings to global memory is there.
+    pub(crate) fn land_writes(
         &mut self,
         global: &mut Global,
     ) -> Result<(), (&'static Location<'static>, Fault)> {
-        let mut adds = self.bulk_adds.drain(..);
-        adds.try_for_each(|add| global.add_f32(add.to, &add.values).map_err(|fault| (add.at, fault)))
+        self.bulk_writes.drain(..).try_for_each(|BulkWrite { to, bytes, add, at }| {
+            let landed = if add { global.add_f32(to, &floats(&bytes)) } else { global.begin(to, &bytes) };
+            landed.map_err(|fault| (at, fault))
+        })
     }
 
     /// It has run its last instruction.

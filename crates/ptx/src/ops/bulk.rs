@@ -1,7 +1,7 @@
 //! Hopper's bulk copies: one thread moves many bytes, by the asynchronous proxy.
 use crate::instruction::{Flow, Instruction, Printer};
 use crate::interp::mbarrier::BulkCopy;
-use crate::interp::warp::BulkAdd;
+use crate::interp::warp::BulkWrite;
 use crate::interp::{Fault, Machine, Rule};
 use crate::mutation::Mistake;
 use crate::ops::memory::Address;
@@ -85,23 +85,14 @@ impl Instruction for BulkStore {
             )?;
             machine.block.shared.check_written(from[lane], bytes.len())?;
             for (i, chunk) in bytes.chunks(16).enumerate() {
-                let to = to[lane] + 16 * i as u64;
-                match self.add {
-                    false => machine.store_global(to, chunk)?,
-                    true => {
-                        let add = BulkAdd { to, values: floats(chunk), at: machine.at };
-                        machine.warp.bulk_adds.push(add);
-                    }
-                }
+                let (to, add) = (to[lane] + 16 * i as u64, self.add);
+                let write = BulkWrite { to, bytes: chunk.to_vec(), add, at: machine.at };
+                machine.warp.bulk_writes.push(write);
             }
             machine.warp.bulk_uncommitted.push(flight);
         }
         Ok(Flow::Next)
     }
-}
-
-fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
 }
 
 /// `cp.async.bulk.commit_group`, and `wait_group` for all.
@@ -154,7 +145,7 @@ impl Instruction for BulkGroup {
                     machine.block.shared.land(flight, warp.index, warp.now(), false);
                 }
                 if *self == BulkGroup::Wait {
-                    warp.land_adds(machine.global).map_err(|(_, fault)| fault)?;
+                    warp.land_writes(machine.global).map_err(|(_, fault)| fault)?;
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! Counters in global memory, by which blocks wait for each other.
 use crate::instruction::{Flow, Instruction, Printer};
-use crate::interp::{Fault, Machine};
+use crate::interp::{At, Fault, Machine, Rule};
 use crate::mutation::Mistake;
 use crate::ops::memory::Address;
 use crate::target::Needs;
@@ -27,9 +27,14 @@ impl Instruction for CounterAdvance {
 
     fn step(&self, machine: &mut Machine<'_>) -> Result<Flow, Fault> {
         let addresses = self.counter.read_global(machine)?;
+        if let Some(write) = machine.warp.bulk_writes.first() {
+            let text = format!("others are told of what is on its way since {}", At(write.at));
+            return Err(Fault::new(Rule::InFlight, text));
+        }
         for lane in machine.warp.lanes() {
             machine.global.advance(addresses[lane])?;
         }
+        machine.block.has_told = true;
         Ok(Flow::Next)
     }
 }

@@ -107,7 +107,10 @@ fn bulk_store() -> Probe {
         t.store(smem.plus(mirror), t.load::<U32, 1>(io.input.plus(own.widen())));
         t.fence_proxy_async();
         cta.sync();
-        t.when(t.index().eq(0), |t| t.bulk_store(io.output, smem, 4 * THREADS));
+        t.when(t.index().eq(0), |t| {
+            t.bulk_store(io.output, smem, 4 * THREADS);
+            t.wait_written();
+        });
     })
 }
 

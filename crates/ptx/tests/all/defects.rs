@@ -143,7 +143,10 @@ fn storing() -> Kernel {
         t.store(row.plus(t.index() * 4), [t.index()]);
         t.fence_proxy_async();
         cta.sync();
-        t.when(t.index().eq(0), |t| t.bulk_store(y, row, 256));
+        t.when(t.index().eq(0), |t| {
+            t.bulk_store(y, row, 256);
+            t.wait_written();
+        });
     })
 }
 
