@@ -94,13 +94,15 @@ impl Trial {
         });
         let hopper_keys = number('p').map(|ds_stages| HopperKeysForm {
             keys: or('k', 128),
+            key_stages: [or('x', 1), or('y', 1)],
             step: or('n', 64),
             stages: or('s', 2),
             ds_stages,
             flag_stages: or('f', 0),
             registers: or('r', 232),
             ordered: has("det"),
-            persistent: false,
+            persistent: has("tiles"),
+            begins_sums: has("begins"),
         });
         let [pass, head_dim, seqlen, ..] = words[..] else {
             return Err("a trial is PASS HEAD_DIM SEQLEN".into());

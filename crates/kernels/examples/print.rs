@@ -81,6 +81,7 @@ fn main() {
     };
     let hopper_keys = HopperKeysForm {
         keys: number('k', 128),
+        key_stages: [number('x', 1), number('y', 1)],
         step: number('n', 64),
         stages: number('s', 2),
         ds_stages: number('p', 2),
@@ -88,6 +89,7 @@ fn main() {
         registers: number('r', 232),
         ordered: has("det"),
         persistent: has("tiles"),
+        begins_sums: has("begins"),
     };
     let config = match words.first().map(String::as_str) {
         Some("probs") => Config::Probs(ForwardKernel::Portable(common, tiles)),

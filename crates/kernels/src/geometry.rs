@@ -161,7 +161,7 @@ mod tests {
                     HeadDims { q: 128, v: 128 },
                     (Product::Scaled, false),
                     (false, deterministic),
-                    hopper::Walk::Long,
+                    hopper::Walk::of(&problem),
                 ),
                 Gpu::HOPPER,
             )

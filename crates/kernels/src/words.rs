@@ -202,7 +202,7 @@ fn of_hopper_form(form: &HopperForm) -> String {
 }
 
 fn of_keys_form(form: &HopperKeysForm) -> String {
-    let HopperKeysForm { keys, step, stages, ds_stages, flag_stages, registers, ordered, persistent } = *form;
+    let HopperKeysForm { keys, key_stages, step, stages, ds_stages, flag_stages, registers, .. } = *form;
     let how = if form.shares_keys() { "share" } else { "own half each of" };
     let owns =
         format!("2 warpgroups of a block {how} {keys} keys with {registers} registers a thread, 1 serves");
@@ -210,8 +210,11 @@ fn of_keys_form(form: &HopperKeysForm) -> String {
         (true, format!("; shared memory holds {} of {step} queries", counted(stages, "step"))),
         (true, format!(", {ds_stages} of ds")),
         (flag_stages > 0, format!(", {flag_stages} of flags")),
-        (ordered, "; blocks add to dq in the order of their keys".into()),
-        (persistent, "; a block a multiprocessor takes tile after tile".into()),
+        (key_stages[0] > 1, format!(", {} of keys", counted(key_stages[0], "tile"))),
+        (key_stages[1] > 1, format!(", {} of values", counted(key_stages[1], "tile"))),
+        (form.ordered, "; blocks add to dq in the order of their keys".into()),
+        (form.persistent, "; a block a multiprocessor takes tile after tile".into()),
+        (form.begins_sums, "; who comes first to some queries stores their dq, others add".into()),
     ];
     owns + &said(more)
 }

@@ -41,10 +41,10 @@ pub(crate) struct Workspace {
     pub(crate) lists: u64,
     /// Behind those: which keys a mask leaves.
     pub(crate) ranges: u64,
+    /// Behind those: where blocks count that add in order, that take several tiles, or that tell others of sums that they have begun.
+    pub(crate) counters: u64,
     /// Behind those.
     pub(crate) dq_sums: u64,
-    /// Where blocks that add in order count, or those that take several tiles.
-    pub(crate) dq_counters: u64,
     /// Of all.
     pub(crate) bytes: u64,
 }
@@ -66,9 +66,9 @@ impl Workspace {
         }
         let lists = 8 * heads(problem) * stat_rows(problem);
         let ranges = lists + LISTS as u64 * list_bytes(problem);
-        let dq_sums = ranges + ranges_bytes(problem);
-        let dq_counters = dq_sums + sums;
-        Workspace { lists, ranges, dq_sums, dq_counters, bytes: dq_counters + counters }
+        let counters_at = ranges + ranges_bytes(problem);
+        let dq_sums = counters_at + counters.next_multiple_of(SUMS_ALIGN);
+        Workspace { lists, ranges, counters: counters_at, dq_sums, bytes: dq_sums + sums }
     }
 
     /// How many bytes these kernels would need beyond it.
@@ -81,7 +81,7 @@ impl Workspace {
             KeysKernel::Hopper(_, form) => own_counters_bytes(problem, form),
             KeysKernel::Portable(..) => 0,
         };
-        let room = [self.dq_counters - self.dq_sums, self.bytes - self.dq_counters];
+        let room = [self.bytes - self.dq_sums, self.dq_sums - self.counters];
         sums.saturating_sub(room[0]) + counters.saturating_sub(room[1])
     }
 }
@@ -90,10 +90,16 @@ impl Workspace {
 fn own_counters_bytes(problem: &Problem, form: &HopperKeysForm) -> u64 {
     match (form.ordered, form.persistent) {
         (true, _) => steps(problem, form.step) * u64::from(counters_bytes(form)),
+        (false, true) if form.begins_sums => {
+            NEXT_TILE_BYTES + steps(problem, form.step) * u64::from(counters_bytes(form))
+        }
         (false, true) => NEXT_TILE_BYTES,
         (false, false) => 0,
     }
 }
+
+/// What sums begin at a multiple of, counted from the workspace: they are read and written in lines of so many bytes.
+const SUMS_ALIGN: u64 = 128;
 
 /// Steps of the queries of all heads.
 fn steps(problem: &Problem, step: u32) -> u64 {

@@ -5,6 +5,10 @@
 //! packed sequences and of additions in one order in a window it is one in 32, one in eight, and with `SIGNFLASH_TEST=all`
 //! each.
 
+#[path = "hopper_defects/harmless.rs"]
+mod harmless;
+
+use harmless::NotNeeded;
 use signflash_core::{Dropout, Problem, Shape, bf16};
 use signflash_kernels::{
     BackwardCall, BackwardChoice, Config, DeviceTensor, ForwardCall, ForwardChoice, ForwardKernel, Gpu, Half,
@@ -14,7 +18,7 @@ use signflash_kernels::{
 use signflash_ptx::{Arg, Global, Kernel, Launch, Pointer, Rule};
 
 const QUERIES: usize = 200;
-const SCHEDULES: u64 = 4;
+const SCHEDULES: u64 = 16;
 
 /// Small enough to run often: every ring goes round, every block has several tiles.
 const FORM: HopperForm = HopperForm {
@@ -32,6 +36,7 @@ const FORM: HopperForm = HopperForm {
 /// The backward's: in three stages of ds the first is free again before the last step.
 const STEPS: HopperKeysForm = HopperKeysForm {
     keys: 128,
+    key_stages: [1; 2],
     step: 64,
     stages: 2,
     ds_stages: 2,
@@ -39,6 +44,7 @@ const STEPS: HopperKeysForm = HopperKeysForm {
     registers: 232,
     ordered: false,
     persistent: false,
+    begins_sums: false,
 };
 
 /// Of warpgroups that share keys.
@@ -46,6 +52,10 @@ const SHARED: HopperKeysForm = HopperKeysForm { keys: 64, ds_stages: 1, register
 
 /// Additions in one order, as many queries a step as the table has: there is a flag for each.
 const ORDERED: HopperKeysForm = HopperKeysForm { step: 128, ordered: true, ..STEPS };
+
+/// Blocks that take several tiles: k comes while the one before is still read, v when it is not.
+const TILES: HopperKeysForm =
+    HopperKeysForm { key_stages: [2, 1], registers: 224, persistent: true, begins_sums: true, ..STEPS };
 
 /// Where packed sequences begin, of queries and of keys: one ends inside of a tile, one has no keys, and for the backward
 /// each has one tile of keys.
@@ -63,86 +73,9 @@ enum Pass {
     PackedBackward,
     /// A deterministic backward in a window, in which tiles of keys take turns.
     OrderedWindow,
+    /// Blocks that take several tiles, and begin sums of dq for each other, in a window.
+    Tiles,
 }
-
-/// What the mistake's text contains, the file of the instruction, how many such, and why nothing can go wrong.
-type NotNeeded = (&'static str, &'static str, usize, &'static str);
-
-const FENCES: &str = "the next covers it; on the barriers of the last completes no copy";
-
-const LANES: &str = "every lane arrives for itself, and the warp meets again before one speaks for it";
-
-const NOBODY_BETWEEN: &str =
-    "not seen: what is added lands late, but in these schedules no other block adds in between";
-
-const IN_ORDER: &str = "not seen: of the second step's blocks these schedules happen to keep the order";
-
-const ONCE: &str = "k and v come once: nobody waits for their place";
-
-const NOT_NEEDED: [&[NotNeeded]; 6] = [
-    &[
-        ("bar.warp.sync", "flags.rs", 1, LANES),
-        ("fence.mbarrier_init", "", 8, FENCES),
-        (", 256 dropped", "multiply.rs", 1, "a turn: for speed alone"),
-        (
-            "wgmma.fence",
-            "multiply.rs",
-            2,
-            "a step's two cover each other but where keys are hidden, here in the last",
-        ),
-        ("try_wait", "multiply.rs", 1, "it waits twice, to hold the order"),
-        ("try_wait", "load.rs", 1, "the first keys' place is free when the queries' is"),
-    ],
-    &[("bar.warp.sync", "flags.rs", 1, LANES), ("fence.mbarrier_init", "", 6, FENCES)],
-    &[
-        ("of an arrival", "mbarrier.rs", 2, ONCE),
-        ("try_wait", "serve.rs", 1, ONCE),
-        ("mbarrier.arrive", "mbarrier.rs", 1, ONCE),
-        ("bar.warp.sync", "multiply.rs", 3, LANES),
-        ("bar.warp.sync", "serve.rs", 2, "lane 0 has waited itself"),
-        ("fence.mbarrier_init", "", 9, FENCES),
-        ("wgmma.fence", "multiply.rs", 1, "a step's cover each other"),
-        ("wgmma.fence", "dq.rs", 2, "a step's other products come between"),
-        ("wgmma.commit_group", "multiply.rs", 1, "the next takes it along"),
-        ("wgmma.wait_group.sync.aligned 1", "multiply.rs", 2, "the next waits for all"),
-        ("mbarrier.arrive", "dq.rs", 1, "the last ds: its place is not filled again"),
-        ("cp.async.bulk.commit_group", "results.rs", 1, "the next takes it along"),
-    ],
-    &[
-        ("of an arrival", "mbarrier.rs", 2, ONCE),
-        ("try_wait", "serve.rs", 1, ONCE),
-        ("mbarrier.arrive", "mbarrier.rs", 2, ONCE),
-        ("bar.warp.sync", "shared.rs", 6, LANES),
-        ("bar.warp.sync", "serve.rs", 2, "lane 0 has waited itself"),
-        ("fence.mbarrier_init", "", 10, FENCES),
-        ("wgmma.fence", "shared.rs", 5, "a step's cover each other"),
-        ("mbarrier.arrive", "shared.rs", 1, "the last ds: its place is not filled again"),
-    ],
-    &[
-        ("fence.mbarrier_init", "", 8, FENCES),
-        (", 256 dropped", "multiply.rs", 1, "a turn: for speed alone"),
-        ("wgmma.fence", "multiply.rs", 2, "a step's two cover each other but where keys are hidden"),
-        ("try_wait", "multiply.rs", 1, "it waits twice, to hold the order"),
-        ("try_wait", "load.rs", 1, "the first keys' place is free when the queries' is"),
-    ],
-    &[
-        ("of an arrival", "mbarrier.rs", 2, ONCE),
-        ("try_wait", "serve.rs", 1, ONCE),
-        ("mbarrier.arrive", "mbarrier.rs", 1, ONCE),
-        ("bar.warp.sync", "multiply.rs", 3, LANES),
-        ("bar.warp.sync", "serve.rs", 2, "lane 0 has waited itself"),
-        ("fence.mbarrier_init", "", 9, FENCES),
-        ("wgmma.fence", "multiply.rs", 1, "a step's cover each other"),
-        ("wgmma.fence", "dq.rs", 4, "a step's other products come between"),
-        ("wgmma.commit_group", "multiply.rs", 1, "the next takes it along"),
-        ("wgmma.wait_group.sync.aligned 1", "multiply.rs", 2, "the next waits for all"),
-        ("mbarrier.arrive", "dq.rs", 1, "the last ds: its place is not filled again"),
-        ("cp.async.bulk.commit_group", "results.rs", 1, "the next takes it along"),
-        ("cp.async.bulk.commit_group", "dq.rs", 2, "the next takes it along"),
-        ("cp.async.bulk.wait_group 0", "dq.rs", 3, NOBODY_BETWEEN),
-        ("ld.acquire", "dq.rs", 1, IN_ORDER),
-    ],
-];
 
 impl Pass {
     /// Whether this is the launch of the pass.
@@ -150,7 +83,7 @@ impl Pass {
         match self {
             Pass::Forward(_) | Pass::PackedForward => matches!(config, Config::Forward(_)),
             Pass::Probs => matches!(config, Config::Probs(_)),
-            Pass::Backward(_) | Pass::PackedBackward | Pass::OrderedWindow => {
+            Pass::Backward(_) | Pass::PackedBackward | Pass::OrderedWindow | Pass::Tiles => {
                 matches!(config, Config::Keys(_))
             }
         }
@@ -162,6 +95,7 @@ impl Pass {
             Pass::Backward(form) => Some(form),
             Pass::PackedBackward => Some(STEPS),
             Pass::OrderedWindow => Some(ORDERED),
+            Pass::Tiles => Some(TILES),
             Pass::Forward(_) | Pass::Probs | Pass::PackedForward => None,
         }
     }
@@ -171,21 +105,30 @@ impl Pass {
     }
 
     /// Several tiles for a block of the forward; for one of the backward one tile of keys, for the queries of two heads.
-    /// Where there is an order four, of which a query sees three or all: of two the sum is the same in either order.
+    /// Where there is an order four, of which a query sees three or all: of two the sum is the same in either order. Where
+    /// blocks take several tiles three heads of two; of the first tile's three steps each warpgroup goes over one, and the
+    /// second has one, of which it begins the sums.
     fn problem(self) -> Problem {
-        let (num_heads, num_heads_k) = if self.keys_form().is_some() { (2, 1) } else { (4, 2) };
+        let (num_heads, num_heads_k) = match self {
+            Pass::Tiles => (3, 3),
+            _ if self.keys_form().is_some() => (2, 1),
+            _ => (4, 2),
+        };
+        let seqlen_q = if self == Pass::Tiles { 140 } else { QUERIES };
         let seqlen_k = match self {
             Pass::Forward(_) | Pass::Probs => 336,
             Pass::Backward(_) => 100,
+            Pass::Tiles => 136,
             Pass::PackedForward | Pass::PackedBackward => CU_SEQLENS[1][4] as usize,
             Pass::OrderedWindow => 400,
         };
         let head_dim = if self.keys_form().is_some_and(|form| form.shares_keys()) { 192 } else { 64 };
-        let shape = Shape::new(1, QUERIES, seqlen_k).heads(num_heads, num_heads_k).head_dim(head_dim);
+        let shape = Shape::new(1, seqlen_q, seqlen_k).heads(num_heads, num_heads_k).head_dim(head_dim);
         let problem = Problem::builder(shape).dropout(Dropout::new(0.2, 1, 0).unwrap());
         let problem = match self {
             Pass::PackedForward | Pass::PackedBackward => problem.packed(&CU_SEQLENS[0], &CU_SEQLENS[1]),
             Pass::OrderedWindow => problem.window(Some(330), Some(20)),
+            Pass::Tiles => problem.window(Some(10), Some(4)),
             _ => problem,
         };
         problem.build().unwrap()
@@ -202,12 +145,13 @@ impl Pass {
 
     fn not_needed(self) -> &'static [NotNeeded] {
         match self {
-            Pass::Forward(_) => NOT_NEEDED[0],
-            Pass::Probs => NOT_NEEDED[1],
-            Pass::Backward(form) if form.shares_keys() => NOT_NEEDED[3],
-            Pass::Backward(_) | Pass::PackedBackward => NOT_NEEDED[2],
-            Pass::PackedForward => NOT_NEEDED[4],
-            Pass::OrderedWindow => NOT_NEEDED[5],
+            Pass::Forward(_) => harmless::FORWARD,
+            Pass::Probs => harmless::PROBS,
+            Pass::Backward(form) if form.shares_keys() => harmless::SHARED,
+            Pass::Backward(_) | Pass::PackedBackward => harmless::BACKWARD,
+            Pass::PackedForward => harmless::PACKED_FORWARD,
+            Pass::OrderedWindow => harmless::ORDERED_WINDOW,
+            Pass::Tiles => harmless::TILES,
         }
     }
 }
@@ -234,7 +178,7 @@ fn launches(pass: Pass) -> (Global, Vec<Launched>, Pointer) {
     let [out, dout, dq] = ["out", "dout", "dq"].map(|name| tensor(name, shape.q()));
     let [dk, dv] = ["dk", "dv"].map(|name| tensor(name, shape.k()));
     let lse = memory.upload("lse", &vec![0; 4 * shape.lse_len()]).0;
-    let gpu = Gpu { sm_count: 1, ..Gpu::HOPPER };
+    let gpu = Gpu { sm_count: if pass == Pass::Tiles { 2 } else { 1 }, ..Gpu::HOPPER };
     let mut forward = ForwardCall::new(problem, Half::Bf16, inputs, out, lse);
     if pass.is_packed() {
         let [of_q, of_k] = CU_SEQLENS.map(|numbers| {
@@ -315,7 +259,7 @@ fn the_kernels_are_right_as_they_are() {
         HopperKeysForm { stages: 3, ds_stages: 3, flag_stages: 1, ..STEPS },
     ];
     let passes = forwards.map(Pass::Forward).into_iter().chain(backwards.map(Pass::Backward));
-    let passes = passes.chain([Pass::PackedForward, Pass::PackedBackward, Pass::OrderedWindow]);
+    let passes = passes.chain([Pass::PackedForward, Pass::PackedBackward, Pass::OrderedWindow, Pass::Tiles]);
     for (pass, seed) in passes.flat_map(|pass| [0, 1, 2].map(|seed| (pass, seed))) {
         let ran = run(pass, |kernel| kernel, seed);
         assert!(ran.is_ok(), "{pass:?}: {ran:?}");
@@ -386,4 +330,9 @@ fn every_mistake_in_the_backward_of_packed_sequences_that_matters_is_noticed() {
 #[test]
 fn every_mistake_in_additions_in_one_order_in_a_window_that_matters_is_noticed() {
     assert_eq!(unnoticed(Pass::OrderedWindow), Vec::<String>::new());
+}
+
+#[test]
+fn every_mistake_where_blocks_take_several_tiles_that_matters_is_noticed() {
+    assert_eq!(unnoticed(Pass::Tiles), Vec::<String>::new());
 }

@@ -204,3 +204,16 @@ fn one_block_takes_all_tiles_of_queries_in_pairs() {
         assert_eq!((report.ran, report.failures.len()), (1, 0), "case {number}: {report}");
     }
 }
+
+/// Of windows in which a block begins the sums of dq of some queries, and others wait for it: on few multiprocessors
+/// blocks take several tiles, of heads that share keys, too.
+#[test]
+fn sums_of_dq_are_begun_by_the_first_block_that_comes_to_them() {
+    let case =
+        |seqlen, heads_k| Case::new(seqlen, seqlen).heads(2, heads_k).window(150, 3).dtypes(&[Dtype::Bf16]);
+    for (sm_count, case) in [(1, case(400, 2)), (2, case(300, 1).dropout(0.1)), (3, case(450, 2))] {
+        let few = On::all(Interpreted { seed: 1, ..Interpreted::new(Gpu { sm_count, ..Gpu::HOPPER }) });
+        let report = run_case("begun", &case, &few);
+        assert_eq!((report.ran, report.failures.len()), (1, 0), "{sm_count}: {report}");
+    }
+}

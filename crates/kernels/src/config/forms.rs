@@ -89,6 +89,8 @@ impl HopperForm {
 pub struct HopperKeysForm {
     /// Keys of a block: 128, 64 for each of the two; or 64 that they share, which is what head_dim above 128 takes.
     pub keys: u32,
+    /// Tiles of keys, and of values, that shared memory holds at once: more than one only where a block takes several.
+    pub key_stages: [u32; 2],
     /// Queries a step: 64, or with a head_dim up to 64 also 128.
     pub step: u32,
     /// Steps of queries that shared memory holds at once.
@@ -103,6 +105,9 @@ pub struct HopperKeysForm {
     pub ordered: bool,
     /// Whether there are as many blocks as multiprocessors, which take tile after tile.
     pub persistent: bool,
+    /// Whether the first block that comes to some queries stores their dq, to which others add then: in a window, where
+    /// it is known who that is. Else all add, to zeros.
+    pub begins_sums: bool,
 }
 
 impl HopperKeysForm {
@@ -148,10 +153,13 @@ impl fmt::Display for HopperForm {
 
 impl fmt::Display for HopperKeysForm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let HopperKeysForm { keys, step, stages, ds_stages, flag_stages, registers, ordered, persistent } =
-            self;
-        write!(f, "_k{keys}n{step}s{stages}p{ds_stages}f{flag_stages}r{registers}")?;
-        f.write_str(if *ordered { "o" } else { "" })?;
-        f.write_str(if *persistent { "t" } else { "" })
+        let HopperKeysForm { keys, key_stages, step, stages, ds_stages, flag_stages, registers, .. } = self;
+        write!(f, "_k{keys}")?;
+        if *key_stages != [1; 2] {
+            write!(f, "x{}{}", key_stages[0], key_stages[1])?;
+        }
+        write!(f, "n{step}s{stages}p{ds_stages}f{flag_stages}r{registers}")?;
+        let flags = [(self.ordered, "o"), (self.persistent, "t"), (self.begins_sums, "b")];
+        flags.into_iter().filter(|(on, _)| *on).try_for_each(|(_, letter)| f.write_str(letter))
     }
 }

@@ -55,10 +55,20 @@ impl<'k> Work<'k> {
         heads: Val<'k, U32>,
         reversed: bool,
     ) -> Self {
-        let index = cta.index();
+        let work = Work::nth(cta.index(), problem, blocks, heads);
+        Work { block: if reversed { blocks - 1 - work.block } else { work.block }, ..work }
+    }
+
+    /// Tile number `index` of all heads.
+    #[track_caller]
+    pub(crate) fn nth(
+        index: Val<'k, U32>,
+        problem: &ProblemVals<'k>,
+        blocks: Val<'k, U32>,
+        heads: Val<'k, U32>,
+    ) -> Self {
         let row = index / blocks;
         let block = index - row * blocks;
-        let block = if reversed { blocks - 1 - block } else { block };
         let (sequence, head) = Sequence::of_head(problem, row, heads);
         Work { sequence, head, block }
     }

@@ -7,12 +7,13 @@ use crate::rows::packed_delta::ClearArgs;
 use crate::workspace::Workspace;
 
 impl BackwardChoice<'_> {
-    /// Zeroes sums and counters, but for those that the statistics' kernel zeroes.
+    /// Zeroes sums and counters, but for those that the statistics' kernel zeroes, and sums that the pass over keys begins.
     pub(super) fn zero_task(&self, plan: &mut Plan<'_>) {
         let clear = self.clear(plan);
-        let Workspace { dq_sums, dq_counters, bytes, .. } = self.workspace;
-        let first = if clear.is_some_and(|clear| clear.dq_sums != 0) { dq_counters } else { dq_sums };
-        let end = if clear.is_some_and(|clear| clear.counter != 0) { dq_counters } else { bytes };
+        let Workspace { dq_sums, counters, bytes, .. } = self.workspace;
+        let first = if clear.is_some_and(|clear| clear.counter != 0) { dq_sums } else { counters };
+        let begins = matches!(self.keys, KeysKernel::Hopper(_, form) if form.begins_sums);
+        let end = if begins || clear.is_some_and(|clear| clear.dq_sums != 0) { dq_sums } else { bytes };
         if matches!(self.dq, DqKernel::FromSums(..)) && end > first {
             plan.tasks.push(Task::Zero { ptr: self.call.workspace + first, bytes: end - first });
         }

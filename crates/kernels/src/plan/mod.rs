@@ -168,7 +168,7 @@ impl BackwardChoice<'_> {
     }
 
     fn counters(&self) -> u64 {
-        self.call.workspace + self.workspace.dq_counters
+        self.call.workspace + self.workspace.counters
     }
 
     /// What delta and so ds are divided by, and sums of dq multiplied with: once, rather than every dp.
@@ -272,7 +272,7 @@ impl BackwardChoice<'_> {
         let sums = sm90::backward::SumsArgs {
             stats: call.workspace,
             dq_sums: self.dq_sums(),
-            dq_counters: self.counters(),
+            dq_counters: self.counters() + if form.persistent { sm90::backward::NEXT_TILE_BYTES } else { 0 },
             heads_at_once: heads_at_once(problem, form, plan.gpu),
         };
         move |list: &mut Vec<Arg>| {

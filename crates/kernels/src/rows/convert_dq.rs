@@ -2,6 +2,7 @@
 //!
 //! A warp takes 16 rows.
 use super::dq_sums::SumsTile;
+use super::from_the_last;
 use super::head::QueryHeads;
 use crate::config::{DqSums, RowsCommon};
 use crate::packed::PackedVals;
@@ -35,13 +36,11 @@ pub(crate) fn kernel(name: &str, rows: &RowsCommon, step: u32, sums: DqSums) -> 
         let layout = TileLayout::new(rows.operands.head_dim);
         let staging = cta.smem("dq", layout.bytes(step), 1024);
         let (warp, t) = (cta.warps(), cta.threads());
+        let index = from_the_last(cta);
         let (work, tile) = match &packed {
-            None => {
-                let steps = problem.query_tiles(step);
-                (Work::locate(cta, &problem, steps, problem.num_heads, false), cta.index())
-            }
+            None => (Work::nth(index, &problem, problem.query_tiles(step), problem.num_heads), index),
             Some(packed) => {
-                let work = Work::listed(cta, &problem, packed, cta.index(), problem.num_heads);
+                let work = Work::listed(cta, &problem, packed, index, problem.num_heads);
                 let head = QueryHeads::of(&problem, work.sequence).nth(work.head);
                 (work, head.first_dq_tile(step) + work.block)
             }

@@ -8,3 +8,12 @@ pub(crate) mod head;
 pub(crate) mod lse;
 pub(crate) mod packed_delta;
 pub(crate) mod statistics;
+
+use signflash_ptx::{Cta, U32, Val};
+
+/// The block's number, counted from the last: what the kernel before has written last is in the second-level cache when the
+/// first blocks run.
+#[track_caller]
+fn from_the_last(cta: Cta<'_>) -> Val<'_, U32> {
+    cta.count() - 1 - cta.index()
+}

@@ -3,7 +3,7 @@ use crate::config::{
     BandKind, Common, HeadDims, HopperCommon, HopperForm, HopperKeysForm, Operands, Product, Scores,
 };
 use crate::gpu::Gpu;
-use signflash_core::Problem;
+use signflash_core::{Problem, Window};
 
 /// A row of the forward's table.
 #[derive(Clone, Copy, Debug)]
@@ -147,9 +147,18 @@ pub(crate) fn keys_common(common: &Common) -> HopperCommon {
     Common { operands, ..*common }.hopper()
 }
 
-/// How many queries a key is seen by: what a block of the pass over keys walks over.
+/// What a block of the pass over keys walks over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Walk {
+pub(crate) struct Walk {
+    pub(crate) length: WalkLength,
+    /// Whether whoever comes first to some queries should begin their sums of dq: in a short window, where it is known who
+    /// that is, and in which each query sees a key, so that somebody does.
+    begins: bool,
+}
+
+/// How many queries a key is seen by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WalkLength {
     Long,
     /// So few, or of packed sequences so uneven, that blocks should take several tiles.
     Short,
@@ -159,30 +168,51 @@ pub(crate) enum Walk {
 
 /// The most of each, as measured (`docs/hopper-backward.md`).
 const SHORT: usize = 1024;
-const VERY_SHORT: usize = 320;
+const VERY_SHORT: usize = 512;
+/// With head_dim up to 64, and above, where steps take longer, so that who waits for others loses less of them.
+const BEGINS: [usize; 2] = [320, 512];
 
 impl Walk {
+    /// Of a problem.
+    pub(crate) fn of(problem: &Problem) -> Self {
+        Walk { length: WalkLength::of(problem), begins: begins(problem) }
+    }
+}
+
+/// As [`Walk::begins`] says.
+fn begins(problem: &Problem) -> bool {
+    let (band, last) = (problem.visibility(), problem.visibility().queries - 1);
+    // The later the query, the later the keys.
+    let all_see = [0, last].map(|query| band.keys_of(query)).iter().all(|keys| keys.begin < keys.end);
+    let most = BEGINS[usize::from(HeadDims::of(problem).max() > 64)];
+    !problem.is_packed() && last >= 0 && all_see && window(problem).is_some_and(|queries| queries <= most)
+}
+
+/// How many queries see a key of a window.
+fn window(problem: &Problem) -> Option<usize> {
+    let Window { left, right } = problem.sides();
+    left.zip(right).map(|(left, right)| left.saturating_add(right).saturating_add(1))
+}
+
+impl WalkLength {
     /// In a problem whose scores are products alone: as many as its window has, and no more than a packed sequence, of
     /// whose lengths nothing is known but their sum, has on average.
-    pub(crate) fn of(problem: &Problem) -> Self {
+    fn of(problem: &Problem) -> Self {
         // What becomes of a score takes registers, of which several tiles need some: ptxas spills.
         let plain = problem.bias().is_none()
             && problem.mask().is_none()
             && problem.alibi().is_none()
             && problem.softcap().is_none();
         if !plain {
-            return Walk::Long;
+            return WalkLength::Long;
         }
-        let sides = problem.sides();
-        let window =
-            sides.left.zip(sides.right).map(|(left, right)| left.saturating_add(right).saturating_add(1));
         let average = || problem.shape().seqlen_q.div_ceil(problem.sequence_count().max(1));
         let sequence = problem.is_packed().then(average);
-        match window.into_iter().chain(sequence).min() {
-            Some(..=VERY_SHORT) => Walk::VeryShort,
-            Some(..=SHORT) => Walk::Short,
-            _ if problem.is_packed() => Walk::Short,
-            _ => Walk::Long,
+        match window(problem).into_iter().chain(sequence).min() {
+            Some(..=VERY_SHORT) => WalkLength::VeryShort,
+            Some(..=SHORT) => WalkLength::Short,
+            _ if problem.is_packed() => WalkLength::Short,
+            _ => WalkLength::Long,
         }
     }
 }
@@ -196,14 +226,26 @@ pub(crate) fn keys(
     walk: Walk,
 ) -> HopperKeysForm {
     let (keys, step, ds_stages) = match dims.max() {
-        ..=64 if walk == Walk::VeryShort && !ordered => (128, 64, 3),
+        ..=64 if walk.length == WalkLength::VeryShort && !ordered => (128, 64, 3),
         // Of capped scores p is packed while dp is there, for which 128 queries leave no registers.
         ..=64 if product != Product::Capped && !by_query => (128, 128, 2),
         ..=128 => (128, 64, 3),
         _ => (64, 64, 1),
     };
     let flag_stages = if dropout { 2 } else { 0 };
+    let persistent = walk.length != WalkLength::Long && !ordered && keys > 64;
     let registers = if dropout && keys > 64 && product != Product::Capped { 232 } else { 240 };
-    let persistent = walk != Walk::Long && !ordered && keys > 64;
-    HopperKeysForm { keys, step, stages: 2, ds_stages, flag_stages, registers, ordered, persistent }
+    let key_stages = if persistent && dims.max() <= 64 && step == 64 { [2; 2] } else { [1; 2] };
+    HopperKeysForm {
+        keys,
+        key_stages,
+        step,
+        stages: if key_stages == [2; 2] { 3 } else { 2 },
+        ds_stages,
+        flag_stages,
+        registers,
+        ordered,
+        persistent,
+        begins_sums: persistent && walk.begins,
+    }
 }

@@ -1,12 +1,12 @@
 //! dq of a step, of all keys of the block: by the warpgroups in turn, a step late.
 use super::multiply::Keys;
-use super::{Between, Block, QUERIES, adds_downwards};
+use super::{Between, Block, KEYS_READ, MULTIPLIERS, QUERIES, adds_downwards};
 use crate::config::HopperKeysForm;
 use crate::parts::cursor::Cursor;
 use crate::rows::head::QueryHeads;
 use signflash_ptx::{
-    Acc, BoxTile, Columns, GlobalAddr, Mbarrier, PendingProduct, Pred, Product, Rows, SmemAddr, Thread, U32,
-    Val, Var, Warp, Warpgroup,
+    Acc, BoxTile, Columns, FullStage, GlobalAddr, Mbarrier, PendingProduct, Pred, Product, Rows, SmemAddr,
+    Thread, U32, Val, Var, Warp, Warpgroup,
 };
 
 /// Which step's dq comes next.
@@ -15,9 +15,9 @@ pub(super) struct Turn<'k> {
     done: Var<'k, U32>,
     /// The last one's number among those of all heads.
     pub(super) tile: Var<'k, U32>,
-    /// If blocks add in order: the step that this warpgroup has added last and has not told the next block of.
+    /// If blocks tell each other: the step that this warpgroup has added last, or begun, and has told nobody of.
     untold: Option<Var<'k, U32>>,
-    /// If they do so downwards: the last one's number among those of its head.
+    /// If the last keys' block is a step's first: the last one's number among those of its head.
     step: Option<Var<'k, U32>>,
     /// Its counters among those of a step.
     counters: u32,
@@ -45,7 +45,8 @@ fn adder<'k>(t: Thread<'k>) -> Val<'k, U32> {
 impl<'k> Turn<'k> {
     /// Of a warpgroup that adds all columns, or, if two share them, the part of this number.
     pub(super) fn new(t: Thread<'k>, block: &Block<'_, 'k>, part: u32, passed: Option<Val<'k, U32>>) -> Self {
-        let untold = block.form.ordered.then(|| t.u32(NONE).var());
+        let tells = block.form.ordered || block.form.begins_sums;
+        let untold = tells.then(|| t.u32(NONE).var());
         let step = adds_downwards(block.common, block.form).then(|| t.u32(0).var());
         let counters = part * GROUP_COUNTERS_BYTES;
         Turn { done: t.u32(0).var(), tile: t.u32(0).var(), untold, step, counters, passed }
@@ -95,10 +96,25 @@ impl<'k> Block<'_, 'k> {
         let mine = ((done ^ wg_number) & 1).eq(1);
         wg.when(mine & t.u32(1).lt(done), |wg| {
             let t = wg.threads();
+            if self.form.begins_sums {
+                self.tell(wg, turn);
+            }
             // Lane 0 has copied for all, and arrives when that has been read.
             t.when(t.lane().eq(0), |t| t.wait_stored());
             self.staging().1.arrive(t);
         });
+    }
+
+    /// Before the first turn of one of several tiles: waits until the results of the last one have left, which did so by way
+    /// of where ds and dq come now.
+    pub(super) fn wait_left(&self, wg: Warpgroup<'k>, turn: &Turn<'k>) {
+        if self.form.persistent {
+            wg.when(turn.done.get().eq(0), |wg| {
+                let t = wg.threads();
+                t.when(t.lane().eq(0), |t| t.wait_stored());
+                wg.sync_among(KEYS_READ, 128 * MULTIPLIERS);
+            });
+        }
     }
 
     /// Where a turn's dq is put to be added, and the barrier that says when it has left.
@@ -127,7 +143,7 @@ impl<'k> Block<'_, 'k> {
         GlobalAddr::new(counters + (adder(t) * 4 + turn.counters).widen())
     }
 
-    /// If blocks add in order: tells the next one of what this warp has added last.
+    /// If blocks tell each other: tells of what this warp has added or begun last.
     pub(super) fn tell(&self, wg: Warpgroup<'k>, turn: &Turn<'k>) {
         let t = wg.threads();
         if let Some(untold) = &turn.untold {
@@ -142,13 +158,22 @@ impl<'k> Block<'_, 'k> {
     /// If blocks add in order: waits until those before have added this step.
     pub(super) fn wait_turn(&self, wg: Warpgroup<'k>, turn: &Turn<'k>) {
         let t = wg.threads();
-        if let Some(untold) = &turn.untold {
+        if let Some(untold) = turn.untold.as_ref().filter(|_| self.form.ordered) {
             let tile = turn.tile.get();
             t.when(t.lane().eq(0), |t| {
                 t.wait_counter(self.counter(t, turn, tile), self.blocks_before(turn));
             });
             untold.set(tile);
         }
+    }
+
+    /// If one begins a step: whether this does. Else waits until it has been begun.
+    fn wait_begun(&self, t: Thread<'k>, turn: &Turn<'k>) -> Option<Val<'k, Pred>> {
+        let (untold, tile) = (turn.untold.as_ref().filter(|_| self.form.begins_sums)?, turn.tile.get());
+        let begins = self.blocks_before(turn).eq(0);
+        t.when(t.lane().eq(0) & !begins, |t| t.wait_counter(self.counter(t, turn, tile), t.u32(1)));
+        untold.set(begins.select(tile, t.u32(NONE)));
+        Some(begins)
     }
 
     /// How many add this step before. A step is seen by the first blocks of keys, up to its diagonal, or in a window
@@ -198,14 +223,18 @@ impl<'k> Block<'_, 'k> {
 }
 
 impl<'k> Keys<'_, 'k> {
-    /// dq of the last step whose ds has been made, if it is this warpgroup's turn.
-    pub(super) fn take_turn(&mut self, turn: &Turn<'k>) {
+    /// dq of the last step whose ds has been made, if it is this warpgroup's turn. If it is the last of a tile, k is
+    /// released as soon as it has been read.
+    pub(super) fn take_turn(&mut self, turn: &Turn<'k>, last_k: Option<FullStage<'_, 'k>>) {
         let Keys { block, wg, rings, own, wg_number, .. } = self;
         let (block, wg, k, done) = (*block, *wg, own.k_of_all, turn.done.get());
         let ds_of_all = &mut rings.ds_of_all;
         let (warp, t) = (wg.warps(), wg.threads());
         let (any, mine) = (turn.any(), ((done ^ *wg_number) & 1).eq(0));
         wg.when(any & !mine, |_| ds_of_all.skip());
+        if let Some(k) = &last_k {
+            wg.when(!(any & mine), |wg| k.let_go(wg.warps()));
+        }
         wg.when(any & mine, |_| {
             let stage = ds_of_all.wait(warp);
             let ds = BoxTile::new(stage.address(), block.form.keys);
@@ -215,20 +244,26 @@ impl<'k> Keys<'_, 'k> {
                 .zip(&mut parts)
                 .map(|(part, dq)| wg.multiply(dq, &block.over_keys(ds.from_column(part * QUERIES), k)))
                 .collect();
-            block.tell(wg, turn);
+            if block.form.ordered {
+                block.tell(wg, turn);
+            }
             block.wait_turn(wg, turn);
+            let begins = block.wait_begun(t, turn);
             let sums = block.sums(wg, turn.tile.get());
             // The other's turn before this one is passed.
             block.staging().1.wait(t, turn.parity(done));
             let (last, mut stage) = (pending.len() - 1, Some(stage));
             for (part, pending) in pending.into_iter().enumerate() {
                 let dq = pending.wait();
-                let read = stage.take_if(|_| part == last);
-                read.into_iter().for_each(|stage| stage.release_products(warp));
+                if part == last {
+                    stage.take().into_iter().for_each(|stage| stage.release_products(warp));
+                    last_k.iter().for_each(|k| k.let_go(warp));
+                }
                 sums.stage(t, dq, part as u32);
             }
-            sums.add(warp);
+            sums.add(warp, begins);
         });
+        last_k.into_iter().for_each(FullStage::go_on);
     }
 }
 
@@ -254,16 +289,24 @@ impl<'k> Sums<'k> {
         }
     }
 
-    /// Starts to add what has been staged to what is there.
-    fn add(&self, warp: Warp<'k>) {
+    /// Starts to add what has been staged to what is there, or, if this begins it, to store it.
+    fn add(&self, warp: Warp<'k>, begins: Option<Val<'k, Pred>>) {
         let t = warp.threads();
         t.fence_proxy_async();
         warp.sync();
         // Lane 0's place is the warp's.
-        t.when(t.lane().eq(0), |t| {
+        let copies = |t: Thread<'k>, copy: fn(Thread<'k>, GlobalAddr<'k>, SmemAddr<'k>, u32)| {
             for offset in (0..self.parts).map(|part| part * self.bytes) {
-                t.bulk_add(self.to.at(offset.into()), self.staging.at(offset), self.bytes / ADDERS);
+                copy(t, self.to.at(offset.into()), self.staging.at(offset), self.bytes / ADDERS);
             }
-        });
+        };
+        let is_first_lane = t.lane().eq(0);
+        match begins {
+            None => t.when(is_first_lane, |t| copies(t, Thread::bulk_add)),
+            Some(begins) => {
+                t.when(is_first_lane & begins, |t| copies(t, Thread::bulk_store));
+                t.when(is_first_lane & !begins, |t| copies(t, Thread::bulk_add));
+            }
+        }
     }
 }

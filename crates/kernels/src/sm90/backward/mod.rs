@@ -16,7 +16,7 @@
 //! ```
 //! | ring | filled by | read by | stages |
 //! |---|---|---|---|
-//! | `keys` (k and v) | the copying warp | all multiplying warps | 1, once |
+//! | `keys` (k and v) | the copying warp | all multiplying warps | 1, once (several tiles: `keys`, `values`) |
 //! | `queries` (q, dout, statistics) | the copying warp | all multiplying warps | `stages` |
 //! | `flags` | the four drawing warps | all multiplying warps | `flag_stages` |
 //! | `ds` | all multiplying warps | the warpgroup whose turn it is | `ds_stages` |
@@ -78,9 +78,10 @@ kernel_args! {
     SumsArgs / SumsVals {
         /// Of `rows/statistics.rs`; delta divided by [`ds_scale`].
         stats: u64,
-        /// Sums of dq divided by [`ds_scale`], see `rows/dq_sums.rs`; zeroed before.
+        /// Sums of dq divided by [`ds_scale`], see `rows/dq_sums.rs`; zeroed before, unless a block begins each.
         dq_sums: u64,
-        /// For each step of queries and each warp that adds, how many blocks have (u32), zeroed before; if in order.
+        /// For each step of queries and each warp that adds, how many blocks have (u32), zeroed before; if in order, or
+        /// if one begins.
         dq_counters: u64,
         /// Heads whose blocks alternate in the grid.
         heads_at_once: u32,
@@ -106,10 +107,10 @@ pub(crate) fn ds_scale(dropout: bool) -> f32 {
     if dropout { 0.5 } else { 1.0 }
 }
 
-/// Whether blocks add to dq in the order of their keys from the last to the first: in a window. There, a block's first
-/// queries are later ones of those before it, which need not wait for them that way.
+/// Whether blocks add to dq in the order of their keys from the last to the first, or the last begins: in a window. There,
+/// a block's first queries are later ones of those before it, which need not wait for them that way.
 fn adds_downwards(common: &HopperCommon, form: &HopperKeysForm) -> bool {
-    form.ordered && common.scores.band == BandKind::Both
+    (form.ordered || form.begins_sums) && common.scores.band == BandKind::Both
 }
 
 /// The kernel of a configuration.
@@ -117,6 +118,8 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperKeysForm) -
     let whole_boxes = common.operands.dims().map(|columns| columns.is_multiple_of(64));
     assert!(form.step.is_multiple_of(QUERIES) && whole_boxes == [true; 2], "whole boxes");
     assert!(form.keys == 128 || form.shares_keys() && form.step == QUERIES, "{form:?}");
+    let begins_in_order = common.scores.band == BandKind::Both && form.persistent && !form.ordered;
+    assert!(!form.begins_sums || begins_in_order && !common.operands.layout.is_packed(), "{form:?}");
     let launch = LaunchBounds { block_threads: form.threads(), min_blocks_per_sm: 1 };
     Builder::build(name, launch, |cta| {
         let problem = ProblemVals::declare(cta);
@@ -229,8 +232,10 @@ fn by_role<'k>(
 /// Shared memory of a block. Tiles lie as the copy engine leaves them: boxes of 64 columns behind each other.
 #[derive(Clone, Copy)]
 struct Smem<'k> {
-    /// k, and behind it v; in the end dk and dv on their way out.
+    /// k, and behind it v; in the end dk and dv on their way out. Where a block takes several tiles, k alone.
     keys: BulkRing<'k>,
+    /// v, where a block takes several tiles: its place is free earlier.
+    values: Option<BulkRing<'k>>,
     /// q, behind it dout, and behind that statistics of a step.
     queries: BulkRing<'k>,
     /// For each 16 keys, each 32 queries and each lane four numbers of four flags each.
@@ -254,11 +259,6 @@ fn rows_bytes(common: &HopperCommon, rows: u32) -> [u32; 2] {
     common.operands.dims().map(|columns| 2 * rows * columns)
 }
 
-/// Bytes of k and v of a block.
-fn keys_bytes(common: &HopperCommon, form: &HopperKeysForm) -> u32 {
-    rows_bytes(common, form.keys).iter().sum()
-}
-
 /// Bytes of a step's q, dout and statistics, which the copy engine brings.
 fn queries_bytes(common: &HopperCommon, form: &HopperKeysForm) -> u32 {
     rows_bytes(common, form.step).iter().sum::<u32>() + form.step * STAT_BYTES
@@ -272,9 +272,14 @@ impl<'k> Smem<'k> {
             let bytes = form.keys / 8 * (form.step / 16) * FLAG_BYTES;
             cta.stage_ring("flags", form.flag_stages, bytes, 4, if shares { 4 } else { multiplying_warps })
         };
+        let [k_bytes, v_bytes] = rows_bytes(common, form.keys);
+        let ([of_keys, of_values], several) = (form.key_stages, form.persistent);
+        assert!(several || form.key_stages == [1; 2], "{form:?}");
+        let keys = if several { k_bytes } else { k_bytes + v_bytes };
         let [ds_writers, ds_readers] = if shares { [4, multiplying_warps] } else { [multiplying_warps, 4] };
         Smem {
-            keys: cta.bulk_ring("keys", 1, keys_bytes(common, form), multiplying_warps),
+            keys: cta.bulk_ring("keys", of_keys, keys, multiplying_warps),
+            values: several.then(|| cta.bulk_ring("values", of_values, v_bytes, multiplying_warps)),
             queries: cta
                 .bulk_ring_for_lanes(
                     "queries",

@@ -11,8 +11,8 @@ use crate::rows::statistics;
 use crate::sm90::forward::WG_ROWS;
 use crate::sm90::out::stage_words;
 use signflash_ptx::{
-    Acc, B32, BoxTile, BulkRingConsumer, BulkRingProducer, Columns, Product, Rows, SmemAddr, Thread, U32,
-    Val, Var, Warpgroup,
+    Acc, B32, BoxTile, BulkRingConsumer, BulkRingProducer, Columns, FullStage, Product, Rows, SmemAddr,
+    Thread, U32, Val, Var, Warpgroup,
 };
 
 /// A left operand: for each 16 columns four registers.
@@ -43,6 +43,14 @@ pub(super) struct OwnKeys<'k> {
     pub(super) k_of_all: BoxTile<'k>,
 }
 
+/// A tile of a block that takes several, which it has waited for.
+pub(super) struct OneOfSeveral<'r, 'k> {
+    pub(super) k: FullStage<'r, 'k>,
+    pub(super) v: FullStage<'r, 'k>,
+    /// How many phases of `dq_left` have passed before.
+    pub(super) passed: Val<'k, U32>,
+}
+
 /// Where it is in the rings, from step to step and from tile to tile.
 pub(super) struct Rings<'k> {
     queries: BulkRingConsumer<'k>,
@@ -64,22 +72,20 @@ impl<'k> Rings<'k> {
 }
 
 impl<'k> OwnKeys<'k> {
-    /// With k and v of a tile at this address.
+    /// With k and v of a tile at these addresses.
     pub(super) fn new(
         block: &Block<'_, 'k>,
         wg: Warpgroup<'k>,
         wg_number: Val<'k, U32>,
-        keys: SmemAddr<'k>,
+        [k, v]: [SmemAddr<'k>; 2],
     ) -> Self {
-        let Block { common, form, .. } = block;
-        let tile = |at: SmemAddr<'k>| BoxTile::new(at, form.keys);
+        let tile = |at: SmemAddr<'k>| BoxTile::new(at, block.form.keys);
         let own_row = wg_number * WG_ROWS;
-        let [k_bytes, _] = rows_bytes(common, form.keys);
         OwnKeys {
             wg_number: wg.threads().index() >> 7u32,
-            k: tile(keys).from_row_of(own_row),
-            v: tile(keys.at(k_bytes)).from_row_of(own_row),
-            k_of_all: tile(keys),
+            k: tile(k).from_row_of(own_row),
+            v: tile(v).from_row_of(own_row),
+            k_of_all: tile(k),
         }
     }
 }
@@ -90,7 +96,8 @@ impl<'k> Block<'_, 'k> {
         let (warp, smem) = (wg.warps(), &self.smem);
         let mut keys = smem.keys.consumer(warp);
         let stage = keys.wait(warp);
-        let own = OwnKeys::new(self, wg, wg_number, stage.address());
+        let (k, [k_bytes, _]) = (stage.address(), rows_bytes(self.common, self.form.keys));
+        let own = OwnKeys::new(self, wg, wg_number, [k, k.at(k_bytes)]);
         let mut rings = Rings::new(wg, smem);
         let mut own = Keys::new(self, wg, wg_number, own, &mut rings);
         own.walk(None);
@@ -99,6 +106,7 @@ impl<'k> Block<'_, 'k> {
         wg.sync_among(KEYS_READ, 128 * MULTIPLIERS);
         let (k, [k_bytes, _]) = (smem.keys.data(), rows_bytes(self.common, self.form.keys));
         own.finish([k, k.at(k_bytes)]);
+        own.wait_stored();
     }
 
     /// k q^T of 64 keys.
@@ -199,13 +207,13 @@ impl<'a, 'k> Keys<'a, 'k> {
         own
     }
 
-    /// Through the queries that see some of the tile's keys. `passed` says how many phases of `dq_left` have passed
-    /// before, if some can have.
-    pub(super) fn walk(&mut self, passed: Option<Val<'k, U32>>) -> Turn<'k> {
+    /// Through the queries that see some of the tile's keys.
+    pub(super) fn walk(&mut self, several: Option<OneOfSeveral<'_, 'k>>) -> Turn<'k> {
         let (block, wg, wg_number) = (self.block, self.wg, self.wg_number);
+        let passed = several.as_ref().map(|tile| tile.passed);
         let (at, turn) = (block.cursor(), Turn::new(wg.threads(), block, 0, passed));
         let end = |own: &mut Self| {
-            own.take_turn(&turn);
+            own.take_turn(&turn, None);
             turn.advance(block, &at);
         };
         if block.form.persistent {
@@ -235,9 +243,16 @@ impl<'a, 'k> Keys<'a, 'k> {
                 end(self);
             });
         }
+        let k = several.map(|OneOfSeveral { k, v, .. }| {
+            v.release_products(wg.warps());
+            k
+        });
+        block.wait_left(wg, &turn);
         block.pass_turn(wg, wg_number, &turn);
-        self.take_turn(&turn);
-        block.tell(wg, &turn);
+        self.take_turn(&turn, k);
+        if block.form.ordered {
+            block.tell(wg, &turn);
+        }
         turn
     }
 
@@ -247,6 +262,7 @@ impl<'a, 'k> Keys<'a, 'k> {
         let (warp, t, form) = (wg.warps(), wg.threads(), block.form);
         rings.queries.wait(warp).release(warp);
         rings.flags.iter_mut().for_each(|ring| ring.wait(warp).release(warp));
+        block.wait_left(*wg, turn);
         block.pass_turn(*wg, *wg_number, turn);
         let zero = t.u32(0).cast::<B32>().var().get(); // in a register
         block.put_ds(*wg, &mut rings.to_ds, own.wg_number, &vec![[zero; 4]; form.step as usize / 16]);
@@ -278,6 +294,7 @@ impl<'a, 'k> Keys<'a, 'k> {
         let weights = of_head.prepare_for_gradients(warp, s, place, dynamic(&read));
         block.probabilities((s, &weights), &lse, own_flags, p);
         flags.into_iter().for_each(|stage| stage.release(warp));
+        block.wait_left(wg, turn);
         block.pass_turn(wg, *wg_number, turn);
         let dp = gradients.wait();
         block.score_gradients(|group| [0, 1, 2, 3].map(|i| s.at(group, i).get()), dp, &delta);
@@ -298,7 +315,7 @@ impl<'a, 'k> Keys<'a, 'k> {
         stage.release(warp);
     }
 
-    /// Scales and writes dk and dv, by way of these places, each of all keys.
+    /// Scales and starts to write dk and dv, by way of these places, each of all keys.
     pub(super) fn finish(&self, [dk_place, dv_place]: [SmemAddr<'k>; 2]) {
         let Keys { block, wg, wg_number, own, dk, dv, .. } = self;
         let common = block.common;
@@ -318,7 +335,6 @@ impl<'a, 'k> Keys<'a, 'k> {
             &results,
             |_| (),
         );
-        self.wait_stored();
     }
 
     /// Waits until what lanes 0 store and add has been read.

@@ -7,7 +7,7 @@ use crate::parts::cursor::Cursor;
 use crate::parts::dropout::{DropSigns, Philox, StreamColumn};
 use crate::rows::head::QueryHeads;
 use crate::rows::statistics::{STAT_BYTES, StatRows};
-use signflash_ptx::{BulkRingProducer, Pred, U32, Val, Warp, Warpgroup};
+use signflash_ptx::{BulkRingProducer, Filling, Pred, Tensor, Thread, U32, Val, Warp, Warpgroup};
 
 impl<'k> Block<'_, 'k> {
     /// All that the serving warpgroup does.
@@ -59,29 +59,47 @@ struct Copies<'k> {
     is_copier: Val<'k, Pred>,
     queries: BulkRingProducer<'k>,
     keys: BulkRingProducer<'k>,
+    /// If values have a ring of their own.
+    values: Option<BulkRingProducer<'k>>,
 }
 
 impl<'k> Copies<'k> {
     fn new(smem: &Smem<'k>, warp: Warp<'k>) -> Self {
-        let queries = smem.queries.producer(warp.threads());
-        Copies { queries, is_copier: (warp.index() & 3).eq(0), keys: smem.keys.producer(warp.threads()) }
+        let t = warp.threads();
+        let queries = smem.queries.producer(t);
+        let values = smem.values.map(|ring| ring.producer(t));
+        Copies { queries, is_copier: (warp.index() & 3).eq(0), keys: smem.keys.producer(t), values }
     }
 
     /// The block's keys and values.
     fn keys(&mut self, block: &Block<'_, 'k>, warp: Warp<'k>) {
         let Block { args, work, common, form, .. } = block;
-        let Copies { is_copier, keys, .. } = self;
-        warp.when(*is_copier, |warp| {
-            keys.fill_by_warp(warp, |t, filling| {
-                let ([k_boxes, v_boxes], [k_bytes, _]) = (common.boxes(), rows_bytes(common, form.keys));
-                for (tensor, boxes, to) in [(args.k, k_boxes, 0), (args.v, v_boxes, k_bytes)] {
-                    for i in 0..boxes {
-                        let rows = work.sequence.keys();
-                        let from = tensor.at(64 * i, rows.coordinates(block.first_key(), work.head));
-                        filling.load(t, to + i * form.keys * 128, from);
-                    }
+        let Copies { is_copier, keys, values, .. } = self;
+        let load = |t: Thread<'k>, filling: &Filling<'k>, (tensor, boxes, to): (Tensor<'k>, u32, u32)| {
+            for i in 0..boxes {
+                let rows = work.sequence.keys();
+                let from = tensor.at(64 * i, rows.coordinates(block.first_key(), work.head));
+                filling.load(t, to + i * form.keys * 128, from);
+            }
+        };
+        let ([k_boxes, v_boxes], [k_bytes, _]) = (common.boxes(), rows_bytes(common, form.keys));
+        warp.when(*is_copier, |warp| match values {
+            None => keys.fill_by_warp(warp, |t, filling| {
+                load(t, &filling, (args.k, k_boxes, 0));
+                load(t, &filling, (args.v, v_boxes, k_bytes));
+            }),
+            // The place of v is free first, unless that of k has been all the time.
+            Some(values) => {
+                let k = |t: Thread<'k>, filling| load(t, &filling, (args.k, k_boxes, 0));
+                let v = |t: Thread<'k>, filling| load(t, &filling, (args.v, v_boxes, 0));
+                if form.key_stages[0] > form.key_stages[1] {
+                    keys.fill_by_warp(warp, k);
+                    values.fill_by_warp(warp, v);
+                } else {
+                    values.fill_by_warp(warp, v);
+                    keys.fill_by_warp(warp, k);
                 }
-            });
+            }
         });
     }
 

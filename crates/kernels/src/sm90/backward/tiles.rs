@@ -8,7 +8,7 @@
 //! The first tile of a block has its number. Further ones are those that nobody has begun, by a counter in memory; so
 //! tiles that take longer hold up nobody. The copying warp takes the next number while the tile is under way, and tells
 //! it by a ring of two words, `numbers`.
-use super::multiply::{Keys, OwnKeys, Rings};
+use super::multiply::{Keys, OneOfSeveral, OwnKeys, Rings};
 use super::{Block, KEYS_READ, MULTIPLIERS, Smem, rows_bytes};
 use crate::config::HopperKeysForm;
 use crate::packed::PackedVals;
@@ -86,7 +86,8 @@ impl<'a, 'k> Tiles<'a, 'k> {
             None => {
                 let tiles = problem.key_tiles(self.form.keys);
                 let units = Units { index: unit, rows: self.args.units / tiles, blocks: tiles };
-                let order = Order { reversed: false, heads_first: false };
+                // Who begins a step's dq, for which others wait, has started before them.
+                let order = Order { reversed: self.form.begins_sums, heads_first: false };
                 Work::alternate(units, problem, heads, self.heads_at_once, order)
             }
             Some(packed) => {
@@ -125,20 +126,20 @@ impl<'k> Block<'_, 'k> {
 pub(super) fn multiply<'k>(tiles: &Tiles<'_, 'k>, wg: Warpgroup<'k>, wg_number: Val<'k, U32>) {
     let (warp, t, smem) = (wg.warps(), wg.threads(), &tiles.smem);
     let mut keys = smem.keys.consumer(warp);
+    let mut values = smem.values.expect("of several tiles").consumer(warp);
     let mut rings = Rings::new(wg, smem);
     let passed = t.u32(0).var();
     tiles.walk(wg, |block| {
-        let stage = keys.wait(warp);
-        let own = OwnKeys::new(&block, wg, wg_number, stage.address());
+        let (k, v) = (keys.wait(warp), values.wait(warp));
+        let own = OwnKeys::new(&block, wg, wg_number, [k.address(), v.address()]);
         let mut own = Keys::new(&block, wg, wg_number, own, &mut rings);
-        let turn = own.walk(Some(passed.get()));
-        stage.release(warp);
-        // ds and dq of all steps have been read: dk and dv leave by way of their places.
+        let turn = own.walk(Some(OneOfSeveral { k, v, passed: passed.get() }));
         own.wait_stored();
+        passed.set(turn.close(&block, wg, wg_number));
+        // ds and dq of all steps have been read: dk and dv leave by way of their places, and have left before the next
+        // tile's first turn.
         wg.sync_among(KEYS_READ, 128 * MULTIPLIERS);
         own.finish(block.leave_by());
-        // So have these, before the next tile's come.
-        wg.sync_among(KEYS_READ, 128 * MULTIPLIERS);
-        passed.set(turn.close(&block, wg, wg_number));
     });
+    t.when(t.lane().eq(0), |t| t.wait_stored());
 }

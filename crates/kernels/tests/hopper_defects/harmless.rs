@@ -1,0 +1,89 @@
+//! Mistakes that `hopper_defects.rs` makes in vain: nothing can go wrong, or the interpreter cannot see it.
+
+/// What the mistake's text contains, the file of the instruction, how many such, and why nothing can go wrong.
+pub(crate) type NotNeeded = (&'static str, &'static str, usize, &'static str);
+
+const FENCES: &str = "the next covers it; on the barriers of the last completes no copy";
+
+const LANES: &str = "every lane arrives for itself, and the warp meets again before one speaks for it";
+
+const NO_STEPS: &str = "of a tile that nobody sees, of which there is none here";
+
+const ONCE: &str = "k and v come once: nobody waits for their place";
+
+/// The forward's.
+pub(crate) const FORWARD: &[NotNeeded] = &[
+    ("bar.warp.sync", "flags.rs", 1, LANES),
+    ("fence.mbarrier_init", "", 8, FENCES),
+    (", 256 dropped", "multiply.rs", 1, "a turn: for speed alone"),
+    (
+        "wgmma.fence",
+        "multiply.rs",
+        2,
+        "a step's two cover each other but where keys are hidden, here in the last",
+    ),
+    ("try_wait", "multiply.rs", 1, "it waits twice, to hold the order"),
+    ("try_wait", "load.rs", 1, "the first keys' place is free when the queries' is"),
+];
+
+/// Those of the pass that writes probs.
+pub(crate) const PROBS: &[NotNeeded] =
+    &[("bar.warp.sync", "flags.rs", 1, LANES), ("fence.mbarrier_init", "", 6, FENCES)];
+
+/// The backward's.
+pub(crate) const BACKWARD: &[NotNeeded] = &[
+    ("of an arrival", "mbarrier.rs", 2, ONCE),
+    ("try_wait", "serve.rs", 1, ONCE),
+    ("mbarrier.arrive", "mbarrier.rs", 1, ONCE),
+    ("bar.warp.sync", "multiply.rs", 3, LANES),
+    ("bar.warp.sync", "serve.rs", 2, "lane 0 has waited itself"),
+    ("fence.mbarrier_init", "", 9, FENCES),
+    ("wgmma.fence", "multiply.rs", 1, "a step's cover each other"),
+    ("wgmma.fence", "dq.rs", 2, "a step's other products come between"),
+    ("wgmma.commit_group", "multiply.rs", 1, "the next takes it along"),
+    ("wgmma.wait_group.sync.aligned 1", "multiply.rs", 2, "the next waits for all"),
+    ("mbarrier.arrive", "dq.rs", 1, "the last ds: its place is not filled again"),
+    ("cp.async.bulk.commit_group", "results.rs", 1, "the next takes it along"),
+];
+
+/// The same where warpgroups share keys.
+pub(crate) const SHARED: &[NotNeeded] = &[
+    ("of an arrival", "mbarrier.rs", 2, ONCE),
+    ("try_wait", "serve.rs", 1, ONCE),
+    ("mbarrier.arrive", "mbarrier.rs", 2, ONCE),
+    ("bar.warp.sync", "shared.rs", 6, LANES),
+    ("bar.warp.sync", "serve.rs", 2, "lane 0 has waited itself"),
+    ("fence.mbarrier_init", "", 10, FENCES),
+    ("wgmma.fence", "shared.rs", 5, "a step's cover each other"),
+    ("mbarrier.arrive", "shared.rs", 1, "the last ds: its place is not filled again"),
+];
+
+/// Those of the forward of packed sequences.
+pub(crate) const PACKED_FORWARD: &[NotNeeded] = &[
+    ("fence.mbarrier_init", "", 8, FENCES),
+    (", 256 dropped", "multiply.rs", 1, "a turn: for speed alone"),
+    ("wgmma.fence", "multiply.rs", 2, "a step's two cover each other but where keys are hidden"),
+    ("try_wait", "multiply.rs", 1, "it waits twice, to hold the order"),
+    ("try_wait", "load.rs", 1, "the first keys' place is free when the queries' is"),
+];
+
+/// Those of additions in one order in a window.
+pub(crate) const ORDERED_WINDOW: &[NotNeeded] = &[
+    ("of an arrival", "mbarrier.rs", 2, ONCE),
+    ("try_wait", "serve.rs", 1, ONCE),
+    ("mbarrier.arrive", "mbarrier.rs", 1, ONCE),
+    ("bar.warp.sync", "multiply.rs", 3, LANES),
+    ("bar.warp.sync", "serve.rs", 2, "lane 0 has waited itself"),
+    ("fence.mbarrier_init", "", 9, FENCES),
+    ("wgmma.fence", "multiply.rs", 1, "a step's cover each other"),
+    ("wgmma.fence", "dq.rs", 4, "a step's other products come between"),
+    ("wgmma.commit_group", "multiply.rs", 1, "the next takes it along"),
+    ("wgmma.wait_group.sync.aligned 1", "multiply.rs", 2, "the next waits for all"),
+    ("mbarrier.arrive", "dq.rs", 1, "the last ds: its place is not filled again"),
+    ("cp.async.bulk.commit_group", "results.rs", 1, "the next takes it along"),
+    ("cp.async.bulk.commit_group", "dq.rs", 2, "the next takes it along"),
+];
+
+/// Those of blocks that take several tiles.
+pub(crate) const TILES: &[NotNeeded] =
+    &[("cp.async.bulk.wait_group.read 0", "dq.rs", 1, NO_STEPS), ("bar.sync 1, 256", "dq.rs", 1, NO_STEPS)];
