@@ -9,8 +9,8 @@ import json
 import random
 import statistics
 
-# Cycles: longer than the host needs for a call.
-HOLD_CYCLES = 300_000
+# Cycles: longer than the host needs for a call, whatever else it does; a tenth of them was not long enough on every host.
+HOLD_CYCLES = 3_000_000
 WARM_UP = 3
 # Of two results that are each rounded to bf16.
 FARTHEST = 1e-2
