@@ -7,8 +7,6 @@ const FENCES: &str = "the next covers it; on the barriers of the last completes 
 
 const LANES: &str = "every lane arrives for itself, and the warp meets again before one speaks for it";
 
-const NO_STEPS: &str = "of a tile that nobody sees, of which there is none here";
-
 const ONCE: &str = "k and v come once: nobody waits for their place";
 
 /// The forward's.
@@ -83,7 +81,3 @@ pub(crate) const ORDERED_WINDOW: &[NotNeeded] = &[
     ("cp.async.bulk.commit_group", "results.rs", 1, "the next takes it along"),
     ("cp.async.bulk.commit_group", "dq.rs", 2, "the next takes it along"),
 ];
-
-/// Those of blocks that take several tiles.
-pub(crate) const TILES: &[NotNeeded] =
-    &[("cp.async.bulk.wait_group.read 0", "dq.rs", 1, NO_STEPS), ("bar.sync 1, 256", "dq.rs", 1, NO_STEPS)];
