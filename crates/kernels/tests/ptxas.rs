@@ -122,7 +122,8 @@ fn those_that_are_tried_are_of_every_kind_target_and_format() {
     let (few, all) = (kernels(Tried::Few), kernels(Tried::All));
     assert!(few.len() * 3 < all.len(), "{} of {}", few.len(), all.len());
     let more = kernels(Tried::PackedWindowsToo);
-    assert!(few.len() + 6 <= more.len() && more.len() <= few.len() + 16, "{} and {}", few.len(), more.len());
+    // Packed windows, and f32 results, which leave in two ways.
+    assert!(few.len() + 6 <= more.len() && more.len() <= few.len() + 120, "{} and {}", few.len(), more.len());
     let kind = |(name, (config, least)): (&String, &(Config, Target))| {
         let kernel = name.split("_bf16").next().and_then(|name| name.split("_f16").next());
         let half = if name.contains("_bf16_") { Half::Bf16 } else { Half::F16 };
