@@ -67,8 +67,8 @@ impl OverlayArgs {
     }
 }
 
-/// Bytes of a range of keys: the first, and behind the last.
-pub(crate) const RANGE_BYTES: u64 = 8;
+/// Bytes of a range of keys: the first, behind the last, whether some between them are hidden, and nothing.
+pub(crate) const RANGE_BYTES: u64 = 16;
 
 impl ScoreTensor {
     /// Of these sizes.

@@ -1,6 +1,7 @@
-//! Which keys of a sequence a mask leaves, where it is the same for all its queries: the first, and behind the last.
+//! Which keys of a sequence a mask leaves, where it is the same for all its queries: the first, behind the last, and whether
+//! all between them.
 //!
-//! Keys before and behind these need not be looked at: other kernels read these two numbers before they begin, and walk
+//! Keys before and behind these need not be looked at: other kernels read these numbers before they begin, and walk
 //! over what is between them. A block looks at the mask of one sequence.
 use crate::overlays::RANGE_BYTES;
 use crate::parts::args::{ScoreTensor, kernel_args};
@@ -14,7 +15,7 @@ kernel_args! {
     RangesArgs / RangesVals {
         /// (sequences, 1, 1, keys) bytes.
         mask: ScoreTensor,
-        /// Written: two numbers of 32 bits for each sequence.
+        /// Written: four numbers of 32 bits for each sequence.
         ranges: u64,
     }
 }
@@ -55,38 +56,46 @@ pub(crate) fn kernel(name: &str) -> Kernel {
         let (warp, t, sequence) = (cta.warps(), cta.threads(), cta.index());
         let places = cta.smem("ranges", RANGE_BYTES as u32 * WARPS, 16);
         let start = sequence.widen().mul_add(mask.batch, mask.ptr);
-        let (begin, end) = (t.u32(u32::MAX).var(), t.u32(0).var());
+        let (begin, end, count) = (t.u32(u32::MAX).var(), t.u32(0).var(), t.u32(0).var());
         let first = t.u32(0).var();
         cta.while_(
             || first.get().lt(mask.columns),
             |_| {
-                // Behind the last key, the last one is read again.
                 let own = first.get() + t.index();
-                let keys = [0, 1, 2, 3, 4, 5, 6, 7].map(|i| (own + 32 * WARPS * i).min(mask.columns - 1));
+                let keys = [0, 1, 2, 3, 4, 5, 6, 7].map(|i| own + 32 * WARPS * i);
                 let read = keys.map(|key| {
-                    let place = GlobalAddr::new(key.widen().mul_add(mask.column, start));
+                    // Behind the last key, the last one is read again, and not counted.
+                    let place =
+                        GlobalAddr::new(key.min(mask.columns - 1).widen().mul_add(mask.column, start));
                     load_one(t, Numbers::Bytes, place)
                 });
                 for (key, byte) in keys.into_iter().zip(read) {
-                    let set: Val<'_, Pred> = byte.cast::<U32>().ne(0);
+                    let set: Val<'_, Pred> = byte.cast::<U32>().ne(0) & key.lt(mask.columns);
                     begin.set(set.select(begin.get().min(key), begin.get()));
                     end.set(set.select(end.get().max(key + 1), end.get()));
+                    count.set(count.get() + set.select::<U32>(1u32, 0u32));
                 }
                 first.set(first.get() + 32 * WARPS * AT_ONCE);
             },
         );
         let own = places.plus(warp.index() * RANGE_BYTES as u32);
-        let range =
-            [over_warp(warp, begin.get(), |a, b| a.min(b)), over_warp(warp, end.get(), |a, b| a.max(b))];
+        let range = [
+            over_warp(warp, begin.get(), |a, b| a.min(b)),
+            over_warp(warp, end.get(), |a, b| a.max(b)),
+            over_warp(warp, count.get(), |a, b| a + b),
+            t.u32(0),
+        ];
         t.when(t.lane().eq(0), |t| t.store(own, range));
         cta.sync();
         t.when(t.index().eq(0), |t| {
-            let all = (0..WARPS).map(|warp| t.load::<U32, 2>(places.at(RANGE_BYTES as u32 * warp)));
-            let both = all.reduce(|[a, b], [c, d]| [a.min(c), b.max(d)]);
-            let [begin, end] = both.expect("a block has warps");
+            let all = (0..WARPS).map(|warp| t.load::<U32, 4>(places.at(RANGE_BYTES as u32 * warp)));
+            let both = all.reduce(|[a, b, m, zero], [c, d, n, _]| [a.min(c), b.max(d), m + n, zero]);
+            let [begin, end, count, zero] = both.expect("a block has warps");
             // Of a sequence without keys both are 0.
+            let begin = begin.min(end);
+            let has_holes = count.eq(end - begin).select::<U32>(0u32, 1u32);
             let to = GlobalAddr::new(sequence.widen().mul_add(RANGE_BYTES, ranges));
-            t.store(to, [begin.min(end), end].map(|number| number.cast::<B32>()));
+            t.store(to, [begin, end, has_holes, zero].map(|number| number.cast::<B32>()));
         });
     })
 }

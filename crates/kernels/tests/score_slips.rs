@@ -84,6 +84,9 @@ fn cases() -> Vec<Case> {
         // Scores that are bent by exponentials, by the polynomial, and not at all.
         case(20, 40).softcap(1.5).dropout(0.2),
         case(20, 40).softcap(6.5).causal(),
+        // Further steps, of products that are weighed as they are; and of some that cannot be, and then are not.
+        case(20, 270).softcap(30.0).dropout(0.2),
+        case(20, 400).softcap(8.0),
         // Whole tiles of scores that are all large, as what stands for no row or key is not.
         case(128, 128).softcap(0.05),
         // Tiles on the diagonal and, close to it, behind; and before.

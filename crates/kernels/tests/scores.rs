@@ -82,6 +82,23 @@ fn hopper_s_forward_begins_at_the_diagonal() {
     check(Gpu::HOPPER, false, &[("middle", of(0)), ("before", of(-400).dropout(0.1))]);
 }
 
+/// Further steps weigh products as they are: near 0 all of them, near a cap none that come after the first that fails, and at
+/// the diagonal, where keys are hidden, none. Biases hide by -inf, also where the scale is negative.
+#[test]
+fn hopper_s_forward_weighs_products() {
+    let each = [Extent::One, Extent::Each, Extent::Each];
+    let cases = [
+        ("far from the cap", case(70, 400).softcap(30.0).causal()),
+        ("close to the cap", case(70, 400).softcap(8.0).dropout(0.2)),
+        ("beyond it, negative", case(200, 300).softcap(0.5).softmax_scale(-0.2).causal().dropout(0.2)),
+        ("a cap that none comes close to", case(40, 300).softcap(1e30)),
+        ("a cap of nothing", case(40, 300).softcap(1e-20).causal()),
+        ("slopes and a negative scale", case(70, 400).alibi(Slopes::PerHead).softmax_scale(-0.2).causal()),
+        ("a bias and a negative scale", case(40, 300).bias(Dtype::Bf16, each).softmax_scale(-0.2).causal()),
+    ];
+    check(Gpu::HOPPER, false, &cases);
+}
+
 #[test]
 fn hopper_s_kernels_make_kinds_of_scores_together() {
     check(Gpu::HOPPER, true, &together());

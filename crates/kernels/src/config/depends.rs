@@ -304,7 +304,8 @@ impl Common {
     pub fn hopper(&self) -> HopperCommon {
         let Operands { head_dim, head_dim_v, .. } = self.operands;
         let operands = Operands { head_dim_v: head_dim_v.filter(|of_v| *of_v != head_dim), ..self.operands };
-        HopperCommon { operands, scores: self.scores }
+        let overlays = self.scores.overlays.asking();
+        HopperCommon { operands, scores: Scores { overlays, ..self.scores } }
     }
 }
 

@@ -40,13 +40,24 @@ impl Overlays {
         self.bias.is_none() && self.mask.is_none()
     }
 
-    /// Registers that a thread reads for each 8 columns of an accumulator whose rows are queries, where it has 4 scores.
+    /// The same for Hopper's own kernels: where it is known which keys a mask leaves, they ask it of single keys.
+    pub(crate) fn asking(self) -> Self {
+        let ask = |kind: OverlayKind| OverlayKind { pairs: kind.pairs && !self.padding, ..kind };
+        Overlays { mask: self.mask.map(ask), ..self }
+    }
+
+    /// The mask that is read for every tile, if there is one.
+    pub(crate) fn mask_read(&self) -> Option<OverlayKind> {
+        self.mask.filter(|_| !self.padding)
+    }
+
+    /// Registers that a thread of Hopper's forward reads for each 8 columns of an accumulator, where it has 4 scores.
     pub(crate) fn registers(&self) -> u32 {
         let of = |kind: OverlayKind| {
             let two = if kind.pairs && kind.numbers != Numbers::F32 { 1 } else { 2 };
             if kind.per_key { two } else { 2 * two }
         };
-        [self.bias, self.mask].into_iter().flatten().map(of).sum()
+        [self.bias, self.mask_read()].into_iter().flatten().map(of).sum()
     }
 
     /// Whether some are other numbers for each query.

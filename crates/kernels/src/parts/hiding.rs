@@ -5,7 +5,7 @@
 use super::softmax::THREAD_ROWS;
 use super::visibility::{Position, Sight};
 use signflash_core::Number;
-use signflash_ptx::{Acc, B32, F32, Pred, S32, Thread, U32, Val, Var};
+use signflash_ptx::{Acc, B32, F32, Operand, Pred, S32, Thread, U32, Val, Var};
 
 /// The first of a thread's columns.
 #[track_caller]
@@ -95,7 +95,11 @@ impl<'k> SeeingColumns<'k> {
 /// Gives hidden entries of accumulators this value. `sees` says of one of the thread's rows, and of a column counted
 /// from its first, whether that entry stays.
 #[track_caller]
-pub(crate) fn hide<'k>(accs: &[&Acc<'k>], value: f32, sees: impl Fn(usize, u32) -> Val<'k, Pred>) {
+pub(crate) fn hide<'k>(
+    accs: &[&Acc<'k>],
+    value: impl Operand<'k, F32> + Copy,
+    sees: impl Fn(usize, u32) -> Val<'k, Pred>,
+) {
     for (group, register) in (0..accs[0].groups()).flat_map(|group| (0..4).map(move |r| (group, r))) {
         let seen = sees(register / 2, (8 * group + register % 2) as u32);
         for acc in accs {
@@ -111,7 +115,7 @@ pub(crate) fn hide_keys<'k>(
     acc: &Acc<'k>,
     seen: &[SeenKeys<'k>; THREAD_ROWS],
     first: Val<'k, U32>,
-    value: f32,
+    value: impl Operand<'k, F32> + Copy,
 ) {
     hide(&[acc], value, |row, column| seen[row].contains(first + column));
 }
@@ -124,7 +128,7 @@ pub(crate) fn hide_keys_on<'k>(
     acc: &Acc<'k>,
     seen: &[SeenKeys<'k>; THREAD_ROWS],
     first: Val<'k, U32>,
-    value: f32,
+    value: impl Operand<'k, F32> + Copy,
 ) {
     let first = first.cast::<S32>();
     let ends = seen.each_ref().map(|seen| match side {

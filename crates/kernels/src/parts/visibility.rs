@@ -169,6 +169,8 @@ pub(crate) struct SeenRange<'k> {
     pub(crate) begin: Option<Val<'k, U32>>,
     /// Behind the last.
     pub(crate) end: Val<'k, U32>,
+    /// Whether some between them are hidden, if that is known.
+    pub(crate) has_holes: Option<Val<'k, Pred>>,
 }
 
 /// What the queries of a sequence see.
@@ -260,7 +262,7 @@ impl<'k> Sight<'k> {
         let end = (seeing + shift + (rows - 1)) / rows;
         let end = if has_left { seeing.eq(0).select(0u32, end) } else { end };
         let end = match self.range {
-            Some(SeenRange { begin, end: range_end }) => {
+            Some(SeenRange { begin, end: range_end, .. }) => {
                 let (first, behind) = (first.signed(), first.plus(first.constant(keys as i32)).signed());
                 let ends = !range_end.cast::<S32>().le(first);
                 let begins = begin.map(|begin| !behind.le(begin.cast::<S32>()));

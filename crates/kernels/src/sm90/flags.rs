@@ -6,7 +6,6 @@
 //! "dropped": twice the sign of a positive number, which is zero. So one instruction packs two probabilities and
 //! drops those that are dropped (bf16; f16 has to be rounded by another).
 use super::pipeline::FLAG_BLOCK_BYTES;
-use super::softmax::Selectors;
 use crate::config::{HopperCommon, HopperForm};
 use crate::parts::args::DropoutVals;
 use crate::parts::dropout::{DropSigns, Philox, ROW_WORDS, StreamColumn, StreamRow};
@@ -187,14 +186,27 @@ impl<'k> FlagReader<'k> {
         words
     }
 
-    /// Runs `body` with the selectors of the next step: a word has those of two rows, and is shifted when `body` asks.
-    pub(super) fn read(&mut self, warp: Warp<'k>, body: impl FnOnce(Selectors<'_, 'k>)) {
-        let words = self.words(warp);
-        body(&|k16| {
-            let words = &words[k16 / 2][2 * (k16 % 2)..];
-            let lower = |word: Val<'k, B32>| word >> 16u32;
-            Some([words[0], lower(words[0]), words[1], lower(words[1])])
-        });
+    /// The selectors of the next step.
+    pub(super) fn selectors(&mut self, warp: Warp<'k>) -> Selectors<'k> {
+        Selectors(self.words(warp))
+    }
+}
+
+/// Selectors of `prmt` of a step's pairs: a word has those of two rows, and is shifted when they are asked for.
+#[derive(Debug)]
+pub(super) struct Selectors<'k>(Vec<[Val<'k, B32>; 4]>);
+
+impl<'k> Selectors<'k> {
+    /// Those of 16 keys.
+    pub(super) fn of(&self, k16: usize) -> [Val<'k, B32>; 4] {
+        let words = &self.0[k16 / 2][2 * (k16 % 2)..];
+        let lower = |word: Val<'k, B32>| word >> 16u32;
+        [words[0], lower(words[0]), words[1], lower(words[1])]
+    }
+
+    /// The same, shifted once more when they are asked for: ptxas must not keep in registers what it has shifted before.
+    pub(super) fn anew(&self, warp: Warp<'k>) -> Self {
+        Selectors(self.0.iter().map(|words| words.map(|word| warp.shuffle_xor(word, 0))).collect())
     }
 }
 

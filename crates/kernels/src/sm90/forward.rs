@@ -25,13 +25,13 @@ use super::schedule::{Schedule, Shares};
 use super::steps::Steps;
 use crate::config::{BandKind, HopperCommon, HopperForm, Scores};
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
-use crate::parts::overlays::{ByQueries, OverlayVals};
+use crate::parts::overlays::{ByQueries, KeyMask, OverlayVals};
 use crate::parts::scores::{ScoreStage, ScoreVals};
 use crate::parts::sinks::SinksVals;
 use crate::parts::visibility::{KeyTiles, SeenRange, Sight};
 use crate::parts::work::Work;
 use signflash_ptx::{
-    Builder, Cta, Kernel, LaunchBounds, S32, TensorMap, Thread, U32, U64, Val, Warp, Warpgroup,
+    Builder, Cta, Kernel, LaunchBounds, Pred, S32, TensorMap, Thread, U32, U64, Val, Warp, Warpgroup,
 };
 
 kernel_args! {
@@ -62,6 +62,7 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperForm) -> Ke
         let sinks = common.scores.sinks.then(|| SinksVals::declare(cta));
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let overlays = OverlayVals::declare(cta, common.scores.overlays, common.operands.layout);
+        let overlays = overlays.map(OverlayVals::asking);
         let smem = Pipeline::plan(cta, common, form);
         cta.sync(); // barriers are initialised
         let block = Block {
@@ -162,7 +163,19 @@ impl<'k> Block<'_, 'k> {
         rows: impl FnOnce() -> [Val<'k, U32>; 2],
     ) -> Option<ByQueries<'k>> {
         let Work { sequence, head, .. } = tile.work;
-        Some(ByQueries::new(warp, self.overlays.as_ref()?, (sequence, head), rows()))
+        let overlays = self.overlays.as_ref().filter(|overlays| overlays.reads())?;
+        Some(ByQueries::new(warp, overlays, (sequence, head), rows()))
+    }
+
+    /// The mask to ask of a tile's keys, if there is one, and whether it is to be asked of a step's, the first of which
+    /// this is.
+    pub(super) fn key_mask(
+        &self,
+        tile: &Tile<'k>,
+        first: Val<'k, U32>,
+    ) -> Option<(KeyMask<'k>, Val<'k, Pred>)> {
+        let mask = self.overlays.as_ref()?.key_mask(self.cta.threads(), tile.work.sequence)?;
+        Some(mask).zip(tile.range.and_then(|range| range.is_to_be_asked(first)))
     }
 
     /// What becomes of scores.

@@ -3,20 +3,20 @@ use super::flags::FlagReader;
 use super::forward::{Block, Tile, WG_ROWS};
 use super::out::OutTile;
 use super::results::{ResultVals, WideRows};
-use super::softmax::{LateSoftmax, Selectors};
+use super::softmax::LateSoftmax;
 use super::turns::Turns;
 use crate::config::{BandKind, Stored};
 use crate::parts::epilogue::Before;
-use crate::parts::hiding::{SeenKeys, Side, first_column, hide_keys, hide_keys_on};
+use crate::parts::hiding::{SeenKeys, Side, first_column, hide, hide_keys, hide_keys_on};
 use crate::parts::overlays::{ByQueries, KeysRead, dynamic};
-use crate::parts::scores::{HeadScores, Place, RowsAre};
+use crate::parts::scores::{Caution, Folding, HeadScores, Place, RowsAre, StepWeights};
 use crate::parts::softmax::{RowResult, THREAD_ROWS, scale_rows};
 use crate::parts::work::Work;
 use crate::rows::head::QueryHeads;
 use crate::rows::lse::LseRows;
 use signflash_ptx::{
-    Acc, B32, BoxTile, BulkRingConsumer, Columns, F32, FullStage, PendingProduct, Product, Rows, U32, Val,
-    Var, Warp, Warpgroup,
+    Acc, B32, BoxTile, BulkRingConsumer, Columns, F32, FullStage, Operand, PendingProduct, Product, Rows,
+    U32, Val, Var, Warp, Warpgroup,
 };
 
 /// A warpgroup that multiplies.
@@ -47,6 +47,8 @@ struct OwnRows<'a, 'k> {
     v: BulkRingConsumer<'k>,
     flags: Option<FlagReader<'k>>,
     softmax: LateSoftmax<'k>,
+    /// Of a softcap, if there is one.
+    caution: Caution<'k>,
     s: Acc<'k>,
     out: Acc<'k>,
     /// Probabilities: for each 16 keys an operand.
@@ -113,16 +115,61 @@ impl<'k> Block<'_, 'k> {
         &self,
         warp: Warp<'k>,
         s: &Acc<'k>,
-        read: Option<KeysRead<'k>>,
+        read: &Option<KeysRead<'k>>,
         (at, step): (&At<'_, 'k>, Val<'k, U32>),
     ) {
-        let place = || Place {
+        let place = || self.place(warp, at, step);
+        at.scores.prepare(warp, s, place, dynamic(read));
+        self.hide(warp, s, f32::NEG_INFINITY, (at, step));
+    }
+
+    /// How a step's scores are weighed. They become ready for that, if that is all that it takes, products still.
+    fn weights<'b>(
+        &self,
+        warp: Warp<'k>,
+        (softmax, s): (&LateSoftmax<'k>, &Acc<'k>),
+        read: &'b Option<KeysRead<'k>>,
+        (at, step): (&At<'_, 'k>, Val<'k, U32>),
+        caution: &'b Caution<'k>,
+    ) -> StepWeights<'b, 'k> {
+        let Some(folding) = Folding::of(&self.common.scores) else {
+            self.prepare(warp, s, read, (at, step));
+            return softmax.of_t();
+        };
+        let is_edge = at.tile.keys.is_edge(step);
+        let is_asked = self.key_mask(at.tile, self.first_key(step)).map(|(_, is_asked)| is_asked);
+        let hides_some = is_asked.map_or(is_edge, |is_asked| is_edge | is_asked);
+        let (folding, place) = ((folding, hides_some), || self.place(warp, at, step));
+        let (weights, hidden) = at.scores.fold(warp, s, place, folding, dynamic(read), caution);
+        self.hide(warp, s, hidden, (at, step));
+        weights
+    }
+
+    /// Where a thread's scores of a step lie.
+    fn place(&self, warp: Warp<'k>, at: &At<'_, 'k>, step: Val<'k, U32>) -> Place<'k> {
+        Place {
             rows_are: RowsAre::Queries,
             row: own_row(warp, at.first_row, 0),
             column: self.first_key(step) + first_column(warp.threads()),
-        };
-        at.scores.prepare(warp, s, place, dynamic(&read));
-        let hidden = f32::NEG_INFINITY;
+        }
+    }
+
+    /// Gives what is hidden of a step this value.
+    fn hide(
+        &self,
+        warp: Warp<'k>,
+        s: &Acc<'k>,
+        hidden: impl Operand<'k, F32> + Copy,
+        (at, step): (&At<'_, 'k>, Val<'k, U32>),
+    ) {
+        if let Some((mask, is_asked)) = self.key_mask(at.tile, self.first_key(step)) {
+            warp.when(is_asked, |warp| {
+                let (t, first) = (warp.threads(), self.first_key(step) + first_column(warp.threads()));
+                let columns = (0..s.groups() as u32).map(|group| [0, 1].map(|x| first + (8 * group + x)));
+                let seen: Vec<_> = columns.map(|keys| keys.map(|key| mask.sees(t, key))).collect();
+                hide(&[s], hidden, |_, column| seen[column as usize / 8][column as usize % 8]);
+            });
+        }
         let seen = |warp| {
             let sight = self.sight_of(at.tile);
             let seen: [_; THREAD_ROWS] =
@@ -189,18 +236,6 @@ fn set<'k>(p: &[Var<'k, B32>; 4], words: [Val<'k, B32>; 4]) {
     p.iter().zip(words).for_each(|(p, word)| p.set(word));
 }
 
-/// Runs `body` with the selectors of the next step.
-fn with_selectors<'k>(
-    flags: &mut Option<FlagReader<'k>>,
-    warp: Warp<'k>,
-    body: impl FnOnce(Selectors<'_, 'k>),
-) {
-    match flags {
-        None => body(&|_| None),
-        Some(flags) => flags.read(warp, body),
-    }
-}
-
 impl<'a, 'k> Multiplier<'a, 'k> {
     fn new(block: &'a Block<'a, 'k>, wg: Warpgroup<'k>) -> Self {
         let Block { common, form, smem, .. } = block;
@@ -216,6 +251,7 @@ impl<'a, 'k> Multiplier<'a, 'k> {
             v: smem.v.consumer(warp),
             flags: smem.flags.map(|rings| FlagReader::new(warp, rings, wg_number, form)),
             softmax: LateSoftmax::new(warp, block.stage(), common),
+            caution: Caution::new(wg.threads(), &common.scores),
             s: wg.acc(form.step),
             out: wg.acc(common.operands.dims().v),
             p: (0..form.step / 16).map(|_| [zero(), zero(), zero(), zero()]).collect(),
@@ -254,7 +290,7 @@ impl<'a, 'k> Multiplier<'a, 'k> {
 impl<'k> OwnRows<'_, 'k> {
     /// The first step's scores and probabilities; their product with values comes with the next step's scores.
     fn first(&mut self, at: &At<'_, 'k>) {
-        let OwnRows { block, wg, k, flags, softmax, s, out, p, .. } = self;
+        let OwnRows { block, wg, k, flags, softmax, caution, s, out, p, .. } = self;
         let (warp, form) = (wg.warps(), block.form);
         out.clear();
         let k_stage = k.wait(warp);
@@ -262,13 +298,15 @@ impl<'k> OwnRows<'_, 'k> {
         let read = block.read(at, at.tile.steps.first);
         scores.wait();
         k_stage.release_products(warp);
-        block.prepare(warp, s, read, (at, at.tile.steps.first));
-        with_selectors(flags, warp, |selectors| softmax.first(s, p, selectors));
+        block.prepare(warp, s, &read, (at, at.tile.steps.first));
+        caution.reset();
+        let selectors = flags.as_mut().map(|flags| flags.selectors(warp));
+        softmax.first(s, p, selectors.as_ref());
     }
 
     /// A step: scores and the product with the last step's values together, then the softmax.
     fn step(&mut self, at: &At<'_, 'k>, step: Val<'k, U32>) {
-        let OwnRows { block, wg, turns, k, v, flags, softmax, s, out, p, .. } = self;
+        let OwnRows { block, wg, turns, k, v, flags, softmax, caution, s, out, p, .. } = self;
         let (wg, warp, form) = (*wg, wg.warps(), block.form);
         let k_stage = k.wait(warp);
         turns.begin(wg);
@@ -279,22 +317,23 @@ impl<'k> OwnRows<'_, 'k> {
         let read = block.read(at, step);
         scores.wait();
         k_stage.release_products(warp);
-        block.prepare(warp, s, read, (at, step));
-        with_selectors(flags, warp, |selectors| {
-            let mut progress = softmax.begin();
-            let early = 0..form.early as usize;
-            let early: Vec<_> = early.map(|k16| softmax.next(&mut progress, s, k16, selectors)).collect();
-            if form.early > 0 {
-                v_stage.hold_order(warp);
-            }
-            let out = sums.wait();
-            v_stage.release_products(warp);
-            for (k16, p) in p.iter().enumerate() {
-                let late = || softmax.next(&mut progress, s, k16, selectors);
-                set(p, early.get(k16).copied().unwrap_or_else(late));
-            }
-            softmax.end(progress, s, p, out);
-        });
+        let weights = block.weights(warp, (softmax, s), &read, (at, step), caution);
+        let selectors = flags.as_mut().map(|flags| flags.selectors(warp));
+        let selectors = selectors.as_ref();
+        let mut progress = softmax.begin(weights);
+        let early = 0..form.early as usize;
+        let early: Vec<_> = early.map(|k16| softmax.next(&mut progress, s, k16, selectors)).collect();
+        if form.early > 0 {
+            v_stage.hold_order(warp);
+        }
+        let out = sums.wait();
+        v_stage.release_products(warp);
+        for (k16, p) in p.iter().enumerate() {
+            let late = || softmax.next(&mut progress, s, k16, selectors);
+            set(p, early.get(k16).copied().unwrap_or_else(late));
+        }
+        let prepare = |warp| block.prepare(warp, s, &read, (at, step));
+        softmax.end(progress, (s, p, out), selectors, prepare);
     }
 
     /// The last product with values, and the output.

@@ -9,15 +9,18 @@
 //! and the output so far made relative to it. A row that has seen no key has NaN for a shift, fails every test, and
 //! so gets its maximum with its first key.
 //!
+//! Scores may be products still (`parts/scores/folded.rs`). What is made of these need not be right where a step fails its test,
+//! and only then do they become what a maximum is looked for among.
+//!
 //! A row whose maximum is so large that it must be subtracted before scores are scaled ([`LARGE_LOG2`]) has NaN for a
 //! shift, too: each of its steps is done again, with scores less the maximum.
 //!
 //! With dropout, pairs of bf16 are not rounded but cut off, because `prmt` can pack, cut off and drop at once
 //! (`flags.rs`). Exponentials are therefore taken a little too large, by [`LIFT`], so that what is cut off is made up
 //! for on average, and the sums are corrected when a row is finished.
-use super::flags::kept;
+use super::flags::{Selectors, kept};
 use crate::config::HopperCommon;
-use crate::parts::scores::ScoreStage;
+use crate::parts::scores::{ScoreStage, StepWeights};
 use crate::parts::softmax::{LARGE_LOG2, RowResult, THREAD_ROWS, finite, over_row, scale_rows, subtract};
 use signflash_ptx::{Acc, B32, F32, Half, Pred, Thread, U32, Val, Var, Warp};
 use std::array::from_fn;
@@ -32,9 +35,6 @@ const LIFT: f32 = 0.003_901_0;
 
 /// Probabilities as operands: for each 16 keys four registers.
 pub(crate) type Packed<'k> = [[Var<'k, B32>; 4]];
-
-/// For each 16 keys what packs the four pairs (`flags.rs`); nothing to ask without dropout.
-pub(crate) type Selectors<'a, 'k> = &'a dyn Fn(usize) -> Option<Words<'k>>;
 
 /// Four registers of an operand.
 type Words<'k> = [Val<'k, B32>; 4];
@@ -57,8 +57,8 @@ fn is_large<'k>(t: Thread<'k>, shift: Val<'k, F32>) -> Val<'k, Pred> {
 }
 
 /// A step of [`LateSoftmax`] that has begun.
-#[derive(Debug)]
-pub(crate) struct Progress<'k> {
+pub(crate) struct Progress<'a, 'k> {
+    weights: StepWeights<'a, 'k>,
     shift: [Val<'k, F32>; THREAD_ROWS],
     sums: Sums<'k>,
 }
@@ -94,40 +94,59 @@ impl<'k> LateSoftmax<'k> {
 
     /// Scores of the first keys become exponentials, packed. Nothing is in the output yet.
     #[track_caller]
-    pub(crate) fn first(&self, s: &Acc<'k>, p: &Packed<'k>, selectors: Selectors<'_, 'k>) {
+    pub(crate) fn first(&self, s: &Acc<'k>, p: &Packed<'k>, selectors: Option<&Selectors<'k>>) {
         let newest = self.newest(s, [f32::NEG_INFINITY; 2].map(|x| self.warp.threads().f32(x)));
         self.set_max(newest);
         let Reference { shift, .. } = self.refer(s);
-        self.exponentials(s, p, shift, |pairs, k16, _| self.pack(pairs, selectors(k16)));
+        self.exponentials(s, p, shift, |pairs, k16, _| self.pack(pairs, selectors.map(|of| of.of(k16))));
         (0..THREAD_ROWS).for_each(|row| self.sum[row].set(self.step_sum[row].get()));
     }
 
+    /// Numbers t are weighed.
+    pub(crate) fn of_t<'a>(&self) -> StepWeights<'a, 'k> {
+        StepWeights::of_t(self.warp.threads(), self.stage.factor())
+    }
+
     /// Further scores are about to become exponentials.
-    pub(crate) fn begin(&self) -> Progress<'k> {
-        Progress { shift: from_fn(|row| self.shift[row].get()), sums: [None; THREAD_ROWS] }
+    pub(crate) fn begin<'a>(&self, weights: StepWeights<'a, 'k>) -> Progress<'a, 'k> {
+        let shift = weights.shifts(from_fn(|row| self.shift[row].get()));
+        Progress { weights, shift, sums: [None; THREAD_ROWS] }
     }
 
     /// The next piece of 16 keys.
     #[track_caller]
     pub(crate) fn next(
         &self,
-        progress: &mut Progress<'k>,
+        progress: &mut Progress<'_, 'k>,
         s: &Acc<'k>,
         k16: usize,
-        selectors: Selectors<'_, 'k>,
+        selectors: Option<&Selectors<'k>>,
     ) -> Words<'k> {
-        let Progress { shift, sums } = progress;
-        self.pack(self.pairs(s, k16, *shift, sums), selectors(k16))
+        let Progress { weights, shift, sums } = progress;
+        self.pack(self.pairs((s, weights), k16, *shift, sums), selectors.map(|of| of.of(k16)))
     }
 
-    /// All pieces are in `p`; `out` is corrected if they have grown, and then they are computed anew.
+    /// All pieces are in `p`; `out` is corrected if they have grown, and then they are computed anew, of scores that
+    /// `prepare` has made numbers t of.
     #[track_caller]
-    pub(crate) fn end(&self, progress: Progress<'k>, s: &Acc<'k>, p: &Packed<'k>, out: &Acc<'k>) {
+    pub(crate) fn end(
+        &self,
+        progress: Progress<'_, 'k>,
+        (s, p, out): (&Acc<'k>, &Packed<'k>, &Acc<'k>),
+        selectors: Option<&Selectors<'k>>,
+        prepare: impl FnOnce(Warp<'k>),
+    ) {
         self.set_step_sums(progress.sums);
         // A NaN is not less.
         let small = |row: usize| self.step_sum[row].get().lt(GROWN);
         let grown = !(small(0) & small(1));
-        self.warp.when(self.warp.any(grown), |_| {
+        let failed = progress.weights.failed().map(|failed| self.warp.any(failed));
+        let again = self.warp.any(grown);
+        self.warp.when(failed.map_or(again, |failed| failed | again), |warp| {
+            progress.weights.settle(warp, s, prepare);
+            if let Some(failed) = failed {
+                progress.weights.learn(failed);
+            }
             let before: [_; THREAD_ROWS] = from_fn(|row| self.max[row].get());
             self.set_max(self.newest(s, before));
             let Reference { base, shift } = self.refer(s);
@@ -135,9 +154,11 @@ impl<'k> LateSoftmax<'k> {
             let corrections = from_fn(|row| self.stage.weight(before[row] - base[row], lowered[row]));
             (0..THREAD_ROWS).for_each(|row| self.sum[row].set(self.sum[row].get() * corrections[row]));
             scale_rows(out, corrections);
-            self.exponentials(s, p, shift, |pairs, _, before| match self.dropout {
-                false => self.pack(pairs, None),
-                true => self.pack_again(pairs, before),
+            // What was there may be zero for no reason.
+            let selectors = failed.and(selectors).map(|of| of.anew(warp));
+            self.exponentials(s, p, shift, |pairs, k16, before| match &selectors {
+                None if self.dropout => self.pack_again(pairs, before),
+                _ => self.pack(pairs, selectors.as_ref().map(|of| of.of(k16))),
             });
         });
         for row in 0..THREAD_ROWS {
@@ -199,9 +220,10 @@ impl<'k> LateSoftmax<'k> {
         shift: [Val<'k, F32>; THREAD_ROWS],
         pack: impl Fn(Pairs<'k>, usize, Words<'k>) -> Words<'k>,
     ) {
-        let mut sums = [None; THREAD_ROWS];
+        let (weights, mut sums) = (self.of_t(), [None; THREAD_ROWS]);
         for (k16, p) in p.iter().enumerate() {
-            let words = pack(self.pairs(s, k16, shift, &mut sums), k16, p.each_ref().map(Var::get));
+            let words =
+                pack(self.pairs((s, &weights), k16, shift, &mut sums), k16, p.each_ref().map(Var::get));
             p.iter().zip(words).for_each(|(p, word)| p.set(word));
         }
         self.set_step_sums(sums);
@@ -211,7 +233,7 @@ impl<'k> LateSoftmax<'k> {
     #[track_caller]
     fn pairs(
         &self,
-        s: &Acc<'k>,
+        (s, weights): (&Acc<'k>, &StepWeights<'_, 'k>),
         k16: usize,
         shift: [Val<'k, F32>; THREAD_ROWS],
         sums: &mut Sums<'k>,
@@ -219,7 +241,7 @@ impl<'k> LateSoftmax<'k> {
         from_fn(|i| {
             let (group, row) = (2 * k16 + i / 2, i % 2);
             [0, 1].map(|x| {
-                let e = self.stage.weight(s.at(group, 2 * row + x).get(), shift[row]);
+                let e = weights.of([group, 2 * row + x], s.at(group, 2 * row + x).get(), shift[row]);
                 sums[row] = Some(sums[row].map_or(e, |sum| sum + e));
                 e
             })

@@ -3,6 +3,7 @@ use crate::config::{
     BandKind, Common, HeadDims, HopperCommon, HopperForm, HopperKeysForm, Operands, Product, Scores,
 };
 use crate::gpu::Gpu;
+use crate::parts::scores::Folding;
 use signflash_core::{Problem, Window};
 
 /// A row of the forward's table.
@@ -17,6 +18,8 @@ struct Row {
     overlay_registers: u32,
     /// For no more keys than these.
     up_to_keys: usize,
+    /// Registers of who multiplies if more than a product is part of an exponent.
+    folding_registers: Option<u32>,
     form: HopperForm,
 }
 
@@ -37,6 +40,11 @@ impl Row {
 
     const fn up_to_keys(self, up_to_keys: usize) -> Row {
         Row { up_to_keys, ..self }
+    }
+
+    /// With so many registers where scores need some.
+    const fn folding(self, registers: u32) -> Row {
+        Row { folding_registers: Some(registers), ..self }
     }
 
     /// Warpgroups start their products in turns.
@@ -71,6 +79,7 @@ const fn row(head_dim: u32, [warpgroups, step, stages, registers]: [u32; 4]) -> 
         dropout: false,
         overlay_registers: 0,
         up_to_keys: usize::MAX,
+        folding_registers: None,
         form,
     }
 }
@@ -83,9 +92,9 @@ const FORWARD: &[Row] = &[
     // In a window, tiles of 192 rows see more steps of which they need a part only.
     row(64, [2, 128, 2, 232]).turns().band(BandKind::Both),
     row(64, [3, 128, 2, 160]).turns(),
-    row(64, [2, 128, 3, 168]).early(4).drop(1, 4),
+    row(64, [2, 128, 3, 168]).folding(176).early(4).drop(1, 4),
     row(128, [2, 128, 2, 232]).turns().early(4),
-    row(128, [2, 128, 2, 200]).turns().early(4).drop(1, 2),
+    row(128, [2, 128, 2, 200]).folding(208).turns().early(4).drop(1, 2),
     row(192, [2, 128, 2, 232]).v(128).turns().early(4).out_in_q(),
     row(192, [2, 96, 2, 200]).v(128).turns().early(3).drop(1, 2),
     row(192, [2, 112, 2, 232]).turns().out_in_q(),
@@ -113,7 +122,11 @@ pub(crate) fn forward(common: &HopperCommon, seqlen_k: usize, gpu: Gpu) -> Optio
             && row.band.is_none_or(|of| of == band)
             && row.form.smem_bytes(common) <= gpu.smem_per_block_bytes
     };
-    FORWARD.iter().find(fits).map(|row| row.form)
+    let folds = Folding::of(&common.scores).is_some();
+    FORWARD.iter().find(fits).map(|row| {
+        let more = row.folding_registers.filter(|_| folds);
+        HopperForm { registers: more.unwrap_or(row.form.registers), ..row.form }
+    })
 }
 
 /// Of the kernel that writes probs.

@@ -9,10 +9,12 @@
 //! lengths only the GPU knows, and what lies behind it there is hidden here.
 mod by_keys;
 mod by_queries;
+mod holes;
 mod numbers;
 
 pub(crate) use by_keys::{ByKeys, QueriesRead};
 pub(crate) use by_queries::{ByQueries, KeysRead};
+pub(crate) use holes::KeyMask;
 pub(crate) use numbers::load_one;
 
 use super::args::{ScoreTensor, ScoreTensorVals, kernel_args};
@@ -40,7 +42,7 @@ kernel_args! {
 kernel_args! {
     /// Which keys a mask leaves, whatever the query (`padding.rs`).
     PaddingArgs / PaddingVals {
-        /// For each sequence the first key (u32), and behind the last.
+        /// For each sequence the first key (u32), behind the last, and whether some between them are hidden.
         ranges: u64,
         /// From one sequence to the next; 0 if all have the same.
         ranges_step: u64,
@@ -75,6 +77,8 @@ pub(crate) struct OverlayVals<'k> {
     bias: Option<(OverlayKind, ScoreTensorVals<'k>)>,
     mask: Option<(OverlayKind, ScoreTensorVals<'k>)>,
     padding: Option<PaddingVals<'k>>,
+    /// Whether a mask of keys is asked where it hides some, and not read for every tile.
+    asks: bool,
     /// Whether sequences are packed.
     packed: bool,
 }
@@ -87,15 +91,16 @@ impl<'k> OverlayVals<'k> {
             bias: kinds.bias.map(|kind| (kind, BiasVals::declare(cta).bias)),
             mask: kinds.mask.map(|kind| (kind, MaskVals::declare(cta).mask)),
             padding: kinds.padding.then(|| PaddingVals::declare(cta)),
+            asks: false,
             packed,
         })
     }
 
-    /// Both, of which there may be none.
+    /// Both, as far as they are read for every tile.
     fn tensors<T>(&self, of: impl Fn(OverlayKind, &ScoreTensorVals<'k>) -> T) -> Both<T> {
         Both {
             bias: self.bias.as_ref().map(|(kind, tensor)| of(*kind, tensor)),
-            mask: self.mask.as_ref().map(|(kind, tensor)| of(*kind, tensor)),
+            mask: self.mask.as_ref().filter(|_| !self.asks).map(|(kind, tensor)| of(*kind, tensor)),
         }
     }
 
@@ -108,10 +113,10 @@ impl<'k> OverlayVals<'k> {
         match &self.padding {
             Some(args) => {
                 let own = self.sequence_number(sequence).widen().mul_add(args.ranges_step, args.ranges);
-                let [begin, end] = t.load_constant::<U32, 2>(GlobalAddr::new(own));
-                Some(SeenRange { begin: Some(begin), end: end.min(keys) })
+                let [begin, end, has_holes, _] = t.load_constant::<U32, 4>(GlobalAddr::new(own));
+                Some(SeenRange { begin: Some(begin), end: end.min(keys), has_holes: Some(has_holes.ne(0)) })
             }
-            None => self.packed.then_some(SeenRange { begin: None, end: keys }),
+            None => self.packed.then_some(SeenRange { begin: None, end: keys, has_holes: None }),
         }
     }
 

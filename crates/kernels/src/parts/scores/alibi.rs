@@ -6,7 +6,7 @@
 use super::{Place, RowsAre, cells, column};
 use crate::parts::args::kernel_args;
 use crate::parts::sequence::Sequence;
-use signflash_ptx::{Acc, F32, GlobalAddr, S32, Thread, U32, Val, Warp};
+use signflash_ptx::{Acc, F32, GlobalAddr, Pred, S32, Thread, U32, Val, Warp};
 
 kernel_args! {
     /// Where slopes are, and where the diagonal is.
@@ -83,15 +83,8 @@ impl<'k> Alibi<'k> {
 impl<'k> AlibiAt<'k> {
     /// Scores are scaled, and this is added.
     pub(super) fn add_to(&self, warp: Warp<'k>, s: &Acc<'k>, scale: Val<'k, F32>) {
-        let width = (8 * (s.groups() - 1) + 1) as f32;
-        let [first, second] = self.first;
-        // How far before the diagonal: at least, at most.
-        let (least, most) = match self.rows_are {
-            RowsAre::Queries => (first - width, second),
-            RowsAre::Keys => (second, first + width),
-        };
-        let zero = warp.threads().f32(0.0);
-        let (some_behind, some_before) = (warp.any(least.lt(0.0)), warp.any(zero.lt(most)));
+        let width = width(s);
+        let [some_behind, some_before] = self.some_are(warp, s);
         warp.when(!some_behind, |_| {
             let from_last = self.rows_are == RowsAre::Queries;
             let nearest = self.first.map(|first| if from_last { first - width } else { first });
@@ -102,11 +95,42 @@ impl<'k> AlibiAt<'k> {
             let nearest = self.first.map(|first| if from_last { -first - width } else { -first });
             self.add_linear(s, scale, nearest, from_last.then_some(width));
         });
-        warp.when(some_behind & some_before, |_| {
-            for (at, x) in cells(s) {
-                x.set(self.plus(at, x.get() * scale));
-            }
-        });
+        warp.when(some_behind & some_before, |_| self.add_to_each(s, scale));
+    }
+
+    /// The same, wherever the diagonal is.
+    pub(super) fn add_to_each(&self, s: &Acc<'k>, scale: Val<'k, F32>) {
+        for (at, x) in cells(s) {
+            x.set(self.plus(at, x.get() * scale));
+        }
+    }
+
+    /// Whether some of a warp's numbers lie behind the diagonal, and whether some lie before it.
+    fn some_are(&self, warp: Warp<'k>, s: &Acc<'k>) -> [Val<'k, Pred>; 2] {
+        let (width, [first, second]) = (width(s), self.first);
+        // How far before the diagonal: at least, at most.
+        let (least, most) = match self.rows_are {
+            RowsAre::Queries => (first - width, second),
+            RowsAre::Keys => (second, first + width),
+        };
+        let zero = warp.threads().f32(0.0);
+        [warp.any(least.lt(0.0)), warp.any(zero.lt(most))]
+    }
+
+    /// Whether they lie behind it, and whether they lie on both sides.
+    pub(super) fn sides(&self, warp: Warp<'k>, s: &Acc<'k>) -> [Val<'k, Pred>; 2] {
+        let [behind, before] = self.some_are(warp, s);
+        [behind, behind & before]
+    }
+
+    /// What a distance is multiplied by.
+    pub(super) fn slope(&self) -> Val<'k, F32> {
+        self.slope
+    }
+
+    /// For each of the thread's rows, how far before the diagonal its first column is.
+    pub(super) fn rows(&self) -> [Val<'k, F32>; 2] {
+        self.first
     }
 
     /// Where distances grow from the nearest on, that of the first column, or of the last, so many columns on.
@@ -134,4 +158,9 @@ impl<'k> AlibiAt<'k> {
         };
         distance.abs().mul_add(self.slope, to)
     }
+}
+
+/// From a thread's first column to its last.
+fn width(s: &Acc<'_>) -> f32 {
+    (8 * (s.groups() - 1) + 1) as f32
 }

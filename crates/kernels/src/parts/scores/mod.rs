@@ -22,10 +22,12 @@
 //! score is known of its tanh alone. So where something is added to such, or hides them, a backward does it only while it
 //! makes weights ([`HeadScores::prepare_for_gradients`]).
 mod alibi;
+mod folded;
 mod gradients;
 mod softcap;
 
 pub(crate) use alibi::{AlibiArgs, AlibiVals};
+pub(crate) use folded::{Caution, Folding, StepWeights};
 pub(crate) use gradients::{Weights, doubled_score_gradient, score_gradient};
 pub(crate) use softcap::{SoftcapArgs, SoftcapVals};
 

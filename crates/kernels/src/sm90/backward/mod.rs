@@ -132,6 +132,7 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperKeysForm) -
         let scores = ScoreVals::declare(cta, &common.scores);
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let overlays = OverlayVals::declare(cta, common.scores.overlays, common.operands.layout);
+        let overlays = overlays.map(OverlayVals::asking);
         let smem = Smem::plan(cta, common, form);
         let block = |work| {
             let Work { sequence, .. } = work;

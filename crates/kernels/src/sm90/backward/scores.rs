@@ -54,7 +54,7 @@ impl<'k> Block<'_, 'k> {
         warp: Warp<'k>,
         wg_number: impl FnOnce() -> Val<'k, U32>,
     ) -> Option<ByKeys<'k>> {
-        let overlays = self.overlays.as_ref()?;
+        let overlays = self.overlays.as_ref().filter(|overlays| overlays.reads())?;
         let first = self.first_key() + wg_number() * WG_ROWS + (warp.threads().index() >> 5u32 & 3) * 16;
         Some(ByKeys::new(warp, overlays, self.work.sequence, first))
     }
@@ -152,6 +152,30 @@ impl<'k> Block<'_, 'k> {
             hide(accs, 0.0, |row, column| seeing[row].contains(column));
             if let Some(packed) = packed {
                 hide_packed(packed, |row, column| seeing[row].contains(column));
+            }
+        });
+        self.hide_unseen_keys(warp, wg_number, accs, packed);
+    }
+
+    /// The same of what a mask of keys says of the thread's two.
+    fn hide_unseen_keys(
+        &self,
+        warp: Warp<'k>,
+        wg_number: Val<'k, U32>,
+        accs: &[&Acc<'k>],
+        packed: Option<&Operand<'k>>,
+    ) {
+        let first_key = self.first_key();
+        let is_asked = self.range.and_then(|range| range.is_to_be_asked(first_key));
+        let mask = || self.overlays.as_ref()?.key_mask(warp.threads(), self.work.sequence);
+        let Some((is_asked, mask)) = is_asked.and_then(|is_asked| Some((is_asked, mask()?))) else { return };
+        warp.when(is_asked, |warp| {
+            let t = warp.threads();
+            let own_key = own_key(t, first_key, wg_number);
+            let seen = [0, 8].map(|lower| mask.sees(t, own_key + lower));
+            hide(accs, 0.0, |row, _| seen[row]);
+            if let Some(packed) = packed {
+                hide_packed(packed, |row, _| seen[row]);
             }
         });
     }
