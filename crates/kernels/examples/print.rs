@@ -117,7 +117,8 @@ fn main() {
 /// What is added to scores.
 fn overlays(words: &[String]) -> Overlays {
     let has = |word: &str| words.iter().any(|w| w == word);
-    let kind = |numbers| OverlayKind { numbers, per_key: has("perkey"), pairs: has("pairs") };
+    let kind =
+        |numbers| OverlayKind { numbers, per_key: has("perkey"), pairs: has("pairs"), boxes: has("boxes") };
     let bias = words.iter().find_map(|word| word.strip_prefix("bias=")).map(|numbers| match numbers {
         "f32" => Numbers::F32,
         "f16" => Numbers::F16,

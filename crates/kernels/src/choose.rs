@@ -7,7 +7,7 @@ use crate::config::{
 };
 use crate::geometry::column_shift;
 use crate::gpu::Gpu;
-use crate::overlays::numbers_of;
+use crate::overlays::{boxed_bias, numbers_of};
 use crate::padding;
 use crate::scores::{DeviceScoreTensor, DeviceScores};
 use crate::tables::{hopper, portable};
@@ -58,11 +58,16 @@ impl<'a> ForwardChoice<'a> {
         let ForwardCall { problem, half, stored, q, k, v, .. } = *call;
         let common = common(problem, (half, stored), &[q, k, v, call.out_in_halves()], &call.scores);
         let own = allowed(gpu, kernels).and_then(|()| takes::forward(call)).and_then(|()| {
-            let form = hopper::forward(&common.hopper(), keys_of_a_sequence(problem), gpu);
-            form.ok_or_else(|| NotHopper::Call("no form of its kernel fits the GPU's shared memory".into()))
+            let read = common.hopper();
+            let boxed = boxed_bias(problem, &call.scores).map(|_| read.boxed());
+            let mut forms = boxed.into_iter().chain([read]).filter_map(|common| {
+                hopper::forward(&common, keys_of_a_sequence(problem), gpu).map(|form| (common, form))
+            });
+            let none = || NotHopper::Call("no form of its kernel fits the GPU's shared memory".into());
+            forms.next().ok_or_else(none)
         });
         let (forward, not_hopper) = match own {
-            Ok(form) => (ForwardKernel::Hopper(common.hopper(), form), None),
+            Ok((common, form)) => (ForwardKernel::Hopper(common, form), None),
             Err(reason) => {
                 (ForwardKernel::Portable(common, portable::Asked::of(problem, gpu).forward()), Some(reason))
             }
@@ -166,9 +171,12 @@ impl<'a> BackwardChoice<'a> {
         let (keys, dq) = match own {
             Ok(()) => {
                 let common = hopper::keys_common(&common);
+                let boxed =
+                    common.operands.dims().max() <= 128 && boxed_bias(problem, &call.scores).is_some();
+                let common = if boxed { common.boxed() } else { common };
                 let (Scores { kind, dropout, overlays, .. }, walk) =
                     (common.scores, hopper::Walk::of(problem));
-                let (dims, own) = (common.operands.dims(), (kind.product, overlays.are_by_query()));
+                let (dims, own) = (common.operands.dims(), (kind.product, overlays.are_by_query(), boxed));
                 let form = hopper::keys(dims, own, (dropout, deterministic), walk);
                 own_kernels(HopperCommon { scores: common.scores.by_keys(), ..common }, form, stored[0])
             }

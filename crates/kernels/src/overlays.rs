@@ -5,7 +5,7 @@ use crate::geometry::column_shift;
 use crate::padding::has_padding;
 use crate::parts::overlays::{BiasArgs, MaskArgs, OverlayArgs, PaddingArgs};
 use crate::scores::{DeviceScoreTensor, DeviceScores};
-use crate::tensor::ScoreTensor;
+use crate::tensor::{DeviceTensor, ScoreTensor};
 use signflash_core::{Dtype, Problem, contiguous_strides};
 
 impl Overlays {
@@ -30,6 +30,24 @@ pub(crate) fn are_by_query(problem: &Problem) -> bool {
     shapes.into_iter().flatten().any(|shape| shape[2] != 1)
 }
 
+/// The bias as a tensor for the copy engine, and its sizes in the order of such, if it can bring it.
+pub(crate) fn boxed_bias(problem: &Problem, scores: &DeviceScores) -> Option<(DeviceTensor, [usize; 4])> {
+    let bias = problem.bias().filter(|bias| numbers_of(bias.dtype) != Numbers::F32)?;
+    let [batches, heads, rows, columns] = bias.shape;
+    let DeviceScoreTensor { ptr, strides } =
+        scores.bias.unwrap_or_else(|| DeviceScoreTensor::of(0, contiguous_strides(bias.shape)));
+    let [batch_stride, head_stride, row_stride, _] = strides;
+    let is_even = |i: usize| {
+        bias.shape[i] == 1 || (strides[i] > 0 && strides[i].is_multiple_of(8) && strides[i] < 1 << 38)
+    };
+    let is_whole = !problem.is_packed() && !bias.shape.contains(&0) && rows > 1;
+    let is_brought = strides[3] == 1 && ptr.is_multiple_of(16) && (0..3).all(is_even);
+    // A mask that is read comes with the bias.
+    let is_alone = problem.mask().is_none() || has_padding(problem);
+    let tensor = DeviceTensor { ptr, batch_stride, row_stride, head_stride };
+    (is_whole && is_brought && is_alone).then_some((tensor, [batches, rows, heads, columns]))
+}
+
 impl OverlayKind {
     /// Of a tensor of this shape, in tiles that start so many columns before its first.
     pub(crate) fn of(numbers: Numbers, shape: [usize; 4], tensor: DeviceScoreTensor, shift: u32) -> Self {
@@ -41,7 +59,7 @@ impl OverlayKind {
             && ptr.is_multiple_of(2 * u64::from(numbers.bytes()))
             && rows_are_even
             && shift.is_multiple_of(2);
-        OverlayKind { numbers, per_key: shape[2] == 1, pairs }
+        OverlayKind { numbers, per_key: shape[2] == 1, pairs, boxes: false }
     }
 }
 

@@ -59,7 +59,7 @@ impl Workspace {
         if gpu.is_hopper() {
             let dims = hopper::keys_dims(dims);
             let (own, walk) =
-                ((ScoreKind::of(problem).product, are_by_query(problem)), hopper::Walk::of(problem));
+                ((ScoreKind::of(problem).product, are_by_query(problem), false), hopper::Walk::of(problem));
             let own = hopper::keys(dims, own, (dropout, deterministic), walk);
             sums = sums.max(sums_bytes(problem, dims.q, own.step));
             counters = own_counters_bytes(problem, &own);

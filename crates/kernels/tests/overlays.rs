@@ -4,8 +4,8 @@
 mod common;
 
 use common::On;
-use signflash_core::Dtype;
 use signflash_core::suite::{Case, Extent, run_case};
+use signflash_core::{Dtype, Slopes};
 use signflash_kernels::{Gpu, Interpreted};
 
 use Extent::{Each, One};
@@ -46,6 +46,21 @@ fn causal_padding() {
 #[test]
 fn a_bias_for_each_query() {
     check("bias", case(70, 98).bias(Dtype::Bf16, [One, Each, Each]));
+}
+
+/// Rows of whole pieces of 16 bytes: the copy engine brings them.
+#[test]
+fn a_bias_in_boxes() {
+    check("boxes", case(150, 264).head_dim(64).bias(Dtype::Bf16, [One, Each, Each]).dropout(0.2));
+    let of_batches = case(70, 136).batch(2).heads(2, 2).bias(Dtype::F16, [Each, One, Each]);
+    check("boxes of batches", of_batches.causal().softmax_scale(-0.2));
+}
+
+#[test]
+fn a_bias_in_boxes_of_bent_scores() {
+    let case = case(40, 200).head_dim(128).bias(Dtype::Bf16, [One, Each, Each]);
+    check("boxes and all", case.clone().softcap(4.0).alibi(Slopes::PerHead).sinks().mask([Each, One, One]));
+    check("boxes of a window", case.window(40, 3).dropout(0.2));
 }
 
 #[test]

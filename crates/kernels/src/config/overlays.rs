@@ -21,6 +21,8 @@ pub struct OverlayKind {
     pub per_key: bool,
     /// Whether the numbers of two neighbouring keys are read at once.
     pub pairs: bool,
+    /// Whether the copy engine brings them, in boxes, instead.
+    pub boxes: bool,
 }
 
 /// Formats of such numbers.
@@ -46,6 +48,17 @@ impl Overlays {
         Overlays { mask: self.mask.map(ask), ..self }
     }
 
+    /// The same with a bias in boxes.
+    pub(crate) fn boxed(self) -> Self {
+        let boxed = |kind: OverlayKind| OverlayKind { pairs: false, boxes: true, ..kind };
+        Overlays { bias: self.bias.map(boxed), ..self }
+    }
+
+    /// Whether a bias comes in boxes.
+    pub(crate) fn has_boxes(&self) -> bool {
+        self.bias.is_some_and(|kind| kind.boxes)
+    }
+
     /// The mask that is read for every tile, if there is one.
     pub(crate) fn mask_read(&self) -> Option<OverlayKind> {
         self.mask.filter(|_| !self.padding)
@@ -55,7 +68,11 @@ impl Overlays {
     pub(crate) fn registers(&self) -> u32 {
         let of = |kind: OverlayKind| {
             let two = if kind.pairs && kind.numbers != Numbers::F32 { 1 } else { 2 };
-            if kind.per_key { two } else { 2 * two }
+            match (kind.boxes, kind.per_key) {
+                (true, _) => 0,
+                (false, true) => two,
+                (false, false) => 2 * two,
+            }
         };
         [self.bias, self.mask_read()].into_iter().flatten().map(of).sum()
     }
@@ -103,8 +120,17 @@ impl Numbers {
 impl fmt::Display for Overlays {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, kind) in [("bias", self.bias), ("mask", self.mask)] {
-            if let Some(OverlayKind { numbers, per_key, pairs }) = kind {
-                let (key, two) = (if per_key { "key" } else { "" }, if pairs { "x2" } else { "" });
+            if let Some(OverlayKind { numbers, per_key, pairs, boxes }) = kind {
+                let (key, two) = (
+                    if per_key { "key" } else { "" },
+                    if boxes {
+                        "box"
+                    } else if pairs {
+                        "x2"
+                    } else {
+                        ""
+                    },
+                );
                 write!(f, "_{key}{name}{}{two}", numbers.name())?;
             }
         }

@@ -9,6 +9,7 @@ use crate::call::{CallError, Task, TooManyBlocks, check_features};
 use crate::choose::{BackwardChoice, ForwardChoice};
 use crate::config::{Config, DqKernel, ForwardKernel, HopperCommon, HopperKeysForm, KeysKernel, Layout};
 use crate::geometry::{heads, heads_at_once, is_triangle, query_tiles, stat_rows};
+use crate::overlays::boxed_bias;
 use crate::packed::lists::{Listed, Lists};
 use crate::packed::matrices::MatricesArgs;
 use crate::parts::args::ProblemArgs;
@@ -72,6 +73,9 @@ impl ForwardChoice<'_> {
                     v: v.map(shape.v(), form.step, layout),
                 };
                 let out = Results::of(out, shape.out(), common.operands);
+                let bias = boxed_bias(plan.problem, &self.call.scores)
+                    .filter(|_| common.scores.overlays.has_boxes())
+                    .map(|(bias, sizes)| bias.map(sizes, WG_ROWS, Layout::Batch));
                 // Parts of results are computed while others travel, and what sends them holds some multiprocessors: with several
                 // blocks for each, those that are free take more.
                 let blocks_each = if common.operands.stored.is_wide() { 4 } else { 1 };
@@ -79,6 +83,9 @@ impl ForwardChoice<'_> {
                     args.push(list);
                     out.push(list);
                     list.push(Arg::U64(lse));
+                    if let Some(boxed_bias) = bias {
+                        sm90::forward::BoxedArgs { boxed_bias }.push(list);
+                    }
                 })
             }
         }
@@ -235,8 +242,16 @@ impl BackwardChoice<'_> {
             KeysKernel::Hopper(common, form) => {
                 let own = self.own_keys_args(plan, common, form);
                 let launch = plan.by_keys(config, form.keys);
+                let bias = boxed_bias(plan.problem, &call.scores)
+                    .filter(|_| common.scores.overlays.has_boxes())
+                    .map(|(bias, sizes)| bias.map(sizes, form.step, Layout::Batch));
                 if !form.persistent {
-                    return plan.launch(launch, &own);
+                    return plan.launch(launch, &|list| {
+                        own(list);
+                        if let Some(boxed_bias) = bias {
+                            sm90::forward::BoxedArgs { boxed_bias }.push(list);
+                        }
+                    });
                 }
                 let units = i32::try_from(launch.blocks);
                 let units = units.map_err(|_| TooManyBlocks { blocks: launch.blocks })? as u32;

@@ -47,6 +47,14 @@ kernel_args! {
     }
 }
 
+kernel_args! {
+    /// What a forward, or the pass over keys, is told of a bias in boxes.
+    BoxedArgs / BoxedVals {
+        /// The bias, boxes of 64 rows, or of a step's.
+        boxed_bias: TensorMap,
+    }
+}
+
 /// Rows of a warpgroup.
 pub(crate) const WG_ROWS: u32 = 64;
 
@@ -58,6 +66,7 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperForm) -> Ke
         let shares = Shares::declare(cta, common.operands.layout);
         let args = ForwardVals::declare(cta);
         let results = (ResultVals::declare(cta, names!("out"), common.operands), cta.param_u64("lse"));
+        let boxed = common.scores.overlays.has_boxes().then(|| BoxedVals::declare(cta));
         let scores = ScoreVals::declare(cta, &common.scores);
         let sinks = common.scores.sinks.then(|| SinksVals::declare(cta));
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
@@ -72,6 +81,7 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperForm) -> Ke
             problem,
             args,
             results,
+            boxed,
             scores,
             sinks,
             dropout,
@@ -120,10 +130,11 @@ pub(super) struct Block<'a, 'k> {
     pub(super) args: ForwardVals<'k>,
     /// out, and lse.
     pub(super) results: (ResultVals<'k>, Val<'k, U64>),
+    pub(super) boxed: Option<BoxedVals<'k>>,
     scores: ScoreVals<'k>,
     pub(super) sinks: Option<SinksVals<'k>>,
     pub(super) dropout: Option<DropoutVals<'k>>,
-    overlays: Option<OverlayVals<'k>>,
+    pub(super) overlays: Option<OverlayVals<'k>>,
     pub(super) smem: Pipeline<'k>,
     shares: Shares<'k>,
 }

@@ -8,7 +8,7 @@ use super::turns::Turns;
 use crate::config::{BandKind, Stored};
 use crate::parts::epilogue::Before;
 use crate::parts::hiding::{SeenKeys, Side, first_column, hide, hide_keys, hide_keys_on};
-use crate::parts::overlays::{ByQueries, KeysRead, dynamic};
+use crate::parts::overlays::{BoxRead, ByQueries, OverlayOf, OwnPart};
 use crate::parts::scores::{Caution, Folding, HeadScores, Place, RowsAre, StepWeights};
 use crate::parts::softmax::{RowResult, THREAD_ROWS, scale_rows};
 use crate::parts::work::Work;
@@ -18,6 +18,9 @@ use signflash_ptx::{
     Acc, B32, BoxTile, BulkRingConsumer, Columns, F32, FullStage, Operand, PendingProduct, Product, Rows,
     U32, Val, Var, Warp, Warpgroup,
 };
+
+/// What was read to be added to a step's scores, if anything was.
+type StepRead<'k> = Option<Box<dyn OverlayOf<'k> + 'k>>;
 
 /// A warpgroup that multiplies.
 struct Multiplier<'a, 'k> {
@@ -46,6 +49,8 @@ struct OwnRows<'a, 'k> {
     k: BulkRingConsumer<'k>,
     v: BulkRingConsumer<'k>,
     flags: Option<FlagReader<'k>>,
+    /// If a bias comes in boxes.
+    bias: Option<BulkRingConsumer<'k>>,
     softmax: LateSoftmax<'k>,
     /// Of a softcap, if there is one.
     caution: Caution<'k>,
@@ -105,9 +110,19 @@ impl<'k> Block<'_, 'k> {
         step * self.form.step - self.problem.column_shift
     }
 
-    /// Starts to read what is added to a step's scores, if anything is.
-    fn read(&self, at: &At<'_, 'k>, step: Val<'k, U32>) -> Option<KeysRead<'k>> {
-        at.overlays.as_ref().map(|overlays| overlays.read(self.first_key(step), self.form.step))
+    /// Starts to read what is added to a step's scores, if anything is: from the boxes of a stage, or by lanes.
+    fn read(
+        &self,
+        warp: Warp<'k>,
+        (at, step): (&At<'_, 'k>, Val<'k, U32>),
+        stage: Option<&FullStage<'_, 'k>>,
+    ) -> StepRead<'k> {
+        if let (Some(stage), Some(overlays)) = (stage, &self.overlays) {
+            let kind = overlays.boxed().expect("what comes in boxes");
+            return Some(Box::new(BoxRead::new(warp, kind, stage.address(), OwnPart::Queries)));
+        }
+        let read = at.overlays.as_ref()?.read(self.first_key(step), self.form.step);
+        Some(Box::new(read))
     }
 
     /// Makes scores ready for the softmax: what they become, and what is hidden.
@@ -115,11 +130,11 @@ impl<'k> Block<'_, 'k> {
         &self,
         warp: Warp<'k>,
         s: &Acc<'k>,
-        read: &Option<KeysRead<'k>>,
+        read: &StepRead<'k>,
         (at, step): (&At<'_, 'k>, Val<'k, U32>),
     ) {
         let place = || self.place(warp, at, step);
-        at.scores.prepare(warp, s, place, dynamic(read));
+        at.scores.prepare(warp, s, place, read.as_deref());
         self.hide(warp, s, f32::NEG_INFINITY, (at, step));
     }
 
@@ -128,7 +143,7 @@ impl<'k> Block<'_, 'k> {
         &self,
         warp: Warp<'k>,
         (softmax, s): (&LateSoftmax<'k>, &Acc<'k>),
-        read: &'b Option<KeysRead<'k>>,
+        read: &'b StepRead<'k>,
         (at, step): (&At<'_, 'k>, Val<'k, U32>),
         caution: &'b Caution<'k>,
     ) -> StepWeights<'b, 'k> {
@@ -140,7 +155,7 @@ impl<'k> Block<'_, 'k> {
         let is_asked = self.key_mask(at.tile, self.first_key(step)).map(|(_, is_asked)| is_asked);
         let hides_some = is_asked.map_or(is_edge, |is_asked| is_edge | is_asked);
         let (folding, place) = ((folding, hides_some), || self.place(warp, at, step));
-        let (weights, hidden) = at.scores.fold(warp, s, place, folding, dynamic(read), caution);
+        let (weights, hidden) = at.scores.fold(warp, s, place, folding, read.as_deref(), caution);
         self.hide(warp, s, hidden, (at, step));
         weights
     }
@@ -250,6 +265,7 @@ impl<'a, 'k> Multiplier<'a, 'k> {
             k: smem.k.consumer(warp),
             v: smem.v.consumer(warp),
             flags: smem.flags.map(|rings| FlagReader::new(warp, rings, wg_number, form)),
+            bias: smem.bias.map(|rings| rings.nth(wg_number).consumer(warp)),
             softmax: LateSoftmax::new(warp, block.stage(), common),
             caution: Caution::new(wg.threads(), &common.scores),
             s: wg.acc(form.step),
@@ -290,15 +306,17 @@ impl<'a, 'k> Multiplier<'a, 'k> {
 impl<'k> OwnRows<'_, 'k> {
     /// The first step's scores and probabilities; their product with values comes with the next step's scores.
     fn first(&mut self, at: &At<'_, 'k>) {
-        let OwnRows { block, wg, k, flags, softmax, caution, s, out, p, .. } = self;
+        let OwnRows { block, wg, k, flags, bias, softmax, caution, s, out, p, .. } = self;
         let (warp, form) = (wg.warps(), block.form);
         out.clear();
         let k_stage = k.wait(warp);
         let scores = block.scores(*wg, s, at.q, BoxTile::new(k_stage.address(), form.step));
-        let read = block.read(at, at.tile.steps.first);
+        let bias_stage = bias.as_mut().map(|bias| bias.wait(warp));
+        let read = block.read(warp, (at, at.tile.steps.first), bias_stage.as_ref());
         scores.wait();
         k_stage.release_products(warp);
         block.prepare(warp, s, &read, (at, at.tile.steps.first));
+        bias_stage.into_iter().for_each(|stage| stage.release(warp));
         caution.reset();
         let selectors = flags.as_mut().map(|flags| flags.selectors(warp));
         softmax.first(s, p, selectors.as_ref());
@@ -306,7 +324,7 @@ impl<'k> OwnRows<'_, 'k> {
 
     /// A step: scores and the product with the last step's values together, then the softmax.
     fn step(&mut self, at: &At<'_, 'k>, step: Val<'k, U32>) {
-        let OwnRows { block, wg, turns, k, v, flags, softmax, caution, s, out, p, .. } = self;
+        let OwnRows { block, wg, turns, k, v, flags, bias, softmax, caution, s, out, p, .. } = self;
         let (wg, warp, form) = (*wg, wg.warps(), block.form);
         let k_stage = k.wait(warp);
         turns.begin(wg);
@@ -314,7 +332,8 @@ impl<'k> OwnRows<'_, 'k> {
         let v_stage = v.wait(warp);
         let sums = wg.multiply(out, &block.sums(p, BoxTile::new(v_stage.address(), form.step)));
         turns.end(wg);
-        let read = block.read(at, step);
+        let bias_stage = bias.as_mut().map(|bias| bias.wait(warp));
+        let read = block.read(warp, (at, step), bias_stage.as_ref());
         scores.wait();
         k_stage.release_products(warp);
         let weights = block.weights(warp, (softmax, s), &read, (at, step), caution);
@@ -334,6 +353,7 @@ impl<'k> OwnRows<'_, 'k> {
         }
         let prepare = |warp| block.prepare(warp, s, &read, (at, step));
         softmax.end(progress, (s, p, out), selectors, prepare);
+        bias_stage.into_iter().for_each(|stage| stage.release(warp));
     }
 
     /// The last product with values, and the output.

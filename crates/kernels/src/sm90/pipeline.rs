@@ -1,6 +1,8 @@
 //! What a block of the forward keeps in shared memory, and who fills and reads it.
 use super::forward::WG_ROWS;
-use crate::config::{HopperCommon, HopperForm};
+use crate::config::{HopperCommon, HopperForm, Overlays, Scores};
+use crate::gpu::Gpu;
+use crate::parts::overlays::{BOX_KEYS, box_bytes};
 use signflash_ptx::{BulkRing, Cta, SmemAddr};
 
 /// Shared memory of a block. Tiles lie as the copy engine leaves them: boxes of 64 columns behind each other.
@@ -17,6 +19,8 @@ pub(crate) struct Pipeline<'k> {
     /// columns and each lane the 16 flags, a byte each. (One ring for all was slower: a stage then stays until the last
     /// has read it, and waiting goes back and forth.)
     pub(crate) flags: Option<BulkRing<'k>>,
+    /// If a bias comes in boxes: for each warpgroup that multiplies a ring of its own, of its 64 queries and a step's keys.
+    pub(crate) bias: Option<BulkRing<'k>>,
     /// The output on its way out; without it, the queries' place is used.
     pub(crate) out: Option<SmemAddr<'k>>,
 }
@@ -33,6 +37,8 @@ impl<'k> Pipeline<'k> {
             let bytes = 4 * form.step / 32 * FLAG_BLOCK_BYTES;
             cta.stage_rings("flags", form.warpgroups, [form.flag_stages, bytes], 4, 4)
         };
+        let bias =
+            |stages: u32| cta.bulk_rings_for_lanes("bias", form.warpgroups, [stages, form.bias_bytes()], 4);
         let q = tile(WG_ROWS, q_and_k);
         let q_place = if form.out_in_q { q.max(tile(WG_ROWS, v_and_out)) } else { q };
         Pipeline {
@@ -41,6 +47,7 @@ impl<'k> Pipeline<'k> {
             v: cta.bulk_ring("v", form.stages, tile(form.step, v_and_out), readers),
             out: (!form.out_in_q).then(|| cta.smem("out", tile(form.rows(), v_and_out), 1024)),
             flags: common.scores.dropout.then(flags),
+            bias: common.scores.overlays.has_boxes().then(|| bias(form.bias_stages(common))),
         }
     }
 }
@@ -54,7 +61,26 @@ impl HopperForm {
         let keys = self.stages * self.step * rows_bytes.iter().sum::<u32>();
         let flags = self.warpgroups * self.flag_stages * 4 * self.step / 32 * FLAG_BLOCK_BYTES;
         let barriers = 1024;
-        queries + keys + barriers + if common.scores.dropout { flags } else { 0 }
+        let all = queries + keys + barriers + if common.scores.dropout { flags } else { 0 };
+        if !common.scores.overlays.has_boxes() {
+            return all;
+        }
+        let bias = self.warpgroups * self.bias_bytes();
+        let two = all + 2 * bias;
+        if two <= Gpu::HOPPER.smem_per_block_bytes { two } else { all + bias }
+    }
+
+    /// Steps of a bias in boxes that it holds at once: two where there is room.
+    pub(crate) fn bias_stages(&self, common: &HopperCommon) -> u32 {
+        let overlays = common.scores.overlays;
+        let unboxed = Overlays { bias: None, ..overlays };
+        let without = HopperCommon { scores: Scores { overlays: unboxed, ..common.scores }, ..*common };
+        (self.smem_bytes(common) - self.smem_bytes(&without)) / (self.warpgroups * self.bias_bytes())
+    }
+
+    /// Bytes of the boxes of a bias, of 64 queries and a step's keys.
+    pub(crate) fn bias_bytes(&self) -> u32 {
+        self.step / BOX_KEYS * box_bytes(WG_ROWS)
     }
 }
 

@@ -3,6 +3,7 @@ use crate::config::{
     BandKind, Common, HeadDims, HopperCommon, HopperForm, HopperKeysForm, Operands, Product, Scores,
 };
 use crate::gpu::Gpu;
+use crate::parts::overlays::BOX_KEYS;
 use crate::parts::scores::Folding;
 use signflash_core::{Problem, Window};
 
@@ -95,6 +96,8 @@ const FORWARD: &[Row] = &[
     row(64, [2, 128, 3, 168]).folding(176).early(4).drop(1, 4),
     row(128, [2, 128, 2, 232]).turns().early(4),
     row(128, [2, 128, 2, 200]).folding(208).turns().early(4).drop(1, 2),
+    // With boxes of a bias there is room for the output in the queries' place alone.
+    row(128, [2, 128, 2, 200]).folding(208).turns().early(4).out_in_q().drop(1, 2),
     row(192, [2, 128, 2, 232]).v(128).turns().early(4).out_in_q(),
     row(192, [2, 96, 2, 200]).v(128).turns().early(3).drop(1, 2),
     row(192, [2, 112, 2, 232]).turns().out_in_q(),
@@ -113,6 +116,7 @@ const FORWARD: &[Row] = &[
 /// Of the forward, for so many keys; none if no row fits the GPU's shared memory.
 pub(crate) fn forward(common: &HopperCommon, seqlen_k: usize, gpu: Gpu) -> Option<HopperForm> {
     let (Scores { band, dropout, .. }, dims) = (common.scores, common.operands.dims());
+    let boxed = common.scores.overlays.has_boxes();
     let fits = |row: &&Row| {
         row.head_dim >= dims.q
             && row.head_dim_v >= dims.v
@@ -120,12 +124,16 @@ pub(crate) fn forward(common: &HopperCommon, seqlen_k: usize, gpu: Gpu) -> Optio
             && row.overlay_registers >= common.scores.overlays.registers()
             && row.up_to_keys >= seqlen_k
             && row.band.is_none_or(|of| of == band)
+            && (!boxed || (row.form.step.is_multiple_of(BOX_KEYS) && row.form.warpgroups == 2))
             && row.form.smem_bytes(common) <= gpu.smem_per_block_bytes
     };
     let folds = Folding::of(&common.scores).is_some();
     FORWARD.iter().find(fits).map(|row| {
         let more = row.folding_registers.filter(|_| folds);
-        HopperForm { registers: more.unwrap_or(row.form.registers), ..row.form }
+        let registers = more.unwrap_or(row.form.registers);
+        // What is read of boxes takes some, too.
+        let early = if boxed && dropout { row.form.early.min(2) } else { row.form.early };
+        HopperForm { registers, early, ..row.form }
     })
 }
 
@@ -231,10 +239,10 @@ impl WalkLength {
 }
 
 /// Of the pass over keys, at head_dims of whole boxes.
-/// `by_query`: with a bias or a mask that has other numbers for each query, which take registers.
+/// `by_query`: with a bias or a mask that has other numbers for each query, which take registers, or, if `boxed`, shared memory.
 pub(crate) fn keys(
     dims: HeadDims,
-    (product, by_query): (Product, bool),
+    (product, by_query, boxed): (Product, bool, bool),
     (dropout, ordered): (bool, bool),
     walk: Walk,
 ) -> HopperKeysForm {
@@ -242,6 +250,7 @@ pub(crate) fn keys(
         ..=64 if walk.length == WalkLength::VeryShort && !ordered => (128, 64, 3),
         // Of capped scores p is packed while dp is there, for which 128 queries leave no registers.
         ..=64 if product != Product::Capped && !by_query => (128, 128, 2),
+        65..=128 if boxed => (128, 64, 2),
         ..=128 => (128, 64, 3),
         _ => (64, 64, 1),
     };

@@ -45,8 +45,14 @@ impl<'k> Cta<'k> {
         stage_bytes: u32,
         readers: u32,
     ) -> BulkRing<'k> {
+        self.bulk_rings_for_lanes(name, 1, [stages, stage_bytes], readers)
+    }
+
+    /// `count` such rings of `[stages, stage_bytes]` each, to be told apart by [`BulkRing::nth`].
+    #[track_caller]
+    pub fn bulk_rings_for_lanes(self, name: &str, count: u32, sizes: [u32; 2], readers: u32) -> BulkRing<'k> {
         let by_lane = ByLane { writers: false, readers: true };
-        self.rings(name, 1, [stages, stage_bytes], [1, 32 * readers], by_lane)
+        self.rings(name, count, sizes, [1, 32 * readers], by_lane)
     }
 
     /// `count` such rings of `[stages, stage_bytes]` each, to be told apart by [`BulkRing::nth`].

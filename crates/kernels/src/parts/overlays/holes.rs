@@ -24,9 +24,9 @@ impl<'k> OverlayVals<'k> {
         OverlayVals { asks: self.padding.is_some(), ..self }
     }
 
-    /// Whether something is read for every tile.
+    /// Whether lanes read something for every tile.
     pub(crate) fn reads(&self) -> bool {
-        self.bias.is_some() || (self.mask.is_some() && !self.asks)
+        self.bias.is_some_and(|(kind, _)| !kind.boxes) || (self.mask.is_some() && !self.asks)
     }
 
     /// The mask to ask of a sequence's keys, if there is one.

@@ -7,11 +7,13 @@
 //! Nothing outside of a tensor is read: what lies before or behind it is read at its edge instead, and is hidden. Of a
 //! dense tensor that follows from what queries see; a tensor of packed sequences may be smaller than a sequence, whose
 //! lengths only the GPU knows, and what lies behind it there is hidden here.
+mod boxes;
 mod by_keys;
 mod by_queries;
 mod holes;
 mod numbers;
 
+pub(crate) use boxes::{BOX_KEYS, BoxRead, OwnPart, box_bytes};
 pub(crate) use by_keys::{ByKeys, QueriesRead};
 pub(crate) use by_queries::{ByQueries, KeysRead};
 pub(crate) use holes::KeyMask;
@@ -99,7 +101,7 @@ impl<'k> OverlayVals<'k> {
     /// Both, as far as they are read for every tile.
     fn tensors<T>(&self, of: impl Fn(OverlayKind, &ScoreTensorVals<'k>) -> T) -> Both<T> {
         Both {
-            bias: self.bias.as_ref().map(|(kind, tensor)| of(*kind, tensor)),
+            bias: self.bias.as_ref().filter(|(kind, _)| !kind.boxes).map(|(kind, tensor)| of(*kind, tensor)),
             mask: self.mask.as_ref().filter(|_| !self.asks).map(|(kind, tensor)| of(*kind, tensor)),
         }
     }

@@ -46,12 +46,12 @@ use crate::config::{BandKind, HopperCommon, HopperKeysForm};
 use crate::packed::PackedVals;
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
 use crate::parts::cursor::Cursor;
-use crate::parts::overlays::OverlayVals;
+use crate::parts::overlays::{BOX_KEYS, OverlayVals, box_bytes};
 use crate::parts::scores::ScoreVals;
 use crate::parts::visibility::{QueryTiles, SeenRange, Sight};
 use crate::parts::work::{Order, Units, Work};
 use crate::rows::statistics::STAT_BYTES;
-use crate::sm90::forward::WG_ROWS;
+use crate::sm90::forward::{BoxedVals, WG_ROWS};
 use crate::sm90::results::{ResultVals, names};
 use signflash_ptx::{
     BoxTile, Builder, BulkRing, Cta, FullStage, Kernel, LaunchBounds, Mbarrier, Pred, SmemAddr, TensorMap,
@@ -129,6 +129,7 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperKeysForm) -
         let results =
             [names!("dk"), names!("dv")].map(|names| ResultVals::declare(cta, names, common.operands));
         let sums = SumsVals::declare(cta);
+        let boxed = common.scores.overlays.has_boxes().then(|| BoxedVals::declare(cta));
         let scores = ScoreVals::declare(cta, &common.scores);
         let dropout = common.scores.dropout.then(|| DropoutVals::declare(cta));
         let overlays = OverlayVals::declare(cta, common.scores.overlays, common.operands.layout);
@@ -148,6 +149,7 @@ pub(crate) fn kernel(name: &str, common: &HopperCommon, form: &HopperKeysForm) -
                 scores,
                 dropout,
                 overlays,
+                boxed,
                 smem,
                 work,
                 range,
@@ -243,6 +245,8 @@ struct Smem<'k> {
     flags: Option<BulkRing<'k>>,
     /// ds, rows keys, columns queries.
     ds: BulkRing<'k>,
+    /// If a bias comes in boxes: of a step's queries, those of each 64 keys behind each other.
+    bias: Option<BulkRing<'k>>,
     between: Between<'k>,
 }
 
@@ -277,6 +281,10 @@ impl<'k> Smem<'k> {
         let ([of_keys, of_values], several) = (form.key_stages, form.persistent);
         assert!(several || form.key_stages == [1; 2], "{form:?}");
         let keys = if several { k_bytes } else { k_bytes + v_bytes };
+        let bias = || {
+            let bytes = form.keys / BOX_KEYS * box_bytes(form.step);
+            cta.bulk_ring_for_lanes("bias", form.bias_stages(common), bytes, multiplying_warps)
+        };
         let [ds_writers, ds_readers] = if shares { [4, multiplying_warps] } else { [multiplying_warps, 4] };
         Smem {
             keys: cta.bulk_ring("keys", of_keys, keys, multiplying_warps),
@@ -290,6 +298,7 @@ impl<'k> Smem<'k> {
                 )
                 .with_copies_of(queries),
             flags: common.scores.dropout.then(flags),
+            bias: common.scores.overlays.has_boxes().then(bias),
             ds: cta.stage_ring("ds", form.ds_stages, 2 * form.keys * form.step, ds_writers, ds_readers),
             between: match shares {
                 true => Between::Probs(cta.stage_ring("p", 1, 4 * form.keys * form.step, 4, 4)),
@@ -299,6 +308,13 @@ impl<'k> Smem<'k> {
                 },
             },
         }
+    }
+}
+
+impl HopperKeysForm {
+    /// Steps of a bias in boxes that shared memory holds at once.
+    fn bias_stages(&self, common: &HopperCommon) -> u32 {
+        if common.operands.dims().max() > 64 && common.scores.dropout { 1 } else { 2 }
     }
 }
 
@@ -336,6 +352,7 @@ struct Block<'a, 'k> {
     scores: ScoreVals<'k>,
     dropout: Option<DropoutVals<'k>>,
     overlays: Option<OverlayVals<'k>>,
+    boxed: Option<BoxedVals<'k>>,
     smem: Smem<'k>,
     work: Work<'k>,
     /// The keys that some query may see, if not all.

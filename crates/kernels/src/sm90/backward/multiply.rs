@@ -5,7 +5,7 @@ use super::scores::OfQueries;
 use super::{Block, FIRST_BARRIER, KEYS_READ, MULTIPLIERS, Queries, Smem, rows_bytes};
 use crate::config::Scores;
 use crate::parts::cursor::Cursor;
-use crate::parts::overlays::{ByKeys, dynamic};
+use crate::parts::overlays::{ByKeys, OverlayOf, dynamic};
 use crate::parts::product::pack;
 use crate::rows::statistics;
 use crate::sm90::forward::WG_ROWS;
@@ -55,6 +55,8 @@ pub(super) struct OneOfSeveral<'r, 'k> {
 pub(super) struct Rings<'k> {
     queries: BulkRingConsumer<'k>,
     flags: Option<BulkRingConsumer<'k>>,
+    /// If a bias comes in boxes.
+    bias: Option<BulkRingConsumer<'k>>,
     to_ds: BulkRingProducer<'k>,
     pub(super) ds_of_all: BulkRingConsumer<'k>,
 }
@@ -65,6 +67,7 @@ impl<'k> Rings<'k> {
         Rings {
             queries: smem.queries.consumer(warp),
             flags: smem.flags.map(|ring| ring.consumer(warp)),
+            bias: smem.bias.map(|ring| ring.consumer(warp)),
             to_ds: smem.ds.producer(wg.threads()),
             ds_of_all: smem.ds.consumer(warp),
         }
@@ -261,7 +264,7 @@ impl<'a, 'k> Keys<'a, 'k> {
         let Keys { block, wg, wg_number, own, rings, .. } = self;
         let (warp, t, form) = (wg.warps(), wg.threads(), block.form);
         rings.queries.wait(warp).release(warp);
-        rings.flags.iter_mut().for_each(|ring| ring.wait(warp).release(warp));
+        rings.flags.iter_mut().chain(&mut rings.bias).for_each(|ring| ring.wait(warp).release(warp));
         block.wait_left(*wg, turn);
         block.pass_turn(*wg, *wg_number, turn);
         let zero = t.u32(0).cast::<B32>().var().get(); // in a register
@@ -270,7 +273,7 @@ impl<'a, 'k> Keys<'a, 'k> {
 
     fn step(&mut self, at: &Cursor<'k>, turn: &Turn<'k>) {
         let Keys { block, wg, wg_number, own, rings, s, dp, dk, dv, p, ds, overlays } = self;
-        let (Rings { queries, flags, to_ds, .. }, OwnKeys { k, v, .. }) = (&mut **rings, &*own);
+        let (Rings { queries, flags, bias, to_ds, .. }, OwnKeys { k, v, .. }) = (&mut **rings, &*own);
         let (block, wg, own_wg_number) = (*block, *wg, own.wg_number);
         let (warp, common, form) = (wg.warps(), block.common, block.form);
         let stage = queries.wait(warp);
@@ -287,13 +290,19 @@ impl<'a, 'k> Keys<'a, 'k> {
         let delta = of_queries(statistics::DELTA, few && !dropout);
         let flags = flags.as_mut().map(|ring| ring.wait(warp));
         let own_flags = flags.as_ref().map(|stage| block.own_flags(warp, stage, own_wg_number));
+        let bias = bias.as_mut().map(|ring| ring.wait(warp));
+        let boxes = bias.as_ref().map(|stage| block.boxes(warp, stage, own_wg_number));
         let read = block.read(overlays.as_ref(), at);
+        let overlay: Option<&dyn OverlayOf<'k>> = match &boxes {
+            Some(boxes) => Some(boxes),
+            None => dynamic(&read),
+        };
         let of_head = block.head_scores(wg.threads(), at);
         let s = scores.wait();
         let place = || block.place(wg.threads(), own_wg_number, at);
-        let weights = of_head.prepare_for_gradients(warp, s, place, dynamic(&read));
+        let weights = of_head.prepare_for_gradients(warp, s, place, overlay);
         block.probabilities((s, &weights), &lse, own_flags, p);
-        flags.into_iter().for_each(|stage| stage.release(warp));
+        flags.into_iter().chain(bias).for_each(|stage| stage.release(warp));
         block.wait_left(wg, turn);
         block.pass_turn(wg, *wg_number, turn);
         let dp = gradients.wait();

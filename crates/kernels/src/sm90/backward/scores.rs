@@ -4,7 +4,7 @@ use super::{Block, FLAG_BYTES};
 use crate::parts::cursor::Cursor;
 use crate::parts::dropout::DropSigns;
 use crate::parts::hiding::{SeeingColumns, first_column, hide, hide_packed};
-use crate::parts::overlays::{ByKeys, QueriesRead};
+use crate::parts::overlays::{BoxRead, ByKeys, OverlayVals, OwnPart, QueriesRead, box_bytes};
 use crate::parts::scores::{HeadScores, Place, RowsAre, ScoreStage, Weights, doubled_score_gradient};
 use crate::parts::softmax::THREAD_ROWS;
 use crate::rows::statistics;
@@ -62,6 +62,18 @@ impl<'k> Block<'_, 'k> {
     /// Starts to read what is added to a step's scores, if anything is.
     pub(super) fn read(&self, overlays: Option<&ByKeys<'k>>, at: &Cursor<'k>) -> Option<QueriesRead<'k>> {
         overlays.map(|overlays| overlays.read(self.head(at), self.first_row(at), self.form.step))
+    }
+
+    /// What is added to the scores of a warp's 16 keys, of a step's boxes.
+    pub(super) fn boxes(
+        &self,
+        warp: Warp<'k>,
+        stage: &FullStage<'_, 'k>,
+        wg_number: Val<'k, U32>,
+    ) -> BoxRead<'k> {
+        let kind = self.overlays.as_ref().and_then(OverlayVals::boxed).expect("what comes in boxes");
+        let own = stage.address().plus(wg_number * box_bytes(self.form.step));
+        BoxRead::new(warp, kind, own, OwnPart::Keys(warp.index() & 3))
     }
 
     /// Where the lane's flags of the warp's 16 keys and of a step of queries are.

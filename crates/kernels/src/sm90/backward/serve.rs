@@ -5,6 +5,7 @@ use crate::config::HopperKeysForm;
 use crate::parts::args::DropoutVals;
 use crate::parts::cursor::Cursor;
 use crate::parts::dropout::{DropSigns, Philox, StreamColumn};
+use crate::parts::overlays::{BOX_KEYS, box_bytes};
 use crate::rows::head::QueryHeads;
 use crate::rows::statistics::{STAT_BYTES, StatRows};
 use signflash_ptx::{BulkRingProducer, Filling, Pred, Tensor, Thread, U32, Val, Warp, Warpgroup};
@@ -23,6 +24,7 @@ impl<'k> Block<'_, 'k> {
             if let (Some(draws), Some(columns)) = (&mut draws, columns) {
                 draws.next(self, warp, &at, columns);
             }
+            copies.bias(self, warp, &at);
         });
     }
 }
@@ -61,14 +63,15 @@ struct Copies<'k> {
     keys: BulkRingProducer<'k>,
     /// If values have a ring of their own.
     values: Option<BulkRingProducer<'k>>,
+    bias: Option<BulkRingProducer<'k>>,
 }
 
 impl<'k> Copies<'k> {
     fn new(smem: &Smem<'k>, warp: Warp<'k>) -> Self {
         let t = warp.threads();
         let queries = smem.queries.producer(t);
-        let values = smem.values.map(|ring| ring.producer(t));
-        Copies { queries, is_copier: (warp.index() & 3).eq(0), keys: smem.keys.producer(t), values }
+        let (values, bias) = [smem.values, smem.bias].map(|ring| ring.map(|ring| ring.producer(t))).into();
+        Copies { queries, is_copier: (warp.index() & 3).eq(0), keys: smem.keys.producer(t), values, bias }
     }
 
     /// The block's keys and values.
@@ -100,6 +103,22 @@ impl<'k> Copies<'k> {
                     keys.fill_by_warp(warp, k);
                 }
             }
+        });
+    }
+
+    /// What is added to a step's scores, if it comes in boxes. There is room for it when the last step's has been used: until
+    /// then the warp had better draw.
+    fn bias(&mut self, block: &Block<'_, 'k>, warp: Warp<'k>, at: &Cursor<'k>) {
+        let Copies { is_copier, bias: Some(bias), .. } = self else { return };
+        let (boxed, overlays) = block.boxed.as_ref().zip(block.overlays.as_ref()).expect("a bias in boxes");
+        warp.when(*is_copier, |warp| {
+            let rows = overlays.box_at((block.work.sequence, block.head(at)), block.first_row(at));
+            bias.fill_by_warp(warp, |t, filling| {
+                for i in 0..block.form.keys / BOX_KEYS {
+                    let from = boxed.boxed_bias.at_columns(block.first_key() + i * BOX_KEYS, rows);
+                    filling.load(t, i * box_bytes(block.form.step), from);
+                }
+            });
         });
     }
 
