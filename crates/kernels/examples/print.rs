@@ -106,6 +106,7 @@ fn main() {
         Some("convert") => Config::Dq(DqKernel::FromSums(common.rows(), tiles.step, sums)),
         Some("lists") => Config::Tiles,
         Some("padding") => Config::Padding,
+        Some("owndbias") => Config::OwnDbias(common.hopper()),
         Some("dbias") => Config::Dbias(DbiasKernel { common, form: tiles, pairs: has("pairs") }),
         Some("hopper") => Config::Forward(ForwardKernel::Hopper(common.hopper(), hopper)),
         Some("hopperkeys") => Config::Keys(KeysKernel::Hopper(common.hopper(), hopper_keys)),

@@ -10,6 +10,7 @@ use crate::gpu::Gpu;
 use crate::overlays::{boxed_bias, numbers_of};
 use crate::padding;
 use crate::scores::{DeviceScoreTensor, DeviceScores};
+use crate::sm90;
 use crate::tables::{hopper, portable};
 use crate::takes::{self, NotHopper};
 use crate::tensor::DeviceTensor;
@@ -155,7 +156,7 @@ pub struct BackwardChoice<'a> {
     pub(crate) keys: KeysKernel,
     pub(crate) dq: DqKernel,
     /// Who computes dbias, and where it goes, if it is asked for.
-    pub(crate) dbias: Option<(DbiasKernel, DeviceScoreTensor)>,
+    pub(crate) dbias: Option<(Config, DeviceScoreTensor)>,
     pub(crate) workspace: Workspace,
     not_hopper: Option<NotHopper>,
 }
@@ -191,7 +192,11 @@ impl<'a> BackwardChoice<'a> {
             delta: (half, common.operands.layout, DeltaRows::of(common.rows_v())),
             keys,
             dq,
-            dbias: call.dbias.and_then(|dbias| Some((dbias_kernel(problem, common, dbias, gpu)?, dbias))),
+            dbias: call.dbias.and_then(|dbias| {
+                let boxed = boxed_bias(problem, &call.scores).is_some() && problem.mask().is_none();
+                let own = own.is_ok() && boxed;
+                Some((dbias_kernel(problem, (common, own), dbias, gpu)?, dbias))
+            }),
             workspace: Workspace::plan(problem, gpu, deterministic),
             not_hopper: own.err(),
         }
@@ -214,7 +219,7 @@ impl<'a> BackwardChoice<'a> {
     }
 
     /// Who computes dbias, if it is asked for.
-    pub fn dbias(&self) -> Option<DbiasKernel> {
+    pub fn dbias(&self) -> Option<Config> {
         self.dbias.map(|(kernel, _)| kernel)
     }
 
@@ -225,7 +230,7 @@ impl<'a> BackwardChoice<'a> {
 
     /// The kernels in the order of their launches.
     pub fn kernels(&self) -> impl Iterator<Item = Config> {
-        let dbias = self.dbias().map(Config::Dbias);
+        let dbias = self.dbias();
         let dsinks = self.call.dsinks.map(|_| Config::Dsinks);
         before(self.call.problem)
             .chain([self.delta()])
@@ -326,14 +331,19 @@ fn portable_kernels(
 /// Who computes the gradient of a problem's bias, if it has one.
 fn dbias_kernel(
     problem: &Problem,
-    common: Common,
+    (common, own): (Common, bool),
     dbias: DeviceScoreTensor,
     gpu: Gpu,
-) -> Option<DbiasKernel> {
+) -> Option<Config> {
     let bias = problem.bias()?;
     let written = OverlayKind::of(numbers_of(bias.dtype), bias.shape, dbias, column_shift(problem));
     let form = portable::Asked::of(problem, gpu).dbias();
-    Some(DbiasKernel { common: common.without_results(), form, pairs: written.pairs && !written.per_key })
+    let common = common.without_results();
+    let pairs = written.pairs && !written.per_key;
+    if own && pairs && common.operands.dims().max() <= sm90::dbias::MOST_COLUMNS {
+        return Some(Config::OwnDbias(common.hopper().boxed()));
+    }
+    Some(Config::Dbias(DbiasKernel { common, form, pairs }))
 }
 
 /// Whether Hopper's own kernels may be asked at all.

@@ -24,6 +24,7 @@ impl Config {
                 rows::convert_dq::kernel(name, rows, *step, *sums)
             }
             Config::Dbias(kernel) => sm80::dbias::kernel(name, kernel),
+            Config::OwnDbias(common) => sm90::dbias::kernel(name, common),
             Config::Dsinks => rows::dsinks::kernel(name),
             Config::Tiles => packed::list::kernel(name),
             Config::Padding => padding::kernel(name),

@@ -51,6 +51,13 @@ impl fmt::Display for Words<'_> {
                     of_form(form)
                 )
             }
+            Config::OwnDbias(HopperCommon { operands, scores }) => {
+                let of = of_operands(operands) + &of_scores(scores);
+                write!(
+                    f,
+                    "dbias by Hopper's own pass over its tiles: {of}. A block takes 128 queries and 128 keys"
+                )
+            }
             Config::Padding => {
                 f.write_str("Which keys a mask leaves of each sequence. A block takes a sequence")
             }
@@ -145,7 +152,11 @@ fn of_overlays(Overlays { bias, mask, padding }: &Overlays) -> String {
             Numbers::Bytes => "",
         };
         let per_key = if kind.per_key { ", the same for all queries" } else { "" };
-        let read = if kind.pairs { "read two at once" } else { "read one by one" };
+        let read = match (kind.boxes, kind.pairs) {
+            (true, _) => "brought in boxes",
+            (false, true) => "read two at once",
+            (false, false) => "read one by one",
+        };
         format!(", {what}{numbers} ({read}{per_key})")
     };
     let words = [bias.as_ref().map(|kind| of("a bias", kind)), mask.as_ref().map(|kind| of("a mask", kind))];

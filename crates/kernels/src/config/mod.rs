@@ -30,6 +30,8 @@ pub enum Config {
     Dq(DqKernel),
     /// dbias, by blocks that own tiles of it and walk over the heads that share it.
     Dbias(DbiasKernel),
+    /// The same by Hopper's own kernel, of a bias that the copy engine brings.
+    OwnDbias(HopperCommon),
     /// Lists of the tiles of packed sequences, by which the others' blocks find theirs.
     Tiles,
     /// Which keys of each sequence a mask leaves, where it is the same for all queries.
@@ -108,6 +110,7 @@ impl fmt::Display for Config {
             Config::Dbias(DbiasKernel { common, form, pairs }) => {
                 write!(f, "sf_dbias_{common}{form}{}", if *pairs { "_x2" } else { "" })
             }
+            Config::OwnDbias(common) => write!(f, "sf_dbias90_{common}"),
             Config::Dsinks => f.write_str("sf_dsinks"),
             Config::Tiles => f.write_str("sf_tiles"),
             Config::Padding => f.write_str("sf_padding"),

@@ -1,6 +1,7 @@
 //! Kernels for Hopper alone: wgmma, the copy engine, warpgroups with roles.
 
 pub(crate) mod backward;
+pub(crate) mod dbias;
 mod flags;
 pub(crate) mod forward;
 mod load;

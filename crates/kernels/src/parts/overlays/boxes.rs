@@ -54,7 +54,12 @@ impl<'k> OverlayVals<'k> {
         let (_, tensor) = self.bias.as_ref().expect("a bias");
         // What there is one of is everybody's.
         let own = |stride: Val<'k, U64>, number: Val<'k, U32>| stride.ne(0u64).select::<U32>(number, 0u32);
-        [query, own(tensor.head, head), own(tensor.batch, sequence.number)].into()
+        self.box_of([own(tensor.batch, sequence.number), own(tensor.head, head)], query)
+    }
+
+    /// The same of the bias's own batch and head.
+    pub(crate) fn box_of(&self, [batch, head]: [Val<'k, U32>; 2], query: Val<'k, U32>) -> BoxStart<'k> {
+        [query, head, batch].into()
     }
 }
 

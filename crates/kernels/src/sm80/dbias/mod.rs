@@ -11,29 +11,25 @@
 //!
 //! Grid: tiles of keys x tiles of queries x heads x batches of the bias, along x. Block: 32 * warps threads.
 mod results;
+mod rows;
 mod walk;
 
 use crate::config::{Common, DbiasKernel, HeadDims, PortableForm};
 use crate::packed::matrices::MatricesVals;
 use crate::parts::args::{DeviceTensor, DropoutVals, ProblemVals, ScoreTensor, kernel_args};
 use crate::parts::dropout::{DropSigns, Philox};
-use crate::parts::hiding::{SeenKeys, first_column, hide_keys};
-use crate::parts::overlays::{ByQueries, OverlayOf, OverlayVals};
+use crate::parts::overlays::{ByQueries, OverlayVals};
 use crate::parts::product::{Lanes, Operand, mma_abt};
-use crate::parts::scores::{Place, RowsAre, ScoreStage, ScoreVals, score_gradient};
-use crate::parts::softmax::THREAD_ROWS;
+use crate::parts::scores::ScoreVals;
 use crate::parts::width::Widths;
-use crate::rows::head::QueryHeads;
-use crate::rows::statistics::StatRows;
-use signflash_ptx::{
-    Acc, B32, Builder, CopyRing, Cta, F32, Kernel, LaunchBounds, SmemAddr, TileLayout, U32, Val,
-};
-use std::array::from_fn;
-use walk::{At, Own, Walk};
+pub(crate) use results::Results;
+pub(crate) use rows::GradientsOf;
+use signflash_ptx::{Acc, Builder, CopyRing, Cta, F32, Kernel, LaunchBounds, SmemAddr, TileLayout, U32, Val};
+pub(crate) use walk::{At, Ground, Own, Walk};
 
 kernel_args! {
-    /// Arguments of the pass over tiles of a bias.
-    DbiasArgs / DbiasVals {
+    /// Operands of the pass over tiles of a bias.
+    OperandArgs / OperandVals {
         /// Queries.
         q: DeviceTensor,
         /// Keys.
@@ -42,6 +38,12 @@ kernel_args! {
         v: DeviceTensor,
         /// Gradient of the output.
         dout: DeviceTensor,
+    }
+}
+
+kernel_args! {
+    /// What else such a pass is told, Hopper's own as well.
+    DbiasArgs / DbiasVals {
         /// Of `rows/statistics.rs`.
         stats: u64,
         /// Written.
@@ -68,6 +70,7 @@ pub(crate) fn kernel(name: &str, DbiasKernel { common, form, pairs }: &DbiasKern
     Builder::build(name, bounds, |cta| {
         let problem = ProblemVals::declare(cta);
         let packed = common.operands.layout.is_packed().then(|| MatricesVals::declare(cta));
+        let inputs = OperandVals::declare(cta);
         let args = DbiasVals::declare(cta);
         let widths = Widths::declare(cta, &problem, common);
         let scores = ScoreVals::declare(cta, &common.scores);
@@ -76,9 +79,22 @@ pub(crate) fn kernel(name: &str, DbiasKernel { common, form, pairs }: &DbiasKern
         let overlays = overlays.expect("a bias");
         let slot = 2 * common.operands.dims().sum() * (form.rows() + form.step);
         let ring = cta.copy_ring("tiles", form.slots, slot);
-        let own = Own::locate(cta, common, form, &problem, &args);
-        let block =
-            Block { cta, common, form, problem, widths, packed, args, scores, dropout, overlays, ring, own };
+        let own = Own::locate(cta, [form.rows(), form.step], per_key(common), &problem, &args);
+        let block = Block {
+            cta,
+            common,
+            form,
+            problem,
+            widths,
+            packed,
+            inputs,
+            args,
+            scores,
+            dropout,
+            overlays,
+            ring,
+            own,
+        };
         block.run(*pairs);
     })
 }
@@ -90,6 +106,7 @@ struct Block<'a, 'k> {
     problem: ProblemVals<'k>,
     widths: Widths<'k>,
     packed: Option<MatricesVals<'k>>,
+    inputs: OperandVals<'k>,
     args: DbiasVals<'k>,
     scores: ScoreVals<'k>,
     dropout: Option<DropoutVals<'k>>,
@@ -121,7 +138,8 @@ impl<'k> Block<'_, 'k> {
     fn run(&self, pairs: bool) {
         let (cta, form) = (self.cta, self.form);
         let (warp, t) = (cta.warps(), cta.threads());
-        let ahead = Walk::new(self);
+        let ground = self.ground();
+        let ahead = Walk::new(&ground);
         self.fill(&ahead);
         let tools = WarpTools {
             lanes: Lanes::new(warp, self.widths.q.layout()),
@@ -131,27 +149,33 @@ impl<'k> Block<'_, 'k> {
         };
         let sums: Vec<Acc<'k>> = (0..form.row_tiles).map(|_| warp.acc(form.step)).collect();
         sums.iter().for_each(Acc::clear);
-        let now = Walk::new(self);
+        let now = Walk::new(&ground);
         cta.while_(
-            || now.more(self),
+            || now.more(&ground),
             |cta| {
                 let slot = self.ring.take(cta);
-                ahead.advance(self);
+                ahead.advance(&ground);
                 if form.slots > 1 {
                     self.fill(&ahead);
                 }
-                let at = now.at(self);
+                let at = now.at(&ground);
                 cta.when(at.seen, |_| self.step(&tools, slot.address(), &at, &sums));
                 slot.release();
                 if form.slots == 1 {
                     cta.sync();
                     self.fill(&ahead);
                 }
-                now.advance(self);
+                now.advance(&ground);
             },
         );
         self.ring.take(cta).release(); // the last fill: of nothing
         self.write(&tools, &sums, pairs);
+    }
+
+    fn ground(&self) -> Ground<'_, 'k> {
+        let Block { cta, problem, packed, overlays, own, form, .. } = self;
+        let (packed, band) = (packed.as_ref(), self.scores.band);
+        Ground { cta: *cta, problem, packed, overlays, own, band, rows: form.rows(), step: form.step }
     }
 
     fn tiles(&self, slot: SmemAddr<'k>) -> Tiles<'k> {
@@ -163,11 +187,12 @@ impl<'k> Block<'_, 'k> {
 
     /// Starts to bring a step's tiles, if there is one and anything of it is seen.
     fn fill(&self, walk: &Walk<'k>) {
-        let Block { cta, args, form, .. } = self;
+        let Block { cta, inputs, form, .. } = self;
+        let ground = self.ground();
         let slot = self.ring.next_fill();
         self.ring.fill(*cta, || {
-            cta.when(walk.more(self), |cta| {
-                let at = walk.at(self);
+            cta.when(walk.more(&ground), |cta| {
+                let at = walk.at(&ground);
                 cta.when(at.seen, |cta| {
                     let t = cta.threads();
                     let [copy, copy_v] = self.widths.copies(t, t.index(), form.threads());
@@ -175,12 +200,13 @@ impl<'k> Block<'_, 'k> {
                         (self.tiles(slot), self.widths);
                     let (seqlen_q, seqlen_k) = (at.sequence.seqlen_q, at.sequence.seqlen_k);
                     for (to, tensor, copy, width) in
-                        [(q, args.q, copy, of_q), (dout, args.dout, copy_v, of_v)]
+                        [(q, inputs.q, copy, of_q), (dout, inputs.dout, copy_v, of_v)]
                     {
                         let rows = tensor.head(at.sequence.queries(), at.head);
                         copy.load(to, width.tile(rows, at.first_row, seqlen_q), form.rows());
                     }
-                    for (to, tensor, copy, width) in [(k, args.k, copy, of_q), (v, args.v, copy_v, of_v)] {
+                    for (to, tensor, copy, width) in [(k, inputs.k, copy, of_q), (v, inputs.v, copy_v, of_v)]
+                    {
                         let rows = tensor.head(at.sequence.keys(), at.head / self.problem.group_size);
                         copy.load(to, width.tile(rows, self.own.first_key, seqlen_k), form.step);
                     }
@@ -219,51 +245,38 @@ impl<'k> Block<'_, 'k> {
     /// dp becomes the gradient of scores, for 16 rows.
     fn gradients(&self, tools: &WarpTools<'k>, at: &At<'k>, i: u32, s: &Acc<'k>, dp: &Acc<'k>) {
         let (warp, t) = (self.cta.warps(), self.cta.threads());
-        let in_tile = |h: usize| tools.row + (t.lane() >> 2) + (16 * i + 8 * h as u32);
-        let rows: [_; THREAD_ROWS] = from_fn(|h| at.first_row + in_tile(h));
+        let first = tools.row + 16 * i;
+        let rows = [0, 8].map(|lower| at.first_row + first + (t.lane() >> 2) + lower);
         let overlays = ByQueries::new(warp, &self.overlays, (at.sequence, at.head), rows);
         let read = overlays.read(self.own.first_key, self.form.step);
-        let stage = ScoreStage::new(t, &self.problem, self.scores, self.common.scores);
-        let place = || Place {
-            rows_are: RowsAre::Queries,
-            row: rows[0],
-            column: self.own.first_key + first_column(t),
-        };
-        let scores = stage.of_head(t, at.sequence, || at.head);
-        scores.prepare(warp, s, place, Some(&read as &dyn OverlayOf<'k>));
-        let stats = StatRows::of(QueryHeads::of(&self.problem, at.sequence).nth(at.head));
-        let stats: [_; THREAD_ROWS] = from_fn(|h| {
-            let [lse, delta] = stats.load(t, self.args.stats, at.tile * self.form.rows() + in_tile(h));
-            [lse, delta * self.args.delta_scale]
-        });
-        for block in 0..s.groups().div_ceil(4) {
-            let flags = self.flags(tools, at, i, block as u32);
-            for (group, register) in (0..4).flat_map(|group| (0..4).map(move |r| (4 * block + group, r))) {
-                let [negative_lse, delta] = stats[register / 2];
-                let p = stage.weight(s.at(group, register).get(), negative_lse);
-                let p = flags.map_or(p, |flags| DropSigns::sign(p, flags[group % 4], register as u32));
-                score_gradient(&dp.at(group, register), p, delta, flags.is_some());
-            }
-        }
-        self.cta.when(at.is_edge, |cta| {
-            let t = cta.threads();
-            let seen = rows.map(|row| SeenKeys::of(&at.sight, row));
-            hide_keys(dp, &seen, self.own.first_key + first_column(t), 0.0);
-        });
+        let of = self.gradients_of(tools);
+        let stats = of.stats(at, first);
+        of.probabilities((at, first), s, &read, stats.map(|[lse, _]| lse));
+        of.gradients((at, first), s, dp, stats.map(|[_, delta]| delta));
     }
 
-    /// The flags of 16 rows and 32 columns, if anything is dropped.
-    fn flags(&self, tools: &WarpTools<'k>, at: &At<'k>, i: u32, block: u32) -> Option<[Val<'k, B32>; 4]> {
-        assert!(self.form.step.is_multiple_of(32), "random words come for 32 columns at once");
-        let (args, (philox, signs)) = self.dropout.as_ref().zip(tools.dropout.as_ref())?;
-        let stream = philox.stream(self.cta.threads(), at.sequence, at.head);
-        let row16 = args.first_row16 + ((at.first_row + tools.row + self.problem.row_shift) >> 4u32) + i;
-        let column32 = args.first_column32 + self.own.key_tile * (self.form.step / 32) + block;
-        Some(stream.block(row16, column32).map(|word| signs.dropped(word)))
+    fn gradients_of<'b>(&'b self, tools: &'b WarpTools<'k>) -> GradientsOf<'b, 'k> {
+        let Block { cta, common, problem, args, scores, own, form, .. } = self;
+        let drawn = self.dropout.as_ref().zip(tools.dropout.as_ref());
+        GradientsOf {
+            warp: cta.warps(),
+            problem,
+            args,
+            own,
+            scores: *scores,
+            kinds: common.scores,
+            tile: [form.rows(), form.step],
+            dropout: drawn.map(|(args, (philox, signs))| (args, philox, signs)),
+        }
     }
 
     /// What sums are multiplied by.
     fn factor(&self) -> Val<'k, F32> {
         self.dropout.as_ref().map_or(self.cta.threads().f32(1.0), |args| args.keep_scale)
     }
+}
+
+/// Whether all queries have the same bias.
+fn per_key(common: &Common) -> bool {
+    common.scores.overlays.bias.is_some_and(|bias| bias.per_key)
 }

@@ -1,19 +1,17 @@
 //! Sums of a tile of dbias: from accumulators to the tensor.
+use super::walk::Own;
 use super::{Block, WarpTools};
 use crate::config::Numbers;
+use crate::parts::args::ScoreTensorVals;
 use crate::parts::hiding::first_column;
 use signflash_ptx::{Acc, F32, GlobalAddr, Half, Thread, U32, U64, Val};
 
 impl<'k> Block<'_, 'k> {
     /// Scales, rounds and writes a warp's sums; one row of all the block's, if all queries have the same bias.
     pub(super) fn write(&self, tools: &WarpTools<'k>, sums: &[Acc<'k>], pairs: bool) {
-        let own = &self.own;
-        let dbias = &self.args.dbias;
-        let start = own.batch.widen().mul_add(dbias.batch, dbias.ptr);
-        let matrix = own.head.widen().mul_add(dbias.head, start);
         match self.bias().1 {
-            true => self.write_row(sums, matrix),
-            false => self.write_rows(tools, sums, matrix, pairs),
+            true => self.write_row(sums, self.results().matrix()),
+            false => self.write_rows(tools, sums, pairs),
         }
     }
 
@@ -23,27 +21,17 @@ impl<'k> Block<'_, 'k> {
         (bias.numbers, bias.per_key)
     }
 
-    fn write_rows(&self, tools: &WarpTools<'k>, sums: &[Acc<'k>], matrix: Val<'k, U64>, pairs: bool) {
-        let (t, dbias) = (self.cta.threads(), &self.args.dbias);
+    fn write_rows(&self, tools: &WarpTools<'k>, sums: &[Acc<'k>], pairs: bool) {
         let first_row = self.own.query_tile * self.form.rows() - self.problem.row_shift + tools.row;
-        let first_key = self.own.first_key + first_column(t);
-        for (i, sum, h) in (0..).zip(sums).flat_map(|(i, sum)| [(i, sum, 0), (i, sum, 1)]) {
-            let row = first_row + (t.lane() >> 2) + (16 * i + 8 * h as u32);
-            let start = row.widen().mul_add(dbias.row, matrix);
-            t.when(row.lt(dbias.rows), |t| {
-                for group in 0..sum.groups() {
-                    let key = first_key + 8 * group as u32;
-                    let numbers = [0, 1].map(|x| sum.at(group, 2 * h + x).get() * self.factor());
-                    if pairs {
-                        t.when(key.lt(dbias.columns), |t| self.store_two(t, start, key, numbers));
-                    } else {
-                        for (x, number) in (0..).zip(numbers) {
-                            t.when((key + x).lt(dbias.columns), |t| self.store(t, start, key + x, number));
-                        }
-                    }
-                }
-            });
+        for (i, sum) in (0..).zip(sums) {
+            self.results().write(first_row + 16 * i, sum, pairs);
         }
+    }
+
+    fn results(&self) -> Results<'_, 'k> {
+        let (numbers, _) = self.bias();
+        let (t, own, dbias) = (self.cta.threads(), &self.own, &self.args.dbias);
+        Results { t, own, dbias, numbers, factor: self.factor() }
     }
 
     /// Adds up all rows of the block: of a lane, of the lanes, of the warps.
@@ -73,15 +61,56 @@ impl<'k> Block<'_, 'k> {
                         sum
                     };
                     let sum = (0..form.warps).map(of_warp).reduce(|a, b| a + b).expect("a block has warps");
-                    self.store(t, matrix, key, sum * self.factor());
+                    self.results().store(t, matrix, key, sum * self.factor());
                 });
                 first.set(column + form.threads());
             },
         );
     }
+}
+
+/// Where a tile's sums go.
+pub(crate) struct Results<'a, 'k> {
+    pub(crate) t: Thread<'k>,
+    pub(crate) own: &'a Own<'k>,
+    pub(crate) dbias: &'a ScoreTensorVals<'k>,
+    /// The bias's format.
+    pub(crate) numbers: Numbers,
+    /// What sums are multiplied by.
+    pub(crate) factor: Val<'k, F32>,
+}
+
+impl<'k> Results<'_, 'k> {
+    fn matrix(&self) -> Val<'k, U64> {
+        let Results { own, dbias, .. } = self;
+        own.head.widen().mul_add(dbias.head, own.batch.widen().mul_add(dbias.batch, dbias.ptr))
+    }
+
+    /// Scales, rounds and writes the sums of 16 rows.
+    pub(crate) fn write(&self, first_row: Val<'k, U32>, sum: &Acc<'k>, pairs: bool) {
+        let Results { t, dbias, own, factor, .. } = self;
+        let (matrix, first_key) = (self.matrix(), own.first_key + first_column(*t));
+        for h in [0, 1] {
+            let row = first_row + (t.lane() >> 2) + 8 * h as u32;
+            let start = row.widen().mul_add(dbias.row, matrix);
+            t.when(row.lt(dbias.rows), |t| {
+                for group in 0..sum.groups() {
+                    let key = first_key + 8 * group as u32;
+                    let numbers = [0, 1].map(|x| sum.at(group, 2 * h + x).get() * *factor);
+                    if pairs {
+                        t.when(key.lt(dbias.columns), |t| self.store_two(t, start, key, numbers));
+                    } else {
+                        for (x, number) in (0..).zip(numbers) {
+                            t.when((key + x).lt(dbias.columns), |t| self.store(t, start, key + x, number));
+                        }
+                    }
+                }
+            });
+        }
+    }
 
     fn half(&self) -> Option<Half> {
-        match self.bias().0 {
+        match self.numbers {
             Numbers::F16 => Some(Half::F16),
             Numbers::Bf16 => Some(Half::Bf16),
             Numbers::F32 | Numbers::Bytes => None,
@@ -89,7 +118,7 @@ impl<'k> Block<'_, 'k> {
     }
 
     fn store(&self, t: Thread<'k>, row: Val<'k, U64>, key: Val<'k, U32>, number: Val<'k, F32>) {
-        let to = GlobalAddr::new(key.widen().mul_add(self.args.dbias.column, row));
+        let to = GlobalAddr::new(key.widen().mul_add(self.dbias.column, row));
         match self.half() {
             Some(half) => t.store_half(to, number.pack(number, half, false)),
             None => t.store(to, [number]),
@@ -98,7 +127,7 @@ impl<'k> Block<'_, 'k> {
 
     /// Two neighbours at once.
     fn store_two(&self, t: Thread<'k>, row: Val<'k, U64>, key: Val<'k, U32>, numbers: [Val<'k, F32>; 2]) {
-        let to = GlobalAddr::new(row + (key * self.bias().0.bytes()).widen());
+        let to = GlobalAddr::new(row + (key * self.numbers.bytes()).widen());
         match self.half() {
             Some(half) => t.store(to, [numbers[0].pack(numbers[1], half, false)]),
             None => t.store(to, numbers),

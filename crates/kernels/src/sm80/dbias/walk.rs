@@ -1,20 +1,21 @@
 //! Which tile of a bias a block owns, and its walk over what shares it.
-use super::{Block, DbiasVals};
-use crate::config::{Common, PortableForm};
+use super::DbiasVals;
+use crate::packed::matrices::MatricesVals;
 use crate::parts::args::ProblemVals;
+use crate::parts::overlays::OverlayVals;
 use crate::parts::sequence::Sequence;
-use crate::parts::visibility::Sight;
+use crate::parts::visibility::{BandVals, Sight};
 use signflash_ptx::{Cta, Pred, S32, U32, Val, Var};
 
 /// A block's tile.
-pub(super) struct Own<'k> {
-    pub(super) key_tile: Val<'k, U32>,
+pub(crate) struct Own<'k> {
+    pub(crate) key_tile: Val<'k, U32>,
     /// Of the first tile of queries that it walks over: its only one, unless all queries have the same bias.
-    pub(super) query_tile: Val<'k, U32>,
-    pub(super) head: Val<'k, U32>,
-    pub(super) batch: Val<'k, U32>,
+    pub(crate) query_tile: Val<'k, U32>,
+    pub(crate) head: Val<'k, U32>,
+    pub(crate) batch: Val<'k, U32>,
     /// Before the tensor's first, if a shard starts there.
-    pub(super) first_key: Val<'k, U32>,
+    pub(crate) first_key: Val<'k, U32>,
     /// Behind the last sequence, and the last head, of those that share it.
     end_sequence: Val<'k, U32>,
     end_head: Val<'k, U32>,
@@ -24,19 +25,18 @@ pub(super) struct Own<'k> {
 
 impl<'k> Own<'k> {
     /// This block of the grid.
-    pub(super) fn locate(
+    pub(crate) fn locate(
         cta: Cta<'k>,
-        common: &Common,
-        form: &PortableForm,
+        [rows, step]: [u32; 2],
+        per_key: bool,
         problem: &ProblemVals<'k>,
         args: &DbiasVals<'k>,
     ) -> Self {
-        let per_key = common.scores.overlays.bias.is_some_and(|bias| bias.per_key);
-        let key_tiles = (args.dbias.columns + problem.column_shift + (form.step - 1)) / form.step;
+        let key_tiles = (args.dbias.columns + problem.column_shift + (step - 1)) / step;
         let (above, key_tile) = split(cta.index(), key_tiles);
         let (above, query_tile) = match per_key {
             true => (above, cta.threads().u32(0)),
-            false => split(above, (args.dbias.rows + problem.row_shift + (form.rows() - 1)) / form.rows()),
+            false => split(above, (args.dbias.rows + problem.row_shift + (rows - 1)) / rows),
         };
         let (batch, head) = split(above, args.bias_heads);
         let end = |own: Val<'k, U32>, of_bias: Val<'k, U32>, all| of_bias.eq(1).select(all, own + 1);
@@ -45,7 +45,7 @@ impl<'k> Own<'k> {
             query_tile,
             head,
             batch,
-            first_key: key_tile * form.step - problem.column_shift,
+            first_key: key_tile * step - problem.column_shift,
             end_sequence: end(batch, args.bias_batches, args.sequence_count),
             end_head: end(head, args.bias_heads, problem.num_heads),
             per_key,
@@ -60,53 +60,66 @@ fn split<'k>(number: Val<'k, U32>, by: Val<'k, U32>) -> (Val<'k, U32>, Val<'k, U
 }
 
 /// A place of the walk: tiles of queries, then heads, then sequences.
-pub(super) struct Walk<'k> {
+pub(crate) struct Walk<'k> {
     tile: Var<'k, U32>,
     head: Var<'k, U32>,
     sequence: Var<'k, U32>,
 }
 
 /// What is there.
-pub(super) struct At<'k> {
-    pub(super) sequence: Sequence<'k>,
-    pub(super) head: Val<'k, U32>,
+pub(crate) struct At<'k> {
+    pub(crate) sequence: Sequence<'k>,
+    pub(crate) head: Val<'k, U32>,
     /// The tile of queries, and its first; before the tensor's first, if a shard starts there.
-    pub(super) tile: Val<'k, U32>,
-    pub(super) first_row: Val<'k, U32>,
-    pub(super) sight: Sight<'k>,
+    pub(crate) tile: Val<'k, U32>,
+    pub(crate) first_row: Val<'k, U32>,
+    pub(crate) sight: Sight<'k>,
     /// Whether any of its queries sees any of the block's keys, and whether not all see all.
-    pub(super) seen: Val<'k, Pred>,
-    pub(super) is_edge: Val<'k, Pred>,
+    pub(crate) seen: Val<'k, Pred>,
+    pub(crate) is_edge: Val<'k, Pred>,
+}
+
+/// What a walk goes over.
+pub(crate) struct Ground<'a, 'k> {
+    pub(crate) cta: Cta<'k>,
+    pub(crate) problem: &'a ProblemVals<'k>,
+    pub(crate) packed: Option<&'a MatricesVals<'k>>,
+    pub(crate) overlays: &'a OverlayVals<'k>,
+    pub(crate) own: &'a Own<'k>,
+    pub(crate) band: Option<BandVals<'k>>,
+    /// Queries and keys of a tile.
+    pub(crate) rows: u32,
+    pub(crate) step: u32,
 }
 
 impl<'k> Walk<'k> {
     /// At the beginning.
-    pub(super) fn new(block: &Block<'_, 'k>) -> Self {
-        let Own { query_tile, head, batch, .. } = &block.own;
+    pub(crate) fn new(ground: &Ground<'_, 'k>) -> Self {
+        let Own { query_tile, head, batch, .. } = ground.own;
         Walk { tile: query_tile.var(), head: head.var(), sequence: batch.var() }
     }
 
     /// Whether it is at a place.
-    pub(super) fn more(&self, block: &Block<'_, 'k>) -> Val<'k, Pred> {
-        self.sequence.get().lt(block.own.end_sequence)
+    pub(crate) fn more(&self, ground: &Ground<'_, 'k>) -> Val<'k, Pred> {
+        self.sequence.get().lt(ground.own.end_sequence)
     }
 
-    fn sequence(&self, block: &Block<'_, 'k>) -> Sequence<'k> {
+    fn sequence(&self, ground: &Ground<'_, 'k>) -> Sequence<'k> {
         let number = self.sequence.get();
-        match &block.packed {
-            None => Sequence::nth(&block.problem, number),
-            Some(matrices) => matrices.sequence(block.cta.threads(), &block.problem, number),
+        match ground.packed {
+            None => Sequence::nth(ground.problem, number),
+            Some(matrices) => matrices.sequence(ground.cta.threads(), ground.problem, number),
         }
     }
 
     /// What is at its place, of which there must be one.
-    pub(super) fn at(&self, block: &Block<'_, 'k>) -> At<'k> {
-        let Block { cta, form, problem, own, .. } = block;
-        let (t, sequence, tile) = (cta.threads(), self.sequence(block), self.tile.get());
-        let first_row = tile * form.rows() - problem.row_shift;
-        let range = block.overlays.range(t, sequence);
-        let sight = Sight::new(t, problem, sequence, block.scores.band).within(range);
-        let keys = sight.key_tiles(first_row, form.rows(), form.step);
+    pub(crate) fn at(&self, ground: &Ground<'_, 'k>) -> At<'k> {
+        let Ground { cta, problem, own, rows, step, .. } = *ground;
+        let (t, sequence, tile) = (cta.threads(), self.sequence(ground), self.tile.get());
+        let first_row = tile * rows - problem.row_shift;
+        let range = ground.overlays.range(t, sequence);
+        let sight = Sight::new(t, problem, sequence, ground.band).within(range);
+        let keys = sight.key_tiles(first_row, rows, step);
         let is_row = !sequence.seqlen_q.cast::<S32>().le(first_row.cast::<S32>());
         let begin = keys.begin;
         let begins = (!begin.is_first()).then(|| begin.unsigned().le(own.key_tile));
@@ -124,8 +137,8 @@ impl<'k> Walk<'k> {
     }
 
     /// Goes on.
-    pub(super) fn advance(&self, block: &Block<'_, 'k>) {
-        let Own { head, end_head, per_key, .. } = &block.own;
+    pub(crate) fn advance(&self, ground: &Ground<'_, 'k>) {
+        let Own { head, end_head, per_key, .. } = ground.own;
         let next_head = || {
             let next = self.head.get() + 1;
             let wraps = next.eq(*end_head);
@@ -135,10 +148,10 @@ impl<'k> Walk<'k> {
         if !per_key {
             return next_head();
         }
-        let rows = block.form.rows();
-        let last = (self.sequence(block).seqlen_q + block.problem.row_shift).max(1) - 1;
+        let rows = ground.rows;
+        let last = (self.sequence(ground).seqlen_q + ground.problem.row_shift).max(1) - 1;
         let at_last = (last / rows).le(self.tile.get());
-        self.tile.set(at_last.select(block.cta.threads().u32(0), self.tile.get() + 1));
-        block.cta.when(at_last, |_| next_head());
+        self.tile.set(at_last.select(ground.cta.threads().u32(0), self.tile.get() + 1));
+        ground.cta.when(at_last, |_| next_head());
     }
 }
