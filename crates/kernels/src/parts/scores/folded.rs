@@ -167,7 +167,7 @@ impl<'k> HeadScores<'k> {
                 let softcap = stage.kind.softcap.expect("a softcap");
                 let at_once = is_edge | caution.var().get().ne(0);
                 warp.when(at_once, |warp| stage.bend(warp, s));
-                let near = softcap.near(at_once);
+                let near = softcap.near(warp, at_once);
                 (How::Softcap(near, caution), Some(at_once), softcap.hidden)
             }
             Folding::Alibi => {

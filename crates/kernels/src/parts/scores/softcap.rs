@@ -10,7 +10,7 @@
 use super::cells;
 use crate::parts::args::kernel_args;
 use signflash_core::Problem;
-use signflash_ptx::{Acc, B32, F32, Pred, Val, Warp};
+use signflash_ptx::{Acc, B32, F32, Pred, U32, Val, Warp};
 use std::f64::consts::LOG2_E;
 
 kernel_args! {
@@ -154,11 +154,16 @@ impl<'k> Near<'k> {
 
 impl<'k> SoftcapVals<'k> {
     /// Of a step whose numbers are a tanh, or not.
-    pub(super) fn near(&self, are_tanh: Val<'k, Pred>) -> Near<'k> {
+    pub(super) fn near(&self, warp: Warp<'k>, are_tanh: Val<'k, Pred>) -> Near<'k> {
+        // An instruction takes one number that all lanes share: a second, if ptxas knows it as such, is moved once a score. So
+        // lanes choose it, each for itself: none adds up to this with a negative float.
+        let lane = warp.threads().lane();
+        let always = (lane + self.hidden.cast::<U32>()).ne(u32::MAX);
+        let apart = |number: Val<'k, F32>| always.select::<F32>(number, 0.0);
         Near {
             square: are_tanh.select(self.near_tanh, self.near_square),
             first: are_tanh.select(self.cap, self.near_first),
-            third: are_tanh.select(0.0, self.near_third),
+            third: apart(are_tanh.select(0.0, self.near_third)),
             fifth: are_tanh.select(0.0, self.near_fifth),
         }
     }
