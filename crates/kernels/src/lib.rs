@@ -69,6 +69,6 @@ pub use scores::{DeviceScoreTensor, DeviceScores};
 pub use signflash_ptx::{Arg, Half, Kernel, Target, TensorMap};
 pub use takes::NotHopper;
 pub use tensor::{DeviceTensor, Order};
-pub use variants::{Calls, variants};
+pub use variants::{Calls, Masks, variants};
 pub use words::Words;
 pub use workspace::{backward_workspace_bytes, forward_workspace_bytes};

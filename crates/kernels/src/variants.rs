@@ -3,8 +3,9 @@ use crate::call::{BackwardCall, ForwardCall};
 use crate::choose::{BackwardChoice, ForwardChoice, Kernels};
 use crate::config::{BandKind, Config, Product, ScoreKind, Stored};
 use crate::gpu::Gpu;
+use crate::scores::DeviceScoreTensor;
 use crate::tensor::{DeviceTensor, Order};
-use signflash_core::{Dropout, Problem, Shape, Slopes};
+use signflash_core::{Dropout, Dtype, Problem, Shape, Slopes, contiguous_strides};
 use signflash_ptx::Half;
 
 /// Padded head_dims of one row of the tables each.
@@ -35,10 +36,23 @@ pub struct Calls {
     pub kind: ScoreKind,
     /// Whether rows have sinks.
     pub sinks: bool,
+    /// The format of a bias, of (1, num_heads, seqlen_q, seqlen_k), if there is one; with its gradient.
+    pub bias: Option<Dtype>,
+    /// Whether there is a mask, and for each query another, or only of keys.
+    pub mask: Option<Masks>,
     /// Whether every row of every tensor starts at a multiple of 16 bytes, as far as head_dim allows.
     pub aligned: bool,
     /// Whether sequences are packed.
     pub packed: bool,
+}
+
+/// Which masks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Masks {
+    /// (batch, 1, seqlen_q, seqlen_k).
+    OfQueries,
+    /// (batch, 1, 1, seqlen_k).
+    OfKeys,
 }
 
 impl Calls {
@@ -53,6 +67,8 @@ impl Calls {
             dropout: false,
             kind: ScoreKind::SCALED,
             sinks: false,
+            bias: None,
+            mask: None,
             aligned: true,
             packed: false,
         }
@@ -72,6 +88,9 @@ impl Calls {
                     let call = BackwardCall::of(&forward, forward.out, gradients, 0);
                     let call = call.with_deterministic(deterministic).with_stored([self.stored; 2]);
                     let call = call.with_dsinks(self.sinks.then_some(4));
+                    let dbias =
+                        self.bias.map(|_| DeviceScoreTensor::of(0, contiguous_strides(bias_shape(seqlen))));
+                    let call = call.with_dbias(dbias);
                     all.extend(BackwardChoice::of(&call, gpu, kernels).kernels());
                 }
             }
@@ -97,6 +116,15 @@ impl Calls {
             BandKind::Both => problem.window(Some(seqlen / 4), Some(0)),
         };
         let problem = if self.packed { problem.packed_on_device(1) } else { problem };
+        let problem = match self.bias {
+            Some(dtype) => problem.bias(dtype, bias_shape(seqlen)),
+            None => problem,
+        };
+        let problem = match self.mask {
+            Some(Masks::OfQueries) => problem.mask([1, 1, seqlen, seqlen]),
+            Some(Masks::OfKeys) => problem.mask([1, 1, 1, seqlen]),
+            None => problem,
+        };
         problem.build().expect("small sizes, and a finite scale")
     }
 
@@ -110,6 +138,10 @@ impl Calls {
         let call = ForwardCall::new(problem, self.half, inputs, tensor(shape.out()), 0);
         call.with_stored(self.stored).with_probs((!self.stored.is_wide()).then_some(probs))
     }
+}
+
+fn bias_shape(seqlen: usize) -> [usize; 4] {
+    [1, 1, seqlen, seqlen]
 }
 
 /// Every kernel of a GPU's tables for whole rows of 16 bytes, each head_dim, each kind of band, with dropout and without;
@@ -161,6 +193,26 @@ pub fn variants(gpu: Gpu, half: Half) -> Vec<Config> {
     kernels
 }
 
+/// Calls with a bias that the copy engine brings and with one that it does not, and with masks of both kinds.
+fn of_tensors(half: Half, head_dim: usize) -> Vec<Calls> {
+    use BandKind::{Full, Right};
+    let of = |band, dropout| Calls { band, dropout, ..Calls::of(half, head_dim) };
+    let boxed = if half == Half::Bf16 { Dtype::Bf16 } else { Dtype::F16 };
+    let mut all = vec![
+        Calls { bias: Some(boxed), ..of(Full, false) },
+        Calls { bias: Some(boxed), ..of(Right, true) },
+        Calls { mask: Some(Masks::OfKeys), ..of(Full, false) },
+        Calls { mask: Some(Masks::OfKeys), ..of(Right, true) },
+    ];
+    if head_dim == 128 {
+        all.extend([
+            Calls { bias: Some(Dtype::F32), ..of(Right, true) },
+            Calls { mask: Some(Masks::OfQueries), ..of(Right, true) },
+        ]);
+    }
+    all
+}
+
 /// Calls of the other kinds of scores: those of each head_dim that has kernels of its own form, each kind with dropout and
 /// without, and each with each band.
 fn of_scores(half: Half) -> Vec<Calls> {
@@ -185,5 +237,6 @@ fn of_scores(half: Half) -> Vec<Calls> {
     };
     let mut all: Vec<Calls> = [64, 128, 256].into_iter().flat_map(of_head_dim).collect();
     all.extend([64, 128].map(|head_dim| Calls { sinks: true, ..Calls::of(half, head_dim) }));
+    all.extend([64, 128, 256].into_iter().flat_map(|head_dim| of_tensors(half, head_dim)));
     all
 }

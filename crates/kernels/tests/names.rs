@@ -2,7 +2,8 @@
 //! twice, and no name prints two texts, of which the cache would keep the wrong one.
 
 use sha2::{Digest, Sha256};
-use signflash_kernels::{BandKind, Calls, Config, Gpu, Half, Product, ScoreKind, Stored};
+use signflash_core::Dtype;
+use signflash_kernels::{BandKind, Calls, Config, Gpu, Half, Masks, Product, ScoreKind, Stored};
 use std::collections::{HashMap, HashSet};
 
 /// Multiples of 16, of 8 and of neither, on both sides of where the tables' rows, boxes of 64 columns, and lanes of
@@ -30,6 +31,15 @@ fn calls(half: Half) -> Vec<Calls> {
             let calls = Calls { band, dropout, kind, sinks, aligned, ..Calls::of(half, head_dim) };
             all.extend([calls, Calls { packed: true, ..calls }, Calls { stored: Stored::Wide, ..calls }]);
         }
+    }
+    // A bias in boxes, one by lanes, and masks.
+    for head_dim in [40, 64, 128, 256] {
+        let calls = Calls { dropout: true, ..Calls::of(half, head_dim) };
+        let bias = |dtype| Calls { bias: Some(dtype), ..calls };
+        let mask = |masks| Calls { mask: Some(masks), ..calls };
+        all.extend([Dtype::F16, Dtype::Bf16, Dtype::F32].map(bias));
+        all.extend([Masks::OfKeys, Masks::OfQueries].map(mask));
+        all.push(Calls { mask: Some(Masks::OfKeys), packed: true, ..bias(Dtype::F16) });
     }
     for ((head_dim, head_dim_v), aligned) in PAIRS.into_iter().flat_map(|dims| [(dims, true), (dims, false)])
     {

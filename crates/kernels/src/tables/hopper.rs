@@ -132,7 +132,7 @@ pub(crate) fn forward(common: &HopperCommon, seqlen_k: usize, gpu: Gpu) -> Optio
         let more = row.folding_registers.filter(|_| folds);
         let registers = more.unwrap_or(row.form.registers);
         // What is read of boxes takes some, too.
-        let early = if boxed && dropout { row.form.early.min(2) } else { row.form.early };
+        let early = if boxed && dropout { row.form.early.min(1) } else { row.form.early };
         HopperForm { registers, early, ..row.form }
     })
 }
