@@ -159,7 +159,7 @@ mod tests {
                 &problem,
                 &hopper::keys(
                     HeadDims { q: 128, v: 128 },
-                    (Product::Scaled, false),
+                    (Product::Scaled, false, false),
                     (false, deterministic),
                     hopper::Walk::of(&problem),
                 ),
