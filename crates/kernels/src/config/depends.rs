@@ -310,11 +310,6 @@ impl Common {
 }
 
 impl HopperCommon {
-    /// The same with a bias in boxes.
-    pub(crate) fn boxed(self) -> Self {
-        HopperCommon { scores: Scores { overlays: self.scores.overlays.boxed(), ..self.scores }, ..self }
-    }
-
     /// Boxes of 64 columns that rows of q and k, and of v and out take, as the copy engine moves them.
     pub(crate) fn boxes(&self) -> [u32; 2] {
         self.operands.dims().map(|columns| columns.div_ceil(64))

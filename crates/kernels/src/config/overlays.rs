@@ -1,4 +1,5 @@
 //! What kernels depend on of the tensors that are added to scores.
+use super::depends::{HopperCommon, Scores};
 use std::fmt;
 
 /// The tensors that are added to scores, as far as there are any.
@@ -86,6 +87,13 @@ impl Overlays {
     pub(crate) fn by_keys(self) -> Self {
         let by_keys = |kind: OverlayKind| OverlayKind { pairs: kind.is_transposed(), ..kind };
         Overlays { bias: self.bias.map(by_keys), mask: self.mask.map(by_keys), ..self }
+    }
+}
+
+impl HopperCommon {
+    /// The same with a bias in boxes.
+    pub(crate) fn boxed(self) -> Self {
+        HopperCommon { scores: Scores { overlays: self.scores.overlays.boxed(), ..self.scores }, ..self }
     }
 }
 

@@ -46,7 +46,7 @@ use crate::config::{BandKind, HopperCommon, HopperKeysForm};
 use crate::packed::PackedVals;
 use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
 use crate::parts::cursor::Cursor;
-use crate::parts::overlays::{BOX_KEYS, OverlayVals, box_bytes};
+use crate::parts::overlays::OverlayVals;
 use crate::parts::scores::ScoreVals;
 use crate::parts::visibility::{QueryTiles, SeenRange, Sight};
 use crate::parts::work::{Order, Units, Work};
@@ -281,10 +281,6 @@ impl<'k> Smem<'k> {
         let ([of_keys, of_values], several) = (form.key_stages, form.persistent);
         assert!(several || form.key_stages == [1; 2], "{form:?}");
         let keys = if several { k_bytes } else { k_bytes + v_bytes };
-        let bias = || {
-            let bytes = form.keys / BOX_KEYS * box_bytes(form.step);
-            cta.bulk_ring_for_lanes("bias", form.bias_stages(common), bytes, multiplying_warps)
-        };
         let [ds_writers, ds_readers] = if shares { [4, multiplying_warps] } else { [multiplying_warps, 4] };
         Smem {
             keys: cta.bulk_ring("keys", of_keys, keys, multiplying_warps),
@@ -298,7 +294,7 @@ impl<'k> Smem<'k> {
                 )
                 .with_copies_of(queries),
             flags: common.scores.dropout.then(flags),
-            bias: common.scores.overlays.has_boxes().then(bias),
+            bias: serve::bias_ring(cta, common, form),
             ds: cta.stage_ring("ds", form.ds_stages, 2 * form.keys * form.step, ds_writers, ds_readers),
             between: match shares {
                 true => Between::Probs(cta.stage_ring("p", 1, 4 * form.keys * form.step, 4, 4)),
@@ -308,13 +304,6 @@ impl<'k> Smem<'k> {
                 },
             },
         }
-    }
-}
-
-impl HopperKeysForm {
-    /// Steps of a bias in boxes that shared memory holds at once.
-    fn bias_stages(&self, common: &HopperCommon) -> u32 {
-        if common.operands.dims().max() > 64 && common.scores.dropout { 1 } else { 2 }
     }
 }
 

@@ -1,14 +1,16 @@
 //! The serving warpgroup: copies for the multiplying ones, and flags.
 use super::tiles::Tiles;
-use super::{Block, FLAG_BYTES, QUERIES, Smem, rows_bytes};
-use crate::config::HopperKeysForm;
+use super::{Block, FLAG_BYTES, MULTIPLIERS, QUERIES, Smem, rows_bytes};
+use crate::config::{HopperCommon, HopperKeysForm};
 use crate::parts::args::DropoutVals;
 use crate::parts::cursor::Cursor;
 use crate::parts::dropout::{DropSigns, Philox, StreamColumn};
 use crate::parts::overlays::{BOX_KEYS, box_bytes};
 use crate::rows::head::QueryHeads;
 use crate::rows::statistics::{STAT_BYTES, StatRows};
-use signflash_ptx::{BulkRingProducer, Filling, Pred, Tensor, Thread, U32, Val, Warp, Warpgroup};
+use signflash_ptx::{
+    BulkRing, BulkRingProducer, Cta, Filling, Pred, Tensor, Thread, U32, Val, Warp, Warpgroup,
+};
 
 impl<'k> Block<'_, 'k> {
     /// All that the serving warpgroup does.
@@ -55,6 +57,18 @@ pub(super) fn serve_tiles<'k>(tiles: &Tiles<'_, 'k>, wg: Warpgroup<'k>) {
     });
 }
 
+/// Where a bias in boxes is, if there is one. There is room for two steps unless flags need it.
+pub(super) fn bias_ring<'k>(
+    cta: Cta<'k>,
+    common: &HopperCommon,
+    form: &HopperKeysForm,
+) -> Option<BulkRing<'k>> {
+    let stages = if common.operands.dims().max() > 64 && common.scores.dropout { 1 } else { 2 };
+    let bytes = form.keys / BOX_KEYS * box_bytes(form.step);
+    let has_boxes = common.scores.overlays.has_boxes();
+    has_boxes.then(|| cta.bulk_ring_for_lanes("bias", stages, bytes, 4 * MULTIPLIERS))
+}
+
 /// What the first warp copies. All its lanes wait and count, so that what they count is the same for all of them, which
 /// saves registers; lane 0 copies.
 struct Copies<'k> {
@@ -70,7 +84,7 @@ impl<'k> Copies<'k> {
     fn new(smem: &Smem<'k>, warp: Warp<'k>) -> Self {
         let t = warp.threads();
         let queries = smem.queries.producer(t);
-        let (values, bias) = [smem.values, smem.bias].map(|ring| ring.map(|ring| ring.producer(t))).into();
+        let [values, bias] = [smem.values, smem.bias].map(|ring| ring.map(|ring| ring.producer(t)));
         Copies { queries, is_copier: (warp.index() & 3).eq(0), keys: smem.keys.producer(t), values, bias }
     }
 
