@@ -271,7 +271,13 @@ def table(feature, rows):
             both = {name: sum(row[pass_].get(name, 0.0) for pass_ in ("forward", "backward")) for name in ("ours", peer)}
             cells.append(f"{both[peer] / both['ours']:.2f}" if both[peer] else "")
         lines.append("| " + " | ".join(cells) + " |")
-    return f"## {TITLES[feature]}\n\n" + "\n".join(lines)
+    later = sorted({row["signflash"] for row in own if "signflash" in row})
+    rows_of = {commit: sum(row.get("signflash") == commit for row in own) for commit in later}
+    notes = [
+        f"\n\n{'All' if count == len(own) else f'{count} of these'} rows are of a later run, of {commit}, on the same kind of GPU."
+        for commit, count in rows_of.items()
+    ]
+    return f"## {TITLES[feature]}\n\n" + "\n".join(lines) + "".join(notes)
 
 
 def page(about, rows):
