@@ -2,7 +2,7 @@
 
 use crate::call::BLOCK_KEYS;
 use crate::sequence::{Sequence, Sequences};
-use signflash_core::Problem;
+use signflash_core::{Problem, Shape};
 
 /// The sum of something over all sequences.
 pub(crate) fn sum_of_sequences(problem: &Problem, of: impl Fn(&Sequence) -> f64) -> f64 {
@@ -12,6 +12,15 @@ pub(crate) fn sum_of_sequences(problem: &Problem, of: impl Fn(&Sequence) -> f64)
         (false, 0) => 0.0,
         (false, count) => count as f64 * of(&sequences.at(0)), // all are alike
     }
+}
+
+/// Floating-point operations of a pass of `each` per score and element of head_dim.
+pub(crate) fn operations(problem: &Problem, each: f64) -> f64 {
+    let Shape { num_heads, head_dim, head_dim_v, .. } = *problem.shape();
+    let scores = sum_of_sequences(problem, |sequence| {
+        sequence.place.seqlen_q as f64 * sequence.keys_seen_by(1) as f64
+    });
+    scores * num_heads as f64 * (head_dim + head_dim_v) as f64 / 2.0 * each
 }
 
 /// The longest sequence's queries or keys, as `of` says.
@@ -37,13 +46,18 @@ pub(crate) fn forward_tile_rows(problem: &Problem, threads: usize) -> usize {
 
 /// Keys per unit of the backward. Many, so that a tile of queries is prepared seldom and its share of dq seldom added
 /// (f32, head_dim 128, length 2048 on Zen 5: 69, 76, 83, 86 % of the peak with 128, 256, 512, 1024 keys); few enough
-/// that there are some 32 units to share. By the lengths alone, since dq is summed chunk by chunk.
-pub(crate) fn chunk_keys(problem: &Problem) -> usize {
+/// that there are some 32 units to share. By the lengths and the instruction set alone, since dq is summed chunk by chunk:
+/// tiles multiply so fast that what a chunk sums has to stay in the second-level cache.
+pub(crate) fn chunk_keys(problem: &Problem, tiles: bool) -> usize {
     let shape = problem.shape();
     let most = (131_072 / shape.head_dim.max(shape.head_dim_v).next_multiple_of(32)).clamp(512, 1024)
         / BLOCK_KEYS
         * BLOCK_KEYS;
     let chunks = sum_of_sequences(problem, |sequence| sequence.place.seqlen_k.div_ceil(most) as f64);
-    let keys = if chunks * (shape.num_heads_k as f64) < 32.0 { most / 2 } else { most };
+    let keys = match chunks * (shape.num_heads_k as f64) < 32.0 {
+        _ if tiles => 256,
+        true => most / 2,
+        false => most,
+    };
     keys.min(longest(problem, |sequence| sequence.seqlen_k).next_multiple_of(BLOCK_KEYS)).max(BLOCK_KEYS)
 }

@@ -2,7 +2,7 @@
 
 use crate::backward::{Backward, TILE_ROWS, is_of_each_score};
 use crate::call::{Call, until_careful};
-use crate::division::{chunk_keys, forward_tile_rows, sum_of_sequences};
+use crate::division::{chunk_keys, forward_tile_rows, operations};
 use crate::entry::kernels;
 use crate::finite::{finite_where_seen, has_nan_rows};
 use crate::forward::{Forward, Scores};
@@ -18,7 +18,7 @@ use crate::team::{Crew, Team};
 use crate::tiles::Tiles;
 use crate::view::{FloatsMut, View, ViewMut};
 use signflash_core::{
-    Element, Feature, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError, ResultOf, Shape,
+    Dtype, Element, Feature, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError, ResultOf,
 };
 use std::sync::atomic::AtomicBool;
 
@@ -64,16 +64,10 @@ impl Default for CpuEngine {
 /// The default of [`CpuEngine::with_partial_bytes`].
 const PARTIAL_BYTES: usize = 16 << 20;
 
-/// Below this many floating-point operations waking other threads takes longer than the work.
-const SERIAL_FLOPS: f64 = 5e6;
-
 impl CpuEngine {
     /// The fastest instruction set of this machine, all threads of the current rayon pool.
     pub fn new() -> Self {
-        Self::on(Isa::best(), Tiles::here())
-    }
-
-    fn on(isa: Isa, tiles: Tiles) -> Self {
+        let (isa, tiles) = (Isa::best(), Tiles::here());
         Self { isa, threads: None, team: None, partial_bytes: PARTIAL_BYTES, tiles }
     }
 
@@ -84,7 +78,7 @@ impl CpuEngine {
     #[doc(hidden)]
     pub fn emulating_amx() -> Result<Self, IsaError> {
         Isa::Avx512Bf16.require()?;
-        Ok(Self::on(Isa::Amx, Tiles::Emulated))
+        Ok(Self { isa: Isa::Amx, tiles: Tiles::Emulated, ..Self::new() })
     }
 
     /// The same with another instruction set.
@@ -212,7 +206,7 @@ impl CpuEngine {
         if shape.lse_len() == 0 {
             return; // no row, however many heads there are of nothing
         }
-        let crew = self.crew_for(problem, 4.0);
+        let crew = Crew::of(self.threads(), self.team, operations(problem, 4.0));
         let tile_rows = forward_tile_rows(problem, crew.threads);
         let order = Order::largest_first(problem, |sequence| {
             let rows = sequence.place.seqlen_q.min(tile_rows);
@@ -355,10 +349,10 @@ impl CpuEngine {
         if is_empty && dbias.is_none() && dsinks.is_none() {
             return; // no gradient has an element, however many heads there are of nothing
         }
-        let crew = self.crew_for(problem, 10.0);
+        let crew = Crew::of(self.threads(), self.team, operations(problem, 10.0));
         let finite = dlse.is_none_or(|dlse| finite_where_seen(lse, dlse))
             && !(problem.features().any(|feature| feature != Feature::HeadDimV) && has_nan_rows(lse));
-        let chunk_keys = chunk_keys(problem);
+        let chunk_keys = chunk_keys(problem, self.isa == Isa::Amx && q.dtype == Dtype::Bf16);
         let order = Order::largest_first(problem, |sequence| {
             let keys = sequence.place.seqlen_k.min(chunk_keys);
             keys * sequence.queries_that_see(keys)
@@ -403,15 +397,5 @@ impl CpuEngine {
                 run_sinks(&backward, dsinks, crew);
             }
         });
-    }
-
-    /// Threads for a pass of so many operations per score and element of head_dim.
-    fn crew_for(&self, problem: &Problem, flops: f64) -> Crew {
-        let Shape { num_heads, head_dim, head_dim_v, .. } = *problem.shape();
-        let scores = sum_of_sequences(problem, |sequence| {
-            sequence.place.seqlen_q as f64 * sequence.keys_seen_by(1) as f64
-        });
-        let flops = scores * num_heads as f64 * (head_dim + head_dim_v) as f64 / 2.0 * flops;
-        if flops < SERIAL_FLOPS { Crew::ALONE } else { Crew { threads: self.threads(), team: self.team } }
     }
 }

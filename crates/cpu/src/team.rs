@@ -25,6 +25,9 @@ pub struct Team {
     pub run: fn(threads: usize, work: &(dyn Fn() + Sync)),
 }
 
+/// Below this many floating-point operations waking other threads takes longer than the work.
+const SERIAL_OPERATIONS: f64 = 5e6;
+
 /// Who computes a pass: at most so many threads of a team, or else of the current rayon pool.
 #[derive(Clone, Copy)]
 pub(crate) struct Crew {
@@ -35,4 +38,9 @@ pub(crate) struct Crew {
 impl Crew {
     /// The calling thread alone.
     pub(crate) const ALONE: Self = Self { threads: 1, team: None };
+
+    /// So many threads for a pass of so many floating-point operations.
+    pub(crate) fn of(threads: usize, team: Option<Team>, operations: f64) -> Self {
+        if operations < SERIAL_OPERATIONS { Self::ALONE } else { Self { threads, team } }
+    }
 }

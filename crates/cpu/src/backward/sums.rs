@@ -30,14 +30,12 @@ impl Work<'_> {
         for (weights, rows, sums, dim) in operands {
             let weights = weights.add(first).cast_const();
             if S::TILES {
-                for key in (keys.begin..keys.end).step_by(tiles::SIDE) {
-                    let row = TILE_ROWS / S::UNIT;
-                    let a = Left { p: weights.add(key * row), row, step: 1 };
-                    for d in (0..dim).step_by(tiles::SIDE) {
-                        let b = Right { p: rows.p.add(first * rows.ld + d), step: rows.ld };
-                        let sums = Sums { p: sums.add((at + key) * dim + d), row: dim };
-                        self.backward.call.tiles.product::<true>(depth, a, b, sums);
-                    }
+                let (row, count) = (TILE_ROWS / S::UNIT, keys.end - keys.begin);
+                let a = Left { p: weights.add(keys.begin * row), row, step: 1 };
+                for d in (0..dim).step_by(tiles::SIDE) {
+                    let b = Right { p: rows.p.add(first * rows.ld + d), step: rows.ld };
+                    let sums = Sums { p: sums.add((at + keys.begin) * dim + d), row: dim };
+                    self.backward.call.tiles.product::<true>(count, depth, a, b, sums);
                 }
                 continue;
             }
@@ -93,12 +91,9 @@ impl Work<'_> {
             let b = Right { p: ds.add(first * TILE_ROWS + panel * width), step: TILE_ROWS };
             let dq = scratch.dq.floats().add(panel * dim * width);
             if S::TILES {
-                for d in (0..dim).step_by(tiles::SIDE) {
-                    let k = block.k_steps;
-                    let a = Left { p: k.p.add(d * k.ld + first), row: k.ld, step: 1 };
-                    let sums = Sums { p: dq.add(d * width), row: width };
-                    self.backward.call.tiles.product::<true>(depth, a, b, sums);
-                }
+                let k = block.k_steps;
+                let a = Left { p: k.p.add(first), row: k.ld, step: 1 };
+                self.backward.call.tiles.product::<true>(dim, depth, a, b, Sums { p: dq, row: width });
                 continue;
             }
             for d in (0..dim).step_by(MR) {

@@ -299,7 +299,10 @@ impl<'a> Work<'a> {
         let (k, count) = self.keys::<S, MR>(scratch, first_key);
         let values = self.unit.sequence.keys(self.head_k, first_key, BLOCK_KEYS);
         let values = values.in_steps_of(step_keys::<S, MR>());
-        let v = pack::rows::<S>(v, self.dims.v, values, &mut scratch.v_rows);
+        let v = match S::PAIRS {
+            true => pack::rows_once::<S>(v, self.dims.v, values, &mut scratch.v_rows), // to be woven
+            false => pack::rows::<S>(v, self.dims.v, values, &mut scratch.v_rows),
+        };
         self.scores.call.look::<S>(v, values.count, self.dims.v_padded / S::UNIT);
         let words = self.dims.v_padded / S::UNIT;
         let mut v = pack::steps::<S>(v, values.total, words, &mut scratch.v);

@@ -6,7 +6,7 @@ use crate::gemm::{Left, NV, Right, Weight, product_of_weights};
 use crate::pack::{self, Rows, panel_width};
 use crate::row_end::RowEnd;
 use crate::simd::Simd;
-use crate::tiles::{self, Sums};
+use crate::tiles::Sums;
 use crate::view::ViewMut;
 use signflash_core::Span;
 
@@ -29,11 +29,9 @@ impl Work<'_> {
         let p = Right { p: p.add(first * width), step: width };
         if S::TILES {
             self.rescale::<S>(out, rescale);
-            for d in (0..dim).step_by(tiles::SIDE) {
-                let a = Left { p: v.p.add(d * v.ld + first), row: v.ld, step: 1 };
-                let sums = Sums { p: out.add(d * width), row: width };
-                self.scores.call.tiles.product::<true>(depth, a, p, sums);
-            }
+            let a = Left { p: v.p.add(first), row: v.ld, step: 1 };
+            let sums = Sums { p: out, row: width };
+            self.scores.call.tiles.product::<true>(dim, depth, a, p, sums);
             return;
         }
         for d in (0..dim).step_by(MR) {

@@ -9,8 +9,7 @@ use crate::team::Crew;
 use crate::view::{FloatsMut, View, ViewMut};
 use signflash_core::suite::Values;
 use signflash_core::{
-    Dropout, Dtype, Element, Inputs, Problem, Shape, Shard, Span, TensorMut, TensorRef, Visibility, bf16,
-    oracle,
+    Dropout, Element, Inputs, Problem, Shape, Shard, Span, TensorMut, TensorRef, Visibility, bf16, oracle,
 };
 
 /// Keys of a chunk: few, so that windows begin and end in any of them.
@@ -41,14 +40,6 @@ impl<T: Element> Operands<T> {
             [q, k, v, dout].map(|x| x.iter().map(|&x| T::from_f32(x as f32)).collect::<Vec<T>>());
         Self { q, k, v, dout }
     }
-}
-
-/// Those of this machine, and for bf16 AMX, which is emulated here, where there is what makes its operands.
-fn isas(dtype: Dtype) -> Vec<Isa> {
-    let mut isas = Isa::available();
-    isas.retain(|&isa| isa != Isa::Amx);
-    isas.extend((dtype == Dtype::Bf16 && Isa::Avx512Bf16.is_available()).then_some(Isa::Amx));
-    isas
 }
 
 /// How the engine's passes are run.
@@ -239,7 +230,7 @@ fn every_band<T: Element>(bound: f64) {
         let visibility = Visibility { left, right, diagonal, ..sequence.visibility };
         let sequence = Sequence { visibility, ..sequence };
         let truth = truth(&problem, &visibility, &operands);
-        for isa in isas(T::DTYPE) {
+        for isa in Isa::emulated_too(T::DTYPE) {
             for two_passes in [false, true] {
                 let how = How { isa, tile_rows: 64, two_passes };
                 let got = run(how, &problem, &[sequence], &operands);
@@ -280,7 +271,7 @@ fn side_by_side<T: Element>() {
     let probs_shape = whole.probs();
     let mut sequences: Vec<Sequence> = Sequences::of(&whole).iter().collect();
     sequences.reverse();
-    for isa in isas(T::DTYPE) {
+    for isa in Isa::emulated_too(T::DTYPE) {
         for two_passes in [false, true] {
             let how = How { isa, tile_rows: 64, two_passes };
             let all = run(how, &whole, &sequences, &operands);

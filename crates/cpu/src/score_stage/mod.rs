@@ -22,7 +22,7 @@ mod panel;
 mod table;
 
 use crate::call::Call;
-use crate::gemm::{Left, NV, Right, product, step_keys};
+use crate::gemm::{Left, NV, Right, product};
 use crate::pack::{self, Rows};
 use crate::simd::Simd;
 use crate::tiles::Sums;
@@ -136,13 +136,14 @@ impl ScoreStage {
         to: *mut f32,
     ) {
         let width = pack::panel_width::<S>();
-        for key in (keys.begin..keys.end).step_by(step_keys::<S, MR>()) {
+        if S::TILES {
+            let a = Left { p: k.p.add(keys.begin * k.ld), row: k.ld, step: 1 };
+            let to = Sums { p: to.add(keys.begin * width), row: width };
+            return call.tiles.product::<false>(keys.end - keys.begin, depth, a, q, to);
+        }
+        for key in (keys.begin..keys.end).step_by(MR) {
             let a = Left { p: k.p.add(key * k.ld), row: k.ld, step: 1 };
             let to = to.add(key * width);
-            if S::TILES {
-                call.tiles.product::<false>(depth, a, q, Sums { p: to, row: width });
-                continue;
-            }
             for (m, s) in product::<S, MR, NV>(depth, a, q).into_iter().enumerate() {
                 for (n, s) in s.into_iter().enumerate() {
                     S::store(to.add(m * width + n * S::LANES), s);

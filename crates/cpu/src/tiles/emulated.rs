@@ -3,13 +3,25 @@
 //! Results below 2^-126 are flushed once they have been rounded to f32's subnormals, where the instruction rounds as if
 //! exponents had no end: a sum between 2^-126 - 2^-150 and 2^-126 - 2^-151 would come out as 2^-126 here and as 0 there.
 
-use super::{Left, Right, SIDE, STEP_WORDS, Sums};
+use super::{Left, ROWS, Right, SIDE, STEP_WORDS, Sums};
 
 /// # Safety
 /// As [`super::Tiles::product`].
 #[inline(always)]
-pub(super) unsafe fn product<const ADD: bool>(depth: usize, a: Left, b: Right, to: Sums) {
-    let mut sums = [[0.0f32; SIDE]; SIDE];
+pub(super) unsafe fn product<const ADD: bool>(rows: usize, depth: usize, a: Left, b: Right, to: Sums) {
+    for first in (0..rows).step_by(ROWS) {
+        let a = Left { p: a.p.wrapping_add(first * a.row), ..a };
+        let to = Sums { p: to.p.wrapping_add(first * to.row), ..to };
+        // SAFETY: the caller's promise for some of the rows.
+        unsafe { product_of_rows::<ADD>(depth, a, b, to) };
+    }
+}
+
+/// # Safety
+/// As [`product`], of one tile's rows.
+#[inline(always)]
+unsafe fn product_of_rows<const ADD: bool>(depth: usize, a: Left, b: Right, to: Sums) {
+    let mut sums = [[0.0f32; SIDE]; ROWS];
     for step in (0..depth).step_by(STEP_WORDS) {
         let mut right = [[[0.0f32; SIDE]; 2]; STEP_WORDS];
         for (k, right) in right.iter_mut().enumerate() {

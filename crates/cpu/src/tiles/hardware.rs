@@ -1,11 +1,10 @@
 //! AMX, by inline assembly: its intrinsics are not stable, nor are its names as target features.
 
-use super::{Left, Right, SIDE, STEP_WORDS, Sums};
+use super::{HELD_WORDS, Left, ROWS, Right, SIDE, STEP_WORDS, Sums};
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 
-/// Rows of a tile, and words of a row.
-const ROWS: usize = 16;
+/// Bytes of a tile's row.
 const ROW_BYTES: usize = 64;
 
 /// CPUID leaf 7, register edx.
@@ -111,58 +110,80 @@ pub(super) unsafe fn multiply(products: usize) {
     }
 }
 
-/// Four tiles of sums, 0 to 3: two rows of two. Two of each operand, 4 and 5, 6 and 7.
+/// Rows by two tiles of columns, of a depth of one or two steps. The right operand is loaded once and stays in tiles (4 and 5
+/// of the first step, 6 and 7 of the second), while rows of the left one (0 and 1) and of the sums (2 and 3) go by.
 ///
 /// # Safety
-/// As [`super::Tiles::product`], and tiles must be configured.
+/// As [`super::Tiles::product`], `depth` at most two steps; and tiles must be configured.
 #[inline(always)]
-pub(super) unsafe fn product<const ADD: bool>(depth: usize, a: Left, b: Right, to: Sums) {
-    let (a_row, b_row, sum_row) = (4 * a.row, 4 * b.step, 4 * to.row);
-    // SAFETY: the caller's promise: two times ROWS rows of each operand are there, and of the sums, each of two tiles'
-    // width where tiles lie side by side. What is in tiles is used within one `asm!` only.
+pub(super) unsafe fn product<const ADD: bool>(rows: usize, depth: usize, a: Left, b: Right, to: Sums) {
+    // SAFETY: the caller's promise: `rows` rows of the left operand and of the sums are there, a multiple of ROWS, and `depth`
+    // of the right one, each of two tiles' width where tiles lie side by side. What is in tiles is used within one `asm!` only.
     unsafe {
         asm!(
+            "tileloadd tmm4, [{b} + {b_row}*1]",
+            "tileloadd tmm5, [{b} + {b_row}*1 + 64]",
+            "cmp {depth}, 16",
+            "je 4f",
+            "tileloadd tmm6, [{d} + {b_row}*1]",
+            "tileloadd tmm7, [{d} + {b_row}*1 + 64]",
+            // Two steps.
+            "2:",
             "test {add:e}, {add:e}",
             "jz 3f",
-            "tileloadd tmm0, [{c} + {row}*1]",
-            "tileloadd tmm1, [{c} + {row}*1 + 64]",
-            "tileloadd tmm2, [{d} + {row}*1]",
-            "tileloadd tmm3, [{d} + {row}*1 + 64]",
-            "jmp 2f",
+            "tileloadd tmm2, [{c} + {row}*1]",
+            "tileloadd tmm3, [{c} + {row}*1 + 64]",
+            "jmp 5f",
             "3:",
-            "tilezero tmm0",
-            "tilezero tmm1",
             "tilezero tmm2",
             "tilezero tmm3",
-            "2:",
-            "tileloadd tmm6, [{b} + {b_row}*1]",
-            "tileloadd tmm4, [{a} + {a_row}*1]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm7, [{b} + {b_row}*1 + 64]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tileloadd tmm5, [{e} + {a_row}*1]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {a}, 64",
-            "add {e}, 64",
-            "add {b}, {b_step}",
+            "5:",
+            "tileloadd tmm0, [{a} + {a_row}*1]",
+            "tileloadd tmm1, [{a} + {a_row}*1 + 64]",
+            "tdpbf16ps tmm2, tmm0, tmm4",
+            "tdpbf16ps tmm3, tmm0, tmm5",
+            "tdpbf16ps tmm2, tmm1, tmm6",
+            "tdpbf16ps tmm3, tmm1, tmm7",
+            "tilestored [{c} + {row}*1], tmm2",
+            "tilestored [{c} + {row}*1 + 64], tmm3",
+            "add {a}, {a_next}",
+            "add {c}, {c_next}",
             "dec {n}",
             "jnz 2b",
-            "tilestored [{c} + {row}*1], tmm0",
-            "tilestored [{c} + {row}*1 + 64], tmm1",
-            "tilestored [{d} + {row}*1], tmm2",
-            "tilestored [{d} + {row}*1 + 64], tmm3",
+            "jmp 7f",
+            // One step.
+            "4:",
+            "test {add:e}, {add:e}",
+            "jz 3f",
+            "tileloadd tmm2, [{c} + {row}*1]",
+            "tileloadd tmm3, [{c} + {row}*1 + 64]",
+            "jmp 5f",
+            "3:",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "5:",
+            "tileloadd tmm0, [{a} + {a_row}*1]",
+            "tdpbf16ps tmm2, tmm0, tmm4",
+            "tdpbf16ps tmm3, tmm0, tmm5",
+            "tilestored [{c} + {row}*1], tmm2",
+            "tilestored [{c} + {row}*1 + 64], tmm3",
+            "add {a}, {a_next}",
+            "add {c}, {c_next}",
+            "dec {n}",
+            "jnz 4b",
+            "7:",
             add = in(reg) u32::from(ADD),
-            n = inout(reg) depth / STEP_WORDS => _,
+            depth = in(reg) depth,
+            n = inout(reg) rows / ROWS => _,
             a = inout(reg) a.p => _,
-            e = inout(reg) a.p.wrapping_add(ROWS * a.row) => _,
-            b = inout(reg) b.p => _,
-            a_row = in(reg) a_row,
-            b_row = in(reg) b_row,
-            b_step = in(reg) STEP_WORDS * b_row,
-            c = in(reg) to.p,
-            d = in(reg) to.p.wrapping_add(ROWS * to.row),
-            row = in(reg) sum_row,
+            c = inout(reg) to.p => _,
+            b = in(reg) b.p,
+            d = in(reg) b.p.wrapping_add(STEP_WORDS * b.step),
+            a_row = in(reg) 4 * a.row,
+            b_row = in(reg) 4 * b.step,
+            row = in(reg) 4 * to.row,
+            a_next = in(reg) 4 * ROWS * a.row,
+            c_next = in(reg) 4 * ROWS * to.row,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
@@ -170,4 +191,5 @@ pub(super) unsafe fn product<const ADD: bool>(depth: usize, a: Left, b: Right, t
     }
 }
 
-const _: () = assert!(SIDE == 2 * ROWS && 4 * STEP_WORDS == ROW_BYTES);
+const _: () =
+    assert!(SIDE == 2 * ROWS && 4 * STEP_WORDS == ROW_BYTES && HELD_WORDS == 32 && STEP_WORDS == 16);

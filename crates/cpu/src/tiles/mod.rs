@@ -1,6 +1,6 @@
 //! Tiles: products of whole blocks of bf16 pairs, by the instructions of AMX or by their emulation in plain Rust.
 //!
-//! A product is of [`SIDE`] rows by [`SIDE`] columns, with operands and sums in memory: nothing that [`Tiles`] does leaves
+//! A product is of any rows by [`SIDE`] columns, with operands and sums in memory: nothing that [`Tiles`] does leaves
 //! anything in a tile, so that no two of its calls depend on each other, and both implementations can be compared by
 //! what they write. They write the same bits.
 //!
@@ -25,11 +25,17 @@ mod tests;
 
 use crate::gemm::{Left, Right};
 
-/// Rows and columns of a product.
+/// Columns of a product; and the step in which keys are counted.
 pub(crate) const SIDE: usize = 32;
+
+/// Rows of a tile.
+pub(crate) const ROWS: usize = 16;
 
 /// Words of pairs that one step of a product sums over.
 pub(crate) const STEP_WORDS: usize = 16;
+
+/// Words of the right operand that tiles hold while rows go by.
+pub(crate) const HELD_WORDS: usize = 2 * STEP_WORDS;
 
 /// The sums of a product: row m begins at `p[m * row]`.
 #[derive(Clone, Copy)]
@@ -75,20 +81,49 @@ impl Tiles {
         Held(self)
     }
 
-    /// `to = a b` of `depth` words; with `ADD`, `to += a b`.
+    /// `to = a b` of `rows` rows and `depth` words; with `ADD`, `to += a b`.
     ///
     /// # Safety
-    /// This thread must [hold](Self::hold) tiles. `a` must have [`SIDE`] rows of `depth` words side by side (`step` is 1),
-    /// `b` `depth` rows of `SIDE` words, `depth` a multiple of [`STEP_WORDS`]; and nobody else uses the sums.
+    /// This thread must [hold](Self::hold) tiles. `a` must have `rows` rows, a multiple of [`ROWS`], of `depth` words side by
+    /// side (`step` is 1), `b` `depth` rows of [`SIDE`] words, `depth` a multiple of [`STEP_WORDS`]; and nobody else uses the
+    /// sums, `rows` rows of [`SIDE`].
     #[inline(always)]
-    pub(crate) unsafe fn product<const ADD: bool>(self, depth: usize, a: Left, b: Right, to: Sums) {
-        debug_assert!(depth.is_multiple_of(STEP_WORDS) && a.step == 1);
+    pub(crate) unsafe fn product<const ADD: bool>(
+        self,
+        rows: usize,
+        depth: usize,
+        a: Left,
+        b: Right,
+        to: Sums,
+    ) {
+        debug_assert!(rows.is_multiple_of(ROWS) && depth.is_multiple_of(STEP_WORDS) && a.step == 1);
+        for first in (0..depth).step_by(HELD_WORDS) {
+            let a = Left { p: a.p.wrapping_add(first), ..a };
+            let b = Right { p: b.p.wrapping_add(first * b.step), ..b };
+            let held = HELD_WORDS.min(depth - first);
+            // SAFETY: the caller's promise for a part of the depth.
+            unsafe {
+                if ADD || first > 0 {
+                    self.product_of_held::<true>(rows, held, a, b, to);
+                } else {
+                    self.product_of_held::<false>(rows, held, a, b, to);
+                }
+            }
+        }
+    }
+
+    /// The same of at most [`HELD_WORDS`] words.
+    ///
+    /// # Safety
+    /// As [`product`](Self::product).
+    #[inline(always)]
+    unsafe fn product_of_held<const ADD: bool>(self, rows: usize, depth: usize, a: Left, b: Right, to: Sums) {
         match self {
             // SAFETY: the caller's promise, and tiles are configured.
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Self::Hardware => unsafe { hardware::product::<ADD>(depth, a, b, to) },
+            Self::Hardware => unsafe { hardware::product::<ADD>(rows, depth, a, b, to) },
             // SAFETY: the caller's promise.
-            _ => unsafe { emulated::product::<ADD>(depth, a, b, to) },
+            _ => unsafe { emulated::product::<ADD>(rows, depth, a, b, to) },
         }
     }
 }

@@ -12,14 +12,17 @@ struct Operands {
     depth: usize,
 }
 
+/// Rows of a product: of three tiles.
+const ROW_COUNT: usize = 3 * ROWS;
+
 /// Numbers that lie between a row's end and the next row.
 const GAP: usize = 6;
 
 impl Operands {
     fn new(depth: usize, mut number: impl FnMut() -> f32) -> Self {
         let mut numbers = |count: usize| (0..count).map(|_| bf16::from_f32(number())).collect::<Vec<_>>();
-        let (a, b) = (numbers(SIDE * (2 * depth + GAP)), numbers(depth * (2 * SIDE + GAP)));
-        let sums = numbers(SIDE * (SIDE + GAP)).iter().map(|x| x.to_f32() * 1.001).collect();
+        let (a, b) = (numbers(ROW_COUNT * (2 * depth + GAP)), numbers(depth * (2 * SIDE + GAP)));
+        let sums = numbers(ROW_COUNT * (SIDE + GAP)).iter().map(|x| x.to_f32() * 1.001).collect();
         Self { a, b, sums, depth }
     }
 
@@ -30,7 +33,7 @@ impl Operands {
         let to = Sums { p: sums.as_mut_ptr(), row: SIDE + GAP };
         let _held = tiles.hold();
         // SAFETY: tiles are held, and the operands have these rows.
-        unsafe { tiles.product::<ADD>(self.depth, a, b, to) };
+        unsafe { tiles.product::<ADD>(ROW_COUNT, self.depth, a, b, to) };
         sums
     }
 
@@ -59,7 +62,7 @@ fn a_product_is_one_of_pairs_and_writes_nothing_else() {
         (operands.product::<false>(Tiles::Emulated), false),
         (operands.product::<true>(Tiles::Emulated), true),
     ] {
-        for m in 0..SIDE {
+        for m in 0..ROW_COUNT {
             for n in 0..SIDE {
                 let at = m * (SIDE + GAP) + n;
                 let before = if adds { f64::from(operands.sums[at]) } else { 0.0 };
