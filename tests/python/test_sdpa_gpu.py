@@ -19,6 +19,7 @@ if not hasattr(torch.library, "get_kernel"):
 
 from signflash._sdpa import fused, takes
 
+FUSED = (fused.EFFICIENT, fused.CUDNN)
 BATCH, HEADS, SEQLEN, P = 2, 4, 200, 0.2
 PADDED = (torch.arange(SEQLEN) < torch.tensor([[SEQLEN], [77]]))[:, None, None]
 SCORES = torch.randn(1, HEADS, SEQLEN, SEQLEN, generator=torch.Generator().manual_seed(4))
@@ -133,6 +134,18 @@ def test_graphs_replay_with_other_masks(enabled):
     first = out.clone()
     graph.replay()
     assert not torch.equal(first, out) and out.isfinite().all()
+
+
+@pytest.mark.parametrize("p", [0.0, P])
+def test_all_that_a_captured_call_returns_is_on_the_gpu(enabled, p):
+    q, k, v = (x.detach().cuda() for x in sdpa.make(BATCH, HEADS, SEQLEN, 64, dtype=torch.float16))
+    operators = [torch.ops.aten._scaled_dot_product_flash_attention]
+    operators += [lambda q, k, v, p, name=kernel: getattr(torch.ops.aten, name)(q, k, v, None, True, p) for kernel in FUSED]
+    for operator in operators:
+        operator(q, k, v, p)
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            results = operator(q, k, v, p)
+        assert all([x.is_cuda for x in results if isinstance(x, torch.Tensor)])
 
 
 def test_float32_is_pytorchs(enabled):

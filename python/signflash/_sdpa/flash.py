@@ -67,7 +67,9 @@ def forward(query, key, value, dropout_p=0.0, is_causal=False, return_debug_mask
     unused = torch.empty((), dtype=torch.uint64, device=query.device)
     debug_mask = query.new_empty(0) if probs is None else probs
     lengths = query.shape[2], key.shape[2]
-    return out.filled(), lse, None, None, *lengths, drawn.as_one(), unused, debug_mask
+    # Nobody reads a state without dropout; while a graph is captured, all that is returned has to be on the GPU.
+    state = drawn.as_one() if dropout_p > 0.0 else torch.empty((2,), dtype=torch.uint64, device=query.device)
+    return out.filled(), lse, None, None, *lengths, state, unused, debug_mask
 
 
 def backward(
