@@ -253,3 +253,20 @@ def test_a_step_of_its_ring_with_dropout_is_refused(enabled, mesh):
     assert run(0.0)[0].shape == (1, 2, 9, 8)
     with pytest.raises(NotImplementedError, match="context_parallel"):
         run(P)
+
+
+@pytest.mark.parametrize("kernel", ["EfficientForward", "CudnnForward"])
+def test_so_is_one_that_stays_with_pytorch(enabled, mesh, kernel):
+    """float32, which is not ours on a GPU; few pairs are not, either."""
+    rings = pytest.importorskip("torch.distributed.tensor.experimental._context_parallel._attention")
+    from signflash._sdpa import fused
+
+    class Own:
+        def call_boxed(self, *_, **__):
+            raise AssertionError("PyTorch's kernel was called")
+
+    def step(query, key, value, is_causal=False, **rest):
+        return getattr(fused, kernel)(Own())(None, query, key, value, None, True, rest["dropout_p"], is_causal)
+
+    with pytest.raises(NotImplementedError, match="context_parallel"):
+        rings._templated_ring_attention(mesh.get_group(), 2, step, *plain(), True, dropout_p=P, scale=None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from .._settings import U64
-from . import below, notes, takes
+from . import below, notes, rings, takes
 from .below import Given, Like
 from .call import Call
 
@@ -62,6 +62,13 @@ class _Kept:
     def __init__(self, own) -> None:
         self._own = own
 
+    @staticmethod
+    def _why_left(given):
+        """Why a forward is PyTorch's, which would give wrong gradients of dropout in a ring of its own, ours or not."""
+        if given.dropout_p > 0.0:
+            rings.refuse_in_a_ring()
+        return _why_not(given)
+
 
 class EfficientForward(_Kept):
     name = EFFICIENT
@@ -71,7 +78,7 @@ class EfficientForward(_Kept):
     ):
         """(out, lse, seed, offset); lse has room for a multiple of 32 queries, or none."""
         given = Given(query, key, value, attn_bias, dropout_p, is_causal, scale)
-        reason = _why_not(given)
+        reason = self._why_left(given)
         if reason is not None:
             notes.left(Call(*given), reason)
             rest = (compute_log_sumexp, dropout_p, is_causal)
@@ -111,7 +118,7 @@ class CudnnForward(_Kept):
     ):  # fmt: skip
         """(out, lse (batch, num_heads, seqlen_q, 1), None, None, max_q, max_k, seed, offset, None)."""
         given = Given(query, key, value, attn_bias, dropout_p, is_causal, scale)
-        reason = _why_not(given)
+        reason = self._why_left(given)
         if reason is not None:
             notes.left(Call(*given), reason)
             rest = (compute_log_sumexp, dropout_p, is_causal, return_debug_mask)
