@@ -25,8 +25,7 @@ use std::sync::atomic::AtomicBool;
 /// Attention on this machine's CPU.
 ///
 /// Results are the same to the bit for any number of threads. Extra memory is up to 1 MiB a thread in the forward and
-/// 3 MiB in the backward, whatever the lengths, and at most 64 bytes for each head of packed sequences; see
-/// [`backward`](Self::backward) for its one addition.
+/// 3 MiB in the backward, whatever the lengths, 64 bytes a head of packed sequences, and what [`backward`](Self::backward) says.
 ///
 /// ```
 /// use signflash_core::{Dropout, Inputs, Outputs, Problem, Shape, TensorMut, TensorRef};

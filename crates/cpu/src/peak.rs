@@ -15,7 +15,7 @@ const SUMS: usize = 12;
 const STEPS: usize = 100_000;
 
 /// The rate of multiply-adds in registers, in GFLOP/s (2 operations each, 4 for a bf16 pair), summed over `threads`
-/// threads of the current rayon pool that run at the same time for about `time` each. The kind is the one that
+/// threads of the current rayon pool, or the calling thread alone, that run at the same time for about `time` each. The kind is the one that
 /// attention on tensors of `dtype` uses with `isa`: f32, except for bf16 with [`Isa::Avx512Bf16`] and with [`Isa::Amx`], which
 /// multiplies tiles (16 x 16 sums of 32 products at a time).
 ///
@@ -31,8 +31,11 @@ const STEPS: usize = 100_000;
 pub fn fma_gflops(isa: Isa, dtype: Dtype, threads: usize, time: Duration) -> f64 {
     assert!(isa.is_available(), "isa {isa} is not available on this machine");
     let run = kernel(isa, dtype);
+    if threads <= 1 {
+        return rate(run, time); // without a pool, for which there may be no room
+    }
     // The pool's threads are there already: a thread that cannot be started would leave the others waiting for it.
-    let threads = threads.clamp(1, rayon::current_num_threads());
+    let threads = threads.min(rayon::current_num_threads());
     let barrier = Barrier::new(threads);
     let rates = rayon::broadcast(|worker| {
         if worker.index() >= threads {

@@ -1,6 +1,7 @@
 //! Everything that is chosen while building a kernel. Two equal configurations are the same kernel.
 mod depends;
 mod forms;
+mod names;
 mod overlays;
 
 pub(crate) use depends::HeadDims;

@@ -31,6 +31,7 @@
 //! other's products. `docs/hopper-backward.md` has what else was tried.
 //!
 //! Grid: key tiles x key heads x batches. Or as many blocks as multiprocessors, which take tile after tile (tiles.rs).
+mod args;
 mod dq;
 mod multiply;
 mod results;
@@ -39,12 +40,13 @@ mod serve;
 mod shared;
 mod tiles;
 
+pub(crate) use args::{KeysArgs, SumsArgs};
 pub(crate) use dq::counters_bytes;
 pub(crate) use tiles::{NEXT_TILE_BYTES, TilesArgs};
 
 use crate::config::{BandKind, HopperCommon, HopperKeysForm};
 use crate::packed::PackedVals;
-use crate::parts::args::{DropoutVals, ProblemVals, kernel_args};
+use crate::parts::args::{DropoutVals, ProblemVals};
 use crate::parts::cursor::Cursor;
 use crate::parts::overlays::OverlayVals;
 use crate::parts::scores::ScoreVals;
@@ -53,40 +55,12 @@ use crate::parts::work::{Order, Units, Work};
 use crate::rows::statistics::STAT_BYTES;
 use crate::sm90::forward::{BoxedVals, WG_ROWS};
 use crate::sm90::results::{ResultVals, names};
+use args::{KeysVals, SumsVals};
 use signflash_ptx::{
     BoxTile, Builder, BulkRing, Cta, FullStage, Kernel, LaunchBounds, Mbarrier, Pred, SmemAddr, TensorMap,
     U32, Val, Warpgroup,
 };
 use tiles::{Tiles, TilesVals};
-
-kernel_args! {
-    /// Arguments of the pass over keys. Then come dk and dv.
-    KeysArgs / KeysVals {
-        /// Queries, boxes of a step's rows.
-        q: TensorMap,
-        /// Keys, boxes of a block's rows.
-        k: TensorMap,
-        /// Values, likewise.
-        v: TensorMap,
-        /// Gradient of the output, boxes of a step's rows.
-        dout: TensorMap,
-    }
-}
-
-kernel_args! {
-    /// What follows dk and dv.
-    SumsArgs / SumsVals {
-        /// Of `rows/statistics.rs`; delta divided by [`ds_scale`].
-        stats: u64,
-        /// Sums of dq divided by [`ds_scale`], see `rows/dq_sums.rs`; zeroed before, unless a block begins each.
-        dq_sums: u64,
-        /// For each step of queries and each warp that adds, how many blocks have (u32), zeroed before; if in order, or
-        /// if one begins.
-        dq_counters: u64,
-        /// Heads whose blocks alternate in the grid.
-        heads_at_once: u32,
-    }
-}
 
 /// Warpgroups that multiply.
 const MULTIPLIERS: u32 = 2;
