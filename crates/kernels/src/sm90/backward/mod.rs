@@ -57,8 +57,8 @@ use crate::sm90::forward::{BoxedVals, WG_ROWS};
 use crate::sm90::results::{ResultVals, names};
 use args::{KeysVals, SumsVals};
 use signflash_ptx::{
-    BoxTile, Builder, BulkRing, Cta, FullStage, Kernel, LaunchBounds, Mbarrier, Pred, SmemAddr, TensorMap,
-    U32, Val, Warpgroup,
+    BoxTile, Builder, BulkRing, Cta, FullStage, Kernel, LaunchBounds, Mbarrier, Pred, SmemAddr, U32, Val,
+    Warpgroup,
 };
 use tiles::{Tiles, TilesVals};
 
