@@ -9,6 +9,9 @@ const LANES: &str = "every lane arrives for itself, and the warp meets again bef
 
 const ONCE: &str = "k and v come once: nobody waits for their place";
 
+/// It is needed: without it a block adds before its turn. In no schedule that was tried did one get there so early.
+const UNSEEN: &str = "the interpreter's schedules let the block before add first all the same";
+
 /// The forward's.
 pub(crate) const FORWARD: &[NotNeeded] = &[
     ("bar.warp.sync", "flags.rs", 1, LANES),
@@ -32,7 +35,7 @@ pub(crate) const PROBS: &[NotNeeded] =
 pub(crate) const BACKWARD: &[NotNeeded] = &[
     ("of an arrival", "mbarrier.rs", 2, ONCE),
     ("try_wait", "serve.rs", 1, ONCE),
-    ("mbarrier.arrive", "mbarrier.rs", 1, ONCE),
+    ("mbarrier.arrive", "mbarrier/consumer.rs", 1, ONCE),
     ("bar.warp.sync", "multiply.rs", 3, LANES),
     ("bar.warp.sync", "serve.rs", 2, "lane 0 has waited itself"),
     ("fence.mbarrier_init", "", 9, FENCES),
@@ -48,7 +51,7 @@ pub(crate) const BACKWARD: &[NotNeeded] = &[
 pub(crate) const SHARED: &[NotNeeded] = &[
     ("of an arrival", "mbarrier.rs", 2, ONCE),
     ("try_wait", "serve.rs", 1, ONCE),
-    ("mbarrier.arrive", "mbarrier.rs", 2, ONCE),
+    ("mbarrier.arrive", "mbarrier/consumer.rs", 2, ONCE),
     ("bar.warp.sync", "shared.rs", 6, LANES),
     ("bar.warp.sync", "serve.rs", 2, "lane 0 has waited itself"),
     ("fence.mbarrier_init", "", 10, FENCES),
@@ -69,7 +72,7 @@ pub(crate) const PACKED_FORWARD: &[NotNeeded] = &[
 pub(crate) const ORDERED_WINDOW: &[NotNeeded] = &[
     ("of an arrival", "mbarrier.rs", 2, ONCE),
     ("try_wait", "serve.rs", 1, ONCE),
-    ("mbarrier.arrive", "mbarrier.rs", 1, ONCE),
+    ("mbarrier.arrive", "mbarrier/consumer.rs", 1, ONCE),
     ("bar.warp.sync", "multiply.rs", 3, LANES),
     ("bar.warp.sync", "serve.rs", 2, "lane 0 has waited itself"),
     ("fence.mbarrier_init", "", 9, FENCES),
@@ -80,4 +83,5 @@ pub(crate) const ORDERED_WINDOW: &[NotNeeded] = &[
     ("mbarrier.arrive", "dq.rs", 1, "the last ds: its place is not filled again"),
     ("cp.async.bulk.commit_group", "results.rs", 1, "the next takes it along"),
     ("cp.async.bulk.commit_group", "dq.rs", 2, "the next takes it along"),
+    ("ld.acquire", "dq.rs", 1, UNSEEN),
 ];
