@@ -87,18 +87,7 @@ impl<'a> Table<'a> {
         queries: Range<usize>,
         keys: Range<usize>,
     ) -> bool {
-        let mut queries = if self.one_row { 0..1 } else { queries };
-        queries.any(|query| {
-            let first = self.at(sequence, head, query, keys.start);
-            if self.is_dense() {
-                // SAFETY: the keys lie in the row, as the checks of the operands proved; nobody writes them, by the
-                // promise to `new`.
-                let row = unsafe { std::slice::from_raw_parts(first, keys.len()) };
-                return row.iter().fold(0, |any, x| any | x) != 0; // without early exit, so that it vectorises
-            }
-            // SAFETY: as above.
-            (0..keys.len()).any(|key| unsafe { *first.wrapping_add(key * self.strides[3]) } != 0)
-        })
+        self.has(sequence, head, queries, keys, |shown| shown)
     }
 
     /// Whether a mask shows all of these keys to all of these queries.
@@ -109,17 +98,30 @@ impl<'a> Table<'a> {
         queries: Range<usize>,
         keys: Range<usize>,
     ) -> bool {
+        !self.has(sequence, head, queries, keys, |shown| !shown)
+    }
+
+    /// Whether one of a mask's entries, told as whether it shows its key, is as wanted.
+    fn has(
+        &self,
+        sequence: &Sequence,
+        head: usize,
+        queries: Range<usize>,
+        keys: Range<usize>,
+        wanted: impl Fn(bool) -> bool,
+    ) -> bool {
         let mut queries = if self.one_row { 0..1 } else { queries };
-        queries.all(|query| {
+        queries.any(|query| {
             let first = self.at(sequence, head, query, keys.start);
             if self.is_dense() {
                 // SAFETY: the keys lie in the row, as the checks of the operands proved; nobody writes them, by the
                 // promise to `new`.
                 let row = unsafe { std::slice::from_raw_parts(first, keys.len()) };
-                return row.iter().fold(true, |all, &x| all & (x != 0)); // without early exit, so that it vectorises
+                // Without early exit, so that it vectorises.
+                return row.iter().fold(false, |any, &x| any | wanted(x != 0));
             }
             // SAFETY: as above.
-            (0..keys.len()).all(|key| unsafe { *first.wrapping_add(key * self.strides[3]) } != 0)
+            (0..keys.len()).any(|key| wanted(unsafe { *first.wrapping_add(key * self.strides[3]) } != 0))
         })
     }
 
