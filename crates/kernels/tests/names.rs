@@ -1,5 +1,6 @@
 //! A kernel's name holds exactly what the kernel depends on: no two names print one text, which would be compiled
-//! twice, and no name prints two texts, of which the cache would keep the wrong one.
+//! twice, and no name prints two texts, of which the cache would keep the wrong one. Building them all also asks each for
+//! no more shared memory than is planned: [`Config::kernel`] asserts it.
 
 use sha2::{Digest, Sha256};
 use signflash_core::Dtype;
@@ -53,12 +54,17 @@ fn calls(half: Half) -> Vec<Calls> {
     all
 }
 
-/// A kernel's text without its name, and without the lines that say where in our sources an instruction comes from.
+/// A digest of a kernel's text without its name, and without the lines that say where in our sources an instruction
+/// comes from.
 fn body(config: &Config) -> [u8; 32] {
-    let ptx = config.kernel().ptx().replace(&config.to_string(), "kernel");
-    let comes_from = |line: &str| line.trim_start().starts_with(".loc") || line.starts_with(".file");
-    let kept: Vec<&str> = ptx.lines().filter(|line| !comes_from(line)).collect();
-    Sha256::digest(kept.join("\n")).into()
+    let (name, ptx) = (config.to_string(), config.kernel().ptx());
+    let mut digest = Sha256::new();
+    // The name stands in what comes before the instructions.
+    let (head, instructions) = ptx.split_at(ptx.find("\n{\n").expect("a body"));
+    digest.update(head.replace(&name, "kernel"));
+    let comes_from = |line: &str| line.starts_with("\t.loc ") || line.starts_with(".file ");
+    instructions.split_inclusive('\n').filter(|line| !comes_from(line)).for_each(|line| digest.update(line));
+    digest.finalize().into()
 }
 
 /// The name and the body of each, which all cores print.

@@ -164,6 +164,7 @@ impl Kernel {
 
     fn files(&self) -> Vec<&'static str> {
         let mut files: Vec<&str> = self.lines.iter().map(|line| line.at.file()).collect();
+        files.dedup(); // neighbours first: there are few others
         files.sort_unstable();
         files.dedup();
         files
@@ -175,15 +176,18 @@ impl Kernel {
             self.labels.iter().copied().enumerate().map(|(l, at)| (at, l)).collect();
         labels.sort_unstable();
         let mut labels = labels.into_iter().peekable();
-        let mut last = None;
+        let (mut last, mut number) = (None, 0);
         for (index, line) in self.lines.iter().enumerate() {
             while let Some((_, label)) = labels.next_if(|(at, _)| *at == index) {
                 out.label(Label(label as u32));
             }
-            let file = files.binary_search(&line.at.file()).expect("collected above") + 1;
-            if last != Some((file, line.at.line())) {
-                last = Some((file, line.at.line()));
-                writeln!(out.text, "\t.loc {file} {} {}", line.at.line(), line.at.column())
+            let (file, row) = (line.at.file(), line.at.line());
+            if last != Some((file, row)) {
+                if last.is_none_or(|(last, _)| last != file) {
+                    number = files.binary_search(&file).expect("collected above") + 1;
+                }
+                last = Some((file, row));
+                writeln!(out.text, "\t.loc {number} {row} {}", line.at.column())
                     .expect("writing to a string");
             }
             line.instruction.print(out);

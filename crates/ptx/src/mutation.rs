@@ -78,14 +78,11 @@ impl Kernel {
     pub fn mutations(&self) -> Vec<Mutation> {
         let of_line = |index: usize| {
             let line = &self.lines()[index];
-            let text = self.line_text(index);
-            let mistakes = line.instruction.mistakes().into_iter();
-            mistakes.map(move |mistake| Mutation {
-                index,
-                text: text.clone(),
-                at: At(line.at).to_string(),
-                mistake,
-            })
+            let mutation = move |mistake| {
+                let (text, at) = (self.line_text(index), At(line.at).to_string());
+                Mutation { index, text, at, mistake }
+            };
+            line.instruction.mistakes().into_iter().map(mutation)
         };
         (0..self.lines().len()).flat_map(of_line).collect()
     }

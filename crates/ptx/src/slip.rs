@@ -3,18 +3,21 @@
 //!
 //! An author makes such a slip in a line of Rust. So it is made in every instruction that came from there, however often
 //! loops repeated it.
+use crate::instruction::Line;
 use crate::kernel::Kernel;
 use crate::mutation::Mistake;
 use std::collections::BTreeSet;
 use std::fmt;
+
+/// File, line and column.
+type Place = (&'static str, u32, u32);
 
 /// A wrong operation at one place of the Rust source.
 ///
 /// The same in each kernel that the place is built into.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Slip {
-    /// File, line and column.
-    at: (&'static str, u32, u32),
+    at: Place,
     /// The instruction, without its operands.
     op: String,
     /// What is wrong with it.
@@ -43,12 +46,12 @@ impl Kernel {
     /// assert!(slips[0].starts_with("mul.rn.f32 less its first operand (") );
     /// ```
     pub fn slips(&self, file: &str) -> BTreeSet<Slip> {
-        self.all_slips().filter(|(slip, ..)| slip.at.0.ends_with(file)).map(|(slip, ..)| slip).collect()
+        self.slips_where(|at| at.0.ends_with(file)).map(|(slip, ..)| slip).collect()
     }
 
     /// The kernel with a slip, if it has the slip's place.
     pub fn slipped(mut self, slip: &Slip) -> Kernel {
-        let at_place = self.all_slips().filter(|(other, ..)| other == slip);
+        let at_place = self.slips_where(|at| at == slip.at).filter(|(other, ..)| other == slip);
         let instead: Vec<(usize, Mistake)> = at_place.map(|(_, index, mistake)| (index, mistake)).collect();
         for (index, mistake) in instead {
             self.lines[index].instruction = mistake.instead;
@@ -56,10 +59,11 @@ impl Kernel {
         self
     }
 
-    /// Each with the index of its instruction.
-    fn all_slips(&self) -> impl Iterator<Item = (Slip, usize, Mistake)> {
-        self.lines().iter().enumerate().flat_map(move |(index, line)| {
-            let at = (line.at.file(), line.at.line(), line.at.column());
+    /// Those of some places, each with the index of its instruction.
+    fn slips_where(&self, is_wanted: impl Fn(Place) -> bool) -> impl Iterator<Item = (Slip, usize, Mistake)> {
+        let place = |line: &Line| (line.at.file(), line.at.line(), line.at.column());
+        let lines = self.lines().iter().enumerate().map(move |(index, line)| (index, place(line), line));
+        lines.filter(move |(_, at, _)| is_wanted(*at)).flat_map(move |(index, at, line)| {
             line.instruction.slips().into_iter().map(move |mistake| {
                 let op = self.line_text(index).split_whitespace().take(1).collect();
                 (Slip { at, op, what: mistake.what }, index, mistake)

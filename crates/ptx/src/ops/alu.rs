@@ -241,16 +241,21 @@ fn halves_le(a: u64, b: u64) -> u64 {
 macro_rules! table {
     ($($(#[$doc:meta])* $name:ident = $text:literal $(then $suffix:literal)?, [$($input:ident),*] -> $output:ident,
         $run:expr $(, ulps $ulps:literal)? $(, needs $needs:expr)?;)*) => {
-        $($(#[$doc])* pub const $name: &Alu = &Alu {
-            text: $text,
-            suffix: concat!($($suffix)?),
-            inputs: &[$(Kind::$input),*],
-            output: Kind::$output,
-            run: $run,
-            narrow: |values| narrow(values, $run),
-            wide: |values| wide(values, $run),
-            ulps: 0 $(+ $ulps)?,
-            needs: { #[allow(unused_mut, unused_assignments)] { let mut needs = Needs::SM80; $(needs = $needs;)? needs } },
+        $($(#[$doc])* pub const $name: &Alu = {
+            // A constant alone would be compiled again, loops and all, in every crate that names it, and as little
+            // optimised as that crate is.
+            static ROW: Alu = Alu {
+                text: $text,
+                suffix: concat!($($suffix)?),
+                inputs: &[$(Kind::$input),*],
+                output: Kind::$output,
+                run: $run,
+                narrow: |values| narrow(values, $run),
+                wide: |values| wide(values, $run),
+                ulps: 0 $(+ $ulps)?,
+                needs: { #[allow(unused_mut, unused_assignments)] { let mut needs = Needs::SM80; $(needs = $needs;)? needs } },
+            };
+            &ROW
         };)*
         /// Every row.
         pub const TABLE: &[&Alu] = &[$($name),*];

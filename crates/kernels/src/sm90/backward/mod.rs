@@ -358,20 +358,3 @@ impl<'k> Block<'_, 'k> {
         at.step.get() * self.form.step - self.problem.row_shift
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use crate::{Config, Gpu, Half, KeysKernel, variants};
-
-    #[test]
-    fn blocks_ask_for_no_more_shared_memory_than_there_is() {
-        let mut seen = 0;
-        for config in variants(Gpu::HOPPER, Half::F16) {
-            let Config::Keys(KeysKernel::Hopper(..)) = config else { continue };
-            let asked = config.kernel().smem_bytes();
-            assert!(asked <= Gpu::HOPPER.smem_per_block_bytes, "{config}: {asked}");
-            seen += 1;
-        }
-        assert!(seen >= 8, "{seen}");
-    }
-}
