@@ -79,9 +79,11 @@ impl Isa {
         Self::ALL.into_iter().filter(|isa| isa.is_available()).collect()
     }
 
-    /// The fastest that this machine has: see [`choice`](Self::choice).
+    /// The fastest that this machine has: see [`choice`](Self::choice). The machine is asked once: on a virtual one the processor's
+    /// answer takes longer than a small attention.
     pub fn best() -> Self {
-        Self::choice().isa
+        static BEST: std::sync::OnceLock<Isa> = std::sync::OnceLock::new();
+        *BEST.get_or_init(|| Self::choice().isa)
     }
 
     /// The fastest that this machine has, and why it is taken for that.
