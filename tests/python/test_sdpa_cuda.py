@@ -15,7 +15,7 @@ if not hasattr(torch.library, "get_kernel"):
 if torch.version.cuda is None:
     pytest.skip("this PyTorch has no CUDA", allow_module_level=True)
 
-from signflash._sdpa import flash, fused, takes
+from signflash._sdpa import flash, fused, native, takes
 
 ATEN = torch.ops.aten
 P = 0.2
@@ -41,6 +41,30 @@ def kernels(name):
     return of[name], of[f"{name}_backward"], own
 
 
+def by_python(kernel, *args, **settings):
+    return kernel(None, *args, **settings)
+
+
+def by_pytorch(kernel, *args, **settings):
+    """What PyTorch has registered."""
+    return getattr(ATEN, kernel.name)(*args, **settings)
+
+
+@pytest.fixture(params=["python", "native"])
+def way(request):
+    """How a kernel is called: in Python, or as PyTorch calls what is registered without it, here for the CPU."""
+    if request.param == "python":
+        yield by_python
+        return
+    if not native.is_there():
+        pytest.skip("kernels without Python need PyTorch 2.10")
+    registered = native.register(native.FLASH, *OPERATORS, key="CPU")
+    try:
+        yield by_pytorch
+    finally:
+        registered.remove()
+
+
 def make(dtype=torch.float16, layout="bshd", head_dim_v=None, device="cpu"):
     """q, k, v (2, 3, seqlen, 8), which lie in memory as `layout` says."""
     seqlen_q, seqlen_k = LENGTHS
@@ -51,10 +75,9 @@ def make(dtype=torch.float16, layout="bshd", head_dim_v=None, device="cpu"):
     return tensors
 
 
-def run(name, q, k, v, bias, p=P, is_causal=False, learns=False, call=None):
+def run(name, q, k, v, bias, p=P, is_causal=False, learns=False, call=by_python):
     """(forward's results, gradients) of an operator's kernels, or of what `call` makes of their arguments."""
     forward, backward, _ = kernels(name)
-    call = call or (lambda kernel, *args, **settings: kernel(None, *args, **settings))
     out = call(forward, q, k, v, bias, True, p, is_causal, scale=0.4)
     dout = torch.ones_like(out[0])
     if name == fused.EFFICIENT:
@@ -69,7 +92,7 @@ def run(name, q, k, v, bias, p=P, is_causal=False, learns=False, call=None):
 @pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize("seen", ["all", "causal", "numbers", "keys", "numbers that learn"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_results_and_gradients_are_the_formulas(name, seen, dtype):
+def test_results_and_gradients_are_the_formulas(way, name, seen, dtype):
     q, k, v = make(dtype)
     bias = None
     if seen in ("numbers", "numbers that learn"):
@@ -79,7 +102,7 @@ def test_results_and_gradients_are_the_formulas(name, seen, dtype):
         bias = torch.zeros(LENGTHS[1], dtype=dtype).masked_fill(hidden, float("-inf")).expand(2, 3, *LENGTHS)
     learns = seen == "numbers that learn" and name == fused.EFFICIENT
     with signflash.random_state(sdpa.SEED, sdpa.OFFSET):
-        (out, lse, *_), gradients = run(name, q, k, v, bias, is_causal=seen == "causal", learns=learns)
+        (out, lse, *_), gradients = run(name, q, k, v, bias, is_causal=seen == "causal", learns=learns, call=way)
     exact = [x.clone().requires_grad_() for x in ([q, k, v, bias] if learns else [q, k, v])]
     right = sdpa.expected(*exact[:3], P, exact[3] if learns else bias, seen == "causal", scale=0.4)
     kind = str(dtype)[6:]
@@ -94,19 +117,16 @@ def test_results_and_gradients_are_the_formulas(name, seen, dtype):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("layout", ["bshd", "bhsd"])
 @pytest.mark.parametrize("head_dim_v", [8, 16])
-def test_results_lie_in_memory_as_pytorchs_tracing_predicts(name, masked, layout, head_dim_v):
+def test_results_lie_in_memory_as_pytorchs_tracing_predicts(way, name, masked, layout, head_dim_v):
     """Compiled code relies on it."""
     bias = torch.zeros(2, 1, *LENGTHS, dtype=torch.float16).expand(2, 3, *LENGTHS) if masked else None
     learns = masked and name == fused.EFFICIENT
-    ours = run(name, *make(layout=layout, head_dim_v=head_dim_v), bias, learns=learns)
-
-    def traced(kernel, *args, **settings):
-        return getattr(ATEN, kernel.name)(*args, **settings)
+    ours = run(name, *make(layout=layout, head_dim_v=head_dim_v), bias, learns=learns, call=way)
 
     with fakes.FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         tensors = [mode.from_tensor(x) for x in make(layout=layout, head_dim_v=head_dim_v)]
         fake_bias = None if bias is None else mode.from_tensor(bias)
-        theirs = run(name, *tensors, fake_bias, learns=learns, call=traced)
+        theirs = run(name, *tensors, fake_bias, learns=learns, call=by_pytorch)
     for mine, predicted in zip([*ours[0], *ours[1]], [*theirs[0], *theirs[1]]):
         if isinstance(predicted, torch.Tensor):
             assert mine.dtype is predicted.dtype

@@ -6,6 +6,8 @@ use crate::foreign::ForeignTensor;
 use crate::joined::Joined;
 use crate::lengths::CuSeqlens;
 use signflash_core::{Dtype, Problem};
+#[cfg(feature = "extension")]
+use signflash_cuda::CudaError;
 use signflash_cuda::{CudaEngine, Device, EngineError, Stream};
 use signflash_kernels::{
     BackwardCall, DeviceScoreTensor, DeviceScores, ForwardCall, Half, Order, Stored, half_of,
@@ -128,4 +130,14 @@ pub(crate) fn workspace_bytes(
     deterministic: bool,
 ) -> Result<u64, CallError> {
     Ok(engine(ordinal)?.backward_workspace_bytes(problem, deterministic))
+}
+
+/// Whether this GPU is older than what kernels run on. One that cannot be asked is not: a call on it says why.
+#[cfg(feature = "extension")]
+pub(crate) fn is_too_old(ordinal: u32) -> bool {
+    static OLD: Mutex<Option<HashMap<u32, bool>>> = Mutex::new(None);
+    let mut old = OLD.lock().unwrap_or_else(PoisonError::into_inner);
+    *old.get_or_insert_default()
+        .entry(ordinal)
+        .or_insert_with(|| matches!(Device::open(ordinal), Err(CudaError::OldGpu { .. })))
 }

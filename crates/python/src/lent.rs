@@ -68,6 +68,11 @@ impl Lent {
     /// What cannot be read where it lies.
     pub(crate) const UNREADABLE: Self = Self { address: 0, dims: None, first: 0, bytes: 0, kind: None };
 
+    /// A tensor of this kind that lies so, and (place of its first element in its storage, bytes of the storage).
+    pub(crate) fn lying(address: u64, dims: Dims, (first, bytes): (usize, usize), kind: Kind) -> Self {
+        Self { address, dims: Some(dims), first, bytes, kind: Some(kind) }
+    }
+
     fn described(described: &Described, first: usize, bytes: usize) -> Self {
         Self {
             dims: described.dims.filter(|_| described.kind.is_some()),
@@ -103,10 +108,19 @@ impl Lent {
 
     /// Whether the elements of so many bytes, from the first to the last, lie aligned in the tensor's own storage.
     fn has_room(&self, dims: &Dims, element_bytes: usize) -> bool {
+        self.is_within(dims, element_bytes) && self.address.is_multiple_of(element_bytes as u64)
+    }
+
+    /// Whether they lie in the tensor's own storage.
+    fn is_within(&self, dims: &Dims, element_bytes: usize) -> bool {
         let room = self.bytes / element_bytes;
-        let fits =
-            extent(dims).and_then(|extent| extent.checked_add(self.first)).is_some_and(|end| end <= room);
-        fits && self.address != 0 && self.address.is_multiple_of(element_bytes as u64)
+        let end = extent(dims).and_then(|extent| extent.checked_add(self.first));
+        end.is_some_and(|end| end <= room) && self.address != 0
+    }
+
+    /// Whether there is memory for all elements of so many bytes, however they lie in it.
+    pub(crate) fn is_in_memory(&self, element_bytes: usize) -> bool {
+        self.dims.is_some_and(|dims| dims.shape.contains(&0) || self.is_within(&dims, element_bytes))
     }
 
     /// The tensor, if it can be read where it lies: (batch, seqlen, num_heads, head_dim), or without a batch where
@@ -141,7 +155,12 @@ impl Lent {
 
     /// Entries of scores, (batch, num_heads, seqlen_q, seqlen_k) or 1 for any but the last, with any strides: aligned, and all
     /// of it in its storage.
-    fn entries(&self, elements: Elements, element_bytes: usize, at: Place) -> Option<ForeignTensor> {
+    pub(crate) fn entries(
+        &self,
+        elements: Elements,
+        element_bytes: usize,
+        at: Place,
+    ) -> Option<ForeignTensor> {
         let dims = self.dims(4, elements, at)?;
         let Dims { shape, strides, .. } = dims;
         if shape.contains(&0) {

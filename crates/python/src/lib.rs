@@ -19,6 +19,8 @@
 //! | `exchange` | tensors that describe themselves |
 //! | `libtorch` | functions of PyTorch's stable C interface, found at run time |
 //! | `quick` | the short way of a plain call, by them |
+//! | `operators` | kernels of PyTorch's operators, which call no Python |
+//! | `symbols` | functions of libraries that are loaded |
 //! | `module` | the functions that Python sees |
 
 pub mod call;
@@ -51,4 +53,8 @@ mod logger;
 #[cfg(feature = "extension")]
 mod module;
 #[cfg(feature = "extension")]
+mod operators;
+#[cfg(feature = "extension")]
 mod quick;
+#[cfg(feature = "extension")]
+mod symbols;

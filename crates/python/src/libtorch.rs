@@ -5,88 +5,40 @@
 //! `torch/csrc/stable/c/shim.h` and `torch/csrc/inductor/aoti_torch/c/shim.h`, which PyTorch promises to keep.
 
 use crate::call::Place;
+use crate::symbols::{Library, functions};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use signflash_core::{Dtype, contiguous_strides};
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::c_void;
 use std::marker::PhantomData;
-use std::ptr::{NonNull, null_mut};
+use std::ptr::null_mut;
 
 /// `AtenTensorHandle`.
 type Handle = *mut c_void;
 /// `AOTITorchError`: 0 where all is well.
 type Status = i32;
 
-/// Declares the functions once: a field each, and the symbol that it is.
-macro_rules! functions {
-    ($($name:ident: $symbol:literal = fn($($argument:ty),*) -> $result:ty;)*) => {
-        #[derive(Clone, Copy)]
-        pub(crate) struct Functions {
-            $($name: unsafe extern "C" fn($($argument),*) -> $result,)*
-        }
-
-        impl Functions {
-            /// # Safety
-            /// As [`symbol`]; its functions must be those of PyTorch's headers.
-            unsafe fn of(library: *mut c_void) -> Option<Self> {
-                $(
-                    // SAFETY: the caller's promise.
-                    let $name = unsafe { symbol(library, $symbol) }?;
-                    // SAFETY: a function of this name has this type, by the caller's promise.
-                    let $name = unsafe {
-                        std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($argument),*) -> $result>($name.as_ptr())
-                    };
-                )*
-                Some(Self { $($name,)* })
-            }
-        }
-    };
-}
-
 functions! {
-    from_object: c"torch_tensor_from_pyobject" = fn(*mut c_void, *mut Handle) -> Status;
-    to_object: c"torch_tensor_to_pyobject" = fn(Handle, *mut c_void, *mut *mut c_void) -> Status;
-    delete: c"aoti_torch_delete_tensor_object" = fn(Handle) -> Status;
-    address: c"aoti_torch_get_data_ptr" = fn(Handle, *mut *mut c_void) -> Status;
-    storage_offset: c"aoti_torch_get_storage_offset" = fn(Handle, *mut i64) -> Status;
-    storage_bytes: c"aoti_torch_get_storage_size" = fn(Handle, *mut i64) -> Status;
-    empty: c"aoti_torch_empty_strided"
-        = fn(i64, *const i64, *const i64, i32, i32, i32, *mut Handle) -> Status;
-    threads: c"torch_get_num_threads" = fn(*mut u32) -> Status;
-    records: c"aoti_torch_grad_mode_is_enabled" = fn() -> bool;
-    float32: c"aoti_torch_dtype_float32" = fn() -> i32;
-    float16: c"aoti_torch_dtype_float16" = fn() -> i32;
-    bfloat16: c"aoti_torch_dtype_bfloat16" = fn() -> i32;
-    uint8: c"aoti_torch_dtype_uint8" = fn() -> i32;
-    cpu: c"aoti_torch_device_type_cpu" = fn() -> i32;
-    cuda: c"aoti_torch_device_type_cuda" = fn() -> i32;
-}
-
-/// # Safety
-/// `library` was opened, and is open.
-#[cfg(unix)]
-unsafe fn symbol(library: *mut c_void, name: &CStr) -> Option<NonNull<c_void>> {
-    // SAFETY: the caller's promise.
-    NonNull::new(unsafe { libc::dlsym(library, name.as_ptr()) })
-}
-
-#[cfg(not(unix))]
-unsafe fn symbol(_: *mut c_void, _: &CStr) -> Option<NonNull<c_void>> {
-    None
-}
-
-/// The library of this path, if it is loaded already: it stays so for as long as the process lives.
-#[cfg(unix)]
-fn loaded(path: &CStr) -> Option<*mut c_void> {
-    let path: *const c_char = path.as_ptr();
-    // SAFETY: a path that ends; nothing is loaded, and so nothing is run.
-    let library = unsafe { libc::dlopen(path, libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
-    (!library.is_null()).then_some(library)
-}
-
-#[cfg(not(unix))]
-fn loaded(_: &CStr) -> Option<*mut c_void> {
-    None
+    /// Those that the short way takes; without one of them, none is used.
+    pub(crate) struct Functions {
+        from_object: c"torch_tensor_from_pyobject" = fn(*mut c_void, *mut Handle) -> Status;
+        to_object: c"torch_tensor_to_pyobject" = fn(Handle, *mut c_void, *mut *mut c_void) -> Status;
+        delete: c"aoti_torch_delete_tensor_object" = fn(Handle) -> Status;
+        address: c"aoti_torch_get_data_ptr" = fn(Handle, *mut *mut c_void) -> Status;
+        storage_offset: c"aoti_torch_get_storage_offset" = fn(Handle, *mut i64) -> Status;
+        storage_bytes: c"aoti_torch_get_storage_size" = fn(Handle, *mut i64) -> Status;
+        empty: c"aoti_torch_empty_strided"
+            = fn(i64, *const i64, *const i64, i32, i32, i32, *mut Handle) -> Status;
+        threads: c"torch_get_num_threads" = fn(*mut u32) -> Status;
+        records: c"aoti_torch_grad_mode_is_enabled" = fn() -> bool;
+        float32: c"aoti_torch_dtype_float32" = fn() -> i32;
+        float16: c"aoti_torch_dtype_float16" = fn() -> i32;
+        bfloat16: c"aoti_torch_dtype_bfloat16" = fn() -> i32;
+        uint8: c"aoti_torch_dtype_uint8" = fn() -> i32;
+        cpu: c"aoti_torch_device_type_cpu" = fn() -> i32;
+        cuda: c"aoti_torch_device_type_cuda" = fn() -> i32;
+    }
+    optional {}
 }
 
 /// What becomes of elements that are allocated.
@@ -100,8 +52,8 @@ impl Functions {
     /// Those that the extension module of PyTorch at this path, which is loaded, was linked with; nothing if one of them
     /// is not there.
     pub(crate) fn find(path: &str) -> Option<Self> {
-        let library = loaded(&CString::new(path).ok()?)?;
-        // SAFETY: it is open, and PyTorch's: the path is that of its own module, as the Python half says.
+        let library = Library::loaded(path)?;
+        // SAFETY: it is PyTorch's: the path is that of its own module, as the Python half says.
         unsafe { Self::of(library) }
     }
 

@@ -10,7 +10,7 @@ use crate::joined::{Declared, ForeignBias, Joined};
 use crate::lengths::Lengths;
 use crate::lent::{Layout, Lent, LentScores, LentStarts, Written};
 use crate::settings::{RandomState, Settings, shape_of};
-use crate::{cpu, ending, exchange, kept, logger, pool, quick};
+use crate::{cpu, ending, exchange, kept, logger, operators, pool, quick};
 use pyo3::exceptions::{PyNotImplementedError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
@@ -285,6 +285,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(quick::attend, module)?)?;
     module.add_function(wrap_pyfunction!(quick::record, module)?)?;
     module.add_function(wrap_pyfunction!(quick::gradients, module)?)?;
+    module.add_function(wrap_pyfunction!(operators::have_operators, module)?)?;
+    module.add_function(wrap_pyfunction!(operators::register_operators, module)?)?;
     module.add_function(wrap_pyfunction!(forward_workspace_bytes, module)?)?;
     module.add_function(wrap_pyfunction!(workspace_bytes, module)?)?;
     module.add_function(wrap_pyfunction!(packed_probs, module)?)?;

@@ -12,7 +12,7 @@ import warnings
 
 import torch
 
-from . import fused, masks, notes, rings, run, takes
+from . import fused, masks, native, notes, rings, run, takes
 from .call import Call
 
 MATH = "_scaled_dot_product_attention_math"
@@ -91,7 +91,10 @@ class Registered:
         kernel = math_of_1_13 if "need_attn_weights" in _schema(MATH) else math
         for key in KEYS if _has_cuda() else KEYS[:1]:
             self._library.impl(MATH, kernel, key)
-        if _has_cuda() and hasattr(torch.library, "get_kernel"):
+        self._native = None
+        if native.is_there():
+            self._native = native.register(fused.EFFICIENT, fused.CUDNN)
+        elif _has_cuda() and hasattr(torch.library, "get_kernel"):
             self._register_fused()
         _forget_kernels()
 
@@ -108,6 +111,8 @@ class Registered:
         library, self._library = self._library, None
         if hasattr(library, "_destroy"):
             library._destroy()
+        if self._native is not None:
+            self._native.remove()
         _forget_kernels()
 
 

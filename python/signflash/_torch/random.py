@@ -31,26 +31,33 @@ def draw(q):
 def draw_now(q, generator=None, dropout_p=1.0, cu_seqlens=None):
     """The same where nothing is traced; rng_state is None but while a CUDA graph is captured."""
     streams = (q.shape[0] if cu_seqlens is None else sequences.count(cu_seqlens), q.shape[-2])
-    seed, offset, state = _drawn(q, generator, *streams)
-    if state is None and replay.may_be_checkpointed():
-        replay.watch(seed, offset, dropout_p)
-    return seed, offset, state
-
-
-def _drawn(q, generator, batch, num_heads):
-    if generator is None:
-        own = _random.scoped()
-    else:
-        own = generator if isinstance(generator, _random.Generator) else None
-    if own is not None:
-        return (*own.next(batch, num_heads), None)
-    if generator is not None:
+    if generator is not None and not isinstance(generator, _random.Generator):
         check_generator(q, generator)
-    if q.is_cuda:
-        return _draw_cuda(q, batch * num_heads * _random.LANES, generator)
-    # PyTorch's CPU generator has no counter: the seed comes from it, and each call advances it.
-    seed = int(torch.randint(-(1 << 63), (1 << 63) - 1, (1,), dtype=torch.int64, device="cpu", generator=generator))
-    return seed & U64, 0, None
+    drawn = draw_on(q.get_device() if q.is_cuda else -1, *streams, dropout_p, generator)
+    if drawn is not None:
+        return (*drawn, None)
+    # The generator's numbers are the replay's to know: a kernel draws them, so each drops entries of its own.
+    return 0, 0, torch.randint(0, (1 << 63) - 1, (2,), dtype=torch.int64, device=q.device, generator=generator)
+
+
+def draw_on(index, batch, num_heads, dropout_p, generator=None):
+    """(seed, offset) of the next call on the GPU of this number, or on the CPU at -1; None while a CUDA graph is captured."""
+    own = _random.scoped() if generator is None else generator
+    if isinstance(own, _random.Generator):
+        drawn = own.next(batch, num_heads)
+    elif index < 0:
+        # PyTorch's CPU generator has no counter: the seed comes from it, and each call advances it.
+        seed = int(torch.randint(-(1 << 63), (1 << 63) - 1, (1,), dtype=torch.int64, device="cpu", generator=generator))
+        drawn = (seed & U64, 0)
+    elif _is_capturing():
+        return None
+    else:
+        generator = torch.cuda.default_generators[index] if generator is None else generator
+        with _lock:
+            drawn = _advance(generator, batch * num_heads * _random.LANES)
+    if replay.may_be_checkpointed():
+        replay.watch(*drawn, dropout_p)
+    return drawn
 
 
 def check_generator(q, generator) -> None:
@@ -73,17 +80,6 @@ def check_rng_state(q, rng_state) -> None:
 
 #: PyTorch's without its wrapper, which asks whether CUDA is there.
 _is_capturing = getattr(torch._C, "_cuda_isCurrentStreamCapturing", torch.cuda.is_current_stream_capturing)
-
-
-def _draw_cuda(q, increment, generator):
-    if _is_capturing():
-        # The generator's numbers are the replay's to know: a kernel draws them, so each drops entries of its own.
-        state = torch.randint(0, (1 << 63) - 1, (2,), dtype=torch.int64, device=q.device, generator=generator)
-        return 0, 0, state
-    if generator is None:
-        generator = torch.cuda.default_generators[q.get_device()]
-    with _lock:
-        return (*_advance(generator, increment), None)
 
 
 def _advance_by_offset(generator, increment):
