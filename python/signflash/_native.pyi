@@ -1,6 +1,6 @@
 """The compiled half: addresses, shapes and strides of tensors that the caller keeps alive, or such tensors themselves."""
 
-from typing import Any, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 from ._settings import Settings
 
@@ -66,7 +66,9 @@ class Registered:
 
     def remove(self) -> None: ...
 
-def have_operators(*, path: str, draw: Any, hear: Any, refuse: Any, listeners: List[Any], deterministic: Any) -> bool: ...
+def have_operators(
+    *, path: str, draw: Any, hear: Any, refuse: Any, listeners: List[Any], deterministic: Any, usual: Dict[str, Any]
+) -> bool: ...
 def register_operators(key: str, names: List[str], least_pairs: int) -> Registered: ...
 def forward_workspace_bytes(
     ordinal: int,

@@ -117,9 +117,8 @@ def manual_seed(seed: int) -> Generator:
     return _arrays
 
 
-def scoped() -> Optional[Generator]:
-    """The generator of the innermost :func:`random_state`."""
-    return _scoped.get()
+#: The generator of the innermost :func:`random_state`, or None.
+scoped = _scoped.get
 
 
 def of_arrays() -> Generator:

@@ -17,7 +17,7 @@ if not sdpa.HAS_SDPA:
 if not hasattr(torch.library, "get_kernel"):
     pytest.skip("masks on CUDA need PyTorch's get_kernel", allow_module_level=True)
 
-from signflash._sdpa import fused, takes
+from signflash._sdpa import fused, native, takes
 
 FUSED = (fused.EFFICIENT, fused.CUDNN)
 BATCH, HEADS, SEQLEN, P = 2, 4, 200, 0.2
@@ -105,6 +105,20 @@ def test_the_mask_of_a_seed_is_that_of_pytorchs_flash_kernel():
     assert torch.equal(theirs == 0, ours == 0)
 
 
+def test_kernels_with_and_without_python_draw_the_same(monkeypatch):
+    q, k, v = (x.detach().cuda() for x in sdpa.make(BATCH, HEADS, SEQLEN, 64, dtype=torch.bfloat16))
+    monkeypatch.setattr(fused, "LEAST_PAIRS", 0)
+    results, is_there = [], native.is_there
+    for there in (is_there, lambda: False):
+        monkeypatch.setattr(native, "is_there", there)
+        torch.manual_seed(3)
+        with signflash.enabled():
+            results.append([sdpa.attend(q, k, v, attn_mask=PADDED.cuda(), dropout_p=P) for _ in range(2)])
+            results[-1] += [torch.tensor(torch.cuda.default_generators[0].get_offset())]
+    assert all([torch.equal(x, y) for x, y in zip(*results)])
+    assert not torch.equal(*results[0][:2])
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_compiled_code(enabled, masked):
     q, k, v = (x.detach().cuda().requires_grad_() for x in sdpa.make(BATCH, HEADS, SEQLEN, 64, dtype=torch.bfloat16))
@@ -146,6 +160,18 @@ def test_all_that_a_captured_call_returns_is_on_the_gpu(enabled, p):
         with torch.cuda.graph(torch.cuda.CUDAGraph()):
             results = operator(q, k, v, p)
         assert all([x.is_cuda for x in results if isinstance(x, torch.Tensor)])
+
+
+def test_no_memory_is_said_as_pytorch_says_it(enabled):
+    """Programs that try again with less look for these words."""
+    torch.cuda.empty_cache()
+    q = torch.zeros(1, 1, 1, 128, device="cuda", dtype=torch.bfloat16).expand(64, 16, 8192, 128)
+    torch.cuda.set_per_process_memory_fraction(0.01)
+    try:
+        with pytest.raises(RuntimeError, match="CUDA out of memory"):
+            sdpa.attend(q, q, q, dropout_p=P)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def test_float32_is_pytorchs(enabled):

@@ -7,6 +7,7 @@ functions here: random states, and who listens.
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from typing import Any, NamedTuple, Tuple
 
@@ -50,7 +51,8 @@ def is_there() -> bool:
         hear=hear,
         refuse=rings.refuse_in_a_ring,
         listeners=notes.listeners,
-        deterministic=torch.are_deterministic_algorithms_enabled,
+        deterministic=torch._C._get_deterministic_algorithms,
+        usual={**random.usual(), "absent": rings.MODULES, "modules": sys.modules},
     )
 
 

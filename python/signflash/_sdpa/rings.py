@@ -8,7 +8,8 @@ import sys
 
 from .._torch import paths
 
-_MODULES = (
+#: Where it is.
+MODULES = (
     "torch.distributed.tensor.experimental._context_parallel._attention",
     "torch.distributed.tensor.experimental._attention",
     "torch.distributed._tensor.experimental.attention",
@@ -34,7 +35,7 @@ def refuse_in_a_ring() -> None:
 
 
 def _is_there() -> bool:
-    return any([name in sys.modules for name in _MODULES])
+    return any([name in sys.modules for name in MODULES])
 
 
 def _rings_are_on() -> bool:

@@ -60,6 +60,13 @@ def draw_on(index, batch, num_heads, dropout_p, generator=None):
     return drawn
 
 
+def usual():
+    """For native code that draws on a GPU as :func:`draw_on` does: what has to be answered where nothing but PyTorch's default
+    generator is asked for, and how that is found and held."""
+    answers = [(_random.scoped, None), (_is_capturing, False), *replay.UNCHECKPOINTED]
+    return {"answers": answers, "lock": _lock, "cuda": torch.cuda, "lanes": _random.LANES}
+
+
 def check_generator(q, generator) -> None:
     if not isinstance(generator, torch.Generator):
         kind = type(generator).__name__

@@ -152,6 +152,10 @@ _graph_task = getattr(torch._C, "_current_graph_task_id", lambda: 0)
 _forward_mode_enabled = getattr(torch._C, "_is_fwd_grad_enabled", torch.is_grad_enabled)
 
 
+#: What is answered where no reentrant checkpoint's forward or its repetition can be what runs now.
+UNCHECKPOINTED = ((_forward_mode_enabled, True), (_graph_task, -1))
+
+
 def may_be_checkpointed() -> bool:
     """Whether a reentrant checkpoint's forward or its repetition can be what runs now."""
     return not _forward_mode_enabled() or _graph_task() != -1

@@ -6,7 +6,7 @@
 //! | `stack` | arguments and results |
 //! | `operand` | how kernels read and write a tensor |
 //! | `given` | a call: whether it is ours, forward and backward |
-//! | `drawn` | its random state |
+//! | `drawn`, `generator` | its random state, and where it comes from |
 //! | `flash`, `efficient`, `cudnn` | the operators |
 //! | `python` | what is asked of the package's Python half |
 
@@ -14,6 +14,7 @@ mod cudnn;
 mod drawn;
 mod efficient;
 mod flash;
+mod generator;
 mod given;
 mod operand;
 mod python;
@@ -100,7 +101,8 @@ operators! {
 
 /// Whether kernels can be registered from now on: whether the library at `path`, which is loaded, has all that they take.
 #[pyfunction]
-#[pyo3(signature = (*, path, draw, hear, refuse, listeners, deterministic))]
+#[pyo3(signature = (*, path, draw, hear, refuse, listeners, deterministic, usual))]
+#[allow(clippy::too_many_arguments)] // named, at the one place that calls it
 pub(crate) fn have_operators(
     py: Python<'_>,
     path: &str,
@@ -109,10 +111,11 @@ pub(crate) fn have_operators(
     refuse: Py<PyAny>,
     listeners: Py<PyList>,
     deterministic: Py<PyAny>,
+    usual: generator::Usual,
 ) -> bool {
     let Some(torch) = Torch::find(path) else { return false };
     TORCH.get_or_init(|| torch);
-    HOOKS.get_or_init(py, || Hooks { draw, hear, refuse, listeners, deterministic });
+    HOOKS.get_or_init(py, || Hooks { draw, hear, refuse, listeners, deterministic, usual });
     true
 }
 

@@ -1,5 +1,6 @@
 //! What only the package's Python half knows: generators, who listens, and what is said of a call.
 
+use super::generator::Usual;
 use super::given::{Given, Left};
 use super::stable::{Failure, Outcome};
 use pyo3::prelude::*;
@@ -17,6 +18,7 @@ pub(crate) struct Hooks {
     /// Those who want to know of every call.
     pub(crate) listeners: Py<PyList>,
     pub(crate) deterministic: Py<PyAny>,
+    pub(crate) usual: Usual,
 }
 
 pub(crate) static HOOKS: PyOnceLock<Hooks> = PyOnceLock::new();
@@ -43,6 +45,12 @@ pub(crate) fn draw(given: &Given) -> Outcome<Option<(u64, u64)>> {
             return Ok(Some((0, 0)));
         }
         let [batch, num_heads, ..] = given.q.shape();
+        if let Some(ordinal) = given.q.gpu {
+            let usual = hooks.usual.draw(py, ordinal, batch as u64 * num_heads as u64)?;
+            if usual.is_some() {
+                return Ok(usual);
+            }
+        }
         let index = given.q.gpu.map_or(-1, i64::from);
         hooks.draw.bind(py).call1((index, batch, num_heads, given.dropout_p))?.extract()
     })

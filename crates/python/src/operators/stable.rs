@@ -145,15 +145,27 @@ impl Torch {
         if status == 0 {
             return Ok(());
         }
-        let said = self.functions.said.and_then(|said| {
-            // SAFETY: it tells the address of text of this thread, or none.
-            let text = unsafe { said() };
-            // SAFETY: text that ends, which nobody changes before PyTorch is called again.
-            (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
-        });
-        let unknown =
-            || "PyTorch could not do its part of an attention; it has written why to stderr".to_owned();
-        Err(Failure(said.filter(|said| !said.is_empty()).unwrap_or_else(unknown)))
+        Err(Failure(self.said().unwrap_or_else(|| {
+            "PyTorch could not do its part of an attention; it has written why to stderr".to_owned()
+        })))
+    }
+
+    /// What the latest error said, if this PyTorch can tell.
+    fn said(&self) -> Option<String> {
+        // SAFETY: it tells the address of text of this thread, or none.
+        let text = unsafe { self.functions.said?() };
+        // SAFETY: text that ends, which nobody changes before PyTorch is called again.
+        let text = (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned());
+        text.filter(|text| !text.is_empty())
+    }
+
+    /// That there was memory. Programs that try again with less look for these words.
+    fn check_memory(&self, status: Status, gpu: Option<u32>) -> Outcome<()> {
+        if status == 0 || self.functions.said.is_some() || gpu.is_none() {
+            return self.check(status);
+        }
+        let words = "CUDA out of memory. PyTorch could not allocate what attention takes, and has written why to stderr";
+        Err(Failure(words.to_owned()))
     }
 
     pub(crate) fn code(&self, dtype: Dtype) -> Outcome<i32> {
@@ -181,7 +193,8 @@ impl Torch {
             let (count, sizes, strides) = (sizes.len() as i64, sizes.as_ptr(), strides.as_ptr());
             (self.functions.empty)(count, sizes, strides, dtype, device, index, &raw mut handle)
         };
-        self.made(status, handle)
+        self.check_memory(status, gpu)?;
+        self.made(0, handle)
     }
 
     /// A dense one of four dimensions.
