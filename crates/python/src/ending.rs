@@ -22,7 +22,7 @@ impl Running {
         if COUNTED_IN.swap(forks, Ordering::Relaxed) != forks {
             RUNNING.store(0, Ordering::Relaxed);
         }
-        RUNNING.fetch_add(1, Ordering::Relaxed);
+        RUNNING.fetch_add(1, Ordering::SeqCst);
         Self
     }
 }
@@ -45,12 +45,23 @@ pub(crate) fn detached<R: Send>(py: Python<'_>, work: impl FnOnce() -> R + Send)
     py.detach(work)
 }
 
+/// Runs `work` with the interpreter's lock, in a thread that does not have it; nothing if the interpreter is ending.
+///
+/// The end waits for it, as for calls that run without the lock: so the lock is there to be had.
+pub(crate) fn attached<R>(work: impl FnOnce(Python<'_>) -> R) -> Option<R> {
+    let _running = Running::new();
+    if ENDING.load(Ordering::SeqCst) {
+        return None;
+    }
+    Python::try_attach(work)
+}
+
 /// Waits for the calls that run, and keeps the lock in those that come.
 #[pyfunction]
 fn end(py: Python<'_>) {
-    ENDING.store(true, Ordering::Relaxed);
+    ENDING.store(true, Ordering::SeqCst);
     let here = COUNTED_IN.load(Ordering::Relaxed) == crate::pool::forks::behind();
-    while here && RUNNING.load(Ordering::Relaxed) > 0 {
+    while here && RUNNING.load(Ordering::SeqCst) > 0 {
         py.detach(|| std::thread::sleep(Duration::from_millis(1)));
     }
 }

@@ -3,6 +3,7 @@
 use super::generator::Usual;
 use super::given::{Given, Left};
 use super::stable::{Failure, Outcome};
+use crate::ending::attached;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyList, PyTuple};
@@ -27,7 +28,7 @@ const ENDS: &str = "the interpreter ends while attention is computed";
 
 /// Asks the Python half.
 fn asked<T>(ask: impl FnOnce(Python<'_>, &Hooks) -> PyResult<T>) -> Outcome<T> {
-    let answer = Python::try_attach(|py| {
+    let answer = attached(|py| {
         let hooks = HOOKS.get(py).ok_or_else(|| Failure("kernels were not prepared".to_owned()))?;
         ask(py, hooks).map_err(|error| {
             // The words alone: PyTorch makes a RuntimeError of them.
