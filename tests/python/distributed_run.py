@@ -1,6 +1,8 @@
 """Runs cases of signflash.distributed on gloo processes, and prints a line of JSON for each: {"ranks", "name", "error"}.
 
-    python3 distributed_run.py RANKS[,RANKS...] CASES [FAMILY]
+    python3 distributed_run.py RANKS[,RANKS...] CASES [FAMILY] [mapped]
+
+``mapped``: ranks copy from each other's memory, as GPUs of one host do, here out of files.
 
 The processes are forked from this one, which has imported everything and computed nothing: they start at once.
 """
@@ -14,6 +16,7 @@ import traceback
 
 import distributed_cases as cases
 import distributed_families as families
+import distributed_mapped
 import torch
 import torch.distributed as dist
 
@@ -41,7 +44,7 @@ def run(rank, ranks, count, family, path):
 def main():
     counts, count = [int(x) for x in sys.argv[1].split(",")], int(sys.argv[2])
     family = sys.argv[3] if len(sys.argv) > 3 else "all"
-    failed = False
+    failed, mapped = False, "mapped" in sys.argv[4:]
     for ranks in counts:
         path = os.path.join(tempfile.mkdtemp(), "store")
         children = []
@@ -50,7 +53,10 @@ def main():
             if child == 0:
                 code = 1
                 try:
+                    if mapped:
+                        distributed_mapped.install(os.path.dirname(path))
                     run(rank, ranks, count, family, path)
+                    assert not mapped or count == 0 or ranks == 1 or distributed_mapped.SENT[0] > 0
                     code = 0
                 except BaseException:
                     traceback.print_exc()

@@ -21,19 +21,22 @@ HERE = Path(__file__).resolve().parent
 ALL = os.environ.get("SIGNFLASH_TEST") == "all"  # minutes: more than .ci/run has
 
 
-def launch(ranks, count, family="all", timeout=600):
+def launch(ranks, count, family="all", *how, timeout=600):
     """The lines that the processes print."""
-    command = [sys.executable, str(HERE / "distributed_run.py"), ranks, str(count), family]
+    command = [sys.executable, str(HERE / "distributed_run.py"), ranks, str(count), family, *how]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return lines, done
 
 
-# One start of PyTorch for all numbers of processes; the rest, and more cases, with SIGNFLASH_TEST=all.
-@pytest.mark.parametrize("ranks", ["1,3", "2,4,8"])
-def test_few_ranks(ranks):
+# One start of PyTorch for several numbers of processes; the rest, and more cases, with SIGNFLASH_TEST=all. "mapped": ranks copy
+# from each other's memory, as GPUs of one host do.
+@pytest.mark.parametrize(
+    "ranks, how", [("1,4", []), ("2,3,8", ["mapped"]), *([("2,3,8", []), ("4,5", ["mapped"])] if ALL else [])]
+)
+def test_few_ranks(ranks, how):
     count = 60 if ALL else 8
-    lines, done = launch(ranks, count)
+    lines, done = launch(ranks, count, "all", *how)
     failed = [f"{line['ranks']} ranks, {line['name']}: {line['error']}" for line in lines if line["error"]]
     assert not failed, "\n".join(failed[:5])
     assert done.returncode == 0, done.stderr[-4000:]

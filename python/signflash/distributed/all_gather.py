@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from . import compute
-from .exchange import Comm
+from .exchange import Comm, Parts
 from .heads import parts_of, together
 from .layout import Layout, Span
 from .merge import Partial, Sum
@@ -85,7 +85,8 @@ class AllGather(NamedTuple):
         """
         parts = [[self.of_k.take(one.total(), rank, -3) for rank in range(self.comm.size)] for one in sums]
         shapes = [[of[self.comm.rank].shape] * self.comm.size for of in parts]
-        return self.comm.all_to_all(parts, shapes, "backward: gradients of keys and values to their ranks")
+        doing = "backward: gradients of keys and values to their ranks"
+        return self.comm.all_to_all(Parts(parts, shapes, [self.of_k.longest] * len(sums), doing))
 
 
 def _add_up(parts, into) -> None:

@@ -141,11 +141,11 @@ def forward_of(call: Call, spans, operands: Operands, k, v, into: Partial) -> No
             into.add(piece.rows, *((out[0], lse[0]) if alone else (out, lse)))
 
 
-def backward_of(call: Call, spans, operands: Operands, k, v, results: Results, into) -> None:
-    """Adds the gradients to those of ``into``: sums of dq, dk and dv, and dbias in float32 or None."""
+def backward_of(call: Call, spans, operands: Operands, k, v, results: Results, into, which=slice(None)) -> None:
+    """Adds the gradients of some of the pieces to those of ``into``: sums of dq, dk and dv, and dbias in float32 or None."""
     q, bias, _ = operands
     *sums, dbias = into
-    for piece in pieces(call.geometry, *spans):
+    for piece in list(pieces(call.geometry, *spans))[which]:
         rows, columns, alone = piece.rows, piece.columns, _is_alone(piece, call)
         read = [rows_of(results.dout, rows), rows_of(q, rows), rows_of(k, columns), rows_of(v, columns)]
         read += [rows_of(results.out, rows), results.lse[..., rows].contiguous()]

@@ -7,6 +7,8 @@ from typing import Any, List, NamedTuple, Sequence
 import torch
 import torch.distributed as dist
 
+from .copies import Copies, Message, step_of
+
 
 class Comm(NamedTuple):
     """A process group as one rank of it sees it, and the name of the call for errors."""
@@ -26,58 +28,83 @@ class Comm(NamedTuple):
 
     def exchange(self, what: "Parcel") -> "Pending":
         """Sends to one rank while another one's is received."""
-        operations, got = (
-            [],
-            [torch.empty(shape, dtype=x.dtype, device=x.device) for x, shape in zip(what.sent, what.shapes)],
-        )
+        doing = f"{what.doing} to rank {what.to} and from rank {what.source}"
+        largest_bytes = _bytes_of((_longest(x.shape, what.longest), x) for x in what.sent)
+        copies = self._copies(what.sent[0], largest_bytes, shared=True)
+        if copies is None:
+            got = [torch.empty(shape, dtype=x.dtype, device=x.device) for x, shape in zip(what.sent, what.shapes)]
+            return Pending(self, self._sent_one_by_one(what, got, doing), got, what.sent, doing)
+        room, _, got = _packed([list(zip(what.shapes, what.sent))])
+        parts, rooms = [[None] * self.size for _ in range(2)]
+        parts[what.to], rooms[what.source] = what.sent, room
+        with self.named(doing):
+            work = copies.send(Message(parts, rooms, largest_bytes, shared=True))
+        return Pending(self, [work], got, None, doing)
+
+    def _sent_one_by_one(self, what: "Parcel", got, doing: str):
+        operations = []
         for tag, x in enumerate(what.sent):
             if x.numel():
                 operations.append(dist.P2POp(dist.isend, _bytes(x), self.peer(what.to), self.group, what.tag + tag))
         for tag, x in enumerate(got):
             if x.numel():
                 operations.append(dist.P2POp(dist.irecv, _bytes(x), self.peer(what.source), self.group, what.tag + tag))
-        doing = f"{what.doing} to rank {what.to} and from rank {what.source}"
         with self.named(doing):
-            works = dist.batch_isend_irecv(operations) if operations else []
-        return Pending(self, works, got, what.sent, doing)
+            return dist.batch_isend_irecv(operations) if operations else []
 
-    def all_to_all(self, sent: Sequence[Sequence], shapes: Sequence[Sequence], doing: str, together=True) -> "Pending":
-        """Of each of some tensors one part to each rank, and parts of these shapes from each: tensor by tensor, rank by rank.
-
-        In one message ``together``, which takes the host less time; each in one of its own, parts of one tensor come to lie one
-        behind the other. On all ranks alike.
-        """
-        numbers = range(len(sent))
-        groups = [list(numbers)] if together else [[number] for number in numbers]
-        works, got, kept = [], [None] * len(sent), []
-        for group in groups:
-            of_ranks = [[sent[number][rank] for number in group] for rank in range(self.size)]
-            flat, in_splits, places = _packed([[(x.shape, x) for x in parts] for parts in of_ranks])
-            for place, x in zip(places, (x for parts in of_ranks for x in parts)):
-                place.copy_(x)
-            expected = [[(shapes[number][rank], sent[number][0]) for number in group] for rank in range(self.size)]
-            room, out_splits, places = _packed(expected)
-            with self.named(doing):
-                works.append(dist.all_to_all_single(room, flat, out_splits, in_splits, self.group, async_op=True))
+    def all_to_all(self, what: "Parts") -> "Pending":
+        """Of each of some tensors one part to each rank, and parts from each: tensor by tensor, rank by rank. On all ranks alike."""
+        numbers = range(len(what.sent))
+        works, got, kept = [], [None] * len(what.sent), []
+        for group in [list(numbers)] if what.together else [[number] for number in numbers]:
+            of_ranks = [[what.sent[number][rank] for number in group] for rank in range(self.size)]
+            expected = [[(what.shapes[number][rank], what.sent[number][0]) for number in group] for rank in range(self.size)]
+            longest = [what.longest[number] for number in group]
+            largest_bytes = max(
+                _bytes_of((_longest(x.shape, most), x) for x, most in zip(parts, longest)) for parts in of_ranks
+            )
+            room, splits, places = _packed(expected)
+            copies = self._copies(room, largest_bytes, shared=False)
+            if copies is None:
+                flat, of_flat, into = _packed([[(x.shape, x) for x in parts] for parts in of_ranks])
+                for place, x in zip(into, (x for parts in of_ranks for x in parts)):
+                    place.copy_(x)
+                with self.named(what.doing):
+                    works.append(dist.all_to_all_single(room, flat, splits, of_flat, self.group, async_op=True))
+                kept += [flat, room]
+            else:
+                for place, x in zip(places[self.rank * len(group) :], of_ranks[self.rank]):
+                    place.copy_(x)
+                rooms = list(room.split(splits))
+                with self.named(what.doing):
+                    works.append(copies.send(Message(of_ranks, rooms, largest_bytes)))
             for at, number in enumerate(group):
                 got[number] = places[at :: len(group)]
-            kept += [flat, room]
-        return Pending(self, works, got, kept, doing)
+        return Pending(self, works, got, kept, what.doing)
 
     def all_gather(self, x, shapes: Sequence, doing: str) -> "Pending":
         """The tensor of every rank, whose shapes may differ: the shorter ones are padded on their way."""
-        longest = max(_count(shape) for shape in shapes)
-        flat = x.reshape(-1)
+        longest, flat = max(_count(shape) for shape in shapes), x.reshape(-1)
+        copies = self._copies(x, longest * x.element_size(), shared=True)
+        room = torch.empty(longest * self.size, dtype=x.dtype, device=x.device)
+        parts = [room.narrow(0, r * longest, _count(shape)).view(shape) for r, shape in enumerate(shapes)]
+        if copies is not None:
+            parts[self.rank].copy_(x)
+            message = Message([[flat]] * self.size, [_bytes(part) for part in parts], longest * x.element_size(), shared=True)
+            with self.named(doing):
+                return Pending(self, [copies.send(message)], parts, None, doing)
         if flat.numel() < longest:
             flat = torch.cat([flat, flat.new_zeros(longest - flat.numel())])
         flat = flat.contiguous()
-        room = torch.empty(longest * self.size, dtype=x.dtype, device=x.device)
         with self.named(doing):
             work = (
                 dist.all_gather_into_tensor(_bytes(room), _bytes(flat), self.group, async_op=True) if longest else None
             )
-        parts = [room.narrow(0, r * longest, _count(shape)).view(shape) for r, shape in enumerate(shapes)]
         return Pending(self, [work] if work else [], parts, [flat, room], doing)
+
+    def _copies(self, like, largest_bytes: int, shared: bool):
+        """Who sends a message by copy engines; None where the group's backend does."""
+        return Copies.of(self.group, like.device, largest_bytes, shared)
 
     def named(self, doing: str) -> "_Named":
         return _Named(f"{self.name}, {doing}")
@@ -90,9 +117,24 @@ class Parcel(NamedTuple):
     to: int
     source: int
     shapes: Sequence
+    #: The most rows of positions that any rank sends.
+    longest: int
     #: The first of as many tags as there are tensors.
     tag: int
     doing: str
+
+
+class Parts(NamedTuple):
+    """What each rank sends each: tensor by tensor, rank by rank."""
+
+    sent: Sequence[Sequence]
+    #: Of what comes.
+    shapes: Sequence[Sequence]
+    #: Of each tensor, the most rows of positions that one rank sends another.
+    longest: Sequence[int]
+    doing: str
+    #: In one message, which takes the host less time; each tensor in one of its own, its parts come to lie one behind the other.
+    together: bool = True
 
 
 class Pending:
@@ -127,17 +169,13 @@ class _Named:
             ) from error
 
 
-#: Where parts of a buffer begin: at multiples of so many bytes.
-_ALIGNED = 16
-
-
 def _packed(parts: Sequence[Sequence]):
     """Room for (shape, a tensor of its dtype) of each rank, one behind the other: a buffer of bytes, how many of them are
     each rank's, and the parts as tensors within it.
     """
     like = parts[0][0][1]
     sizes = [[_count(shape) * x.element_size() for shape, x in of_rank] for of_rank in parts]
-    steps = [[-(-size // _ALIGNED) * _ALIGNED for size in of_rank] for of_rank in sizes]
+    steps = [[step_of(size) for size in of_rank] for of_rank in sizes]
     room = torch.empty(sum(map(sum, steps)), dtype=torch.uint8, device=like.device)
     places, at = [], 0
     for of_rank, sizes_of, steps_of in zip(parts, sizes, steps):
@@ -145,6 +183,16 @@ def _packed(parts: Sequence[Sequence]):
             places.append(room[at : at + size].view(x.dtype).view(shape))
             at += step
     return room, [sum(of_rank) for of_rank in steps], places
+
+
+def _bytes_of(parts) -> int:
+    """Of tensors of these shapes and dtypes, as :func:`_packed` lays them."""
+    return sum(step_of(_count(shape) * x.element_size()) for shape, x in parts)
+
+
+def _longest(shape, rows: int):
+    """(..., rows, heads, head_dim) with so many rows."""
+    return (*shape[:-3], rows, *shape[-2:])
 
 
 def _bytes(x):

@@ -44,6 +44,11 @@ class Part(NamedTuple):
         return None if x is None else x[..., self.query, :]
 
 
+def whole_of(operands: Operands, k) -> Part:
+    """All heads."""
+    return Part(slice(0, operands.q.shape[-2]), slice(0, k.shape[-2]))
+
+
 def parts_of(call: Call, operands: Operands, k, total: int) -> List[Part]:
     """Equal ones, of keys of so many positions in all; one, where they are few, where there is a bias or a mask, or where heads
     cannot be divided. On all ranks alike.

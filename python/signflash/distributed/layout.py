@@ -64,6 +64,11 @@ class Layout:
         """How many positions this rank holds."""
         return sum(end - begin for begin, end in self.spans[rank])
 
+    @property
+    def longest(self) -> int:
+        """How many the rank holds that holds most."""
+        return max(self.length(rank) for rank in range(self.ranks))
+
     def joined(self, groups: Sequence[Sequence[int]]) -> "Layout":
         """That of groups of ranks, each of which puts together what its members hold, in the order of positions."""
         return Layout([sorted(span for rank in group for span in self.spans[rank]) for group in groups])

@@ -9,16 +9,31 @@ computed while the last gradients do.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple, Tuple
+from typing import List, NamedTuple, Tuple
 
 from . import compute
 from .exchange import Comm, Parcel
-from .heads import parts_of
+from .heads import Part, parts_of, whole_of
 from .layout import Layout
 from .merge import Partial, Sum
 from .pieces import Geometry, pieces
 
 KEYS, GRADIENTS = 16, 32  # tags
+
+
+class Unit(NamedTuple):
+    """What is computed at once of a rank's own keys and queries."""
+
+    part: Part
+    #: Of the pieces.
+    which: slice = slice(None)
+
+
+class OfHeads(NamedTuple):
+    """Gradients of some heads: sums of dq, dk and dv."""
+
+    part: Part
+    sums: List[Sum]
 
 
 class Ring(NamedTuple):
@@ -52,12 +67,16 @@ class Ring(NamedTuple):
         if alone is not None:
             return compute.backward_alone(call, alone, operands, k, v, results, wanted)
         dbias = compute.room_for_dbias(operands.bias, wanted.dbias)
-        parts, steps = parts_of(call, operands, k, self.of_k.total), self._steps(call)
+        steps = self._steps(call)
+        units, own = self._units(call, operands, k, steps), {}
         kv = [k.contiguous(), v.contiguous()]
         coming = self._pass_on(kv, 0, steps, "backward")
-        # This rank's own keys in parts: before those of others, which come meanwhile, and behind, while gradients go.
-        own = [self._own(call, operands, part, kv, results, dbias) for part in parts[: max(1, len(parts) // 2)]]
-        dq, behind = None if steps == 1 else Sum(q), None
+        # This rank's own keys: some before those of others, which come meanwhile, the rest behind, while gradients go.
+        before = max(1, len(units) // 2)
+        for unit in units[:before]:
+            self._add_own(call, operands, unit, kv, results, dbias, own)
+        in_parts = units[0].part != units[-1].part
+        dq, behind = Sum(q) if in_parts else own[0].sums[0], None
         for step in range(1, steps):
             kv = coming.wait()
             coming = self._pass_on(kv, step, steps, "backward")
@@ -69,26 +88,38 @@ class Ring(NamedTuple):
                     mine.add_(others)
             behind = self._send_gradients(sums, kv, step, steps)
         kv = sums = coming = None
-        own += [self._own(call, operands, part, (k, v), results, dbias) for part in parts[len(own) :]]
-        others = [dq, None, None]
+        for unit in units[before:]:
+            self._add_own(call, operands, unit, (k, v), results, dbias, own)
+        others = [dq if in_parts else None, None, None]
         if behind is not None:
             others[1:] = [Sum.of(x) for x in behind.wait()]
         found = [x.new_empty(x.shape, dtype=dtype) for x, dtype in zip((q, k, v), wanted.dtypes(q, k, v))]
-        for part, sums in zip(parts, own):
+        for part, sums in own.values():
             for heads, mine, other, into in zip((part.query, part.key, part.key), sums, others, found):
                 mine.add_to(other, heads, into[..., heads, :])
         dsinks = compute.dsinks_of(operands, results, wanted.dsinks)
         return (*found, dbias, dsinks)
 
-    def _own(self, call, operands, part, kv, results, dbias):
-        """Sums of dq, dk and dv of this rank's queries and its own keys, of some heads."""
-        k, v = kv
+    def _units(self, call, operands, k, steps: int):
+        """This rank's own work in two, if others' is to be done between: some of the pieces and the rest of them, if there are
+        several, and else some of the heads.
+        """
+        whole = whole_of(operands, k)
+        if steps == 1:
+            return [Unit(whole)]
+        count = len(list(pieces(call.geometry, *self._spans(0))))
+        if count > 1:
+            return [Unit(whole, slice(0, count // 2)), Unit(whole, slice(count // 2, None))]
+        return [Unit(part) for part in parts_of(call, operands, k, self.of_k.total)]
+
+    def _add_own(self, call, operands, unit: "Unit", kv, results, dbias, own) -> None:
+        """Adds gradients of this rank's queries and its own keys to those of some heads, which ``own`` has by the first of them."""
+        (k, v), part = kv, unit.part
         if part.query != slice(0, operands.q.shape[-2]):
             call, operands, results = part.of_call(call), part.of_operands(operands), part.of_results(results)
             k, v = part.of_keys(k), part.of_keys(v)
-        sums = [Sum(x) for x in (operands.q, k, v)]
-        compute.backward_of(call, self._spans(0), operands, k, v, results, (*sums, dbias))
-        return sums
+        of_part = own.setdefault(part.query.start, OfHeads(part, [Sum(x) for x in (operands.q, k, v)]))
+        compute.backward_of(call, self._spans(0), operands, k, v, results, (*of_part.sums, dbias), unit.which)
 
     def _owner(self, step: int) -> int:
         return (self.comm.rank - step) % self.comm.size
@@ -121,7 +152,7 @@ class Ring(NamedTuple):
         rank, size = self.comm.rank, self.comm.size
         shapes = self._shapes(kv, self._owner(step + 1))
         doing = f"{direction}, step {step + 1} of {steps}: keys and values"
-        return self.comm.exchange(Parcel(kv, (rank + 1) % size, (rank - 1) % size, shapes, KEYS, doing))
+        return self.comm.exchange(Parcel(kv, (rank + 1) % size, (rank - 1) % size, shapes, self.of_k.longest, KEYS, doing))
 
     def _send_gradients(self, sums, kv, step: int, steps: int):
         """On to the next, or home; None where they are at home."""
@@ -131,7 +162,7 @@ class Ring(NamedTuple):
             to, source, shapes = (rank + 1) % size, (rank - 1) % size, self._shapes(kv, self._owner(step + 1))
         else:
             to, source, shapes = self._owner(step), (rank + step) % size, self._shapes(kv, rank)
-        return self.comm.exchange(Parcel(sums, to, source, shapes, GRADIENTS, doing))
+        return self.comm.exchange(Parcel(sums, to, source, shapes, self.of_k.longest, GRADIENTS, doing))
 
 
 @lru_cache(maxsize=256)

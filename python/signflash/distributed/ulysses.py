@@ -12,7 +12,7 @@ import torch
 
 from . import compute
 from . import heads as of_heads
-from .exchange import Comm
+from .exchange import Comm, Parts
 from .layout import Layout
 
 #: How many tensors a method of one part keeps for its backward.
@@ -192,7 +192,7 @@ class Ulysses(NamedTuple):
             [(*shape[:-3], layout.length(rank), *shape[-2:]) for rank in range(self.comm.size)]
             for shape, layout in zip(mine, layouts)
         ]
-        return self.comm.all_to_all(chosen, shapes, doing, together)
+        return self.comm.all_to_all(Parts(chosen, shapes, [layout.longest for layout in layouts], doing, together))
 
     def _exchange(self, chosen, doing: str):
         """All queries' rows of a rank's own heads."""
@@ -202,7 +202,7 @@ class Ulysses(NamedTuple):
         """Starts to bring a rank's own positions, of the heads of each rank."""
         parts = [[layout.take(x, rank, -3) for rank in range(self.comm.size)] for x, layout in zip(tensors, layouts)]
         shapes = [[of[self.comm.rank].shape] * self.comm.size for of in parts]
-        return self.comm.all_to_all(parts, shapes, doing)
+        return self.comm.all_to_all(Parts(parts, shapes, [layout.longest for layout in layouts], doing))
 
     def _heads_of_all(self, parts, going, call):
         """All query heads of a rank's own positions."""
