@@ -69,15 +69,15 @@ class AllGather(NamedTuple):
 
     def _gather(self, part, k, v, direction: str):
         """Starts to bring all keys and all values of some heads."""
-        pending = []
-        for name, x in (("keys", part.of_keys(k)), ("values", part.of_keys(v))):
-            shapes = [(*x.shape[:-3], self.of_k.length(rank), *x.shape[-2:]) for rank in range(self.comm.size)]
-            pending.append(self.comm.all_gather(x.contiguous(), shapes, f"{direction}: {name} from every rank"))
-        return pending
+        own = [part.of_keys(x).contiguous() for x in (k, v)]
+        shapes = [
+            [(*x.shape[:-3], self.of_k.length(rank), *x.shape[-2:]) for rank in range(self.comm.size)] for x in own
+        ]
+        return self.comm.all_gather(own, shapes, f"{direction}: keys and values from every rank")
 
     def _arrived(self, pending):
         """In the order of positions."""
-        return [self.of_k.put_together(one.wait(), -3) for one in pending]
+        return [self.of_k.put_together(parts, -3) for parts in pending.wait()]
 
     def _return(self, sums):
         """Starts to send each rank its rows of the gradients of keys and values, and to bring this rank's of what every rank

@@ -39,8 +39,8 @@ class Message(NamedTuple):
 
     #: For each rank the tensors that it is sent, or None.
     parts: Sequence[Optional[Sequence]]
-    #: For each rank where what it sends is to be: bytes, or None. Tensors lie as :func:`step_of` says.
-    rooms: Sequence[Any]
+    #: For each rank where the tensors are to be that it sends, or None.
+    rooms: Sequence[Optional[Sequence]]
     #: Of the largest part that any rank sends another one.
     largest_bytes: int
     #: Whether parts are the same for all that have one.
@@ -105,15 +105,15 @@ class Copies:
         return None
 
     def send(self, message: Message) -> "Arriving":
-        """Starts to: the current stream writes what is sent, another one copies what comes."""
+        """Starts to, beside the current stream. Whoever sends keeps what is sent until it waits for what comes."""
         slot = self._number % _SLOTS
         self._number += 1
         others = [rank for rank in range(self._size) if rank != self._rank]
-        self._wait_for_readers(slot)
-        self._readers[slot] = [rank for rank in others if message.parts[rank] is not None]
         step = 0 if message.shared else step_of(message.largest_bytes)
-        self._write(slot, step, message)
         with self._beside.after_current():
+            self._wait_for_readers(slot)
+            self._readers[slot] = [rank for rank in others if message.parts[rank] is not None]
+            self._write(slot, step, message)
             for rank in self._readers[slot]:
                 self._handle.put_signal(rank, _written(slot), self._timeout_ms)
             for rank in others:
@@ -123,19 +123,14 @@ class Copies:
 
     def _write(self, slot: int, step: int, message: Message) -> None:
         for rank in self._readers[slot][: 1 if message.shared else None]:
-            at = slot * self._room_bytes + rank * step
-            for x in message.parts[rank]:
-                size = x.numel() * x.element_size()
-                if size:
-                    self._own[at : at + size].view(x.dtype).view(x.shape).copy_(x)
-                at += step_of(size)
+            for place, x in _placed(self._own, slot * self._room_bytes + rank * step, message.parts[rank]):
+                place.copy_(x)
 
-    def _copy(self, slot: int, step: int, rank: int, room) -> None:
+    def _copy(self, slot: int, step: int, rank: int, rooms: Sequence) -> None:
         """What a rank has written for this one."""
         self._handle.wait_signal(rank, _written(slot), self._timeout_ms)
-        if room.numel():
-            at = slot * self._room_bytes + self._rank * step
-            room.copy_(self._peers[rank][at : at + room.numel()])
+        for place, x in _placed(self._peers[rank], slot * self._room_bytes + self._rank * step, rooms):
+            x.copy_(place)
         self._handle.put_signal(rank, _read(slot), self._timeout_ms)
 
     def _wait_for_readers(self, slot: int) -> None:
@@ -145,8 +140,9 @@ class Copies:
 
     def _grow(self, group, needed: int) -> Optional[str]:
         """Maps memory of so many bytes a slot; for all ranks the same reason why it cannot be had."""
-        for slot in range(_SLOTS):
-            self._wait_for_readers(slot)
+        with self._beside.after_current():
+            for slot in range(_SLOTS):
+                self._wait_for_readers(slot)
         self._beside.synchronize()
         self._room_bytes, self._handle, self._own, self._peers = 0, None, None, []
         room_bytes = -(-needed // _GROWS_BY_BYTES) * _GROWS_BY_BYTES
@@ -165,10 +161,10 @@ class Copies:
     def _tried(self, group) -> Optional[str]:
         """Sends a message to each rank; for all ranks the same reason why it did not arrive as it was."""
         parts = [[torch.full((48,), 1 + self._rank, dtype=torch.uint8, device=self._device)] for _ in range(self._size)]
-        rooms = [torch.zeros_like(of[0]) for of in parts]
+        rooms = [[torch.zeros_like(of[0])] for of in parts]
         for _ in range(2 * _SLOTS):
             self.send(Message(parts, rooms, 48)).wait()
-        wrong = [rank for rank, x in enumerate(rooms) if rank != self._rank and int(x.min()) != 1 + rank]
+        wrong = [rank for rank, (x,) in enumerate(rooms) if rank != self._rank and int(x.min()) != 1 + rank]
         return _first(_all(f"a trial message of ranks {wrong} did not arrive as it was" if wrong else None, group))
 
 
@@ -267,6 +263,15 @@ def _timeout_ms(group, device) -> int:
         return int(1e3 * group._get_backend(device).options._timeout.total_seconds())
     except (AttributeError, RuntimeError):
         return 600_000
+
+
+def _placed(memory, at: int, tensors: Sequence):
+    """(bytes of memory as a tensor of the same shape, tensor) of each that is not empty."""
+    for x in tensors:
+        size = x.numel() * x.element_size()
+        if size:
+            yield memory[at : at + size].view(x.dtype).view(x.shape), x
+        at += step_of(size)
 
 
 def step_of(size_bytes: int) -> int:

@@ -31,15 +31,15 @@ class Comm(NamedTuple):
         doing = f"{what.doing} to rank {what.to} and from rank {what.source}"
         largest_bytes = _bytes_of((_longest(x.shape, what.longest), x) for x in what.sent)
         copies = self._copies(what.sent[0], largest_bytes, shared=True)
+        got = [torch.empty(shape, dtype=x.dtype, device=x.device) for x, shape in zip(what.sent, what.shapes)]
         if copies is None:
-            got = [torch.empty(shape, dtype=x.dtype, device=x.device) for x, shape in zip(what.sent, what.shapes)]
-            return Pending(self, self._sent_one_by_one(what, got, doing), got, what.sent, doing)
-        room, _, got = _packed([list(zip(what.shapes, what.sent))])
-        parts, rooms = [[None] * self.size for _ in range(2)]
-        parts[what.to], rooms[what.source] = what.sent, room
-        with self.named(doing):
-            work = copies.send(Message(parts, rooms, largest_bytes, shared=True))
-        return Pending(self, [work], got, None, doing)
+            works = self._sent_one_by_one(what, got, doing)
+        else:
+            parts, rooms = [[None] * self.size for _ in range(2)]
+            parts[what.to], rooms[what.source] = what.sent, got
+            with self.named(doing):
+                works = [copies.send(Message(parts, rooms, largest_bytes, shared=True))]
+        return Pending(self, works, got, what.sent, doing)
 
     def _sent_one_by_one(self, what: "Parcel", got, doing: str):
         operations = []
@@ -54,53 +54,65 @@ class Comm(NamedTuple):
 
     def all_to_all(self, what: "Parts") -> "Pending":
         """Of each of some tensors one part to each rank, and parts from each: tensor by tensor, rank by rank. On all ranks alike."""
+        largest_bytes = max(
+            _bytes_of((_longest(of[rank].shape, rows), of[rank]) for of, rows in zip(what.sent, what.longest))
+            for rank in range(self.size)
+        )
+        copies = self._copies(what.sent[0][0], largest_bytes, shared=False)
+        if copies is None:
+            return self._sent_to_all(what)
+        got = [_room_of([(shape, of[0]) for shape in shapes]) for of, shapes in zip(what.sent, what.shapes)]
+        for of, into in zip(what.sent, got):
+            into[self.rank].copy_(of[self.rank])
+        parts, rooms = list(zip(*what.sent)), list(zip(*got))
+        with self.named(what.doing):
+            return Pending(self, [copies.send(Message(parts, rooms, largest_bytes))], got, parts, what.doing)
+
+    def _sent_to_all(self, what: "Parts") -> "Pending":
         numbers = range(len(what.sent))
         works, got, kept = [], [None] * len(what.sent), []
         for group in [list(numbers)] if what.together else [[number] for number in numbers]:
             of_ranks = [[what.sent[number][rank] for number in group] for rank in range(self.size)]
+            flat, in_splits, places = _packed([[(x.shape, x) for x in parts] for parts in of_ranks])
+            for place, x in zip(places, (x for parts in of_ranks for x in parts)):
+                place.copy_(x)
             expected = [[(what.shapes[number][rank], what.sent[number][0]) for number in group] for rank in range(self.size)]
-            longest = [what.longest[number] for number in group]
-            largest_bytes = max(
-                _bytes_of((_longest(x.shape, most), x) for x, most in zip(parts, longest)) for parts in of_ranks
-            )
-            room, splits, places = _packed(expected)
-            copies = self._copies(room, largest_bytes, shared=False)
-            if copies is None:
-                flat, of_flat, into = _packed([[(x.shape, x) for x in parts] for parts in of_ranks])
-                for place, x in zip(into, (x for parts in of_ranks for x in parts)):
-                    place.copy_(x)
-                with self.named(what.doing):
-                    works.append(dist.all_to_all_single(room, flat, splits, of_flat, self.group, async_op=True))
-                kept += [flat, room]
-            else:
-                for place, x in zip(places[self.rank * len(group) :], of_ranks[self.rank]):
-                    place.copy_(x)
-                rooms = list(room.split(splits))
-                with self.named(what.doing):
-                    works.append(copies.send(Message(of_ranks, rooms, largest_bytes)))
+            room, out_splits, places = _packed(expected)
+            with self.named(what.doing):
+                works.append(dist.all_to_all_single(room, flat, out_splits, in_splits, self.group, async_op=True))
             for at, number in enumerate(group):
                 got[number] = places[at :: len(group)]
+            kept += [flat, room]
         return Pending(self, works, got, kept, what.doing)
 
-    def all_gather(self, x, shapes: Sequence, doing: str) -> "Pending":
-        """The tensor of every rank, whose shapes may differ: the shorter ones are padded on their way."""
-        longest, flat = max(_count(shape) for shape in shapes), x.reshape(-1)
-        copies = self._copies(x, longest * x.element_size(), shared=True)
-        room = torch.empty(longest * self.size, dtype=x.dtype, device=x.device)
-        parts = [room.narrow(0, r * longest, _count(shape)).view(shape) for r, shape in enumerate(shapes)]
-        if copies is not None:
-            parts[self.rank].copy_(x)
-            message = Message([[flat]] * self.size, [_bytes(part) for part in parts], longest * x.element_size(), shared=True)
-            with self.named(doing):
-                return Pending(self, [copies.send(message)], parts, None, doing)
-        if flat.numel() < longest:
-            flat = torch.cat([flat, flat.new_zeros(longest - flat.numel())])
-        flat = flat.contiguous()
+    def all_gather(self, tensors: Sequence, shapes: Sequence[Sequence], doing: str) -> "Pending":
+        """Of each of some tensors that of every rank, whose shapes may differ: tensor by tensor, rank by rank."""
+        largest_bytes = max(_bytes_of(zip(of_rank, tensors)) for of_rank in zip(*shapes))
+        copies = self._copies(tensors[0], largest_bytes, shared=True)
+        if copies is None:
+            return self._gathered(tensors, shapes, doing)
+        got = [_room_of([(shape, x) for shape in of]) for x, of in zip(tensors, shapes)]
+        for x, into in zip(tensors, got):
+            into[self.rank].copy_(x)
         with self.named(doing):
-            work = (
-                dist.all_gather_into_tensor(_bytes(room), _bytes(flat), self.group, async_op=True) if longest else None
-            )
-        return Pending(self, [work] if work else [], parts, [flat, room], doing)
+            work = copies.send(Message([tensors] * self.size, list(zip(*got)), largest_bytes, shared=True))
+        return Pending(self, [work], got, tensors, doing)
+
+    def _gathered(self, tensors: Sequence, shapes: Sequence[Sequence], doing: str) -> "Pending":
+        """The shorter ones are padded on their way."""
+        works, got, kept = [], [], []
+        for x, of in zip(tensors, shapes):
+            longest, flat = max(_count(shape) for shape in of), x.reshape(-1)
+            if flat.numel() < longest:
+                flat = torch.cat([flat, flat.new_zeros(longest - flat.numel())])
+            flat = flat.contiguous()
+            room = torch.empty(longest * self.size, dtype=x.dtype, device=x.device)
+            if longest:
+                with self.named(doing):
+                    works.append(dist.all_gather_into_tensor(_bytes(room), _bytes(flat), self.group, async_op=True))
+            got.append([room.narrow(0, r * longest, _count(shape)).view(shape) for r, shape in enumerate(of)])
+            kept += [flat, room]
+        return Pending(self, works, got, kept, doing)
 
     def _copies(self, like, largest_bytes: int, shared: bool):
         """Who sends a message by copy engines; None where the group's backend does."""
@@ -133,7 +145,8 @@ class Parts(NamedTuple):
     #: Of each tensor, the most rows of positions that one rank sends another.
     longest: Sequence[int]
     doing: str
-    #: In one message, which takes the host less time; each tensor in one of its own, its parts come to lie one behind the other.
+    #: In one message of the backend's, which takes the host less time; each tensor in one of its own, its parts come to lie one
+    #: behind the other, as they do where GPUs copy them.
     together: bool = True
 
 
@@ -167,6 +180,13 @@ class _Named:
                 f"{self._name} failed: a rank has ended, fell behind for longer than the group's timeout, or makes another "
                 f"call (debug=True compares the calls of all ranks). {type(error).__name__}: {error}"
             ) from error
+
+
+def _room_of(parts: Sequence):
+    """Tensors of (shape, one of its dtype) that lie one behind the other, for which nothing is written yet."""
+    sizes, like = [_count(shape) for shape, _ in parts], parts[0][1]
+    room = torch.empty(sum(sizes), dtype=like.dtype, device=like.device)
+    return [x.view(shape) for x, (shape, _) in zip(room.split(sizes), parts)]
 
 
 def _packed(parts: Sequence[Sequence]):
