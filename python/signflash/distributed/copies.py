@@ -87,7 +87,9 @@ class Copies:
             reason = copies._grow(group, needed)
             if reason is not None:
                 known[device] = None
-                _log.warning("NCCL sends what ranks exchange from now on: %d bytes could not be mapped: %s", needed, reason)
+                _log.warning(
+                    "NCCL sends what ranks exchange from now on: %d bytes could not be mapped: %s", needed, reason
+                )
         return known[device]
 
     @classmethod

@@ -76,7 +76,9 @@ class Comm(NamedTuple):
             flat, in_splits, places = _packed([[(x.shape, x) for x in parts] for parts in of_ranks])
             for place, x in zip(places, (x for parts in of_ranks for x in parts)):
                 place.copy_(x)
-            expected = [[(what.shapes[number][rank], what.sent[number][0]) for number in group] for rank in range(self.size)]
+            expected = [
+                [(what.shapes[number][rank], what.sent[number][0]) for number in group] for rank in range(self.size)
+            ]
             room, out_splits, places = _packed(expected)
             with self.named(what.doing):
                 works.append(dist.all_to_all_single(room, flat, out_splits, in_splits, self.group, async_op=True))

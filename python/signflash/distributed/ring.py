@@ -152,7 +152,9 @@ class Ring(NamedTuple):
         rank, size = self.comm.rank, self.comm.size
         shapes = self._shapes(kv, self._owner(step + 1))
         doing = f"{direction}, step {step + 1} of {steps}: keys and values"
-        return self.comm.exchange(Parcel(kv, (rank + 1) % size, (rank - 1) % size, shapes, self.of_k.longest, KEYS, doing))
+        return self.comm.exchange(
+            Parcel(kv, (rank + 1) % size, (rank - 1) % size, shapes, self.of_k.longest, KEYS, doing)
+        )
 
     def _send_gradients(self, sums, kv, step: int, steps: int):
         """On to the next, or home; None where they are at home."""

@@ -47,4 +47,6 @@ def unshard_sequence(
         )
     shapes = [(*x.shape[:dim], of.length(rank), *x.shape[dim + 1 :]) for rank in range(ranks.size)]
     comm = Comm.of(ranks.group, "signflash.distributed.unshard_sequence")
-    return of.put_together(comm.all_gather([x.contiguous()], [shapes], "parts of every rank").wait()[0], dim).contiguous()
+    return of.put_together(
+        comm.all_gather([x.contiguous()], [shapes], "parts of every rank").wait()[0], dim
+    ).contiguous()
