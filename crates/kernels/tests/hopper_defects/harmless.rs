@@ -12,6 +12,12 @@ const ONCE: &str = "k and v come once: nobody waits for their place";
 /// It is needed: without it a block adds before its turn. In no schedule that was tried did one get there so early.
 const UNSEEN: &str = "the interpreter's schedules let the block before add first all the same";
 
+/// In no tile here a warpgroup goes over its third step, or one after that, where places are used again.
+const LATE: &str = "no third step is gone over here; the same in a step that is multiplied is noticed";
+
+/// What leaves by places that others want is waited for behind a walk, in its last turn, and before the next first one.
+const TWICE: &str = "another wait for the same copies comes before their place is written";
+
 /// The forward's.
 pub(crate) const FORWARD: &[NotNeeded] = &[
     ("bar.warp.sync", "flags.rs", 1, LANES),
@@ -84,4 +90,38 @@ pub(crate) const ORDERED_WINDOW: &[NotNeeded] = &[
     ("cp.async.bulk.commit_group", "results.rs", 1, "the next takes it along"),
     ("cp.async.bulk.commit_group", "dq.rs", 2, "the next takes it along"),
     ("ld.acquire", "dq.rs", 1, UNSEEN),
+];
+
+/// Those of blocks that take several tiles.
+pub(crate) const TILES: &[NotNeeded] = &[
+    ("fence.mbarrier_init", "", 13, FENCES),
+    ("bar.warp.sync", "multiply.rs", 3, LANES),
+    ("bar.warp.sync", "tiles.rs", 2, LANES),
+    ("bar.warp.sync", "serve.rs", 5, "lane 0 has waited itself"),
+    ("try_wait", "multiply.rs", 2, "what is gone over is not read, and the other warpgroup holds its place"),
+    (
+        "try_wait",
+        "mbarrier.rs",
+        2,
+        "a third ds, or the number behind a tile that nobody sees: the place is long free",
+    ),
+    ("try_wait", "dq.rs", 1, LATE),
+    ("cp.async.bulk.wait_group 0", "dq.rs", 1, LATE),
+    ("red.release", "dq.rs", 1, LATE),
+    ("mbarrier.arrive", "dq.rs", 1, LATE),
+    (
+        "cp.async.bulk.wait_group.read",
+        "dq.rs",
+        8,
+        "one of the two above, or whoever begins a sum has waited for more",
+    ),
+    ("cp.async.bulk.wait_group.read", "multiply.rs", 2, TWICE),
+    ("bar.sync 1, 256", "dq.rs", 1, "all meet again before they write"),
+    ("ld.acquire", "dq.rs", 1, UNSEEN),
+    ("cp.async.bulk.commit_group", "bulk.rs", 1, "the next takes it along"),
+    ("cp.async.bulk.commit_group", "results.rs", 1, "the next takes it along"),
+    ("wgmma.fence", "multiply.rs", 1, "a step's cover each other"),
+    ("wgmma.fence", "dq.rs", 2, "a step's other products come between"),
+    ("wgmma.commit_group", "multiply.rs", 1, "the next takes it along"),
+    ("wgmma.wait_group.sync.aligned 1", "multiply.rs", 2, "the next waits for all"),
 ];
