@@ -5,8 +5,9 @@
 
 Calls of `F.scaled_dot_product_attention` of (1, 1, 64, 64) in bfloat16, for each kernel that `sdpa_kernel` can ask for, in turns:
 PyTorch's own; ours by kernels in Python, as PyTorch before 2.10 has them; ours by native ones; and calls that stay with PyTorch
-while ours is enabled (`left`). Times are microseconds until the last of so many calls has been put into the stream, a call: the
-median round, and in brackets the least. A backward is `torch.autograd.grad`.
+while ours is enabled (`left`). Times are microseconds of the calling thread's own time a call, so that what else a machine does
+counts less: the median round, and in brackets the least. A backward is `torch.autograd.grad`, which is told to run in the calling
+thread.
 
 With `--pairs`: forward and backward as PyTorch chooses its kernel, 24 in a row, until the GPU is done, in milliseconds.
 """
@@ -76,12 +77,12 @@ def us_a_call(run, calls):
     for _ in range(3):
         run()
     torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = time.thread_time_ns()
     for _ in range(calls):
         run()
-    took = time.perf_counter() - start
+    took = time.thread_time_ns() - start
     torch.cuda.synchronize()
-    return took / calls * 1e6
+    return took / calls / 1000
 
 
 def passes(p):
@@ -108,7 +109,7 @@ def host(until, calls):
                 for p in (0.0, P):
                     if not is_told(side, name, p):
                         continue
-                    with sdpa_kernel(kernel):
+                    with sdpa_kernel(kernel), torch.autograd.set_multithreading_enabled(False):
                         for which, run in passes(p):
                             found.setdefault((name, p, which), {}).setdefault(side, []).append(us_a_call(run, calls))
     signflash.disable()

@@ -61,10 +61,10 @@ def draw_on(index, batch, num_heads, dropout_p, generator=None):
 
 
 def usual():
-    """For native code that draws on a GPU as :func:`draw_on` does: what has to be answered where nothing but PyTorch's default
-    generator is asked for, and how that is found and held."""
-    answers = [(_random.scoped, None), (_is_capturing, False), *replay.UNCHECKPOINTED]
-    return {"answers": answers, "lock": _lock, "cuda": torch.cuda, "lanes": _random.LANES}
+    """For native code that draws on a GPU as :func:`draw_on` does, but keeps the interpreter's lock meanwhile: what is answered
+    where nothing but PyTorch's default generator is asked for and nobody is at it, and where that is."""
+    answers = [(_random.scoped, None), (_is_capturing, False), (_lock.locked, False), *replay.UNCHECKPOINTED]
+    return {"answers": answers, "cuda": torch.cuda, "lanes": _random.LANES}
 
 
 def check_generator(q, generator) -> None:

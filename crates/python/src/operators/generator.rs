@@ -3,46 +3,69 @@
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 
-/// What has to be so, and how a generator is found and held; else Python decides.
+/// What has to be so, and where generators are; else Python decides.
 #[derive(FromPyObject)]
 #[pyo3(from_item_all)]
-pub(crate) struct Usual {
+struct Told {
     /// Functions, and the very object that each then answers.
     answers: Vec<(Py<PyAny>, Py<PyAny>)>,
     /// `sys.modules`, and those that must not be there.
     modules: Py<PyDict>,
     absent: Vec<Py<PyString>>,
-    /// Between reading a generator and advancing it no other thread may read it.
-    lock: Py<PyAny>,
-    /// The module that has `default_generators`, by the number of the GPU.
+    /// The module that has `default_generators`, by the number of the GPU, which live as long as the process.
     cuda: Py<PyAny>,
     /// By how much a head of a sequence advances the generator.
     lanes: u64,
 }
 
+/// Functions of a generator.
+struct Generator {
+    seed: Py<PyAny>,
+    offset: Py<PyAny>,
+    set_offset: Py<PyAny>,
+}
+
+pub(crate) struct Usual {
+    told: Told,
+    generators: Mutex<HashMap<u32, Generator>>,
+}
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Usual {
+    type Error = PyErr;
+
+    fn extract(told: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        Ok(Self { told: told.extract()?, generators: Mutex::default() })
+    }
+}
+
 impl Usual {
     /// (seed, offset) of a call with so many heads of sequences, by which the generator is advanced; nothing, and nothing is
     /// advanced, where Python has to decide.
+    ///
+    /// Nobody else reads the generator in between: who does it in Python is asked about first, and none of these functions
+    /// lets go of the interpreter's lock.
     pub(crate) fn draw(&self, py: Python<'_>, ordinal: u32, heads: u64) -> PyResult<Option<(u64, u64)>> {
-        if !self.is_so(py)?
-            || !self.lock.bind(py).call_method1(intern!(py, "acquire"), (false,))?.is_truthy()?
-        {
+        if !self.is_so(py)? {
             return Ok(None);
         }
-        let drawn = self.advanced(py, ordinal, heads);
-        self.lock.bind(py).call_method0(intern!(py, "release"))?;
-        drawn.map(Some)
+        let Generator { seed, offset, set_offset } = self.generator(py, ordinal)?;
+        let offset: u64 = offset.bind(py).call0()?.extract()?;
+        let seed = seed.bind(py).call0()?.extract()?;
+        set_offset.bind(py).call1((offset.wrapping_add(heads.wrapping_mul(self.told.lanes)),))?;
+        Ok(Some((seed, offset)))
     }
 
     fn is_so(&self, py: Python<'_>) -> PyResult<bool> {
-        for (ask, expected) in &self.answers {
+        for (ask, expected) in &self.told.answers {
             if !ask.bind(py).call0()?.is(expected) {
                 return Ok(false);
             }
         }
-        let modules = self.modules.bind(py);
-        for name in &self.absent {
+        let modules = self.told.modules.bind(py);
+        for name in &self.told.absent {
             if modules.contains(name)? {
                 return Ok(false);
             }
@@ -50,13 +73,21 @@ impl Usual {
         Ok(true)
     }
 
-    fn advanced(&self, py: Python<'_>, ordinal: u32, heads: u64) -> PyResult<(u64, u64)> {
-        let generators = self.cuda.bind(py).getattr(intern!(py, "default_generators"))?;
-        let generator = generators.get_item(ordinal)?;
-        let offset: u64 = generator.call_method0(intern!(py, "get_offset"))?.extract()?;
-        let seed = generator.call_method0(intern!(py, "initial_seed"))?.extract()?;
-        let next = offset.wrapping_add(heads.wrapping_mul(self.lanes));
-        generator.call_method1(intern!(py, "set_offset"), (next,))?;
-        Ok((seed, offset))
+    fn generator(&self, py: Python<'_>, ordinal: u32) -> PyResult<Generator> {
+        let mut generators = self.generators.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Generator { seed, offset, set_offset }) = generators.get(&ordinal) {
+            let [seed, offset, set_offset] =
+                [seed, offset, set_offset].map(|function| function.clone_ref(py));
+            return Ok(Generator { seed, offset, set_offset });
+        }
+        let generator =
+            self.told.cuda.bind(py).getattr(intern!(py, "default_generators"))?.get_item(ordinal)?;
+        let function = |name| Ok::<_, PyErr>(generator.getattr(name)?.unbind());
+        let found = || {
+            let (seed, offset) = (function("initial_seed")?, function("get_offset")?);
+            Ok::<_, PyErr>(Generator { seed, offset, set_offset: function("set_offset")? })
+        };
+        generators.insert(ordinal, found()?);
+        found()
     }
 }
