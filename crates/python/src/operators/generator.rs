@@ -64,6 +64,11 @@ impl Usual {
                 return Ok(false);
             }
         }
+        self.may_drop(py)
+    }
+
+    /// Whether no module is there that must not be where something is dropped.
+    pub(crate) fn may_drop(&self, py: Python<'_>) -> PyResult<bool> {
         let modules = self.told.modules.bind(py);
         for name in &self.told.absent {
             if modules.contains(name)? {

@@ -14,7 +14,7 @@ pub(crate) struct Hooks {
     pub(crate) draw: Py<PyAny>,
     /// Told of a call and why it is left alone, or None.
     pub(crate) hear: Py<PyAny>,
-    /// Raises where dropout must not be.
+    /// Raises where dropout must not be, which only code of some modules makes.
     pub(crate) refuse: Py<PyAny>,
     /// Those who want to know of every call.
     pub(crate) listeners: Py<PyList>,
@@ -60,7 +60,7 @@ pub(crate) fn draw(given: &Given) -> Outcome<Option<(u64, u64)>> {
 /// Before a forward that stays with PyTorch.
 pub(crate) fn leave(given: &Given, why: Left) -> Outcome<()> {
     asked(|py, hooks| {
-        if given.dropout_p > 0.0 {
+        if given.dropout_p > 0.0 && !hooks.usual.may_drop(py)? {
             hooks.refuse.bind(py).call0()?;
         }
         if why.is_silent() {
