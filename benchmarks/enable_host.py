@@ -46,15 +46,11 @@ KERNELS = {
 PROBLEMS = [
     (8, 12, 128, 64),
     (16, 8, 256, 64),
-    (32, 12, 128, 64),
     (8, 8, 512, 64),
     (16, 8, 512, 64),
-    (4, 8, 1024, 64),
-    (16, 8, 512, 128),
-    (16, 8, 1024, 64),
     (32, 16, 512, 64),
+    (16, 8, 1024, 64),
     (8, 16, 1024, 128),
-    (4, 16, 2048, 64),
 ]
 IN_A_ROW = 24
 
@@ -151,10 +147,14 @@ def ms_a_step(run):
     return (time.perf_counter() - start) / IN_A_ROW * 1e3
 
 
-def pairs(until):
+def pairs(seconds):
     kinds = ("all keys", "causal", "padding")
     steps = {(problem, seen): step(problem, seen) for problem in PROBLEMS for seen in kinds}
-    found = {}
+    for side in ("PyTorch", "native"):  # kernels are compiled, and cuDNN plans
+        switch(side)
+        for run in steps.values():
+            run()
+    found, until = {}, time.time() + seconds
     while time.time() < until:
         for side in ("PyTorch", "native"):
             switch(side)
@@ -178,9 +178,8 @@ def main():
     parser.add_argument("--calls", type=int, default=40)
     parser.add_argument("--pairs", action="store_true")
     a = parser.parse_args()
-    until = time.time() + a.seconds
     print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, signflash {signflash.__version__}, native {IS_THERE()}\n")
-    pairs(until) if a.pairs else host(until, a.calls)
+    pairs(a.seconds) if a.pairs else host(time.time() + a.seconds, a.calls)
 
 
 if __name__ == "__main__":
