@@ -146,6 +146,15 @@ def test_derivatives_that_are_not_there_are_refused(which):
         found[which].square().sum().backward()
 
 
+@pytest.mark.parametrize("name", ["bias", "sinks", "alibi_slopes"])
+def test_a_tangent_of_what_joins_scores_is_refused_and_not_lost(name):
+    from torch.autograd import forward_ad
+
+    x = torch.ones(4)[:, None, None] if name == "bias" else torch.ones(4)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        signflash.attention(*make(), **{name: forward_ad.make_dual(x, x)})
+
+
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_memory_that_is_gone_or_too_short_is_not_read(which):
     for size in (0, 100):

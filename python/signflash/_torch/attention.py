@@ -51,13 +51,13 @@ def attention(
             return (*found, None, state)
         is_plain = False  # it would be answered so again
     q, k, v = function.unpack(packing, tensors)
-    if forward_ad._current_level >= 0:
-        refuse_tangents((q, k, v))
     given = tensors if cu_seqlens is None else (*tensors, *cu_seqlens)
     if joined is not None:
         given = (*given, *scores.present(joined))
+    if forward_ad._current_level >= 0:
+        refuse_tangents(given)
     if needs_operator(given if rng_state is None else (*given, rng_state)):
-        refuse_tangents((q, k, v))
+        refuse_tangents(given)
         if wide:
             raise partial.not_recorded("out_dtype")
         if ops is None:
