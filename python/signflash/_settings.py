@@ -88,7 +88,7 @@ def judged(dropout_p, softmax_scale, causal, window, scale_rule, softcap, diagon
     return Settings(
         check_dropout_p(dropout_p),
         None if softmax_scale is None else check_softmax_scale(softmax_scale),
-        bool(causal),
+        causal if type(causal) is bool else check_causal(causal),
         *(window if type(window) is tuple and window == UNBOUNDED else check_window(window)),
         scale_rule != "unbiased" and check_scale_rule(scale_rule),
         0.0 if softcap is None else check_softcap(softcap),
@@ -108,9 +108,25 @@ def check_dropout_p(dropout_p) -> float:
     return p
 
 
+def check_causal(causal) -> bool:
+    """Whoever says "no", or gives a number for another argument, does not mean True."""
+    if type(causal).__name__ in ("bool", "bool_") or (isinstance(causal, int) and causal in (0, 1)):
+        return bool(causal)
+    raise TypeError(f"causal must be a bool, got {type(causal).__name__}; a mask is given as mask, a window as window")
+
+
 def check_softmax_scale(softmax_scale) -> Optional[float]:
     if softmax_scale is None:
         return None
+    if isinstance(softmax_scale, (bool, str)):
+        raise TypeError(
+            f"softmax_scale must be a number or None, got {softmax_scale!r}; None is 1 / sqrt(head_dim), and causal is "
+            "another argument"
+        )
+    if getattr(softmax_scale, "requires_grad", False):
+        raise NotImplementedError(
+            "softmax_scale must not require a gradient, which is not there; use a float, or multiply q by what is learned"
+        )
     try:
         return float(softmax_scale)
     except (TypeError, ValueError):

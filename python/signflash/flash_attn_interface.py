@@ -19,7 +19,15 @@ import numbers
 from typing import Any, Optional, Tuple
 
 from ._attention import torch_half
-from ._settings import UNBOUNDED, Settings, check_dropout_p, check_softcap, check_softmax_scale, check_window
+from ._settings import (
+    UNBOUNDED,
+    Settings,
+    check_causal,
+    check_dropout_p,
+    check_softcap,
+    check_softmax_scale,
+    check_window,
+)
 
 __all__ = [
     "flash_attn_func",
@@ -290,7 +298,7 @@ def _run(packing, tensors, tail, lengths=None):
     settings = Settings(
         check_dropout_p(dropout_p),
         check_softmax_scale(softmax_scale),
-        bool(causal),
+        check_causal(causal),
         *_window(window_size, seqlen_k),
         nominal=True,
         softcap=check_softcap(softcap),

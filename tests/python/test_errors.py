@@ -26,6 +26,25 @@ def test_dropout_p_of_another_type(p):
         signflash.attention(*tensors(), dropout_p=p)
 
 
+@pytest.mark.parametrize("function", [signflash.attention, signflash.flash_attn_func])
+@pytest.mark.parametrize("causal", ["no", 0.1, None, [], torch.tensor(False)])
+def test_what_is_causal_is_a_bool(function, causal):
+    with pytest.raises(TypeError, match="causal must be a bool, got"):
+        function(*tensors(), causal=causal)
+    assert function(*tensors(torch.bfloat16), causal=1).shape == (2, 5, 4, 16)
+
+
+@pytest.mark.parametrize("scale", [True, "0.5"])
+def test_a_scale_is_a_number(scale):
+    with pytest.raises(TypeError, match="softmax_scale must be a number or None, got"):
+        signflash.flash_attn_func(*tensors(), 0.1, scale)  # who means causal says True here
+
+
+def test_a_gradient_of_the_scale_is_not_lost():
+    with pytest.raises(NotImplementedError, match="softmax_scale must not require a gradient"):
+        signflash.attention(*tensors(), softmax_scale=torch.tensor(0.5, requires_grad=True))
+
+
 def cases():
     q, k, v = tensors()
     wrong = ValueError

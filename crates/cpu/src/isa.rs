@@ -183,16 +183,6 @@ mod tests {
     use signflash_core::Dtype;
     use std::time::Duration;
 
-    impl Isa {
-        /// Those of this machine, but AMX emulated: for bf16, where there is what makes its operands.
-        pub(crate) fn emulated_too(dtype: Dtype) -> Vec<Self> {
-            let mut isas = Self::available();
-            isas.retain(|&isa| isa != Self::Amx);
-            isas.extend((dtype == Dtype::Bf16 && Self::Avx512Bf16.is_available()).then_some(Self::Amx));
-            isas
-        }
-    }
-
     #[test]
     fn the_fastest_is_chosen_and_the_choice_has_a_reason() {
         let Choice { isa, because } = Isa::choice();

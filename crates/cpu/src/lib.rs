@@ -39,4 +39,7 @@ mod visible;
 
 pub use engine::CpuEngine;
 pub use isa::{Choice, Isa, IsaError};
+#[cfg(feature = "inside")]
+#[doc(hidden)]
+pub use passes::tests as inside;
 pub use team::Team;

@@ -201,5 +201,5 @@ pub(crate) fn run_bias(backward: &Backward<'_>, dbias: &TableMut<'_>, workers: W
     );
 }
 
-#[cfg(test)]
-mod tests;
+#[cfg(feature = "inside")]
+pub mod tests;

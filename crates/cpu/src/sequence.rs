@@ -68,7 +68,7 @@ pub(crate) enum Sequences<'a> {
     /// Those of a problem; in the order of these numbers, if there are any.
     Of { problem: &'a Problem, order: &'a [u32] },
     /// Those of a test: bands and places that no problem has.
-    #[cfg(test)]
+    #[cfg(feature = "inside")]
     These(&'a [Sequence]),
 }
 
@@ -82,7 +82,7 @@ impl<'a> Sequences<'a> {
     pub(crate) fn count(&self) -> usize {
         match self {
             Self::Of { problem, .. } => problem.sequences().len(),
-            #[cfg(test)]
+            #[cfg(feature = "inside")]
             Self::These(sequences) => sequences.len(),
         }
     }
@@ -95,7 +95,7 @@ impl<'a> Sequences<'a> {
                 let place = problem.sequence(index).expect("a sequence of the problem");
                 Sequence { place, visibility: problem.visibility_in(&place) }
             }
-            #[cfg(test)]
+            #[cfg(feature = "inside")]
             Self::These(sequences) => sequences[index],
         }
     }

@@ -220,3 +220,19 @@ impl<S: Simd> Bounds<S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_begin_where_the_first_seen_key_lies() {
+        let of = |begin, end| blocks(Span { begin, end }).collect::<Vec<usize>>();
+        assert_eq!(of(0, 65), [0, 64]);
+        assert_eq!(of(63, 64), [0]);
+        assert_eq!(of(64, 129), [64, 128]);
+        assert_eq!(of(200, 201), [192]);
+        assert!(of(5, 5).is_empty());
+        assert!(of(9, 3).is_empty());
+    }
+}

@@ -1,4 +1,9 @@
 //! The passes on chosen instruction sets, tiles and orders: any band, packed sequences, and what is computed of them.
+//!
+//! `tests/inside.rs` runs them: a test program of the library itself would compile every kernel a second time, which takes
+//! longer than all of its tests.
+#![allow(missing_docs)] // their names say it
+
 use super::*;
 use crate::entry::kernels;
 use crate::isa::Isa;
@@ -9,7 +14,7 @@ use crate::team::Crew;
 use crate::view::{FloatsMut, View, ViewMut};
 use signflash_core::suite::Values;
 use signflash_core::{
-    Dropout, Element, Inputs, Problem, Shape, Shard, Span, TensorMut, TensorRef, Visibility, bf16, oracle,
+    Dropout, Dtype, Element, Inputs, Problem, Shape, Shard, TensorMut, TensorRef, Visibility, bf16, oracle,
 };
 
 /// Keys of a chunk: few, so that windows begin and end in any of them.
@@ -49,6 +54,14 @@ struct How {
     tile_rows: usize,
     /// dq in a pass of its own.
     two_passes: bool,
+}
+
+/// The instruction sets of this machine, but AMX emulated: for bf16, where there is what makes its operands.
+fn emulated_too(dtype: Dtype) -> Vec<Isa> {
+    let mut isas = Isa::available();
+    isas.retain(|&isa| isa != Isa::Amx);
+    isas.extend((dtype == Dtype::Bf16 && Isa::Avx512Bf16.is_available()).then_some(Isa::Amx));
+    isas
 }
 
 /// All results of these sequences of a problem.
@@ -230,7 +243,7 @@ fn every_band<T: Element>(bound: f64) {
         let visibility = Visibility { left, right, diagonal, ..sequence.visibility };
         let sequence = Sequence { visibility, ..sequence };
         let truth = truth(&problem, &visibility, &operands);
-        for isa in Isa::emulated_too(T::DTYPE) {
+        for isa in emulated_too(T::DTYPE) {
             for two_passes in [false, true] {
                 let how = How { isa, tile_rows: 64, two_passes };
                 let got = run(how, &problem, &[sequence], &operands);
@@ -244,13 +257,11 @@ fn every_band<T: Element>(bound: f64) {
     }
 }
 
-#[test]
-fn any_band_is_the_oracles_f32() {
+pub fn any_band_is_the_oracles_f32() {
     every_band::<f32>(3e-6);
 }
 
-#[test]
-fn any_band_is_the_oracles_bf16() {
+pub fn any_band_is_the_oracles_bf16() {
     every_band::<bf16>(1e-2);
 }
 
@@ -271,7 +282,7 @@ fn side_by_side<T: Element>() {
     let probs_shape = whole.probs();
     let mut sequences: Vec<Sequence> = Sequences::of(&whole).iter().collect();
     sequences.reverse();
-    for isa in Isa::emulated_too(T::DTYPE) {
+    for isa in emulated_too(T::DTYPE) {
         for two_passes in [false, true] {
             let how = How { isa, tile_rows: 64, two_passes };
             let all = run(how, &whole, &sequences, &operands);
@@ -310,26 +321,12 @@ fn side_by_side<T: Element>() {
     }
 }
 
-#[test]
-fn sequences_side_by_side_are_each_by_itself_f32() {
+pub fn sequences_side_by_side_are_each_by_itself_f32() {
     side_by_side::<f32>();
 }
 
-#[test]
-fn sequences_side_by_side_are_each_by_itself_bf16() {
+pub fn sequences_side_by_side_are_each_by_itself_bf16() {
     side_by_side::<bf16>();
-}
-
-#[test]
-fn blocks_begin_where_the_first_seen_key_lies() {
-    use crate::visible::blocks;
-    let of = |begin, end| blocks(Span { begin, end }).collect::<Vec<usize>>();
-    assert_eq!(of(0, 65), [0, 64]);
-    assert_eq!(of(63, 64), [0]);
-    assert_eq!(of(64, 129), [64, 128]);
-    assert_eq!(of(200, 201), [192]);
-    assert!(of(5, 5).is_empty());
-    assert!(of(9, 3).is_empty());
 }
 
 /// Scores that the passes compute of a sequence, and those that its queries see: forward, then backward.
@@ -368,8 +365,7 @@ fn computed<S: crate::simd::Simd, const MR: usize>(problem: &Problem) -> [(usize
     [(forward, seen), (backward, seen)]
 }
 
-#[test]
-fn what_nobody_sees_is_not_computed() {
+pub fn what_nobody_sees_is_not_computed() {
     use crate::simd::portable::Portable;
     let long = Problem::builder(Shape::new(1, 4096, 4096).heads(1, 1).head_dim(1));
     let window = |left, right| long.clone().window(left, right).build().expect("a valid problem");

@@ -18,9 +18,8 @@ const LATE: &str = "no third step is gone over here; the same in a step that is 
 /// What leaves by places that others want is waited for behind a walk, in its last turn, and before the next first one.
 const TWICE: &str = "another wait for the same copies comes before their place is written";
 
-/// The forward's.
-pub(crate) const FORWARD: &[NotNeeded] = &[
-    ("bar.warp.sync", "flags.rs", 1, LANES),
+/// Those of every forward.
+const FORWARDS: &[NotNeeded] = &[
     ("fence.mbarrier_init", "", 8, FENCES),
     (", 256 dropped", "multiply.rs", 1, "a turn: for speed alone"),
     (
@@ -33,12 +32,18 @@ pub(crate) const FORWARD: &[NotNeeded] = &[
     ("try_wait", "load.rs", 1, "the first keys' place is free when the queries' is"),
 ];
 
-/// Those of the pass that writes probs.
-pub(crate) const PROBS: &[NotNeeded] =
-    &[("bar.warp.sync", "flags.rs", 1, LANES), ("fence.mbarrier_init", "", 6, FENCES)];
+/// The forward's.
+pub(crate) const FORWARD: &[&[NotNeeded]] = &[FORWARDS, &[("bar.warp.sync", "flags.rs", 1, LANES)]];
 
-/// The backward's.
-pub(crate) const BACKWARD: &[NotNeeded] = &[
+/// Those of the forward of packed sequences.
+pub(crate) const PACKED_FORWARD: &[&[NotNeeded]] = &[FORWARDS];
+
+/// Those of the pass that writes probs.
+pub(crate) const PROBS: &[&[NotNeeded]] =
+    &[&[("bar.warp.sync", "flags.rs", 1, LANES), ("fence.mbarrier_init", "", 6, FENCES)]];
+
+/// Those of every backward whose warpgroups have keys of their own.
+const BACKWARDS: &[NotNeeded] = &[
     ("of an arrival", "mbarrier.rs", 2, ONCE),
     ("try_wait", "serve.rs", 1, ONCE),
     ("mbarrier.arrive", "mbarrier/consumer.rs", 1, ONCE),
@@ -46,15 +51,29 @@ pub(crate) const BACKWARD: &[NotNeeded] = &[
     ("bar.warp.sync", "serve.rs", 2, "lane 0 has waited itself"),
     ("fence.mbarrier_init", "", 9, FENCES),
     ("wgmma.fence", "multiply.rs", 1, "a step's cover each other"),
-    ("wgmma.fence", "dq.rs", 2, "a step's other products come between"),
     ("wgmma.commit_group", "multiply.rs", 1, "the next takes it along"),
     ("wgmma.wait_group.sync.aligned 1", "multiply.rs", 2, "the next waits for all"),
     ("mbarrier.arrive", "dq.rs", 1, "the last ds: its place is not filled again"),
     ("cp.async.bulk.commit_group", "results.rs", 1, "the next takes it along"),
 ];
 
+const BETWEEN: &str = "a step's other products come between";
+
+/// The backward's.
+pub(crate) const BACKWARD: &[&[NotNeeded]] = &[BACKWARDS, &[("wgmma.fence", "dq.rs", 2, BETWEEN)]];
+
+/// Those of additions in one order in a window.
+pub(crate) const ORDERED_WINDOW: &[&[NotNeeded]] = &[
+    BACKWARDS,
+    &[
+        ("wgmma.fence", "dq.rs", 4, BETWEEN),
+        ("cp.async.bulk.commit_group", "dq.rs", 2, "the next takes it along"),
+        ("ld.acquire", "dq.rs", 1, UNSEEN),
+    ],
+];
+
 /// The same where warpgroups share keys.
-pub(crate) const SHARED: &[NotNeeded] = &[
+pub(crate) const SHARED: &[&[NotNeeded]] = &[&[
     ("of an arrival", "mbarrier.rs", 2, ONCE),
     ("try_wait", "serve.rs", 1, ONCE),
     ("mbarrier.arrive", "mbarrier/consumer.rs", 2, ONCE),
@@ -63,37 +82,10 @@ pub(crate) const SHARED: &[NotNeeded] = &[
     ("fence.mbarrier_init", "", 10, FENCES),
     ("wgmma.fence", "shared.rs", 5, "a step's cover each other"),
     ("mbarrier.arrive", "shared.rs", 1, "the last ds: its place is not filled again"),
-];
-
-/// Those of the forward of packed sequences.
-pub(crate) const PACKED_FORWARD: &[NotNeeded] = &[
-    ("fence.mbarrier_init", "", 8, FENCES),
-    (", 256 dropped", "multiply.rs", 1, "a turn: for speed alone"),
-    ("wgmma.fence", "multiply.rs", 2, "a step's two cover each other but where keys are hidden"),
-    ("try_wait", "multiply.rs", 1, "it waits twice, to hold the order"),
-    ("try_wait", "load.rs", 1, "the first keys' place is free when the queries' is"),
-];
-
-/// Those of additions in one order in a window.
-pub(crate) const ORDERED_WINDOW: &[NotNeeded] = &[
-    ("of an arrival", "mbarrier.rs", 2, ONCE),
-    ("try_wait", "serve.rs", 1, ONCE),
-    ("mbarrier.arrive", "mbarrier/consumer.rs", 1, ONCE),
-    ("bar.warp.sync", "multiply.rs", 3, LANES),
-    ("bar.warp.sync", "serve.rs", 2, "lane 0 has waited itself"),
-    ("fence.mbarrier_init", "", 9, FENCES),
-    ("wgmma.fence", "multiply.rs", 1, "a step's cover each other"),
-    ("wgmma.fence", "dq.rs", 4, "a step's other products come between"),
-    ("wgmma.commit_group", "multiply.rs", 1, "the next takes it along"),
-    ("wgmma.wait_group.sync.aligned 1", "multiply.rs", 2, "the next waits for all"),
-    ("mbarrier.arrive", "dq.rs", 1, "the last ds: its place is not filled again"),
-    ("cp.async.bulk.commit_group", "results.rs", 1, "the next takes it along"),
-    ("cp.async.bulk.commit_group", "dq.rs", 2, "the next takes it along"),
-    ("ld.acquire", "dq.rs", 1, UNSEEN),
-];
+]];
 
 /// Those of blocks that take several tiles.
-pub(crate) const TILES: &[NotNeeded] = &[
+pub(crate) const TILES: &[&[NotNeeded]] = &[&[
     ("fence.mbarrier_init", "", 13, FENCES),
     ("bar.warp.sync", "multiply.rs", 3, LANES),
     ("bar.warp.sync", "tiles.rs", 2, LANES),
@@ -121,7 +113,7 @@ pub(crate) const TILES: &[NotNeeded] = &[
     ("cp.async.bulk.commit_group", "bulk.rs", 1, "the next takes it along"),
     ("cp.async.bulk.commit_group", "results.rs", 1, "the next takes it along"),
     ("wgmma.fence", "multiply.rs", 1, "a step's cover each other"),
-    ("wgmma.fence", "dq.rs", 2, "a step's other products come between"),
+    ("wgmma.fence", "dq.rs", 2, BETWEEN),
     ("wgmma.commit_group", "multiply.rs", 1, "the next takes it along"),
     ("wgmma.wait_group.sync.aligned 1", "multiply.rs", 2, "the next waits for all"),
-];
+]];
