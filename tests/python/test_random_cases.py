@@ -183,7 +183,11 @@ class Sequence:
         group = self.case.heads // self.case.heads_k
         k, v = (x.repeat_interleave(group, 1) for x in (k, v))
         dout, probs = dout.double().transpose(1, 2), self.probs.detach()
-        kept = probs * self.scale if self.keep is None else probs * torch.as_tensor(self.keep, device=q.device) * self.scale
+        kept = (
+            probs * self.scale
+            if self.keep is None
+            else probs * torch.as_tensor(self.keep, device=q.device) * self.scale
+        )
         of_products = torch.maximum((dout @ v.mT).abs(), (dout.square() @ v.square().mT).sqrt())
         kept_products = of_products * self.scale
         if self.keep is not None:
@@ -231,7 +235,12 @@ def examine(case):
     (out.float() * weights.float()).sum().add((lse.masked_fill(~seen, 0.0) * of_lse).sum()).backward()
 
     exact, theirs, exact_watched = case.leaves()
-    squares, exact_out, exact_lse, loss = {}, torch.zeros_like(out, dtype=torch.float64), torch.full_like(lse, -math.inf).double(), 0.0
+    squares, exact_out, exact_lse, loss = (
+        {},
+        torch.zeros_like(out, dtype=torch.float64),
+        torch.full_like(lse, -math.inf).double(),
+        0.0,
+    )
     for index in range(len(case.lengths)):
         alone = Sequence(case, index, exact, theirs)
         at_out, at_lse = (alone.queries, (slice(None), alone.queries)) if case.packed else (index, index)

@@ -364,18 +364,24 @@ def test_the_script_sees_an_output_that_only_one_side_has(monkeypatch):
 
 
 def test_every_configuration_can_be_examined_by_the_script(tmp_path):
-    """Five kinds, by the script that docs/transformers.md is written with."""
+    """A few kinds, by the script that docs/transformers.md is written with."""
     import json
 
     expected = {
         "bert:BertConfig": "works",
-        "deberta:DebertaConfig": "refused",
+        "deberta:DebertaConfig": "works",  # attends in code of its own
+        "wavlm:WavLMConfig": "refused",
         "resnet:ResNetConfig": "nothing",
         "modernbert:ModernBertConfig": "works",
         "gpt_oss:GptOssConfig": "works",
+        "lasr:LasrEncoderConfig": "works",  # calculates with its mask
     }
     out = tmp_path / "results.jsonl"
     command = [sys.executable, str(Path(__file__).parent / "coverage_models"), "run", str(out), *expected]
     subprocess.run(command, check=True, timeout=600, capture_output=True)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert {row["key"]: row["verdict"] for row in rows} == expected, rows
+    by_enable = {row["key"]: row["pytorch"]["verdict"] for row in rows if "pytorch" in row}
+    assert by_enable == {"wavlm:WavLMConfig": "unused"}, rows
+    compared = [float(x) for row in rows for x in row.get("pytorch", row).get("dropout", {}).values()]
+    assert len(compared) >= 10 and max(compared) < 1e-5

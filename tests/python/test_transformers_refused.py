@@ -5,32 +5,21 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from test_transformers_models import BART, DECODER, ENCODER, VISION, ids, kinds, make, short, state
+from test_transformers_models import BART, DECODER, ENCODER, ids, kinds, make, short, state
 
-DEBERTA = ("DebertaConfig", "DebertaModel", ENCODER)
+WAVLM = ("WavLMConfig", "WavLMModel", dict(num_hidden_layers=1))
 #: (package, configuration, model, settings, what the sentence names)
 OWN = [
-    ("deberta", *DEBERTA, "DisentangledSelfAttention"),
-    ("xlnet", "XLNetConfig", "XLNetModel", dict(d_model=64, n_layer=2, n_head=4, d_inner=96), "XLNetRelativeAttention"),
-    ("bloom", "BloomConfig", "BloomModel", dict(hidden_size=64, n_layer=2, n_head=4, vocab_size=60), "BloomAttention"),
-    ("mpnet", "MPNetConfig", "MPNetModel", ENCODER, "MPNetSelfAttention"),
-    # Its product and its softmax are in classes of their own.
-    ("squeezebert", "SqueezeBertConfig", "SqueezeBertModel", dict(ENCODER, embedding_size=64), "registry"),
-    # Ask by getattr(), which finds nothing.
-    (
-        "kosmos2_5",
-        "Kosmos2_5VisionConfig",
-        "Kosmos2_5VisionModel",
-        dict(num_hidden_layers=1),
-        "Kosmos2_5VisionAttention",
-    ),
-    # Tables of classes: a KeyError, or flash_attn's class because of the name.
+    ("wavlm", *WAVLM, "WavLMAttention"),
+    ("convbert", "ConvBertConfig", "ConvBertModel", ENCODER, "ConvBertSelfAttention"),
+    ("big_bird", "BigBirdConfig", "BigBirdModel", ENCODER, "BigBirdBlockSparseAttention"),
+    ("openai", "OpenAIGPTConfig", "OpenAIGPTModel", dict(n_embd=64, n_layer=1, n_head=4, vocab_size=60), "Attention"),
+    # Asks by getattr(), which finds nothing.
+    ("yoso", "YosoConfig", "YosoModel", dict(ENCODER, num_hidden_layers=1), "registry"),
+    # A table of classes.
     ("falcon", "FalconConfig", "FalconModel", dict(hidden_size=64, num_attention_heads=4), "FALCON_ATTENTION_CLASSES"),
-    ("git", "GitConfig", "GitModel", ENCODER, "GIT_SELF_ATTENTION_CLASSES"),
-    ("sam", "SamVisionConfig", "SamVisionModel", VISION, "SAM_VISION_ATTENTION_CLASSES"),
     # The decoder asks, the encoder does not.
     ("led", "LEDConfig", "LEDModel", dict(BART, attention_window=8), "LEDEncoderSelfAttention"),
-    ("flava", "FlavaTextConfig", "FlavaTextModel", ENCODER, "FlavaSelfAttention"),
 ]
 
 
@@ -57,10 +46,10 @@ def test_a_composite_model_is_refused_for_its_part_and_made_without_it():
 
 
 def test_another_implementation_later_is_judged_too():
-    deberta = make("deberta", *DEBERTA[:2], "eager", **ENCODER)
-    with pytest.raises(NotImplementedError, match="DebertaModel does not support"):
-        deberta.set_attn_implementation("signflash")
-    assert deberta.config._attn_implementation == "eager"
+    wavlm = make("wavlm", *WAVLM[:2], "eager", **WAVLM[2])
+    with pytest.raises(NotImplementedError, match="WavLM.* does not support"):
+        wavlm.set_attn_implementation("signflash")
+    assert wavlm.config._attn_implementation == "eager"
     llama = make("llama", "LlamaConfig", "LlamaModel", "eager", **DECODER)
     expected = state(llama(ids(), attention_mask=short()))
     llama.set_attn_implementation("signflash")
@@ -69,7 +58,29 @@ def test_another_implementation_later_is_judged_too():
     assert torch.allclose(got * short()[..., None], expected * short()[..., None], atol=2e-5)
 
 
-def test_a_model_that_reads_the_mask_itself_is_refused_by_a_sentence():
-    model = make("doge", "DogeConfig", "DogeModel", **DECODER)
-    with pytest.raises(NotImplementedError, match="asks for .* of the attention mask.*use attn_implementation='eager'"):
+def test_a_model_that_adds_the_mask_itself_is_refused_by_a_sentence():
+    model = make("llama", "LlamaConfig", "LlamaModel", **DECODER)
+
+    def own_attention(layer, args, kwargs):
+        return args, dict(kwargs, attention_mask=0.5 + kwargs["attention_mask"])
+
+    model.layers[0].register_forward_pre_hook(own_attention, with_kwargs=True)
+    with pytest.raises(
+        NotImplementedError, match="asks for .*add.* of the attention mask.*use attn_implementation='eager'"
+    ):
         model(ids(), attention_mask=short())
+
+
+def test_a_refusal_says_how_pytorchs_attention_in_a_model_is_ours():
+    for package, config, model, settings, name in (
+        (
+            "falcon",
+            "FalconConfig",
+            "FalconModel",
+            dict(hidden_size=64, num_attention_heads=4),
+            "'sdpa' for it, whose dropout is",
+        ),
+        ("wavlm", *WAVLM, "Use 'eager' for it; where"),
+    ):
+        with pytest.raises(NotImplementedError, match=name):
+            make(package, config, model, **settings)

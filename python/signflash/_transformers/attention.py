@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 
@@ -16,8 +16,6 @@ from .packed import attention_of_sequences
 
 #: Arguments of an attention function that change what is computed, and that are not there.
 REFUSED = (
-    "sinks",
-    "indices",
     "block_indices",
     "cache",
     "head_mask",
@@ -46,6 +44,8 @@ def attention_forward(
     position_bias: Optional[torch.Tensor] = None,
     softcap: Optional[float] = None,
     s_aux: Optional[torch.Tensor] = None,
+    sinks: Optional[torch.Tensor] = None,
+    indices: Optional[torch.Tensor] = None,
     **kwargs: Any,
 ) -> Any:
     """(out (batch, seqlen, num_heads, head_dim), probabilities or None) of query (batch, num_heads, seqlen, head_dim).
@@ -54,17 +54,25 @@ def attention_forward(
     eager attention. Without a mask it is what the caller or the module says. cu_seq_lens_q and cu_seq_lens_k say where
     sequences begin in all rows of the batch, one behind the other; lengths follow from them, and max_length_q and
     max_length_k decide nothing. position_bias (batch or 1, num_heads, seqlen_q or 1, seqlen_k) is added to scores, which
-    softcap has capped before; s_aux (num_heads) are sinks.
+    softcap has capped before; s_aux (num_heads) are sinks, and sinks (batch or 1, num_heads, seqlen_q or 1, 1) are those of
+    each query. indices (batch or 1, seqlen_q, keys) are the keys that the model chose for each query: of those that the mask
+    lets it see it sees no others. Numbers that are no key's, as -1, choose none.
     """
     _check_arguments(kwargs)
     _refuse_ranks()
     given = _given(cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
-    has_bias = position_bias is not None
-    if has_bias and given is not None:
+    of_places = dict(position_bias=position_bias, sinks=sinks, indices=indices)
+    of_places = [name for name, x in of_places.items() if x is not None]
+    if of_places and given is not None:
         raise NotImplementedError(
-            f"position_bias was given together with cu_seq_lens_q and cu_seq_lens_k; give one of them, or {REMEDY}"
+            f"{of_places[0]} was given together with cu_seq_lens_q and cu_seq_lens_k; give one of them, or {REMEDY}"
         )
-    seen = _seen(module, query, key, attention_mask, is_causal, sliding_window, given, has_bias)
+    if sinks is not None:
+        _check_sinks(sinks, query)
+    seen = _seen(module, query, key, attention_mask, is_causal, sliding_window, given, bool(of_places))
+    if indices is not None:
+        chosen = _chosen(indices, query, seen.seqlen_k)
+        seen = seen._replace(mask=chosen if seen.mask is None else seen.mask & chosen)
     query, key, value = _of_one_dtype(module, query, key, value)
     _check_head_dims(query, value)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -77,13 +85,49 @@ def attention_forward(
     settings.update(mask=seen.mask, bias=_bias(position_bias, seen))
     if seen.left is not None or seen.right:
         settings["window"] = tuple(-1 if x is None else x for x in (seen.left, seen.right))
-    if seen.packed is not None:
+    if sinks is not None:
+        out, probs = _with_sinks(tensors, settings, sinks, bool(output_attentions))
+    elif seen.packed is not None:
         out, probs = attention_of_sequences(*tensors, seen.packed, settings, bool(output_attentions))
     elif output_attentions:
         out, probs = attention(*tensors, **settings, return_probs=True)
     else:
         out, probs = attention(*tensors, **settings), None
     return out, None if probs is None else probs.abs()
+
+
+def _chosen(indices: Any, query: Any, seqlen_k: int) -> torch.Tensor:
+    """bool (batch, 1, seqlen_q, seqlen_k), True at the keys of these numbers."""
+    batch, _, seqlen_q = query.shape[:3]
+    shape = tuple(indices.shape)
+    if indices.is_floating_point() or len(shape) != 3 or shape[0] not in (1, batch) or shape[1] != seqlen_q:
+        raise NotImplementedError(
+            f"indices must be integers of shape ({batch} or 1, {seqlen_q}, keys), the keys that were chosen for each query, got "
+            f"{indices.dtype} of shape {shape}; {REMEDY}"
+        )
+    indices = indices.long()
+    # One place more, for numbers that are no key's: nobody waits for the GPU to look for them.
+    indices = torch.where((indices >= 0) & (indices < seqlen_k), indices, seqlen_k)
+    chosen = torch.zeros((*shape[:2], seqlen_k + 1), dtype=torch.bool, device=indices.device)
+    return chosen.scatter(-1, indices, True)[:, None, :, :seqlen_k].to(query.device)
+
+
+def _check_sinks(sinks: Any, query: Any) -> None:
+    batch, num_heads, seqlen_q = query.shape[:3]
+    shape = tuple(sinks.shape)
+    if len(shape) != 4 or shape[0] not in (1, batch) or shape[1:] not in ((num_heads, seqlen_q, 1), (num_heads, 1, 1)):
+        raise NotImplementedError(
+            f"sinks must be ({batch} or 1, {num_heads}, {seqlen_q} or 1, 1), one score more of each query, got shape {shape}; {REMEDY}"
+        )
+
+
+def _with_sinks(tensors: List, settings: Dict, sinks: torch.Tensor, return_probs: bool) -> Tuple[Any, Any]:
+    """One more score of each query, without a value, takes the same part from all of its probabilities, dropped or not:
+    with lse of the others, exp(lse) / (exp(lse) + exp(sink)) is left of them, which has the gradients."""
+    out, lse, *probs = attention(*tensors, **settings, return_lse=True, return_probs=return_probs)
+    left = torch.sigmoid(lse[..., None] - sinks.float())
+    out = (out.float() * left.transpose(1, 2)).to(out.dtype)
+    return out, (probs[0].float() * left).to(out.dtype) if probs else None
 
 
 def _bias(position_bias: Optional[torch.Tensor], seen: Seen) -> Optional[torch.Tensor]:
@@ -135,7 +179,7 @@ def _seen(
     is_causal: Optional[bool],
     window: Optional[int],
     given: Optional[Packed],
-    has_bias: bool,
+    has_places: bool,
 ) -> Seen:
     (batch, _, seqlen_q), seqlen_k = query.shape[:3], key.shape[2]
     if mask is not None:
@@ -143,8 +187,8 @@ def _seen(
         if given is not None:
             seen = mask.with_sequences(seqlen_q, seqlen_k, given)
         else:
-            # A bias knows places in the batch, not in sequences.
-            seen = mask.dense(seqlen_q, seqlen_k) if has_bias else mask.of(seqlen_q, seqlen_k)
+            # A bias, and what each query has of its own, knows places in the batch, not in sequences.
+            seen = mask.dense(seqlen_q, seqlen_k) if has_places else mask.of(seqlen_q, seqlen_k)
         if mask.entries is not None:
             return seen  # entry by entry it says all that there is to say of a window
     else:

@@ -6,6 +6,7 @@ from typing import Any, Optional
 
 import torch
 
+from .calculated import plain
 from .mask import REMEDY, Mask, uncompiled
 from .values import Summary, pattern_of_values
 
@@ -19,10 +20,11 @@ def mask_of_numbers(mask: Any, batch: int, seqlen_q: int, seqlen_k: int) -> Mask
         TypeError, NotImplementedError: it is something else.
     """
     _check(mask, batch, seqlen_q, seqlen_k)
+    given, mask = mask, plain(mask)
     # Tensors made in inference mode count no changes: those are read anew by each layer.
     counts = not mask.is_inference()
     version = (mask._version, batch, seqlen_q, seqlen_k) if counts else None
-    known = getattr(mask, "_signflash_meaning", None)
+    known = getattr(given, "_signflash_meaning", None)
     if counts and known is not None and known[0] == version:
         return known[1]
     entries = mask[..., :seqlen_k]
@@ -34,7 +36,7 @@ def mask_of_numbers(mask: Any, batch: int, seqlen_q: int, seqlen_k: int) -> Mask
     if counts and not mask.requires_grad:
         # A model hands the same mask to all of its layers. One that requires a gradient is part of a graph, which nobody is
         # to keep.
-        mask._signflash_meaning = (version, meaning)
+        given._signflash_meaning = (version, meaning)
     return meaning
 
 
@@ -45,7 +47,12 @@ def _check(mask: Any, batch: int, seqlen_q: int, seqlen_k: int) -> None:
             "attention_mask must be None, made of (batch, seqlen) by Transformers' mask functions, bool that is True where a "
             f"query sees a key, or floats that are added to scores; got {kind}"
         )
-    if mask.dim() != 4 or mask.shape[0] not in (1, batch) or mask.shape[2] not in (1, seqlen_q) or mask.shape[3] < seqlen_k:
+    if (
+        mask.dim() != 4
+        or mask.shape[0] not in (1, batch)
+        or mask.shape[2] not in (1, seqlen_q)
+        or mask.shape[3] < seqlen_k
+    ):
         raise NotImplementedError(
             f"attention_mask must be ({batch} or 1, num_heads or 1, {seqlen_q} or 1, {seqlen_k} or more), got shape "
             f"{tuple(mask.shape)}; {REMEDY}"

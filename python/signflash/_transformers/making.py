@@ -11,7 +11,8 @@ from typing import Any, Iterator, List, Tuple
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .names import ALIAS, NAME, canonical, is_ours, rename
-from .routes import Route, keeps_a_table, route_of_module
+from .own import is_read, is_recognised, read
+from .routes import Route, route_of, route_of_module, table_of
 
 
 def judge_models() -> None:
@@ -48,9 +49,11 @@ def _checked(model: Any, original: Any, implementation: Any, *args: Any, **kwarg
     implementation = canonical(implementation)
     if implementation == NAME:
         rename(model.config)
-        table = keeps_a_table(type(model))
-        if table:
-            _refuse(model, f"it takes its attention layers from a table of its own, {table}, which has no {ALIAS}")
+        name, table = table_of(type(model))
+        if name and NAME not in table and is_recognised(table["eager"], route_of(table["eager"])):
+            table[NAME] = table["eager"]  # whose attention is read while it runs
+        if name and NAME not in table:
+            _refuse(model, f"it takes its attention layers from a table of its own, {name}, which has no {ALIAS}")
     return original(model, implementation, *args, **kwargs)
 
 
@@ -82,17 +85,19 @@ def _set(model: Any, original: Any, implementation: Any, *args: Any, **kwargs: A
 
 
 def judge(model: Any) -> None:
-    """Raises if attention of this model, without the models inside it, does not come to us.
+    """Raises if attention of this model, without the models inside it, does not come to us. In classes that are known it is
+    read where it is written out.
 
     What attends once and never drops, as a pooling head does, is left to itself in a model that asks for us elsewhere.
 
     Raises:
         NotImplementedError: naming the classes that compute attention themselves, and what to use.
     """
-    routes = list(_routes(model))
-    asks = any(route.asks for _, route in routes) or any(
-        route.asks for part in _parts(model) for _, route in _routes(part)
-    )
+    modules = list(_routes(model))
+    read([x for x, route in modules if is_recognised(type(x), route)], model.config)
+    routes = [(type(x).__name__, route) for x, route in modules if not is_read(x)]
+    of_parts = [x for part in _parts(model) for x in _routes(part)]
+    asks = any(route.asks or is_read(x) for x, route in (*modules, *of_parts))
     own = sorted({name for name, route in routes if route.computes and (route.drops or not asks)})
     if own and asks:
         _refuse(model, f"a part of its attention, {', '.join(own)}, is code of its own that would drop without {ALIAS}")
@@ -109,7 +114,7 @@ def _parts(model: Any) -> List[Any]:
     return [x for x in model.modules() if isinstance(x, PreTrainedModel) and x is not model and is_ours(x.config)]
 
 
-def _routes(model: Any) -> Iterator[Tuple[str, Route]]:
+def _routes(model: Any) -> Iterator[Tuple[Any, Route]]:
     """A model's modules, but for models inside it, judged by themselves, and parts with another implementation."""
     todo: List[Any] = [model]
     while todo:
@@ -117,7 +122,7 @@ def _routes(model: Any) -> Iterator[Tuple[str, Route]]:
         config = getattr(module, "config", None)
         if hasattr(config, "_attn_implementation") and not is_ours(config):
             continue
-        yield type(module).__name__, route_of_module(module)
+        yield module, route_of_module(module)
         todo += [child for child in module.children() if not isinstance(child, PreTrainedModel)]
 
 
@@ -128,8 +133,13 @@ def _can_be_set(model: Any) -> bool:
 
 
 def _refuse(model: Any, why: str) -> None:
-    others = "'eager' or 'sdpa'" if getattr(model, "_supports_sdpa", False) else "'eager'"
+    if getattr(model, "_supports_sdpa", False):
+        others = "'sdpa' for it, whose dropout is ours after signflash.enable() wherever it calls PyTorch's attention, or 'eager'"
+    elif any(route.calls_pytorchs for _, route in _routes(model)):
+        others = "'eager' for it, which calls PyTorch's attention here: after signflash.enable() its dropout is ours"
+    else:
+        others = "'eager' for it"
     raise NotImplementedError(
-        f"{type(model).__name__} does not support attn_implementation='{ALIAS}': {why}. Use {others} for it; where it is a "
+        f"{type(model).__name__} does not support attn_implementation='{ALIAS}': {why}. Use {others}; where it is a "
         f"part of a larger model, attn_implementation takes a dictionary, as dict(text_config='{ALIAS}', vision_config='eager')"
     )

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
 
 import torch
 
 from . import layout
+from .calculated import REMEDY, Entries, MaskNotImplementedError, is_answered, misused, tell
 from .names import ALIAS
 from .values import Pattern
 
-REMEDY = "use attn_implementation='eager' or 'sdpa' for this model"
+__all__ = ["REMEDY", "Mask", "MaskNotImplementedError", "Seen", "misused", "uncompiled", "window_of"]
 #: What looks into numbers of a mask is not for the compiler.
 uncompiled = torch.compiler.disable if hasattr(torch, "compiler") else lambda function: function
-
-
-class MaskNotImplementedError(NotImplementedError, AttributeError):
-    """The model's own code reached into the mask. (hasattr() answers False: hence the AttributeError.)"""
 
 
 class Seen(NamedTuple):
@@ -36,9 +33,8 @@ class Seen(NamedTuple):
 class Mask:
     """Which keys each query sees, said in words instead of batch * seqlen_q * seqlen_k numbers.
 
-    It has the shape (batch, 1, seqlen_q, seqlen_k) of the mask that it stands for, can be moved and cut, and raises
-    in any arithmetic: a model that computes attention in code of its own fails by a sentence instead of seeing too
-    much.
+    It has the shape (batch, 1, seqlen_q, seqlen_k) of the mask that it stands for, and can be moved and cut. A model that
+    calculates with it gets :class:`Entries`, and with them an error where it would see too much.
 
     Attributes:
         pattern: what a query sees of its sequence, and the sequences (on the CPU).
@@ -47,15 +43,18 @@ class Mask:
         entries: what no pattern says, entry by entry: bool (batch or 1, 1 or num_heads, 1 or seqlen_q, seqlen_k or more),
             True where a query sees a key; or what is added to scores, alike; or None.
         device: where attention is computed.
+        values: makes it entry by entry, bool as Transformers makes it for PyTorch's attention; None if nobody can.
     """
 
     def __init__(
-        self, batch, seqlen_q, seqlen_k, pattern=None, *, first=0, keys=None, entries=None, device=None
+        self, batch, seqlen_q, seqlen_k, pattern=None, *, first=0, keys=None, entries=None, device=None, values=None
     ):
         self.batch, self.seqlen_q, self.seqlen_k = batch, seqlen_q, seqlen_k
         self.pattern = Pattern() if pattern is None else pattern
         self.first, self.keys, self.entries = first, keys, entries
         self.device = device
+        self.values: Optional[Callable[[], torch.Tensor]] = values
+        self._made: Optional[torch.Tensor] = None
         #: What was asked last, and the answer: all layers ask the same.
         self._known: Optional[Tuple[int, int, Seen]] = None
         self._known_dense: Optional[Tuple[int, int, Seen]] = None
@@ -65,8 +64,13 @@ class Mask:
     def _with(self, **changes: Any) -> "Mask":
         """A copy in which some attributes are others."""
         copy = Mask.__new__(Mask)
-        copy.__dict__.update(self.__dict__, _known=None, _known_dense=None, _agreed=None, **changes)
+        copy.__dict__.update(self.__dict__, _known=None, _known_dense=None, _agreed=None, _made=None)
+        copy.__dict__.update(changes)
         return copy
+
+    def __getstate__(self) -> Dict[str, Any]:
+        """Copies know what the mask says, and no function that makes it entry by entry: some of those cannot be copied."""
+        return dict(self.__dict__, values=None, _made=None)
 
     def of(self, seqlen_q: int, seqlen_k: int) -> Seen:
         """What attention of so many queries and keys sees.
@@ -222,7 +226,8 @@ class Mask:
         if device is None:
             return self
         entries = None if self.entries is None else self.entries.to(device)
-        return self._with(device=torch.device(device), entries=entries)
+        values = None if self.values is None else (lambda: self._calculated().to(device))
+        return self._with(device=torch.device(device), entries=entries, values=values)
 
     def contiguous(self, *args: Any, **kwargs: Any) -> "Mask":
         return self
@@ -237,11 +242,12 @@ class Mask:
             index = index[:at] + (slice(None),) * (5 - len(index)) + index[at + 1 :]
         index = index + (slice(None),) * (4 - len(index))
         if len(index) != 4 or any(not isinstance(x, slice) or x.step not in (None, 1) for x in index):
-            raise misused("Tensor.__getitem__")
+            return self._entries("Tensor.__getitem__")[index]
         (b0, b1), (h0, h1), (q0, q1), (k0, k1) = (x.indices(n)[:2] for x, n in zip(index, self.shape))
         if h1 - h0 != 1 or k0 != 0 or min(b1 - b0, q1 - q0, k1) < 1:
-            raise misused("Tensor.__getitem__")
+            return self._entries("Tensor.__getitem__")[index]
         cut = dict(batch=b1 - b0, seqlen_q=q1 - q0, seqlen_k=k1, first=self.first + q0)
+        cut["values"] = None if self.values is None else (lambda: self._calculated()[index])
         if self.keys is not None:
             cut["keys"] = self.keys[b0:b1, :k1]
         if self.pattern.sequences is not None:
@@ -260,14 +266,39 @@ class Mask:
         keys = torch.ones((self.batch, self.seqlen_k), dtype=torch.bool) if self.keys is None else self.keys
         return keys.to(self.device)[:, None, None].expand(self.shape).repeat(*sizes)
 
-    # Everything else is a use that would read numbers which are not there.
+    # What calculates with it: entry by entry, or not at all.
+
+    @uncompiled
+    def _calculated(self) -> torch.Tensor:
+        """bool (batch, 1, seqlen_q, seqlen_k), made once for all layers."""
+        if self._made is None:
+            self._made = self.values().to(torch.bool).expand(self.shape)
+        return self._made
+
+    @uncompiled
+    def _entries(self, what: str) -> Entries:
+        if self.values is None:
+            raise misused(what)
+        tell(what, self.shape)
+        return Entries.of(self._calculated())
 
     def __getattr__(self, name: str) -> Any:
+        if is_answered(name):
+            return getattr(self._entries(f"Tensor.{name}"), name)
         raise misused(f"Tensor.{name}")
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise misused(torch.overrides.resolve_name(function) or getattr(function, "__name__", str(function)))
+        what = torch.overrides.resolve_name(function) or getattr(function, "__name__", str(function))
+        if not is_answered(getattr(function, "__name__", "")):
+            raise misused(what)
+
+        def made(x):
+            if isinstance(x, (list, tuple)) and any(isinstance(y, Mask) for y in x):
+                return [made(y) for y in x]
+            return x._entries(what) if isinstance(x, Mask) else x
+
+        return function(*map(made, args), **{name: made(x) for name, x in (kwargs or {}).items()})
 
 
 def window_of(seen: Any) -> str:
@@ -277,17 +308,12 @@ def window_of(seen: Any) -> str:
     return f"a window of {seen.left} keys before and {'all' if seen.right is None else seen.right} behind a query"
 
 
-def misused(what: str) -> MaskNotImplementedError:
-    """The error of a model that reads our mask itself."""
-    return MaskNotImplementedError(
-        f"the model asks for {what} of the attention mask, which it therefore uses in attention of its own; the mask of "
-        f"attn_implementation='{ALIAS}' can be used by {ALIAS} only, {REMEDY}"
-    )
-
-
-def _raising(name: str) -> Any:
+def _calculating(name: str) -> Any:
     def method(self: Mask, *args: Any) -> Any:
-        raise misused(f"Tensor.{name}")
+        if not is_answered(name):
+            raise misused(f"Tensor.{name}")
+        args = [x._entries(f"Tensor.{name}") if isinstance(x, Mask) else x for x in args]
+        return getattr(self._entries(f"Tensor.{name}"), name)(*args)
 
     return method
 
@@ -296,5 +322,5 @@ _OPERATORS = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshi
 for _name in [f"__{side}{x}__" for x in _OPERATORS for side in ("", "r", "i")] + [
     f"__{x}__" for x in "eq ne lt le gt ge bool len iter contains float int index neg pos invert abs setitem".split()
 ]:
-    setattr(Mask, _name, _raising(_name))
+    setattr(Mask, _name, _calculating(_name))
 Mask.__hash__ = object.__hash__

@@ -39,11 +39,12 @@ def attention_mask_of(
     at = Positions(batch_size, q_length, kv_length, first, kv_offset, padding, device, use_vmap)
     # Here the GPU is waited for, once a mask: how sequences lie is then known to all layers.
     keys = None if padding is None else _keys(padding.cpu(), kv_offset, kv_length)
-    settings = dict(first=first - kv_offset, device=device)
+    settings = dict(first=first - kv_offset, device=device, values=lambda: values_of(mask_function, at))
     try:
         pattern = pattern_of(mask_function, at, keys)
     except Unlike:
-        return Mask(batch_size, q_length, kv_length, entries=values_of(mask_function, at), **settings)
+        entries = values_of(mask_function, at)
+        return Mask(batch_size, q_length, kv_length, entries=entries, **dict(settings, values=lambda: entries))
     mask = Mask(batch_size, q_length, kv_length, pattern, keys=keys, **settings)
     with contextlib.suppress(NotImplementedError):
         mask.of(q_length, kv_length)

@@ -10,7 +10,7 @@ import dis
 import functools
 import inspect
 import types
-from typing import Any, Iterator, NamedTuple, Set, Tuple
+from typing import Any, Dict, Iterator, NamedTuple, Set, Tuple
 
 import torch
 from transformers import AttentionInterface, PreTrainedModel
@@ -26,6 +26,9 @@ class Route(NamedTuple):
     asks: bool
     computes: bool
     drops: bool
+    #: Whether it computes by F.scaled_dot_product_attention, which is ours after signflash.enable(). (The other function of
+    #: PyTorch's is so only where nobody asks it for probabilities, which no name says.)
+    calls_pytorchs: bool = False
 
 
 NOTHING = Route(False, False, False)
@@ -41,7 +44,8 @@ def route_of(kind: type) -> Route:
             return Route(True, False, False)
     weights = any("softmax" in name.lower() for name in names) and not names.isdisjoint(PRODUCTS)
     computes = weights or not names.isdisjoint(FUSED)
-    return Route(False, computes, computes and any("drop" in name.lower() for name in names))
+    drops = computes and any("drop" in name.lower() for name in names)
+    return Route(False, computes, drops, "scaled_dot_product_attention" in names)
 
 
 def route_of_module(module: torch.nn.Module) -> Route:
@@ -50,8 +54,8 @@ def route_of_module(module: torch.nn.Module) -> Route:
     return NOTHING if type(module).__module__.startswith("torch.") else route_of(type(module))
 
 
-def keeps_a_table(kind: type) -> str:
-    """The name of the table from which this model's layers take a class for each attention implementation, or "".
+def table_of(kind: type) -> Tuple[str, Dict[str, type]]:
+    """The table from which this model's layers take a class for each attention implementation, and its name, or "".
 
     Making the model with a name that is not in the table is a KeyError.
     """
@@ -64,7 +68,7 @@ def keeps_a_table(kind: type) -> str:
         seen.add(kind)
         for name, value in _globals_of(vars(kind).get("__init__")):
             if _is_table(value):
-                return name
+                return name, value
             if (
                 isinstance(value, type)
                 and issubclass(value, torch.nn.Module)
@@ -72,7 +76,7 @@ def keeps_a_table(kind: type) -> str:
             ):
                 todo.append(value)
         todo += [base for base in kind.__mro__[1:] if _is_a_models(base)]
-    return ""
+    return "", {}
 
 
 def _is_table(value: Any) -> bool:

@@ -5,7 +5,8 @@
     python tests/python/coverage_models summary RESULTS.jsonl
     python tests/python/coverage_models page RESULTS.jsonl      # writes the tables of docs/transformers.md
 
-`run` goes on where RESULTS.jsonl ends. Everything is made at random: nothing is downloaded.
+`run` goes on where RESULTS.jsonl ends. Everything is made at random: nothing is downloaded. SIGNFLASH_RUN says what the page
+is to say about the run: a commit, a machine.
 """
 
 import argparse
@@ -49,6 +50,8 @@ def work(keys):
     torch.set_num_threads(1)
     WATCH.install()
     versions = f"Transformers {transformers.__version__}, PyTorch {torch.__version__}"
+    if "SIGNFLASH_RUN" in os.environ:
+        versions = f"{os.environ['SIGNFLASH_RUN']}, {versions}"
     kinds = all_classes(dict.fromkeys(key.split(":")[0] for key in keys))
     for key in keys:
         print("START", key, flush=True)

@@ -1,7 +1,8 @@
 """One configuration: does it train with signflash, and as eager attention says?
 
 Verdicts:
-    works     every dropout of attention is ours, and without dropout outputs and gradients are eager's
+    works     every dropout of attention is ours; without dropout, and with it and the same dropout mask, outputs and
+              gradients are eager's
     refused   our sentence, when the model is made or when it runs
     partly    some dropouts of attention are ours, some are not, and nothing was said
     unused    none is ours, and nothing was said
@@ -9,6 +10,8 @@ Verdicts:
     crash     an error that is not our sentence
     nothing   no dropout of attention to be seen in eager attention either
     not run   could not be made or run with eager attention
+
+What is refused is examined again as users would have it then: with PyTorch's attention in the model and signflash.enable().
 """
 
 import contextlib
@@ -16,10 +19,12 @@ import os
 import time
 import traceback
 
+import signflash
 import torch
 from configurations import dropouts, model_classes, set_dropouts
 from inputs import Inputs
 from shrinking import WAYS, arguments
+from signflash._transformers import own
 from transformers import PreTrainedModel
 from watch import Watch
 
@@ -92,8 +97,10 @@ def examine(key, kind):
     except Exception as error:
         return dict(result, verdict="not run", why=f"eager training: {short(error)}", seconds=time.time() - began)
     result.update(default=max(default, default=0.0), eager=len(eager))
-    result.update(judge(model, len(eager)), seconds=round(time.time() - began, 1))
-    return result
+    result.update(judge(model, len(eager), "signflash"))
+    if result["verdict"] == "refused":
+        result["pytorch"] = with_pytorchs(model, len(eager))
+    return dict(result, seconds=round(time.time() - began, 1))
 
 
 def drops(model, p):
@@ -102,15 +109,15 @@ def drops(model, p):
     return list(WATCH.others)
 
 
-def judge(model, eager):
+def judge(model, eager, implementation):
     """All inputs, the worst verdict."""
     try:
-        dropping, plain, reference = (
-            model.make(x, p) for x, p in (("signflash", 0.1), ("signflash", 0.0), ("eager", 0.0))
-        )
+        given = ((implementation, 0.1), (implementation, 0.0), ("eager", 0.1), ("eager", 0.0))
+        dropping, plain, reference_dropping, reference = (model.make(*x) for x in given)
     except Exception as error:
         return of_error(error)
-    plain.load_state_dict(reference.state_dict())
+    for x in (dropping, plain, reference_dropping):
+        x.load_state_dict(reference.state_dict())
     verdicts = {}
     for label, inputs in model.inputs().items():
         try:
@@ -118,7 +125,8 @@ def judge(model, eager):
         except Exception:
             continue  # eager attention does not take these inputs
         try:
-            run(dropping, inputs, True)
+            with WATCH.recording() as kept:
+                dropped = run(dropping, inputs, True)
             verdict = of_counts(WATCH, eager)
             difference = apart(expected, run(plain, inputs, False), inputs)
             if difference > TOLERANCE and label == "padded":
@@ -126,8 +134,12 @@ def judge(model, eager):
                 rows = beside_padding(reference, expected, inputs)
                 expected = run(reference, inputs, False, rows=rows)
                 difference = apart(expected, run(plain, inputs, False, rows=rows), inputs)
-            if difference > TOLERANCE and not stands_alone(model, reference, expected, inputs, difference):
+            if difference > TOLERANCE and not stands_alone(
+                model, implementation, reference, expected, inputs, difference
+            ):
                 verdict = dict(verdict="wrong", why=f"differs by {difference:.1e}")
+            elif verdict["verdict"] == "works":
+                verdict.update(of_dropout(reference_dropping, inputs, dropped, kept))
         except Exception as error:
             verdict = of_error(error)
         verdicts[label] = verdict
@@ -135,7 +147,46 @@ def judge(model, eager):
         return dict(verdict="not run", why="eager attention is not differentiable")
     label, worst = max(verdicts.items(), key=lambda x: WORST.index(x[1]["verdict"]))
     also = {label: v["verdict"] for label, v in verdicts.items()}
-    return dict(worst, inputs=also, only=label if worst["verdict"] != also.get("plain") else "")
+    dropout = {label: v["dropout"] for label, v in verdicts.items() if "dropout" in v}
+    only = label if worst["verdict"] != also.get("plain") else ""
+    return dict(worst, inputs=also, only=only, dropout=dropout, read=read_in(dropping))
+
+
+def read_in(model):
+    """The classes of its modules whose own attention is read while it runs."""
+    kinds = {type(x) for x in model.modules() if own.is_read(x)}
+    return sorted(f"{kind.__module__.split('.')[2]}.{kind.__name__}" for kind in kinds)
+
+
+def with_pytorchs(model, eager):
+    """The verdict of PyTorch's attention while ours is enabled; some models that do not know "sdpa" call it all the same."""
+    for implementation in ("sdpa", "eager"):
+        with signflash.enabled():
+            found = judge(model, eager, implementation)
+        if "does not support an attention implementation through" not in found["why"]:
+            break
+    return dict(found, implementation=implementation)
+
+
+def of_dropout(reference, inputs, dropped, kept):
+    """Eager attention that drops what ours has dropped."""
+    try:
+        with WATCH.replaying(kept):
+            expected = run(reference, inputs, True)
+    except Exception as error:
+        return dict(dropout=f"not compared: {short(error)}")
+    difference = apart(expected, dropped, inputs)
+    if difference > TOLERANCE:
+        with WATCH.replaying(kept):
+            other = run(reference, inputs, True, seed=4)
+        if apart(expected, other, inputs) > TOLERANCE:
+            return dict(dropout="not compared: something else is random, too")
+    found = dict(dropout=f"{difference:.1e}")
+    return (
+        found
+        if difference <= TOLERANCE
+        else dict(found, verdict="wrong", why=f"with dropout differs by {difference:.1e}")
+    )
 
 
 def of_counts(watch, eager):
@@ -168,10 +219,12 @@ def beside_padding(reference, expected, inputs):
     return {k: (x <= TOLERANCE * 1e-2).float() for k, x in moved.items()}
 
 
-def stands_alone(model, reference, expected, inputs, difference):
+def stands_alone(model, implementation, reference, expected, inputs, difference):
     """Whether eager attention differs as much from itself or from PyTorch's own: then the difference is not ours."""
     if apart(expected, run(reference, inputs, False), inputs) > TOLERANCE:
         return True
+    if implementation != "signflash":
+        return False
     try:
         sdpa = model.make("sdpa", 0.0)
         sdpa.load_state_dict(reference.state_dict())
@@ -180,11 +233,11 @@ def stands_alone(model, reference, expected, inputs, difference):
         return False
 
 
-def run(model, inputs, train, backward=True, rows=None):
+def run(model, inputs, train, backward=True, rows=None, seed=3):
     """(outputs, gradients of all parameters), of some rows of the outputs only if they are given."""
     model.train(train)
     model.zero_grad(set_to_none=True)
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     WATCH.reset()
     with returned_by_parts(model) as parts:
         returned = model(**inputs)

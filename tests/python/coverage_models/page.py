@@ -27,8 +27,9 @@ REASONS = (
     (r"was given, which is not there", "another argument"),
 )
 TITLES = dict(
-    works="trains with signflash: every dropout of attention is ours, results are eager's",
-    refused="refused with a sentence",
+    works="trains with `signflash`: every dropout of attention is ours, results are eager's",
+    enabled="refused as `signflash`, trains so with PyTorch's attention and `signflash.enable()`",
+    refused="refused, and not all of its attention is PyTorch's",
     wrong="**wrong, silently**",
     crash="crash",
     unused="signflash silently not used",
@@ -59,6 +60,12 @@ def by_default(row):
     return has_argument(row) and row.get("default", 0) > 0
 
 
+def verdict_of(row):
+    """The verdict, "enabled" for what is refused and trains with ours by another name."""
+    works = row["verdict"] == "refused" and row.get("pytorch", {}).get("verdict") == "works"
+    return "enabled" if works else row["verdict"]
+
+
 def totals(rows):
     """Lines of the table of totals."""
     ran = [row for row in rows.values() if row["verdict"] != "not run"]
@@ -66,11 +73,11 @@ def totals(rows):
     yield "| | attention dropout above 0 by default | attention dropout as an argument | all that were run |"
     yield "|---|---|---|---|"
     yield "| configurations | " + " | ".join(str(len(column)) for column in columns) + " |"
+    counts = [collections.Counter(map(verdict_of, column)) for column in columns]
+    yield "| **trains with ours** | " + " | ".join(str(count["works"] + count["enabled"]) for count in counts) + " |"
     for verdict, title in TITLES.items():
-        yield (
-            f"| {title} | " + " | ".join(str(sum(r["verdict"] == verdict for r in column)) for column in columns) + " |"
-        )
-    counts = [collections.Counter(reason(r) for r in column if r["verdict"] == "refused") for column in columns]
+        yield f"| {title} | " + " | ".join(str(count[verdict]) for count in counts) + " |"
+    counts = [collections.Counter(reason(r) for r in column if verdict_of(r) == "refused") for column in columns]
     for name, _ in counts[2].most_common():
         yield f"| &nbsp;&nbsp;refused: {name} | " + " | ".join(str(count[name]) for count in counts) + " |"
 
@@ -80,17 +87,17 @@ def table(rows):
     packages = collections.defaultdict(lambda: collections.defaultdict(list))
     for key, row in sorted(rows.items()):
         package, configuration = key.split(":")
-        packages[package][row["verdict"], reason(row)].append(configuration.removesuffix("Config"))
-    yield "| package of Transformers | works | refused | else |"
-    yield "|---|---|---|---|"
+        packages[package][verdict_of(row), reason(row)].append(configuration.removesuffix("Config"))
+    yield "| package of Transformers | works | works by `enable()` (as `signflash` refused) | refused | else |"
+    yield "|---|---|---|---|---|"
     for package, found in packages.items():
-        cells = dict(works=[], refused=[], other=[])
+        cells = dict(works=[], enabled=[], refused=[], other=[])
         for (verdict, why), names in found.items():
             if verdict == "not run":
                 continue
             text = ", ".join(names)
             if verdict != "works":
-                text += f": {why}" if verdict == "refused" else f": {TITLES[verdict]}"
+                text += f": {TITLES[verdict]}" if verdict not in cells else f": {why}"
             cells[verdict if verdict in cells else "other"].append(text)
         if any(cells.values()):
             yield f"| {package} | " + " | ".join("; ".join(cell) for cell in cells.values()) + " |"
@@ -98,7 +105,8 @@ def table(rows):
 
 def text(rows):
     day = datetime.date.today().isoformat()
-    versions = " and ".join(sorted({row["versions"] for row in rows.values() if "versions" in row}))
+    versions = collections.Counter(row["versions"] for row in rows.values() if "versions" in row)
+    versions = " and ".join(f"{x} ({n})" if len(versions) > 1 else x for x, n in versions.most_common())
     missing = sorted(key for key, row in rows.items() if row["verdict"] == "not run")
     yield (
         f"{day}, {versions}, CPU, float32: "
