@@ -15,8 +15,8 @@ torch = pytest.importorskip("torch")
 
 import signflash
 
-#: Cases of a test, and tests.
-CASES, TESTS = 10, {"cpu": 1, "cuda": 4}
+#: Cases of a test, and tests. A GPU takes more than a second a case, most of it to compile kernels.
+CASES, TESTS = 10, {"cpu": 1, "cuda": 16 if os.environ.get("SIGNFLASH_TEST") == "full" else 2}
 LARGEST = {"cpu": 70, "cuda": 280}
 
 

@@ -370,7 +370,7 @@ def test_every_configuration_can_be_examined_by_the_script(tmp_path):
     expected = {
         "bert:BertConfig": "works",
         "deberta:DebertaConfig": "works",  # attends in code of its own
-        "wavlm:WavLMConfig": "refused",
+        "convbert:ConvBertConfig": "refused",
         "resnet:ResNetConfig": "nothing",
         "modernbert:ModernBertConfig": "works",
         "gpt_oss:GptOssConfig": "works",
@@ -382,6 +382,6 @@ def test_every_configuration_can_be_examined_by_the_script(tmp_path):
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert {row["key"]: row["verdict"] for row in rows} == expected, rows
     by_enable = {row["key"]: row["pytorch"]["verdict"] for row in rows if "pytorch" in row}
-    assert by_enable == {"wavlm:WavLMConfig": "unused"}, rows
+    assert by_enable == {"convbert:ConvBertConfig": "unused"}, rows
     compared = [float(x) for row in rows for x in row.get("pytorch", row).get("dropout", {}).values()]
     assert len(compared) >= 10 and max(compared) < 1e-5
