@@ -148,6 +148,11 @@ impl Device {
         self.primary.memory_pools
     }
 
+    /// The primary context, for the calls of this crate.
+    pub(crate) fn context(&self) -> CUcontext {
+        self.primary.context
+    }
+
     /// Makes this GPU the thread's current one until the guard is dropped.
     pub(crate) fn bind(&self) -> Result<Bound, CudaError> {
         Bound::new(self.primary.context, self.primary.ordinal)

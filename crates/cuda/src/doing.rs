@@ -64,6 +64,8 @@ pub enum Doing {
     Synchronize,
     /// Creating, recording or reading events.
     Time,
+    /// Having one stream's work wait for others'.
+    Order,
     /// Capturing a stream into a graph.
     Capture,
     /// Replaying a graph.
@@ -85,6 +87,7 @@ impl fmt::Display for Doing {
             Self::Copy { bytes } => write!(f, "copying {bytes} bytes between host and GPU"),
             Self::CreateStream => write!(f, "creating a stream"),
             Self::Synchronize => write!(f, "waiting for the GPU"),
+            Self::Order => write!(f, "ordering a stream with the others of its GPU"),
             Self::Time => write!(f, "timing on the GPU"),
             Self::Capture => write!(f, "capturing a stream"),
             Self::Replay => write!(f, "replaying a graph"),

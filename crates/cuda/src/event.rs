@@ -35,16 +35,29 @@ impl Event {
     /// # Errors
     /// The driver's.
     pub fn record(stream: &Stream) -> Result<Self, CudaError> {
-        let device = stream.device().clone();
-        let _bound = device.bind()?;
-        let mut handle: CUevent = std::ptr::null_mut();
-        // SAFETY: the stream's context is current; `handle` is valid for a write.
-        let result = unsafe { sys::cuEventCreate(&mut handle, CUevent_flags::CU_EVENT_DEFAULT.0) };
-        check(result, || Doing::Time)?;
-        let event = Self { device: device.clone(), handle };
+        let _bound = stream.device().bind()?;
+        let event = Self::new(stream.device(), CUevent_flags::CU_EVENT_DEFAULT, || Doing::Time)?;
         // SAFETY: the event was just created in the context of the stream, which is live.
         check(unsafe { sys::cuEventRecord(event.handle, stream.handle()) }, || Doing::Time)?;
         Ok(event)
+    }
+
+    /// One that nobody has recorded.
+    pub(crate) fn new(
+        device: &Device,
+        flags: CUevent_flags,
+        doing: impl FnOnce() -> Doing,
+    ) -> Result<Self, CudaError> {
+        let _bound = device.bind()?;
+        let mut handle: CUevent = std::ptr::null_mut();
+        // SAFETY: the device's context is current; `handle` is valid for a write.
+        check(unsafe { sys::cuEventCreate(&mut handle, flags.0) }, doing)?;
+        Ok(Self { device: device.clone(), handle })
+    }
+
+    /// The handle, for the calls of this crate.
+    pub(crate) fn handle(&self) -> CUevent {
+        self.handle
     }
 
     /// Waits until the work before it is done.
@@ -53,7 +66,7 @@ impl Event {
     /// The driver's; a kernel that failed before is reported here.
     pub fn synchronize(&self) -> Result<(), CudaError> {
         let _bound = self.device.bind()?;
-        // SAFETY: `record` made the event in the context that is current.
+        // SAFETY: `new` made the event in the context that is current.
         check(unsafe { sys::cuEventSynchronize(self.handle) }, || Doing::Synchronize)
     }
 
@@ -76,7 +89,7 @@ impl Event {
 impl Drop for Event {
     fn drop(&mut self) {
         if let Ok(_bound) = self.device.bind() {
-            // SAFETY: `record` made it and nothing else destroys it.
+            // SAFETY: `new` made it and nothing else destroys it; the driver keeps it while work waits for it.
             let _ = unsafe { sys::cuEventDestroy_v2(self.handle) };
         }
     }

@@ -13,5 +13,7 @@ mod launch;
 mod memory;
 #[path = "device/open.rs"]
 mod open;
+#[path = "device/order.rs"]
+mod order;
 #[path = "device/support.rs"]
 mod support;

@@ -41,7 +41,7 @@ same! {
     }
     CUjitInputType { CU_JIT_INPUT_PTX }
     CUstream_flags { CU_STREAM_NON_BLOCKING }
-    CUevent_flags { CU_EVENT_DEFAULT }
+    CUevent_flags { CU_EVENT_DEFAULT CU_EVENT_DISABLE_TIMING }
     CUstreamCaptureMode { CU_STREAM_CAPTURE_MODE_THREAD_LOCAL }
     CUtensorMapDataType { CU_TENSOR_MAP_DATA_TYPE_UINT16 }
     CUtensorMapInterleave { CU_TENSOR_MAP_INTERLEAVE_NONE }

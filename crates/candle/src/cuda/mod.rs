@@ -14,10 +14,8 @@ use candle_core::{CudaStorage, DType, Layout as Lies, Result, Storage, Tensor, b
 use half::{bf16, f16};
 use scores::{BiasRoom, Views};
 use signflash_core::{Description, TensorName};
-use signflash_cuda::{CudaEngine, Device as Gpu, Stream};
+use signflash_cuda::{CudaEngine, Stream};
 use signflash_kernels::{BackwardCall, DeviceScoreTensor, DeviceTensor, ForwardCall, Half, Order};
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 
 /// The names of the tensors of a call, in the order of its arguments.
 const NAMES: [TensorName; 5] =
@@ -206,18 +204,9 @@ impl Op {
     }
 }
 
-/// The engine of a GPU, kept with its compiled kernels. It uses the primary context, as candle does.
+/// The engine of a GPU. It uses the primary context, as candle does.
 fn engine(device: &CudaDevice) -> Result<CudaEngine> {
-    static ENGINES: Mutex<Option<HashMap<usize, CudaEngine>>> = Mutex::new(None);
-    let ordinal = device.cuda_stream().context().ordinal();
-    let mut engines = ENGINES.lock().unwrap_or_else(PoisonError::into_inner);
-    let engines = engines.get_or_insert_default();
-    if let Some(engine) = engines.get(&ordinal) {
-        return Ok(engine.clone());
-    }
-    let engine = CudaEngine::new(&Gpu::open(ordinal as u32).map_err(refused)?).map_err(refused)?;
-    engines.insert(ordinal, engine.clone());
-    Ok(engine)
+    CudaEngine::shared(device.cuda_stream().context().ordinal() as u32).map_err(refused)
 }
 
 /// Memory for so many elements; of none, for one, since the driver gives no memory of no bytes.

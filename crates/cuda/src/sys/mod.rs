@@ -50,6 +50,9 @@ functions! {
     cuDevicePrimaryCtxRelease_v2(device: CUdevice);
     cuCtxGetCurrent(context: *mut CUcontext);
     cuCtxSetCurrent(context: CUcontext);
+    cuCtxSynchronize();
+    cuCtxRecordEvent(context: CUcontext, event: CUevent);
+    cuCtxWaitEvent(context: CUcontext, event: CUevent);
 }
 
 // Memory.
@@ -130,6 +133,7 @@ functions! {
     cuStreamCreate(stream: *mut CUstream, flags: c_uint);
     cuStreamDestroy_v2(stream: CUstream);
     cuStreamSynchronize(stream: CUstream);
+    cuStreamWaitEvent(stream: CUstream, event: CUevent, flags: c_uint);
     cuStreamBeginCapture_v2(stream: CUstream, mode: CUstreamCaptureMode);
     cuStreamEndCapture(stream: CUstream, graph: *mut CUgraph);
     cuEventCreate(event: *mut CUevent, flags: c_uint);

@@ -96,6 +96,7 @@ numbers! {
     /// Kinds of events.
     CUevent_flags {
         CU_EVENT_DEFAULT = 0,
+        CU_EVENT_DISABLE_TIMING = 2,
     }
     /// What other calls may do while a stream is recorded.
     CUstreamCaptureMode {
