@@ -45,5 +45,5 @@ pub use implementation::{Implementation, Reference, RunError};
 pub use inputs::Values;
 pub use layout::Layout;
 pub use report::{Entry, Failure, Finding, Report};
-pub use run::{check, run, run_case};
+pub use run::{check, run, run_case, run_names};
 pub use scores::Extent;

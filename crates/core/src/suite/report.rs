@@ -126,6 +126,16 @@ pub struct Report {
     pub failures: Vec<Failure>,
 }
 
+impl Report {
+    /// With what another run has found.
+    pub fn add(&mut self, more: Report) {
+        let Report { ran, skipped, failures } = more;
+        self.ran += ran;
+        self.skipped.extend(skipped);
+        self.failures.extend(failures);
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { ran, skipped, failures } = self;

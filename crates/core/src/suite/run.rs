@@ -15,7 +15,8 @@ use super::truth::Truth;
 use crate::judge::Expected;
 use crate::{Dtype, Element, Piece, Problem, TensorName, bf16, f16, oracle};
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Runs one case and panics with everything that is wrong. What is not supported is skipped, and says so on stderr.
 ///
@@ -50,12 +51,38 @@ fn run_erased(implementation: &dyn Erased) -> Report {
     let mut report = Report::default();
     for name in super::NAMES {
         let case = super::case(name).expect("every name has its case");
-        let Report { ran, skipped, failures } = run_named(name, &case, implementation);
-        report.ran += ran;
-        report.skipped.extend(skipped);
-        report.failures.extend(failures);
+        report.add(run_named(name, &case, implementation));
     }
     report
+}
+
+/// Runs the suite's cases of these names on all processors, a case on one thread: where the oracle or a compiler of kernels
+/// takes the time. What was found is in no order.
+///
+/// ```
+/// use signflash_core::suite::{self, Reference};
+/// let report = suite::run_names(&["length_1", "no_keys"], &Reference);
+/// assert_eq!((report.ran, report.failures.len()), (6, 0)); // three dtypes each
+/// ```
+///
+/// # Panics
+/// If there is no case of one of the names, or the implementation panics.
+pub fn run_names(names: &[&str], implementation: &(impl Implementation + Sync)) -> Report {
+    run_names_erased(names, implementation)
+}
+
+fn run_names_erased(names: &[&str], implementation: &(dyn Erased + Sync)) -> Report {
+    let (next, report) = (AtomicUsize::new(0), Mutex::new(Report::default()));
+    let run = || {
+        while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let case = super::case(name).unwrap_or_else(|| panic!("the suite has no case named {name:?}"));
+            let found = run_named(name, &case, implementation);
+            report.lock().expect("adding does not panic").add(found);
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
+    std::thread::scope(|scope| (0..threads.min(names.len())).for_each(|_| drop(scope.spawn(run))));
+    report.into_inner().expect("adding does not panic")
 }
 
 /// Runs a case of your own.
