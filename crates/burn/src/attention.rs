@@ -27,6 +27,7 @@ pub struct Attention {
     softcap: Option<f64>,
     softmax_scale: Option<f64>,
     dropout: Option<(f32, Generator)>,
+    deterministic: bool,
 }
 
 impl Attention {
@@ -59,6 +60,11 @@ impl Attention {
     /// call. What is kept is scaled so that its mean stays.
     pub fn dropout(self, dropout_p: f32, generator: &Generator) -> Self {
         Self { dropout: Some((dropout_p, generator.clone())), ..self }
+    }
+
+    /// Whether gradients have the same bits in every run on a GPU, too, where that takes longer. On a CPU they always do.
+    pub fn deterministic(self, deterministic: bool) -> Self {
+        Self { deterministic, ..self }
     }
 
     /// Attention of q (batch, num_heads, seqlen_q, head_dim), k (batch, num_heads_k, seqlen_k, head_dim) and v (batch,
@@ -132,7 +138,7 @@ impl Attention {
             Some(dropout) => or_panic(problem.to_builder().dropout(dropout).build()),
             None => problem,
         };
-        run(&problem, inputs, false).0
+        run(Call { problem, with_lse: false, deterministic: self.deterministic }, inputs).0
     }
 
     fn builder(&self, shape: Shape) -> ProblemBuilder {
@@ -187,11 +193,11 @@ pub fn attention_with_lse(problem: &Problem, inputs: impl Into<Inputs<4>>) -> (T
 fn run_problem(problem: &Problem, inputs: Inputs<4>, with_lse: bool) -> (Tensor<4>, Tensor<3>) {
     let inputs = judge(inputs, None);
     judge_fit(problem, &inputs);
-    run(problem, inputs, with_lse)
+    run(Call { problem: problem.clone(), with_lse, deterministic: false }, inputs)
 }
 
 /// Of tensors that were judged.
-fn run(problem: &Problem, inputs: Inputs<4>, with_lse: bool) -> (Tensor<4>, Tensor<3>) {
+fn run(call: Call, inputs: Inputs<4>) -> (Tensor<4>, Tensor<3>) {
     let Inputs { q, k, v, scores: ScoreInputs { alibi_slopes, bias, mask, sinks }, .. } = inputs;
     let operands = Operands {
         q: q.into_dispatch(),
@@ -203,13 +209,12 @@ fn run(problem: &Problem, inputs: Inputs<4>, with_lse: bool) -> (Tensor<4>, Tens
         mask: mask.map_or(MaybeBool::Absent, |mask| MaybeBool::Given(mask.bool_not().into_dispatch())),
         sinks: maybe(sinks),
     };
-    let call = Call { problem: problem.clone(), with_lse };
     let Forward { out, lse } = Dispatch::signflash_forward(operands, call);
     (Tensor::from_dispatch(out), Tensor::from_dispatch(lse))
 }
 
 fn maybe<const D: usize>(tensor: Option<Tensor<D>>) -> MaybeFloat<Dispatch> {
-    tensor.map_or(MaybeFloat::Absent, |tensor| MaybeFloat::Given(tensor.into_dispatch()))
+    MaybeFloat::of(tensor.map(Tensor::into_dispatch))
 }
 
 /// The value, or a panic in the error's words.

@@ -2,13 +2,14 @@
 
 use crate::attention::or_panic;
 use crate::operator::{
-    Backwards, Call, Forward, Given, MaybeBool, MaybeFloat, Operands, SignflashBackend, SignflashGradients,
+    Backwards, Call, Forward, Given, MaybeFloat, Operands, SignflashBackend, SignflashGradients,
 };
 use burn::backend::{Flex, tensor::FloatTensor};
 use burn::tensor::{DType, TensorData};
 use half::{bf16, f16};
 use signflash_core::{
-    BiasGrad, BiasRef, Element, GradInputs, Gradients, Inputs, Outputs, ScoreInputs, TensorMut, TensorRef,
+    BiasGrad, BiasRef, Element, GradInputs, Gradients, Inputs, Outputs, Problem, ScoreInputs, TensorMut,
+    TensorRef,
 };
 use signflash_cpu::CpuEngine;
 
@@ -27,11 +28,11 @@ impl SignflashBackend for Flex {
 }
 
 impl SignflashGradients for Flex {
-    fn signflash_backward(given: Given<Self>) -> Backwards<Self> {
+    fn signflash_backward(given: Given<Self>, call: Call) -> Backwards<Self> {
         match given.operands.q.dtype() {
-            DType::F32 => backward::<f32>(given),
-            DType::F16 => backward::<f16>(given),
-            DType::BF16 => backward::<bf16>(given),
+            DType::F32 => backward::<f32>(given, &call.problem),
+            DType::F16 => backward::<f16>(given, &call.problem),
+            DType::BF16 => backward::<bf16>(given, &call.problem),
             other => unknown_dtype(other),
         }
     }
@@ -49,20 +50,12 @@ struct Readable {
 impl Readable {
     fn of(operands: Operands<Flex>) -> Self {
         let Operands { q, k, v, alibi_slopes, bias, mask, sinks } = operands;
-        let given = |x: MaybeFloat<Flex>| match x {
-            MaybeFloat::Given(x) => Some(x),
-            MaybeFloat::Absent => None,
-        };
-        let mask = match mask {
-            MaybeBool::Given(mask) => Some(mask),
-            MaybeBool::Absent => None,
-        };
         Self {
             qkv: [q, k, v].map(dense_rows),
-            alibi_slopes: given(alibi_slopes).map(|slopes| slopes.to_contiguous()),
-            bias: given(bias).map(forwards),
-            mask: mask.map(forwards),
-            sinks: given(sinks).map(|sinks| sinks.to_contiguous()),
+            alibi_slopes: alibi_slopes.given().map(|slopes| slopes.to_contiguous()),
+            bias: bias.given().map(forwards),
+            mask: mask.given().map(forwards),
+            sinks: sinks.given().map(|sinks| sinks.to_contiguous()),
         }
     }
 
@@ -100,16 +93,13 @@ fn forward<T: Element + burn::tensor::Element>(operands: &Readable, call: &Call)
     Forward { out: tensor(out, shape.out()), lse: Tensor::from_data(lse) }
 }
 
-fn backward<T: Element + burn::tensor::Element>(given: Given<Flex>) -> Backwards<Flex> {
-    let Given { operands, lse, out, dlse, call, dbias, dsinks } = given;
-    let problem = &call.problem;
+fn backward<T: Element + burn::tensor::Element>(given: Given<Flex>, problem: &Problem) -> Backwards<Flex> {
+    let Given { operands, lse, out, dout, dlse, dbias, dsinks } = given;
     let (operands, shape) = (Readable::of(operands), problem.shape());
     // Where nothing comes through out, its gradient is 0, and out itself counts for nothing.
-    let [out, dout] = out.map_or_else(
-        || [(); 2].map(|()| tensor(zeros::<T>(shape.out()), shape.out())),
-        |out| out.map(dense_rows),
-    );
-    let dlse = dlse.map(|dlse| dlse.to_contiguous());
+    let [out, dout] = [out, dout]
+        .map(|x| x.given().map_or_else(|| tensor(zeros::<T>(shape.out()), shape.out()), dense_rows));
+    let dlse = dlse.given().map(|dlse| dlse.to_contiguous());
     let inputs = GradInputs::new(operands.inputs::<T>(), view(&out), dense(&lse), view(&dout))
         .dlse(dlse.as_ref().map(dense));
 
@@ -135,8 +125,10 @@ fn backward<T: Element + burn::tensor::Element>(given: Given<Flex>) -> Backwards
         dq: tensor(dq, shape.q()),
         dk: tensor(dk, shape.k()),
         dv: tensor(dv, shape.v()),
-        dbias: dbias.map(Tensor::from_data),
-        dsinks: dsinks.map(|data| Tensor::from_data(TensorData::new(data, [shape.num_heads]))),
+        dbias: MaybeFloat::of(dbias.map(Tensor::from_data)),
+        dsinks: MaybeFloat::of(
+            dsinks.map(|data| Tensor::from_data(TensorData::new(data, [shape.num_heads]))),
+        ),
     }
 }
 

@@ -1,8 +1,9 @@
 //! Exact attention with dropout for Burn: an operator with a backward of its own, in memory that grows with the length,
-//! not with its square. It runs on Burn's CPU back end, Flex, with and without `Autodiff`, in f32, f16 and bf16.
+//! not with its square. It runs on Burn's CPU back end, Flex, in f32, f16 and bf16, and with the feature `cuda` on Burn's CUDA
+//! back end, on NVIDIA GPUs since Ampere, in f16 and bf16; with and without `Autodiff`.
 //!
 //! What is dropped is drawn again by the backward; no mask is stored. Results are the contract's, as exact as those of
-//! [Signflash](https://docs.rs/signflash)'s CPU engine, which computes them.
+//! [Signflash](https://docs.rs/signflash)'s engines, which compute them.
 //!
 //! ```
 //! use burn::tensor::{Device, Distribution, Tensor};
@@ -26,7 +27,11 @@
 
 mod attention;
 mod cache;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod flex;
+#[cfg(feature = "cuda")]
+mod fusion;
 mod inputs;
 mod multi_head;
 mod operator;

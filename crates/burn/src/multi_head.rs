@@ -46,6 +46,8 @@ pub struct MultiHeadAttention {
     attention: Attention,
     #[module(skip)]
     generator: Generator,
+    #[module(skip)]
+    attention_dtype: Option<DType>,
 }
 
 impl MultiHeadAttention {
@@ -53,7 +55,18 @@ impl MultiHeadAttention {
     pub fn from_burn(layer: BurnMultiHeadAttention, generator: &Generator) -> Self {
         let BurnMultiHeadAttention { query, key, value, output, dropout, n_heads, quiet_softmax, .. } = layer;
         let (attention, generator) = (Attention::new(), generator.clone());
-        Self { query, key, value, output, dropout, n_heads, quiet_softmax, attention, generator }
+        Self {
+            query,
+            key,
+            value,
+            output,
+            dropout,
+            n_heads,
+            quiet_softmax,
+            attention,
+            generator,
+            attention_dtype: None,
+        }
     }
 
     /// Whether a query sees only keys up to its own.
@@ -64,6 +77,17 @@ impl MultiHeadAttention {
     /// How many keys a query sees before the one that it faces, and how many behind; `None` for all there are.
     pub fn window(self, left: Option<usize>, right: Option<usize>) -> Self {
         Self { attention: self.attention.window(left, right), ..self }
+    }
+
+    /// The dtype that q, k and v are cast to for attention alone, and what comes out back: for weights of f32 on a GPU, where
+    /// attention takes f16 and bf16. `None` leaves them as they are.
+    pub fn attention_dtype(self, dtype: impl Into<Option<DType>>) -> Self {
+        Self { attention_dtype: dtype.into(), ..self }
+    }
+
+    /// Whether gradients have the same bits in every run on a GPU, too: [`Attention::deterministic`].
+    pub fn deterministic(self, deterministic: bool) -> Self {
+        Self { attention: self.attention.deterministic(deterministic), ..self }
     }
 
     /// Self-attention of `x`, (batch, seqlen, d_model).
@@ -108,7 +132,10 @@ impl MultiHeadAttention {
         let train =
             self.dropout.training.is_enabled() && q.device().is_autodiff() && self.dropout.prob != 0.0;
         let attention = self.attention.clone().dropout(self.dropout.prob as f32, &self.generator);
+        let (dtype, inner) = (q.dtype(), self.attention_dtype.unwrap_or(q.dtype()));
+        let [q, k, v] = [q, k, v].map(|x| cast(x, inner));
         let out = attention.forward_with(Inputs::new(q, k, v).scores(scores).train(train));
+        let out = cast(out, dtype);
         let width = num_heads * out.dims()[3];
         self.output.forward(out.swap_dims(1, 2).reshape([batch, seqlen, width]))
     }
@@ -124,4 +151,9 @@ impl MultiHeadAttention {
         );
         scores.sinks(Tensor::zeros([self.n_heads], (&q.device(), DType::F32)))
     }
+}
+
+/// Nothing is added to the graph where nothing changes.
+fn cast(x: Tensor<4>, dtype: DType) -> Tensor<4> {
+    if x.dtype() == dtype { x } else { x.cast(dtype) }
 }

@@ -16,26 +16,54 @@ pub struct Call {
     pub(crate) problem: Problem,
     /// Whether a loss may depend on lse.
     pub(crate) with_lse: bool,
+    /// Whether the backward has the same bits in every run on a GPU, too.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))] // on a CPU it always has
+    pub(crate) deterministic: bool,
 }
 
 /// A float tensor, if there is one.
 #[derive(Clone, Debug, ExtensionType)]
+#[extension_type(fusion: cfg(feature = "cuda"))]
 #[allow(missing_docs)]
 pub enum MaybeFloat<B: Backend> {
     Given(FloatTensor<B>),
     Absent,
 }
 
+impl<B: Backend> MaybeFloat<B> {
+    pub(crate) fn given(self) -> Option<FloatTensor<B>> {
+        match self {
+            Self::Given(x) => Some(x),
+            Self::Absent => None,
+        }
+    }
+
+    pub(crate) fn of(x: Option<FloatTensor<B>>) -> Self {
+        x.map_or(Self::Absent, Self::Given)
+    }
+}
+
 /// A tensor of bools, if there is one.
 #[derive(Clone, Debug, ExtensionType)]
+#[extension_type(fusion: cfg(feature = "cuda"))]
 #[allow(missing_docs)]
 pub enum MaybeBool<B: Backend> {
     Given(BoolTensor<B>),
     Absent,
 }
 
+impl<B: Backend> MaybeBool<B> {
+    pub(crate) fn given(self) -> Option<BoolTensor<B>> {
+        match self {
+            Self::Given(x) => Some(x),
+            Self::Absent => None,
+        }
+    }
+}
+
 /// What a forward reads.
 #[derive(Clone, Debug, ExtensionType)]
+#[extension_type(fusion: cfg(feature = "cuda"))]
 #[allow(missing_docs)]
 pub struct Operands<B: Backend> {
     /// (batch, num_heads, seqlen_q, head_dim); k and v likewise.
@@ -57,6 +85,7 @@ pub struct Operands<B: Backend> {
 
 /// What a forward gives.
 #[derive(ExtensionType)]
+#[extension_type(fusion: cfg(feature = "cuda"))]
 pub struct Forward<B: Backend> {
     /// (batch, num_heads, seqlen_q, head_dim_v).
     pub out: FloatTensor<B>,
@@ -65,42 +94,62 @@ pub struct Forward<B: Backend> {
 }
 
 /// A back end that has the operator.
-#[backend_extension(Autodiff, Flex)]
+#[backend_extension(
+    Autodiff,
+    Flex,
+    Cube: cfg(feature = "cuda"),
+    Fusion: cfg(feature = "cuda")
+)]
 pub trait SignflashBackend: Backend {
     /// out and lse.
+    #[fusion(meta = crate::fusion::forward)]
     fn signflash_forward(#[extension_type] operands: Operands<Self>, call: Call) -> Forward<Self>;
 }
 
-/// A back end that has the operator's gradients. They are no operator themselves: there is no second derivative.
+/// A back end that has the operator's gradients. There is no second derivative.
+#[backend_extension(
+    Flex,
+    Cube: cfg(feature = "cuda"),
+    Fusion: cfg(feature = "cuda")
+)]
 pub trait SignflashGradients: SignflashBackend {
     /// Those that are wanted.
-    fn signflash_backward(given: Given<Self>) -> Backwards<Self>;
+    #[fusion(meta = crate::fusion::backward)]
+    fn signflash_backward(#[extension_type] given: Given<Self>, call: Call) -> Backwards<Self>;
 }
 
 /// What a backward reads.
-#[derive(Debug)]
+#[derive(Clone, Debug, ExtensionType)]
+#[extension_type(fusion: cfg(feature = "cuda"))]
 #[allow(missing_docs)]
 pub struct Given<B: Backend> {
+    #[extension_type]
     pub operands: Operands<B>,
     pub lse: FloatTensor<B>,
-    /// out and dout, unless the loss depends on lse alone.
-    pub out: Option<[FloatTensor<B>; 2]>,
+    /// out and its gradient; absent if the loss depends on lse alone.
+    #[extension_type]
+    pub out: MaybeFloat<B>,
+    #[extension_type]
+    pub dout: MaybeFloat<B>,
     /// The gradient of lse.
-    pub dlse: Option<FloatTensor<B>>,
-    pub call: Call,
+    #[extension_type]
+    pub dlse: MaybeFloat<B>,
     pub dbias: bool,
     pub dsinks: bool,
 }
 
 /// What a backward gives.
-#[derive(Debug)]
+#[derive(Debug, ExtensionType)]
+#[extension_type(fusion: cfg(feature = "cuda"))]
 #[allow(missing_docs)]
 pub struct Backwards<B: Backend> {
     pub dq: FloatTensor<B>,
     pub dk: FloatTensor<B>,
     pub dv: FloatTensor<B>,
-    pub dbias: Option<FloatTensor<B>>,
-    pub dsinks: Option<FloatTensor<B>>,
+    #[extension_type]
+    pub dbias: MaybeFloat<B>,
+    #[extension_type]
+    pub dsinks: MaybeFloat<B>,
 }
 
 /// What the nodes of a graph keep.
@@ -157,17 +206,24 @@ fn lead_back<B: SignflashGradients>(
     let maybe = |x, has| if has { MaybeFloat::Given(x) } else { MaybeFloat::Absent };
     let (bias, sinks) = (maybe(bias, has_bias), maybe(sinks, has_sinks));
     let [of_q, of_k, of_v, of_bias, of_sinks] = ops.parents;
+    let (out, dout) = out.map_or((None, None), |[out, dout]| (Some(out), Some(dout)));
     let given = Given {
         operands: Operands { q, k, v, alibi_slopes, bias, mask, sinks },
         lse,
-        out,
-        dlse,
-        call,
+        out: MaybeFloat::of(out),
+        dout: MaybeFloat::of(dout),
+        dlse: MaybeFloat::of(dlse),
         dbias: has_bias && of_bias.is_some(),
         dsinks: has_sinks && of_sinks.is_some(),
     };
-    let Backwards { dq, dk, dv, dbias, dsinks } = B::signflash_backward(given);
-    let found = [(of_q, Some(dq)), (of_k, Some(dk)), (of_v, Some(dv)), (of_bias, dbias), (of_sinks, dsinks)];
+    let Backwards { dq, dk, dv, dbias, dsinks } = B::signflash_backward(given, call);
+    let found = [
+        (of_q, Some(dq)),
+        (of_k, Some(dk)),
+        (of_v, Some(dv)),
+        (of_bias, dbias.given()),
+        (of_sinks, dsinks.given()),
+    ];
     for (node, gradient) in found {
         if let (Some(node), Some(gradient)) = (node, gradient) {
             gradients.register::<B>(node.id, gradient);
@@ -199,11 +255,7 @@ where
     N: Backward<B, 5, State = Kept<B>>,
 {
     let Operands { q, k, v, alibi_slopes, bias, mask, sinks } = operands;
-    let given = |x: &MaybeFloat<Autodiff<B, C>>| match x {
-        MaybeFloat::Given(x) => Some(x.clone()),
-        MaybeFloat::Absent => None,
-    };
-    let (bias, sinks) = (given(bias), given(sinks));
+    let (bias, sinks) = (bias.clone().given(), sinks.clone().given());
     Kept {
         nodes: [q, k, v, bias.as_ref().unwrap_or(q), sinks.as_ref().unwrap_or(q)].map(|x| prep.checkpoint(x)),
         has_bias: bias.is_some(),
@@ -217,10 +269,7 @@ where
 }
 
 fn inner<B: Backend, C: CheckpointStrategy>(x: MaybeFloat<Autodiff<B, C>>) -> MaybeFloat<B> {
-    match x {
-        MaybeFloat::Given(x) => MaybeFloat::Given(x.into_primitive()),
-        MaybeFloat::Absent => MaybeFloat::Absent,
-    }
+    MaybeFloat::of(x.given().map(|x| x.into_primitive()))
 }
 
 fn inner_bool<B: Backend, C: CheckpointStrategy>(x: MaybeBool<Autodiff<B, C>>) -> MaybeBool<B> {

@@ -2,7 +2,11 @@
 
 use crate::attention::or_panic;
 use crate::inputs::{Inputs, ScoreInputs};
+#[cfg(feature = "cuda")]
+use burn::backend::DispatchDevice;
 use burn::tensor::{DType, Tensor};
+#[cfg(feature = "cuda")]
+use burn_cubecl::CubeDevice;
 use signflash_core::{
     Description, Dtype, Problem, ProblemBuilder, ScoreDescription, Slopes, TensorName, contiguous_strides,
 };
@@ -18,6 +22,7 @@ pub(crate) fn judge(inputs: Inputs<4>, keys: Option<usize>) -> Inputs<4> {
         let (expected, got) = (q.dtype(), x.dtype());
         assert!(got == expected, "signflash: {name} must have q's dtype {expected:?}, got {got:?}; cast it");
     }
+    judge_place(&q);
     let of_keys = |[a, b, c, d]: [usize; 4]| match keys {
         Some(keys) if d == 1 => [a, b, c, keys],
         _ => [a, b, c, d],
@@ -40,6 +45,26 @@ pub(crate) fn judge(inputs: Inputs<4>, keys: Option<usize>) -> Inputs<4> {
     });
     let sinks = sinks.map(|sinks| single("sinks", sinks));
     Inputs { q, k, v, scores: ScoreInputs { alibi_slopes, bias, mask, sinks }, train }
+}
+
+/// That something here computes such tensors where they lie.
+fn judge_place(q: &Tensor<4>) {
+    #[cfg(feature = "cuda")]
+    if let DispatchDevice::Cube(device) = q.device().without_autodiff().as_dispatch() {
+        assert!(
+            matches!(device, CubeDevice::Cuda(_)),
+            "signflash: q, k and v must lie on a CPU (Device::flex()) or on an NVIDIA GPU (Device::cuda(0)), got {device:?}; \
+             move them with to_device"
+        );
+        let dtype = q.dtype();
+        assert!(
+            matches!(dtype, DType::F16 | DType::BF16),
+            "signflash: q, k and v must be f16 or bf16 on a GPU, got {dtype:?}; cast them, or have \
+             MultiHeadAttention::attention_dtype cast them"
+        );
+    }
+    #[cfg(not(feature = "cuda"))]
+    let _ = q; // Flex says itself which dtypes it takes
 }
 
 fn judge_float(name: &str, got: DType) {

@@ -5,16 +5,49 @@ use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
 use signflash_burn::{Inputs as BurnInputs, ScoreInputs, attention_with_lse};
 use signflash_core::suite::{self, Implementation, RunError};
 use signflash_core::{
-    BiasMut, BiasRef, Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, TensorMut, TensorRef,
-    bf16, f16,
+    BiasMut, BiasRef, Dropout, Dtype, Element, GradInputs, Gradients, Inputs, Outputs, Problem, Shape,
+    TensorMut, TensorRef, bf16, f16,
 };
 
-/// Attention by Burn's tensors.
-struct Burn;
+#[cfg(feature = "cuda")]
+#[path = "suite/gpu.rs"]
+mod gpu;
+
+/// Attention by Burn's tensors on a device.
+struct Burn {
+    device: Device,
+    /// The dtypes that are run there.
+    dtypes: &'static [Dtype],
+    is_gpu: bool,
+}
+
+/// On this machine's CPU.
+fn cpu() -> Burn {
+    Burn { device: Device::flex(), dtypes: &[Dtype::F32, Dtype::F16, Dtype::Bf16], is_gpu: false }
+}
 
 impl Implementation for Burn {
     fn name(&self) -> String {
-        "Burn, Flex".into()
+        format!("Burn, {:?}", self.device)
+    }
+
+    fn supports(&self, dtype: Dtype, _: &Problem) -> Result<(), String> {
+        match self.dtypes.contains(&dtype) {
+            true => Ok(()),
+            false => Err("it is not run here".into()),
+        }
+    }
+
+    fn has_deterministic_backward(&self) -> bool {
+        !self.is_gpu
+    }
+
+    fn largest_lse_of_p(&self) -> Option<f64> {
+        self.is_gpu.then_some(1_048_576.0)
+    }
+
+    fn spreads_non_finite(&self) -> bool {
+        self.is_gpu
     }
 
     fn forward<T: Element>(
@@ -23,7 +56,7 @@ impl Implementation for Burn {
         inputs: &Inputs<'_, T>,
         outputs: &mut Outputs<'_, T>,
     ) -> Result<(), RunError> {
-        let device = Device::flex();
+        let device = self.device.clone();
         let [q, k, v] = [&inputs.q, &inputs.k, &inputs.v].map(|x| tensor(x, &device));
         let scores = scores(inputs, &device);
         let (out, lse) = attention_with_lse(problem, BurnInputs::new(q, k, v).scores(scores));
@@ -45,7 +78,7 @@ impl Implementation for Burn {
         inputs: &GradInputs<'_, T>,
         gradients: &mut Gradients<'_, T>,
     ) -> Result<(), RunError> {
-        let device = Device::flex().autodiff();
+        let device = self.device.clone().autodiff();
         let GradInputs { inputs: Inputs { q, k, v, .. }, dout, dlse, .. } = inputs;
         let [q, k, v] = [q, k, v].map(|x| tensor(x, &device).require_grad());
         let mut scores = scores(&inputs.inputs, &device);
@@ -162,39 +195,58 @@ fn write<T: Element>(from: Tensor<4>, to: &mut TensorMut<'_, T>) {
 }
 
 /// Runs the cases whose names `which` chooses.
-fn run(which: impl Fn(&str) -> bool) {
-    let (mut ran, mut failed) = (0, Vec::new());
-    for name in suite::NAMES.iter().filter(|name| which(name)) {
+fn run(burn: &Burn, which: impl Fn(&str) -> bool) {
+    let has_place = |name: &str| {
         let case = suite::case(name).expect("a name of the list has a case");
-        if case.cuts_keys() {
-            continue; // a graph has no place for out and lse of a whole
-        }
-        let report = suite::run_case(name, &case, &Burn);
-        ran += report.ran;
-        failed.extend(report.failures.iter().map(|failure| failure.to_string()));
-    }
-    assert!(failed.is_empty(), "{} of {ran} failed:\n{}", failed.len(), failed.join("\n"));
-    println!("{ran} runs of cases passed");
-    assert!(ran > 0);
+        !case.cuts_keys() // a graph has no place for out and lse of a whole
+    };
+    let names: Vec<&str> =
+        suite::NAMES.iter().copied().filter(|name| which(name) && has_place(name)).collect();
+    let report = suite::run_names(&names, burn);
+    assert!(report.failures.is_empty() && report.ran > 0, "{report}");
+    println!("{} runs of cases passed", report.ran);
 }
 
 #[test]
 fn cases_of_attention_and_dropout() {
-    run(|name| !name.contains("1024") && !name.starts_with("packed") && !name.starts_with("window"));
+    run(&cpu(), |name| !name.contains("1024") && !name.starts_with("packed") && !name.starts_with("window"));
 }
 
 #[test]
 fn cases_of_windows() {
-    run(|name| name.starts_with("window"));
+    run(&cpu(), |name| name.starts_with("window"));
 }
 
 #[test]
 fn cases_of_packed_sequences() {
-    run(|name| name.starts_with("packed"));
+    run(&cpu(), |name| name.starts_with("packed"));
 }
 
 #[test]
 fn the_backward_drops_what_the_forward_drops() {
-    suite::check_backward_drops::<f32, _>(&Burn);
-    suite::check_backward_drops::<bf16, _>(&Burn);
+    suite::check_backward_drops::<f32, _>(&cpu());
+    suite::check_backward_drops::<bf16, _>(&cpu());
+}
+
+#[test]
+fn the_mask_is_the_cores() {
+    check_mask(&cpu().device, DType::F32);
+}
+
+/// Equal scores and the identity in the place of v: what comes out is 0 where the core drops, and nowhere else.
+fn check_mask(device: &Device, dtype: DType) {
+    let shape = Shape::new(2, 77, 128).heads(3, 3).head_dim(64).head_dim_v(128);
+    let dropout = Dropout::new(0.3, 0x1234_5678_9abc_def0, 17).expect("0.3 is a probability");
+    let problem = Problem::builder(shape).dropout(dropout).build().expect("the sizes fit");
+    let zeros = |rows| Tensor::<4>::zeros([2, 3, rows, 64], (device, dtype));
+    let v = Tensor::<2>::eye(128, device).cast(dtype).unsqueeze::<4>().expand([2, 3, 128, 128]);
+    let out = signflash_burn::attention(&problem, [zeros(77), zeros(128), v]);
+    let out = out.into_data().convert::<f32>().try_into_vec::<f32>().expect("numbers");
+    let (rule, mut kept) = (problem.keep_rule().expect("p is not 0"), 0);
+    for (n, x) in out.iter().enumerate() {
+        let [batch, head, row, column] = [n / (3 * 77 * 128), n / (77 * 128) % 3, n / 128 % 77, n % 128];
+        assert_eq!(*x != 0.0, rule.keep(batch, head, row, column), "{batch} {head} {row} {column}: {x}");
+        kept += usize::from(*x != 0.0);
+    }
+    assert!(kept > out.len() / 2 && kept < out.len());
 }

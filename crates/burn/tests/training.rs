@@ -9,7 +9,8 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use model::{Model, Sizes};
 use signflash_burn::Generator;
 
-const SIZES: Sizes = Sizes { symbols: 32, seqlen: 40, width: 64, heads: 4, layers: 2, dropout_p: 0.0 };
+const SIZES: Sizes =
+    Sizes { symbols: 32, seqlen: 40, width: 64, heads: 4, layers: 2, dropout_p: 0.0, attention_dtype: None };
 
 /// The losses of training from the same weights, with our attention if there is a generator.
 fn losses(generator: Option<&Generator>) -> Vec<f32> {

@@ -7,7 +7,7 @@ use burn::nn::attention::{
 };
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::nn::{Embedding, EmbeddingConfig, Gelu, LayerNorm, LayerNormConfig, Linear, LinearConfig};
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
 use signflash_burn::{Generator, MultiHeadAttention};
 
 /// The sizes of a model.
@@ -19,6 +19,8 @@ pub(crate) struct Sizes {
     pub(crate) heads: usize,
     pub(crate) layers: usize,
     pub(crate) dropout_p: f32,
+    /// What our attention casts to, if weights have another dtype than it takes.
+    pub(crate) attention_dtype: Option<DType>,
 }
 
 #[derive(Module, Debug)]
@@ -33,12 +35,15 @@ struct Block {
 
 impl Block {
     fn new(sizes: &Sizes, generator: Option<&Generator>, device: &Device) -> Self {
-        let Sizes { width, heads, dropout_p, .. } = *sizes;
+        let Sizes { width, heads, dropout_p, attention_dtype, .. } = *sizes;
         let config = MultiHeadAttentionConfig::new(width, heads).with_dropout(f64::from(dropout_p));
         let norm = || LayerNormConfig::new(width).init(device);
         Self {
             before: norm(),
-            ours: generator.map(|g| MultiHeadAttention::from_burn(config.init(device), g).causal(true)),
+            ours: generator.map(|g| {
+                let layer = MultiHeadAttention::from_burn(config.init(device), g).causal(true);
+                layer.attention_dtype(attention_dtype)
+            }),
             burns: generator.is_none().then(|| config.init(device)),
             after: norm(),
             up: LinearConfig::new(width, 4 * width).init(device),
