@@ -11,7 +11,7 @@ mod model;
 mod table;
 
 use burn::optim::{AdamWConfig, GradientsParams};
-use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use model::{Model, Sizes};
 use signflash_burn::Generator;
 use table::Step;
@@ -42,14 +42,16 @@ fn main() {
 }
 
 /// The first GPU, whose tensors are bf16 unless they say otherwise.
+#[cfg(feature = "cuda")]
 fn gpu() -> Device {
-    #[cfg(feature = "cuda")]
     let mut device = Device::cuda(0);
-    #[cfg(not(feature = "cuda"))]
-    let mut device = panic!("--cuda needs --features cuda");
-    #[allow(unreachable_code)]
-    Device::configure(&mut device, FloatDType::BF16).expect("nothing has been made there yet");
+    device.configure(burn::tensor::FloatDType::BF16).expect("nothing has been made there yet");
     device
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu() -> Device {
+    panic!("--cuda needs --features cuda")
 }
 
 fn peak_mib(device: &Device) -> f64 {

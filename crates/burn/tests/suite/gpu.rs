@@ -56,27 +56,27 @@ fn normal(dims: [usize; 4], device: &Device) -> Tensor<4> {
     Tensor::random(dims, Distribution::Normal(0.0, 1.0), device)
 }
 
-/// Burn's work before attention is still running when attention is called, and its work behind is called right away.
+/// Burn's work before attention is still running when attention is called, and its work behind is called right away. Nothing
+/// here is a product of matrices, for which Burn compiles dozens of kernels to choose from.
 #[test]
 fn work_before_and_behind_is_in_order() {
     let Some(gpu) = gpu(&[]) else { return };
-    let sizes = [4, 8, 512, 64];
+    let sizes = [4, 8, 1024, 64];
     let settings = Attention::new().causal(true);
-    let [x, w] = [sizes, [4, 8, 64, 64]].map(|sizes| normal(sizes, &cpu().device) / 8.0);
     // The same rounded numbers on both.
-    let [x, w] = [x, w].map(|x| x.cast(DType::BF16).into_data());
+    let x = normal(sizes, &cpu().device).cast(DType::BF16).into_data();
     let chain = |device: &Device, rounds: usize| {
-        let [mut x, w] = [&x, &w].map(|data| Tensor::<4>::from_data(data.clone(), (device, DType::BF16)));
+        let mut x = Tensor::<4>::from_data(x.clone(), (device, DType::BF16));
         for _ in 0..rounds {
-            let q = x.clone().matmul(w.clone()) + x.clone();
+            let q = x.clone() * 0.5 + 0.125;
             let out = settings.forward(q.clone(), x.clone(), q);
-            x = (x + out) * 0.5;
+            x = (x + out) * 0.75;
         }
         x.cast(DType::F32).to_device(&cpu().device)
     };
     let truth = chain(&cpu().device, 6);
     let norm = |x: Tensor<4>| x.powi_scalar(2).sum().into_scalar::<f32>().sqrt();
-    for turn in 0..10 {
+    for turn in 0..20 {
         // What is read before it is written is the last turn's, unless memory is new: other work takes it in between.
         let filler = Tensor::<4>::ones(sizes, (&gpu.device, DType::BF16)) * (turn as f32 + 3.0);
         let found = chain(&gpu.device, 6);
