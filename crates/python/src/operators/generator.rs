@@ -28,6 +28,13 @@ struct Generator {
     set_offset: Py<PyAny>,
 }
 
+impl Generator {
+    fn clone_ref(&self, py: Python<'_>) -> Self {
+        let Self { seed, offset, set_offset } = self;
+        Self { seed: seed.clone_ref(py), offset: offset.clone_ref(py), set_offset: set_offset.clone_ref(py) }
+    }
+}
+
 pub(crate) struct Usual {
     told: Told,
     generators: Mutex<HashMap<u32, Generator>>,
@@ -79,20 +86,18 @@ impl Usual {
     }
 
     fn generator(&self, py: Python<'_>, ordinal: u32) -> PyResult<Generator> {
-        let mut generators = self.generators.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Generator { seed, offset, set_offset }) = generators.get(&ordinal) {
-            let [seed, offset, set_offset] =
-                [seed, offset, set_offset].map(|function| function.clone_ref(py));
-            return Ok(Generator { seed, offset, set_offset });
+        // Nothing of Python's runs while this is locked: it could wait for a thread that waits for this.
+        let locked = || self.generators.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = locked().get(&ordinal) {
+            return Ok(known.clone_ref(py));
         }
         let generator =
             self.told.cuda.bind(py).getattr(intern!(py, "default_generators"))?.get_item(ordinal)?;
         let function = |name| Ok::<_, PyErr>(generator.getattr(name)?.unbind());
-        let found = || {
-            let (seed, offset) = (function("initial_seed")?, function("get_offset")?);
-            Ok::<_, PyErr>(Generator { seed, offset, set_offset: function("set_offset")? })
-        };
-        generators.insert(ordinal, found()?);
-        found()
+        let (seed, offset) = (function("initial_seed")?, function("get_offset")?);
+        let found = Generator { seed, offset, set_offset: function("set_offset")? };
+        let replaced = locked().insert(ordinal, found.clone_ref(py));
+        drop(replaced);
+        Ok(found)
     }
 }
