@@ -58,7 +58,8 @@ IN_A_ROW = 24
 def switch(side):
     signflash.disable()
     if SIDES[side] is not None:
-        native.is_there, fused.LEAST_PAIRS = SIDES[side]
+        native.is_there, least_pairs = SIDES[side]
+        fused.LEAST_PAIRS = native.LEAST_PAIRS = least_pairs
         signflash.enable(pytorch=True, transformers=False)
 
 

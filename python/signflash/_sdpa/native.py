@@ -20,6 +20,8 @@ from .call import Call
 
 FLASH = "_scaled_dot_product_flash_attention"
 _FORWARDS = (FLASH, fused.EFFICIENT, fused.CUDNN)
+#: As `fused.LEAST_PAIRS`, of which the lesser holds.
+LEAST_PAIRS = 1 << 27
 #: How many arguments and results operators have that the native half knows.
 _KNOWN = {
     FLASH: (7, 9),
@@ -59,7 +61,7 @@ def is_there() -> bool:
 def register(*names, key="CUDA"):
     """The kernels of operators, until they are removed."""
     _have_it_told_once()
-    return _native.register_operators(key, operators(*names), fused.LEAST_PAIRS)
+    return _native.register_operators(key, operators(*names), min(LEAST_PAIRS, fused.LEAST_PAIRS))
 
 
 @functools.lru_cache(None)
