@@ -2,17 +2,18 @@
 //! heads * head_dim = 2048 in all, bf16, median of 20.
 //!
 //! A line of standard input is a trial: `forward 128 2048 drop causal w4 r2 n64 s2 b2 reg`: pass, head_dim (`192v128`: of q
-//! and of v), seqlen, flags (`l1024` with `causal`: a window of so many keys before), tiles as their name spells them; `forward 128 2048 drop g2 d1 n128 s2 f3 r208 e4 noturns outq`: the same of
+//! and of v), seqlen, flags (`l1024` with `causal`: a window of so many keys before; `softcap=30`, `alibi`; `padding`: a mask
+//! that hides the second half of the keys), tiles as their name spells them; `forward 128 2048 drop g2 d1 n128 s2 f3 r208 e4 noturns outq`: the same of
 //! Hopper's kernel, `backward 128 2048 drop k128 n64 s2 p3 f2 r232` of its backward's. Without tiles it is the
 //! tables' choice, of the portable kernels with `portable`.
 //!
 //! `tune search 64,128` tries many forms of Hopper's forward instead, causal and not, with dropout and without, and
 //! prints the best of each as rows of the table.
-use signflash_core::{Dropout, Problem, Shape};
+use signflash_core::{Dropout, Problem, Shape, Slopes};
 use signflash_cuda::{CudaEngine, Device, DeviceBuffer, Event};
 use signflash_kernels::{
-    BackwardCall, BackwardChoice, BandKind, DeviceTensor, ForwardCall, ForwardChoice, Half, HopperForm,
-    HopperKeysForm, Kernels, Order, PortableForm, Task,
+    BackwardCall, BackwardChoice, BandKind, DeviceScoreTensor, DeviceScores, DeviceTensor, ForwardCall,
+    ForwardChoice, Half, HopperForm, HopperKeysForm, Kernels, Order, PortableForm, Task,
 };
 use std::error::Error;
 use std::io::BufRead;
@@ -57,6 +58,10 @@ struct Trial {
     /// Keys before the one that a query faces.
     left: Option<usize>,
     dropout: bool,
+    /// What becomes of scores.
+    softcap: Option<f64>,
+    alibi: bool,
+    padding: bool,
     /// Of the forward's kernel, or of the backward's pass over keys.
     tiles: Option<PortableForm>,
     hopper: Option<HopperForm>,
@@ -117,6 +122,9 @@ impl Trial {
             causal: has("causal"),
             left: number('l').map(|left| left as usize),
             dropout: has("drop"),
+            softcap: words.iter().find_map(|w| w.strip_prefix("softcap=")?.parse().ok()),
+            alibi: has("alibi"),
+            padding: has("padding"),
             tiles,
             hopper,
             hopper_keys,
@@ -136,6 +144,9 @@ impl Trial {
             .head_dim_v(self.head_dim_v);
         let problem = Problem::builder(shape).window(self.left, None).causal(self.causal);
         let dropout = Dropout::new(if self.dropout { 0.1 } else { 0.0 }, 42, 0)?;
+        let problem = problem.softcap(self.softcap).alibi(self.alibi.then_some(Slopes::PerHead));
+        let mask = [TOKENS / self.seqlen, 1, 1, self.seqlen];
+        let problem = if self.padding { problem.mask(mask) } else { problem };
         Ok(problem.dropout(dropout).build()?)
     }
 
@@ -159,6 +170,8 @@ struct Bench {
     outputs: [DeviceBuffer; 4],
     lse: DeviceBuffer,
     workspace: DeviceBuffer,
+    /// As many slopes as there can be heads.
+    slopes: DeviceBuffer,
 }
 
 impl Bench {
@@ -186,13 +199,19 @@ impl Bench {
         // As many rows as there can be: head_dim 8. The workspace is dq in f32 and statistics of rows.
         let lse = new(4 * TOKENS * WIDTH / 8)?;
         let workspace = new(8 * TOKENS * WIDTH)?;
-        Ok(Bench { engine, inputs, outputs, lse, workspace })
+        let slopes = (0..WIDTH / 8).map(|head| (-0.5 * (head % 16 + 1) as f32).exp2());
+        let slopes: Vec<u8> = slopes.flat_map(f32::to_le_bytes).collect();
+        let slopes = DeviceBuffer::from_host(stream, &slopes)?;
+        Ok(Bench { engine, inputs, outputs, lse, workspace, slopes })
     }
 
     /// Milliseconds and TFLOP/s.
     fn time(&self, trial: &Trial) -> Result<(f64, f64), Failure> {
         let problem = trial.problem()?;
-        let tasks = self.tasks(trial, &problem)?;
+        let seen = |token: usize| u8::from(token % trial.seqlen < trial.seqlen / 2);
+        let mask: Vec<u8> = (0..TOKENS).map(seen).collect();
+        let mask = DeviceBuffer::from_host(self.engine.stream(), &mask)?;
+        let tasks = self.tasks(trial, &problem, &mask)?;
         let stream = self.engine.stream();
         // SAFETY: all tensors are buffers of this bench, as large as any problem of so many tokens and columns needs,
         // and alive; `time` waits for the stream before it returns.
@@ -215,7 +234,7 @@ impl Bench {
     }
 
     /// What is run; for a backward the forward has been run before.
-    fn tasks(&self, trial: &Trial, problem: &Problem) -> Result<Vec<Task>, Failure> {
+    fn tasks(&self, trial: &Trial, problem: &Problem, mask: &DeviceBuffer) -> Result<Vec<Task>, Failure> {
         let tensor =
             |buffer: &DeviceBuffer, sizes| DeviceTensor::dense(buffer.ptr(), sizes, Order::RowsFirst);
         let (of_q, of_v) = (problem.shape().q(), problem.shape().out());
@@ -225,7 +244,15 @@ impl Bench {
         let [out, dq, dk, dv] = [tensor(out, of_v), tensor(dq, of_q), tensor(dk, of_q), tensor(dv, of_v)];
         let gpu = self.engine.gpu();
         let kernels = if trial.portable { Kernels::Portable } else { Kernels::Best };
-        let forward = ForwardCall::new(problem, Half::Bf16, [q, k, v], out, self.lse.ptr());
+        let mask = DeviceScoreTensor::of(mask.ptr(), [trial.seqlen, 0, 0, 1]);
+        let scores = DeviceScores {
+            alibi_slopes: if trial.alibi { self.slopes.ptr() } else { 0 },
+            mask: trial.padding.then_some(mask),
+            ..DeviceScores::default()
+        };
+        let forward = ForwardCall::new(problem, Half::Bf16, [q, k, v], out, self.lse.ptr())
+            .with_scores(scores)
+            .with_workspace(self.workspace.ptr());
         if !trial.backward {
             let choice = ForwardChoice::of(&forward, gpu, kernels);
             let choice = match (trial.hopper, trial.tiles) {
