@@ -87,6 +87,8 @@ fn cases() -> Vec<Case> {
         // Further steps, of products that are weighed as they are; and of some that cannot be, and then are not.
         case(20, 270).softcap(30.0).dropout(0.2),
         case(20, 400).softcap(8.0),
+        // Of a tile's scores one that is large, and perhaps negative.
+        case(2, 1).heads(32, 32).head_dim(8).softcap(0.7),
         // Whole tiles of scores that are all large, as what stands for no row or key is not.
         case(128, 128).softcap(0.05),
         // Tiles on the diagonal and, close to it, behind; and before.
@@ -116,18 +118,32 @@ const OF_PACKED: NotNoticed =
 
 const OF_WARPS: NotNoticed = ("shfl.sync.idx", "dsinks.rs", 1, "all lanes of a warp know its number");
 
+const OF_A_LANE: NotNoticed =
+    ("setp.eq.u32 not", "dsinks.rs", 1, "the other lanes of a warp store the same number at the same place");
+
 const OF_NO_ROW: NotNoticed =
     ("setp.eq.f32 never", "dsinks.rs", 1, "here what stands for no row has a weight");
 
 const OF_TANH: NotNoticed = (
     "selp.b32 never",
     "softcap.rs",
-    1,
+    3,
     "a step whose numbers are taken for too large is done again, and as right as before",
 );
 
-const NOT_NOTICED: [&[NotNoticed]; 2] =
-    [&[OF_PACKED, OF_WARPS, OF_NO_ROW, OF_TANH], &[OF_PACKED, OF_WARPS, OF_NO_ROW]];
+const OF_LANES: NotNoticed = ("add.u32", "softcap.rs", 3, "lanes always choose so");
+
+const OF_CHOICES: NotNoticed = ("selp.b32 always", "softcap.rs", 3, "as above, or a step that is done again");
+
+const OF_HIDDEN: NotNoticed =
+    ("selp.b32 always", "gradients.rs", 1, "here no bias hides, and a mask of keys is asked later");
+
+const OF_SQUARES: NotNoticed = ("selp.b32 turned round", "softcap.rs", 1, "likewise");
+
+const NOT_NOTICED: [&[NotNoticed]; 2] = [
+    &[OF_PACKED, OF_WARPS, OF_NO_ROW, OF_TANH, OF_LANES, OF_CHOICES, OF_SQUARES, OF_HIDDEN, OF_A_LANE],
+    &[OF_PACKED, OF_WARPS, OF_NO_ROW],
+];
 
 fn one_in() -> usize {
     match std::env::var("SIGNFLASH_TEST").as_deref() {

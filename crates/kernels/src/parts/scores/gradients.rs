@@ -1,5 +1,6 @@
 //! What becomes of scores in a backward: weights, and gradients of scores.
 use super::alibi::AlibiAt;
+use super::softcap::NearGradients;
 use crate::parts::overlays::{Overlay, OverlayOf};
 use signflash_ptx::{F32, Val, Var};
 
@@ -9,6 +10,8 @@ pub(crate) struct Weights<'a, 'k> {
     pub(super) factor: Val<'k, F32>,
     /// Whether what they are made of is a tanh.
     pub(super) is_capped: bool,
+    /// If it is a product yet, near enough to 0 for a softcap's weights and slopes to be made of it.
+    pub(super) near: Option<NearGradients<'k>>,
     /// What is yet to be done to a tanh, if anything is.
     pub(super) later: Option<Later<'a, 'k>>,
 }
@@ -45,7 +48,10 @@ impl<'a, 'k> Weights<'a, 'k> {
 impl<'k> GroupWeights<'_, 'k> {
     /// The weight of one of the group's numbers.
     pub(crate) fn of(&self, register: usize, prepared: Val<'k, F32>, shift: Val<'k, F32>) -> Val<'k, F32> {
-        let Weights { factor, later, .. } = self.all;
+        let Weights { factor, later, near, .. } = self.all;
+        if let Some(near) = near {
+            return near.exponent(prepared, shift).ex2();
+        }
         let overlay = self.overlays.map(|overlays| overlays[register]);
         let number = overlay.and_then(|overlay| overlay.number);
         let score = match (later.and_then(|later| later.scale), number) {
@@ -61,7 +67,11 @@ impl<'k> GroupWeights<'_, 'k> {
 
     /// A probability, with its sign, times the slope of its score.
     pub(crate) fn bent(&self, p: Val<'k, F32>, prepared: Val<'k, F32>) -> Val<'k, F32> {
-        if self.all.is_capped { p * prepared.mul_add(-prepared, 1.0) } else { p }
+        match (self.all.near, self.all.is_capped) {
+            (Some(near), _) => p * near.slope(prepared),
+            (None, true) => p * prepared.mul_add(-prepared, 1.0),
+            (None, false) => p,
+        }
     }
 }
 

@@ -219,12 +219,31 @@ impl<'k> HeadScores<'k> {
         let is_capped = scores.kind.product == Product::Capped;
         if !is_capped || (self.alibi.is_none() && overlays.is_none()) {
             self.prepare(warp, s, place, overlays);
-            return Weights { factor, is_capped, later: None };
+            return Weights { factor, is_capped, near: None, later: None };
         }
         self.stage.bend(warp, s);
         let alibi = self.alibi.map(|alibi| alibi.at(place()));
         let scale = scores.adds().then_some(scale);
-        Weights { factor, is_capped, later: Some(Later { scale, alibi, overlays }) }
+        Weights { factor, is_capped, near: None, later: Some(Later { scale, alibi, overlays }) }
+    }
+
+    /// The same, given to `then`, which is built twice under a softcap to which nothing is added: where all products are near
+    /// enough to 0, weights and slopes are made of these.
+    pub(crate) fn with_weights(
+        &self,
+        warp: Warp<'k>,
+        s: &Acc<'k>,
+        (place, overlays): (impl FnOnce() -> Place<'k>, Option<&dyn OverlayOf<'k>>),
+        then: impl Fn(&Weights<'_, 'k>),
+    ) {
+        let prepared = || then(&self.prepare_for_gradients(warp, s, place, overlays));
+        let Some(softcap) = self.stage.kind.softcap.filter(|_| self.alibi.is_none() && overlays.is_none())
+        else {
+            return prepared();
+        };
+        let near = softcap.near_gradients(warp);
+        let near = Weights { factor: self.stage.factor, is_capped: true, near: Some(near), later: None };
+        warp.when_else(softcap.are_near(warp, s), |_| then(&near), |_| prepared());
     }
 }
 

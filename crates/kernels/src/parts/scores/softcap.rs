@@ -36,6 +36,10 @@ kernel_args! {
         near_first: f32,
         near_third: f32,
         near_fifth: f32,
+        /// The product up to which that is so, or less than 0; and the slope of the score there: coefficients by powers of the same.
+        near_most: f32,
+        slope: f32,
+        slope_third: f32,
         /// What stands for a hidden tanh: so far below -1 that its weight is 0.
         hidden: f32,
     }
@@ -59,6 +63,10 @@ const POLYNOMIALS: [(f64, [f64; 5]); 3] = [
     (9e-4, [1.0, 0.0, 0.0, 0.0, 0.0]),
 ];
 
+/// 1 - tanh(x)^2 is 1 less this times x^2, up to the second of the bounds above, but for 2.7e-4 of it: a slope is a factor of what is
+/// rounded to 16 bits. Small scores have the least error.
+const SLOPE: f64 = 0.97327;
+
 /// The largest number that stands for a hidden tanh; its square is one, too.
 const MOST_HIDDEN: f64 = 1e18;
 
@@ -78,7 +86,11 @@ impl SoftcapArgs {
         let can_hide = least_hidden <= MOST_HIDDEN;
         let squares = |most: f64| (most / rate).powi(2).min(1e36) as f32;
         let [near_first, near_third, near_fifth] = near_coefficients;
+        let slope_third = (-SLOPE * rate * rate) as f32;
         Some(SoftcapArgs {
+            near_most: if near > 0.0 { (near / rate).abs().min(1e18) as f32 } else { -1.0 },
+            slope: (1.0 - SLOPE * near * near) as f32,
+            slope_third: if slope_third.is_normal() { slope_third } else { 0.0 },
             near_square: if can_hide && near > 0.0 { -squares(near) } else { 1.0 },
             near_tanh: if can_hide { -f32::MAX } else { 1.0 },
             near_first,
@@ -152,14 +164,62 @@ impl<'k> Near<'k> {
     }
 }
 
+/// How products of a step become weights, and what slope their scores have, if all are near enough to 0.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NearGradients<'k> {
+    near: Near<'k>,
+    slope: Val<'k, F32>,
+    slope_third: Val<'k, F32>,
+}
+
+impl<'k> NearGradients<'k> {
+    /// An exponent of 2.
+    pub(super) fn exponent(&self, x: Val<'k, F32>, shift: Val<'k, F32>) -> Val<'k, F32> {
+        x.mul_add(self.near.rate(x).0, shift)
+    }
+
+    /// How fast a score grows with its product, but for softmax_scale.
+    pub(super) fn slope(&self, x: Val<'k, F32>) -> Val<'k, F32> {
+        x.mul_add(x, self.near.square).mul_add(self.slope_third, self.slope)
+    }
+}
+
 impl<'k> SoftcapVals<'k> {
-    /// Of a step whose numbers are a tanh, or not.
-    pub(super) fn near(&self, warp: Warp<'k>, are_tanh: Val<'k, Pred>) -> Near<'k> {
-        // An instruction takes one number that all lanes share: a second, if ptxas knows it as such, is moved once a score. So
-        // lanes choose it, each for itself: none adds up to this with a negative float.
+    /// Whether all of a warp's products are near enough to 0.
+    pub(super) fn are_near(&self, warp: Warp<'k>, s: &Acc<'k>) -> Val<'k, Pred> {
+        let larger = |a: Val<'k, F32>, b: Val<'k, F32>| a.max(b);
+        let mut most: Vec<Val<'k, F32>> = vec![];
+        for ([group, _], x) in cells(s) {
+            let x = x.get().abs();
+            match most.get_mut(group / GROUPS) {
+                Some(most) => *most = larger(*most, x),
+                None => most.push(x),
+            }
+        }
+        // A NaN counts as near: it stays one.
+        let most = most.into_iter().reduce(larger).expect("an accumulator has columns");
+        !warp.any(self.near_most.lt(most))
+    }
+
+    /// Of products that are.
+    pub(super) fn near_gradients(&self, warp: Warp<'k>) -> NearGradients<'k> {
+        let apart = self.apart(warp);
+        let (square, first, fifth) = (self.near_square, self.near_first, self.near_fifth);
+        let near = Near { square, first, third: apart(self.near_third), fifth };
+        NearGradients { near, slope: apart(self.slope), slope_third: self.slope_third }
+    }
+
+    /// An instruction takes one number that all lanes share: a second, if ptxas knows it as such, is moved once a score. So
+    /// lanes choose it, each for itself: none adds up to this with a negative float.
+    fn apart(&self, warp: Warp<'k>) -> impl Fn(Val<'k, F32>) -> Val<'k, F32> + use<'k> {
         let lane = warp.threads().lane();
         let always = (lane + self.hidden.cast::<U32>()).ne(u32::MAX);
-        let apart = |number: Val<'k, F32>| always.select::<F32>(number, 0.0);
+        move |number| always.select::<F32>(number, 0.0)
+    }
+
+    /// Of a step whose numbers are a tanh, or not.
+    pub(super) fn near(&self, warp: Warp<'k>, are_tanh: Val<'k, Pred>) -> Near<'k> {
+        let apart = self.apart(warp);
         Near {
             square: are_tanh.select(self.near_tanh, self.near_square),
             first: are_tanh.select(self.cap, self.near_first),

@@ -7,6 +7,7 @@ use crate::config::Scores;
 use crate::parts::cursor::Cursor;
 use crate::parts::overlays::{ByKeys, OverlayOf, dynamic};
 use crate::parts::product::pack;
+use crate::parts::scores::Weights;
 use crate::rows::statistics;
 use crate::sm90::forward::WG_ROWS;
 use crate::sm90::out::stage_words;
@@ -300,14 +301,18 @@ impl<'a, 'k> Keys<'a, 'k> {
         let of_head = block.head_scores(wg.threads(), at);
         let s = scores.wait();
         let place = || block.place(wg.threads(), own_wg_number, at);
-        let weights = of_head.prepare_for_gradients(warp, s, place, overlay);
-        block.probabilities((s, &weights), &lse, own_flags, p);
+        let weigh = |weights: &Weights<'_, 'k>| block.probabilities((s, weights), &lse, own_flags, p);
+        // With more columns there are no registers for it.
+        match common.operands.dims().max() <= 64 {
+            true => of_head.with_weights(warp, s, (place, overlay), weigh),
+            false => weigh(&of_head.prepare_for_gradients(warp, s, place, overlay)),
+        }
         flags.into_iter().chain(bias).for_each(|stage| stage.release(warp));
         block.wait_left(wg, turn);
         block.pass_turn(wg, *wg_number, turn);
         let dp = gradients.wait();
         block.score_gradients(|group| [0, 1, 2, 3].map(|i| s.at(group, i).get()), dp, &delta);
-        if weights.are_bent() {
+        if kind.is_capped() {
             block.hide(warp, own_wg_number, at, &[dp], Some(p));
         } else {
             block.hide(warp, own_wg_number, at, &[s, dp], None);
