@@ -127,12 +127,19 @@ pub(crate) fn forward(common: &HopperCommon, seqlen_k: usize, gpu: Gpu) -> Optio
             && (!boxed || (row.form.step.is_multiple_of(BOX_KEYS) && row.form.warpgroups == 2))
             && row.form.smem_bytes(common) <= gpu.smem_per_block_bytes
     };
-    let folds = Folding::of(&common.scores).is_some();
+    let folding = Folding::of(&common.scores);
     FORWARD.iter().find(fits).map(|row| {
-        let more = row.folding_registers.filter(|_| folds);
+        let is_wide = row.head_dim > 64;
+        // Those who draw get what is left: with a softcap fewer pieces are better than more registers.
+        let folds_with_more = |of: Folding| of != Folding::Softcap || !is_wide;
+        let more = row.folding_registers.filter(|_| folding.is_some_and(folds_with_more));
         let registers = more.unwrap_or(row.form.registers);
-        // What is read of boxes takes some, too.
-        let early = if boxed && dropout { row.form.early.min(1) } else { row.form.early };
+        let early = match folding {
+            // What is read of boxes takes registers, too.
+            _ if boxed && dropout => row.form.early.min(1),
+            Some(Folding::Softcap | Folding::Alibi) if dropout && is_wide => row.form.early.min(2),
+            _ => row.form.early,
+        };
         HopperForm { registers, early, ..row.form }
     })
 }
