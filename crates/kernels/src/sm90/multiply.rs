@@ -105,6 +105,12 @@ impl<'k> Block<'_, 'k> {
         }
     }
 
+    /// Whether queries are let go of when the last step's scores are there, not with its last product: the sooner do the next
+    /// ones come. With dropout that was slower in long windows.
+    fn lets_go_early(&self) -> bool {
+        !self.form.out_in_q && !self.common.scores.dropout
+    }
+
     /// The first key of a step.
     fn first_key(&self, step: Val<'k, U32>) -> Val<'k, U32> {
         step * self.form.step - self.problem.column_shift
@@ -289,14 +295,21 @@ impl<'a, 'k> Multiplier<'a, 'k> {
         let sink = rows.block.sinks.map(|sinks| sinks.of_head(t, sequence, head));
         let q_tile = BoxTile::new(q_stage.address(), WG_ROWS);
         let at = At { tile, first_row, q: q_tile, overlays, scores, sink };
-        rows.first(&at);
+        // Of the queries nobody wants more than the last step's scores: the next ones come while those are gone through.
+        let is_early = rows.block.lets_go_early();
+        let let_go_before = |step: Val<'k, U32>| {
+            if is_early {
+                warp.when(!tile.steps.have(step), |warp| q_stage.let_go(warp));
+            }
+        };
         let next = tile.steps.second.var();
+        rows.first(&at, || let_go_before(next.get()));
         wg.while_(
             || tile.steps.have(next.get()),
             |_| {
-                let step = next.get();
-                rows.step(&at, step);
-                next.set(tile.steps.after(step));
+                let (step, after) = (next.get(), tile.steps.after(next.get()));
+                rows.step(&at, step, || let_go_before(after));
+                next.set(after);
             },
         );
         rows.last(&at, q_stage);
@@ -305,7 +318,7 @@ impl<'a, 'k> Multiplier<'a, 'k> {
 
 impl<'k> OwnRows<'_, 'k> {
     /// The first step's scores and probabilities; their product with values comes with the next step's scores.
-    fn first(&mut self, at: &At<'_, 'k>) {
+    fn first(&mut self, at: &At<'_, 'k>, let_go_of_queries: impl FnOnce()) {
         let OwnRows { block, wg, k, flags, bias, softmax, caution, s, out, p, .. } = self;
         let (warp, form) = (wg.warps(), block.form);
         out.clear();
@@ -315,6 +328,7 @@ impl<'k> OwnRows<'_, 'k> {
         let read = block.read(warp, (at, at.tile.steps.first), bias_stage.as_ref());
         scores.wait();
         k_stage.release_products(warp);
+        let_go_of_queries();
         block.prepare(warp, s, &read, (at, at.tile.steps.first));
         bias_stage.into_iter().for_each(|stage| stage.release(warp));
         caution.reset();
@@ -323,7 +337,7 @@ impl<'k> OwnRows<'_, 'k> {
     }
 
     /// A step: scores and the product with the last step's values together, then the softmax.
-    fn step(&mut self, at: &At<'_, 'k>, step: Val<'k, U32>) {
+    fn step(&mut self, at: &At<'_, 'k>, step: Val<'k, U32>, let_go_of_queries: impl FnOnce()) {
         let OwnRows { block, wg, turns, k, v, flags, bias, softmax, caution, s, out, p, .. } = self;
         let (wg, warp, form) = (*wg, wg.warps(), block.form);
         let k_stage = k.wait(warp);
@@ -336,6 +350,7 @@ impl<'k> OwnRows<'_, 'k> {
         let read = block.read(warp, (at, step), bias_stage.as_ref());
         scores.wait();
         k_stage.release_products(warp);
+        let_go_of_queries();
         let weights = block.weights(warp, (softmax, s), &read, (at, step), caution);
         let selectors = flags.as_mut().map(|flags| flags.selectors(warp));
         let selectors = selectors.as_ref();
@@ -371,7 +386,11 @@ impl<'k> OwnRows<'_, 'k> {
             store.wait_stored(wg);
             q_stage.release(warp);
         } else {
-            q_stage.release_products(warp);
+            if block.lets_go_early() {
+                q_stage.go_on();
+            } else {
+                q_stage.release_products(warp);
+            }
             let out = sums.wait();
             v_stage.release_products(warp);
             store.wait(wg);
