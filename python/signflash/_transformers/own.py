@@ -32,7 +32,7 @@ RECOGNISED = frozenset(
     slanext.SLANeXtVisionAttention speecht5.SpeechT5Attention squeezebert.SqueezeBertSelfAttention
     swin2sr.Swin2SRSelfAttention swinv2.Swinv2SelfAttention tapas.TapasSelfAttention
     timesformer.TimesformerSelfAttention trocr.TrOCRAttention unlimited_ocr.UnlimitedOcrSamVisionAttention
-    vilt.ViltSelfAttention visual_bert.VisualBertSelfAttention xlm.MultiHeadAttention xlnet.XLNetRelativeAttention
+    vilt.ViltSelfAttention visual_bert.VisualBertSelfAttention xglm.XGLMAttention xlm.MultiHeadAttention xlnet.XLNetRelativeAttention
     """.split()
 )
 #: What the script asks for that looks for them.
