@@ -4,6 +4,7 @@
     pip install -r benchmarks/requirements.txt
     python3 benchmarks/cpu.py                  about 12 minutes; writes benchmarks/cpu.md, cpu.json, README's table
     python3 benchmarks/cpu.py --quick          a smoke run, under a minute; writes nothing
+    python3 benchmarks/cpu.py --name cpu_avx2 --isa avx2    another table: writes benchmarks/cpu_avx2.md and cpu_avx2.json
 
 Ours is `signflash bench --json`, the binary that users run; PyTorch's is `scaled_dot_product_attention`. In every round
 ours runs, then PyTorch's on the same shapes; a result is the median of the rounds. Rows that take PyTorch longer than
@@ -92,8 +93,9 @@ def cpu_name(fallback):
 
 
 class Ours:
-    def __init__(self, binary, threads):
+    def __init__(self, binary, threads, isa):
         self.command = [str(binary), "bench", "--json", "--quiet", "--threads", str(threads)]
+        self.command += ["--isa", isa] if isa else []
         self.command += ["--batch", str(BATCH), "--heads", str(HEADS)]
 
     def memory(self, *shape, p):
@@ -229,7 +231,7 @@ class Peer:
 class Run:
     def __init__(self, args, torch):
         self.torch, self.seconds, self.quick = torch, args.seconds, args.quick
-        self.ours = Ours(args.signflash, args.threads)
+        self.ours = Ours(args.signflash, args.threads, args.isa)
         self.meter = MemoryMeter(args.threads)
         self.best_peak = {}
         self.repeated = self.disturbed = 0
@@ -298,10 +300,12 @@ class Run:
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
+    parser.add_argument("--isa", help="the instruction set of ours [default: the fastest]")
+    parser.add_argument("--name", default="cpu", help="of the files written; README's table is written for cpu only [cpu]")
     parser.add_argument("--seconds", type=float, default=6.0, help="per shape, once every row has its rounds [6]")
     parser.add_argument("--quick", action="store_true", help="one round of a few small shapes; writes nothing")
     parser.add_argument("--signflash", type=pathlib.Path, help="the binary [default: built here by cargo]")
-    parser.add_argument("--render", action="store_true", help="only write the tables again, from cpu.json")
+    parser.add_argument("--render", action="store_true", help="only write the tables again, from the JSON file")
     parser.add_argument("--memory-meter", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if not (args.signflash or args.memory_meter or args.render):
@@ -356,16 +360,17 @@ def main():
         return
     folder = ROOT / "benchmarks"
     if args.render:
-        stored = json.loads((folder / "cpu.json").read_text())
+        stored = json.loads((folder / f"{args.name}.json").read_text())
         about, rows = stored["about"], stored["rows"]
     else:
         about, rows = measure(args)
         if args.quick:
             return
         lines = ",\n".join("  " + json.dumps(row) for row in rows)
-        (folder / "cpu.json").write_text(f'{{"about": {json.dumps(about, indent=1)}, "rows": [\n{lines}\n]}}\n')
-    (folder / "cpu.md").write_text(report(about, rows))
-    fill_readme("results", selection(about, rows))
+        (folder / f"{args.name}.json").write_text(f'{{"about": {json.dumps(about, indent=1)}, "rows": [\n{lines}\n]}}\n')
+    (folder / f"{args.name}.md").write_text(report(about, rows))
+    if args.name == "cpu":
+        fill_readme("results", selection(about, rows))
 
 
 if __name__ == "__main__":

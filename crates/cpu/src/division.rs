@@ -29,15 +29,16 @@ fn longest(problem: &Problem, of: impl Fn(&signflash_core::Sequence) -> usize) -
     sequences.map(|sequence| of(&sequence)).max().unwrap_or(0)
 }
 
-/// Queries per unit: many, so that keys are read seldom; few, so that all threads have work. Results do not depend on
-/// it, because every row is computed alike in any tile.
-pub(crate) fn forward_tile_rows(problem: &Problem, threads: usize) -> usize {
+/// Queries per unit: many, so that keys are read seldom, and seldom packed for tiles; few, so that all threads have work, and
+/// what a tile gathers stays in the second-level cache. Results do not depend on it, because every row is computed alike in any tile.
+pub(crate) fn forward_tile_rows(problem: &Problem, threads: usize, tiles: bool) -> usize {
     let units = |rows: usize| {
         let tiles = sum_of_sequences(problem, |sequence| sequence.place.seqlen_q.div_ceil(rows) as f64);
         tiles * problem.shape().num_heads as f64
     };
     let longest = longest(problem, |sequence| sequence.seqlen_q);
-    let mut rows = 256;
+    let Shape { head_dim, head_dim_v, .. } = *problem.shape();
+    let mut rows = if tiles && head_dim.max(head_dim_v) <= 128 { 512 } else { 256 };
     while rows > 64 && (units(rows) < (4 * threads) as f64 || rows / 2 >= longest) {
         rows /= 2;
     }

@@ -18,7 +18,7 @@ use crate::team::{Crew, Team};
 use crate::tiles::Tiles;
 use crate::view::{FloatsMut, View, ViewMut};
 use signflash_core::{
-    Dtype, Element, Feature, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError, ResultOf,
+    Element, Feature, GradInputs, Gradients, Inputs, Outputs, Problem, ProblemError, ResultOf,
 };
 use std::sync::atomic::AtomicBool;
 
@@ -206,7 +206,7 @@ impl CpuEngine {
             return; // no row, however many heads there are of nothing
         }
         let crew = Crew::of(self.threads(), self.team, operations(problem, 4.0));
-        let tile_rows = forward_tile_rows(problem, crew.threads);
+        let tile_rows = forward_tile_rows(problem, crew.threads, self.isa.multiplies_tiles(q.dtype));
         let order = Order::largest_first(problem, |sequence| {
             let rows = sequence.place.seqlen_q.min(tile_rows);
             rows * sequence.keys_seen_by(rows)
@@ -351,7 +351,7 @@ impl CpuEngine {
         let crew = Crew::of(self.threads(), self.team, operations(problem, 10.0));
         let finite = dlse.is_none_or(|dlse| finite_where_seen(lse, dlse))
             && !(problem.features().any(|feature| feature != Feature::HeadDimV) && has_nan_rows(lse));
-        let chunk_keys = chunk_keys(problem, self.isa == Isa::Amx && q.dtype == Dtype::Bf16);
+        let chunk_keys = chunk_keys(problem, self.isa.multiplies_tiles(q.dtype));
         let order = Order::largest_first(problem, |sequence| {
             let keys = sequence.place.seqlen_k.min(chunk_keys);
             keys * sequence.queries_that_see(keys)

@@ -1,6 +1,7 @@
 //! The instruction sets that there are kernels for.
 
 use crate::tiles::Tiles;
+use signflash_core::Dtype;
 use std::fmt;
 use std::str::FromStr;
 
@@ -103,6 +104,11 @@ impl Isa {
         Choice { isa: fastest, because: format!("{because}{}", why_not_amx()) }
     }
 
+    /// Whether tensors of this type are multiplied in tiles.
+    pub(crate) fn multiplies_tiles(self, dtype: Dtype) -> bool {
+        self == Self::Amx && dtype == Dtype::Bf16
+    }
+
     /// Its name, as `FromStr` reads it.
     pub const fn name(self) -> &'static str {
         match self {
@@ -180,7 +186,6 @@ impl FromStr for Isa {
 mod tests {
     use super::*;
     use crate::peak;
-    use signflash_core::Dtype;
     use std::time::Duration;
 
     #[test]

@@ -73,6 +73,13 @@ pub(crate) const fn whole_panels<S: Simd>() -> bool {
 /// rows 4 KiB apart ran at 43 to 47 % of the peak in place and at 81 to 83 % copied.)
 const FAR_BYTES: usize = 1024;
 
+/// The same for tiles, which are loaded row by row.
+const FAR_BYTES_OF_TILES: usize = 256;
+
+const fn far_bytes<S: Simd>() -> usize {
+    if S::TILES { FAR_BYTES_OF_TILES } else { FAR_BYTES }
+}
+
 /// The rows of `stretch` as words, in place if possible, else copied to `buffer`, which must hold
 /// `stretch.total * padded_dim / UNIT` words.
 ///
@@ -86,7 +93,7 @@ pub(crate) unsafe fn rows<S: Simd>(
     buffer: &mut Buffer,
 ) -> Rows {
     match in_place::<S>(x, head_dim, stretch) {
-        Some(rows) if x.row_stride_bytes() <= FAR_BYTES => rows,
+        Some(rows) if x.row_stride_bytes() <= far_bytes::<S>() => rows,
         _ => copy_rows::<S>(x, head_dim, stretch, buffer.words()),
     }
 }
@@ -273,9 +280,8 @@ pub(crate) unsafe fn columns<S: Simd>(
     count: usize,
     words: usize,
     ld: usize,
-    buffer: &mut Buffer,
+    buffer: *mut u32,
 ) -> Rows {
-    let buffer = buffer.words();
     for step in (0..count / 2).step_by(S::LANES) {
         for c in (0..2 * words).step_by(S::LANES) {
             S::transpose(src.p.add(step * src.ld + c), src.ld, buffer.add(c * ld + step), ld);

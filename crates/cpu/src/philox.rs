@@ -134,23 +134,24 @@ impl DropTile {
         self.rows.extend((0..count).map(|r| RowPhilox::new::<S>(rule, batch, head, block_row + r)));
     }
 
-    /// Draws what is dropped of keys `first..first + keys` for these lanes of the tile. What it says of the others is
-    /// arbitrary.
+    /// Draws what is dropped of keys `first..first + keys` for these lanes of the tile, and puts it where the bits of the `at`-th key
+    /// lie, a multiple of 32. What it says of the others is arbitrary; where it overlaps what was drawn of neighbouring keys it is the same.
     ///
     /// # Safety
     /// As [`Simd`]. `keys` must not exceed what [`new`](Self::new) was told.
     #[inline(always)]
-    pub(crate) unsafe fn draw<S: Simd>(&mut self, first: usize, keys: usize, lanes: Range<usize>) {
+    pub(crate) unsafe fn draw<S: Simd>(&mut self, first: usize, keys: usize, lanes: Range<usize>, at: usize) {
         let column = self.first_column + first;
         self.phase = column % BLOCK_COLUMNS;
         let blocks = column / BLOCK_COLUMNS..(column + keys).div_ceil(BLOCK_COLUMNS);
         assert!(
-            blocks.len() * BLOCK_COLUMNS <= self.stride && self.rows.len() * self.stride <= self.bits.len()
+            at + blocks.len() * BLOCK_COLUMNS <= self.stride
+                && self.rows.len() * self.stride <= self.bits.len()
         );
         let rows = lanes.start / BLOCK_ROWS..lanes.end.div_ceil(BLOCK_ROWS).min(self.rows.len());
         for (r, row) in self.rows.iter().enumerate().take(rows.end).skip(rows.start) {
             for (n, block) in blocks.clone().enumerate() {
-                let at = r * self.stride + n * BLOCK_COLUMNS;
+                let at = r * self.stride + at + n * BLOCK_COLUMNS;
                 // SAFETY: the assertion above keeps the 32 columns of every block inside `bits`.
                 unsafe { S::drop_block(row, block as u32, self.threshold, self.bits.as_mut_ptr().add(at)) };
             }

@@ -98,7 +98,7 @@ impl Work<'_> {
         let mut k_steps = pack::steps::<S>(k, keys.total, words, &mut scratch.k_steps);
         if S::TILES {
             let ld = columns_ld(self.backward.chunk_keys);
-            k_steps = pack::columns::<S>(k_steps, keys.total, words, ld, &mut scratch.k_columns);
+            k_steps = pack::columns::<S>(k_steps, keys.total, words, ld, scratch.k_columns.words());
         }
         Keys { head, first, count: keys.count, k, v, k_steps }
     }

@@ -89,7 +89,7 @@ impl Work<'_> {
         let overlap = Overlap::new::<S>(&self.sequence, &queries.tile, block.first, block.count, step)?;
         let overlap = self.shown::<S>(overlap, block, queries)?;
         if let Some(drop) = &mut scratch.drop {
-            drop.draw::<S>(block.first, block.count, overlap.lanes::<S>());
+            drop.draw::<S>(block.first, block.count, overlap.lanes::<S>(), 0);
         }
         for panel in overlap.panels.begin..overlap.panels.end {
             let lane = panel * panel_width::<S>();

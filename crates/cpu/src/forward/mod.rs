@@ -23,6 +23,7 @@
 mod output;
 mod probs;
 mod scores;
+mod stretch;
 mod weigh;
 
 pub(crate) use probs::clear_behind_ends;
@@ -42,6 +43,7 @@ use crate::tile::Tile;
 use crate::view::{FloatsMut, View, ViewMut};
 use crate::visible::{Visible, blocks, keys_of_tile, lanes_of, panels_that_see};
 use std::ops::Range;
+use stretch::{STRETCH_KEYS, columns_ld};
 
 /// What scores depend on, and how their rows are cut into tiles.
 #[derive(Clone, Copy)]
@@ -91,9 +93,10 @@ pub(crate) struct Scratch {
     v: Buffer,
     /// v^T, where products are tiles'.
     v_columns: Buffer,
+    columns_ld: usize,
     /// One panel of s^T, then p^T: `[key][lane]`.
     weights: Buffer,
-    /// One panel of p^T as the lane operand, where that differs from `weights`.
+    /// One panel of p^T as the lane operand, where that differs from `weights`: of as many keys as are packed at a time.
     pairs: Buffer,
     row_max: Buffer,
     row_sum: Buffer,
@@ -106,21 +109,24 @@ pub(crate) struct Scratch {
 impl Scratch {
     pub(crate) fn new<S: Simd>(scores: &Scores<'_>) -> Self {
         let (rows, width) = (scores.tile_rows, panel_width::<S>());
+        let [.., longest] = scores.call.problem.probs();
+        let at_once = keys_at_once::<S>().min(longest.next_multiple_of(BLOCK_KEYS)).max(BLOCK_KEYS);
         let dims = Dims::of::<S>(scores.call.problem.shape());
         Self {
             rows: Buffer::new(rows * dims.qk_padded.max(dims.v_padded)),
             q: Buffer::new(rows * dims.qk_padded),
             out: Buffer::new(rows * dims.v_padded),
-            k: Buffer::new(BLOCK_KEYS * dims.qk_padded),
+            k: Buffer::new(at_once * dims.qk_padded / S::UNIT),
             v_rows: Buffer::new(BLOCK_KEYS * dims.v_padded),
             v: Buffer::new(BLOCK_KEYS * dims.v_padded),
-            v_columns: Buffer::new(BLOCK_KEYS / 2 * dims.v_padded),
+            v_columns: Buffer::new(columns_ld(at_once) * dims.v_padded),
+            columns_ld: columns_ld(at_once),
             weights: Buffer::new(BLOCK_KEYS * width),
-            pairs: Buffer::new(BLOCK_KEYS * width),
+            pairs: Buffer::new(at_once * width / S::UNIT),
             row_max: Buffer::new(rows),
             row_sum: Buffer::new(rows),
             stage: score_stage::Scratch::new::<S>(),
-            drop: scores.call.rule.map(|rule| DropTile::new(&rule, rows, BLOCK_KEYS)),
+            drop: scores.call.rule.map(|rule| DropTile::new(&rule, rows, at_once)),
             ahead: Ahead::nothing(),
         }
     }
@@ -136,6 +142,11 @@ struct Work<'a> {
     change: Change,
     /// From which magnitude on, in base 2, maxima are subtracted from scores before they are scaled.
     large: f32,
+}
+
+/// Keys that are packed at a time.
+const fn keys_at_once<S: Simd>() -> usize {
+    if S::TILES { STRETCH_KEYS } else { BLOCK_KEYS }
 }
 
 /// At this magnitude in base 2 the rounding of `max * scale` moves weights by 2^-13 at most, all of a row alike, so
@@ -159,15 +170,19 @@ pub(crate) unsafe fn tile<S: Simd, const MR: usize>(
     }
     let work = Work::new::<S>(&forward.scores, unit, change, LARGE_LOG2);
     work.start::<S>(scratch);
-    let mut blocks = work.blocks().peekable();
-    while let Some(first_key) = blocks.next() {
-        let ahead = match blocks.peek() {
-            Some(&first_key) => work.ask_for_keys(Ahead::nothing(), forward, first_key),
+    let mut seen = work.keys_at_once::<S>().peekable();
+    while let Some(keys) = seen.next() {
+        if S::TILES {
+            work.stretch::<S, MR>(scratch, &forward.v, keys);
+            continue;
+        }
+        let ahead = match seen.peek() {
+            Some(keys) => work.ask_for_keys(Ahead::nothing(), forward, keys.clone()),
             None => work.ask_for_next::<S>(forward, next),
         };
         // Once for each micro-tile of scores.
         scratch.ahead = ahead.within(work.panels::<S>() * BLOCK_KEYS / MR);
-        work.block::<S, MR>(scratch, &forward.v, first_key);
+        work.block::<S, MR>(scratch, &forward.v, keys.start);
     }
     work.end_rows::<S>(scratch, forward);
     if let Some(probs) = forward.probs {
@@ -227,6 +242,14 @@ impl<'a> Work<'a> {
         blocks(keys_of_tile(&self.unit.sequence, &self.tile).some)
     }
 
+    /// The keys to compute, as many as are packed at a time: a block, or the blocks of a stretch.
+    fn keys_at_once<S: Simd>(&self) -> impl Iterator<Item = Range<usize>> {
+        let keys = keys_of_tile(&self.unit.sequence, &self.tile).some.positions();
+        let begin = keys.start / BLOCK_KEYS * BLOCK_KEYS;
+        let (end, most) = (keys.end.next_multiple_of(BLOCK_KEYS), keys_at_once::<S>());
+        (begin..end).step_by(most).map(move |first| first..end.min(first + most))
+    }
+
     fn panels<S: Simd>(&self) -> usize {
         self.tile.rows / panel_width::<S>()
     }
@@ -275,18 +298,19 @@ impl<'a> Work<'a> {
         &self,
         scratch: &mut Scratch,
         first_key: usize,
+        most: usize,
     ) -> (Rows, usize) {
-        let keys = self.unit.sequence.keys(self.head_k, first_key, BLOCK_KEYS);
+        let keys = self.unit.sequence.keys(self.head_k, first_key, most);
         let keys = keys.in_steps_of(step_keys::<S, MR>());
         (pack::rows::<S>(&self.scores.k, self.dims.qk, keys, &mut scratch.k), keys.count)
     }
 
-    /// Draws what is dropped of one block of keys, for the panels that see some of it.
+    /// Draws what is dropped of one block of keys, `at` among those packed at a time, for the panels that see some of it.
     #[inline(always)]
-    unsafe fn draw<S: Simd>(&self, scratch: &mut Scratch, first_key: usize, count: usize) {
+    unsafe fn draw<S: Simd>(&self, scratch: &mut Scratch, first_key: usize, count: usize, at: usize) {
         if let Some(drop) = &mut scratch.drop {
             let panels = panels_that_see::<S>(&self.unit.sequence, &self.tile, first_key, count);
-            drop.draw::<S>(first_key, count, lanes_of::<S>(panels));
+            drop.draw::<S>(first_key, count, lanes_of::<S>(panels), at);
         }
     }
 
@@ -296,7 +320,7 @@ impl<'a> Work<'a> {
         if !self.is_shown(0..self.tile.rows, first_key..first_key + BLOCK_KEYS) {
             return;
         }
-        let (k, count) = self.keys::<S, MR>(scratch, first_key);
+        let (k, count) = self.keys::<S, MR>(scratch, first_key, BLOCK_KEYS);
         let values = self.unit.sequence.keys(self.head_k, first_key, BLOCK_KEYS);
         let values = values.in_steps_of(step_keys::<S, MR>());
         let v = match S::PAIRS {
@@ -305,17 +329,14 @@ impl<'a> Work<'a> {
         };
         self.scores.call.look::<S>(v, values.count, self.dims.v_padded / S::UNIT);
         let words = self.dims.v_padded / S::UNIT;
-        let mut v = pack::steps::<S>(v, values.total, words, &mut scratch.v);
-        if S::TILES {
-            v = pack::columns::<S>(v, values.total, words, BLOCK_KEYS / 2, &mut scratch.v_columns);
-        }
-        self.draw::<S>(scratch, first_key, count);
+        let v = pack::steps::<S>(v, values.total, words, &mut scratch.v);
+        self.draw::<S>(scratch, first_key, count, 0);
         for panel in 0..self.panels::<S>() {
             let Some(visible) = self.visible::<S, MR>(panel, first_key) else { continue };
             let block_max = self.scores::<S, MR>(scratch, k, panel, first_key, visible);
             // With pairs subnormals cost nothing.
             let flush = !S::PAIRS && !self.scores.call.careful && self.scores.call.stage.flushes();
-            let keys = visible.keys;
+            let keys = (visible.keys, 0);
             let rescale = match (scratch.drop.is_some(), flush) {
                 (true, false) => self.weigh::<S, true, false>(scratch, panel, keys, block_max),
                 (false, false) => self.weigh::<S, false, false>(scratch, panel, keys, block_max),
@@ -326,9 +347,9 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Asks for the rows of a block of keys.
-    fn ask_for_keys(&self, ahead: Ahead, forward: &Forward<'_>, first_key: usize) -> Ahead {
-        let keys = self.unit.sequence.keys(self.head_k, first_key, BLOCK_KEYS);
+    /// Asks for the rows of keys.
+    fn ask_for_keys(&self, ahead: Ahead, forward: &Forward<'_>, keys: Range<usize>) -> Ahead {
+        let keys = self.unit.sequence.keys(self.head_k, keys.start, keys.len());
         ahead.read(&self.scores.k, keys).read(&forward.v, keys)
     }
 
@@ -339,8 +360,8 @@ impl<'a> Work<'a> {
         let Some(next) = next else { return ahead };
         let work = Work::new::<S>(self.scores, next, self.change, self.large);
         let ahead = ahead.read(&self.scores.q, next.sequence.queries(next.head, &work.tile));
-        match work.blocks().next() {
-            Some(first_key) => work.ask_for_keys(ahead, forward, first_key),
+        match work.keys_at_once::<S>().next() {
+            Some(keys) => work.ask_for_keys(ahead, forward, keys),
             None => ahead,
         }
     }
@@ -348,11 +369,11 @@ impl<'a> Work<'a> {
     /// One block of keys, for the rows' maxima and sums only.
     #[inline(always)]
     unsafe fn sums<S: Simd, const MR: usize>(&self, scratch: &mut Scratch, first_key: usize) {
-        let (k, _) = self.keys::<S, MR>(scratch, first_key);
+        let (k, _) = self.keys::<S, MR>(scratch, first_key, BLOCK_KEYS);
         for panel in 0..self.panels::<S>() {
             if let Some(visible) = self.visible::<S, MR>(panel, first_key) {
                 let block_max = self.scores::<S, MR>(scratch, k, panel, first_key, visible);
-                self.weigh::<S, false, false>(scratch, panel, visible.keys, block_max);
+                self.weigh::<S, false, false>(scratch, panel, (visible.keys, 0), block_max);
             }
         }
     }

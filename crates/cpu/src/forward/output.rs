@@ -11,7 +11,7 @@ use crate::view::ViewMut;
 use signflash_core::Span;
 
 impl Work<'_> {
-    /// `out^T = out^T rescale + V^T p^T` of one panel.
+    /// `out^T = out^T rescale + V^T p^T` of one panel; of tiles, whose out is rescaled beforehand, without `rescale`.
     #[inline(always)]
     pub(super) unsafe fn accumulate<S: Simd, const MR: usize>(
         &self,
@@ -28,7 +28,6 @@ impl Work<'_> {
         let (first, depth) = (keys.begin / S::UNIT, (keys.end - keys.begin) / S::UNIT);
         let p = Right { p: p.add(first * width), step: width };
         if S::TILES {
-            self.rescale::<S>(out, rescale);
             let a = Left { p: v.p.add(first), row: v.ld, step: 1 };
             let sums = Sums { p: out, row: width };
             self.scores.call.tiles.product::<true>(dim, depth, a, p, sums);
@@ -46,13 +45,10 @@ impl Work<'_> {
         }
     }
 
-    /// `out^T = out^T rescale` of one panel, unless that is 1 of every row, as it is where no maximum moved.
+    /// `out^T = out^T rescale` of one panel.
     #[inline(always)]
-    unsafe fn rescale<S: Simd>(&self, out: *mut f32, rescale: [S::V; NV]) {
-        let one = S::splat(1.0);
-        if !rescale.iter().any(|&factor| S::any_reaches(S::sub(factor, one), f32::MIN_POSITIVE)) {
-            return;
-        }
+    pub(super) unsafe fn rescale<S: Simd>(&self, scratch: &mut Scratch, panel: usize, rescale: [S::V; NV]) {
+        let out = scratch.out.floats().add(panel * self.dims.v_padded * panel_width::<S>());
         for d in 0..self.dims.v_padded {
             for (n, factor) in rescale.into_iter().enumerate() {
                 let at = out.add(d * panel_width::<S>() + n * S::LANES);

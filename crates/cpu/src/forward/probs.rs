@@ -35,8 +35,8 @@ impl Work<'_> {
         probs: &ViewMut<'_>,
         first_key: usize,
     ) {
-        let (k, count) = self.keys::<S, MR>(scratch, first_key);
-        self.draw::<S>(scratch, first_key, count);
+        let (k, count) = self.keys::<S, MR>(scratch, first_key, BLOCK_KEYS);
+        self.draw::<S>(scratch, first_key, count, 0);
         for panel in 0..self.panels::<S>() {
             let (weights, width) = (scratch.weights.floats(), panel_width::<S>());
             match self.visible::<S, MR>(panel, first_key) {

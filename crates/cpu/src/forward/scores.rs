@@ -20,23 +20,16 @@ impl Work<'_> {
         first_key: usize,
         visible: Visible,
     ) -> [S::V; NV] {
-        let (width, depth) = (panel_width::<S>(), self.dims.qk_padded / S::UNIT);
-        let stage = self.scores.call.stage;
-        let q = Right { p: scratch.q.words().add(panel * depth * width), step: width };
-        let weights = scratch.weights.floats();
-        let hidden = S::splat(f32::NEG_INFINITY);
-        let bounds =
-            if visible.hides { visible.bounds::<S>(&self.unit.sequence, &self.tile) } else { Bounds::none() };
-        let keys = first_key + visible.keys.begin..first_key + visible.keys.end;
-        let is_plain = stage.is_plain(|| self.is_all_shown(panel * width..(panel + 1) * width, keys));
+        let (width, hidden) = (panel_width::<S>(), S::splat(f32::NEG_INFINITY));
+        let is_plain = self.is_plain::<S>(panel, first_key, visible);
+        let bounds = self.bounds::<S>(visible);
         if S::TILES || !is_plain {
-            let call = &self.scores.call;
-            ScoreStage::scores_to::<S, MR>(call, depth, (k, visible.keys), q, weights);
-            if !is_plain {
-                self.change::<S>(scratch, panel, first_key, visible);
-            }
+            self.scores_in_memory::<S, MR>(scratch, k, panel, first_key, visible);
             return self.maxima::<S>(scratch, visible, &bounds);
         }
+        let (stage, depth) = (self.scores.call.stage, self.dims.qk_padded / S::UNIT);
+        let q = Right { p: scratch.q.words().add(panel * depth * width), step: width };
+        let weights = scratch.weights.floats();
         let mut max = [hidden; NV];
         for key in (visible.keys.begin..visible.keys.end).step_by(MR) {
             scratch.ahead.ask();
@@ -58,6 +51,41 @@ impl Work<'_> {
             }
         }
         max
+    }
+
+    /// Whether the products of a panel are its scores as they are.
+    fn is_plain<S: Simd>(&self, panel: usize, first_key: usize, visible: Visible) -> bool {
+        let (width, keys) = (panel_width::<S>(), visible.keys);
+        let keys = first_key + keys.begin..first_key + keys.end;
+        self.scores.call.stage.is_plain(|| self.is_all_shown(panel * width..(panel + 1) * width, keys))
+    }
+
+    /// What the rows of a panel see of a block, where some do not see all that is computed.
+    #[inline(always)]
+    pub(super) unsafe fn bounds<S: Simd>(&self, visible: Visible) -> Bounds<S> {
+        match visible.hides {
+            true => visible.bounds::<S>(&self.unit.sequence, &self.tile),
+            false => Bounds::none(),
+        }
+    }
+
+    /// `s^T = K q^T` of one panel into `weights`, and what becomes of it there; what is invisible is not hidden yet.
+    #[inline(always)]
+    pub(super) unsafe fn scores_in_memory<S: Simd, const MR: usize>(
+        &self,
+        scratch: &mut Scratch,
+        k: Rows,
+        panel: usize,
+        first_key: usize,
+        visible: Visible,
+    ) {
+        let (width, depth) = (panel_width::<S>(), self.dims.qk_padded / S::UNIT);
+        let q = Right { p: scratch.q.words().add(panel * depth * width), step: width };
+        let weights = scratch.weights.floats();
+        ScoreStage::scores_to::<S, MR>(&self.scores.call, depth, (k, visible.keys), q, weights);
+        if !self.is_plain::<S>(panel, first_key, visible) {
+            self.change::<S>(scratch, panel, first_key, visible);
+        }
     }
 
     /// Makes scores of a panel of products, in memory.
@@ -85,7 +113,7 @@ impl Work<'_> {
 
     /// Each lane's maximum of a panel of scores in memory, once they are -inf where invisible.
     #[inline(always)]
-    unsafe fn maxima<S: Simd>(
+    pub(super) unsafe fn maxima<S: Simd>(
         &self,
         scratch: &mut Scratch,
         visible: Visible,

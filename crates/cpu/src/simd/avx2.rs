@@ -91,6 +91,10 @@ impl Simd for Avx2 {
         _mm256_blendv_ps(otherwise, x, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b))
     }
     #[inline(always)]
+    unsafe fn all_less(x: __m256, limit: f32) -> bool {
+        _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x, _mm256_set1_ps(limit))) == 0xff
+    }
+    #[inline(always)]
     unsafe fn any_reaches(x: __m256, limit: f32) -> bool {
         _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(Self::abs(x), _mm256_set1_ps(limit))) != 0
     }

@@ -51,7 +51,7 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The larger; `b` if either is NaN.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
-    /// 2^x for x up to 127; 0 below -126.5 and for -inf, NaN for NaN. Relative error below 1e-7, 2e-7 for pairs.
+    /// 2^x for x up to 127; 0 below -126.5 (or -126) and for -inf, NaN for NaN. Relative error below 1e-7, 2e-7 for pairs.
     unsafe fn exp2(x: Self::V) -> Self::V;
     /// `x` with the sign bit cleared, NaN or not.
     unsafe fn abs(x: Self::V) -> Self::V;
@@ -62,6 +62,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn by_sign(sign: Self::V, plus: Self::V, minus: Self::V) -> Self::V;
     /// `x` where `a < b`, else `otherwise`.
     unsafe fn where_less(a: Self::V, b: Self::V, x: Self::V, otherwise: Self::V) -> Self::V;
+    /// Whether every lane is less than `limit`; NaN is not.
+    unsafe fn all_less(x: Self::V, limit: f32) -> bool;
     /// Whether any lane's magnitude is at least `limit`.
     unsafe fn any_reaches(x: Self::V, limit: f32) -> bool;
     /// `x` where `test` is not zero (NaN is not), else `otherwise`.
@@ -83,6 +85,12 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn store_weights(p: *mut u16, x: Self::V);
     /// Words of which each holds the bf16 of `even` (low half) and of `odd`. Only when [`PAIRS`](Self::PAIRS).
     unsafe fn store_pair(p: *mut u32, even: Self::V, odd: Self::V);
+    /// The same of weights, which are not negative, and 0 rather than subnormal: ties may be rounded up, and a NaN may become any
+    /// number, since the sum of its row says that it was one.
+    unsafe fn store_weight_pair(p: *mut u32, even: Self::V, odd: Self::V) {
+        // SAFETY: the caller's promise.
+        unsafe { Self::store_pair(p, even, odd) }
+    }
     /// Two rows of `2 * LANES` bf16 each, woven: `dst[c]` is (row `even` element c, row `odd` element c). Only when
     /// [`PAIRS`](Self::PAIRS).
     unsafe fn weave(even: *const u32, odd: *const u32, dst: *mut u32);
@@ -109,3 +117,10 @@ pub(crate) const EXP2_DEGREE_6: [f32; 7] =
 #[allow(clippy::approx_constant)] // fitted, not ln 2
 pub(crate) const EXP2_DEGREE_5: [f32; 6] =
     [1.3264727e-3, 9.671513e-3, 5.5507336e-2, 2.4022242e-1, 6.93147e-1, 1.0];
+
+/// The same of degree 5 on [0, 1]: 8.3e-8, 1.5e-7 in f32.
+pub(crate) const EXP2_DEGREE_5_ABOVE: [f32; 6] =
+    [1.8671302e-3, 9.01703e-3, 5.5799913e-2, 2.4016444e-1, 6.931513e-1, 1.0];
+
+/// Below it 2^x is subnormal.
+pub(crate) const EXP2_LEAST_NORMAL: f32 = -126.0;

@@ -101,6 +101,10 @@ impl Simd for Portable {
         lanes(|i| if a[i] < b[i] { x[i] } else { otherwise[i] })
     }
     #[inline(always)]
+    unsafe fn all_less(x: V, limit: f32) -> bool {
+        x.iter().all(|&x| x < limit)
+    }
+    #[inline(always)]
     unsafe fn any_reaches(x: V, limit: f32) -> bool {
         x.iter().any(|x| x.abs() >= limit)
     }

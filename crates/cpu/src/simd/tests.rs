@@ -26,6 +26,7 @@ macro_rules! on_every_isa {
                 }
                 if Isa::Avx512Bf16.is_available() {
                     $check::<Avx512<true>>();
+                    $check::<Avx512<true, true>>();
                 }
             }
         }
