@@ -4,6 +4,8 @@ use crate::call::Call;
 use crate::isa::Isa;
 use crate::score_stage::TableMut;
 use crate::simd::Simd;
+#[cfg(target_arch = "aarch64")]
+use crate::simd::neon::Neon;
 use crate::simd::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{avx2::Avx2, avx512::Avx512};
@@ -126,6 +128,8 @@ macro_rules! kernels {
 }
 
 kernels!(portable, Portable, 4);
+#[cfg(target_arch = "aarch64")]
+kernels!(neon, Neon, 4);
 #[cfg(target_arch = "x86_64")]
 kernels!(avx2, Avx2, 4, "avx2,fma,f16c");
 #[cfg(target_arch = "x86_64")]
@@ -140,6 +144,8 @@ kernels!(amx, Avx512<true, true>, 4, "avx512f,avx512bw,avx512dq,avx512vl,avx512b
 pub(crate) fn kernels(isa: Isa, dtype: Dtype, careful: bool) -> Kernels {
     match isa {
         Isa::Portable => portable::KERNELS,
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => neon::KERNELS,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => avx2::KERNELS,
         #[cfg(target_arch = "x86_64")]
@@ -148,7 +154,7 @@ pub(crate) fn kernels(isa: Isa, dtype: Dtype, careful: bool) -> Kernels {
         Isa::Amx if dtype == Dtype::Bf16 && !careful => amx::KERNELS,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => avx512::KERNELS,
-        #[cfg(not(target_arch = "x86_64"))]
+        // Not of this machine's architecture.
         _ => portable::KERNELS,
     }
 }

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 /// An instruction set that the kernels are compiled for.
 ///
-/// f32 results of [`Avx2`](Self::Avx2), [`Avx512`](Self::Avx512), [`Avx512Bf16`](Self::Avx512Bf16) and [`Amx`](Self::Amx)
+/// f32 results of [`Neon`](Self::Neon), [`Avx2`](Self::Avx2), [`Avx512`](Self::Avx512), [`Avx512Bf16`](Self::Avx512Bf16) and [`Amx`](Self::Amx)
 /// are the same to the bit; [`Portable`](Self::Portable) rounds products before adding where the target has no fused multiply-add.
 ///
 /// ```
@@ -20,6 +20,8 @@ use std::str::FromStr;
 pub enum Isa {
     /// What the compilation target guarantees; runs anywhere.
     Portable,
+    /// NEON, of 64-bit ARM.
+    Neon,
     /// AVX2, FMA and F16C.
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
@@ -43,7 +45,7 @@ pub enum IsaError {
         available: String,
     },
     /// No instruction set of that name.
-    #[error("isa must be one of portable, avx2, avx512, avx512bf16, amx, got {got:?}")]
+    #[error("isa must be one of portable, neon, avx2, avx512, avx512bf16, amx, got {got:?}")]
     Unknown {
         /// What was asked for.
         got: String,
@@ -52,7 +54,8 @@ pub enum IsaError {
 
 impl Isa {
     /// All instruction sets, slowest first.
-    pub const ALL: [Self; 5] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
+    pub const ALL: [Self; 6] =
+        [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
 
     /// Whether this machine has it.
     pub fn is_available(self) -> bool {
@@ -63,6 +66,7 @@ impl Isa {
             let avx512 = avx2 && has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl");
             match self {
                 Self::Portable => true,
+                Self::Neon => false,
                 Self::Avx2 => avx2,
                 Self::Avx512 => avx512,
                 Self::Avx512Bf16 => avx512 && has!("avx512bf16"),
@@ -71,7 +75,7 @@ impl Isa {
         }
         #[cfg(not(target_arch = "x86_64"))]
         {
-            self == Self::Portable
+            self == Self::Portable || (self == Self::Neon && cfg!(target_arch = "aarch64"))
         }
     }
 
@@ -113,6 +117,7 @@ impl Isa {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
+            Self::Neon => "neon",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512bf16",

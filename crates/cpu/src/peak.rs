@@ -2,6 +2,8 @@
 
 use crate::isa::Isa;
 use crate::simd::Simd;
+#[cfg(target_arch = "aarch64")]
+use crate::simd::neon::Neon;
 use crate::simd::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{avx2::Avx2, avx512::Avx512};
@@ -70,6 +72,8 @@ fn kernel(isa: Isa, dtype: Dtype) -> unsafe fn() -> f64 {
         Isa::Amx if dtype == Dtype::Bf16 => amx,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => avx512,
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => portable::<Neon>,
         _ => portable::<Portable>,
     }
 }

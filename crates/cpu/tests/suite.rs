@@ -14,6 +14,10 @@ mod portable {
     signflash_core::test_implementation!(super::Engine::Sharing(&super::Engine::On(super::Isa::Portable)));
 }
 
+mod neon {
+    signflash_core::test_implementation!(super::Engine::Sharing(&super::Engine::On(super::Isa::Neon)));
+}
+
 mod avx2 {
     signflash_core::test_implementation!(super::Engine::Sharing(&super::Engine::On(super::Isa::Avx2)));
 }
@@ -36,7 +40,7 @@ mod in_two_passes {
 
 #[test]
 fn every_instruction_set_runs_the_suite() {
-    let tested = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
+    let tested = [Isa::Portable, Isa::Neon, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
     assert_eq!(tested, Isa::ALL, "add a module above for the new instruction set");
 }
 

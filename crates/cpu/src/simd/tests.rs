@@ -1,6 +1,8 @@
 //! Each operation whose meaning is more than its name, on every instruction set.
 
 use super::Simd;
+#[cfg(target_arch = "aarch64")]
+use super::neon::Neon;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2::Avx2, avx512::Avx512};
 use crate::isa::Isa;
@@ -16,6 +18,8 @@ macro_rules! on_every_isa {
         #[test]
         fn $name() {
             $check::<Portable>();
+            #[cfg(target_arch = "aarch64")]
+            $check::<Neon>();
             #[cfg(target_arch = "x86_64")]
             {
                 if Isa::Avx2.is_available() {
