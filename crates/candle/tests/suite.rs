@@ -304,7 +304,8 @@ mod gpu {
     /// Of packed sequences candle's GPU makes no probs, which every case asks for; vectors are files, which a machine with a
     /// GPU need not have.
     fn is_taken(name: &str) -> bool {
-        !name.starts_with("packed") && !name.starts_with("vector")
+        let is_packed = || suite::case(name).is_some_and(|case| case.problem().is_packed());
+        !name.starts_with("vector") && !is_packed()
     }
 
     /// The kernels' own suite runs each case in both formats: here it is candle's tensors that are tried, each case in one
